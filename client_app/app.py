@@ -1,0 +1,58 @@
+"""The ClientApp: unpack, call one function of `client_app.bank`, pack. Whatever goes wrong leaves as a code and a fixed sentence."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from client_app.bank import bank_facts, train_round
+from fedfinlora.runfolder import source_fingerprint
+from fedfinlora.wire import BankError, pack_error, pack_reply, unpack_request
+
+log = logging.getLogger("fedfinlora.bank")
+app = ClientApp()
+
+
+@app.query()
+def hello(message: Message, context: Context) -> Message:
+    """Who is there: the bank's name and the hash of the code that it runs."""
+
+    def answer() -> RecordDict:
+        facts = bank_facts(context.node_config)
+        return RecordDict({"reply": ConfigRecord({"status": "ok", "bank": facts.name, "source-sha256": source_fingerprint()})})
+
+    return _safely(message, context, answer)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """One round at this bank."""
+
+    def answer() -> RecordDict:
+        facts = bank_facts(context.node_config)
+        delta, layout_id, figures = train_round(unpack_request(message.content), facts)
+        return pack_reply(facts.name, layout_id, delta, figures)
+
+    return _safely(message, context, answer)
+
+
+def _safely(message: Message, context: Context, answer: Callable[[], RecordDict]) -> Message:
+    try:
+        return Message(answer(), reply_to=message)
+    except BankError as error:
+        code = error.code
+        log.error("%s", error)
+    except MemoryError:
+        code = "memory"
+        log.exception("out of memory")
+    except Exception as error:
+        code = "memory" if "out of memory" in str(error).lower() else "internal"
+        log.exception("unexpected error")
+    try:
+        name = bank_facts(context.node_config).name
+    except BankError:
+        name = f"bank-{context.node_id}"
+    return Message(pack_error(name, code), reply_to=message)

@@ -1,0 +1,206 @@
+"""One bank's part of a round: its rows, its optimiser's memory, the local training, the delta.
+
+Flower may start a new process for each message or serve several banks from one, so nothing of a bank lives in the process but
+caches: Adam's moments are kept on the bank's own disk, by round, and a repeated round starts from the same moments again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from data.encode import encode_rows
+from data.partition import hold_out, partition
+from data.rows import Row
+from data.sources import load_rows
+from fedfinlora.adapter import Vector, read_adapter, write_adapter
+from fedfinlora.config import Config, DatasetConfig, PartitionConfig
+from fedfinlora.errors import UserError
+from fedfinlora.models import Session, get_session
+from fedfinlora.packing import Example
+from fedfinlora.runfolder import source_fingerprint, write_bytes
+from fedfinlora.seeds import generator
+from fedfinlora.training import OptimizerState, mean_loss, stretch_of_round, total_steps, train
+from fedfinlora.wire import BankError, Figures, TrainRequest
+
+log = logging.getLogger("fedfinlora.bank")
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+KEPT_STATES = 2
+
+
+@dataclass(frozen=True)
+class BankFacts:
+    """What the bank itself decides, from its Flower node config; it wins over what the server asks for."""
+
+    name: str
+    index: int
+    """Which part of a simulated data set is this bank's."""
+    banks: int
+    """In how many parts a simulated data set is divided; 0 = the bank has its own rows under `data_path`."""
+    data_path: str
+    state_folder: Path
+
+
+@dataclass(frozen=True)
+class BankRows:
+    """A bank's rows, ready to train on."""
+
+    train: tuple[Example, ...]
+    holdout: tuple[Example, ...]
+    too_long: int
+
+
+def bank_facts(node_config: Mapping[str, Any]) -> BankFacts:
+    """Read the node config: partition-id and num-partitions (Flower's simulation), or bank, data-path and state-dir."""
+    index = int(node_config.get("partition-id", 0))
+    data_path = str(node_config.get("data-path", ""))
+    name = str(node_config.get("bank", f"bank-{index}"))
+    if not NAME.fullmatch(name):
+        raise BankError("config", f"the node config's bank={name!r} is not a plain name of letters, digits, '.', '_' and '-'")
+    banks = 0 if data_path else int(node_config.get("num-partitions", 1))
+    default = os.environ.get("FEDFINLORA_BANK_STATE") or Path.home() / ".fedfinlora" / "banks"
+    return BankFacts(name, index, banks, data_path, Path(str(node_config.get("state-dir", default))).expanduser())
+
+
+def bank_dataset(dataset: DatasetConfig, facts: BankFacts) -> DatasetConfig:
+    """The data set that this bank reads: its own folder if it has one, whatever the server named."""
+    import dataclasses
+
+    if not facts.data_path:
+        return dataset
+    path = Path(facts.data_path).expanduser()
+    source = "finlora" if (path / "train").is_dir() else "jsonl"
+    return dataclasses.replace(dataset, source=source, root=str(path.absolute()))
+
+
+def divide(config: Config, banks: int) -> list[list[Row]]:
+    """The train rows of each simulated bank."""
+    return [list(part) for part in _divided(config.dataset, config.partition, banks, config.seed)]
+
+
+@lru_cache(maxsize=2)
+def _divided(dataset: DatasetConfig, how: PartitionConfig, banks: int, seed: int) -> tuple[tuple[Row, ...], ...]:
+    loaded = load_rows(dataset, "train", dataset.tasks, seed)
+    return tuple(tuple(part) for part in partition(loaded.rows, banks, how, seed))
+
+
+def split_rows(rows: list[Row], config: Config, bank: str) -> tuple[list[Row], list[Row]]:
+    """(train rows, held-out rows) of one bank, after train.max_rows."""
+    limit = config.train.max_rows
+    if limit and len(rows) > limit:
+        chosen = generator(config.seed, "max rows", bank).permutation(len(rows))[:limit]
+        rows = [rows[index] for index in sorted(chosen.tolist())]
+    if not config.train.holdout_max_rows or not config.train.holdout_fraction:
+        return rows, []
+    kept, held_out = hold_out(rows, config.train.holdout_fraction, config.train.holdout_max_rows, config.seed, bank)
+    return list(kept), list(held_out)
+
+
+_rows: dict[tuple[Any, ...], BankRows] = {}
+
+
+def bank_rows(config: Config, facts: BankFacts, tokenizer: Any) -> BankRows:
+    """Load, divide, hold out and tokenize; kept in memory by everything that it depends on."""
+    key = (config.dataset, config.partition, config.train, config.model, config.seed, facts)
+    if key not in _rows:
+        try:
+            dataset = bank_dataset(config.dataset, facts)
+            rows = (
+                divide(config, facts.banks)[facts.index]
+                if facts.banks
+                else list(load_rows(dataset, "train", dataset.tasks, config.seed).rows)
+            )
+            kept, held_out = split_rows(rows, config, facts.name)
+            how = (config.model.context_tokens, config.dataset.on_bad_row, config.dataset.chat_template)
+            train_rows, holdout_rows = encode_rows(tokenizer, kept, *how), encode_rows(tokenizer, held_out, *how)
+        except UserError as error:
+            raise BankError("data", str(error)) from error
+        if not train_rows.examples:
+            raise BankError("data", f"{facts.name} has no usable train rows")
+        too_long = len(train_rows.too_long) + len(holdout_rows.too_long)
+        _rows[key] = BankRows(train_rows.examples, holdout_rows.examples, too_long)
+    return _rows[key]
+
+
+def train_round(request: TrainRequest, facts: BankFacts) -> tuple[Vector, str, Figures]:
+    """Train the received global adapter on this bank's rows. Returns the delta, (size,) float32, its layout id and the figures."""
+    if request.source_sha256 != source_fingerprint():
+        raise BankError("source", "the server's source hash differs from this bank's")
+    config = request.config
+    try:
+        session = get_session(config)
+    except UserError as error:
+        raise BankError("model", str(error)) from error
+    if request.layout_id != session.layout.id or request.adapter.shape != (session.layout.size,):
+        raise BankError("layout", f"layout {request.layout_id} received, {session.layout.id} here")
+    rows = bank_rows(config, facts, session.tokenizer)
+    holdout_loss = _holdout_loss(request, rows, session)
+    write_adapter(session.model, request.adapter)
+    folder = facts.state_folder / request.run / facts.name
+    optimizer = _load_state(folder, request.round) if config.train.optimizer_state == "keep" else None
+    steps = total_steps(len(rows.train), config.num_server_rounds, config.train)
+    stretch = stretch_of_round(request.round, config.num_server_rounds, steps)
+    try:
+        result = train(session.model, rows.train, stretch, config.train, seed=config.seed, bank=facts.name, optimizer=optimizer)
+    except UserError as error:
+        raise BankError("diverged", str(error)) from error
+    delta = read_adapter(session.model) - request.adapter
+    if not np.isfinite(delta).all():
+        raise BankError("diverged", "the trained adapter is not finite")
+    if config.train.optimizer_state == "keep":
+        _save_state(folder, request.round, result.optimizer)
+    figures = Figures(
+        rows=result.rows,
+        steps=result.steps,
+        tokens=result.tokens,
+        answer_tokens=result.answer_tokens,
+        train_loss=result.loss,
+        holdout_rows=len(rows.holdout),
+        holdout_loss=holdout_loss,
+        train_s=result.wall_s,
+        bank_rows=len(rows.train),
+    )
+    log.info("%s: round %d, %d rows, loss %.4f, %.1f s", facts.name, request.round, result.rows, result.loss, result.wall_s)
+    return delta, session.layout.id, figures
+
+
+def _holdout_loss(request: TrainRequest, rows: BankRows, session: Session) -> float:
+    """Loss of the received global adapter on the held-out rows, inside the train message: no second down-link."""
+    if not rows.holdout or (request.round - 1) % request.config.train.holdout_every:
+        return float("nan")
+    write_adapter(session.model, request.adapter)
+    return mean_loss(session.model, rows.holdout, request.config.train)
+
+
+def _load_state(folder: Path, round_number: int) -> OptimizerState | None:
+    """The newest state from before this round; None at the start of a run."""
+    for file in sorted(folder.glob("round_*.safetensors"), reverse=True):
+        if int(file.stem.split("_")[1]) >= round_number:
+            continue
+        try:
+            values = load_file(file)
+            return OptimizerState(values["first_moment"], values["second_moment"], int(values["steps"][0]))
+        except (SafetensorError, KeyError, OSError) as error:
+            log.warning("%s is damaged (%s); trying an older one", file, error)
+    return None
+
+
+def _save_state(folder: Path, round_number: int, state: OptimizerState) -> None:
+    values = {"first_moment": state.first_moment, "second_moment": state.second_moment, "steps": np.array([state.steps])}
+    try:
+        write_bytes(folder / f"round_{round_number:04d}.safetensors", save(values))
+        for old in sorted(folder.glob("round_*.safetensors"))[:-KEPT_STATES]:
+            old.unlink()
+    except (UserError, OSError) as error:
+        raise BankError("disk", str(error)) from error

@@ -1,0 +1,493 @@
+"""The 19 FinLoRA benchmarks as data: one readable entry each, and nothing else in the project names a benchmark's files or labels.
+
+Keys, file names, budgets and published scores are those of FinLoRA (Wang et al. 2025, arXiv 2505.19819, repository at commit
+7e1cf82). Adding a benchmark is one more `Benchmark(...)` below; `parser` and `scorer` are names that `eval.parsers.PARSERS` and
+`eval.scoring` know.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from fedfinlora.errors import ConfigError, choose
+
+GROUPS: dict[str, str] = {
+    "general": "General financial tasks",
+    "certificate": "Financial certificates",
+    "reporting": "Financial reporting",
+    "analysis": "Financial statement analysis",
+}
+"""Group key -> title, in the order of the published table."""
+
+PUBLISHED_COLUMNS: dict[str, str] = {
+    "base": "Llama 3.1 8B Instruct, untouched",
+    "lora_r8_8bit": "LoRA, rank 8, 8-bit",
+    "qlora_r4_4bit": "QLoRA, rank 4, 4-bit",
+    "dora_r8_8bit": "DoRA, rank 8, 8-bit",
+    "rslora_r8_8bit": "rsLoRA, rank 8, 8-bit",
+    "best_other": "Best other model",
+}
+"""Column key -> title of the published table."""
+
+
+class PublishedScore(NamedTuple):
+    """One cell of the published table."""
+
+    accuracy: float | None
+    """Percent, 0 to 100; None where FinLoRA reports BERTScore only."""
+    f1: float
+    """Fraction, 0 to 1: weighted F1 by FinLoRA's rule, or BERTScore F1."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark: which rows, how a model answers them, how the answer is read and scored."""
+
+    key: str
+    """FinLoRA's data set key, also the task name of training rows."""
+    title: str
+    group: str
+    """A key of GROUPS."""
+    test_file: str
+    """File under `test/` in FinLoRA's layout, without `.jsonl`."""
+    train_files: tuple[str, ...]
+    """Files under `train/` that hold only this benchmark's rows, without `.jsonl`; every one that exists is read."""
+    budget_tokens: int
+    """Most new tokens of an answer (FinLoRA's max_new_tokens)."""
+    parser: str
+    """How an answer is read: a name in eval.parsers.PARSERS."""
+    scorer: str
+    """How it is judged: exact, number, tag_list or bertscore (eval.scoring)."""
+    published: Mapping[str, PublishedScore]
+    """Column of PUBLISHED_COLUMNS -> score of Llama 3.1 8B Instruct (or of the best other model)."""
+    best_other_name: str
+    """Which model stands in the column best_other."""
+    source: str
+    """Where the rows come from."""
+    licence: str
+    """As stated by the source."""
+    labels: tuple[str, ...] = ()
+    """The closed set of targets; empty for open answers."""
+    merged_train_file: str = ""
+    """File under `train/` that holds the rows of several benchmarks (`classify_merged` tells them apart)."""
+    answer_marker: str = "Answer:"
+    """What the prompt ends with (blanks may follow)."""
+    hub_id: str = ""
+    """Public data set on the Hugging Face hub; empty where there is none."""
+    notes: str = ""
+    """Known flaws of the data, shown beside its scores."""
+
+
+def _table(*cells: tuple[float | None, float]) -> dict[str, PublishedScore]:
+    """Cells in the order of PUBLISHED_COLUMNS."""
+    return {column: PublishedScore(*cell) for column, cell in zip(PUBLISHED_COLUMNS, cells, strict=True)}
+
+
+_SENTIMENT = ("negative", "neutral", "positive")
+_SENTIMENT_7 = (
+    "strong negative",
+    "moderately negative",
+    "mildly negative",
+    "neutral",
+    "mildly positive",
+    "moderately positive",
+    "strong positive",
+)
+_SENTIMENT_TRAIN = "finlora_sentiment_train"
+_XBRL_TRAIN = "xbrl_extract_train"
+_XBRL_HUB = "wangd12/XBRL_analysis"
+_XBRL_SOURCE = "XBRL Analysis (Wang et al. 2025): 10-K filings of Dow Jones 30 companies"
+
+_ENTRIES = (
+    Benchmark(
+        key="fpb",
+        title="FPB",
+        group="general",
+        test_file="fpb_test",
+        train_files=("fpb_train",),
+        merged_train_file=_SENTIMENT_TRAIN,
+        labels=_SENTIMENT,
+        budget_tokens=10,
+        parser="label",
+        scorer="exact",
+        published=_table((68.73, 0.677), (85.64, 0.922), (84.16, 0.909), (81.93, 0.901), (82.84, 0.853), (87.62, 0.878)),
+        best_other_name="Gemini 2.0 FL, tuned",
+        hub_id="takala/financial_phrasebank",
+        source="Financial PhraseBank (Malo et al. 2014)",
+        licence="CC BY-SA 3.0 (treat as non-commercial)",
+    ),
+    Benchmark(
+        key="fiqa",
+        title="FiQA SA",
+        group="general",
+        test_file="fiqa_test",
+        train_files=("fiqa_train",),
+        merged_train_file=_SENTIMENT_TRAIN,
+        labels=_SENTIMENT,
+        budget_tokens=10,
+        parser="label",
+        scorer="exact",
+        published=_table((46.55, 0.557), (81.28, 0.884), (78.30, 0.874), (78.72, 0.874), (73.19, 0.806), (88.09, 0.879)),
+        best_other_name="Gemini 2.0 FL, tuned",
+        hub_id="pauri32/fiqa-2018",
+        source="FiQA 2018, task 1 (Maia et al. 2018)",
+        licence="MIT / public",
+        notes="16 texts occur in both the train and the test part.",
+    ),
+    Benchmark(
+        key="tfns",
+        title="TFNS",
+        group="general",
+        test_file="tfns_test",
+        train_files=("tfns_train",),
+        merged_train_file=_SENTIMENT_TRAIN,
+        labels=_SENTIMENT,
+        budget_tokens=10,
+        parser="label",
+        scorer="exact",
+        published=_table((69.97, 0.683), (88.02, 0.932), (83.84, 0.910), (59.09, 0.702), (59.51, 0.655), (89.49, 0.896)),
+        best_other_name="Gemini 2.0 FL, tuned",
+        hub_id="zeroshot/twitter-financial-news-sentiment",
+        source="Twitter Financial News Sentiment",
+        licence="MIT",
+        notes='FinLoRA\'s labels are swapped: "positive" is really neutral and "neutral" is really bullish, in both parts.',
+    ),
+    Benchmark(
+        key="nwgi",
+        title="NWGI",
+        group="general",
+        test_file="nwgi_test",
+        train_files=("nwgi_train",),
+        merged_train_file=_SENTIMENT_TRAIN,
+        labels=_SENTIMENT_7,
+        budget_tokens=10,
+        parser="collapsed_sentiment",
+        scorer="exact",
+        published=_table((43.86, 0.583), (54.16, 0.690), (49.96, 0.645), (19.57, 0.281), (35.80, 0.464), (66.61, 0.656)),
+        best_other_name="GPT-4o",
+        hub_id="oliverwang15/news_with_gpt_instructions",
+        source="News with GPT instructions (FinGPT)",
+        licence="MIT",
+        notes="Seven levels in the rows, scored collapsed to negative, neutral and positive.",
+    ),
+    Benchmark(
+        key="headline",
+        title="Headline",
+        group="general",
+        test_file="headline_test",
+        train_files=("headline_train",),
+        labels=("Yes", "No"),
+        budget_tokens=10,
+        parser="label",
+        scorer="exact",
+        published=_table((45.34, 0.558), (84.66, 0.852), (88.03, 0.886), (64.93, 0.781), (71.75, 0.828), (97.32, 0.973)),
+        best_other_name="Gemini 2.0 FL, tuned",
+        hub_id="FinGPT/fingpt-headline",
+        source="Gold news headlines (Sinha and Khandait 2021)",
+        licence="CC BY-SA 3.0",
+    ),
+    Benchmark(
+        key="ner",
+        title="NER",
+        group="general",
+        test_file="ner_test",
+        train_files=("ner_train",),
+        labels=("person", "location", "organization"),
+        budget_tokens=10,
+        parser="label",
+        scorer="exact",
+        published=_table((48.89, 0.569), (98.05, 0.981), (96.63, 0.966), (71.59, 0.834), (95.92, 0.963), (97.29, 0.973)),
+        best_other_name="Gemini 2.0 FL, tuned",
+        hub_id="FinGPT/fingpt-ner-cls",
+        source="Financial agreements with named entities (Salinas Alvarado et al. 2015)",
+        licence="CC BY 3.0",
+        notes="About 100 distinct (sentence, entity) pairs stand behind the 3502 test rows: 17 prompt forms repeat each.",
+    ),
+    Benchmark(
+        key="cfa_level1",
+        title="CFA Level 1",
+        group="certificate",
+        test_file="cfa_level1_test",
+        train_files=("cfa_level1_train",),
+        labels=("A", "B", "C", "D"),
+        budget_tokens=30,
+        parser="choice",
+        scorer="exact",
+        published=_table((13.33, 0.133), (86.67, 0.867), (87.78, 0.878), (87.78, 0.878), (87.78, 0.878), (63.33, 0.631)),
+        best_other_name="GPT-4o",
+        source="CFA Level I mock questions",
+        licence="not released (copyright): bring your own",
+    ),
+    Benchmark(
+        key="cfa_level2",
+        title="CFA Level 2",
+        group="certificate",
+        test_file="cfa_level2_test",
+        train_files=("cfa_level2_train",),
+        labels=("A", "B", "C"),
+        budget_tokens=30,
+        parser="choice",
+        scorer="exact",
+        published=_table((19.48, 0.199), (88.31, 0.883), (83.12, 0.835), (90.91, 0.909), (92.21, 0.922), (56.67, 0.567)),
+        best_other_name="Gemini 2.0 FL",
+        source="CFA Level II mock questions",
+        licence="not released (copyright): bring your own",
+    ),
+    Benchmark(
+        key="cfa_level3",
+        title="CFA Level 3",
+        group="certificate",
+        test_file="cfa_level3_test",
+        train_files=("cfa_level3_train",),
+        labels=("A", "B", "C"),
+        budget_tokens=30,
+        parser="choice",
+        scorer="exact",
+        published=_table((16.67, 0.179), (70.51, 0.705), (66.67, 0.675), (69.23, 0.697), (79.49, 0.795), (52.56, 0.538)),
+        best_other_name="Gemini 2.0 FL",
+        source="CFA Level III mock questions",
+        licence="not released (copyright): bring your own",
+    ),
+    Benchmark(
+        key="cpa_reg",
+        title="CPA REG",
+        group="certificate",
+        test_file="cpa_reg_test",
+        train_files=("regulations_train", "cpa_reg_train"),
+        labels=("A", "B", "C", "D"),
+        budget_tokens=30,
+        parser="choice",
+        scorer="exact",
+        published=_table((31.68, 0.317), (80.20, 0.802), (88.12, 0.885), (90.10, 0.901), (90.10, 0.901), (67.33, 0.667)),
+        best_other_name="GPT-4o",
+        source="CPA REG practice questions",
+        licence="not released (copyright): bring your own",
+    ),
+    Benchmark(
+        key="xbrl_finer",
+        title="FiNER",
+        group="reporting",
+        test_file="finer_test_batched",
+        train_files=("finer_train_batched",),
+        budget_tokens=100,
+        answer_marker="Output US GAAP tags:",
+        parser="tag_list",
+        scorer="tag_list",
+        published=_table((21.28, 0.232), (74.10, 0.759), (74.32, 0.760), (70.92, 0.732), (70.72, 0.724), (80.32, 0.802)),
+        best_other_name="Gemini 2.0 FL, tuned",
+        hub_id="nlpaueb/finer-139",
+        source="FiNER-139 (Loukas et al. 2022)",
+        licence="CC BY-SA 4.0",
+        notes="Four entities a row; scores are per tag.",
+    ),
+    Benchmark(
+        key="xbrl_fnxl",
+        title="FNXL",
+        group="reporting",
+        test_file="fnxl_test_batched",
+        train_files=("fnxl_train_batched",),
+        budget_tokens=100,
+        answer_marker="Output US GAAP tags:",
+        parser="tag_list",
+        scorer="tag_list",
+        published=_table((3.64, 0.045), (23.57, 0.250), (23.05, 0.253), (33.50, 0.311), (35.68, 0.348), (47.98, 0.438)),
+        best_other_name="Gemini 2.0 FL, tuned",
+        source="FNXL (Sharma et al. 2023)",
+        licence="public, no licence file",
+        notes="Four entities a row; scores are per tag. FinLoRA has no train part.",
+    ),
+    Benchmark(
+        key="xbrl_term",
+        title="XBRL Term",
+        group="reporting",
+        test_file="xbrl_term_test",
+        train_files=("xbrl_term_train",),
+        budget_tokens=50,
+        parser="text",
+        scorer="bertscore",
+        published=_table((None, 0.574), (None, 0.599), (None, 0.606), (None, 0.606), (None, 0.630), (None, 0.666)),
+        best_other_name="Gemini 2.0 FL, tuned",
+        source="XBRL terminology of XBRL International (Han et al. 2024)",
+        licence="MIT",
+        notes='6 train targets are the string "nan".',
+    ),
+    Benchmark(
+        key="xbrl_tags_extract",
+        title="Tag Extraction",
+        group="analysis",
+        test_file="xbrl_extract_tags_test",
+        train_files=("xbrl_extract_tags_train",),
+        merged_train_file=_XBRL_TRAIN,
+        budget_tokens=20,
+        parser="tag",
+        scorer="exact",
+        published=_table((69.16, 0.739), (89.13, 0.886), (86.89, 0.872), (80.44, 0.896), (85.26, 0.879), (85.03, 0.907)),
+        best_other_name="Gemini 2.0 FL, tuned",
+        hub_id=_XBRL_HUB,
+        source=_XBRL_SOURCE,
+        licence="MIT",
+        notes="A few targets are values instead of tags.",
+    ),
+    Benchmark(
+        key="xbrl_value_extract",
+        title="Value Extraction",
+        group="analysis",
+        test_file="xbrl_extract_value_test",
+        train_files=("xbrl_extract_value_train",),
+        merged_train_file=_XBRL_TRAIN,
+        budget_tokens=20,
+        parser="number",
+        scorer="number",
+        published=_table((52.46, 0.565), (98.49, 0.986), (97.14, 0.974), (98.57, 0.988), (99.13, 0.992), (99.20, 0.992)),
+        best_other_name="Gemini 2.0 FL, tuned",
+        hub_id=_XBRL_HUB,
+        source=_XBRL_SOURCE,
+        licence="MIT",
+    ),
+    Benchmark(
+        key="xbrl_formula_extract",
+        title="Formula Construction",
+        group="analysis",
+        test_file="xbrl_extract_formula_test",
+        train_files=("xbrl_extract_formula_train",),
+        merged_train_file=_XBRL_TRAIN,
+        budget_tokens=30,
+        parser="formula",
+        scorer="exact",
+        published=_table((12.92, 0.201), (77.61, 0.876), (89.34, 0.898), (88.02, 0.882), (89.46, 0.893), (79.76, 0.820)),
+        best_other_name="GPT-4o",
+        hub_id=_XBRL_HUB,
+        source=_XBRL_SOURCE,
+        licence="MIT",
+    ),
+    Benchmark(
+        key="xbrl_formula_calc_extract",
+        title="Formula Calculation",
+        group="analysis",
+        test_file="xbrl_extract_formula_calculations_test",
+        train_files=("xbrl_extract_formula_calculations_train",),
+        merged_train_file=_XBRL_TRAIN,
+        budget_tokens=30,
+        parser="formula",
+        scorer="exact",
+        published=_table((27.27, 0.317), (98.68, 0.990), (92.81, 0.947), (98.92, 0.993), (98.80, 0.988), (85.99, 0.868)),
+        best_other_name="DeepSeek V3",
+        hub_id=_XBRL_HUB,
+        source=_XBRL_SOURCE,
+        licence="MIT",
+    ),
+    Benchmark(
+        key="financebench",
+        title="FinanceBench",
+        group="analysis",
+        test_file="financebench_test",
+        train_files=("financebench_train",),
+        budget_tokens=50,
+        parser="text",
+        scorer="bertscore",
+        published=_table((None, 0.443), (None, 0.511), (None, 0.542), (None, 0.477), (None, 0.575), (None, 0.573)),
+        best_other_name="DeepSeek V3",
+        hub_id="PatronusAI/financebench",
+        source="FinanceBench (Islam et al. 2023)",
+        licence="CC BY-NC 4.0",
+    ),
+    Benchmark(
+        key="formula",
+        title="Financial Math",
+        group="analysis",
+        test_file="formula_test",
+        train_files=("formula_train",),
+        budget_tokens=50,
+        parser="number",
+        scorer="number",
+        published=_table((11.00, 0.136), (30.00, 0.332), (26.50, 0.307), (28.50, 0.317), (34.50, 0.370), (66.00, 0.785)),
+        best_other_name="Gemini 2.0 FL, tuned",
+        source="Financial Math (Han et al. 2024)",
+        licence="MIT",
+        notes="Some of FinLoRA's answers are wrong.",
+    ),
+)
+
+BENCHMARKS: dict[str, Benchmark] = {entry.key: entry for entry in _ENTRIES}
+"""Key -> entry, in the order of the published table."""
+
+PUBLISHED_OVERALL: dict[str, float] = {
+    "base": 37.05,
+    "lora_r8_8bit": 74.74,
+    "qlora_r4_4bit": 74.29,
+    "dora_r8_8bit": 69.53,
+    "rslora_r8_8bit": 73.82,
+    "best_other": 71.08,
+}
+"""Percent: the mean over the 19 of accuracy and of 100 x BERTScore F1. The best single other model is Gemini 2.0 FL, tuned."""
+
+PUBLISHED_FEDERATED_TASKS = ("xbrl_tags_extract", "xbrl_value_extract", "xbrl_formula_extract", "xbrl_formula_calc_extract")
+PUBLISHED_FEDERATED: dict[str, dict[str, float]] = {
+    "base": {"mean": 42.20},
+    "centralized": {"mean": 90.98},
+    "federated": {
+        "mean": 47.62,
+        "xbrl_tags_extract": 69.04,
+        "xbrl_value_extract": 79.76,
+        "xbrl_formula_extract": 13.10,
+        "xbrl_formula_calc_extract": 28.57,
+    },
+}
+"""Percent: FinLoRA's own federated run (4 nodes, FedAvg, the four XBRL analysis tasks), mean and by task where published."""
+
+
+def select(names: Sequence[str]) -> tuple[Benchmark, ...]:
+    """The benchmarks that `names` stand for, in table order, each once.
+
+    A name is a benchmark key, a key of GROUPS, `all`, or (alone) `none`. Raises ConfigError listing the valid names.
+    """
+    wanted: set[str] = set()
+    for name in names:
+        choose(name, ["all", "none", *GROUPS, *BENCHMARKS], "benchmark")
+        if name == "none" and len(names) > 1:
+            raise ConfigError("evaluation.benchmarks: `none` stands alone. Leave it out or name nothing else.")
+        wanted |= {key for key, entry in BENCHMARKS.items() if name in ("all", key, entry.group)}
+    return tuple(entry for key, entry in BENCHMARKS.items() if key in wanted)
+
+
+def merged_files() -> dict[str, tuple[str, ...]]:
+    """Stem of each merged train file -> the keys of the benchmarks in it."""
+    stems = dict.fromkeys(entry.merged_train_file for entry in _ENTRIES if entry.merged_train_file)
+    return {stem: tuple(entry.key for entry in _ENTRIES if entry.merged_train_file == stem) for stem in stems}
+
+
+def classify_merged(stem: str, context: str, target: str) -> str:
+    """The benchmark key of one row of a merged train file. Raises ConfigError for a stem that is not one.
+
+    The four XBRL tasks are told apart by the prompt's example question, or, in prompts without one, by the shape of the
+    target. Of the sentiment sets only NWGI can be told for sure, by its seven levels. The rest goes by the instruction:
+    "tweet" is TFNS and "news" is FPB. FiQA uses both wordings, so its rows are counted among those two: train on the split
+    files where FiQA has to be its own task.
+    """
+    choose(stem, merged_files(), "merged train file")
+    return _sentiment_task(context, target) if stem == _SENTIMENT_TRAIN else _xbrl_task(context, target)
+
+
+def _sentiment_task(context: str, target: str) -> str:
+    instruction = context.lower().split("input:")[0]
+    if "strong negative" in instruction or target.strip().lower() in set(_SENTIMENT_7) - set(_SENTIMENT):
+        return "nwgi"
+    return "tfns" if "tweet" in instruction else "fpb"
+
+
+def _xbrl_task(context: str, target: str) -> str:
+    example = re.search(r"example question:(.*)", context, re.IGNORECASE)
+    question = example[1].lower() if example else ""
+    if "formula" in question:
+        return "xbrl_formula_extract" if "tag" in question else "xbrl_formula_calc_extract"
+    if "tag" in question:
+        return "xbrl_tags_extract"
+    if "value" in question:
+        return "xbrl_value_extract"
+    has_tag = "us-gaap" in target.lower()
+    if re.search(r"[/*+]| - ", target):
+        return "xbrl_formula_extract" if has_tag else "xbrl_formula_calc_extract"
+    return "xbrl_tags_extract" if has_tag else "xbrl_value_extract"

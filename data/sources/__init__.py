@@ -1,0 +1,5 @@
+"""Where rows come from: the bundled sample, a folder in FinLoRA's layout, a bank's own folder, or the public sets of the hub."""
+
+from data.sources.load import LoadedRows, data_fingerprints, load_rows
+
+__all__ = ["LoadedRows", "data_fingerprints", "load_rows"]

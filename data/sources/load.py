@@ -1,0 +1,169 @@
+"""`load_rows`: the one door through which rows enter, whatever the source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.catalog import BENCHMARKS
+from data.rows import BadRow, Row
+from data.sample import FOLDER as SAMPLE_FOLDER
+from data.sources.files import WHOLE_FILE, FileRows, read_file
+from data.sources.layout import SPLITS, bank_files, finlora_files, finlora_stems
+from fedfinlora.config import DatasetConfig
+from fedfinlora.errors import UserError, choose
+from fedfinlora.seeds import generator
+
+
+@dataclass(frozen=True)
+class LoadedRows:
+    """The rows of one split, and an account of everything that is not among them."""
+
+    rows: tuple[Row, ...]
+    bad_rows: tuple[BadRow, ...]
+    missing: dict[str, str]
+    """Task -> why it has no rows."""
+    files: dict[str, str]
+    """File below the root -> SHA-256 of its bytes (of the public sets: set and split -> SHA-256 of the rows made from them)."""
+    synthetic: bool
+    """The rows are the bundled sample's: scores on them are not results."""
+
+
+def load_rows(dataset: DatasetConfig, split: str, tasks: Sequence[str] = (), seed: int = 0) -> LoadedRows:
+    """Read the rows of `split`, file by file and line by line in a fixed order.
+
+    `tasks` names the benchmarks to read; without it, train takes `dataset.tasks` and test takes all. `max_rows_per_task` and
+    `equalize_tasks` act on train rows only. Rows with the same prompt are all kept, as FinLoRA keeps them; `data check` counts them.
+
+    Raises UserError when there is nothing to read, and at the first bad row where `dataset.on_bad_row` is stop.
+    """
+    choose(split, SPLITS, "split")
+    wanted = tuple(tasks) or (dataset.tasks if split == "train" else ())
+    if dataset.source != "jsonl":
+        for task in wanted:
+            choose(task, BENCHMARKS, "task")
+    loaded = _from_hub(dataset, split, wanted) if dataset.source == "hub" else _from_folder(dataset, split, wanted)
+    if dataset.on_bad_row == "stop" and loaded.bad_rows:
+        raise UserError(
+            f"{describe(loaded.bad_rows[0])}. Put it right, or set dataset.on_bad_row=skip to go on without such rows."
+        )
+    if not loaded.rows:
+        raise UserError(_nothing(dataset, split, wanted, loaded))
+    if split == "test":
+        return loaded
+    rows = _sample(loaded.rows, dataset.max_rows_per_task, seed)
+    if dataset.equalize_tasks:
+        rows = _equalize(rows, dataset.max_rows_per_task)
+    return LoadedRows(rows, loaded.bad_rows, loaded.missing, loaded.files, loaded.synthetic)
+
+
+def data_fingerprints(*loaded: LoadedRows) -> dict[str, str]:
+    """File -> SHA-256 over several loads (train and test), sorted by file: `data_sha256` of a run's manifest.json."""
+    return dict(sorted(item for part in loaded for item in part.files.items()))
+
+
+def describe(bad: BadRow) -> str:
+    """`file:line: reason`, as compilers put it, or `file: reason` for a fault of the whole file."""
+    return f"{bad.file}: {bad.reason}" if bad.line == WHOLE_FILE else f"{bad.file}:{bad.line}: {bad.reason}"
+
+
+def folder_of(dataset: DatasetConfig) -> Path:
+    """The folder that a source reads. Raises UserError if it is not one."""
+    if dataset.source == "sample":
+        return SAMPLE_FOLDER
+    root = Path(dataset.root).expanduser()
+    if not root.is_dir():
+        problem = "is not a folder" if root.exists() else "does not exist"
+        raise UserError(f"dataset.root {dataset.root!r} {problem} (looked at {root.absolute()}). Set dataset.root=FOLDER.")
+    return root
+
+
+def _from_folder(dataset: DatasetConfig, split: str, wanted: Sequence[str]) -> LoadedRows:
+    root = folder_of(dataset)
+    missing: dict[str, str] = {}
+    if dataset.source == "jsonl":
+        files = bank_files(root, split, wanted)
+    else:
+        files, missing = finlora_files(root, split, wanted)
+    contents: list[FileRows] = []
+    for file in files:
+        contents.append(read_file(file))
+        if dataset.on_bad_row == "stop" and contents[-1].bad_rows:
+            break
+    rows = tuple(row for content in contents for row in content.rows)
+    have = {row.task for row in rows}
+    promised = [task for file in files for task in ([file.task] if file.task else sorted(file.wanted))]
+    for task in dict.fromkeys([*wanted, *promised]):
+        if task not in have and task not in missing:
+            names = ", ".join(file.name for file in files if task == file.task or (not file.task and task in file.wanted))
+            missing[task] = f"no usable row in {names}" if names else f"no rows: no {split} file of this task"
+    return LoadedRows(
+        rows,
+        tuple(bad for content in contents for bad in content.bad_rows),
+        missing,
+        {content.file.name: content.sha256 for content in contents if content.sha256},
+        synthetic=dataset.source == "sample",
+    )
+
+
+def _from_hub(dataset: DatasetConfig, split: str, wanted: Sequence[str]) -> LoadedRows:
+    from data.hub import load_public_sets
+
+    folder = folder_of(dataset) if dataset.root else None
+    public = load_public_sets([key for key in BENCHMARKS if not wanted or key in wanted], split, folder)
+    return LoadedRows(public.rows, public.bad_rows, public.missing, public.files, synthetic=False)
+
+
+def _nothing(dataset: DatasetConfig, split: str, wanted: Sequence[str], loaded: LoadedRows) -> str:
+    """What to say when there are no rows at all: where was looked, for what, and what to do."""
+    if loaded.bad_rows:
+        count, first = len(loaded.bad_rows), describe(loaded.bad_rows[0])
+        return f"No usable {split} rows: {count} bad, the first {first}. `python -m fedfinlora data check FOLDER` lists them."
+    if dataset.source == "hub":
+        reasons = "; ".join(f"{task}: {reason}" for task, reason in loaded.missing.items())
+        return f"No {split} rows from the public sets ({reasons}). Use dataset.source=finlora with a local folder."
+    root = folder_of(dataset)
+    if dataset.source == "jsonl":
+        tasks = f" of {', '.join(wanted)}" if wanted else ""
+        return (
+            f"No {split} rows{tasks} in {root}: expected *.jsonl files such as fpb_{split}.jsonl, directly there or in one folder "
+            f'a bank, each line {{"context": "…", "target": "…"}}.'
+        )
+    stems = [stem for key in wanted or BENCHMARKS for stem in finlora_stems(BENCHMARKS[key], split)]
+    names = ", ".join(f"{split}/{stem}.jsonl" for stem in list(dict.fromkeys(stems))[:4])
+    return f"No {split} rows in {root}: expected FinLoRA's files, such as {names}, there or directly in the folder."
+
+
+def _by_task(rows: Sequence[Row]) -> dict[str, list[int]]:
+    """Task -> positions of its rows."""
+    positions: dict[str, list[int]] = {}
+    for position, row in enumerate(rows):
+        positions.setdefault(row.task, []).append(position)
+    return positions
+
+
+def _sample(rows: tuple[Row, ...], limit: int, seed: int) -> tuple[Row, ...]:
+    """At most `limit` rows of each task (0 = all), drawn for each task by itself, in the order they had."""
+    if limit == 0:
+        return rows
+    keep: set[int] = set()
+    for task, positions in _by_task(rows).items():
+        if len(positions) <= limit:
+            keep.update(positions)
+        else:
+            drawn = generator(seed, "max_rows_per_task", task).choice(len(positions), size=limit, replace=False)
+            keep.update(positions[index] for index in drawn)
+    return tuple(row for position, row in enumerate(rows) if position in keep)
+
+
+def _equalize(rows: tuple[Row, ...], limit: int) -> tuple[Row, ...]:
+    """Repeat each task's rows, in order, up to `limit` (0 = as many as the largest task); a row's later copies end in #2, #3, …"""
+    by_task = _by_task(rows)
+    count = limit or max(len(positions) for positions in by_task.values())
+    equal = list(rows)
+    for positions in by_task.values():
+        for index in range(len(positions), count):
+            row = rows[positions[index % len(positions)]]
+            equal.append(Row(f"{row.id}#{index // len(positions) + 1}", row.task, row.prompt, row.target, row.issuer, row.path))
+    return tuple(equal)

@@ -1,0 +1,1 @@
+"""The shared evaluator: generation, parsers, scoring and metrics, each on its own."""

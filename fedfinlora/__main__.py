@@ -1,0 +1,7 @@
+"""`python -m fedfinlora`."""
+
+import sys
+
+from fedfinlora.cli import main
+
+sys.exit(main())

@@ -1,0 +1,155 @@
+"""The adapter as one flat float32 vector with a layout: what is sent, averaged, saved and loaded.
+
+A layout lists every trainable tensor by the name that PEFT saves it under, with its shape and offset. Two sides may
+exchange vectors only if their layout ids, the hash of that list, are equal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedfinlora.config import ModelConfig, PeftConfig
+from fedfinlora.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Vector = NDArray[np.float32]
+"""Shape (layout.size,), float32."""
+
+ADAPTER_NAME = "default"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and shapes of the trainable tensors, in the order in which they lie in the flat vector."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @cached_property
+    def size(self) -> int:
+        """How many numbers the vector has."""
+        return sum(prod(shape) for shape in self.shapes)
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """Where each tensor starts."""
+        starts = [0]
+        for shape in self.shapes:
+            starts.append(starts[-1] + prod(shape))
+        return tuple(starts[:-1])
+
+    @cached_property
+    def id(self) -> str:
+        """SHA-256 of names and shapes, 16 hexadecimal digits."""
+        text = json.dumps([list(self.names), [list(shape) for shape in self.shapes]])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def views(self, vector: Vector) -> dict[str, Vector]:
+        """Named views, no copies, into a vector of shape (size,)."""
+        if vector.shape != (self.size,):
+            raise ValueError(f"the vector has shape {vector.shape}, the layout wants ({self.size},)")
+        return {
+            name: vector[start : start + prod(shape)].reshape(shape)
+            for name, shape, start in zip(self.names, self.shapes, self.offsets, strict=True)
+        }
+
+
+def saved_name(parameter_name: str) -> str:
+    """The name under which PEFT saves a trainable parameter of `PeftModel.named_parameters()`."""
+    name = parameter_name.replace(f".{ADAPTER_NAME}.", ".")
+    return name.removesuffix(".weight") if name.endswith("lora_magnitude_vector.weight") else name
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Saved name -> trainable parameter, sorted by name."""
+    found = {saved_name(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return dict(sorted(found.items()))
+
+
+def layout_of(model: nn.Module) -> Layout:
+    """The layout of a PEFT model's trainable parameters."""
+    parameters = trainable(model)
+    return Layout(tuple(parameters), tuple(tuple(parameter.shape) for parameter in parameters.values()))
+
+
+def read_adapter(model: nn.Module) -> Vector:
+    """The trainable parameters as one float32 vector of shape (size,), a copy on the CPU."""
+    import torch
+
+    flat = torch.cat([parameter.detach().reshape(-1).float().cpu() for parameter in trainable(model).values()])
+    return flat.numpy().copy()
+
+
+def write_adapter(model: nn.Module, vector: Vector) -> None:
+    """Set the trainable parameters from a vector of shape (size,)."""
+    import torch
+
+    parameters = trainable(model)
+    views = layout_of(model).views(vector)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(torch.from_numpy(views[name].copy()))
+
+
+def peft_config_values(peft: PeftConfig, model: ModelConfig) -> dict[str, Any]:
+    """The keyword arguments of `peft.LoraConfig` for our configuration."""
+    return {
+        "r": peft.rank,
+        "lora_alpha": peft.alpha,
+        "lora_dropout": peft.dropout,
+        "target_modules": sorted(peft.target_modules),
+        "use_dora": peft.method == "dora",
+        "use_rslora": peft.method == "rslora",
+        "bias": "none",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": model.path,
+    }
+
+
+def save_adapter(folder: Path, vector: Vector, layout: Layout, peft: PeftConfig, model: ModelConfig) -> None:
+    """Write a folder that plain `PeftModel.from_pretrained` loads: adapter_config.json and adapter_model.safetensors."""
+    from peft import LoraConfig
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {name: view.copy() for name, view in layout.views(vector).items()},
+        folder / "adapter_model.safetensors",
+        metadata={"format": "pt"},
+    )
+    config = LoraConfig(**peft_config_values(peft, model), inference_mode=True)
+    config.save_pretrained(str(folder))
+
+
+def load_adapter(folder: Path, layout: Layout) -> Vector:
+    """Read a PEFT folder into a vector of shape (layout.size,). UserError if it is another adapter's."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        raise UserError(
+            f"{folder} is no PEFT adapter: adapter_model.safetensors is missing. Name a run's adapters/final folder."
+        )
+    try:
+        tensors = load_file(file)
+    except SafetensorError as error:
+        raise UserError(f"{file} is damaged ({error}). Take another round's adapter.") from error
+    shapes = dict(zip(layout.names, layout.shapes, strict=True))
+    if {name: tensor.shape for name, tensor in tensors.items()} != shapes:
+        raise UserError(
+            f"{file} does not fit this model and peft: it has {len(tensors)} tensors, {len(shapes)} are expected, "
+            "and names and shapes must agree. Set model=, peft=, peft.rank= and peft.target_modules= as in its run."
+        )
+    return np.concatenate([tensors[name].astype(np.float32).reshape(-1) for name in layout.names])

@@ -1,0 +1,92 @@
+"""What resume needs, one safetensors file a round: the global adapter, the server rule's state, the round's line of rounds.jsonl.
+
+The file is written whole before the round counts as done; `rounds.jsonl` is made from it again on resume, so a process killed at
+any moment loses at most the round in hand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedfinlora.errors import UserError
+from fedfinlora.runfolder import read_lines, write_bytes
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+KEPT = 2
+"""How many checkpoints stay on disk: the last, and one before in case the last is damaged."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a run after `round` rounds."""
+
+    round: int
+    layout_id: str
+    arrays: Mapping[str, NDArray[Any]]
+    """`adapter` (size,) float32, and the server rule's state, (size,) float64 each."""
+    line: Mapping[str, Any]
+    """The round's line of rounds.jsonl; empty for round 0."""
+
+
+def save_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
+    """Write state/round_NNN.safetensors and remove all but the last KEPT."""
+    from safetensors.numpy import save
+
+    content = save(
+        dict(checkpoint.arrays),
+        {"round": str(checkpoint.round), "layout-id": checkpoint.layout_id, "line": json.dumps(dict(checkpoint.line))},
+    )
+    write_bytes(_file(run, checkpoint.round), content)
+    for old in sorted((run / "state").glob("round_*.safetensors"))[:-KEPT]:
+        old.unlink()
+
+
+def load_checkpoint(run: Path) -> Checkpoint:
+    """The newest readable checkpoint. UserError when there is none."""
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted((run / "state").glob("round_*.safetensors"), reverse=True)
+    damaged: list[str] = []
+    for file in files:
+        try:
+            with safe_open(file, framework="numpy") as stream:
+                values = stream.metadata()
+                arrays = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a mapping
+            return Checkpoint(int(values["round"]), values["layout-id"], arrays, json.loads(values["line"]))
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+            damaged.append(f"{file.name} ({error})")
+    found = f"damaged: {', '.join(damaged)}" if damaged else "there is none"
+    raise UserError(f"{run} has no checkpoint to go on from: {found}. Start the run anew.")
+
+
+def restore_rounds(run: Path, checkpoint: Checkpoint) -> None:
+    """Make rounds.jsonl hold exactly the rounds up to the checkpoint."""
+    lines = [line for line in read_lines(run / "rounds.jsonl") if line["round"] < checkpoint.round]
+    if checkpoint.line:
+        lines.append(dict(checkpoint.line))
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    write_bytes(run / "rounds.jsonl", text.encode())
+
+
+def latest_round(run: Path) -> int:
+    """The number of the last checkpoint on disk; -1 when there is none."""
+    numbers = [int(file.stem.split("_")[1]) for file in (run / "state").glob("round_*.safetensors")]
+    return max(numbers, default=-1)
+
+
+def _file(run: Path, round_number: int) -> Path:
+    return run / "state" / f"round_{round_number:04d}.safetensors"
+
+
+def adapter_checksum(vector: NDArray[np.float32]) -> str:
+    """SHA-256 of the vector's bytes, little-endian."""
+    import hashlib
+
+    return hashlib.sha256(vector.astype("<f4").tobytes()).hexdigest()

@@ -1,0 +1,114 @@
+"""The command line: parse, call one command, turn a UserError into one line and an exit status (0 done, 1 failed, 2 bad usage)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedfinlora import __version__
+from fedfinlora.errors import ConfigError, UserError
+
+KEY_VALUE_HELP = "Hydra overrides, e.g. peft=dora train.steps_per_round=20; every key: fedfinlora/config.py"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser; each command's `--help` fits a screen."""
+    top = argparse.ArgumentParser(
+        prog="python -m fedfinlora",
+        description="Several banks fine-tune one quantized Llama together on financial text that none of them may show to the others.",
+        epilog="Runs land in output_dir (default ~/.fedfinlora/runs). Exit status: 0 done, 1 failed, 2 bad usage.",
+    )
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def add(name: str, summary: str, overrides: bool = True) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=summary, description=summary)
+        if overrides:
+            command.add_argument("overrides", nargs="*", metavar="key=value", help=KEY_VALUE_HELP)
+        return command
+
+    simulate = add("simulate", "Train banks together on this machine through Flower, with progress, and wait for the end.")
+    simulate.add_argument("--banks", type=int, metavar="N", help="how many banks (default: the configuration's)")
+    for name, summary in (
+        ("centralized", "The baseline: the same rows pooled, with the same optimiser steps, code and evaluator."),
+        ("local", "The other baseline: each bank trains alone on its own rows."),
+    ):
+        command = add(name, summary)
+        command.add_argument("--banks", type=int, metavar="N", help="how many banks the compared run has")
+    evaluate = add("evaluate", "Score a base model or an adapter with the shared evaluator.")
+    evaluate.add_argument(
+        "--adapter", type=Path, metavar="DIR", help="a PEFT folder, e.g. outputs/demo/adapters/final (default: base)"
+    )
+    report = add("report", "Write report.html of one run, or of several side by side.", overrides=False)
+    report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
+    report.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the first run's folder")
+    bench = add("bench", "Measure beside a reference implementation, in one process run.")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
+    bench.usage = "python -m fedfinlora bench NAME [key=value ...] [--json FILE]      NAME: train, federation"
+    data = commands.add_parser(
+        "data", help="Look at data: `data check ROOT`.", description="Look at data before anybody trains on it."
+    )
+    actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
+    check = actions.add_parser("check", help="rows, bad rows, labels, prompt tokens, duplicates and overlap of each file")
+    check.add_argument("root", type=Path, metavar="ROOT", help="a folder in FinLoRA's layout or a bank's own JSON Lines folder")
+    check.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="model=… names the tokenizer that counts prompt tokens"
+    )
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    options = parser().parse_args(arguments)
+    try:
+        return _run(options)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.command == "simulate":
+        from fedfinlora.commands.simulate import simulate
+
+        return simulate(_with_banks(options))
+    if options.command == "centralized":
+        from fedfinlora.commands.baselines import centralized
+
+        return centralized(_with_banks(options))
+    if options.command == "local":
+        from fedfinlora.commands.baselines import local
+
+        return local(_with_banks(options))
+    if options.command == "evaluate":
+        from fedfinlora.commands.evaluate import evaluate
+
+        return evaluate(options.overrides, options.adapter)
+    if options.command == "report":
+        from fedfinlora.commands.report import report
+
+        return report(options.runs, options.output)
+    if options.command == "bench":
+        from fedfinlora.commands.bench import bench
+
+        return bench(options.overrides, options.json)
+    from fedfinlora.commands.data import check
+
+    return check(options.root, options.overrides)
+
+
+def _with_banks(options: argparse.Namespace) -> list[str]:
+    """The overrides, with --banks as the last of them."""
+    return [*options.overrides, *([f"banks={options.banks}"] if options.banks is not None else [])]

@@ -1,0 +1,266 @@
+"""`centralized` and `local`: the two ends of the scale that a federated run is compared with.
+
+Both take the rows, the optimiser steps and the evaluator of the federated run with the same configuration: `centralized` pools all
+banks' rows and takes the sum of their steps, `local` trains each bank on its own rows with its own steps. Neither talks to Flower.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from client_app.bank import divide, split_rows
+from data.encode import encode_rows
+from eval.evaluate import evaluate, test_rows
+from eval.report import write_run_report
+from fedfinlora.adapter import Vector, read_adapter, save_adapter, write_adapter
+from fedfinlora.checkpoint import Checkpoint, adapter_checksum, latest_round, save_checkpoint
+from fedfinlora.compose import compose
+from fedfinlora.config import Config
+from fedfinlora.errors import UserError
+from fedfinlora.models import Session, get_session, initial_adapter
+from fedfinlora.packing import Example
+from fedfinlora.progress import EventWriter, ProgressDisplay
+from fedfinlora.runfolder import append_line, write_manifest, write_result
+from fedfinlora.runs import OpenRun, configuration_of, open_run, run_result
+from fedfinlora.tensorboard import TensorBoardWriter
+from fedfinlora.training import (
+    OptimizerState,
+    StepReport,
+    Stretch,
+    TrainResult,
+    mean_loss,
+    stretch_of_round,
+    total_steps,
+    train,
+)
+
+
+class _Events(EventWriter):
+    """Writes progress.jsonl and shows it at the same time."""
+
+    def __init__(self, path: Path, display: ProgressDisplay) -> None:
+        super().__init__(path)
+        self._display = display
+
+    def write(self, event: str, **fields: Any) -> None:
+        super().write(event, **fields)
+        self._display.handle({"t": time.time(), "event": event, **fields})
+
+
+def centralized(overrides: Sequence[str]) -> int:
+    """All banks' rows pooled."""
+    config = _composed(overrides)
+    if not config.run_name:
+        config = replace(
+            config, run_name=f"{time.strftime('%Y%m%d-%H%M%S')}-{config.model.name}-{config.peft.method}-centralized"
+        )
+    return _run(config, "centralized", "pooled", _pooled)
+
+
+def local(overrides: Sequence[str]) -> int:
+    """Each bank alone; one run folder a bank, and a report over all of them."""
+    config = _composed(overrides)
+    name = config.run_name or f"{time.strftime('%Y%m%d-%H%M%S')}-{config.model.name}-{config.peft.method}-local"
+    worst = 0
+    for index in range(config.banks):
+        bank_config = replace(config, run_name=f"{name}-bank-{index}")
+        if index:  # the base model is the same for all of them
+            bank_config = replace(bank_config, evaluation=replace(config.evaluation, base=False))
+
+        def own_rows(config: Config, session: Session, index: int = index) -> tuple[list[Example], list[Example], int]:
+            parts = divide(config, config.banks)
+            kept, held_out = split_rows(parts[index], config, f"bank-{index}")
+            return _encoded(config, session, kept, held_out, [len(kept)])
+
+        worst = max(worst, _run(bank_config, "local", f"bank-{index}", own_rows))
+    folders = [Path(config.output_dir) / f"{name}-bank-{index}" for index in range(config.banks)]
+    print(f"side by side: {write_run_report(folders, folders[0].parent / f'{name}.html')}")
+    return worst
+
+
+def _composed(overrides: Sequence[str]) -> Config:
+    config = compose(overrides)
+    if not config.resume:
+        return config
+    named = [word for word in overrides if not word.startswith("resume=")]
+    return configuration_of(Path(config.resume), compose(named) if named else None)
+
+
+Rows = Callable[[Config, Session], tuple[list[Example], list[Example], int]]
+
+
+def _pooled(config: Config, session: Session) -> tuple[list[Example], list[Example], int]:
+    """(train examples, held-out examples, optimiser steps) of the federated run with this configuration."""
+    kept: list[Any] = []
+    held_out: list[Any] = []
+    sizes: list[int] = []
+    for index, rows in enumerate(divide(config, config.banks)):
+        bank_kept, bank_held_out = split_rows(rows, config, f"bank-{index}")
+        kept += bank_kept
+        held_out += bank_held_out
+        sizes.append(len(bank_kept))
+    return _encoded(config, session, kept, held_out, sizes)
+
+
+def _encoded(
+    config: Config, session: Session, kept: Sequence[Any], held_out: Sequence[Any], sizes: Sequence[int]
+) -> tuple[list[Example], list[Example], int]:
+    how = (config.model.context_tokens, config.dataset.on_bad_row, config.dataset.chat_template)
+    train_rows, holdout_rows = encode_rows(session.tokenizer, kept, *how), encode_rows(session.tokenizer, held_out, *how)
+    if not train_rows.examples:
+        raise UserError("No row fits the context window: raise model.context_tokens.")
+    steps = sum(total_steps(size, config.num_server_rounds, config.train) for size in sizes)
+    return list(train_rows.examples), list(holdout_rows.examples), steps
+
+
+def _run(config: Config, mode: str, bank: str, rows_of: Rows) -> int:
+    run = open_run(config, config.banks)
+    started = time.monotonic()
+    print(f"run folder: {run.folder}", flush=True)
+    with ProgressDisplay() as display, _Events(run.folder / "progress.jsonl", display) as events:
+        try:
+            _train(run, mode, bank, rows_of, events)
+        except KeyboardInterrupt:
+            _finish(run, mode, events, started, "stopped", "interrupted")
+            where = f"stopped after round {max(0, latest_round(run.folder))}"
+            raise UserError(f"{where}; go on with: python -m fedfinlora {mode} resume={run.folder}") from None
+        except Exception as error:
+            _finish(run, mode, events, started, "failed", str(error))
+            raise
+        report = _finish(run, mode, events, started, "completed", "")
+    print(f"report: {report}")
+    return 0
+
+
+def _train(run: OpenRun, mode: str, bank: str, rows_of: Rows, events: EventWriter) -> None:
+    config, folder = run.config, run.folder
+    rounds = config.num_server_rounds
+    events.write(
+        "run_start", run=folder.name, model=config.model.name, peft=config.peft.method, strategy=mode, rounds=rounds, banks=[bank],
+        run_dir=str(folder), mode=mode, process=os.getpid(), resumed_after_round=run.checkpoint.round if run.checkpoint else None,
+    )  # fmt: skip
+    events.write("phase", name="loading model")
+    session = get_session(config)
+    examples, held_out, steps = rows_of(config, session)
+    events.write("trainable", parameters=session.layout.size, rows=len(examples), steps=steps, load_s=session.load_s)
+    board = TensorBoardWriter(folder)
+    if run.checkpoint is None:
+        write_manifest(folder, config, test_rows(config)[2])
+        if config.evaluation.base:
+            events.write("phase", name="evaluating base")
+            write_adapter(session.model, initial_adapter(session, config))
+            evaluate(session, config, "base", folder, events.write)
+    adapter, optimizer, done = _first_state(run, session)
+    events.write("phase", name="training")
+    for number in range(done + 1, rounds + 1):
+        events.write("round_start", round=number)
+        write_adapter(session.model, adapter)
+        measured = bool(held_out) and (number - 1) % config.train.holdout_every == 0
+        holdout_loss = mean_loss(session.model, held_out, config.train) if measured else None
+
+        def on_step(step: StepReport) -> None:
+            events.write("step", bank=bank, step=step.step, steps=step.steps, loss=step.loss, tokens_per_s=step.tokens_per_s)
+
+        result = _stretch(session, examples, stretch_of_round(number, rounds, steps), config, bank, optimizer, on_step)
+        trained = read_adapter(session.model)
+        line = _line(number, bank, result, holdout_loss, len(held_out), trained - adapter)
+        # The server's arithmetic, so that one bank alone and a federation of one give the same bytes.
+        adapter = (adapter.astype(np.float64) + (trained - adapter).astype(np.float64)).astype(np.float32)
+        optimizer = result.optimizer
+        _close_round(run, session, adapter, optimizer, line, events, board)
+    save_adapter(folder / "adapters" / "final", adapter, session.layout, config.peft, config.model)
+    if config.evaluation.benchmarks != ("none",):
+        events.write("phase", name="evaluating final")
+        write_adapter(session.model, adapter)
+        board.add_scores(evaluate(session, config, "final", folder, events.write)["scores"], rounds)
+    board.close()
+
+
+def _stretch(
+    session: Session,
+    examples: Sequence[Example],
+    stretch: Stretch,
+    config: Config,
+    bank: str,
+    optimizer: OptimizerState | None,
+    on_step: Callable[[StepReport], None],
+) -> TrainResult:
+    kept = optimizer if config.train.optimizer_state == "keep" else None
+    return train(session.model, examples, stretch, config.train, seed=config.seed, bank=bank, optimizer=kept, on_step=on_step)
+
+
+def _first_state(run: OpenRun, session: Session) -> tuple[Vector, OptimizerState | None, int]:
+    if run.checkpoint is None:
+        return initial_adapter(session, run.config), None, 0
+    arrays = run.checkpoint.arrays
+    moments = OptimizerState(arrays["first_moment"], arrays["second_moment"], int(arrays["steps"][0]))
+    return arrays["adapter"], moments, run.checkpoint.round
+
+
+def _line(
+    number: int, bank: str, result: TrainResult, holdout_loss: float | None, holdout_rows: int, delta: Vector
+) -> dict[str, Any]:
+    norm = float(np.linalg.norm(delta.astype(np.float64)))
+    rows_held_out = holdout_rows if holdout_loss is not None else 0
+    entry = {
+        "bank": bank, "status": "ok", "code": "", "reason": "", "rows": result.rows, "steps": result.steps, "tokens": result.tokens,
+        "answer_tokens": result.answer_tokens, "train_loss": result.loss, "holdout_loss": holdout_loss, "holdout_rows": rows_held_out,
+        "delta_norm": norm, "bytes_up": 0, "bytes_down": 0,
+    }  # fmt: skip
+    timing = {"train_s": result.wall_s, "tokens_per_s": result.tokens / result.wall_s if result.wall_s else 0.0}
+    return {
+        "round": number, "status": "ok", "banks": [entry], "train_loss": result.loss, "holdout_loss": holdout_loss, "update_norm": norm,
+        "bytes_up": 0, "bytes_down": 0, "adapter_sha256": "", "scores": {},
+        "timings": {"total_s": result.wall_s, "train_s": result.wall_s, "aggregate_s": 0.0, "banks": {bank: timing}},
+    }  # fmt: skip
+
+
+def _close_round(
+    run: OpenRun,
+    session: Session,
+    adapter: Vector,
+    optimizer: OptimizerState,
+    line: dict[str, Any],
+    events: EventWriter,
+    board: TensorBoardWriter,
+) -> None:
+    config, folder, number = run.config, run.folder, int(line["round"])
+    label = f"round_{number:03d}"
+    line["adapter_sha256"] = adapter_checksum(adapter)
+    if config.evaluation.every and number % config.evaluation.every == 0 and number < config.num_server_rounds:
+        write_adapter(session.model, adapter)
+        line["scores"] = evaluate(session, config, label, folder, events.write)["scores"]
+    save_adapter(folder / "adapters" / label, adapter, session.layout, config.peft, config.model)
+    arrays = {
+        "adapter": adapter,
+        "first_moment": optimizer.first_moment,
+        "second_moment": optimizer.second_moment,
+        "steps": np.array([optimizer.steps]),
+    }
+    save_checkpoint(folder, Checkpoint(number, session.layout.id, arrays, line))
+    append_line(folder / "rounds.jsonl", line)
+    board.add_round(line)
+    entry = line["banks"][0]
+    events.write(
+        "bank_done", round=number, bank=entry["bank"], status="ok", reason="", rows=entry["rows"], train_loss=entry["train_loss"],
+        rows_per_s=entry["rows"] / max(line["timings"]["train_s"], 1e-9), tokens_per_s=line["timings"]["banks"][entry["bank"]]["tokens_per_s"],
+        seconds=line["timings"]["train_s"],
+    )  # fmt: skip
+    events.write(
+        "round_done", round=number, train_loss=line["train_loss"], holdout_loss=line["holdout_loss"], seconds=line["timings"]["total_s"],
+        bytes_up=0, bytes_down=0,
+    )  # fmt: skip
+
+
+def _finish(run: OpenRun, mode: str, events: EventWriter, started: float, status: str, reason: str) -> Path:
+    write_result(run.folder, run_result(run, status, reason, time.monotonic() - started, mode))
+    report = write_run_report([run.folder], run.folder / "report.html")
+    events.write("run_done", status=status, reason=reason, run_dir=str(run.folder), report=str(report))
+    return report

@@ -1,0 +1,281 @@
+"""`simulate`: the main job through a real `flwr run` on a private SuperLink, blocking, with progress and a truthful exit status.
+
+`flwr run` alone returns at once, and with --stream returns 0 even when the app has failed; its daemon also keeps the environment of
+whoever started it first. So each simulation gets a SuperLink of its own, on a free port, with its files inside the run's folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedfinlora.checkpoint import latest_round
+from fedfinlora.compose import PROJECT_ROOT, compose
+from fedfinlora.config import Config
+from fedfinlora.errors import UserError
+from fedfinlora.progress import ProgressDisplay, follow
+from fedfinlora.runfolder import new_run_folder, read_config, read_json, read_lines, write_bytes, write_result
+from fedfinlora.runs import OpenRun, check_same_configuration, run_result
+
+START_TIMEOUT_S = 120.0
+ASK_EVERY_S = 5.0
+
+
+def simulate(overrides: Sequence[str]) -> int:
+    """Run to the end; 0 only when result.json says "completed"."""
+    config, words = prepare(overrides)
+    run = Path(config.resume) if config.resume else Path(config.output_dir) / config.run_name
+    print(f"run folder: {run}", flush=True)
+    try:
+        with _superlink(run) as link:
+            run_id = link.start(config, words)
+            _watch(link, run, run_id)
+    except KeyboardInterrupt:
+        _record_end(run, "stopped", "interrupted")
+        print(
+            f"\nstopped after round {max(0, latest_round(run))}; go on with: python -m fedfinlora simulate resume={run}",
+            file=sys.stderr,
+        )
+        return 1
+    result = read_json(run / "result.json")
+    if result["status"] != "completed":
+        again = f" Go on with: python -m fedfinlora simulate resume={run}" if latest_round(run) >= 0 else ""
+        raise UserError(f"{result['reason']}{again}")
+    print(f"report: {run / 'report.html'}")
+    return 0
+
+
+def prepare(overrides: Sequence[str]) -> tuple[Config, list[str]]:
+    """The configuration with its run folder made, and the overrides to hand to the server."""
+    config = compose(overrides)
+    if config.resume:
+        folder = Path(config.resume)
+        own = read_config(folder)
+        named = [word for word in overrides if not word.startswith("resume=")]
+        asked = compose([*named, f"banks={own.banks}"]) if named else own
+        check_same_configuration(folder, own, asked)
+        return replace(own, resume=config.resume), []
+    folder = new_run_folder(config)
+    config = replace(config, run_name=folder.name)
+    words = [
+        word
+        for word in overrides
+        if word.split("=")[0].lstrip("+~") not in ("output_dir", "run_name", "dataset.root", "overwrite")
+    ]
+    words += [f"run_name={folder.name}"]
+    return config, words
+
+
+class _Link:
+    """A running private SuperLink."""
+
+    def __init__(self, run: Path, port: int, environment: dict[str, str], process: subprocess.Popen[bytes]) -> None:
+        self.run, self.port, self.environment, self.process = run, port, environment, process
+
+    def flwr(self, *words: str) -> Any:
+        """Call Flower's own command and return its JSON; UserError with its message when it fails."""
+        command = [_program("flwr"), *words, "--format", "json"]
+        done = subprocess.run(command, env=self.environment, cwd=PROJECT_ROOT, capture_output=True, text=True, check=False)
+        start = done.stdout.find("{")
+        try:
+            answer = json.loads(done.stdout[start:]) if start >= 0 else {}
+        except ValueError:
+            answer = {}
+        if done.returncode or not answer.get("success", bool(answer)):
+            message = answer.get("error-message") or done.stderr.strip() or done.stdout.strip()
+            raise UserError(f"`flwr {words[0]}` failed: {' '.join(str(message).split())}")
+        return answer
+
+    def start(self, config: Config, words: Sequence[str]) -> str:
+        """Submit the run and return Flower's run id."""
+        settings = run_config_toml(config, words)
+        file = self.run / "state" / "run-config.toml"
+        write_bytes(file, settings.encode())
+        gpus = _gpus()
+        resources = f"num-supernodes={config.banks} client-resources-num-cpus={os.cpu_count() or 1} client-resources-num-gpus={float(gpus > 0)}"
+        answer = self.flwr("run", str(PROJECT_ROOT), "private", "--run-config", str(file), "--federation-config", resources)
+        return str(answer["run-id"])
+
+    def status(self, run_id: str) -> tuple[str, str]:
+        """Flower's status of the run, e.g. `finished:failed`, and its details."""
+        found = self.flwr("ls", "private", "--run-id", run_id)["runs"][0]
+        return str(found["status"]), str(found.get("status-details", ""))
+
+    def save_log(self, run_id: str) -> None:
+        """Keep what server and banks logged, in state/flower.log: the SuperLink's own files end with it."""
+        command = [_program("flwr"), "log", run_id, "private", "--show"]
+        try:
+            done = subprocess.run(command, env=self.environment, cwd=PROJECT_ROOT, capture_output=True, check=False, timeout=30)
+            write_bytes(self.run / "state" / "flower.log", done.stdout + done.stderr)
+        except (OSError, subprocess.SubprocessError):
+            return
+
+
+def run_config_toml(config: Config, words: Sequence[str]) -> str:
+    """Flower's run config as TOML: paths of their own, everything else in `overrides`."""
+    import shlex
+
+    values: dict[str, str] = {"output-dir": config.output_dir, "overrides": shlex.join(words)}
+    if config.resume:
+        values = {"resume": config.resume}
+    elif config.dataset.root:
+        values["dataset-root"] = config.dataset.root
+    return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
+
+
+@contextmanager
+def _superlink(run: Path) -> Iterator[_Link]:
+    home = run / "state" / "flwr"
+    shutil.rmtree(home, ignore_errors=True)
+    port = _free_port()
+    connection = f'[superlink]\ndefault = "private"\n\n[superlink.private]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+    write_bytes(home / "config.toml", connection.encode())
+    environment = os.environ | {
+        "FLWR_HOME": str(home),
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "FEDFINLORA_BANK_STATE": str(run / "state" / "banks"),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
+    log_file = run / "state" / "superlink.log"
+    command = [
+        _program("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess", "--host", "127.0.0.1",
+        "--port", str(port), "--disable-runtime-dependency-installation",
+    ]  # fmt: skip
+    with open(log_file, "wb") as log:
+        process = subprocess.Popen(command, env=environment, cwd=PROJECT_ROOT, stdout=log, stderr=log, start_new_session=True)
+    try:
+        _wait_healthy(process, port, log_file)
+        yield _Link(run, port, environment, process)
+    finally:
+        _end(process)
+
+
+def _wait_healthy(process: subprocess.Popen[bytes], port: int, log_file: Path) -> None:
+    import httpx
+
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise UserError(f"Flower's SuperLink ended with status {process.returncode}; see {log_file}.")
+        try:
+            if httpx.get(f"http://127.0.0.1:{port}/health", timeout=1.0).is_success:
+                return
+        except httpx.HTTPError:
+            time.sleep(0.1)
+    raise UserError(f"Flower's SuperLink did not answer within {START_TIMEOUT_S:g} s; see {log_file}.")
+
+
+def _watch(link: _Link, run: Path, run_id: str) -> None:
+    """Show progress until the run has ended, in whatever way."""
+    ended: dict[str, Any] = {}
+    server_process = 0
+    asked = time.monotonic()
+
+    def over() -> bool:
+        nonlocal asked
+        if ended:
+            return True
+        if link.process.poll() is not None:
+            ended["reason"] = "Flower's SuperLink has ended."
+        elif server_process and not _alive(server_process):
+            ended["reason"] = "The server's process has died."
+        elif not server_process and time.monotonic() - asked > ASK_EVERY_S:
+            status, details = link.status(run_id)
+            asked = time.monotonic()
+            if status.startswith("finished"):
+                ended["reason"] = _reason(details)
+        return bool(ended)
+
+    progress = run / "progress.jsonl"
+    with ProgressDisplay() as display:
+        for event in follow(progress, over, start_byte=progress.stat().st_size if progress.exists() else 0):
+            display.handle(event)
+            if event["event"] == "run_start":
+                server_process = int(event["process"])
+            if event["event"] == "run_done":
+                ended.update(event)
+    if ended.get("status") != "completed":
+        link.save_log(run_id)
+    if "status" not in ended:
+        _record_end(run, "failed", ended.get("reason", "The run ended without a result."))
+
+
+def _record_end(run: Path, status: str, reason: str) -> None:
+    """Write result.json for a server that could not."""
+    try:
+        config = read_config(run)
+    except UserError:
+        write_result(run, {"mode": "federated", "status": status, "reason": reason, "run": run.name, "run_dir": str(run)})
+        return
+    seconds = sum(line["timings"]["total_s"] for line in read_lines(run / "rounds.jsonl"))
+    write_result(run, run_result(OpenRun(run, config, "", None), status, reason, seconds))
+
+
+def _reason(details: str) -> str:
+    """The last line of Flower's status details without the exception's class."""
+    line = details.strip().splitlines()[-1] if details.strip() else "The run ended without a result."
+    return line.split("fedfinlora: ", 1)[-1]
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the SuperLink and everything that it started: the app's process, Ray and its workers."""
+    import psutil
+
+    try:
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        family = []
+    for member in reversed(family):
+        try:
+            member.terminate()
+        except psutil.NoSuchProcess:
+            continue
+    _, remaining = psutil.wait_procs(family, timeout=10)
+    for member in remaining:
+        try:
+            member.kill()
+        except psutil.NoSuchProcess:
+            continue
+    process.wait(timeout=10)
+
+
+def _program(name: str) -> str:
+    """Flower's command from this Python's environment, else from PATH."""
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if not found:
+        raise UserError(f"{name} is not installed in this environment. Run `make venv` and use .venv/bin/python.")
+    return found
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _gpus() -> int:
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))

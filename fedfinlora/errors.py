@@ -1,0 +1,24 @@
+"""The two ways in which a command ends badly; both become one line on the terminal, never a traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """Something the user can put right. The message says what is wrong, where, and what to do. Exit status 1."""
+
+
+class ConfigError(UserError):
+    """A configuration key or value that does not exist or does not fit. Exit status 2."""
+
+
+def choose(value: str, choices: Iterable[str], what: str) -> str:
+    """Return `value` if it is one of `choices`, else raise a ConfigError that lists them and the nearest one."""
+    listed = sorted(choices)
+    if value in listed:
+        return value
+    near = get_close_matches(value, listed, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(f"Unknown {what} {value!r}.{hint} Choose one of: {', '.join(listed)}.")

@@ -1,0 +1,267 @@
+"""The quantized base model with its adapter: loaded once per process, proved before use.
+
+Quantization is bitsandbytes' LLM.int8 (Dettmers et al. 2022) or NF4 with double quantization (Dettmers et al. 2023). On CPUs two
+of its habits are taken away: NF4 layers repack their weights at the first evaluation, after which nothing trains and no error is
+raised; and int8 layers compute training and evaluation differently. See docs/adr/0003-quantization-on-cpus.md.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedfinlora.adapter import ADAPTER_NAME, Layout, layout_of, peft_config_values, read_adapter, trainable
+from fedfinlora.config import Config, ModelConfig, PeftConfig
+from fedfinlora.embedded import embedded_folder, is_embedded
+from fedfinlora.errors import UserError
+from fedfinlora.seeds import derive_seed
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+log = logging.getLogger("fedfinlora")
+
+
+@dataclass(frozen=True)
+class Session:
+    """A base model with one adapter, its tokenizer and the adapter's layout. Shared by all that runs in a process."""
+
+    model: nn.Module
+    """A peft.PeftModel."""
+    tokenizer: Any
+    layout: Layout
+    device: torch.device
+    load_s: float
+    """Wall time of loading the base model; 0 when it was in memory already."""
+
+
+_bases: dict[tuple[Any, ...], tuple[nn.Module, Any]] = {}
+_sessions: dict[tuple[Any, ...], Session] = {}
+base_loads = 0
+"""How many times this process has loaded a base model."""
+
+
+def get_session(config: Config) -> Session:
+    """The session for a configuration: from memory if this process has it. Only the adapter's values differ between its users."""
+    import dataclasses
+
+    model_config, peft_config = config.model, config.peft
+    base_key = (model_config.path, model_config.revision, model_config.quantization, model_config.dtype, model_config.device)
+    key = (*base_key, peft_config)
+    if key in _sessions:
+        _set_threads(model_config)
+        return dataclasses.replace(_sessions[key], load_s=0.0)
+    started = time.monotonic()
+    if base_key not in _bases:
+        _bases.clear()
+        _sessions.clear()
+        _bases[base_key] = load_base(model_config)
+    load_s = time.monotonic() - started
+    base, tokenizer = _bases[base_key]
+    for other in list(_sessions):  # one adapter at a time lies in the base's layers
+        _sessions.pop(other).model.unload()  # type: ignore[operator]
+    model = add_adapter(base, model_config, peft_config, config.seed)
+    session = Session(model, tokenizer, layout_of(model), next(model.parameters()).device, load_s)
+    prove(session)
+    _sessions[key] = session
+    return session
+
+
+def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
+    """Load and quantize the base model, frozen, in eval mode, and its tokenizer. UserError says what to do when it cannot."""
+    global base_loads
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    _set_threads(config)
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, device)
+    folder = str(embedded_folder(config.path)) if is_embedded(config.path) else config.path
+    options: dict[str, Any] = {"dtype": dtype, "revision": config.revision, "attn_implementation": "sdpa"}
+    quantization = _quantization_config(config.quantization, dtype)
+    if quantization is not None:
+        options["quantization_config"] = quantization
+    if device.type != "cpu":
+        options["device_map"] = {"": device}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, revision=config.revision)
+        model = AutoModelForCausalLM.from_pretrained(folder, **options)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(_unreachable(config, error)) from error
+    base_loads += 1
+    model.requires_grad_(False)
+    model.eval()
+    model.config.use_cache = False
+    if device.type == "cpu":
+        steady_on_cpu(model)
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"The tokenizer of {config.path} has no end-of-sequence token, so answers could not end. Choose another model."
+        )
+    return model, tokenizer
+
+
+def add_adapter(base: nn.Module, model_config: ModelConfig, peft_config: PeftConfig, seed: int) -> nn.Module:
+    """Put a fresh adapter into the base model: A drawn from the run's seed, B zero."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "adapter"))
+        try:
+            model = get_peft_model(
+                base,
+                LoraConfig(**peft_config_values(peft_config, model_config)),
+                adapter_name=ADAPTER_NAME,  # type: ignore[arg-type]
+            )
+        except ValueError as error:
+            raise UserError(
+                f"peft.target_modules={list(peft_config.target_modules)} does not fit {model_config.name}: {error} "
+                "Llama's layers are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj."
+            ) from error
+    for parameter in trainable(model).values():
+        parameter.data = parameter.data.float()
+    return model.eval()
+
+
+def initial_adapter(session: Session, config: Config) -> Any:
+    """The start of every run: the adapter as drawn from the seed, whatever was trained in this process before.
+
+    Returns a vector of shape (layout.size,) float32. A is Kaiming-uniform as in PEFT, B zero, DoRA's magnitudes the base's norms.
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.seed, "adapter"))
+        for module in session.model.modules():
+            if hasattr(module, "reset_lora_parameters"):
+                module.reset_lora_parameters(ADAPTER_NAME, init_lora_weights=True)
+    return read_adapter(session.model)
+
+
+def prove(session: Session) -> None:
+    """Raise UserError unless this model trains and evaluates alike, also after an evaluation.
+
+    With the adapter as it is: every trainable tensor receives a finite gradient, some of it non-zero; logits in train() without
+    dropout equal those in eval(); and gradients are the same before and after one evaluation. A few tokens, some 0.2 s.
+    """
+    import torch
+
+    model = session.model
+    token_ids = torch.arange(3, 11, device=session.device).unsqueeze(0) % model.config.vocab_size  # type: ignore[union-attr, operator]
+    parameters = list(trainable(model).values())
+
+    def gradients_and_logits() -> tuple[list[torch.Tensor | None], torch.Tensor]:
+        logits = model(input_ids=token_ids).logits.float()
+        loss = torch.nn.functional.cross_entropy(logits[0, :-1], token_ids[0, 1:])
+        return list(torch.autograd.grad(loss, parameters, allow_unused=True)), logits.detach()
+
+    dropouts = [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    shares = [module.p for module in dropouts]
+    for module in dropouts:
+        module.p = 0.0
+    try:
+        model.train()
+        before, train_logits = gradients_and_logits()
+        model.eval()
+        with torch.no_grad():
+            eval_logits = model(input_ids=token_ids).logits.float()
+        model.train()
+        after, _ = gradients_and_logits()
+    finally:
+        model.eval()
+        for module, share in zip(dropouts, shares, strict=True):
+            module.p = share
+    advice = "This quantization is not usable on this machine: try model.quantization=none."
+    for gradients, when in ((before, "before"), (after, "after")):
+        missing = sum(gradient is None for gradient in gradients)
+        if missing:
+            raise UserError(f"{missing} of {len(gradients)} adapter tensors get no gradient {when} an evaluation. {advice}")
+        total = sum(float(gradient.float().norm()) for gradient in gradients if gradient is not None)
+        if not 0 < total < float("inf"):
+            raise UserError(f"The adapter's gradient norm is {total} {when} an evaluation. {advice}")
+    spread = float((train_logits - eval_logits).abs().max() / train_logits.abs().max().clamp(min=1e-6))
+    limit = 1e-3 if eval_logits.dtype == torch.float32 and session.device.type == "cpu" else 0.1
+    if spread > limit:
+        raise UserError(f"Training and evaluation differ by {spread:.2g} (relative) in this model's logits. {advice}")
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device for model.device; UserError when it is not there."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            f"model.device={name}, but torch sees no CUDA device. Use model.device=auto or install a CUDA build of torch."
+        )
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The torch dtype for model.dtype: auto is bfloat16 on GPUs that have it and float32 elsewhere."""
+    import torch
+
+    if name != "auto":
+        return torch.float32 if name == "float32" else torch.bfloat16
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def steady_on_cpu(model: nn.Module) -> None:
+    """Make bitsandbytes' layers compute the same in training and evaluation on a CPU, whatever the CPU offers."""
+    import bitsandbytes as bnb
+    import torch
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False  # no repacking: it would end all training without an error
+        elif isinstance(module, bnb.nn.Linear8bitLt):
+            weight = module.weight.data.float() * (module.weight.SCB.float() / 127.0).unsqueeze(1)
+            plain = torch.nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
+            plain.weight = torch.nn.Parameter(weight, requires_grad=False)
+            if module.bias is not None:
+                plain.bias = torch.nn.Parameter(module.bias.data.float(), requires_grad=False)
+            model.set_submodule(name, plain)
+            model.is_loaded_in_8bit = False  # type: ignore[assignment]
+
+
+def _set_threads(config: ModelConfig) -> None:
+    import torch
+
+    threads = config.threads or len(os.sched_getaffinity(0))
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
+def _quantization_config(name: str, dtype: torch.dtype) -> Any:
+    if name == "none":
+        return None
+    from transformers import BitsAndBytesConfig
+
+    if name == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+
+
+def _unreachable(config: ModelConfig, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if Path(config.path).expanduser().exists():
+        return (
+            f"The folder {config.path} does not load as a model: {reason}. It needs config.json, *.safetensors and a tokenizer."
+        )
+    licence = f" Accept its licence at {config.licence_url} first." if config.licence_url else ""
+    return (
+        f"The model {config.path} cannot be loaded: {reason}.{licence} Then either set HF_TOKEN to a token that may read it, or "
+        "download it elsewhere and give the folder: model.path=/path/to/folder. model=smollm2-135m needs no network."
+    )

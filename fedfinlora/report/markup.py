@@ -1,0 +1,94 @@
+"""Values as HTML text: escaping, the one way in which each kind of number is printed, and the plain table.
+
+Whatever comes out of a run folder (names of banks, reasons, versions) is untrusted and goes through `text`.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+
+DASH = "–"
+
+
+def text(value: object) -> str:
+    """The value as text that is safe in HTML content and in quoted attributes; unprintable characters become U+FFFD."""
+    shown = "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in str(value))
+    return html.escape(shown, quote=True)
+
+
+def number(value: object) -> float | None:
+    """The value if it is a finite number, else None."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    return None
+
+
+def percent(fraction: float | None, digits: int = 1) -> str:
+    """0.4567 -> "45.7", without the sign, which the heading or the sentence has."""
+    return DASH if fraction is None else f"{100 * fraction:.{digits}f}"
+
+
+def points(difference: float | None) -> str:
+    """0.25 -> "+25.0", in percentage points, with a true minus sign."""
+    return DASH if difference is None else f"{100 * difference:+.1f}".replace("-", "−")
+
+
+def fraction(value: float | None) -> str:
+    """0.9221 -> ".922", as FinLoRA prints F1."""
+    if value is None:
+        return DASH
+    return f"{value:.3f}".removeprefix("0") if 0 <= value < 1 else f"{value:.3f}"
+
+
+def count(value: object) -> str:
+    """12345.6 -> "12,346"."""
+    known = number(value)
+    return DASH if known is None else f"{known:,.0f}"
+
+
+def decimal(value: object, digits: int = 3) -> str:
+    known = number(value)
+    return DASH if known is None else f"{known:.{digits}f}".replace("-", "−")
+
+
+def seconds(value: object) -> str:
+    """8.25 -> "8.2 s"; 125 -> "2 min 05 s"; 4000 -> "1 h 07 min"."""
+    known = number(value)
+    if known is None:
+        return DASH
+    if known < 59.95:
+        return f"{known:.1f} s"
+    if known < 3599.5:
+        return f"{round(known) // 60} min {round(known) % 60:02d} s"
+    return f"{round(known / 60) // 60} h {round(known / 60) % 60:02d} min"
+
+
+def size(value: object) -> str:
+    """Bytes in decimal units: 1843200 -> "1.8 MB"."""
+    known = number(value)
+    if known is None:
+        return DASH
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(known) < 999.5:
+            return f"{known:.0f} {unit}" if unit == "B" or known >= 100 else f"{known:.1f} {unit}"
+        known /= 1000
+    return f"{known:.1f} TB"
+
+
+def plural(amount: int, noun: str) -> str:
+    return f"{amount:,} {noun}" if amount == 1 else f"{amount:,} {noun}s"
+
+
+def plain_table(label: str, head: Sequence[str], rows: str, words: Sequence[str] = ()) -> str:
+    """A plain table; the columns not named in `words` hold numbers."""
+    headings = "".join(f'<th scope="col"{"" if name in words else " class=number"}>{text(name)}</th>' for name in head)
+    return (
+        f'<div class="scroll" role="region" aria-label="{text(label)}" tabindex="0">'
+        f'<table class="plain"><thead><tr>{headings}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )
+
+
+def details(title: str, summary: str, content: str) -> str:
+    return f"<details><summary><b>{text(title)}</b> <span>{text(summary)}</span></summary>{content}</details>"

@@ -1,0 +1,276 @@
+"""The one training loop: a bank in a round, all rows pooled, one bank alone.
+
+AdamW (Loshchilov and Hutter 2019) on the adapter, linear warm-up and cosine decay over the whole run, gradient accumulation by
+answer tokens, clipping, and FedProx's proximal term (Li et al. 2020, eq. 2). What a step sees depends only on the run's seed,
+the bank's name and the step's number, so a run that is interrupted goes on with the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fedfinlora.adapter import Vector, trainable
+from fedfinlora.config import TrainConfig
+from fedfinlora.errors import UserError
+from fedfinlora.packing import Example, Pack, make_blocks, make_pack, split_blocks
+from fedfinlora.seeds import derive_seed, generator
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class OptimizerState:
+    """Adam's memory: two vectors of shape (layout.size,) float32 and how many steps they have seen."""
+
+    first_moment: Vector
+    second_moment: Vector
+    steps: int
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Which optimiser steps of a run to take now: `first_step` (from 0) and `steps`, out of `total_steps`."""
+
+    first_step: int
+    steps: int
+    total_steps: int
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a stretch of training gave."""
+
+    steps: int
+    rows: int
+    tokens: int
+    """Tokens of prompts and answers, each row counted in full (not fewer where a prefix was shared)."""
+    answer_tokens: int
+    loss: float
+    """Mean negative log-likelihood of an answer token over the stretch, in nats, before each step's update."""
+    step_losses: tuple[float, ...]
+    wall_s: float
+    optimizer: OptimizerState
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """Told to the caller after each optimiser step."""
+
+    step: int
+    steps: int
+    loss: float
+    tokens_per_s: float
+
+
+def total_steps(rows: int, rounds: int, config: TrainConfig) -> int:
+    """Optimiser steps of a bank of `rows` rows in the whole run: at least one in each round, so that every bank is heard.
+
+    Raises UserError when train.max_steps allows fewer than one a round.
+    """
+    steps = round(config.epochs * rows / config.batch_rows) if config.epochs > 0 else config.steps_per_round * rounds
+    if config.max_steps:
+        steps = min(steps, config.max_steps)
+        if config.max_steps < rounds:
+            raise UserError(
+                f"train.max_steps={config.max_steps} is fewer than the {rounds} rounds. Lower num_server_rounds or raise it."
+            )
+    return max(steps, rounds)
+
+
+def stretch_of_round(round_number: int, rounds: int, steps: int) -> Stretch:
+    """The steps of one round (from 1), the run's steps being spread evenly over its rounds."""
+    first, end = (steps * done // rounds for done in (round_number - 1, round_number))
+    return Stretch(first, end - first, steps)
+
+
+def learning_rate_at(step: int, total: int, config: TrainConfig) -> float:
+    """Linear warm-up, then cosine to zero at step `total` (SGDR without restarts; Loshchilov and Hutter 2017, eq. 5), or constant.
+
+    A warm-up never takes more than a tenth of a short run.
+
+    >>> config = TrainConfig(learning_rate=1.0, warmup_steps=2)
+    >>> [round(learning_rate_at(step, 20, config), 3) for step in (0, 1, 2, 11, 19)]
+    [0.5, 1.0, 1.0, 0.5, 0.008]
+    """
+    warmup = min(config.warmup_steps, total // 10)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    if config.schedule == "constant":
+        return config.learning_rate
+    progress = (step - warmup) / max(1, total - warmup)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def rows_of_step(step: int, rows: int, batch_rows: int, seed: int, bank: str) -> list[int]:
+    """Indices of the rows of one step: consecutive pieces of an endless stream of seeded permutations.
+
+    A bank with fewer rows than `batch_rows` uses all of them in each step, once.
+    """
+    if rows <= batch_rows:
+        return list(range(rows))
+    indices: list[int] = []
+    position = step * batch_rows
+    while len(indices) < batch_rows:
+        epoch, offset = divmod(position, rows)
+        order = generator(seed, "row order", bank, epoch).permutation(rows)
+        piece = order[offset : offset + batch_rows - len(indices)].tolist()
+        indices += piece
+        position += len(piece)
+    return indices
+
+
+def packs_of_step(examples: Sequence[Example], config: TrainConfig, device: torch.device | str) -> list[Pack]:
+    """The forward passes of one optimiser step."""
+    blocks = make_blocks(examples, config.share_prefix)
+    return [make_pack(part, device) for part in split_blocks(blocks, config.batch_tokens)]
+
+
+def answer_loss(model: nn.Module, pack: Pack) -> torch.Tensor:
+    """Sum over a pack's answer tokens of their negative log-likelihood, in nats; logits are made at those positions only."""
+    import torch
+
+    logits = model(
+        input_ids=pack.token_ids,
+        position_ids=pack.position_ids,
+        attention_mask=pack.mask,
+        logits_to_keep=pack.answer_index,
+        use_cache=False,
+    ).logits
+    return torch.nn.functional.cross_entropy(logits[0].float(), pack.answer_ids, reduction="sum")
+
+
+def mean_loss(model: nn.Module, examples: Sequence[Example], config: TrainConfig) -> float:
+    """Mean negative log-likelihood of an answer token over `examples`, in nats, without dropout or gradients."""
+    import torch
+
+    device = next(model.parameters()).device
+    model.eval()
+    with torch.no_grad():
+        packs = packs_of_step(examples, config, device)
+        total = sum(float(answer_loss(model, pack)) for pack in packs)
+    return total / sum(len(pack.answer_ids) for pack in packs)
+
+
+def train(
+    model: nn.Module,
+    examples: Sequence[Example],
+    stretch: Stretch,
+    config: TrainConfig,
+    *,
+    seed: int,
+    bank: str,
+    optimizer: OptimizerState | None = None,
+    on_step: Callable[[StepReport], None] | None = None,
+) -> TrainResult:
+    """Take the steps of `stretch` on the model's adapter, in place.
+
+    `optimizer` is Adam's memory to go on with; None starts afresh. FedProx's anchor is the adapter as it is on entry.
+    Raises UserError for rows without answer tokens and for a loss that is not finite.
+    """
+    import torch
+
+    _check_answers(examples)
+    device = next(model.parameters()).device
+    parameters = list(trainable(model).values())
+    anchor = [parameter.detach().clone() for parameter in parameters] if config.proximal_mu else []
+    adam = torch.optim.AdamW(
+        parameters, lr=config.learning_rate, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay
+    )
+    if optimizer is not None:
+        _load_optimizer(adam, parameters, optimizer)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        model.enable_input_require_grads()  # type: ignore[operator]
+    model.train()
+    losses: list[float] = []
+    rows = tokens = answer_tokens = 0
+    loss_sum = 0.0
+    started = time.monotonic()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for step in range(stretch.first_step, stretch.first_step + stretch.steps):
+            torch.manual_seed(derive_seed(seed, "dropout", bank, step))
+            batch = [examples[index] for index in rows_of_step(step, len(examples), config.batch_rows, seed, bank)]
+            packs = packs_of_step(batch, config, device)
+            step_answers = sum(len(pack.answer_ids) for pack in packs)
+            step_loss = 0.0
+            for pack in packs:
+                loss = answer_loss(model, pack) / step_answers
+                loss.backward()  # type: ignore[no-untyped-call]
+                step_loss += float(loss.detach())
+            if not math.isfinite(step_loss):
+                raise UserError(f"The training loss of {bank} is {step_loss} at step {step}. Lower train.learning_rate.")
+            if config.proximal_mu:
+                for parameter, start in zip(parameters, anchor, strict=True):
+                    assert parameter.grad is not None
+                    parameter.grad.add_(parameter.detach() - start, alpha=config.proximal_mu)
+            if config.clip_norm:
+                torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+            for group in adam.param_groups:
+                group["lr"] = learning_rate_at(step, stretch.total_steps, config)
+            adam.step()
+            adam.zero_grad(set_to_none=True)
+            losses.append(step_loss)
+            loss_sum += step_loss * step_answers
+            rows += len(batch)
+            tokens += sum(len(example.prompt_ids) + len(example.answer_ids) for example in batch)
+            answer_tokens += step_answers
+            if on_step is not None:
+                rate = tokens / (time.monotonic() - started)
+                on_step(StepReport(step - stretch.first_step + 1, stretch.steps, step_loss, rate))
+    model.eval()
+    return TrainResult(
+        steps=stretch.steps,
+        rows=rows,
+        tokens=tokens,
+        answer_tokens=answer_tokens,
+        loss=loss_sum / answer_tokens if answer_tokens else math.nan,
+        step_losses=tuple(losses),
+        wall_s=time.monotonic() - started,
+        optimizer=_read_optimizer(adam, parameters),
+    )
+
+
+def _check_answers(examples: Sequence[Example]) -> None:
+    empty = sum(not example.answer_ids or not example.prompt_ids for example in examples)
+    if empty or not examples:
+        raise UserError(
+            f"{empty} of {len(examples)} rows have no tokens to learn from. Run `python -m fedfinlora data check ROOT`."
+        )
+
+
+def _load_optimizer(adam: torch.optim.AdamW, parameters: Sequence[nn.Parameter], state: OptimizerState) -> None:
+    import torch
+
+    offset = 0
+    for parameter in parameters:
+        end = offset + parameter.numel()
+        first, second = (
+            torch.from_numpy(moment[offset:end].copy()).reshape(parameter.shape).to(parameter.device)
+            for moment in (state.first_moment, state.second_moment)
+        )
+        adam.state[parameter] = {"step": torch.tensor(float(state.steps)), "exp_avg": first, "exp_avg_sq": second}
+        offset = end
+    if offset != state.first_moment.size:
+        raise UserError(
+            f"The optimiser state has {state.first_moment.size} numbers, the adapter {offset}: it is another adapter's."
+        )
+
+
+def _read_optimizer(adam: torch.optim.AdamW, parameters: Sequence[nn.Parameter]) -> OptimizerState:
+    import numpy as np
+    import torch
+
+    if not adam.state:
+        zeros = np.zeros(sum(parameter.numel() for parameter in parameters), np.float32)
+        return OptimizerState(zeros, zeros.copy(), 0)
+
+    def flat(key: str) -> Vector:
+        return torch.cat([adam.state[parameter][key].reshape(-1).float().cpu() for parameter in parameters]).numpy()
+
+    return OptimizerState(flat("exp_avg"), flat("exp_avg_sq"), int(adam.state[parameters[0]]["step"]))

@@ -1,0 +1,218 @@
+"""What crosses the network: the server's request and a bank's reply, packed into Flower records and checked on arrival.
+
+A request holds the global adapter as one float32 array; a reply holds the delta, local minus global, in the same layout, and a
+fixed list of figures. Nothing else is read from either.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from fedfinlora.adapter import Layout, Vector
+from fedfinlora.config import Config, build
+from fedfinlora.errors import UserError
+
+if TYPE_CHECKING:
+    from flwr.app import RecordDict
+
+ARRAY_KEY = "vector"
+NUMPY_HEADER_BYTES = 4096
+"""More than the longest header that numpy.save writes for one flat array."""
+
+SAFE_REASONS = {
+    "config": "The bank could not accept the configuration it was sent.",
+    "source": "The bank runs another version of the code than the server.",
+    "data": "The bank's rows could not be read or none of them is usable.",
+    "model": "The bank could not load or prove the base model.",
+    "layout": "The adapter sent to the bank does not fit its model.",
+    "adapter": "The adapter sent to the bank holds NaN or infinite numbers.",
+    "diverged": "Training gave a loss or an adapter that is not finite.",
+    "memory": "The bank ran out of memory.",
+    "disk": "The bank could not write its own state.",
+    "internal": "The bank failed; the details are in its own log.",
+}
+"""All that a bank ever says about an error: a code and this sentence, never exception text, rows or paths."""
+
+
+class BankError(UserError):
+    """A failure at a bank with one of the codes of SAFE_REASONS; the detail stays in the bank's log."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        assert code in SAFE_REASONS
+        super().__init__(detail)
+        self.code = code
+
+
+class RejectedReply(Exception):
+    """A reply that must not be averaged. `code` is short and fixed; the message has figures, never content."""
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What a bank is asked to do in one round."""
+
+    config: Config
+    run: str
+    round: int
+    """From 1."""
+    layout_id: str
+    source_sha256: str
+    adapter: Vector
+    """(size,) float32: the global adapter."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The figures of a reply: the whole of what a bank says about its work."""
+
+    rows: int
+    """Rows trained on in this round (repeats counted)."""
+    steps: int
+    tokens: int
+    answer_tokens: int
+    train_loss: float
+    holdout_rows: int
+    holdout_loss: float
+    """Of the received global adapter on held-out rows; NaN when not measured."""
+    train_s: float
+    bank_rows: int
+    """Rows that the bank trains on at all."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A checked reply."""
+
+    bank: str
+    delta: Vector
+    """(size,) float32, finite."""
+    figures: Figures
+    delta_norm: float
+
+
+def pack_request(request: TrainRequest) -> RecordDict:
+    """Server side."""
+    from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+
+    from fedfinlora.config import to_json
+
+    values = {
+        "config": to_json(request.config),
+        "run": request.run,
+        "round": request.round,
+        "layout-id": request.layout_id,
+        "source-sha256": request.source_sha256,
+    }
+    return RecordDict({"request": ConfigRecord(values), "adapter": ArrayRecord({ARRAY_KEY: _array(request.adapter)})})
+
+
+def unpack_request(content: RecordDict) -> TrainRequest:
+    """Bank side. BankError for anything that is not as `pack_request` makes it."""
+    import numpy as np
+
+    try:
+        values = content.config_records["request"]
+        config = build(json.loads(str(values["config"])))
+        run, round_number, layout_id = str(values["run"]), int(values["round"]), str(values["layout-id"])  # type: ignore[arg-type]
+        source = str(values["source-sha256"])
+        array = content.array_records["adapter"][ARRAY_KEY]
+    except (KeyError, ValueError, TypeError, UserError) as error:
+        raise BankError("config", f"unusable request: {error}") from error
+    if not run or "/" in run or run in (".", ".."):
+        raise BankError("config", "unusable run name in the request")
+    if array.dtype != "float32" or len(array.shape) != 1 or len(array.data) > 4 * array.shape[0] + NUMPY_HEADER_BYTES:
+        raise BankError("layout", f"adapter array of dtype {array.dtype} and shape {array.shape}")
+    vector = array.numpy()
+    if not np.isfinite(vector).all():
+        raise BankError("adapter", "the received adapter is not finite")
+    return TrainRequest(config, run, round_number, layout_id, source, vector)
+
+
+def pack_reply(bank: str, layout_id: str, delta: Vector, figures: Figures) -> RecordDict:
+    """Bank side."""
+    from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+    return RecordDict(
+        {
+            "reply": ConfigRecord({"status": "ok", "bank": bank, "layout-id": layout_id}),
+            "delta": ArrayRecord({ARRAY_KEY: _array(delta)}),
+            "figures": MetricRecord(asdict(figures)),
+        }
+    )
+
+
+def pack_error(bank: str, code: str) -> RecordDict:
+    """Bank side: the only way in which an error leaves a bank."""
+    from flwr.app import ConfigRecord, RecordDict
+
+    code = code if code in SAFE_REASONS else "internal"
+    return RecordDict({"reply": ConfigRecord({"status": "error", "bank": bank, "code": code, "reason": SAFE_REASONS[code]})})
+
+
+def unpack_reply(content: RecordDict, layout: Layout, max_update_norm: float) -> Reply:
+    """Server side: check one reply; RejectedReply says why it must not be averaged.
+
+    Sizes are checked before the array is made, the norm in float64. `max_update_norm` 0 means no limit.
+    """
+    import numpy as np
+
+    try:
+        head = content.config_records["reply"]
+        bank = str(head["bank"])
+        if head["status"] != "ok":
+            code = str(head.get("code", "internal"))
+            raise RejectedReply(code, SAFE_REASONS.get(code, SAFE_REASONS["internal"]))
+        layout_id = head["layout-id"]
+        array = content.array_records["delta"][ARRAY_KEY]
+        figures = _figures(dict(content.metric_records["figures"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise RejectedReply("malformed", f"The reply lacks or garbles {type(error).__name__}: {str(error)[:80]}.") from error
+    if layout_id != layout.id:
+        raise RejectedReply("layout", f"The delta has layout {str(layout_id)[:16]}, expected {layout.id}.")
+    if array.dtype != "float32" or array.shape != (layout.size,):
+        raise RejectedReply(
+            "layout", f"The delta is {array.dtype} of shape {array.shape}, expected float32 of ({layout.size},)."
+        )
+    if len(array.data) > 4 * layout.size + NUMPY_HEADER_BYTES:
+        raise RejectedReply("layout", f"The delta holds {len(array.data)} bytes, expected about {4 * layout.size}.")
+    try:
+        delta = array.numpy()
+    except (ValueError, TypeError, EOFError) as error:
+        raise RejectedReply("malformed", "The delta's bytes are not a NumPy array.") from error
+    if delta.dtype != np.float32 or delta.shape != (layout.size,):
+        raise RejectedReply("layout", f"The delta's bytes are {delta.dtype} of shape {delta.shape}, not as declared.")
+    if not np.isfinite(delta).all():
+        raise RejectedReply("not-finite", f"{int((~np.isfinite(delta)).sum())} of {layout.size} numbers are NaN or infinite.")
+    if figures.rows <= 0 or figures.steps <= 0:
+        raise RejectedReply("no-rows", f"The bank says that it trained on {figures.rows} rows in {figures.steps} steps.")
+    if not math.isfinite(figures.train_loss):
+        raise RejectedReply("not-finite", "The bank's training loss is not finite.")
+    norm = float(np.linalg.norm(delta.astype(np.float64)))
+    if max_update_norm and norm > max_update_norm:
+        raise RejectedReply("norm", f"The delta's norm is {norm:.4g}, more than strategy.max_update_norm={max_update_norm:g}.")
+    return Reply(bank, delta, figures, norm)
+
+
+def _figures(values: dict[str, Any]) -> Figures:
+    kinds = {"int": int, "float": float}
+    found: dict[str, Any] = {}
+    for item in fields(Figures):
+        kind = kinds[str(item.type)]
+        value = values[item.name]
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"figure {item.name}")
+        found[item.name] = kind(value)
+    return Figures(**found)
+
+
+def _array(vector: Vector) -> Any:
+    from flwr.app import Array
+
+    return Array(vector)

@@ -1,0 +1,63 @@
+"""The ServerApp: run config to configuration, then `server_app.federated`."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedfinlora.compose import compose
+from fedfinlora.config import Config
+from fedfinlora.errors import ConfigError, UserError
+from fedfinlora.runs import configuration_of
+from server_app.federated import run_federated
+
+log = logging.getLogger("fedfinlora.server")
+app = ServerApp()
+
+GROUPS = ("model", "peft", "dataset", "partition", "strategy", "privacy", "evaluation")
+KEYS = {"dataset-root": "dataset.root", "output-dir": "output_dir"}
+
+
+def overrides_of(run_config: Mapping[str, Any]) -> list[str]:
+    """Hydra overrides from Flower's run config: empty texts and 0 rounds mean "as in conf/"; `overrides` comes last and wins."""
+    overrides = [f"{group}={run_config[group]}" for group in GROUPS if run_config.get(group)]
+    for key, target in KEYS.items():
+        value = str(run_config.get(key, ""))
+        if not value:
+            continue
+        if not Path(value).expanduser().is_absolute():
+            raise ConfigError(f"{key}={value!r} must be an absolute path: the server does not run where you typed the command.")
+        overrides.append(f'{target}="{value}"')
+    if int(run_config.get("num-server-rounds", 0)):
+        overrides.append(f"num_server_rounds={run_config['num-server-rounds']}")
+    overrides.append(f"seed={run_config.get('seed', 0)}")
+    try:
+        return overrides + shlex.split(str(run_config.get("overrides", "")))
+    except ValueError as error:
+        raise ConfigError(f"overrides={run_config['overrides']!r} cannot be split into words: {error}.") from error
+
+
+def config_of(run_config: Mapping[str, Any]) -> Config:
+    """The configuration of a run started through Flower. A resumed run takes its own, unless something else is asked for."""
+    resume = str(run_config.get("resume", ""))
+    overrides = overrides_of(run_config)
+    if resume:
+        return configuration_of(Path(resume), None if overrides == ["seed=0"] else compose(overrides))
+    return compose(overrides)
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run to the end. An error is raised as one line, so that Flower marks the run as failed."""
+    logging.getLogger("fedfinlora").setLevel(logging.INFO)
+    try:
+        run_federated(grid, config_of(context.run_config))
+    except UserError as error:
+        log.error("%s", error)
+        raise RuntimeError(f"fedfinlora: {error}") from None

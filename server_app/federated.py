@@ -1,0 +1,168 @@
+"""A federated run from configuration to report: start or resume, rounds, scores, result."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from eval.evaluate import evaluate, test_rows
+from eval.report import write_run_report
+from fedfinlora.adapter import save_adapter, write_adapter
+from fedfinlora.checkpoint import Checkpoint, adapter_checksum, save_checkpoint
+from fedfinlora.config import Config
+from fedfinlora.errors import UserError
+from fedfinlora.models import Session, get_session, initial_adapter
+from fedfinlora.progress import EventWriter
+from fedfinlora.runfolder import append_line, write_manifest, write_result
+from fedfinlora.runs import OpenRun, open_run, run_result
+from fedfinlora.tensorboard import TensorBoardWriter
+from server_app.rounds import MessageGrid, RoundState, roster, run_round
+
+log = logging.getLogger("fedfinlora.server")
+
+
+def run_federated(grid: MessageGrid, config: Config) -> Path:
+    """The whole run. Returns its folder; raises UserError after writing a result.json with status "failed"."""
+    banks = roster(grid, config.strategy, config.strategy.min_banks)
+    run = open_run(config, len(banks))
+    log.info("run folder: %s", run.folder)
+    if len(banks) < run.config.strategy.min_banks:
+        raise UserError(f"{len(banks)} usable banks, strategy.min_banks={run.config.strategy.min_banks}.")
+    started = time.monotonic()
+    with EventWriter(run.folder / "progress.jsonl") as events:
+        try:
+            _train(grid, banks, run, events, started)
+        except UserError as error:
+            finish(run, events, started, "failed", str(error))
+            raise
+        except BaseException as error:
+            status = "stopped" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
+            finish(run, events, started, status, f"{type(error).__name__}: {error}")
+            raise
+        finish(run, events, started, "completed", "")
+    log.info("run folder: %s", run.folder)
+    return run.folder
+
+
+def _train(grid: MessageGrid, banks: Mapping[str, int], run: OpenRun, events: EventWriter, started: float) -> None:
+    config, folder = run.config, run.folder
+    events.write(
+        "run_start",
+        run=folder.name,
+        model=config.model.name,
+        peft=config.peft.method,
+        strategy=config.strategy.name,
+        rounds=config.num_server_rounds,
+        banks=sorted(banks),
+        run_dir=str(folder),
+        mode="federated",
+        process=os.getpid(),
+        resumed_after_round=run.checkpoint.round if run.checkpoint else None,
+    )
+    events.write("phase", name="loading model")
+    session = get_session(config)
+    events.write("trainable", parameters=session.layout.size, load_s=session.load_s)
+    board = TensorBoardWriter(folder, log.warning)
+    state = _first_state(run, session)
+    if run.checkpoint is None:
+        _, _, files, _ = test_rows(config)
+        write_manifest(folder, config, files)
+    if config.evaluation.base and not (folder / "eval" / "base" / "metrics.json").is_file():
+        events.write("phase", name="evaluating base")
+        write_adapter(session.model, initial_adapter(session, config))
+        evaluate(session, config, "base", folder, events.write)
+    if run.checkpoint is None:
+        save_checkpoint(folder, Checkpoint(0, session.layout.id, {"adapter": state.adapter}, {}))
+    events.write("phase", name="training")
+    while state.round < config.num_server_rounds:
+        state = _one_round(grid, banks, run, session, state, events, board)
+    save_adapter(folder / "adapters" / "final", state.adapter, session.layout, config.peft, config.model)
+    if config.evaluation.benchmarks != ("none",):
+        events.write("phase", name="evaluating final")
+        write_adapter(session.model, state.adapter)
+        board.add_scores(evaluate(session, config, "final", folder, events.write)["scores"], state.round)
+    board.close()
+
+
+def _first_state(run: OpenRun, session: Session) -> RoundState:
+    if run.checkpoint is None:
+        return RoundState(0, initial_adapter(session, run.config), {})
+    if run.checkpoint.layout_id != session.layout.id:
+        raise UserError(f"The checkpoint in {run.folder} belongs to another adapter. Start the run anew.")
+    arrays = dict(run.checkpoint.arrays)
+    return RoundState(run.checkpoint.round, arrays.pop("adapter"), arrays)
+
+
+def _one_round(
+    grid: MessageGrid,
+    banks: Mapping[str, int],
+    run: OpenRun,
+    session: Session,
+    state: RoundState,
+    events: EventWriter,
+    board: TensorBoardWriter,
+) -> RoundState:
+    config, folder = run.config, run.folder
+    number = state.round + 1
+    events.write("round_start", round=number)
+
+    def on_bank(entry: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
+        seconds = timing.get("train_s") or 0.0
+        events.write(
+            "bank_done",
+            round=number,
+            **{key: entry[key] for key in ("bank", "status", "reason", "rows", "train_loss")},
+            rows_per_s=entry["rows"] / seconds if seconds else 0.0,
+            tokens_per_s=timing.get("tokens_per_s", 0.0),
+            seconds=seconds,
+        )
+
+    result = run_round(grid, banks, state, config, session.layout, run.run_id, on_bank)
+    state, line, timings = result.state, result.line, result.timings
+    label = f"round_{number:03d}"
+    line["adapter_sha256"] = adapter_checksum(state.adapter)
+    line["scores"] = {}
+    if config.evaluation.every and number % config.evaluation.every == 0 and number < config.num_server_rounds:
+        begun = time.monotonic()
+        write_adapter(session.model, state.adapter)
+        line["scores"] = evaluate(session, config, label, folder, events.write)["scores"]
+        timings["evaluate_s"] = time.monotonic() - begun
+    line["timings"] = timings
+    save_adapter(folder / "adapters" / label, state.adapter, session.layout, config.peft, config.model)
+    save_checkpoint(folder, Checkpoint(number, session.layout.id, {"adapter": state.adapter, **state.server}, line))
+    append_line(folder / "rounds.jsonl", line)
+    board.add_round(line)
+    events.write(
+        "round_done",
+        round=number,
+        **{key: line[key] for key in ("train_loss", "holdout_loss", "bytes_up", "bytes_down")},
+        seconds=timings["total_s"],
+    )
+    log.info(
+        "round %d of %d: loss %s, %.1f s", number, config.num_server_rounds, _shown(line["train_loss"]), timings["total_s"]
+    )
+    return state
+
+
+def finish(run: OpenRun, events: EventWriter, started: float, status: str, reason: str) -> None:
+    """Write result.json and the report, whatever happened, and tell the display."""
+    result = run_result(run, status, reason, time.monotonic() - started)
+    report = ""
+    try:
+        write_result(run.folder, result)
+        report = str(write_run_report([run.folder], run.folder / "report.html"))
+    except Exception as error:  # the run's own outcome must not be hidden by its report
+        log.exception("no report")
+        if status == "completed":
+            events.write("run_done", status="failed", reason=f"no report: {error}", run_dir=str(run.folder), report="")
+            raise
+    events.write("run_done", status=status, reason=reason, run_dir=str(run.folder), report=report)
+
+
+def _shown(loss: float | None) -> str:
+    return f"{loss:.4f}" if loss is not None and math.isfinite(loss) else "-"

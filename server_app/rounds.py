@@ -1,0 +1,265 @@
+"""Our own round loop on Flower's Grid: seeded sampling, quorum and deadline, one rejected bank at a time, checkpoints, resume.
+
+Why not `Strategy.start()`: it cannot resume, waits for ever for missing nodes, samples with the global generator, and one malformed
+reply ends the run (docs/adr/0002-own-round-loop.md).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from flwr.app import ConfigRecord, Message, RecordDict
+from numpy.typing import NDArray
+
+from fedfinlora.adapter import Layout, Vector
+from fedfinlora.config import Config, StrategyConfig
+from fedfinlora.errors import UserError
+from fedfinlora.runfolder import source_fingerprint
+from fedfinlora.seeds import generator
+from fedfinlora.wire import RejectedReply, Reply, TrainRequest, pack_request, unpack_reply
+from server_app.strategies import STEPS
+from server_app.strategies.fedavg import weighted_mean
+
+log = logging.getLogger("fedfinlora.server")
+POLL_S = 0.05
+
+
+class MessageGrid(Protocol):
+    """The part of `flwr.serverapp.Grid` that is used here."""
+
+    def get_node_ids(self) -> Any: ...
+    def push_messages(self, messages: Any) -> Any: ...
+    def pull_messages(self, message_ids: Any) -> Any: ...
+
+
+@dataclass(frozen=True)
+class RoundState:
+    """What passes from round to round."""
+
+    round: int
+    """Rounds done."""
+    adapter: Vector
+    """(size,) float32."""
+    server: Mapping[str, NDArray[np.float64]]
+    """The server rule's own vectors."""
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """A finished round: the next state, the line of rounds.jsonl and the timings that go under its "timings"."""
+
+    state: RoundState
+    line: dict[str, Any]
+    timings: dict[str, Any]
+
+
+OnBank = Callable[[Mapping[str, Any], Mapping[str, Any]], None]
+
+
+def roster(grid: MessageGrid, strategy: StrategyConfig, expected: int) -> dict[str, int]:
+    """Bank name -> node id of every connected bank, sorted by name.
+
+    Waits up to strategy.wait_s for `expected` banks. Raises UserError when too few are there, two share a name, or none runs the
+    server's code.
+    """
+    wanted = max(1, expected)
+    deadline = time.monotonic() + strategy.wait_s
+    while len(nodes := sorted(grid.get_node_ids())) < wanted:
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"{len(nodes)} of {wanted} banks are connected after {strategy.wait_s:g} s. "
+                "Start the missing banks, or lower strategy.min_banks, or raise strategy.wait_s."
+            )
+        time.sleep(POLL_S)
+    requests = {node: RecordDict({"request": ConfigRecord({"hello": "fedfinlora"})}) for node in nodes}
+    banks: dict[str, int] = {}
+    refusals: list[str] = []
+    for node, reply in collect(grid, requests, "query", strategy.wait_s):
+        if reply is None or reply.has_error():
+            refusals.append(f"node {node} did not answer")
+            continue
+        head = reply.content.config_records.get("reply", ConfigRecord({}))
+        name = str(head.get("bank", node))
+        if head.get("status") != "ok":
+            refusals.append(f"{name}: {head.get('reason', 'error')}")
+        elif head.get("source-sha256") != source_fingerprint():
+            refusals.append(f"{name}: runs another version of the code")
+        elif name in banks:
+            raise UserError(f'Two connected banks are called {name!r}. Give each its own name in its node config: bank="…".')
+        else:
+            banks[name] = node
+    for refusal in refusals:
+        log.warning("left out: %s", refusal)
+    if len(banks) < max(1, strategy.quorum):
+        raise UserError(f"{len(banks)} usable banks, strategy.quorum={strategy.quorum}. {'; '.join(refusals)}")
+    return dict(sorted(banks.items()))
+
+
+def draw(banks: Sequence[str], strategy: StrategyConfig, seed: int, round_number: int) -> list[str]:
+    """The banks of one round: a seeded sample of fraction_train, at least the quorum, sorted by name."""
+    count = max(strategy.quorum, math.ceil(strategy.fraction_train * len(banks)))
+    count = min(count, len(banks))
+    chosen = generator(seed, "sampling", round_number).permutation(len(banks))[:count]
+    return sorted(banks[index] for index in chosen)
+
+
+def collect(
+    grid: MessageGrid, contents: Mapping[int, RecordDict], message_type: str, deadline_s: float, group: str = ""
+) -> list[tuple[int, Message | None]]:
+    """Send one message to each node and return (node, reply) as they come; None for those still silent at the deadline (0 = none)."""
+    return list(exchange(grid, contents, message_type, deadline_s, group))
+
+
+def exchange(
+    grid: MessageGrid, contents: Mapping[int, RecordDict], message_type: str, deadline_s: float, group: str = ""
+) -> Any:
+    """The generator behind `collect`."""
+    started = time.monotonic()
+    messages = [Message(content, node, message_type, group_id=group) for node, content in contents.items()]
+    ids = list(grid.push_messages(messages))
+    waiting = {str(message_id): node for message_id, node in zip(ids, contents, strict=False)}
+    while waiting and not (deadline_s and time.monotonic() - started > deadline_s):
+        replies = list(grid.pull_messages(list(waiting)))
+        for reply in replies:
+            node = waiting.pop(str(reply.metadata.reply_to_message_id), None)
+            if node is not None:  # a second answer to the same message, or one nobody asked for, is not looked at
+                yield node, reply
+        if not replies:
+            time.sleep(POLL_S)
+    for node in waiting.values():
+        yield node, None
+    for node in list(contents)[len(ids) :]:
+        yield node, None
+
+
+def run_round(
+    grid: MessageGrid,
+    banks: Mapping[str, int],
+    state: RoundState,
+    config: Config,
+    layout: Layout,
+    run_id: str,
+    on_bank: OnBank | None = None,
+) -> RoundResult:
+    """Send the adapter, gather and check the deltas, and take the server's step.
+
+    Raises UserError when fewer than strategy.quorum replies are usable; `state` is then unchanged and the run can be resumed.
+    """
+    started = time.monotonic()
+    number = state.round + 1
+    strategy = config.strategy
+    drawn = draw(sorted(banks), strategy, config.seed, number)
+    content = pack_request(TrainRequest(config, run_id, number, layout.id, source_fingerprint(), state.adapter))
+    names = {banks[name]: name for name in drawn}
+    replies: dict[str, Reply] = {}
+    entries: dict[str, dict[str, Any]] = {}
+    bank_timings: dict[str, dict[str, float]] = {}
+    bytes_down = state.adapter.nbytes
+    for node, message in exchange(grid, {banks[name]: content for name in drawn}, "train", strategy.deadline_s, str(number)):
+        name = names[node]
+        entry, timing = _blank_entry(name, bytes_down), {"reply_s": time.monotonic() - started}
+        try:
+            reply = _check(message, name, layout, strategy)
+            replies[name] = reply
+            entry |= _ok_entry(reply)
+            train_s = reply.figures.train_s
+            timing |= {"train_s": train_s, "tokens_per_s": reply.figures.tokens / train_s if train_s > 0 else 0.0}
+        except RejectedReply as rejection:
+            entry |= {"status": _status_of(rejection.code), "code": rejection.code, "reason": str(rejection)}
+            log.warning("round %d: %s left out (%s): %s", number, name, rejection.code, rejection)
+        entries[name], bank_timings[name] = entry, timing
+        if on_bank is not None:
+            on_bank(entry, timing)
+    collected = time.monotonic()
+    if len(replies) < strategy.quorum:
+        reasons = "; ".join(f"{name}: {entries[name]['reason']}" for name in sorted(entries) if name not in replies)
+        raise UserError(
+            f"Round {number}: {len(replies)} of {len(drawn)} replies are usable, strategy.quorum={strategy.quorum}. {reasons}"
+        )
+    following, update_norm = take_step([replies[name] for name in sorted(replies)], state, strategy)
+    line = {
+        "round": number,
+        "status": "ok",
+        "banks": [entries[name] for name in sorted(entries)],
+        "train_loss": _weighted(replies.values(), "train_loss", "answer_tokens"),
+        "holdout_loss": _weighted(replies.values(), "holdout_loss", "holdout_rows"),
+        "update_norm": update_norm,
+        "bytes_up": sum(entry["bytes_up"] for entry in entries.values()),
+        "bytes_down": sum(entry["bytes_down"] for entry in entries.values()),
+    }
+    timings = {
+        "total_s": time.monotonic() - started,
+        "train_s": collected - started,
+        "aggregate_s": time.monotonic() - collected,
+        "banks": dict(sorted(bank_timings.items())),
+    }
+    return RoundResult(following, line, timings)
+
+
+def take_step(replies: Sequence[Reply], state: RoundState, strategy: StrategyConfig) -> tuple[RoundState, float]:
+    """The server's step from checked replies in a fixed order: the next state and the norm of the step. UserError if not finite."""
+    weights = [float(reply.figures.rows) if strategy.weighting == "rows" else 1.0 for reply in replies]
+    mean_delta = weighted_mean([reply.delta for reply in replies], weights)
+    step, server = STEPS[strategy.name](mean_delta, state.server, strategy)
+    adapter = (state.adapter.astype(np.float64) + step).astype(np.float32)
+    if not np.isfinite(adapter).all():
+        raise UserError(f"Round {state.round + 1} gives an adapter that is not finite. Lower strategy.server_learning_rate.")
+    return RoundState(state.round + 1, adapter, server), float(np.linalg.norm(step))
+
+
+def _check(message: Message | None, name: str, layout: Layout, strategy: StrategyConfig) -> Reply:
+    if message is None:
+        raise RejectedReply("late", f"No reply within strategy.deadline_s={strategy.deadline_s:g} s.")
+    if message.has_error():
+        raise RejectedReply("crashed", f"The bank's process failed (Flower error {message.error.code}).")
+    reply = unpack_reply(message.content, layout, strategy.max_update_norm)
+    if reply.bank != name:
+        raise RejectedReply("malformed", "The reply names another bank.")
+    return reply
+
+
+def _status_of(code: str) -> str:
+    if code == "late":
+        return "late"
+    return "rejected" if code in ("layout", "malformed", "not-finite", "no-rows", "norm") else "error"
+
+
+def _blank_entry(name: str, bytes_down: int) -> dict[str, Any]:
+    return {
+        "bank": name, "status": "error", "code": "", "reason": "", "rows": 0, "steps": 0, "tokens": 0, "answer_tokens": 0,
+        "train_loss": None, "holdout_loss": None, "holdout_rows": 0, "delta_norm": None, "bytes_up": 0, "bytes_down": bytes_down,
+    }  # fmt: skip
+
+
+def _ok_entry(reply: Reply) -> dict[str, Any]:
+    figures = reply.figures
+    measured = math.isfinite(figures.holdout_loss)
+    return {
+        "status": "ok",
+        "rows": figures.rows,
+        "steps": figures.steps,
+        "tokens": figures.tokens,
+        "answer_tokens": figures.answer_tokens,
+        "train_loss": figures.train_loss,
+        "holdout_loss": figures.holdout_loss if measured else None,
+        "holdout_rows": figures.holdout_rows if measured else 0,
+        "delta_norm": reply.delta_norm,
+        "bytes_up": reply.delta.nbytes,
+    }
+
+
+def _weighted(replies: Any, value: str, weight: str) -> float | None:
+    """Mean of a figure over the replies that have it, weighted by another figure; None when nobody has it."""
+    pairs = [
+        (getattr(reply.figures, value), getattr(reply.figures, weight))
+        for reply in sorted(replies, key=lambda reply: reply.bank)
+        if math.isfinite(getattr(reply.figures, value)) and getattr(reply.figures, weight) > 0
+    ]
+    total = sum(count for _, count in pairs)
+    return sum(number * count for number, count in pairs) / total if total else None

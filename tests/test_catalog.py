@@ -1,0 +1,129 @@
+"""The catalogue: complete, transcribed without slips, and clear when asked for something that does not exist."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data.catalog import (
+    BENCHMARKS,
+    GROUPS,
+    PUBLISHED_COLUMNS,
+    PUBLISHED_FEDERATED,
+    PUBLISHED_FEDERATED_TASKS,
+    PUBLISHED_OVERALL,
+    classify_merged,
+    merged_files,
+    select,
+)
+from eval.parsers import PARSERS
+from fedfinlora.errors import ConfigError
+
+REAL_ROWS = Path(__file__).resolve().parents[2] / "shared" / "data" / "finlora"
+
+
+def test_there_are_nineteen_benchmarks_in_four_groups() -> None:
+    assert len(BENCHMARKS) == 19
+    assert {group: sum(b.group == group for b in BENCHMARKS.values()) for group in GROUPS} == {
+        "general": 6,
+        "certificate": 4,
+        "reporting": 3,
+        "analysis": 6,
+    }
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS.values(), ids=list(BENCHMARKS))
+def test_every_entry_is_complete(benchmark) -> None:
+    assert benchmark.group in GROUPS
+    assert benchmark.parser in PARSERS
+    assert benchmark.scorer in ("exact", "number", "tag_list", "bertscore")
+    assert benchmark.budget_tokens in (10, 20, 30, 50, 100)
+    assert list(benchmark.published) == list(PUBLISHED_COLUMNS)
+    assert all((score.accuracy is None) == (benchmark.scorer == "bertscore") for score in benchmark.published.values())
+    assert all(0 < score.f1 < 1 for score in benchmark.published.values())
+    assert benchmark.source
+    assert benchmark.licence
+    assert benchmark.best_other_name
+
+
+@pytest.mark.parametrize("column", [column for column in PUBLISHED_COLUMNS if column != "best_other"])
+def test_published_overall_is_the_mean_of_the_published_table(column) -> None:
+    scores = [100 * s.f1 if s.accuracy is None else s.accuracy for s in (b.published[column] for b in BENCHMARKS.values())]
+    assert sum(scores) / 19 == pytest.approx(PUBLISHED_OVERALL[column], abs=0.006)
+
+
+def test_published_federated_mean_is_the_mean_of_its_tasks() -> None:
+    federated = PUBLISHED_FEDERATED["federated"]
+    assert sum(federated[task] for task in PUBLISHED_FEDERATED_TASKS) / 4 == pytest.approx(federated["mean"], abs=0.006)
+
+
+def test_file_names_are_unique() -> None:
+    stems = [stem for b in BENCHMARKS.values() for stem in (b.test_file, *b.train_files)] + list(merged_files())
+    assert len(stems) == len(set(stems))
+    assert merged_files() == {
+        "finlora_sentiment_train": ("fpb", "fiqa", "tfns", "nwgi"),
+        "xbrl_extract_train": (
+            "xbrl_tags_extract",
+            "xbrl_value_extract",
+            "xbrl_formula_extract",
+            "xbrl_formula_calc_extract",
+        ),
+    }
+
+
+def test_select_expands_groups_and_keeps_table_order() -> None:
+    assert len(select(["all"])) == 19
+    assert select(["none"]) == ()
+    assert [b.key for b in select(["reporting", "fpb", "xbrl_finer"])] == ["fpb", "xbrl_finer", "xbrl_fnxl", "xbrl_term"]
+
+
+def test_select_names_what_is_valid() -> None:
+    with pytest.raises(ConfigError, match=r"Unknown benchmark 'fbp'. Did you mean 'fpb'\? Choose one of: .*certificate.*fiqa"):
+        select(["fbp"])
+    with pytest.raises(ConfigError, match="stands alone"):
+        select(["none", "fpb"])
+
+
+@pytest.mark.parametrize(
+    ("context", "target", "key"),
+    [
+        ("Instruction: ... {strong negative/neutral}.\nInput: a tweet\nAnswer: ", "neutral", "nwgi"),
+        ("Instruction: Sentiment?\nInput: x\nAnswer: ", "mildly positive", "nwgi"),
+        ("Instruction: the sentiment of this tweet?\nInput: x\nAnswer: ", "neutral", "tfns"),
+        ("Instruction: the sentiment of this news?\nInput: he wrote a tweet\nAnswer: ", "neutral", "fpb"),
+    ],
+)
+def test_merged_sentiment_rows_are_told_apart_by_the_instruction_only(context, target, key) -> None:
+    assert classify_merged("finlora_sentiment_train", context, target) == key
+
+
+@pytest.mark.parametrize(
+    ("target", "key"),
+    [
+        ("us-gaap:Assets", "xbrl_tags_extract"),
+        ("-12.0", "xbrl_value_extract"),
+        ("us-gaap:Assets / us-gaap:Liabilities", "xbrl_formula_extract"),
+        ("(7 - 2) / 3", "xbrl_formula_calc_extract"),
+    ],
+)
+def test_merged_xbrl_rows_without_an_example_go_by_the_target(target, key) -> None:
+    assert classify_merged("xbrl_extract_train", "Question: ?\nAnswer:", target) == key
+
+
+def test_classify_merged_refuses_other_files() -> None:
+    with pytest.raises(ConfigError, match="merged train file 'fpb_train'"):
+        classify_merged("fpb_train", "", "")
+
+
+def test_real_merged_rows_are_told_apart() -> None:
+    if not REAL_ROWS.is_dir():
+        pytest.skip(f"no real rows at {REAL_ROWS}")
+    exact = {"nwgi": "nwgi", "tfns": "tfns", "fpb": "fpb", **{key: key for key in merged_files()["xbrl_extract_train"]}}
+    for key, expected in exact.items():
+        benchmark = BENCHMARKS[key]
+        with (REAL_ROWS / "train" / f"{benchmark.train_files[0]}.jsonl").open() as lines:
+            rows = [json.loads(line) for line, _ in zip(lines, range(200), strict=False)]
+        found = {classify_merged(benchmark.merged_train_file, row["context"], row["target"]) for row in rows}
+        assert found == {expected}, key

@@ -1,0 +1,475 @@
+"""Parsers, honest scoring and FinLoRA's rules: hand-checked answers, an independent oracle, and real rows where there are some."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.catalog import BENCHMARKS
+from data.rows import Row
+from eval.parsers import (
+    PARSERS,
+    parse_choice,
+    parse_collapsed_sentiment,
+    parse_formula,
+    parse_label,
+    parse_number,
+    parse_tag,
+    parse_tag_list,
+    parse_text,
+)
+from eval.records import score_rows
+from eval.scoring import finlora_labels, finlora_output, finlora_pieces, finlora_scores, score_row
+
+ROOT = Path(__file__).resolve().parents[1]
+REAL_ROWS = ROOT.parent / "shared" / "data" / "finlora"
+SENTIMENT = ("negative", "neutral", "positive")
+SCORED = [key for key, benchmark in BENCHMARKS.items() if benchmark.scorer != "bertscore"]
+
+
+# --- parsers ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("positive", "positive"),
+        (" Positive.\n\nInput: more, negative", "positive"),
+        ("The answer is NEGATIVE, not positive", "negative"),
+        ("**neutral**", "neutral"),
+        ("positively glowing", None),
+        ("non-negative growth", None),
+        ("- negative", "negative"),
+        ("", None),
+        ("poſitive", "positive"),
+        ("pos", None),
+    ],
+)
+def test_label_is_the_first_whole_word(text, answer) -> None:
+    assert parse_label(text, SENTIMENT) == answer
+
+
+def test_longest_label_wins_where_two_start_together() -> None:
+    labels = ("mild", "mild negative", "negative")
+    assert parse_label("mild negative", labels) == "mild negative"
+    assert parse_label("negative, mild", labels) == "negative"
+    assert parse_label("no", ("Yes", "No")) == "No"
+    assert parse_label("nothing", ("Yes", "No")) is None
+    assert parse_label("x", ()) is None
+
+
+def test_nwgi_is_collapsed_to_three() -> None:
+    answers = [parse_collapsed_sentiment(label, ()) for label in BENCHMARKS["nwgi"].labels]
+    assert answers == ["negative"] * 3 + ["neutral"] + ["positive"] * 3
+    assert parse_collapsed_sentiment("mild", ()) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("A", "A"),
+        ("B.", "B"),
+        ("(C)", "C"),
+        ("[D]", "D"),
+        ("**C**", "C"),
+        ("b)", "B"),
+        ("D) 5 percent", "D"),
+        ("A\nExplanation: B is wrong.", "A"),
+        ("A. The firm must disclose", "A"),
+        ("Answer: D", "D"),
+        ("Answer: c", "C"),
+        ("The correct answer is option B", "B"),
+        ("The answer is A because of the rule", "A"),
+        ("It must be (C), I think", "C"),
+        ("Because of the rule, B.", "B"),
+        ("A company issues bonds", None),
+        ("a firm", None),
+        ("The answer is a firm", None),
+        ("A and B", None),
+        ("Neither A, nor B.", None),
+        ("Series B preferred stock", None),
+        ("E", None),
+        ("Apple", None),
+        ("", None),
+    ],
+)
+def test_choice_is_a_letter_and_never_an_article(text, answer) -> None:
+    assert parse_choice(text, ("A", "B", "C", "D")) == answer
+
+
+def test_choice_knows_only_the_letters_on_offer() -> None:
+    assert parse_choice("D", ("A", "B", "C")) is None
+    assert parse_choice("A", ()) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("5.0", 5.0),
+        (" 1,234,567.89 USD", 1234567.89),
+        ("$37,161.62", 37161.62),
+        ("USD 5", 5.0),
+        ("-5.0", -5.0),
+        ("−3", -3.0),
+        ("-$3.50", -3.5),
+        ("$-3.50", -3.5),
+        ("(5,000)", -5000.0),
+        ("($ 1.5 million)", -1.5e6),
+        ("(5", 5.0),
+        ("12.5 %", 12.5),
+        ("1.2e3", 1200.0),
+        ("1E-2", 0.01),
+        ("3.1 × 10^2", 310.0),
+        ("2 billion dollars", 2e9),
+        ("7bn", 7e9),
+        ("7 b", 7.0),
+        (".5", 0.5),
+        ("5.", 5.0),
+        ("12,34,567", 1234567.0),
+        ("1, 2, 3", 1.0),
+        ("FV = 2 × (1 + 3)^2 = 32.00", 32.0),
+        ("x = unknown, 4", 4.0),
+        ("between 10-20", 10.0),
+        ("- 5 apples", 5.0),
+        ("about\n7", 7.0),
+        ("us-gaap:Tag1", None),
+        ("FY2023", None),
+        ("none", None),
+        ("1e999", None),
+        ("9" * 400, None),
+        ("1 x 10^9999", None),
+        ("", None),
+    ],
+)
+def test_number(text, answer) -> None:
+    assert parse_number(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("us-gaap:NetIncomeLoss", "netincomeloss"),
+        ("US-GAAP: NetIncomeLoss.", "netincomeloss"),
+        ("us_gaap_NetIncomeLoss", "netincomeloss"),
+        ("NetIncomeLoss", "netincomeloss"),
+        ("Assets\n\nQuestion: and us-gaap:Goodwill?", "goodwill"),
+        ("`Assets`", "assets"),
+        ("The tag is us-gaap:Assets", "assets"),
+        ("<us-gaap:Assets>5</>", "assets"),
+        ("total assets", None),
+        ("21276000000.0", None),
+        ("", None),
+    ],
+)
+def test_tag(text, answer) -> None:
+    assert parse_tag(text) == answer
+
+
+def test_tag_list_keeps_positions() -> None:
+    assert parse_tag_list("DebtInstrumentFaceAmount,Revenues, us-gaap:Goodwill") == [
+        "debtinstrumentfaceamount",
+        "revenues",
+        "goodwill",
+    ]
+    assert parse_tag_list("Revenues,,\nGoodwill") == ["revenues", None, "goodwill"]
+    assert parse_tag_list("1. NetIncomeLoss\n2. GrossProfit") == ["netincomeloss", "grossprofit"]
+    assert parse_tag_list(", ,") is None
+    assert parse_tag_list("") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("us-gaap:A / us-gaap:B", "a/b"),
+        ("((US-GAAP:A - B) / us-gaap:C)", "(a-b)/c"),
+        ("(us-gaap:A / us-gaap:B) × 100", "(a/b)*100"),
+        ("us-gaap:A / us-gaap:B * 100", "a/b*100"),
+        ("(us-gaap:A - us-gaap:B) / (us-gaap:C - us-gaap:D)", "(a-b)/(c-d)"),
+        ("Margin = us-gaap:A / us-gaap:B.", "a/b"),
+        ("The formula is\nus-gaap:A / us-gaap:B\nor another", "a/b"),
+        ("us-gaap:A / us-gaap:B) * 100", "a/b)*100"),
+        ("us-gaap:A / us-gaap:B *", "a/b*"),
+        ("$1,000 / 3.0", "1000/3"),
+        ("(15814000000 / 21252000000) * 100 = 74", "(15814000000/21252000000)*100"),
+        ("-5 / 3", "-5/3"),
+        ("us-gaap:Assets", "assets"),
+        ("42", "42"),
+        ("I do not know", None),
+        ("year-end cash / total", None),
+        ("()", None),
+        ("", None),
+    ],
+)
+def test_formula(text, answer) -> None:
+    assert parse_formula(text) == answer
+
+
+def test_text_needs_a_word() -> None:
+    assert parse_text(" An amount. ") == "An amount."
+    assert parse_text(" \n") is None
+    assert parse_text("...") is None
+
+
+@pytest.mark.parametrize("name", PARSERS)
+@given(text=st.text(alphabet=st.one_of(st.characters(), st.sampled_from("ABab0123456789.,()-+*/= \n$%:us-gaap")), max_size=60))
+def test_no_text_breaks_a_parser(name, text) -> None:
+    PARSERS[name](text, ("A", "B", "Yes", "No"))
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_a_written_number_is_read_back(value) -> None:
+    assert parse_number(repr(value)) == value
+
+
+# --- honest scoring -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "target", "output", "correct"),
+    [
+        ("fpb", "positive", "The sentiment is positive", True),
+        ("fpb", "positive", "negative", False),
+        ("fpb", "positive", "up", False),
+        ("nwgi", "mildly positive", "strong positive", True),
+        ("headline", "No", "no.", True),
+        ("cfa_level1", "C", "(C) because", True),
+        ("xbrl_tags_extract", "us-gaap:Assets", "us-gaap:assets", True),
+        ("xbrl_tags_extract", "us-gaap:Assets", "us-gaap:AssetsCurrent", False),
+        ("xbrl_tags_extract", "21276000000.0", "21276000000.0", True),
+        ("xbrl_tags_extract", "21276000000.0", "us-gaap:Assets", False),
+        ("xbrl_value_extract", "15.0", "15", True),
+        ("xbrl_value_extract", "15.0", "5.0", False),
+        ("xbrl_formula_extract", "us-gaap:A / us-gaap:B", "(us-gaap:A/us-gaap:B)", True),
+        ("xbrl_formula_extract", "(us-gaap:A / us-gaap:B) * 100", "us-gaap:A / us-gaap:B", False),
+        ("xbrl_finer", "AbcDef,Revenues", "AbcDef, Revenues, Goodwill", True),
+        ("xbrl_finer", "AbcDef,Revenues", "Revenues,AbcDef", False),
+    ],
+)
+def test_honest_verdicts(key, target, output, correct) -> None:
+    assert score_row(BENCHMARKS[key], target, output).correct is correct
+
+
+def test_number_tolerance_is_relative_and_exactness_is_reported() -> None:
+    benchmark = BENCHMARKS["formula"]
+    inside = score_row(benchmark, "10000.0", "10,000.99")
+    assert (inside.correct, inside.exact) == (True, False)
+    assert score_row(benchmark, "10000.0", "10001.01").correct is False
+    assert score_row(benchmark, "10000.0", "$10,000").exact is True
+    assert score_row(benchmark, "0.0", "0.0001").correct is False
+    assert score_row(benchmark, "0.0", "0").correct is True
+    assert score_row(benchmark, "5.0", "unknown").exact is False
+
+
+def test_tags_are_judged_one_by_one() -> None:
+    score = score_row(BENCHMARKS["xbrl_finer"], "NetIncomeLoss,Revenues,Goodwill", "NetIncomeLoss,Assets")
+    assert score.tag_hits == (True, False, False)
+    assert score_row(BENCHMARKS["xbrl_finer"], "NetIncomeLoss,Revenues", "").tag_hits == (False, False)
+
+
+# --- FinLoRA's rules ----------------------------------------------------------------------------------------------------------
+
+
+@given(st.text(max_size=20), st.text(alphabet="Answer: \nx", max_size=30), st.sampled_from(["Answer:", "Answer: "]))
+def test_rule_3_on_the_generated_text_equals_the_rule_on_prompt_and_text(question, generated, ending) -> None:
+    prompt = question + ending
+    assert finlora_output(generated) == (prompt + generated).split("Answer:")[-1].strip()
+
+
+def test_rule_4_cuts_and_pads_to_the_target() -> None:
+    finer = BENCHMARKS["xbrl_finer"]
+    assert finlora_pieces(finer, "A,B ,C", " a\nb , c,d,e") == [("A", "ab"), ("B", "c"), ("C", "d")]
+    assert finlora_pieces(finer, "A,B,C", "a") == [("A", "a"), ("B", ""), ("C", "")]
+    assert finlora_pieces(BENCHMARKS["fpb"], "positive", "a, b") == [("positive", "a, b")]
+
+
+@pytest.mark.parametrize(
+    ("output", "correct", "ambiguous"),
+    [
+        ("positive", True, False),
+        ("It is POSITIVE, not negative", True, False),
+        ("negative or positive", False, False),
+        ("nonpositively", True, False),
+        ("up", False, False),
+        ("", False, False),
+    ],
+)
+def test_rule_5_takes_the_label_that_starts_first(output, correct, ambiguous) -> None:
+    judged = finlora_scores(BENCHMARKS["fpb"], ["positive", "negative", "neutral"], [output, "", ""])[0][0]
+    assert (judged.correct, judged.ambiguous) == (correct, ambiguous)
+
+
+def test_rule_5_knows_only_labels_that_are_targets() -> None:
+    assert finlora_labels(BENCHMARKS["fpb"], ["Positive", "negative", "positive"]) == ["negative", "positive"]
+    judged = finlora_scores(BENCHMARKS["fpb"], ["positive", "positive"], ["neutral, then positive", ""])
+    assert judged[0][0].correct
+
+
+def test_numbers_inside_numbers_follow_the_rule() -> None:
+    value = BENCHMARKS["xbrl_value_extract"]
+    judged = finlora_scores(value, ["5.0", "7.0"], ["15.0", "7"])
+    assert [row[0].correct for row in judged] == [True, False]
+    assert [score_row(value, target, output).correct for target, output in [("5.0", "15.0"), ("7.0", "7")]] == [False, True]
+
+
+def test_tie_goes_to_the_longest_label_and_is_counted() -> None:
+    tags = BENCHMARKS["xbrl_tags_extract"]
+    targets = ["us-gaap:Assets", "us-gaap:AssetsCurrent"]
+    long, short = finlora_scores(tags, targets, ["us-gaap:AssetsCurrent", "us-gaap:Assets"])
+    assert (long[0].correct, long[0].ambiguous) == (False, True)
+    assert (short[0].correct, short[0].ambiguous) == (False, False)
+    right = finlora_scores(tags, targets, ["us-gaap:Assets", "us-gaap:AssetsCurrent"])
+    assert [row[0].correct for row in right] == [True, True]
+    assert [row[0].ambiguous for row in right] == [False, True]
+
+
+def test_rule_8_collapses_nwgi() -> None:
+    judged = finlora_scores(BENCHMARKS["nwgi"], ["mildly negative", "neutral", "strong positive"], ["strong negative"] * 3)
+    assert [row[0].target for row in judged] == ["negative", "neutral", "positive"]
+    assert [row[0].correct for row in judged] == [True, False, False]
+
+
+def oracle(targets: list[str], texts: list[str], batched: bool) -> list[tuple[bool, bool]]:
+    """The rules written down a second time, differently: (correct, ambiguous) of each entry of the long list."""
+    wanted, given = [], []
+    for target, text in zip(targets, texts, strict=True):
+        answer = ("prompt Answer:" + text).rsplit("Answer:", 1)[1].strip()
+        if not batched:
+            wanted, given = [*wanted, target], [*given, answer]
+            continue
+        pieces = [p.strip().replace("\n", "") for p in answer.split(",")]
+        goals = [p.strip().replace("\n", "") for p in target.split(",")]
+        for place, goal in enumerate(goals):
+            wanted.append(goal)
+            given.append(pieces[place] if place < len(pieces) else "")
+    labels = {target.lower() for target in wanted}
+    verdicts = []
+    for goal, answer in zip(wanted, given, strict=True):
+        for start in range(len(answer) + 1):
+            here = [label for label in labels if answer.lower().startswith(label, start)]
+            if here:
+                verdicts.append((max(here, key=len) == goal.lower(), len(here) > 1))
+                break
+        else:
+            verdicts.append((False, False))
+    return verdicts
+
+
+def test_rules_agree_with_an_independent_writing_of_them() -> None:
+    draw = random.Random(0)
+    words = ["Ab", "AbC", "ab", "b", "5.0", "15.0", "Answer:", ",", " ", "\n", "C", ""]
+    for _ in range(2000):
+        n = draw.randint(1, 4)
+        targets = ["".join(draw.choices(["Ab", "AbC", "b", "5.0", "15.0", ","], k=draw.randint(1, 3))) for _ in range(n)]
+        texts = ["".join(draw.choices(words, k=draw.randint(0, 6))) for _ in range(n)]
+        for key in ("fpb", "xbrl_finer"):
+            ours = [(p.correct, p.ambiguous) for row in finlora_scores(BENCHMARKS[key], targets, texts) for p in row]
+            assert ours == oracle(targets, texts, batched=key == "xbrl_finer"), (targets, texts)
+
+
+# --- records ------------------------------------------------------------------------------------------------------------------
+
+
+def rows_of(key: str, targets: list[str]) -> list[Row]:
+    return [Row(f"{key}/test/{i:06d}", key, f"Question {i}\nAnswer:", target) for i, target in enumerate(targets)]
+
+
+def test_records_carry_what_the_run_folder_promises() -> None:
+    records, metrics = score_rows(BENCHMARKS["fpb"], rows_of("fpb", ["positive", "neutral"]), ["Positive", "?"])
+    assert records[0] == {
+        "id": "fpb/test/000000",
+        "prompt_sha256": hashlib.sha256(b"Question 0\nAnswer:").hexdigest(),
+        "target": "positive",
+        "output": "Positive",
+        "parsed": "positive",
+        "correct": True,
+        "finlora_correct": True,
+        "finlora_ambiguous": False,
+    }
+    assert records[1]["parsed"] is None
+    assert (metrics["n"], metrics["unparsed"], metrics["accuracy"]) == (2, 1, 0.5)
+    json.dumps([records, metrics], allow_nan=False)
+
+
+def test_tag_records_count_tags_and_rows() -> None:
+    rows = rows_of("xbrl_finer", ["NetIncomeLoss,Revenues", "GrossProfit,Goodwill"])
+    records, metrics = score_rows(BENCHMARKS["xbrl_finer"], rows, ["NetIncomeLoss,Goodwill", "GrossProfit,Goodwill"])
+    assert [(r["correct"], r["tags_correct"], r["tags"]) for r in records] == [(False, 1, 2), (True, 2, 2)]
+    assert records[0]["parsed"] == ["netincomeloss", "goodwill"]
+    assert (metrics["n"], metrics["accuracy"], metrics["rows"], metrics["row_accuracy"]) == (4, 0.75, 2, 0.5)
+    assert (metrics["finlora_accuracy"], metrics["finlora_ambiguous"]) == (0.75, 0)
+
+
+def test_outputs_and_rows_have_to_match() -> None:
+    with pytest.raises(ValueError):
+        score_rows(BENCHMARKS["fpb"], rows_of("fpb", ["positive"]), [])
+
+
+def test_scores_do_not_depend_on_the_hash_seed() -> None:
+    program = """
+from data.catalog import BENCHMARKS
+from eval.scoring import finlora_scores, score_row
+targets = ["us-gaap:Assets", "us-gaap:AssetsCurrent", "us-gaap:A", "us-gaap:AssetsNet", "us-gaap:AssetsNetCurrent"]
+outputs = ["us-gaap:AssetsCurrent", "us-gaap:AssetsNetCurrent", "us-gaap:Ab", "us-gaap:AssetsNet", "Assets"]
+tags = BENCHMARKS["xbrl_tags_extract"]
+print(finlora_scores(tags, targets, outputs), [score_row(tags, *pair) for pair in zip(targets, outputs)])
+"""
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(printed) == 1
+
+
+def real_rows(key: str) -> list[Row]:
+    path = REAL_ROWS / "test" / f"{BENCHMARKS[key].test_file}.jsonl"
+    if not path.is_file():
+        pytest.skip(f"no real rows at {path}")
+    with path.open(encoding="utf-8") as file:  # not splitlines(): some rows hold U+2028
+        lines = [json.loads(line) for line in file]
+    return [Row(f"{key}/test/{i:06d}", key, line["context"], line["target"]) for i, line in enumerate(lines)]
+
+
+@pytest.mark.parametrize("key", SCORED)
+def test_perfect_outputs_on_real_rows_score_one(key) -> None:
+    rows = real_rows(key)
+    records, metrics = score_rows(BENCHMARKS[key], rows, [f" {row.target}\n" for row in rows])
+    assert all(record["correct"] and record["finlora_correct"] for record in records)
+    for figure in ("accuracy", "f1_macro", "f1_weighted", "finlora_accuracy", "finlora_f1"):
+        assert metrics[figure] == pytest.approx(1.0), figure
+    assert metrics["unparsed"] == 0
+
+
+@pytest.mark.parametrize("key", SCORED)
+def test_silent_outputs_on_real_rows_score_zero_and_are_unparsed(key) -> None:
+    rows = real_rows(key)
+    _, metrics = score_rows(BENCHMARKS[key], rows, [""] * len(rows))
+    assert (metrics["accuracy"], metrics["finlora_accuracy"], metrics["unparsed_share"]) == (0, 0, 1)
+    assert metrics["accuracy_ci95"][0] == 0
+
+
+def test_real_prompts_end_in_the_marker_of_their_benchmark() -> None:
+    for key in SCORED:
+        if BENCHMARKS[key].group == "certificate":
+            continue
+        marker = BENCHMARKS[key].answer_marker
+        assert all(row.prompt.rstrip().endswith(marker) for row in real_rows(key)), key
+        if marker == "Answer:":
+            assert all(
+                (row.prompt + row.target).split("Answer:")[-1].strip() == row.target.strip() for row in real_rows(key)
+            ), key
