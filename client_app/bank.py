@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -138,12 +139,14 @@ def train_round(request: TrainRequest, facts: BankFacts) -> tuple[Vector, str, F
     if request.source_sha256 != source_fingerprint():
         raise BankError("source", "the server's source hash differs from this bank's")
     config = request.config
+    started = time.monotonic()
     try:
         session = get_session(config)
     except UserError as error:
         raise BankError("model", str(error)) from error
     if request.layout_id != session.layout.id or request.adapter.shape != (session.layout.size,):
         raise BankError("layout", f"layout {request.layout_id} received, {session.layout.id} here")
+    load_s = time.monotonic() - started
     rows = bank_rows(config, facts, session.tokenizer)
     holdout_loss = _holdout_loss(request, rows, session)
     write_adapter(session.model, request.adapter)
@@ -169,6 +172,7 @@ def train_round(request: TrainRequest, facts: BankFacts) -> tuple[Vector, str, F
         holdout_rows=len(rows.holdout),
         holdout_loss=holdout_loss,
         train_s=result.wall_s,
+        load_s=load_s,
         bank_rows=len(rows.train),
     )
     log.info("%s: round %d, %d rows, loss %.4f, %.1f s", facts.name, request.round, result.rows, result.loss, result.wall_s)

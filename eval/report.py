@@ -20,7 +20,7 @@ def write_run_report(runs: Sequence[Path], output: Path) -> Path:
             benchmark.key,
             benchmark.title,
             benchmark.group,
-            {heading: tuple(benchmark.published[column]) for heading, column in PUBLISHED_HEADINGS.items()},
+            {heading: benchmark.published[column] for heading, column in PUBLISHED_HEADINGS.items()},
         )
         for benchmark in BENCHMARKS.values()
     ]

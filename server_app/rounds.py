@@ -84,7 +84,7 @@ def roster(grid: MessageGrid, strategy: StrategyConfig, expected: int) -> dict[s
         if reply is None or reply.has_error():
             refusals.append(f"node {node} did not answer")
             continue
-        head = reply.content.config_records.get("reply", ConfigRecord({}))
+        head: dict[str, Any] = dict(reply.content.config_records.get("reply", ConfigRecord({})))
         name = str(head.get("bank", node))
         if head.get("status") != "ok":
             refusals.append(f"{name}: {head.get('reason', 'error')}")
@@ -169,7 +169,7 @@ def run_round(
             replies[name] = reply
             entry |= _ok_entry(reply)
             train_s = reply.figures.train_s
-            timing |= {"train_s": train_s, "tokens_per_s": reply.figures.tokens / train_s if train_s > 0 else 0.0}
+            timing |= {"train_s": train_s, "load_s": reply.figures.load_s, "tokens_per_s": reply.figures.tokens / train_s if train_s > 0 else 0.0}
         except RejectedReply as rejection:
             entry |= {"status": _status_of(rejection.code), "code": rejection.code, "reason": str(rejection)}
             log.warning("round %d: %s left out (%s): %s", number, name, rejection.code, rejection)

@@ -61,7 +61,8 @@ def centralized(overrides: Sequence[str]) -> int:
         config = replace(
             config, run_name=f"{time.strftime('%Y%m%d-%H%M%S')}-{config.model.name}-{config.peft.method}-centralized"
         )
-    return _run(config, "centralized", "pooled", _pooled)
+    # A federation of one bank is the same as no federation, to the byte: the same name gives the same draws.
+    return _run(config, "centralized", "bank-0" if config.banks == 1 else "pooled", _pooled)
 
 
 def local(overrides: Sequence[str]) -> int:

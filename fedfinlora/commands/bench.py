@@ -1,0 +1,48 @@
+"""`bench NAME`: one measurement beside its reference, in one process run, as a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedfinlora.errors import choose
+from fedfinlora.runfolder import installed_versions, write_json
+
+Bench = Callable[[Sequence[str]], Mapping[str, Any]]
+
+
+def bench(words: Sequence[str], file: Path | None) -> int:
+    """Run the named benchmark; the first word is its name, the rest are overrides."""
+    name = words[0] if words and "=" not in words[0] else ""
+    run: Bench
+    if choose(name, ("train", "federation"), "benchmark") == "train":
+        from fedfinlora.commands.bench_train import bench_train
+
+        run = bench_train
+    else:
+        from fedfinlora.commands.bench_federation import bench_federation
+
+        run = bench_federation
+    figures = {"bench": name, **run(words[1:]), "machine": machine()}
+    print(json.dumps(figures, indent=2, ensure_ascii=False))
+    if file is not None:
+        write_json(file, figures)
+    return 0
+
+
+def machine() -> dict[str, Any]:
+    """What it ran on."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return {
+        "cpus": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "platform": platform.platform(),
+        "versions": installed_versions(("torch", "transformers", "peft", "bitsandbytes", "flwr")),
+    }
