@@ -151,9 +151,10 @@ def train_round(request: TrainRequest, facts: BankFacts) -> tuple[Vector, str, F
     holdout_loss = _holdout_loss(request, rows, session)
     write_adapter(session.model, request.adapter)
     folder = facts.state_folder / request.run / facts.name
-    optimizer = _load_state(folder, request.round) if config.train.optimizer_state == "keep" else None
+    keeps_moments = config.train.optimizer_state == "keep" and config.train.optimizer == "adamw"
+    optimizer = _load_state(folder, request.round) if keeps_moments else None
     steps = total_steps(len(rows.train), config.num_server_rounds, config.train)
-    stretch = stretch_of_round(request.round, config.num_server_rounds, steps)
+    stretch = stretch_of_round(request.round, config.num_server_rounds, steps, len(rows.train), config.train)
     try:
         result = train(session.model, rows.train, stretch, config.train, seed=config.seed, bank=facts.name, optimizer=optimizer)
     except UserError as error:
@@ -161,7 +162,7 @@ def train_round(request: TrainRequest, facts: BankFacts) -> tuple[Vector, str, F
     delta = read_adapter(session.model) - request.adapter
     if not np.isfinite(delta).all():
         raise BankError("diverged", "the trained adapter is not finite")
-    if config.train.optimizer_state == "keep":
+    if keeps_moments:
         _save_state(folder, request.round, result.optimizer)
     figures = Figures(
         rows=result.rows,

@@ -133,8 +133,12 @@ class PartitionConfig:
 class TrainConfig:
     """The local training loop, the same for a bank, for all rows pooled and for one bank alone."""
 
+    optimizer: str = "adamw"
+    """adamw, or sgd without momentum: FedAdam's bank side (Reddi et al. 2021), where the server does the adapting."""
+    sgd_learning_rate: float = 1.0
+    """The constant rate of optimizer=sgd: at 1.0 a delta of one step is the negative gradient."""
     learning_rate: float = 1e-3
-    """Peak of the schedule. FinLoRA's 1e-4 suits 8B models (train=finlora); the embedded 135M model wants more."""
+    """Peak of AdamW's schedule, at banks with optimizer=adamw and in the baselines always. FinLoRA's 1e-4 suits 8B models (train=finlora); the embedded 135M model wants more."""
     schedule: str = "cosine"
     """cosine or constant, over the whole run: a new round does not restart it."""
     warmup_steps: int = 10
@@ -145,7 +149,7 @@ class TrainConfig:
     clip_norm: float = 1.0
     """Largest L2 norm of a step's gradient over all trainable tensors; 0 = no clipping."""
     batch_rows: int = 16
-    """Rows of one optimiser step."""
+    """Rows of one optimiser step; 0 = whatever spreads `epochs` evenly over steps_per_round steps in each round."""
     batch_tokens: int = 2048
     """Most tokens in one forward pass; a step of more is accumulated, and its loss is the mean over all its answer tokens."""
     share_prefix: bool = True
@@ -155,7 +159,7 @@ class TrainConfig:
     proximal_mu: float = 0.0
     """FedProx (Li et al. 2020): adds mu/2 |w - w_global|^2 to the loss; 0 = off."""
     steps_per_round: int = 10
-    """Optimiser steps of each bank in each round. Not used when epochs is set."""
+    """Optimiser steps of each bank in each round. Not used when epochs and batch_rows are both set."""
     epochs: float = 0.0
     """Passes of each bank over its rows in the whole run, spread evenly over its rounds; 0 = use steps_per_round."""
     max_steps: int = 0
@@ -174,9 +178,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         choose(self.schedule, ("cosine", "constant"), "train.schedule")
         choose(self.optimizer_state, ("keep", "reset"), "train.optimizer_state")
-        for name in ("learning_rate", "batch_rows", "batch_tokens", "holdout_every"):
+        choose(self.optimizer, ("adamw", "sgd"), "train.optimizer")
+        for name in ("learning_rate", "sgd_learning_rate", "batch_tokens", "holdout_every"):
             _require(getattr(self, name) > 0, f"train.{name} must be above 0, not {getattr(self, name)}.")
         for name in [
+            "batch_rows",
             "warmup_steps",
             "weight_decay",
             "clip_norm",
@@ -190,6 +196,10 @@ class TrainConfig:
             _require(getattr(self, name) >= 0, f"train.{name} must be 0 or more, not {getattr(self, name)}.")
         for name in ("beta1", "beta2", "holdout_fraction"):
             _require(0 <= getattr(self, name) < 1, f"train.{name} must be in [0, 1), not {getattr(self, name)}.")
+        _require(
+            self.batch_rows > 0 or (self.epochs > 0 and self.steps_per_round > 0),
+            "train.batch_rows=0 spreads train.epochs over train.steps_per_round steps a round: set both above 0.",
+        )
         _require(
             self.steps_per_round > 0 or self.epochs > 0, "Nothing to train: set train.steps_per_round or train.epochs above 0."
         )
@@ -214,6 +224,12 @@ class StrategyConfig:
     """fedadam only."""
     tau: float = 1e-3
     """fedadam only: the adaptivity floor added to sqrt(v)."""
+    bias_correction: bool = False
+    """fedadam only: divide the moments by 1 - beta^t as Adam does (Kingma and Ba 2015). The paper does not."""
+    schedule: str = "constant"
+    """constant or cosine: how server_learning_rate goes over the rounds."""
+    warmup_rounds: int = 0
+    """Linear warm-up of server_learning_rate."""
     fraction_train: float = 1.0
     """Share of the connected banks drawn (seeded) for each round."""
     quorum: int = 1
@@ -230,13 +246,14 @@ class StrategyConfig:
     def __post_init__(self) -> None:
         choose(self.name, STRATEGIES, "strategy")
         choose(self.weighting, ("rows", "equal"), "strategy.weighting")
+        choose(self.schedule, ("constant", "cosine"), "strategy.schedule")
         _require(self.server_learning_rate > 0, "strategy.server_learning_rate must be above 0.")
         _require(0 < self.fraction_train <= 1, f"strategy.fraction_train must be in (0, 1], not {self.fraction_train}.")
         for name in ("momentum", "beta1", "beta2"):
             _require(0 <= getattr(self, name) < 1, f"strategy.{name} must be in [0, 1), not {getattr(self, name)}.")
         _require(self.tau > 0, f"strategy.tau must be above 0, not {self.tau}.")
         _require(self.quorum >= 1, f"strategy.quorum must be 1 or more, not {self.quorum}.")
-        for name in ("min_banks", "wait_s", "deadline_s", "max_update_norm"):
+        for name in ("warmup_rounds", "min_banks", "wait_s", "deadline_s", "max_update_norm"):
             _require(getattr(self, name) >= 0, f"strategy.{name} must be 0 or more, not {getattr(self, name)}.")
 
 

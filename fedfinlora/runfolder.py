@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedfinlora.config import Config, build, to_json, to_plain
+from fedfinlora.config import Config, build, to_plain
 from fedfinlora.errors import UserError
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
@@ -140,6 +141,7 @@ def write_manifest(run: Path, config: Config, data_files: Mapping[str, str]) -> 
         {
             "schema_version": 1,
             "versions": installed_versions(),
+            "command": typed_command(run),
             "python": platform.python_version(),
             "platform": platform.platform(),
             "cpus": os.cpu_count(),
@@ -217,14 +219,14 @@ def write_result(run: Path, values: Mapping[str, Any]) -> None:
     write_json(run / "result.json", {"schema_version": 1, **values, "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
 
 
-def command_line() -> str:
-    """How this process was started, for the report."""
-    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    if words[0] == "__main__.py":
-        words[0] = "python -m fedfinlora"
-    return " ".join(words)
+COMMAND_FILE = Path("state") / "command.txt"
 
 
-def config_json(config: Config) -> str:
-    """What the server sends to the banks."""
-    return to_json(config)
+def typed_command(run: Path) -> str:
+    """What the user typed: this process's own command, or, in a server that `simulate` started, what `simulate` noted."""
+    noted = run / COMMAND_FILE
+    if noted.is_file():
+        return noted.read_text("utf-8").strip()
+    if Path(sys.argv[0]).parent.name != "fedfinlora":
+        return ""
+    return shlex.join(["python", "-m", "fedfinlora", *sys.argv[1:]])

@@ -1,6 +1,6 @@
 """The one training loop: a bank in a round, all rows pooled, one bank alone.
 
-AdamW (Loshchilov and Hutter 2019) on the adapter, linear warm-up and cosine decay over the whole run, gradient accumulation by
+AdamW (Loshchilov and Hutter 2019) or SGD on the adapter, linear warm-up and cosine decay over the whole run, gradient accumulation by
 answer tokens, clipping, and FedProx's proximal term (Li et al. 2020, eq. 2). What a step sees depends only on the run's seed,
 the bank's name and the step's number, so a run that is interrupted goes on with the same bytes.
 """
@@ -40,6 +40,8 @@ class Stretch:
     first_step: int
     steps: int
     total_steps: int
+    rows_per_step: float
+    """Rows of a step; where it is no whole number, steps differ by one row."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ def total_steps(rows: int, rounds: int, config: TrainConfig) -> int:
 
     Raises UserError when train.max_steps allows fewer than one a round.
     """
-    steps = round(config.epochs * rows / config.batch_rows) if config.epochs > 0 else config.steps_per_round * rounds
+    by_epochs = config.epochs > 0 and config.batch_rows > 0
+    steps = round(config.epochs * rows / config.batch_rows) if by_epochs else config.steps_per_round * rounds
     if config.max_steps:
         steps = min(steps, config.max_steps)
         if config.max_steps < rounds:
@@ -83,43 +86,43 @@ def total_steps(rows: int, rounds: int, config: TrainConfig) -> int:
     return max(steps, rounds)
 
 
-def stretch_of_round(round_number: int, rounds: int, steps: int) -> Stretch:
-    """The steps of one round (from 1), the run's steps being spread evenly over its rounds."""
+def stretch_of_round(round_number: int, rounds: int, steps: int, rows: int, config: TrainConfig) -> Stretch:
+    """The steps of one round (from 1), the run's `steps` being spread evenly over its rounds, for a bank of `rows` rows."""
     first, end = (steps * done // rounds for done in (round_number - 1, round_number))
-    return Stretch(first, end - first, steps)
+    rows_per_step = float(config.batch_rows) if config.batch_rows else config.epochs * rows / steps
+    return Stretch(first, end - first, steps, rows_per_step)
 
 
-def learning_rate_at(step: int, total: int, config: TrainConfig) -> float:
-    """Linear warm-up, then cosine to zero at step `total` (SGDR without restarts; Loshchilov and Hutter 2017, eq. 5), or constant.
+def schedule_factor(step: int, total: int, warmup: int, schedule: str) -> float:
+    """Share of the peak rate at a step (from 0): linear warm-up, then constant, or cosine to zero at step `total`.
 
-    A warm-up never takes more than a tenth of a short run.
+    The cosine is SGDR's without restarts (Loshchilov and Hutter 2017, eq. 5). A warm-up takes at most a tenth of a run.
 
-    >>> config = TrainConfig(learning_rate=1.0, warmup_steps=2)
-    >>> [round(learning_rate_at(step, 20, config), 3) for step in (0, 1, 2, 11, 19)]
+    >>> [round(schedule_factor(step, 20, 2, "cosine"), 3) for step in (0, 1, 2, 11, 19)]
     [0.5, 1.0, 1.0, 0.5, 0.008]
     """
-    warmup = min(config.warmup_steps, total // 10)
+    warmup = min(warmup, total // 10)
     if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
-    if config.schedule == "constant":
-        return config.learning_rate
-    progress = (step - warmup) / max(1, total - warmup)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+        return (step + 1) / warmup
+    if schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def rows_of_step(step: int, rows: int, batch_rows: int, seed: int, bank: str) -> list[int]:
-    """Indices of the rows of one step: consecutive pieces of an endless stream of seeded permutations.
+def rows_of_step(step: int, rows: int, rows_per_step: float, seed: int, bank: str) -> list[int]:
+    """Indices of the rows of one step: consecutive pieces of an endless stream of seeded permutations, at least one row each.
 
-    A bank with fewer rows than `batch_rows` uses all of them in each step, once.
+    A bank with no more rows than a step wants uses all of them in each step, once.
     """
-    if rows <= batch_rows:
+    if rows <= rows_per_step:
         return list(range(rows))
+    position = math.floor(step * rows_per_step + 1e-9)
+    count = max(1, math.floor((step + 1) * rows_per_step + 1e-9) - position)
     indices: list[int] = []
-    position = step * batch_rows
-    while len(indices) < batch_rows:
+    while len(indices) < count:
         epoch, offset = divmod(position, rows)
         order = generator(seed, "row order", bank, epoch).permutation(rows)
-        piece = order[offset : offset + batch_rows - len(indices)].tolist()
+        piece = order[offset : offset + count - len(indices)].tolist()
         indices += piece
         position += len(piece)
     return indices
@@ -179,11 +182,9 @@ def train(
     device = next(model.parameters()).device
     parameters = list(trainable(model).values())
     anchor = [parameter.detach().clone() for parameter in parameters] if config.proximal_mu else []
-    adam = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay
-    )
-    if optimizer is not None:
-        _load_optimizer(adam, parameters, optimizer)
+    update = _optimizer(parameters, config)
+    if optimizer is not None and isinstance(update, torch.optim.AdamW):
+        _load_optimizer(update, parameters, optimizer)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
         model.enable_input_require_grads()  # type: ignore[operator]
@@ -195,7 +196,7 @@ def train(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for step in range(stretch.first_step, stretch.first_step + stretch.steps):
             torch.manual_seed(derive_seed(seed, "dropout", bank, step))
-            batch = [examples[index] for index in rows_of_step(step, len(examples), config.batch_rows, seed, bank)]
+            batch = [examples[index] for index in rows_of_step(step, len(examples), stretch.rows_per_step, seed, bank)]
             packs = packs_of_step(batch, config, device)
             step_answers = sum(len(pack.answer_ids) for pack in packs)
             step_loss = 0.0
@@ -211,10 +212,11 @@ def train(
                     parameter.grad.add_(parameter.detach() - start, alpha=config.proximal_mu)
             if config.clip_norm:
                 torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-            for group in adam.param_groups:
-                group["lr"] = learning_rate_at(step, stretch.total_steps, config)
-            adam.step()
-            adam.zero_grad(set_to_none=True)
+            if isinstance(update, torch.optim.AdamW):
+                factor = schedule_factor(step, stretch.total_steps, config.warmup_steps, config.schedule)
+                update.param_groups[0]["lr"] = config.learning_rate * factor
+            update.step()
+            update.zero_grad(set_to_none=True)
             losses.append(step_loss)
             loss_sum += step_loss * step_answers
             rows += len(batch)
@@ -232,7 +234,7 @@ def train(
         loss=loss_sum / answer_tokens if answer_tokens else math.nan,
         step_losses=tuple(losses),
         wall_s=time.monotonic() - started,
-        optimizer=_read_optimizer(adam, parameters),
+        optimizer=_read_optimizer(update, parameters),
     )
 
 
@@ -242,6 +244,15 @@ def _check_answers(examples: Sequence[Example]) -> None:
         raise UserError(
             f"{empty} of {len(examples)} rows have no tokens to learn from. Run `python -m fedfinlora data check ROOT`."
         )
+
+
+def _optimizer(parameters: Sequence[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    import torch
+
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=config.sgd_learning_rate, weight_decay=config.weight_decay)
+    betas = (config.beta1, config.beta2)
+    return torch.optim.AdamW(parameters, lr=config.learning_rate, betas=betas, weight_decay=config.weight_decay)
 
 
 def _load_optimizer(adam: torch.optim.AdamW, parameters: Sequence[nn.Parameter], state: OptimizerState) -> None:
@@ -262,15 +273,15 @@ def _load_optimizer(adam: torch.optim.AdamW, parameters: Sequence[nn.Parameter],
         )
 
 
-def _read_optimizer(adam: torch.optim.AdamW, parameters: Sequence[nn.Parameter]) -> OptimizerState:
+def _read_optimizer(update: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> OptimizerState:
     import numpy as np
     import torch
 
-    if not adam.state:
+    if not isinstance(update, torch.optim.AdamW) or not update.state:
         zeros = np.zeros(sum(parameter.numel() for parameter in parameters), np.float32)
         return OptimizerState(zeros, zeros.copy(), 0)
 
     def flat(key: str) -> Vector:
-        return torch.cat([adam.state[parameter][key].reshape(-1).float().cpu() for parameter in parameters]).numpy()
+        return torch.cat([update.state[parameter][key].reshape(-1).float().cpu() for parameter in parameters]).numpy()
 
-    return OptimizerState(flat("exp_avg"), flat("exp_avg_sq"), int(adam.state[parameters[0]]["step"]))
+    return OptimizerState(flat("exp_avg"), flat("exp_avg_sq"), int(update.state[parameters[0]]["step"]))

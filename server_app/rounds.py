@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +22,7 @@ from fedfinlora.config import Config, StrategyConfig
 from fedfinlora.errors import UserError
 from fedfinlora.runfolder import source_fingerprint
 from fedfinlora.seeds import generator
+from fedfinlora.training import schedule_factor
 from fedfinlora.wire import RejectedReply, Reply, TrainRequest, pack_request, unpack_reply
 from server_app.strategies import STEPS
 from server_app.strategies.fedavg import weighted_mean
@@ -169,7 +170,11 @@ def run_round(
             replies[name] = reply
             entry |= _ok_entry(reply)
             train_s = reply.figures.train_s
-            timing |= {"train_s": train_s, "load_s": reply.figures.load_s, "tokens_per_s": reply.figures.tokens / train_s if train_s > 0 else 0.0}
+            timing |= {
+                "train_s": train_s,
+                "load_s": reply.figures.load_s,
+                "tokens_per_s": reply.figures.tokens / train_s if train_s > 0 else 0.0,
+            }
         except RejectedReply as rejection:
             entry |= {"status": _status_of(rejection.code), "code": rejection.code, "reason": str(rejection)}
             log.warning("round %d: %s left out (%s): %s", number, name, rejection.code, rejection)
@@ -182,7 +187,7 @@ def run_round(
         raise UserError(
             f"Round {number}: {len(replies)} of {len(drawn)} replies are usable, strategy.quorum={strategy.quorum}. {reasons}"
         )
-    following, update_norm = take_step([replies[name] for name in sorted(replies)], state, strategy)
+    following, update_norm = take_step([replies[name] for name in sorted(replies)], state, strategy, config.num_server_rounds)
     line = {
         "round": number,
         "status": "ok",
@@ -202,11 +207,13 @@ def run_round(
     return RoundResult(following, line, timings)
 
 
-def take_step(replies: Sequence[Reply], state: RoundState, strategy: StrategyConfig) -> tuple[RoundState, float]:
-    """The server's step from checked replies in a fixed order: the next state and the norm of the step. UserError if not finite."""
+def take_step(replies: Sequence[Reply], state: RoundState, strategy: StrategyConfig, rounds: int) -> tuple[RoundState, float]:
+    """The server's step in one of `rounds` rounds, from checked replies in a fixed order: the next state and the norm of the step. UserError if not finite."""
     weights = [float(reply.figures.rows) if strategy.weighting == "rows" else 1.0 for reply in replies]
     mean_delta = weighted_mean([reply.delta for reply in replies], weights)
-    step, server = STEPS[strategy.name](mean_delta, state.server, strategy)
+    factor = schedule_factor(state.round, rounds, strategy.warmup_rounds, strategy.schedule)
+    now = replace(strategy, server_learning_rate=strategy.server_learning_rate * factor)
+    step, server = STEPS[strategy.name](mean_delta, state.server, now)
     adapter = (state.adapter.astype(np.float64) + step).astype(np.float32)
     if not np.isfinite(adapter).all():
         raise UserError(f"Round {state.round + 1} gives an adapter that is not finite. Lower strategy.server_learning_rate.")

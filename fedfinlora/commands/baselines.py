@@ -169,7 +169,15 @@ def _train(run: OpenRun, mode: str, bank: str, rows_of: Rows, events: EventWrite
         def on_step(step: StepReport) -> None:
             events.write("step", bank=bank, step=step.step, steps=step.steps, loss=step.loss, tokens_per_s=step.tokens_per_s)
 
-        result = _stretch(session, examples, stretch_of_round(number, rounds, steps), config, bank, optimizer, on_step)
+        result = _stretch(
+            session,
+            examples,
+            stretch_of_round(number, rounds, steps, len(examples), config.train),
+            config,
+            bank,
+            optimizer,
+            on_step,
+        )
         trained = read_adapter(session.model)
         line = _line(number, bank, result, holdout_loss, len(held_out), trained - adapter)
         # The server's arithmetic, so that one bank alone and a federation of one give the same bytes.
@@ -193,8 +201,10 @@ def _stretch(
     optimizer: OptimizerState | None,
     on_step: Callable[[StepReport], None],
 ) -> TrainResult:
+    # Without a server to do the adapting, a baseline's optimiser is AdamW, whatever the banks use.
+    pooled = replace(config.train, optimizer="adamw")
     kept = optimizer if config.train.optimizer_state == "keep" else None
-    return train(session.model, examples, stretch, config.train, seed=config.seed, bank=bank, optimizer=kept, on_step=on_step)
+    return train(session.model, examples, stretch, pooled, seed=config.seed, bank=bank, optimizer=kept, on_step=on_step)
 
 
 def _first_state(run: OpenRun, session: Session) -> tuple[Vector, OptimizerState | None, int]:

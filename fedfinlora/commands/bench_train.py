@@ -77,12 +77,21 @@ def bench_train(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _batch(config: Config, examples: Sequence[Example], step: int) -> list[Example]:
-    return [examples[index] for index in rows_of_step(step, len(examples), config.train.batch_rows, config.seed, "bench")]
+    return [
+        examples[index] for index in rows_of_step(step, len(examples), float(config.train.batch_rows), config.seed, "bench")
+    ]
 
 
 def _ours(session: Session, config: Config, examples: Sequence[Example], steps: int) -> tuple[float, list[float]]:
     write_adapter(session.model, initial_adapter(session, config))
-    result = train(session.model, examples, Stretch(0, steps, steps), config.train, seed=config.seed, bank="bench")
+    result = train(
+        session.model,
+        examples,
+        Stretch(0, steps, steps, float(config.train.batch_rows)),
+        config.train,
+        seed=config.seed,
+        bank="bench",
+    )
     return result.wall_s, list(result.step_losses)
 
 

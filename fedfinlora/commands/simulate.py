@@ -24,7 +24,16 @@ from fedfinlora.compose import PROJECT_ROOT, compose
 from fedfinlora.config import Config
 from fedfinlora.errors import UserError
 from fedfinlora.progress import ProgressDisplay, follow
-from fedfinlora.runfolder import new_run_folder, read_config, read_json, read_lines, write_bytes, write_result
+from fedfinlora.runfolder import (
+    COMMAND_FILE,
+    new_run_folder,
+    read_config,
+    read_json,
+    read_lines,
+    typed_command,
+    write_bytes,
+    write_result,
+)
 from fedfinlora.runs import OpenRun, check_same_configuration, run_result
 
 START_TIMEOUT_S = 120.0
@@ -36,6 +45,7 @@ def simulate(overrides: Sequence[str]) -> int:
     config, words = prepare(overrides)
     run = Path(config.resume) if config.resume else Path(config.output_dir) / config.run_name
     print(f"run folder: {run}", flush=True)
+    write_bytes(run / COMMAND_FILE, typed_command(run).encode())
     try:
         with _superlink(run) as link:
             run_id = link.start(config, words)
