@@ -43,6 +43,9 @@ class ModelConfig:
     """Branch, tag or commit of a Hugging Face id."""
     quantization: str = "nf4"
     """none, int8 (LLM.int8) or nf4 (4-bit NormalFloat with double quantization; Dettmers et al. 2023)."""
+    unpack: str = "auto"
+    """On a CPU: yes keeps nf4 weights as float32 copies of their 4-bit values (the same numbers to the bit, no dequantization in
+    each pass, the memory of an unquantized model), no keeps them packed, auto unpacks what needs at most a quarter of the memory."""
     dtype: str = "auto"
     """Arithmetic: float32, bfloat16, or auto (bfloat16 on GPUs that have it, float32 elsewhere)."""
     device: str = "auto"
@@ -56,6 +59,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         choose(self.quantization, QUANTIZATIONS, "model.quantization")
+        choose(self.unpack, ("auto", "yes", "no"), "model.unpack")
         choose(self.dtype, ("auto", "float32", "bfloat16"), "model.dtype")
         _require(
             self.device in ("auto", "cpu") or self.device.split(":")[0] in ("cuda", "mps", "xpu"),

@@ -51,7 +51,7 @@ def get_session(config: Config) -> Session:
     import dataclasses
 
     model_config, peft_config = config.model, config.peft
-    base_key = (model_config.path, model_config.revision, model_config.quantization, model_config.dtype, model_config.device)
+    base_key = (*(getattr(model_config, name) for name in ("path", "revision", "quantization", "unpack", "dtype", "device")),)
     key = (*base_key, peft_config)
     if key in _sessions:
         _set_threads(model_config)
@@ -100,7 +100,7 @@ def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
     model.eval()
     model.config.use_cache = False
     if device.type == "cpu":
-        steady_on_cpu(model)
+        steady_on_cpu(model, config.unpack)
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"The tokenizer of {config.path} has no end-of-sequence token, so answers could not end. Choose another model."
@@ -216,23 +216,41 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
 
 
-def steady_on_cpu(model: nn.Module) -> None:
-    """Make bitsandbytes' layers compute the same in training and evaluation on a CPU, whatever the CPU offers."""
-    import torch
+def steady_on_cpu(model: nn.Module, unpack: str) -> None:
+    """Make bitsandbytes' layers compute the same in training and evaluation on a CPU, whatever the CPU offers.
+
+    int8 layers, and nf4 layers where `unpack` says so, become ordinary linear layers that hold the quantized values.
+    """
+    from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 
+    packed = [module for module in model.modules() if isinstance(module, Linear4bit)]
+    needed_bytes = sum(4 * module.in_features * module.out_features for module in packed)
+    unpacks = unpack == "yes" or (unpack == "auto" and 4 * needed_bytes <= _memory_bytes())
     for name, module in list(model.named_modules()):
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False  # no repacking: it would end all training without an error
+            if unpacks:
+                weight = dequantize_4bit(module.weight.data, cast(Any, module.weight).quant_state)
+                _replace(model, name, weight, module.bias)
         elif isinstance(module, Linear8bitLt):
             scales = cast(Any, module.weight).SCB.float() / 127.0  # (rows,): the largest absolute weight of each output
-            weight = module.weight.data.float() * scales.unsqueeze(1)
-            plain = torch.nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
-            plain.weight = torch.nn.Parameter(weight, requires_grad=False)
-            if module.bias is not None:
-                plain.bias = torch.nn.Parameter(module.bias.data.float(), requires_grad=False)
-            model.set_submodule(name, plain)
-            model.is_loaded_in_8bit = False  # type: ignore[assignment]
+            _replace(model, name, module.weight.data.float() * scales.unsqueeze(1), module.bias)
+
+
+def _replace(model: nn.Module, name: str, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """Put a frozen ordinary linear layer with these values in the place of a quantized one."""
+    import torch
+
+    plain = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    plain.weight = torch.nn.Parameter(weight.contiguous(), requires_grad=False)
+    if bias is not None:
+        plain.bias = torch.nn.Parameter(bias.data.to(weight.dtype), requires_grad=False)
+    model.set_submodule(name, plain)
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _set_threads(config: ModelConfig) -> None:

@@ -261,10 +261,12 @@ def plain_line(event: Event, state: ProgressState) -> str:
         case "phase":
             return shown("name")
         case "trainable":
-            return (
-                f"trainable parameters {format_count(event.get('parameters'))}, rows {format_count(event.get('rows'))}, "
-                f"answer tokens that carry loss {format_count(event.get('answer_tokens'))}"
-            )
+            names = {
+                "parameters": "trainable parameters",
+                "rows": "train rows",
+                "answer_tokens": "answer tokens that carry loss",
+            }
+            return ", ".join(f"{label} {format_count(event[name])}" for name, label in names.items() if name in event)
         case "bank_done":
             bank = state.banks[clean(event.get("bank", "?"))]
             return f"round {shown('round')}/{state.rounds} {shown('bank')}: {_bank_summary(bank)}"

@@ -58,7 +58,8 @@ def _train(grid: MessageGrid, banks: Mapping[str, int], run: OpenRun, events: Ev
         peft=config.peft.method,
         strategy=config.strategy.name,
         rounds=config.num_server_rounds,
-        banks=sorted(banks),
+        banks=len(banks),
+        bank_names=sorted(banks),
         run_dir=str(folder),
         mode="federated",
         process=os.getpid(),
@@ -124,6 +125,9 @@ def _one_round(
 
     result = run_round(grid, banks, state, config, session.layout, run.run_id, on_bank)
     state, line, timings = result.state, result.line, result.timings
+    if number == 1:
+        answers, tokens = (sum(bank[key] for bank in line["banks"]) for key in ("answer_tokens", "tokens"))
+        events.write("message", level="info", text=f"{answers:,} of {tokens:,} tokens carry loss: answers and their ends only")
     label = f"round_{number:03d}"
     line["adapter_sha256"] = adapter_checksum(state.adapter)
     line["scores"] = {}

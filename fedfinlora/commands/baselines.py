@@ -144,13 +144,14 @@ def _train(run: OpenRun, mode: str, bank: str, rows_of: Rows, events: EventWrite
     config, folder = run.config, run.folder
     rounds = config.num_server_rounds
     events.write(
-        "run_start", run=folder.name, model=config.model.name, peft=config.peft.method, strategy=mode, rounds=rounds, banks=[bank],
+        "run_start", run=folder.name, model=config.model.name, peft=config.peft.method, strategy=mode, rounds=rounds, banks=1,
         run_dir=str(folder), mode=mode, process=os.getpid(), resumed_after_round=run.checkpoint.round if run.checkpoint else None,
     )  # fmt: skip
     events.write("phase", name="loading model")
     session = get_session(config)
     examples, held_out, steps = rows_of(config, session)
-    events.write("trainable", parameters=session.layout.size, rows=len(examples), steps=steps, load_s=session.load_s)
+    answer_tokens = sum(len(example.answer_ids) for example in examples)
+    events.write("trainable", parameters=session.layout.size, rows=len(examples), answer_tokens=answer_tokens, steps=steps)
     board = TensorBoardWriter(folder)
     if run.checkpoint is None:
         write_manifest(folder, config, test_rows(config)[2])

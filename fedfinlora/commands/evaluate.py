@@ -42,7 +42,7 @@ def evaluate(overrides: Sequence[str], adapter: Path | None) -> int:
 
         method = "none" if adapter is None else config.peft.method
         events(
-            "run_start", run=name, model=config.model.name, peft=method, strategy="none", rounds=0, banks=[], run_dir=str(folder),
+            "run_start", run=name, model=config.model.name, peft=method, strategy="none", rounds=0, banks=0, run_dir=str(folder),
             mode="evaluate",
         )  # fmt: skip
         events("phase", name="loading model")
