@@ -59,7 +59,8 @@ class BankRows:
 
     train: tuple[Example, ...]
     holdout: tuple[Example, ...]
-    too_long: int
+    skipped: int
+    """Bad rows in the files (in a simulation, those of all banks) and rows too long for the context window."""
 
 
 def bank_facts(node_config: Mapping[str, Any]) -> BankFacts:
@@ -87,13 +88,25 @@ def bank_dataset(dataset: DatasetConfig, facts: BankFacts) -> DatasetConfig:
 
 def divide(config: Config, banks: int) -> list[list[Row]]:
     """The train rows of each simulated bank."""
-    return [list(part) for part in _divided(config.dataset, config.partition, banks, config.seed)]
+    parts, _ = _divided(config.dataset, config.partition, banks, config.seed)
+    return [list(part) for part in parts]
 
 
 @lru_cache(maxsize=2)
-def _divided(dataset: DatasetConfig, how: PartitionConfig, banks: int, seed: int) -> tuple[tuple[Row, ...], ...]:
+def _divided(dataset: DatasetConfig, how: PartitionConfig, banks: int, seed: int) -> tuple[tuple[tuple[Row, ...], ...], int]:
+    """(rows of each bank, bad rows in the files)."""
     loaded = load_rows(dataset, "train", dataset.tasks, seed)
-    return tuple(tuple(part) for part in partition(loaded.rows, banks, how, seed))
+    return tuple(tuple(part) for part in partition(loaded.rows, banks, how, seed)), len(loaded.bad_rows)
+
+
+def _own_rows(config: Config, facts: BankFacts) -> tuple[list[Row], int]:
+    """(rows, bad rows) of one bank: its part of the simulated set, or the files in its own folder."""
+    if facts.banks:
+        parts, bad = _divided(config.dataset, config.partition, facts.banks, config.seed)
+        return list(parts[facts.index]), bad
+    dataset = bank_dataset(config.dataset, facts)
+    loaded = load_rows(dataset, "train", dataset.tasks, config.seed)
+    return list(loaded.rows), len(loaded.bad_rows)
 
 
 def split_rows(rows: list[Row], config: Config, bank: str) -> tuple[list[Row], list[Row]]:
@@ -116,12 +129,7 @@ def bank_rows(config: Config, facts: BankFacts, tokenizer: Any) -> BankRows:
     key = (config.dataset, config.partition, config.train, config.model, config.seed, facts)
     if key not in _rows:
         try:
-            dataset = bank_dataset(config.dataset, facts)
-            rows = (
-                divide(config, facts.banks)[facts.index]
-                if facts.banks
-                else list(load_rows(dataset, "train", dataset.tasks, config.seed).rows)
-            )
+            rows, bad = _own_rows(config, facts)
             kept, held_out = split_rows(rows, config, facts.name)
             how = (config.model.context_tokens, config.dataset.on_bad_row, config.dataset.chat_template)
             train_rows, holdout_rows = encode_rows(tokenizer, kept, *how), encode_rows(tokenizer, held_out, *how)
@@ -129,8 +137,10 @@ def bank_rows(config: Config, facts: BankFacts, tokenizer: Any) -> BankRows:
             raise BankError("data", str(error)) from error
         if not train_rows.examples:
             raise BankError("data", f"{facts.name} has no usable train rows")
-        too_long = len(train_rows.too_long) + len(holdout_rows.too_long)
-        _rows[key] = BankRows(train_rows.examples, holdout_rows.examples, too_long)
+        skipped = bad + len(train_rows.too_long) + len(holdout_rows.too_long)
+        if skipped:
+            log.warning("%s: %d rows skipped; `python -m fedfinlora data check` names them", facts.name, skipped)
+        _rows[key] = BankRows(train_rows.examples, holdout_rows.examples, skipped)
     return _rows[key]
 
 
@@ -175,6 +185,7 @@ def train_round(request: TrainRequest, facts: BankFacts) -> tuple[Vector, str, F
         train_s=result.wall_s,
         load_s=load_s,
         bank_rows=len(rows.train),
+        skipped_rows=rows.skipped,
     )
     log.info("%s: round %d, %d rows, loss %.4f, %.1f s", facts.name, request.round, result.rows, result.loss, result.wall_s)
     return delta, session.layout.id, figures

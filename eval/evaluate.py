@@ -16,6 +16,7 @@ from eval.generation import generate
 from eval.metrics import finlora_overall, group_means
 from eval.records import score_rows
 from fedfinlora.config import Config
+from fedfinlora.errors import UserError
 from fedfinlora.models import Session
 from fedfinlora.runfolder import write_bytes, write_json
 from fedfinlora.seeds import generator
@@ -28,8 +29,12 @@ def test_rows(config: Config) -> tuple[dict[str, list[Row]], dict[str, str], Map
     benchmarks = select(config.evaluation.benchmarks)
     if not benchmarks:
         return {}, {}, {}, config.dataset.source == "sample"
-    dataset = config.dataset
-    loaded = load_rows(dataset, "test", tuple(benchmark.key for benchmark in benchmarks), config.seed)
+    try:
+        loaded = load_rows(config.dataset, "test", tuple(benchmark.key for benchmark in benchmarks), config.seed)
+    except UserError as error:  # no test rows at all, or bad ones with dataset.on_bad_row=stop
+        if config.dataset.on_bad_row == "stop":
+            raise
+        return {}, {benchmark.key: str(error) for benchmark in benchmarks}, {}, config.dataset.source == "sample"
     rows: dict[str, list[Row]] = {benchmark.key: [] for benchmark in benchmarks}
     for row in loaded.rows:
         if row.task in rows:
@@ -45,6 +50,16 @@ def test_rows(config: Config) -> tuple[dict[str, list[Row]], dict[str, str], Map
             chosen = generator(config.seed, "evaluation", key).permutation(len(rows[key]))[:limit]
             rows[key] = [rows[key][index] for index in sorted(chosen.tolist())]
     return rows, skipped, loaded.files, loaded.synthetic
+
+
+def data_files(config: Config) -> dict[str, str]:
+    """File -> SHA-256 of every train and test file that can be read from here (a deployed bank's own files cannot)."""
+    files = dict(test_rows(config)[2])
+    try:
+        files |= load_rows(config.dataset, "train", config.dataset.tasks, config.seed).files
+    except UserError:
+        return files
+    return files
 
 
 def evaluate(session: Session, config: Config, label: str, run: Path, on_event: OnEvent | None = None) -> dict[str, Any]:

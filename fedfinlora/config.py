@@ -76,9 +76,11 @@ class PeftConfig:
     method: str = "lora"
     """lora (Hu et al. 2021), qlora (the same on an nf4 base; Dettmers et al. 2023), dora (Liu et al. 2024), rslora (Kalajdzievski 2023)."""
     rank: int = 8
+    """Rows of A and columns of B."""
     alpha: int = 16
     """Scaling numerator: s = alpha / rank (rslora: alpha / sqrt(rank))."""
     dropout: float = 0.05
+    """Share of the adapter's inputs dropped in training."""
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
     """Always named: PEFT's own default for Llama is q and v only."""
 
@@ -148,8 +150,11 @@ class TrainConfig:
     warmup_steps: int = 10
     """Linear warm-up, counted in optimiser steps of one bank over the whole run."""
     weight_decay: float = 0.0
+    """Decoupled (AdamW); added to the gradient by sgd."""
     beta1: float = 0.9
+    """Decay of AdamW's first moment."""
     beta2: float = 0.999
+    """Decay of AdamW's second moment."""
     clip_norm: float = 1.0
     """Largest L2 norm of a step's gradient over all trainable tensors; 0 = no clipping."""
     batch_rows: int = 16
@@ -218,6 +223,7 @@ class StrategyConfig:
     weighting: str = "rows"
     """rows: a bank weighs as many as it trained on; equal: each bank the same."""
     server_learning_rate: float = 1.0
+    """Factor of the server's step. 1.0 makes fedavg the plain mean of the banks' adapters; fedadam wants 1e-3 or so."""
     momentum: float = 0.9
     """fedavgm only."""
     nesterov: bool = True
@@ -239,7 +245,7 @@ class StrategyConfig:
     quorum: int = 1
     """Fewest valid replies that close a round; fewer end the run with an error."""
     min_banks: int = 0
-    """Wait for this many connected banks before the first round; 0 = as many as config.banks, or one."""
+    """Wait for this many connected banks before the first round; 0 = start with those that are there, at least one."""
     wait_s: float = 300.0
     """Longest wait for min_banks, in seconds."""
     deadline_s: float = 0.0
@@ -266,6 +272,7 @@ class PrivacyConfig:
     """Differential privacy. Only `none` exists so far: the deltas leave the banks as they are."""
 
     mode: str = "none"
+    """none."""
 
     def __post_init__(self) -> None:
         choose(self.mode, ("none",), "privacy")
@@ -286,7 +293,7 @@ class EvaluationConfig:
     batch_tokens: int = 4096
     """Most prompt tokens run together."""
     bertscore_model: str = "auto"
-    """BERTScore's encoder: an id or folder, or auto (ProsusAI/finbert if reachable, else the embedded MiniLM)."""
+    """BERTScore's encoder: an id or folder, embedded (MiniLM), or auto (ProsusAI/finbert if reachable, else embedded)."""
 
     def __post_init__(self) -> None:
         _require(self.limit >= 0, f"evaluation.limit must be 0 (all rows) or more, not {self.limit}.")
@@ -300,10 +307,13 @@ class Config:
     """One run."""
 
     num_server_rounds: int = 3
+    """Rounds of the run."""
     banks: int = 2
     """Simulated banks. A deployment takes the banks that are connected."""
     seed: int = 0
+    """Decides every draw: partition, sampling, row order, dropout, the adapter's start."""
     output_dir: str = "~/.fedfinlora/runs"
+    """Where the folders of runs are made."""
     run_name: str = ""
     """The run's folder below output_dir; empty = date, time, model and strategy."""
     resume: str = ""

@@ -99,6 +99,7 @@ def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
     model.requires_grad_(False)
     model.eval()
     model.config.use_cache = False
+    model.config.name_or_path = config.path  # else adapters would name a cache folder of this machine as their base
     if device.type == "cpu":
         steady_on_cpu(model, config.unpack)
     if tokenizer.eos_token_id is None:

@@ -187,7 +187,6 @@ def train(
         _load_optimizer(update, parameters, optimizer)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
-        model.enable_input_require_grads()  # type: ignore[operator]
     model.train()
     losses: list[float] = []
     rows = tokens = answer_tokens = 0

@@ -86,6 +86,8 @@ class Figures:
     """Time spent loading the base model for this message; 0 when the process had it."""
     bank_rows: int
     """Rows that the bank trains on at all."""
+    skipped_rows: int
+    """Lines and rows that the bank could not use: bad ones in its files and those too long for the context window."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.evaluate import evaluate, test_rows
+from eval.evaluate import data_files, evaluate
 from eval.report import write_run_report
 from fedfinlora.adapter import save_adapter, write_adapter
 from fedfinlora.checkpoint import Checkpoint, adapter_checksum, save_checkpoint
@@ -31,8 +31,6 @@ def run_federated(grid: MessageGrid, config: Config) -> Path:
     banks = roster(grid, config.strategy, config.strategy.min_banks)
     run = open_run(config, len(banks))
     log.info("run folder: %s", run.folder)
-    if len(banks) < run.config.strategy.min_banks:
-        raise UserError(f"{len(banks)} usable banks, strategy.min_banks={run.config.strategy.min_banks}.")
     started = time.monotonic()
     with EventWriter(run.folder / "progress.jsonl") as events:
         try:
@@ -71,12 +69,11 @@ def _train(grid: MessageGrid, banks: Mapping[str, int], run: OpenRun, events: Ev
     board = TensorBoardWriter(folder, log.warning)
     state = _first_state(run, session)
     if run.checkpoint is None:
-        _, _, files, _ = test_rows(config)
-        write_manifest(folder, config, files)
+        write_manifest(folder, config, data_files(config))
     if config.evaluation.base and not (folder / "eval" / "base" / "metrics.json").is_file():
         events.write("phase", name="evaluating base")
         write_adapter(session.model, initial_adapter(session, config))
-        evaluate(session, config, "base", folder, events.write)
+        board.add_scores(evaluate(session, config, "base", folder, events.write)["scores"], step=0)
     if run.checkpoint is None:
         save_checkpoint(folder, Checkpoint(0, session.layout.id, {"adapter": state.adapter}, {}))
     events.write("phase", name="training")

@@ -97,8 +97,11 @@ def roster(grid: MessageGrid, strategy: StrategyConfig, expected: int) -> dict[s
             banks[name] = node
     for refusal in refusals:
         log.warning("left out: %s", refusal)
-    if len(banks) < max(1, strategy.quorum):
-        raise UserError(f"{len(banks)} usable banks, strategy.quorum={strategy.quorum}. {'; '.join(refusals)}")
+    needed = max(wanted, strategy.quorum)
+    if len(banks) < needed:
+        raise UserError(
+            f"{len(banks)} usable banks, {needed} are needed (strategy.min_banks, strategy.quorum). {'; '.join(refusals)}"
+        )
     return dict(sorted(banks.items()))
 
 
@@ -239,7 +242,7 @@ def _status_of(code: str) -> str:
 
 def _blank_entry(name: str, bytes_down: int) -> dict[str, Any]:
     return {
-        "bank": name, "status": "error", "code": "", "reason": "", "rows": 0, "steps": 0, "tokens": 0, "answer_tokens": 0,
+        "bank": name, "status": "error", "code": "", "reason": "", "rows": 0, "skipped_rows": 0, "steps": 0, "tokens": 0, "answer_tokens": 0,
         "train_loss": None, "holdout_loss": None, "holdout_rows": 0, "delta_norm": None, "bytes_up": 0, "bytes_down": bytes_down,
     }  # fmt: skip
 
@@ -250,6 +253,7 @@ def _ok_entry(reply: Reply) -> dict[str, Any]:
     return {
         "status": "ok",
         "rows": figures.rows,
+        "skipped_rows": figures.skipped_rows,
         "steps": figures.steps,
         "tokens": figures.tokens,
         "answer_tokens": figures.answer_tokens,

@@ -17,7 +17,7 @@ import numpy as np
 
 from client_app.bank import divide, split_rows
 from data.encode import encode_rows
-from eval.evaluate import evaluate, test_rows
+from eval.evaluate import data_files, evaluate
 from eval.report import write_run_report
 from fedfinlora.adapter import Vector, read_adapter, save_adapter, write_adapter
 from fedfinlora.checkpoint import Checkpoint, adapter_checksum, latest_round, save_checkpoint
@@ -68,22 +68,33 @@ def centralized(overrides: Sequence[str]) -> int:
 def local(overrides: Sequence[str]) -> int:
     """Each bank alone; one run folder a bank, and a report over all of them."""
     config = _composed(overrides)
+    if config.resume:
+        return _run_alone(config, _index_of(Path(config.resume)))
     name = config.run_name or f"{time.strftime('%Y%m%d-%H%M%S')}-{config.model.name}-{config.peft.method}-local"
-    worst = 0
     for index in range(config.banks):
-        bank_config = replace(config, run_name=f"{name}-bank-{index}")
-        if index:  # the base model is the same for all of them
-            bank_config = replace(bank_config, evaluation=replace(config.evaluation, base=False))
-
-        def own_rows(config: Config, session: Session, index: int = index) -> tuple[list[Example], list[Example], int]:
-            parts = divide(config, config.banks)
-            kept, held_out = split_rows(parts[index], config, f"bank-{index}")
-            return _encoded(config, session, kept, held_out, [len(kept)])
-
-        worst = max(worst, _run(bank_config, "local", f"bank-{index}", own_rows))
+        base = config.evaluation.base and index == 0  # the base model is the same for all of them
+        evaluation = replace(config.evaluation, base=base)
+        _run_alone(replace(config, run_name=f"{name}-bank-{index}", evaluation=evaluation), index)
     folders = [Path(config.output_dir) / f"{name}-bank-{index}" for index in range(config.banks)]
     print(f"side by side: {write_run_report(folders, folders[0].parent / f'{name}.html')}")
-    return worst
+    return 0
+
+
+def _run_alone(config: Config, index: int) -> int:
+    bank = f"bank-{index}"
+
+    def own_rows(config: Config, session: Session) -> tuple[list[Example], list[Example], int]:
+        kept, held_out = split_rows(divide(config, config.banks)[index], config, bank)
+        return _encoded(config, session, kept, held_out, [len(kept)])
+
+    return _run(config, "local", bank, own_rows)
+
+
+def _index_of(folder: Path) -> int:
+    name, _, number = folder.name.rpartition("-bank-")
+    if not name or not number.isdecimal():
+        raise UserError(f"{folder} is not the folder of one bank alone: such folders end in -bank-NUMBER.")
+    return int(number)
 
 
 def _composed(overrides: Sequence[str]) -> Config:
@@ -154,11 +165,11 @@ def _train(run: OpenRun, mode: str, bank: str, rows_of: Rows, events: EventWrite
     events.write("trainable", parameters=session.layout.size, rows=len(examples), answer_tokens=answer_tokens, steps=steps)
     board = TensorBoardWriter(folder)
     if run.checkpoint is None:
-        write_manifest(folder, config, test_rows(config)[2])
+        write_manifest(folder, config, data_files(config))
         if config.evaluation.base:
             events.write("phase", name="evaluating base")
             write_adapter(session.model, initial_adapter(session, config))
-            evaluate(session, config, "base", folder, events.write)
+            board.add_scores(evaluate(session, config, "base", folder, events.write)["scores"], step=0)
     adapter, optimizer, done = _first_state(run, session)
     events.write("phase", name="training")
     for number in range(done + 1, rounds + 1):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.check import check_folder, render
+from data.sources.layout import finlora_files
 from fedfinlora.compose import compose
 from fedfinlora.embedded import embedded_folder, is_embedded
 from fedfinlora.errors import UserError
@@ -27,7 +28,7 @@ def check(root: Path, overrides: Sequence[str]) -> int:
     def tokenize(texts: Sequence[str]) -> list[list[int]]:
         return list(tokenizer(list(texts), add_special_tokens=False)["input_ids"])
 
-    source = "finlora" if (root / "train").is_dir() or (root / "test").is_dir() else "jsonl"
+    source = "finlora" if finlora_files(root, "train")[0] or finlora_files(root, "test")[0] else "jsonl"
     report = check_folder(root, source, tokenize, config.model.context_tokens)
     print(render(report))
     return 0 if report.ok else 1

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from eval.evaluate import data_files
 from eval.evaluate import evaluate as evaluate_model
-from eval.evaluate import test_rows
 from eval.report import write_run_report
 from fedfinlora.adapter import load_adapter, write_adapter
 from fedfinlora.compose import compose
@@ -49,11 +49,12 @@ def evaluate(overrides: Sequence[str], adapter: Path | None) -> int:
         session = get_session(config)
         vector = initial_adapter(session, config) if adapter is None else load_adapter(adapter, session.layout)
         write_adapter(session.model, vector)
-        write_manifest(folder, config, test_rows(config)[2])
+        write_manifest(folder, config, data_files(config))
         events("phase", name=f"evaluating {label}")
-        scores = evaluate_model(session, config, label, folder, events)["scores"]
-        if not scores:
-            raise UserError("Nothing was scored: no benchmark asked for has test rows. Set dataset= or evaluation.benchmarks=.")
+        summary = evaluate_model(session, config, label, folder, events)
+        if not summary["scores"]:
+            reason = next(iter(summary["skipped"].values()), "evaluation.benchmarks names none")
+            raise UserError(f"Nothing was scored: {reason}")
         write_result(folder, run_result(run, "completed", "", time.monotonic() - started, "evaluate"))
         report = write_run_report([folder], folder / "report.html")
         events("run_done", status="completed", reason="", run_dir=str(folder), report=str(report))

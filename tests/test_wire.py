@@ -1,0 +1,415 @@
+"""Requests and replies survive the trip; whatever was tampered with is refused with a fixed code, never averaged or executed."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import pickle
+from dataclasses import asdict, fields, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedfinlora.adapter import Layout
+from fedfinlora.config import Config, TrainConfig
+from fedfinlora.wire import (
+    ARRAY_KEY,
+    NUMPY_HEADER_BYTES,
+    SAFE_REASONS,
+    BankError,
+    Figures,
+    RejectedReply,
+    TrainRequest,
+    pack_error,
+    pack_reply,
+    pack_request,
+    unpack_reply,
+    unpack_request,
+)
+
+LAYOUT = Layout(("a", "b"), ((2, 3), (4,)))
+DELTA = np.linspace(-1, 1, 10, dtype=np.float32)
+FIGURES = Figures(
+    rows=160, steps=10, tokens=9000, answer_tokens=320, train_loss=1.25, holdout_rows=16, holdout_loss=1.5, train_s=3.5,
+    load_s=0.0, bank_rows=800,
+)  # fmt: skip
+REQUEST = TrainRequest(
+    Config(seed=3, train=TrainConfig(learning_rate=2e-4)), "run-1a2b", 2, LAYOUT.id, "0" * 64, DELTA
+)  # fmt: skip
+
+
+def reply(figures: Figures = FIGURES, delta: Any = DELTA, layout_id: str = LAYOUT.id) -> RecordDict:
+    return pack_reply("bank-1", layout_id, delta, figures)
+
+
+def over_the_wire(content: RecordDict) -> RecordDict:
+    """Through Flower's serialization, as between two machines."""
+    from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+    from flwr.proto.recorddict_pb2 import RecordDict as Proto
+
+    return recorddict_from_proto(Proto.FromString(recorddict_to_proto(content).SerializeToString()))
+
+
+def with_array(
+    content: RecordDict, data: bytes, dtype: str = "float32", shape: tuple[int, ...] = (10,), key: str = "delta"
+) -> RecordDict:
+    """The same message with other bytes behind the declared dtype and shape."""
+    content.array_records[key] = ArrayRecord({ARRAY_KEY: Array(dtype=dtype, shape=shape, stype="numpy.ndarray", data=data)})
+    return content
+
+
+def npy(array: Any, allow_pickle: bool = False) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=allow_pickle)
+    return stream.getvalue()
+
+
+def npy_header(shape: str) -> bytes:
+    """The beginning of an .npy file that promises an array of `shape` and holds almost nothing of it."""
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117).encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + b"\0" * 40
+
+
+class Bomb:
+    """Leaves a mark when it is unpickled."""
+
+    exploded = False
+
+    def __reduce__(self) -> Any:
+        return setattr, (Bomb, "exploded", True)
+
+
+# --- the trip -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_request_arrives_as_it_was_sent() -> None:
+    found = unpack_request(over_the_wire(pack_request(REQUEST)))
+    assert replace(found, adapter=DELTA) == REQUEST
+    assert found.adapter.tobytes() == DELTA.tobytes()
+    assert found.adapter.dtype == np.float32
+
+
+def test_a_reply_arrives_as_it_was_sent() -> None:
+    found = unpack_reply(over_the_wire(reply()), LAYOUT, 100.0)
+    assert (found.bank, found.figures) == ("bank-1", FIGURES)
+    assert found.delta.tobytes() == DELTA.tobytes()
+    assert found.delta_norm == pytest.approx(float(np.linalg.norm(DELTA)), rel=1e-7)
+
+
+def test_a_holdout_loss_that_was_not_measured_stays_nan() -> None:
+    found = unpack_reply(over_the_wire(reply(replace(FIGURES, holdout_loss=math.nan))), LAYOUT, 0)
+    assert math.isnan(found.figures.holdout_loss)
+
+
+def test_a_reply_holds_the_delta_and_the_figures_and_nothing_else() -> None:
+    content = reply()
+    assert set(content.keys()) == {"reply", "delta", "figures"}
+    assert set(content.config_records["reply"]) == {"status", "bank", "layout-id"}
+    assert set(content.metric_records["figures"]) == {item.name for item in fields(Figures)}
+    assert len(content.array_records["delta"][ARRAY_KEY].data) <= 4 * LAYOUT.size + 256
+
+
+# --- replies that must not be averaged ------------------------------------------------------------------------------------------------
+
+
+def rejected(content: RecordDict, max_update_norm: float = 100.0) -> RejectedReply:
+    """The refusal of a reply. Whatever else is raised would end the whole run."""
+    with pytest.raises(RejectedReply) as error:
+        unpack_reply(content, LAYOUT, max_update_norm)
+    return error.value
+
+
+def changed(value: float | None, dtype: Any = np.float32) -> Any:
+    delta = DELTA.astype(dtype)
+    if value is not None:
+        delta[3] = value
+    return delta
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (lambda: reply(layout_id="0" * 16), "layout"),
+        (lambda: reply(layout_id=""), "layout"),
+        (lambda: reply(delta=DELTA.astype(np.float64)), "layout"),
+        (lambda: reply(delta=DELTA.astype(np.float16)), "layout"),
+        (lambda: reply(delta=DELTA[:9]), "layout"),
+        (lambda: reply(delta=DELTA.reshape(2, 5)), "layout"),
+        (lambda: reply(delta=np.float32([])), "layout"),
+        (lambda: with_array(reply(), npy(DELTA.astype(np.float64))), "layout"),
+        (lambda: with_array(reply(), npy(DELTA[:5])), "layout"),
+        (lambda: with_array(reply(), npy(np.zeros(10**5, np.float32))), "layout"),
+        (lambda: with_array(reply(), npy(DELTA) + b"\0" * (NUMPY_HEADER_BYTES + 100)), "layout"),
+        (lambda: with_array(reply(), npy(DELTA)[:-4]), "malformed"),
+        (lambda: with_array(reply(), npy(DELTA)[:20]), "malformed"),
+        (lambda: with_array(reply(), b""), "malformed"),
+        (lambda: with_array(reply(), b"not numpy at all"), "malformed"),
+        (lambda: reply(delta=changed(math.nan)), "not-finite"),
+        (lambda: reply(delta=changed(math.inf)), "not-finite"),
+        (lambda: reply(delta=changed(-math.inf)), "not-finite"),
+        (lambda: reply(replace(FIGURES, train_loss=math.nan)), "not-finite"),
+        (lambda: reply(replace(FIGURES, train_loss=math.inf)), "not-finite"),
+        (lambda: reply(replace(FIGURES, rows=0)), "no-rows"),
+        (lambda: reply(replace(FIGURES, rows=-5)), "no-rows"),
+        (lambda: reply(replace(FIGURES, steps=0)), "no-rows"),
+        (lambda: reply(replace(FIGURES, steps=-1)), "no-rows"),
+        (lambda: reply(delta=changed(1e6)), "norm"),
+        (lambda: reply(delta=changed(3e38)), "norm"),
+    ],
+)
+def test_a_tampered_reply_is_refused_with_its_code(content: Any, code: str) -> None:
+    refusal = rejected(content())
+    assert refusal.code == code
+    assert str(refusal)
+    assert "\n" not in str(refusal)
+
+
+@pytest.mark.parametrize("missing", ["reply", "delta", "figures"])
+def test_a_reply_without_one_of_its_records_is_malformed(missing: str) -> None:
+    content = reply()
+    del content[missing]
+    assert rejected(content).code == "malformed"
+
+
+def test_a_reply_without_its_array_or_with_another_key_is_malformed() -> None:
+    content = reply()
+    content.array_records["delta"] = ArrayRecord({"weights": Array(DELTA)})
+    assert rejected(content).code == "malformed"
+
+
+@pytest.mark.parametrize("key", ["bank", "status", "layout-id"])
+def test_a_reply_without_one_of_its_headings_is_malformed(key: str) -> None:
+    content = reply()
+    del content.config_records["reply"][key]
+    assert rejected(content).code == "malformed"
+
+
+@pytest.mark.parametrize("name", [item.name for item in fields(Figures)])
+def test_a_reply_without_one_of_its_figures_is_malformed(name: str) -> None:
+    values = asdict(FIGURES)
+    del values[name]
+    content = reply()
+    content.metric_records["figures"] = MetricRecord(values)
+    assert rejected(content).code == "malformed"
+
+
+@pytest.mark.parametrize("value", [True, [1, 2], [1.5], "160", None])
+@pytest.mark.parametrize("name", ["rows", "train_loss"])
+def test_a_figure_that_is_no_number_is_malformed(name: str, value: Any) -> None:
+    content = reply()
+    record = MetricRecord(asdict(FIGURES))
+    dict.__setitem__(record, name, value) if isinstance(record, dict) else record._data.__setitem__(name, value)
+    content.metric_records["figures"] = record
+    assert rejected(content).code == "malformed"
+
+
+@pytest.mark.parametrize("name", ["rows", "steps", "tokens", "answer_tokens", "holdout_rows", "bank_rows"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_count_that_is_not_finite_is_malformed(name: str, value: float) -> None:
+    content = reply()
+    content.metric_records["figures"] = MetricRecord({**asdict(FIGURES), name: value})
+    assert rejected(content).code == "malformed"
+
+
+def test_a_pickled_array_is_refused_and_never_unpickled() -> None:
+    objects = np.empty(10, dtype=object)
+    objects[:] = [Bomb()] * 10
+    Bomb.exploded = False
+    for data in (npy(objects, allow_pickle=True), pickle.dumps(Bomb())):
+        assert rejected(with_array(reply(), data)).code in ("malformed", "layout")
+        assert rejected(with_array(reply(), data, dtype="object")).code in ("malformed", "layout")
+    content = reply()
+    content.array_records["delta"] = ArrayRecord(
+        {ARRAY_KEY: Array(dtype="float32", shape=(10,), stype="pickle", data=pickle.dumps(Bomb()))}
+    )
+    assert rejected(content).code == "malformed"
+    assert not Bomb.exploded
+
+
+@pytest.mark.parametrize("shape", [f"({10**15},)", f"({10**30},)", "(-1,)", "'ten'", "(10, 10**9)", "(", "1 if"])
+def test_an_array_whose_header_promises_the_impossible_is_refused(shape: str) -> None:
+    assert rejected(with_array(reply(), npy_header(shape))).code in ("malformed", "layout")
+
+
+def test_a_zip_archive_in_place_of_an_array_is_refused() -> None:
+    stream = io.BytesIO()
+    np.savez(stream, vector=DELTA)
+    assert rejected(with_array(reply(), stream.getvalue())).code in ("malformed", "layout")
+    assert rejected(with_array(reply(), b"PK\x03\x04" + b"\0" * 60)).code in ("malformed", "layout")
+
+
+@given(data=st.binary(max_size=200))
+def test_any_bytes_give_a_reply_or_a_refusal(data: bytes) -> None:
+    for start in (b"", b"\x93NUMPY\x01\x00", npy(DELTA)[:60], b"PK\x03\x04"):
+        with pytest.raises(RejectedReply):
+            unpack_reply(with_array(reply(), start + data), LAYOUT, 0)
+
+
+@given(place=st.integers(0, 127), value=st.integers(0, 255))
+def test_any_changed_byte_of_the_header_gives_a_reply_or_a_refusal(place: int, value: int) -> None:
+    data = bytearray(npy(DELTA))
+    data[place] = value
+    try:
+        found = unpack_reply(with_array(reply(), bytes(data)), LAYOUT, 0)
+    except RejectedReply:
+        return
+    assert found.delta.dtype == np.float32
+    assert found.delta.shape == (10,)
+
+
+@pytest.mark.parametrize(("limit", "accepted"), [(0, True), (1e9, True), (3.0, True), (2.0, False)])
+def test_the_norm_limit_is_a_limit_on_the_l2_norm_and_0_is_none(limit: float, accepted: bool) -> None:
+    delta = np.zeros(10, np.float32)
+    delta[:2] = (1.5, 2.0)
+    if accepted:
+        assert unpack_reply(reply(delta=delta), LAYOUT, limit).delta_norm == pytest.approx(2.5)
+    else:
+        assert "2.5" in str(rejected(reply(delta=delta), limit))
+
+
+def test_a_norm_that_overflows_float32_is_still_finite() -> None:
+    found = unpack_reply(reply(delta=np.full(10, 3e38, np.float32)), LAYOUT, 0)
+    assert found.delta_norm == pytest.approx(math.sqrt(10) * 3e38, rel=1e-6)
+
+
+# --- errors -------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", list(SAFE_REASONS))
+def test_an_error_travels_as_its_code_and_fixed_sentence(code: str) -> None:
+    content = over_the_wire(pack_error("bank-1", code))
+    assert set(content.keys()) == {"reply"}
+    assert dict(content.config_records["reply"]) == {
+        "status": "error",
+        "bank": "bank-1",
+        "code": code,
+        "reason": SAFE_REASONS[code],
+    }
+    refusal = rejected(content)
+    assert (refusal.code, str(refusal)) == (code, SAFE_REASONS[code])
+
+
+def test_an_unknown_code_leaves_the_bank_as_internal() -> None:
+    secret = "row 17: Acme Corp will default /data/secret.jsonl"
+    content = pack_error("bank-1", secret)
+    assert content.config_records["reply"]["code"] == "internal"
+    assert "Acme" not in json.dumps(dict(content.config_records["reply"]))
+
+
+def test_an_unknown_code_from_a_bank_counts_as_internal_and_its_reason_is_not_read() -> None:
+    content = pack_error("bank-1", "data")
+    content.config_records["reply"]["reason"] = "Acme Corp will default"
+    assert str(rejected(content)) == SAFE_REASONS["data"]
+    content.config_records["reply"]["code"] = "<script>Acme Corp</script>"
+    refusal = rejected(content)
+    assert str(refusal) == SAFE_REASONS["internal"]
+    assert refusal.code == "internal"
+
+
+def test_a_bank_error_keeps_its_detail_at_home() -> None:
+    error = BankError("data", "row 17: Acme Corp will default")
+    assert "Acme" not in json.dumps(dict(pack_error("bank-1", error.code).config_records["reply"]))
+    with pytest.raises(AssertionError):
+        BankError("no such code", "")
+
+
+def test_a_refusal_never_quotes_what_the_bank_sent() -> None:
+    secret = "Acme Corp will default"
+    contents = [reply(layout_id=secret)]
+    content = reply()
+    content.metric_records["figures"] = MetricRecord({secret: 1})
+    contents.append(content)
+    contents.append(with_array(reply(), secret.encode()))
+    contents.append(with_array(reply(), npy(DELTA), dtype=secret))
+    for content in contents:
+        assert secret not in str(rejected(content))
+
+
+# --- requests that a bank must not follow -----------------------------------------------------------------------------------------------
+
+
+def refused(content: RecordDict) -> str:
+    """The code of a bank's refusal of a request."""
+    with pytest.raises(BankError) as error:
+        unpack_request(content)
+    return error.value.code
+
+
+def request_with(**values: Any) -> RecordDict:
+    content = pack_request(REQUEST)
+    for key, value in values.items():
+        content.config_records["request"][key.replace("_", "-")] = value
+    return content
+
+
+@pytest.mark.parametrize("run", ["", ".", "..", "/", "../other", "a/b", "/etc/cron.d", "run/"])
+def test_a_run_name_that_leaves_its_folder_is_refused(run: str) -> None:
+    assert refused(request_with(run=run)) == "config"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "",
+        "{",
+        "null",
+        "[]",
+        "3",
+        '"text"',
+        '{"train": 3}',
+        '{"no_such_key": 1}',
+        '{"peft": {"rank": -1}}',
+        '{"peft": {"rank": "four"}}',
+        '{"peft": {"method": "qlora"}, "model": {"quantization": "none"}}',
+        "[" * 5000,
+    ],
+)
+def test_a_configuration_that_does_not_validate_is_refused(config: str) -> None:
+    assert refused(request_with(config=config)) == "config"
+
+
+@pytest.mark.parametrize("key", ["config", "run", "round", "layout-id", "source-sha256"])
+def test_a_request_without_one_of_its_values_is_refused(key: str) -> None:
+    content = pack_request(REQUEST)
+    del content.config_records["request"][key]
+    assert refused(content) == "config"
+
+
+@pytest.mark.parametrize("record", ["request", "adapter"])
+def test_a_request_without_one_of_its_records_is_refused(record: str) -> None:
+    content = pack_request(REQUEST)
+    del content[record]
+    assert refused(content) == "config"
+
+
+@pytest.mark.parametrize("round_number", ["two", [1, 2], 0, -3])
+def test_a_round_that_is_none_is_refused(round_number: Any) -> None:
+    assert refused(request_with(round=round_number)) == "config"
+
+
+@pytest.mark.parametrize(
+    ("adapter", "code"),
+    [
+        (lambda: Array(DELTA.astype(np.float64)), "layout"),
+        (lambda: Array(DELTA.reshape(2, 5)), "layout"),
+        (lambda: Array("float32", (10,), "numpy.ndarray", npy(np.zeros(10**5, np.float32))), "layout"),
+        (lambda: Array("float32", (10,), "numpy.ndarray", npy(DELTA.astype(np.float64))), "layout"),
+        (lambda: Array("float32", (10,), "numpy.ndarray", npy(DELTA[:4])), "layout"),
+        (lambda: Array("float32", (10,), "numpy.ndarray", npy(DELTA)[:-4]), "layout"),
+        (lambda: Array("float32", (10,), "numpy.ndarray", npy_header(f"({10**15},)")), "layout"),
+        (lambda: Array("float32", (10,), "pickle", pickle.dumps(Bomb())), "layout"),
+        (lambda: Array(changed(math.nan)), "adapter"),
+        (lambda: Array(changed(math.inf)), "adapter"),
+    ],
+)
+def test_an_adapter_that_is_not_as_declared_is_refused(adapter: Any, code: str) -> None:
+    content = pack_request(REQUEST)
+    content.array_records["adapter"] = ArrayRecord({ARRAY_KEY: adapter()})
+    Bomb.exploded = False
+    assert refused(content) == code
+    assert not Bomb.exploded
