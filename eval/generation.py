@@ -54,6 +54,7 @@ def _decode(model: nn.Module, pack: Pack, budget_tokens: int, end_ids: set[int])
             input_ids=pack.token_ids,
             position_ids=pack.position_ids,
             attention_mask=pack.mask,
+            plan=pack.plan,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=pack.answer_index,

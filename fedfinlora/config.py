@@ -53,7 +53,7 @@ class ModelConfig:
     context_tokens: int = 8192
     """Rows longer than this many tokens are bad rows (see dataset.on_bad_row)."""
     threads: int = 0
-    """CPU threads of torch; 0 = all cores."""
+    """CPU threads of torch; 0 = $OMP_NUM_THREADS if set (Ray sets it for simulated banks), else all cores."""
     licence_url: str = ""
     """Where a gated model's licence is accepted; shown when the model cannot be reached."""
 
@@ -310,6 +310,8 @@ class Config:
     """Rounds of the run."""
     banks: int = 2
     """Simulated banks. A deployment takes the banks that are connected."""
+    workers: int = 0
+    """Simulated banks that train at the same time, each with its own copy of the base model; 0 = one a core, or one a GPU."""
     seed: int = 0
     """Decides every draw: partition, sampling, row order, dropout, the adapter's start."""
     output_dir: str = "~/.fedfinlora/runs"
@@ -332,6 +334,7 @@ class Config:
     def __post_init__(self) -> None:
         _require(self.num_server_rounds >= 1, f"num_server_rounds must be 1 or more, not {self.num_server_rounds}.")
         _require(self.banks >= 1, f"banks must be 1 or more, not {self.banks}.")
+        _require(self.workers >= 0, f"workers must be 0 (one a core or GPU) or more, not {self.workers}.")
         _require(self.seed >= 0, f"seed must be 0 or more, not {self.seed}.")
         _require(
             self.peft.method != "qlora" or self.model.quantization == "nf4",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from fedfinlora.adapter import ADAPTER_NAME, Layout, layout_of, peft_config_values, read_adapter, trainable
+from fedfinlora.attention import use_packed_attention
 from fedfinlora.config import Config, ModelConfig, PeftConfig
 from fedfinlora.embedded import embedded_folder, is_embedded
 from fedfinlora.errors import UserError
@@ -84,7 +85,7 @@ def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     folder = str(embedded_folder(config.path)) if is_embedded(config.path) else config.path
-    options: dict[str, Any] = {"dtype": dtype, "revision": config.revision, "attn_implementation": "sdpa"}
+    options: dict[str, Any] = {"dtype": dtype, "revision": config.revision}
     quantization = _quantization_config(config.quantization, dtype)
     if quantization is not None:
         options["quantization_config"] = quantization
@@ -100,6 +101,7 @@ def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
     model.eval()
     model.config.use_cache = False
     model.config.name_or_path = config.path  # else adapters would name a cache folder of this machine as their base
+    use_packed_attention(model)
     if device.type == "cpu":
         steady_on_cpu(model, config.unpack)
     if tokenizer.eos_token_id is None:
@@ -257,7 +259,7 @@ def _memory_bytes() -> int:
 def _set_threads(config: ModelConfig) -> None:
     import torch
 
-    threads = config.threads or len(os.sched_getaffinity(0))
+    threads = config.threads or int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fedfinlora.attention import AttentionPlan, make_plan
+
 if TYPE_CHECKING:
     import torch
 
@@ -52,7 +54,9 @@ class Pack:
     position_ids: torch.Tensor
     """(1, T) int64: each token's place in its own row."""
     mask: torch.Tensor
-    """(1, 1, T, T) bool: query i may look at key j."""
+    """(1, 1, T, T) bool: query i may look at key j. (1, 1, 1, 1) and not looked at where there is a plan."""
+    plan: AttentionPlan | None
+    """How to compute attention without the empty blocks of the mask; None where the mask is cheaper."""
     answer_index: torch.Tensor
     """(A,) int64: positions in T whose next token is an answer token."""
     answer_ids: torch.Tensor
@@ -137,8 +141,8 @@ def block_mask(owner: torch.Tensor, parent: torch.Tensor) -> torch.Tensor:
     return torch.tril(mine | prefix)
 
 
-def make_pack(blocks: Sequence[Block], device: torch.device | str = "cpu") -> Pack:
-    """Lay blocks end to end."""
+def make_pack(blocks: Sequence[Block], device: torch.device | str = "cpu", planned: bool = True) -> Pack:
+    """Lay blocks end to end. `planned=False` always makes the mask."""
     import torch
 
     token_ids: list[int] = []
@@ -166,11 +170,19 @@ def make_pack(blocks: Sequence[Block], device: torch.device | str = "cpu") -> Pa
             answer_index += range(first_answer, first_answer + len(example.answer_ids))
             answer_ids += example.answer_ids
             owners += 1
+    lengths = [
+        (block.prefix_tokens, [len(row.prompt_ids) + len(row.answer_ids) - 1 - block.prefix_tokens for row in block.examples])
+        for block in blocks
+    ]
+    plan = make_plan(lengths, device) if planned else None
     owner_t, parent_t = torch.tensor(owner, device=device), torch.tensor(parent, device=device)
     return Pack(
         token_ids=torch.tensor([token_ids], device=device),
         position_ids=torch.tensor([position_ids], device=device),
-        mask=block_mask(owner_t, parent_t)[None, None],
+        mask=block_mask(owner_t, parent_t)[None, None]
+        if plan is None
+        else torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
+        plan=plan,
         answer_index=torch.tensor(answer_index, device=device),
         answer_ids=torch.tensor(answer_ids, device=device),
         owner=owner_t,

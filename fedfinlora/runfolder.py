@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,7 @@ def config_fingerprint(config: Config) -> str:
     return sha256_of(json.dumps(values, sort_keys=True).encode())
 
 
+@cache
 def source_fingerprint() -> str:
     """SHA-256 over the project's Python files: server and banks compare it, so that nobody mixes versions in one run."""
     digest = hashlib.sha256()

@@ -142,6 +142,7 @@ def answer_loss(model: nn.Module, pack: Pack) -> torch.Tensor:
         input_ids=pack.token_ids,
         position_ids=pack.position_ids,
         attention_mask=pack.mask,
+        plan=pack.plan,
         logits_to_keep=pack.answer_index,
         use_cache=False,
     ).logits

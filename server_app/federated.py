@@ -77,8 +77,9 @@ def _train(grid: MessageGrid, banks: Mapping[str, int], run: OpenRun, events: Ev
     if run.checkpoint is None:
         save_checkpoint(folder, Checkpoint(0, session.layout.id, {"adapter": state.adapter}, {}))
     events.write("phase", name="training")
+    seconds: dict[str, float] = {}
     while state.round < config.num_server_rounds:
-        state = _one_round(grid, banks, run, session, state, events, board)
+        state = _one_round(grid, banks, run, session, state, events, board, seconds)
     save_adapter(folder / "adapters" / "final", state.adapter, session.layout, config.peft, config.model)
     if config.evaluation.benchmarks != ("none",):
         events.write("phase", name="evaluating final")
@@ -104,24 +105,26 @@ def _one_round(
     state: RoundState,
     events: EventWriter,
     board: TensorBoardWriter,
+    seconds: dict[str, float],
 ) -> RoundState:
     config, folder = run.config, run.folder
     number = state.round + 1
     events.write("round_start", round=number)
 
     def on_bank(entry: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
-        seconds = timing.get("train_s") or 0.0
+        train_s = timing.get("train_s") or 0.0
         events.write(
             "bank_done",
             round=number,
             **{key: entry[key] for key in ("bank", "status", "reason", "rows", "train_loss")},
-            rows_per_s=entry["rows"] / seconds if seconds else 0.0,
+            rows_per_s=entry["rows"] / train_s if train_s else 0.0,
             tokens_per_s=timing.get("tokens_per_s", 0.0),
-            seconds=seconds,
+            seconds=train_s,
         )
 
-    result = run_round(grid, banks, state, config, session.layout, run.run_id, on_bank)
+    result = run_round(grid, banks, state, config, session.layout, run.run_id, on_bank, seconds)
     state, line, timings = result.state, result.line, result.timings
+    seconds.update((name, timing.get("train_s", 0.0)) for name, timing in timings["banks"].items())
     if number == 1:
         answers, tokens = (sum(bank[key] for bank in line["banks"]) for key in ("answer_tokens", "tokens"))
         events.write("message", level="info", text=f"{answers:,} of {tokens:,} tokens carry loss: answers and their ends only")

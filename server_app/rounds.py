@@ -150,22 +150,25 @@ def run_round(
     layout: Layout,
     run_id: str,
     on_bank: OnBank | None = None,
+    expected_s: Mapping[str, float] | None = None,
 ) -> RoundResult:
     """Send the adapter, gather and check the deltas, and take the server's step.
 
-    Raises UserError when fewer than strategy.quorum replies are usable; `state` is then unchanged and the run can be resumed.
+    `expected_s` is how long each bank took last time, in seconds. Raises UserError when fewer than strategy.quorum replies are usable; `state` is then unchanged and the run can be resumed.
     """
     started = time.monotonic()
     number = state.round + 1
     strategy = config.strategy
     drawn = draw(sorted(banks), strategy, config.seed, number)
     content = pack_request(TrainRequest(config, run_id, number, layout.id, source_fingerprint(), state.adapter))
-    names = {banks[name]: name for name in drawn}
+    # The slowest first: where fewer workers than banks share a machine, none then waits long for a last big bank.
+    queue = sorted(drawn, key=lambda name: (-(expected_s or {}).get(name, 0.0), name))
+    names = {banks[name]: name for name in queue}
     replies: dict[str, Reply] = {}
     entries: dict[str, dict[str, Any]] = {}
     bank_timings: dict[str, dict[str, float]] = {}
     bytes_down = state.adapter.nbytes
-    for node, message in exchange(grid, {banks[name]: content for name in drawn}, "train", strategy.deadline_s, str(number)):
+    for node, message in exchange(grid, dict.fromkeys(names, content), "train", strategy.deadline_s, str(number)):
         name = names[node]
         entry, timing = _blank_entry(name, bytes_down), {"reply_s": time.monotonic() - started}
         try:

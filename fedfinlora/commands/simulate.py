@@ -111,8 +111,7 @@ class _Link:
         settings = run_config_toml(config, words)
         file = self.run / "state" / "run-config.toml"
         write_bytes(file, settings.encode())
-        gpus = _gpus()
-        resources = f"num-supernodes={config.banks} client-resources-num-cpus={os.cpu_count() or 1} client-resources-num-gpus={float(gpus > 0)}"
+        resources = f"num-supernodes={config.banks} {worker_resources(config)}"
         answer = self.flwr("run", str(PROJECT_ROOT), "private", "--run-config", str(file), "--federation-config", resources)
         return str(answer["run-id"])
 
@@ -129,6 +128,17 @@ class _Link:
             write_bytes(self.run / "state" / "flower.log", done.stdout + done.stderr)
         except (OSError, subprocess.SubprocessError):
             return
+
+
+def worker_resources(config: Config) -> str:
+    """What each simulated bank takes of this machine, so that `config.workers` of them train at the same time."""
+    cores, gpus = len(os.sched_getaffinity(0)), _gpus()
+    workers = min(config.workers or gpus or cores, config.banks)
+    gpu_share = gpus / workers if gpus else 0.0
+    return (
+        f"client-resources-num-cpus={max(1, cores // workers)} client-resources-num-gpus={gpu_share:.3f} "
+        f"init-args-num-cpus={max(cores, workers)} init-args-num-gpus={gpus}"
+    )
 
 
 def run_config_toml(config: Config, words: Sequence[str]) -> str:
