@@ -38,6 +38,9 @@ def compose(overrides: Sequence[str] = (), folder: Path | None = None) -> Config
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_one_line(error)) from error
     values.pop("experiment", None)
+    named = {word.split("=")[0] for word in overrides}
+    if "model.path" in named and "model.name" not in named:  # another model is not to be reported under the option's name
+        values["model"]["name"] = Path(values["model"]["path"]).name
     return absolute_paths(build(values), folder or Path.cwd())
 
 

@@ -143,7 +143,7 @@ class TrainConfig:
     """adamw, or sgd without momentum: FedAdam's bank side (Reddi et al. 2021), where the server does the adapting."""
     sgd_learning_rate: float = 1.0
     """The constant rate of optimizer=sgd: at 1.0 a delta of one step is the negative gradient."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """Peak of AdamW's schedule, at banks with optimizer=adamw and in the baselines always. FinLoRA's 1e-4 suits 8B models (train=finlora); the embedded 135M model wants more."""
     schedule: str = "cosine"
     """cosine or constant, over the whole run: a new round does not restart it."""
@@ -167,7 +167,7 @@ class TrainConfig:
     """Recompute activations in the backward pass: about a third slower, far less memory."""
     proximal_mu: float = 0.0
     """FedProx (Li et al. 2020): adds mu/2 |w - w_global|^2 to the loss; 0 = off."""
-    steps_per_round: int = 10
+    steps_per_round: int = 4
     """Optimiser steps of each bank in each round. Not used when epochs and batch_rows are both set."""
     epochs: float = 0.0
     """Passes of each bank over its rows in the whole run, spread evenly over its rounds; 0 = use steps_per_round."""
@@ -284,7 +284,7 @@ class EvaluationConfig:
 
     benchmarks: tuple[str, ...] = ("all",)
     """Benchmark keys, group names (general, certificate, reporting, analysis), all, or none."""
-    limit: int = 24
+    limit: int = 8
     """Rows of each benchmark (a seeded sample); 0 = every row."""
     base: bool = True
     """Score the untouched base model too."""

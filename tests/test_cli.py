@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -52,8 +52,11 @@ class Ending:
         return lines[0]
 
 
+Command = Callable[..., Ending]
+
+
 @pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Iterator[object]:
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
     """Run a command in this process."""
 
     def call(*words: str) -> Ending:
@@ -65,7 +68,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Iterator[object]:
         caught = capsys.readouterr()
         return Ending(status, caught.out, caught.err)
 
-    yield call
+    return call
 
 
 def process(*words: str, cwd: Path = ROOT, **environment: str) -> Ending:
@@ -87,7 +90,7 @@ class TestUsage:
         [[], ["simulate"], ["centralized"], ["local"], ["evaluate"], ["report"], ["bench"], ["data"], ["data", "check"]],
         ids=lambda words: " ".join(words) or "top",
     )
-    def test_help_fits_a_screen(self, command, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+    def test_help_fits_a_screen(self, command: Command, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
         monkeypatch.setenv("COLUMNS", str(SCREEN_COLUMNS))
         ended = command(*words, "--help")
         assert ended.status == 0
@@ -110,13 +113,13 @@ class TestUsage:
         ],
         ids=" ".join,
     )
-    def test_bad_usage_is_status_2(self, command, words: list[str]) -> None:
+    def test_bad_usage_is_status_2(self, command: Command, words: list[str]) -> None:
         ended = command(*words)
         assert ended.status == 2
         assert "usage: python -m fedfinlora" in ended.err
         assert "Traceback" not in ended.err
 
-    def test_version(self, command) -> None:
+    def test_version(self, command: Command) -> None:
         ended = command("--version")
         assert ended.status == 0
         assert re.fullmatch(r"\d+\.\d+\.\d+\n", ended.out)
@@ -154,7 +157,6 @@ CONFIGURATION = {
     "no target modules": (["peft.target_modules=[]"], r"peft\.target_modules.*q_proj"),
     "no equals sign": (["foo"], r"key=value"),
     "unbalanced brackets": (["peft.target_modules=[q_proj"], r"peft\.target_modules"),
-    "a blank in a value": (["run_name=my run"], r"run_name"),
     "a missing interpolation": (["run_name=${nothing}"], r"nothing"),
     "fewer steps than rounds": (["train.max_steps=2", "num_server_rounds=3"], r"train\.max_steps=2.*3 rounds"),
 }  # fmt: skip
@@ -163,15 +165,16 @@ CONFIGURATION = {
 
 class TestConfiguration:
     @pytest.mark.parametrize("name", CONFIGURATION)
-    def test_a_configuration_error_is_one_line_and_status_2(self, command, tmp_path: Path, name: str) -> None:
+    def test_a_configuration_error_is_one_line_and_status_2(self, command: Command, tmp_path: Path, name: str) -> None:
         words, says = CONFIGURATION[name]
-        ended = command("centralized", "model=tiny-random", "evaluation.limit=2", f"output_dir={tmp_path}", *words)
+        quick = ["model=tiny-random", "evaluation=none", "train.steps_per_round=1", f"output_dir={tmp_path}"]
+        ended = command("centralized", *quick, *words)
         assert re.search(says, ended.error), ended.error
         assert ended.status == 2
         assert not list(tmp_path.iterdir())
 
     @pytest.mark.parametrize("name", ["simulate", "local", "evaluate"])
-    def test_every_command_says_it(self, command, name: str) -> None:
+    def test_every_command_says_it(self, command: Command, name: str) -> None:
         ended = command(name, "train.learning_rte=1")
         assert "learning_rte" in ended.error
         assert ended.status == 2
@@ -182,7 +185,7 @@ class TestConfiguration:
         assert "learning_rate" in ended.error
         assert (ended.status, ended.out) == (2, "")
 
-    def test_banks_on_the_command_line(self, command) -> None:
+    def test_banks_on_the_command_line(self, command: Command) -> None:
         ended = command("simulate", "--banks", "0")
         assert "banks must be 1 or more" in ended.error
         assert ended.status == 2
@@ -250,7 +253,7 @@ UNUSABLE = {
 
 class TestRows:
     @pytest.mark.parametrize("name", LINE_3)
-    def test_a_bad_row_stops_with_file_and_line(self, command, tmp_path: Path, name: str) -> None:
+    def test_a_bad_row_stops_with_file_and_line(self, command: Command, tmp_path: Path, name: str) -> None:
         folder = data_folder(tmp_path, name)
         ended = command("centralized", *overrides(folder, tmp_path, "dataset.on_bad_row=stop"))
         assert "train/fpb_train.jsonl:3: " in ended.error
@@ -258,51 +261,51 @@ class TestRows:
         assert ended.status == 1
 
     @pytest.mark.parametrize("name", LINE_3)
-    def test_a_bad_row_is_skipped_and_the_others_are_trained_on(self, command, tmp_path: Path, name: str) -> None:
+    def test_a_bad_row_is_skipped_and_the_others_are_trained_on(self, command: Command, tmp_path: Path, name: str) -> None:
         folder = data_folder(tmp_path, name)
         ended = command("centralized", *overrides(folder, tmp_path, "train.batch_rows=100", "train.holdout_max_rows=0"))
         assert ended.status == 0
         assert result_of(tmp_path / "run")["rows_trained"] == 8 * 8
 
-    def test_skipped_rows_are_counted(self, command, tmp_path: Path) -> None:
+    def test_skipped_rows_are_counted(self, command: Command, tmp_path: Path) -> None:
         folder = data_folder(tmp_path, "not JSON")
         command("centralized", *overrides(folder, tmp_path))
         said = (tmp_path / "run" / "progress.jsonl").read_text() + (tmp_path / "run" / "result.json").read_text()
         assert re.search(r"1 (bad|unusable|skipped)|(bad|skipped)_rows\W+1", said)
 
     @pytest.mark.parametrize("name", UNUSABLE)
-    def test_no_usable_rows_is_one_line(self, command, tmp_path: Path, name: str) -> None:
+    def test_no_usable_rows_is_one_line(self, command: Command, tmp_path: Path, name: str) -> None:
         folder = data_folder(tmp_path, name)
         ended = command("centralized", *overrides(folder, tmp_path))
         assert re.search(UNUSABLE[name], ended.error), ended.error
         assert ended.status == 1
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may read any file")
-    def test_an_unreadable_file_is_one_line(self, command, tmp_path: Path) -> None:
+    def test_an_unreadable_file_is_one_line(self, command: Command, tmp_path: Path) -> None:
         folder = write_rows(tmp_path / "data")
         (folder / "train" / "fpb_train.jsonl").chmod(0)
         assert "cannot be read" in command("centralized", *overrides(folder, tmp_path)).error
 
-    def test_a_row_longer_than_the_window_stops(self, command, tmp_path: Path) -> None:
+    def test_a_row_longer_than_the_window_stops(self, command: Command, tmp_path: Path) -> None:
         folder = data_folder(tmp_path, "too long")
         more = ("model.context_tokens=100", "dataset.on_bad_row=stop")
         ended = command("centralized", *overrides(folder, tmp_path, *more))
         assert re.search(r"fpb/train/000002 has \d+ tokens.*100.*model\.context_tokens", ended.error), ended.error
         assert ended.status == 1
 
-    def test_a_row_longer_than_the_window_is_skipped(self, command, tmp_path: Path) -> None:
+    def test_a_row_longer_than_the_window_is_skipped(self, command: Command, tmp_path: Path) -> None:
         folder = data_folder(tmp_path, "too long")
         more = ("model.context_tokens=100", "train.batch_rows=100", "train.holdout_max_rows=0")
         assert command("centralized", *overrides(folder, tmp_path, *more)).status == 0
         assert result_of(tmp_path / "run")["rows_trained"] == 8 * 8
 
-    def test_no_row_fits_the_window(self, command, tmp_path: Path, rows: Path) -> None:
+    def test_no_row_fits_the_window(self, command: Command, tmp_path: Path, rows: Path) -> None:
         ended = command("centralized", *overrides(rows, tmp_path, "model.context_tokens=10"))
         assert "model.context_tokens" in ended.error
         assert ended.status == 1
 
     @pytest.mark.parametrize("name", ["centralized", "local"])
-    def test_more_banks_than_rows(self, command, tmp_path: Path, rows: Path, name: str) -> None:
+    def test_more_banks_than_rows(self, command: Command, tmp_path: Path, rows: Path, name: str) -> None:
         ended = command(name, *overrides(rows, tmp_path), "--banks", "25")
         assert re.search(r"more banks \(25\) than train rows \(24\)", ended.error)
         assert ended.status == 1
@@ -318,40 +321,40 @@ class TestRows:
 
 class TestOutput:
     @pytest.mark.parametrize("name", ["centralized", "local", "simulate", "evaluate"])
-    def test_an_output_folder_below_a_file(self, command, tmp_path: Path, rows: Path, name: str) -> None:
+    def test_an_output_folder_below_a_file(self, command: Command, tmp_path: Path, rows: Path, name: str) -> None:
         (tmp_path / "file").write_text("in the way")
         ended = command(name, *overrides(rows, tmp_path / "file" / "runs"))
         assert re.search(r"Cannot write .*file/runs.*output_dir=FOLDER", ended.error), ended.error
         assert ended.status == 1
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-    def test_an_output_folder_that_may_not_be_written(self, command, tmp_path: Path, rows: Path) -> None:
+    def test_an_output_folder_that_may_not_be_written(self, command: Command, tmp_path: Path, rows: Path) -> None:
         (tmp_path / "locked").mkdir(mode=0o500)
         assert "Cannot write" in command("centralized", *overrides(rows, tmp_path / "locked")).error
 
     @pytest.mark.parametrize("name", ["centralized", "simulate"])
-    def test_an_earlier_run_is_not_overwritten(self, command, trained: Path, rows: Path, name: str) -> None:
+    def test_an_earlier_run_is_not_overwritten(self, command: Command, trained: Path, rows: Path, name: str) -> None:
         before = adapter_bytes(trained)
         ended = command(name, *overrides(rows, trained.parent))
         assert re.search(r"run exists\. Go on with it by resume=.*run_name=.*overwrite=true", ended.error), ended.error
         assert ended.status == 1
         assert adapter_bytes(trained) == before
 
-    def test_overwrite_takes_no_folder_that_is_not_a_run(self, command, tmp_path: Path, rows: Path) -> None:
+    def test_overwrite_takes_no_folder_that_is_not_a_run(self, command: Command, tmp_path: Path, rows: Path) -> None:
         write_lines(tmp_path / "run" / "thesis.txt", ["years of work"])
         ended = command("centralized", *overrides(rows, tmp_path, "overwrite=true"))
         assert "not the folder of a run" in ended.error
         assert (tmp_path / "run" / "thesis.txt").is_file()
 
     @pytest.mark.parametrize("run_name", ["../escape", "a/b", "..", "."])
-    def test_a_run_name_is_one_folder(self, command, tmp_path: Path, rows: Path, run_name: str) -> None:
+    def test_a_run_name_is_one_folder(self, command: Command, tmp_path: Path, rows: Path, run_name: str) -> None:
         ended = command("centralized", *overrides(rows, tmp_path / "runs", name=f'"{run_name}"'))
         assert "plain folder name" in ended.error
         assert ended.status in (1, 2)
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[object]:
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     """Mount file systems of a few hundred kilobytes."""
     mounted: list[Path] = []
 
@@ -373,14 +376,18 @@ def small_disk(tmp_path: Path) -> Iterator[object]:
 
 class TestFullDisk:
     @pytest.mark.parametrize("kilobytes", [4, 16, 40, 64, 88, 112, 136, 160])
-    def test_a_full_disk_is_one_line(self, command, small_disk, rows: Path, kilobytes: int) -> None:
+    def test_a_full_disk_is_one_line(
+        self, command: Command, small_disk: Callable[[int], Path], rows: Path, kilobytes: int
+    ) -> None:
         """The disk fills up at some point of the run; which file is the first not to fit differs from size to size."""
         place = small_disk(kilobytes)
         ended = command("centralized", *overrides(rows, place, *SCORED))
         assert re.search(r"Cannot write .*No space left", ended.error), ended.error
         assert ended.status == 1
 
-    def test_room_again_and_the_run_goes_on(self, command, small_disk, rows: Path, tmp_path: Path) -> None:
+    def test_room_again_and_the_run_goes_on(
+        self, command: Command, small_disk: Callable[[int], Path], rows: Path, tmp_path: Path
+    ) -> None:
         place = small_disk(120)
         ended = command("centralized", *overrides(rows, place, rounds=6))
         assert ended.status == 1
@@ -392,7 +399,7 @@ class TestFullDisk:
 
 class TestReport:
     @pytest.mark.parametrize("exists", [True, False])
-    def test_no_run(self, command, tmp_path: Path, exists: bool) -> None:
+    def test_no_run(self, command: Command, tmp_path: Path, exists: bool) -> None:
         folder = tmp_path / "nothing"
         if exists:
             folder.mkdir()
@@ -402,7 +409,7 @@ class TestReport:
 
     @pytest.mark.parametrize("file", ["result.json", "rounds.jsonl", "config.yaml"])
     @pytest.mark.parametrize("content", ["", "{", "[]", "null"], ids=["empty", "cut off", "a list", "null"])
-    def test_a_damaged_run(self, command, trained: Path, tmp_path: Path, file: str, content: str) -> None:
+    def test_a_damaged_run(self, command: Command, trained: Path, tmp_path: Path, file: str, content: str) -> None:
         """A report of what is readable, or one line that names the file."""
         folder = tmp_path / "damaged"
         shutil.copytree(trained, folder)
@@ -413,20 +420,20 @@ class TestReport:
         else:
             assert (folder / "report.html").is_file()
 
-    def test_an_output_that_cannot_be_written(self, command, trained: Path, tmp_path: Path) -> None:
+    def test_an_output_that_cannot_be_written(self, command: Command, trained: Path, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
         ended = command("report", str(trained), "--output", str(tmp_path / "file" / "report.html"))
         assert "Cannot write" in ended.error
         assert ended.status == 1
 
-    def test_a_run(self, command, trained: Path) -> None:
+    def test_a_run(self, command: Command, trained: Path) -> None:
         ended = command("report", str(trained))
         assert (ended.status, ended.out.strip()) == (0, str(trained / "report.html"))
 
 
 class TestEvaluate:
     @pytest.mark.parametrize("exists", [True, False])
-    def test_no_adapter(self, command, tmp_path: Path, rows: Path, exists: bool) -> None:
+    def test_no_adapter(self, command: Command, tmp_path: Path, rows: Path, exists: bool) -> None:
         folder = tmp_path / "nothing"
         if exists:
             folder.mkdir()
@@ -448,7 +455,7 @@ class TestEvaluate:
         ],
     )
     def test_a_damaged_adapter(
-        self, command, trained: Path, tmp_path: Path, rows: Path, file: str, content: bytes | None
+        self, command: Command, trained: Path, tmp_path: Path, rows: Path, file: str, content: bytes | None
     ) -> None:
         folder = tmp_path / "adapter"
         shutil.copytree(trained / "adapters" / "final", folder)
@@ -460,31 +467,31 @@ class TestEvaluate:
         assert file in ended.error
         assert ended.status == 1
 
-    def test_another_models_adapter(self, command, trained: Path, tmp_path: Path, rows: Path) -> None:
+    def test_another_models_adapter(self, command: Command, trained: Path, tmp_path: Path, rows: Path) -> None:
         more = (*SCORED, "peft.rank=2", "peft.alpha=4")
         ended = command("evaluate", "--adapter", str(trained / "adapters" / "final"), *overrides(rows, tmp_path / "out", *more))
         assert re.search(r"does not fit this model and peft.*peft\.rank=", ended.error)
         assert ended.status == 1
 
-    def test_the_final_adapter_scores_as_in_its_run(self, command, trained: Path, tmp_path: Path, rows: Path) -> None:
+    def test_the_final_adapter_scores_as_in_its_run(self, command: Command, trained: Path, tmp_path: Path, rows: Path) -> None:
         words = ("evaluate", "--adapter", str(trained / "adapters" / "final"))
         ended = command(*words, *overrides(rows, tmp_path / "out", *SCORED))
         assert ended.status == 0
         assert result_of(tmp_path / "out" / "run")["scores"]["final"] == result_of(trained)["scores"]["final"]
         assert result_of(tmp_path / "out" / "run")["mode"] == "evaluate"
 
-    def test_the_base_scores_as_in_a_run(self, command, trained: Path, tmp_path: Path, rows: Path) -> None:
+    def test_the_base_scores_as_in_a_run(self, command: Command, trained: Path, tmp_path: Path, rows: Path) -> None:
         assert command("evaluate", *overrides(rows, tmp_path / "out", *SCORED)).status == 0
         assert result_of(tmp_path / "out" / "run")["scores"]["base"] == result_of(trained)["scores"]["base"]
 
-    def test_no_test_rows(self, command, tmp_path: Path) -> None:
+    def test_no_test_rows(self, command: Command, tmp_path: Path) -> None:
         folder = write_rows(tmp_path / "data")
         (folder / "test" / "fpb_test.jsonl").unlink()
         ended = command("evaluate", *overrides(folder, tmp_path / "out", *SCORED))
         assert "test" in ended.error
         assert ended.status == 1
 
-    def test_missing_benchmarks_are_skipped_with_the_reason(self, command, tmp_path: Path, rows: Path) -> None:
+    def test_missing_benchmarks_are_skipped_with_the_reason(self, command: Command, tmp_path: Path, rows: Path) -> None:
         more = (*SCORED, "evaluation.benchmarks=[fpb,tfns]")
         assert command("evaluate", *overrides(rows, tmp_path / "out", *more)).status == 0
         result = result_of(tmp_path / "out" / "run")
@@ -494,67 +501,66 @@ class TestEvaluate:
 
 class TestResume:
     @pytest.mark.parametrize("name", ["centralized", "simulate", "local"])
-    def test_no_run(self, command, tmp_path: Path, name: str) -> None:
+    def test_no_run(self, command: Command, tmp_path: Path, name: str) -> None:
         ended = command(name, f"resume={tmp_path / 'nothing'}")
         assert "nothing is not a run's folder" in ended.error
         assert ended.status == 1
 
     @pytest.mark.parametrize("name", ["centralized", "simulate"])
-    def test_another_configuration(self, command, trained: Path, name: str) -> None:
+    def test_another_configuration(self, command: Command, trained: Path, name: str) -> None:
         ended = command(name, f"resume={trained}", "train.learning_rate=5e-4")
         assert "train.learning_rate: 0.001 -> 0.0005" in ended.error
         assert ended.status == 1
 
-    def test_another_number_of_banks(self, command, trained: Path) -> None:
-        ended = command("simulate", f"resume={trained}", "--banks", "3")
-        assert "banks" in ended.error
-        assert ended.status == 1
+    def test_another_number_of_banks(self, trained: Path) -> None:
+        with pytest.raises(UserError, match="banks"):
+            prepare([f"resume={trained}", "banks=3"])
 
 
 class TestDataCheck:
-    def test_the_bundled_sample_is_sound(self, command) -> None:
+    def test_the_bundled_sample_is_sound(self, command: Command) -> None:
         ended = command("data", "check", str(ROOT / "data" / "sample"), "model=tiny-random")
         assert ended.status == 0
         assert "Every line is a usable row." in ended.out
         assert "fpb_train.jsonl" in ended.out
 
     @pytest.mark.parametrize("name", LINE_3)
-    def test_a_bad_row_is_named_by_file_and_line(self, command, tmp_path: Path, name: str) -> None:
+    def test_a_bad_row_is_named_by_file_and_line(self, command: Command, tmp_path: Path, name: str) -> None:
         ended = command("data", "check", str(data_folder(tmp_path, name)), "model=tiny-random")
         assert ended.status == 1
         assert "train/fpb_train.jsonl:3: " in ended.out
         assert "Traceback" not in ended.err
 
     @pytest.mark.parametrize("name", [name for name in UNUSABLE if name not in ("no folder", "no train file")])
-    def test_an_unusable_file_or_folder(self, command, tmp_path: Path, name: str) -> None:
+    def test_an_unusable_file_or_folder(self, command: Command, tmp_path: Path, name: str) -> None:
         ended = command("data", "check", str(data_folder(tmp_path, name)), "model=tiny-random")
         assert ended.status == 1
         assert "train/fpb_train.jsonl" in ended.out
 
-    def test_no_folder(self, command, tmp_path: Path) -> None:
+    def test_no_folder(self, command: Command, tmp_path: Path) -> None:
         ended = command("data", "check", str(tmp_path / "nothing"))
         assert "nothing is not a folder" in ended.error
         assert ended.status == 1
 
-    def test_a_model_that_is_not_there(self, command, rows: Path, tmp_path: Path) -> None:
+    def test_a_model_that_is_not_there(self, command: Command, rows: Path, tmp_path: Path) -> None:
         ended = command("data", "check", str(rows), f"model.path={tmp_path}")
         assert str(tmp_path) in ended.error
         assert ended.status == 1
 
 
 class TestModels:
-    def test_a_folder_that_is_no_model(self, command, rows: Path, tmp_path: Path) -> None:
+    def test_a_folder_that_is_no_model(self, command: Command, rows: Path, tmp_path: Path) -> None:
         (tmp_path / "model").mkdir()
         ended = command("centralized", *overrides(rows, tmp_path / "out", f"model.path={tmp_path / 'model'}"))
         assert re.search(r"model.*config\.json", ended.error)
         assert ended.status == 1
 
-    def test_target_modules_that_the_model_lacks(self, command, rows: Path, tmp_path: Path) -> None:
+    def test_target_modules_that_the_model_lacks(self, command: Command, rows: Path, tmp_path: Path) -> None:
         ended = command("centralized", *overrides(rows, tmp_path, "peft.target_modules=[query]"))
         assert re.search(r"query.*q_proj", ended.error)
         assert ended.status in (1, 2)
 
-    def test_no_such_gpu(self, command, rows: Path, tmp_path: Path) -> None:
+    def test_no_such_gpu(self, command: Command, rows: Path, tmp_path: Path) -> None:
         torch = pytest.importorskip("torch")
         if torch.cuda.is_available():
             pytest.skip("this machine has a GPU")

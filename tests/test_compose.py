@@ -36,7 +36,8 @@ def stated_values(file: Path, values: dict[str, Any], group: str) -> None:
             continue
         if isinstance(value, dict):
             for inner, inner_value in value.items():
-                assert values[key][inner] == inner_value, f"{key}.{inner}"
+                found = values[key][inner]
+                assert found == (float(inner_value) if isinstance(found, float) else inner_value), f"{key}.{inner}"
         else:
             place = values[group] if group else values
             expected = float(value) if isinstance(place[key], float) else value
@@ -85,7 +86,7 @@ def test_overrides_win_and_the_last_of_them_wins() -> None:
 
 
 def test_an_override_wins_over_an_experiment() -> None:
-    config = compose(["experiment=sentiment", "dataset.root=rows", "num_server_rounds=2"])
+    config = compose(["experiment=sentiment", "dataset.root=rows", "num_server_rounds=2", "strategy=fedavgm"])
     assert (config.num_server_rounds, config.banks, config.strategy.name, config.partition.name) == (
         2,
         4,
@@ -140,6 +141,12 @@ def test_relative_paths_are_taken_from_where_the_command_is_typed(tmp_path: Path
     assert config.output_dir == str(tmp_path / "runs")
     assert config.resume == str(tmp_path / "old")
     assert config.model.path == str(tmp_path / "llama")
+
+
+def test_another_path_names_the_model_unless_a_name_is_given(tmp_path: Path) -> None:
+    assert compose([f"model.path={tmp_path / 'Llama-3.1-8B'}"]).model.name == "Llama-3.1-8B"
+    assert compose(["model.path=8b", "model.name=ours"]).model.name == "ours"
+    assert compose(["model=tiny-random"]).model.name == "tiny-random"
 
 
 def test_paths_that_are_none_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ def test_loss_covers_exactly_the_target_and_the_end_of_a_sample_row(tokenizer: A
     shortest = min(loaded.rows, key=lambda one: len(one.prompt))
     other = min((one for one in loaded.rows if one.id != shortest.id), key=lambda one: len(one.prompt))
     encoded = encode_rows(tokenizer, [shortest, other], 10**6)
-    pack = make_pack(make_blocks(encoded.examples))
+    pack = make_pack(make_blocks(encoded.examples), planned=False)
     labelled = iter(zip(pack.answer_index.tolist(), pack.answer_ids.tolist(), strict=True))
     for index in pack.row_index:
         answer, first = [], None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from conftest import EOS, MakeSession, set_random_adapter, text_examples, tiny_config
+from conftest import EOS, NF4_PACKED, MakeSession, set_random_adapter, text_examples, tiny_config
 
 from data.catalog import BENCHMARKS
 from data.encode import encode_prompts
@@ -64,7 +64,7 @@ def test_packed_decoding_equals_plain_generate_row_by_row(
     assert all(len(tokens) == budget for tokens in found), "the random model is not expected to stop by itself"
 
 
-@pytest.mark.parametrize(("quantization", "method"), [("int8", "dora"), ("nf4", "qlora"), ("nf4", "dora")])
+@pytest.mark.parametrize(("quantization", "method"), [("int8", "dora"), ("nf4", "qlora"), (NF4_PACKED, "dora")])
 def test_packed_decoding_equals_plain_generate_on_a_quantized_base(
     session_of: MakeSession, quantization: str, method: str
 ) -> None:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
-from conftest import EOS, MakeSession, set_random_adapter, text_examples, tiny_config
+from conftest import EOS, NF4_PACKED, MakeSession, set_random_adapter, text_examples, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedfinlora import attention
 from fedfinlora.adapter import trainable
+from fedfinlora.attention import packed_attention
 from fedfinlora.packing import (
     SHORTEST_SHARED_PREFIX,
     Block,
@@ -42,8 +44,15 @@ def example_lists(draw: st.DrawFn, max_size: int = 8) -> list[Example]:
     return [Example(prompt, answer, index) for index, (prompt, answer) in enumerate(rows)]
 
 
-def packs_of(examples: list[Example], share_prefix: bool, batch_tokens: int) -> list[Pack]:
-    return [make_pack(part) for part in split_blocks(make_blocks(examples, share_prefix), batch_tokens)]
+def packs_of(examples: list[Example], share_prefix: bool, batch_tokens: int, planned: bool = True) -> list[Pack]:
+    parts = split_blocks(make_blocks(examples, share_prefix), batch_tokens)
+    return [make_pack(part, planned=planned) for part in parts]
+
+
+def plan_always(patch: pytest.MonkeyPatch) -> None:
+    """Attention by plan also where the mask is cheaper, as it is for most of these few short rows."""
+    patch.setattr(attention, "LEAST_SAVING", 0.0)
+    patch.setattr(attention, "MOST_COPIES", 10**9)
 
 
 def row_tokens(example: Example) -> int:
@@ -99,18 +108,61 @@ def model() -> nn.Module:
 
 
 @settings(max_examples=25)
-@given(examples=example_lists(), share_prefix=st.booleans(), batch_tokens=st.sampled_from([1, 12, 40, 4096]))
+@given(
+    examples=example_lists(),
+    share_prefix=st.booleans(),
+    batch_tokens=st.sampled_from([1, 12, 40, 4096]),
+    how=st.sampled_from(["mask", "plan", "whichever is cheaper"]),
+)
 def test_packed_loss_and_gradients_equal_those_of_separate_rows(
-    model: nn.Module, examples: list[Example], share_prefix: bool, batch_tokens: int
+    model: nn.Module, examples: list[Example], share_prefix: bool, batch_tokens: int, how: str
 ) -> None:
     expected_loss, expected = plain_loss_and_gradients(model, examples)
-    loss, gradients = loss_and_gradients(model, packs_of(examples, share_prefix, batch_tokens))
+    with pytest.MonkeyPatch.context() as patch:
+        if how == "plan":
+            plan_always(patch)
+        packs = packs_of(examples, share_prefix, batch_tokens, planned=how != "mask")
+    assert how != "plan" or all(pack.plan is not None for pack in packs)
+    assert how != "mask" or all(pack.plan is None for pack in packs)
+    loss, gradients = loss_and_gradients(model, packs)
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     assert float((gradients - expected).norm()) <= 1e-5 * float(expected.norm())
 
 
+@settings(max_examples=50)
+@given(examples=example_lists(), share_prefix=st.booleans(), seed=st.integers(0, 9))
+def test_planned_attention_equals_attention_under_the_whole_mask(
+    examples: list[Example], share_prefix: bool, seed: int
+) -> None:
+    blocks = make_blocks(examples, share_prefix)
+    with pytest.MonkeyPatch.context() as patch:
+        plan_always(patch)
+        planned = make_pack(blocks)
+    masked = make_pack(blocks, planned=False)
+    assert planned.plan is not None
+    assert torch.equal(planned.token_ids, masked.token_ids)
+    assert torch.equal(planned.answer_index, masked.answer_index)
+    draw = torch.Generator().manual_seed(seed)
+    tokens, heads, key_heads, width = masked.token_ids.shape[1], 4, 2, 8
+    query = torch.randn(1, heads, tokens, width, generator=draw)
+    key, value = (torch.randn(1, key_heads, tokens, width, generator=draw) for _ in range(2))
+    scores = query @ key.repeat_interleave(2, dim=1).transpose(2, 3) * 0.3
+    weights = scores.masked_fill(~masked.mask, -torch.inf).softmax(dim=-1)
+    expected = (weights @ value.repeat_interleave(2, dim=1)).transpose(1, 2)
+    found = packed_attention(query, key, value, planned.plan, 0.3)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_plan_is_made_only_where_it_saves_enough() -> None:
+    alone = make_pack(make_blocks(text_examples(1)))
+    many = make_pack(make_blocks(text_examples(12, prefix="a prompt of some length: "), share_prefix=False))
+    assert alone.plan is None
+    assert many.plan is not None
+    assert many.mask.shape == (1, 1, 1, 1)
+
+
 @pytest.mark.parametrize("method", ["lora", "dora"])
-@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+@pytest.mark.parametrize("quantization", ["int8", "nf4", NF4_PACKED])
 def test_packed_gradients_equal_those_of_separate_rows_on_a_quantized_base(
     session_of: MakeSession, quantization: str, method: str
 ) -> None:
@@ -131,7 +183,7 @@ def test_two_rows_behind_a_shared_prefix_by_hand() -> None:
     (block,) = make_blocks(rows)
     assert block.prefix_tokens == 4
     assert block.tokens == 4 + 2 + 3
-    pack = make_pack([block])
+    pack = make_pack([block], planned=False)
     assert pack.token_ids.tolist() == [[5, 6, 7, 8, 9, 20, 10, 11, 21]]
     assert pack.position_ids.tolist() == [[0, 1, 2, 3, 4, 5, 4, 5, 6]]
     assert pack.owner.tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 2]
@@ -156,7 +208,7 @@ def test_two_rows_behind_a_shared_prefix_by_hand() -> None:
 
 def test_two_rows_without_sharing_by_hand() -> None:
     rows = [Example((5, 6), (20, EOS), 0), Example((5, 7), (EOS,), 1)]
-    pack = make_pack(make_blocks(rows, share_prefix=False))
+    pack = make_pack(make_blocks(rows, share_prefix=False), planned=False)
     assert pack.token_ids.tolist() == [[5, 6, 20, 5, 7]]
     assert pack.position_ids.tolist() == [[0, 1, 2, 0, 1]]
     assert pack.answer_index.tolist() == [1, 2, 4]
@@ -173,7 +225,7 @@ def test_identical_prompts_run_once_but_for_their_last_token() -> None:
     rows = [Example((5, 6, 7, 8, 9), (answer, EOS), answer) for answer in (30, 31, 32)]
     (block,) = make_blocks(rows)
     assert (block.prefix_tokens, block.tokens) == (4, 4 + 3 * 2)
-    pack = make_pack([block])
+    pack = make_pack([block], planned=False)
     assert pack.answer_ids.tolist() == [30, EOS, 31, EOS, 32, EOS]
     assert rows_of_pack(pack) == [((5, 6, 7, 8, 9), (answer, EOS)) for answer in (30, 31, 32)]
 
@@ -182,7 +234,7 @@ def test_prompts_of_one_token_share_nothing() -> None:
     rows = [Example((5,), (30, EOS), 0), Example((5,), (31, EOS), 1), Example((6,), (EOS,), 2)]
     blocks = make_blocks(rows)
     assert all(block.prefix_tokens == 0 for block in blocks)
-    assert [row for block in blocks for row in rows_of_pack(make_pack([block]))] == [
+    assert [row for block in blocks for row in rows_of_pack(make_pack([block], planned=False))] == [
         ((5,), (30, EOS)),
         ((5,), (31, EOS)),
         ((6,), (EOS,)),
@@ -193,7 +245,7 @@ def test_a_prompt_that_begins_another_keeps_its_last_token() -> None:
     rows = [Example((5, 6, 7, 8, 9), (EOS,), 0), Example((5, 6, 7, 8, 9, 10, 11), (EOS,), 1)]
     (block,) = make_blocks(rows)
     assert block.prefix_tokens == 4
-    assert rows_of_pack(make_pack([block])) == [(rows[0].prompt_ids, (EOS,)), (rows[1].prompt_ids, (EOS,))]
+    assert rows_of_pack(make_pack([block], planned=False)) == [(rows[0].prompt_ids, (EOS,)), (rows[1].prompt_ids, (EOS,))]
 
 
 def test_no_examples_give_no_blocks_and_no_packs() -> None:
@@ -243,7 +295,7 @@ def test_every_answer_token_appears_once_after_its_own_row(
 ) -> None:
     found = []
     for part in split_blocks(make_blocks(examples, share_prefix), batch_tokens):
-        pack = make_pack(part)
+        pack = make_pack(part, planned=False)
         assert pack.token_ids.shape == pack.position_ids.shape == (1, sum(block.tokens for block in part))
         assert pack.mask.shape == (1, 1, pack.token_ids.shape[1], pack.token_ids.shape[1])
         by_index = {example.index: example for example in examples}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from conftest import EOS, MakeSession, random_adapter, set_random_adapter, text_examples
+from conftest import EOS, NF4_PACKED, MakeSession, random_adapter, set_random_adapter, text_examples
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -126,7 +126,7 @@ def plain_training(session: Session, start: Vector, rows: list[Example], rates: 
     ],
     ids=str,
 )
-@pytest.mark.parametrize(("quantization", "method"), [("none", "lora"), ("nf4", "dora")])
+@pytest.mark.parametrize(("quantization", "method"), [("none", "lora"), (NF4_PACKED, "dora")])
 def test_three_steps_equal_a_plain_padded_loop(
     session_of: MakeSession, quantization: str, method: str, changes: dict[str, Any]
 ) -> None:
@@ -309,7 +309,7 @@ def embedding_hooks(session: Session) -> int:
     return len(session.model.get_input_embeddings()._forward_hooks)  # type: ignore[operator]
 
 
-@pytest.mark.parametrize(("quantization", "method"), [("none", "lora"), ("nf4", "dora")])
+@pytest.mark.parametrize(("quantization", "method"), [("none", "lora"), (NF4_PACKED, "dora")])
 def test_gradient_checkpointing_gives_the_same_loss_and_gradients(
     session_of: MakeSession, quantization: str, method: str
 ) -> None:

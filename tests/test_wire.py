@@ -37,6 +37,7 @@ DELTA = np.linspace(-1, 1, 10, dtype=np.float32)
 FIGURES = Figures(
     rows=160, steps=10, tokens=9000, answer_tokens=320, train_loss=1.25, holdout_rows=16, holdout_loss=1.5, train_s=3.5,
     load_s=0.0, bank_rows=800,
+    skipped_rows=3,
 )  # fmt: skip
 REQUEST = TrainRequest(
     Config(seed=3, train=TrainConfig(learning_rate=2e-4)), "run-1a2b", 2, LAYOUT.id, "0" * 64, DELTA
@@ -208,7 +209,7 @@ def test_a_figure_that_is_no_number_is_malformed(name: str, value: Any) -> None:
     assert rejected(content).code == "malformed"
 
 
-@pytest.mark.parametrize("name", ["rows", "steps", "tokens", "answer_tokens", "holdout_rows", "bank_rows"])
+@pytest.mark.parametrize("name", ["rows", "steps", "tokens", "answer_tokens", "holdout_rows", "bank_rows", "skipped_rows"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_count_that_is_not_finite_is_malformed(name: str, value: float) -> None:
     content = reply()
