@@ -138,16 +138,17 @@ def read_config(run: Path) -> Config:
 
 def write_manifest(run: Path, config: Config, data_files: Mapping[str, str]) -> None:
     """manifest.json: versions, source hash, data hashes, seed: what is needed to say that two runs are the same."""
+    origin = read_json(run / ORIGIN_FILE) if (run / ORIGIN_FILE).is_file() else origin_of_this_process()
     write_json(
         run / "manifest.json",
         {
             "schema_version": 1,
             "versions": installed_versions(),
-            "command": typed_command(run),
+            "command": origin["command"],
             "python": platform.python_version(),
             "platform": platform.platform(),
             "cpus": os.cpu_count(),
-            "git_commit": git_commit(),
+            "git_commit": origin["git_commit"],
             "source_sha256": source_fingerprint(),
             "config_sha256": config_fingerprint(config),
             "data_sha256": dict(sorted(data_files.items())),
@@ -221,14 +222,12 @@ def write_result(run: Path, values: Mapping[str, Any]) -> None:
     write_json(run / "result.json", {"schema_version": 1, **values, "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
 
 
-COMMAND_FILE = Path("state") / "command.txt"
+ORIGIN_FILE = Path("state") / "origin.json"
+"""Written by `simulate` for its server, which runs from Flower's copy of the code, outside git."""
 
 
-def typed_command(run: Path) -> str:
-    """What the user typed: this process's own command, or, in a server that `simulate` started, what `simulate` noted."""
-    noted = run / COMMAND_FILE
-    if noted.is_file():
-        return noted.read_text("utf-8").strip()
-    if Path(sys.argv[0]).parent.name != "fedfinlora":
-        return ""
-    return shlex.join(["python", "-m", "fedfinlora", *sys.argv[1:]])
+def origin_of_this_process() -> dict[str, str]:
+    """What the user typed (empty where that was not our own command line) and the commit of the code."""
+    typed = Path(sys.argv[0]).parent.name == "fedfinlora"
+    command = shlex.join(["python", "-m", "fedfinlora", *sys.argv[1:]]) if typed else ""
+    return {"command": command, "git_commit": git_commit()}

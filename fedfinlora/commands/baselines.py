@@ -178,18 +178,13 @@ def _train(run: OpenRun, mode: str, bank: str, rows_of: Rows, events: EventWrite
         measured = bool(held_out) and (number - 1) % config.train.holdout_every == 0
         holdout_loss = mean_loss(session.model, held_out, config.train) if measured else None
 
-        def on_step(step: StepReport) -> None:
-            events.write("step", bank=bank, step=step.step, steps=step.steps, loss=step.loss, tokens_per_s=step.tokens_per_s)
+        stretch = stretch_of_round(number, rounds, steps, len(examples), config.train)
 
-        result = _stretch(
-            session,
-            examples,
-            stretch_of_round(number, rounds, steps, len(examples), config.train),
-            config,
-            bank,
-            optimizer,
-            on_step,
-        )
+        def on_step(step: StepReport, first: int = stretch.first_step) -> None:
+            done_steps = first + step.step
+            events.write("step", bank=bank, step=done_steps, steps=steps, loss=step.loss, tokens_per_s=step.tokens_per_s)
+
+        result = _stretch(session, examples, stretch, config, bank, optimizer, on_step)
         trained = read_adapter(session.model)
         line = _line(number, bank, result, holdout_loss, len(held_out), trained - adapter)
         # The server's arithmetic, so that one bank alone and a federation of one give the same bytes.

@@ -25,13 +25,14 @@ from fedfinlora.config import Config
 from fedfinlora.errors import UserError
 from fedfinlora.progress import ProgressDisplay, follow
 from fedfinlora.runfolder import (
-    COMMAND_FILE,
+    ORIGIN_FILE,
     new_run_folder,
+    origin_of_this_process,
     read_config,
     read_json,
     read_lines,
-    typed_command,
     write_bytes,
+    write_json,
     write_result,
 )
 from fedfinlora.runs import OpenRun, check_same_configuration, run_result
@@ -45,7 +46,7 @@ def simulate(overrides: Sequence[str]) -> int:
     config, words = prepare(overrides)
     run = Path(config.resume) if config.resume else Path(config.output_dir) / config.run_name
     print(f"run folder: {run}", flush=True)
-    write_bytes(run / COMMAND_FILE, typed_command(run).encode())
+    write_json(run / ORIGIN_FILE, origin_of_this_process())
     try:
         with _superlink(run) as link:
             run_id = link.start(config, words)
