@@ -27,6 +27,8 @@ class EncodedRows:
 def encode_prompts(tokenizer: Any, prompts: Sequence[str], chat_template: bool = False) -> list[tuple[int, ...]]:
     """Token ids of each prompt, with the tokenizer's beginning-of-sequence token where the model has one."""
     if chat_template:
+        if not tokenizer.chat_template:
+            raise UserError("dataset.chat_template=true, but this model's tokenizer has no chat template. Set it to false.")
         prompts = [
             tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
             for prompt in prompts
@@ -34,7 +36,7 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[str], chat_template: bool =
     if not prompts:
         return []
     start = () if chat_template or tokenizer.bos_token_id is None or not _adds_start(tokenizer) else (tokenizer.bos_token_id,)
-    return [start + tuple(ids) for ids in tokenizer(list(prompts), add_special_tokens=False)["input_ids"]]
+    return [start + tuple(ids) for ids in _token_ids(tokenizer, prompts, not chat_template)]
 
 
 def encode_rows(
@@ -46,7 +48,7 @@ def encode_rows(
 ) -> EncodedRows:
     """Examples with loss on target and end-of-sequence. Too long rows are left out and named, or stop with a UserError."""
     prompts = encode_prompts(tokenizer, [row.prompt for row in rows], chat_template)
-    answers = tokenizer([row.target for row in rows], add_special_tokens=False)["input_ids"] if rows else []
+    answers = _token_ids(tokenizer, [row.target for row in rows], True) if rows else []
     examples: list[Example] = []
     kept: list[Row] = []
     too_long: list[str] = []
@@ -64,6 +66,12 @@ def encode_rows(
             )
         too_long.append(row.id)
     return EncodedRows(tuple(examples), tuple(kept), tuple(too_long))
+
+
+def _token_ids(tokenizer: Any, texts: Sequence[str], plain: bool) -> list[list[int]]:
+    """Token ids. `plain` reads "<|endoftext|>" and the like in a row as the text that it is, not as the token."""
+    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=plain)["input_ids"]
+    return ids
 
 
 def _adds_start(tokenizer: Any) -> bool:

@@ -125,6 +125,8 @@ def answers(
         on_rows,
     )
     texts = [""] * len(rows)
+    if not fitting:
+        return texts, len(rows)
     for place, text in zip(fitting, session.tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True):
         texts[place] = text
     return texts, len(rows) - len(fitting)

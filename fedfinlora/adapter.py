@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from fedfinlora.config import ModelConfig, PeftConfig
 from fedfinlora.errors import UserError
+from fedfinlora.runfolder import write_bytes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -120,22 +121,18 @@ def peft_config_values(peft: PeftConfig, model: ModelConfig) -> dict[str, Any]:
 def save_adapter(folder: Path, vector: Vector, layout: Layout, peft: PeftConfig, model: ModelConfig) -> None:
     """Write a folder that plain `PeftModel.from_pretrained` loads: adapter_config.json and adapter_model.safetensors."""
     from peft import LoraConfig
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: view.copy() for name, view in layout.views(vector).items()},
-        folder / "adapter_model.safetensors",
-        metadata={"format": "pt"},
-    )
-    config = LoraConfig(**peft_config_values(peft, model), inference_mode=True)
-    config.save_pretrained(str(folder))
+    tensors = {name: view.copy() for name, view in layout.views(vector).items()}
+    config = LoraConfig(**peft_config_values(peft, model), inference_mode=True).to_dict()
+    write_bytes(folder / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
+    write_bytes(folder / "adapter_config.json", (json.dumps(config, indent=2, sort_keys=True, default=sorted) + "\n").encode())
 
 
 def load_adapter(folder: Path, layout: Layout) -> Vector:
     """Read a PEFT folder into a vector of shape (layout.size,). UserError if it is another adapter's."""
     from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors.torch import load_file
 
     file = folder / "adapter_model.safetensors"
     if not file.is_file():
@@ -143,7 +140,7 @@ def load_adapter(folder: Path, layout: Layout) -> Vector:
             f"{folder} is no PEFT adapter: adapter_model.safetensors is missing. Name a run's adapters/final folder."
         )
     try:
-        tensors = load_file(file)
+        tensors = {name: tensor.float().numpy() for name, tensor in load_file(file).items()}
     except SafetensorError as error:
         raise UserError(f"{file} is damaged ({error}). Take another round's adapter.") from error
     shapes = dict(zip(layout.names, layout.shapes, strict=True))
@@ -152,4 +149,4 @@ def load_adapter(folder: Path, layout: Layout) -> Vector:
             f"{file} does not fit this model and peft: it has {len(tensors)} tensors, {len(shapes)} are expected, "
             "and names and shapes must agree. Set model=, peft=, peft.rank= and peft.target_modules= as in its run."
         )
-    return np.concatenate([tensors[name].astype(np.float32).reshape(-1) for name in layout.names])
+    return np.concatenate([tensors[name].reshape(-1) for name in layout.names])

@@ -35,12 +35,12 @@ def compose(overrides: Sequence[str] = (), folder: Path | None = None) -> Config
         with initialize_config_dir(version_base=None, config_dir=str(CONF_FOLDER)):
             composed = hydra_compose("config", overrides=list(overrides))
         values = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(_one_line(error)) from error
     values.pop("experiment", None)
     named = {word.split("=")[0] for word in overrides}
     if "model.path" in named and "model.name" not in named:  # another model is not to be reported under the option's name
-        values["model"]["name"] = Path(values["model"]["path"]).name
+        values["model"]["name"] = Path(str(values["model"]["path"])).name
     return absolute_paths(build(values), folder or Path.cwd())
 
 

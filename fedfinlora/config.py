@@ -348,6 +348,8 @@ class Config:
 
 def build(values: Mapping[str, Any]) -> Config:
     """Build a validated Config from nested plain values. Raises ConfigError naming the key and what is valid."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"A configuration is a group of keys, not {type(values).__name__}.")
     return typing.cast(Config, _build(Config, values, ""))
 
 

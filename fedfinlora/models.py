@@ -14,7 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from fedfinlora.adapter import ADAPTER_NAME, Layout, layout_of, peft_config_values, read_adapter, trainable
+from fedfinlora.adapter import (
+    ADAPTER_NAME,
+    Layout,
+    Vector,
+    layout_of,
+    peft_config_values,
+    read_adapter,
+    trainable,
+    write_adapter,
+)
 from fedfinlora.attention import use_packed_attention
 from fedfinlora.config import Config, ModelConfig, PeftConfig
 from fedfinlora.embedded import embedded_folder, is_embedded
@@ -39,6 +48,8 @@ class Session:
     device: torch.device
     load_s: float
     """Wall time of loading the base model; 0 when it was in memory already."""
+    untrained: Vector
+    """(layout.size,) float32: the adapter as PEFT made it, for DoRA's magnitudes, which are norms of the base's weights."""
 
 
 _bases: dict[tuple[Any, ...], tuple[nn.Module, Any]] = {}
@@ -67,7 +78,7 @@ def get_session(config: Config) -> Session:
     for other in list(_sessions):  # one adapter at a time lies in the base's layers
         cast(Any, _sessions.pop(other).model).unload()
     model = add_adapter(base, model_config, peft_config, config.seed)
-    session = Session(model, tokenizer, layout_of(model), next(model.parameters()).device, load_s)
+    session = Session(model, tokenizer, layout_of(model), next(model.parameters()).device, load_s, read_adapter(model))
     prove(session)
     _sessions[key] = session
     return session
@@ -76,6 +87,7 @@ def get_session(config: Config) -> Session:
 def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
     """Load and quantize the base model, frozen, in eval mode, and its tokenizer. UserError says what to do when it cannot."""
     global base_loads
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
@@ -94,7 +106,7 @@ def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=config.revision)
         model = AutoModelForCausalLM.from_pretrained(folder, **options)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(_unreachable(config, error)) from error
     base_loads += 1
     model.requires_grad_(False)
@@ -134,7 +146,7 @@ def add_adapter(base: nn.Module, model_config: ModelConfig, peft_config: PeftCon
     return model.eval()
 
 
-def initial_adapter(session: Session, config: Config) -> Any:
+def initial_adapter(session: Session, config: Config) -> Vector:
     """The start of every run: the adapter as drawn from the seed, whatever was trained in this process before.
 
     Returns a vector of shape (layout.size,) float32. A is Kaiming-uniform as in PEFT, B zero, DoRA's magnitudes the base's norms.
@@ -146,7 +158,13 @@ def initial_adapter(session: Session, config: Config) -> Any:
         for module in session.model.modules():
             if hasattr(module, "reset_lora_parameters"):
                 cast(Any, module).reset_lora_parameters(ADAPTER_NAME, init_lora_weights=True)
-    return read_adapter(session.model)
+    start = read_adapter(session.model)
+    untrained = session.layout.views(session.untrained)
+    for name, view in session.layout.views(start).items():
+        if name.endswith("lora_magnitude_vector"):  # not reset by PEFT
+            view[:] = untrained[name]
+    write_adapter(session.model, start)
+    return start
 
 
 def prove(session: Session) -> None:
@@ -177,7 +195,7 @@ def prove(session: Session) -> None:
         with torch.no_grad():
             eval_logits = model(input_ids=token_ids).logits.float()
         model.train()
-        after, _ = gradients_and_logits()
+        after, logits_after = gradients_and_logits()
     finally:
         model.eval()
         for module, share in zip(dropouts, shares, strict=True):
@@ -190,10 +208,21 @@ def prove(session: Session) -> None:
         total = sum(float(gradient.float().norm()) for gradient in gradients if gradient is not None)
         if not 0 < total < float("inf"):
             raise UserError(f"The adapter's gradient norm is {total} {when} an evaluation. {advice}")
-    spread = float((train_logits - eval_logits).abs().max() / train_logits.abs().max().clamp(min=1e-6))
-    limit = 1e-3 if eval_logits.dtype == torch.float32 and session.device.type == "cpu" else 0.1
-    if spread > limit:
-        raise UserError(f"Training and evaluation differ by {spread:.2g} (relative) in this model's logits. {advice}")
+    limit = 1e-3 if next(model.parameters()).dtype == torch.float32 and session.device.type == "cpu" else 0.1
+
+    def spread(one: torch.Tensor, other: torch.Tensor) -> float:
+        return float((one - other).norm() / one.norm().clamp(min=1e-12))
+
+    def flat(gradients: list[torch.Tensor | None]) -> torch.Tensor:
+        return torch.cat([gradient.float().reshape(-1) for gradient in gradients if gradient is not None])
+
+    for what, difference in (
+        ("logits in training and in evaluation", spread(train_logits, eval_logits)),
+        ("logits before and after an evaluation", spread(train_logits, logits_after)),
+        ("gradients before and after an evaluation", spread(flat(before), flat(after))),
+    ):
+        if not difference <= limit:
+            raise UserError(f"This model's {what} differ by {difference:.2g} (relative). {advice}")
 
 
 def pick_device(name: str) -> torch.device:
@@ -202,7 +231,10 @@ def pick_device(name: str) -> torch.device:
 
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"model.device={name!r} is no device of torch. Use auto, cpu, cuda or cuda:N.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(
             f"model.device={name}, but torch sees no CUDA device. Use model.device=auto or install a CUDA build of torch."
@@ -238,7 +270,8 @@ def steady_on_cpu(model: nn.Module, unpack: str) -> None:
                 _replace(model, name, weight, module.bias)
         elif isinstance(module, Linear8bitLt):
             scales = cast(Any, module.weight).SCB.float() / 127.0  # (rows,): the largest absolute weight of each output
-            _replace(model, name, module.weight.data.float() * scales.unsqueeze(1), module.bias)
+            weight = (module.weight.data.float() * scales.unsqueeze(1)).to(cast(Any, model).dtype)
+            _replace(model, name, weight, module.bias)
 
 
 def _replace(model: nn.Module, name: str, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -259,7 +292,8 @@ def _memory_bytes() -> int:
 def _set_threads(config: ModelConfig) -> None:
     import torch
 
-    threads = config.threads or int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    given = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    threads = config.threads or (int(given) if given.isdecimal() and int(given) else len(os.sched_getaffinity(0)))
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -46,7 +47,8 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise unwritable(path, error) from error
 
 
@@ -81,9 +83,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     rows: list[dict[str, Any]] = []
-    for line in path.read_text("utf-8").split("\n")[:-1]:
+    for line in path.read_bytes().split(b"\n")[:-1]:
         try:
-            rows.append(json.loads(line))
+            rows.append(json.loads(line.decode("utf-8")))
         except ValueError as error:
             raise UserError(f"{path}, line {len(rows) + 1} is damaged: {error}.") from error
     return rows
@@ -133,7 +135,11 @@ def read_config(run: Path) -> Config:
     file = run / "config.yaml"
     if not file.is_file():
         raise UserError(f"{run} is not a run's folder: config.yaml is missing.")
-    return build(yaml.safe_load(file.read_text("utf-8")))
+    try:
+        values = yaml.safe_load(file.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is damaged: {' '.join(str(error).split())}") from error
+    return build(values)
 
 
 def write_manifest(run: Path, config: Config, data_files: Mapping[str, str]) -> None:

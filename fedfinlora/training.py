@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from fedfinlora.adapter import Vector, trainable
 from fedfinlora.config import TrainConfig
@@ -76,7 +77,7 @@ def total_steps(rows: int, rounds: int, config: TrainConfig) -> int:
     Raises UserError when train.max_steps allows fewer than one a round.
     """
     by_epochs = config.epochs > 0 and config.batch_rows > 0
-    steps = round(config.epochs * rows / config.batch_rows) if by_epochs else config.steps_per_round * rounds
+    steps = round(config.epochs * rows / min(config.batch_rows, rows)) if by_epochs else config.steps_per_round * rounds
     if config.max_steps:
         steps = min(steps, config.max_steps)
         if config.max_steps < rounds:
@@ -184,16 +185,14 @@ def train(
     parameters = list(trainable(model).values())
     anchor = [parameter.detach().clone() for parameter in parameters] if config.proximal_mu else []
     update = _optimizer(parameters, config)
+    update.zero_grad(set_to_none=True)
     if optimizer is not None and isinstance(update, torch.optim.AdamW):
         _load_optimizer(update, parameters, optimizer)
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
-    model.train()
     losses: list[float] = []
     rows = tokens = answer_tokens = 0
     loss_sum = 0.0
     started = time.monotonic()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _training_mode(model, config):
         for step in range(stretch.first_step, stretch.first_step + stretch.steps):
             torch.manual_seed(derive_seed(seed, "dropout", bank, step))
             batch = [examples[index] for index in rows_of_step(step, len(examples), stretch.rows_per_step, seed, bank)]
@@ -225,7 +224,6 @@ def train(
             if on_step is not None:
                 rate = tokens / (time.monotonic() - started)
                 on_step(StepReport(step - stretch.first_step + 1, stretch.steps, step_loss, rate))
-    model.eval()
     return TrainResult(
         steps=stretch.steps,
         rows=rows,
@@ -236,6 +234,23 @@ def train(
         wall_s=time.monotonic() - started,
         optimizer=_read_optimizer(update, parameters),
     )
+
+
+@contextmanager
+def _training_mode(model: nn.Module, config: TrainConfig) -> Iterator[None]:
+    """train(), with gradient checkpointing if asked for; whatever happens inside, nothing of it is left on the shared model."""
+    shared = cast(Any, model)
+    if config.gradient_checkpointing:
+        shared.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    try:
+        yield
+    finally:
+        model.zero_grad(set_to_none=True)
+        model.eval()
+        if config.gradient_checkpointing:
+            shared.gradient_checkpointing_disable()
+            shared.disable_input_require_grads()
 
 
 def _check_answers(examples: Sequence[Example]) -> None:
@@ -258,6 +273,11 @@ def _optimizer(parameters: Sequence[nn.Parameter], config: TrainConfig) -> torch
 def _load_optimizer(adam: torch.optim.AdamW, parameters: Sequence[nn.Parameter], state: OptimizerState) -> None:
     import torch
 
+    size = sum(parameter.numel() for parameter in parameters)
+    if state.first_moment.shape != (size,) or state.second_moment.shape != (size,):
+        raise UserError(
+            f"The optimiser state has {state.first_moment.size} numbers, the adapter {size}: it is another adapter's."
+        )
     offset = 0
     for parameter in parameters:
         end = offset + parameter.numel()
@@ -267,10 +287,6 @@ def _load_optimizer(adam: torch.optim.AdamW, parameters: Sequence[nn.Parameter],
         )
         adam.state[parameter] = {"step": torch.tensor(float(state.steps)), "exp_avg": first, "exp_avg_sq": second}
         offset = end
-    if offset != state.first_moment.size:
-        raise UserError(
-            f"The optimiser state has {state.first_moment.size} numbers, the adapter {offset}: it is another adapter's."
-        )
 
 
 def _read_optimizer(update: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> OptimizerState:

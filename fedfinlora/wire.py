@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from flwr.app import RecordDict
 
 ARRAY_KEY = "vector"
-NUMPY_HEADER_BYTES = 4096
-"""More than the longest header that numpy.save writes for one flat array."""
+FLAT_FLOAT32 = "fedfinlora.flat-float32"
+"""Flower's `stype` of our arrays."""
 
 SAFE_REASONS = {
     "config": "The bank could not accept the configuration it was sent.",
@@ -127,13 +127,16 @@ def unpack_request(content: RecordDict) -> TrainRequest:
         run, round_number, layout_id = str(values["run"]), int(values["round"]), str(values["layout-id"])  # type: ignore[arg-type]
         source = str(values["source-sha256"])
         array = content.array_records["adapter"][ARRAY_KEY]
-    except (KeyError, ValueError, TypeError, UserError) as error:
+    except (KeyError, ValueError, TypeError, RecursionError, UserError) as error:
         raise BankError("config", f"unusable request: {error}") from error
     if not run or "/" in run or run in (".", ".."):
         raise BankError("config", "unusable run name in the request")
-    if array.dtype != "float32" or len(array.shape) != 1 or len(array.data) > 4 * array.shape[0] + NUMPY_HEADER_BYTES:
-        raise BankError("layout", f"adapter array of dtype {array.dtype} and shape {array.shape}")
-    vector = array.numpy()
+    if round_number < 1:
+        raise BankError("config", f"round {round_number} in the request")
+    try:
+        vector = _vector(array, array.shape[0] if len(array.shape) == 1 else -1)
+    except ValueError as error:
+        raise BankError("layout", f"unusable adapter array: {error}") from error
     if not np.isfinite(vector).all():
         raise BankError("adapter", "the received adapter is not finite")
     return TrainRequest(config, run, round_number, layout_id, source, vector)
@@ -172,26 +175,19 @@ def unpack_reply(content: RecordDict, layout: Layout, max_update_norm: float) ->
         bank = str(head["bank"])
         if head["status"] != "ok":
             code = str(head.get("code", "internal"))
-            raise RejectedReply(code, SAFE_REASONS.get(code, SAFE_REASONS["internal"]))
+            code = code if code in SAFE_REASONS else "internal"
+            raise RejectedReply(code, SAFE_REASONS[code])
         layout_id = head["layout-id"]
         array = content.array_records["delta"][ARRAY_KEY]
         figures = _figures(dict(content.metric_records["figures"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise RejectedReply("malformed", f"The reply lacks or garbles {type(error).__name__}: {str(error)[:80]}.") from error
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise RejectedReply("malformed", f"The reply lacks or garbles something ({type(error).__name__}).") from error
     if layout_id != layout.id:
-        raise RejectedReply("layout", f"The delta has layout {str(layout_id)[:16]}, expected {layout.id}.")
-    if array.dtype != "float32" or array.shape != (layout.size,):
-        raise RejectedReply(
-            "layout", f"The delta is {array.dtype} of shape {array.shape}, expected float32 of ({layout.size},)."
-        )
-    if len(array.data) > 4 * layout.size + NUMPY_HEADER_BYTES:
-        raise RejectedReply("layout", f"The delta holds {len(array.data)} bytes, expected about {4 * layout.size}.")
+        raise RejectedReply("layout", f"The delta has another layout than {layout.id}.")
     try:
-        delta = array.numpy()
-    except (ValueError, TypeError, EOFError) as error:
-        raise RejectedReply("malformed", "The delta's bytes are not a NumPy array.") from error
-    if delta.dtype != np.float32 or delta.shape != (layout.size,):
-        raise RejectedReply("layout", f"The delta's bytes are {delta.dtype} of shape {delta.shape}, not as declared.")
+        delta = _vector(array, layout.size)
+    except ValueError as error:
+        raise RejectedReply("layout", f"The delta is not as agreed: {error}.") from error
     if not np.isfinite(delta).all():
         raise RejectedReply("not-finite", f"{int((~np.isfinite(delta)).sum())} of {layout.size} numbers are NaN or infinite.")
     if figures.rows <= 0 or figures.steps <= 0:
@@ -212,11 +208,25 @@ def _figures(values: dict[str, Any]) -> Figures:
         value = values[item.name]
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"figure {item.name}")
+        if kind is int and not (math.isfinite(value) and value == int(value)):
+            raise ValueError(f"figure {item.name}")
         found[item.name] = kind(value)
     return Figures(**found)
 
 
 def _array(vector: Vector) -> Any:
+    """A vector of shape (size,) as Flower's Array: the bare little-endian float32 numbers, no header that would need parsing."""
     from flwr.app import Array
 
-    return Array(vector)
+    return Array(dtype="float32", shape=(int(vector.size),), stype=FLAT_FLOAT32, data=vector.astype("<f4").tobytes())
+
+
+def _vector(array: Any, size: int) -> Vector:
+    """The numbers of an Array, (size,) float32. ValueError unless format, shape and length in bytes are exactly right."""
+    import numpy as np
+
+    if array.stype != FLAT_FLOAT32 or array.dtype != "float32":
+        raise ValueError("its numbers are not flat float32")
+    if tuple(array.shape) != (size,) or len(array.data) != 4 * size:
+        raise ValueError(f"it has {len(array.data)} bytes, expected {4 * size} for {size} numbers")
+    return np.frombuffer(array.data, dtype="<f4").astype(np.float32)
