@@ -19,70 +19,110 @@ if TYPE_CHECKING:
 NAME = "packed_sdpa"
 LEAST_SAVING = 1.3
 """Gathering costs something too: it must save at least this factor of query-key pairs."""
+WIDEST_GROUP = 1.6
+"""Rows of one gathered batch differ in length by at most this factor, so that little of it is padding."""
 MOST_COPIES = 16
 """Keys and values may be copied at most this many times over."""
 
 
 @dataclass(frozen=True)
+class RowGroup:
+    """R rows of similar length, at most L tokens each, behind prefixes of at most P tokens."""
+
+    rows: int
+    query_index: torch.Tensor
+    """(R * L,) int64: the tokens of each row, padded by repeating its last."""
+    key_index: torch.Tensor
+    """(R * (P + L),) int64: the prefix, padded in front, and the tokens of each row."""
+    mask: torch.Tensor
+    """(R, 1, L, P + L) bool."""
+
+
+@dataclass(frozen=True)
 class AttentionPlan:
-    """How to take a packed sequence of T tokens apart: R rows of at most L tokens behind prefixes of at most P tokens."""
+    """How to take a packed sequence of T tokens apart."""
 
     prefixes: tuple[tuple[int, int], ...]
     """(start, end) of each prefix in the sequence."""
-    query_index: torch.Tensor
-    """(R * L,) int64: the tokens of each row, padded by repeating a token."""
-    key_index: torch.Tensor
-    """(R * (P + L),) int64: the prefix (padded in front) and the tokens of each row."""
-    mask: torch.Tensor
-    """(R, 1, L, P + L) bool."""
+    groups: tuple[RowGroup, ...]
     output_index: torch.Tensor
-    """(T,) int64: where each token's result lies among the prefixes' and then the rows' results."""
-    rows: int
+    """(T,) int64: where each token's result lies among the results of the prefixes and then of the groups."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Where a row and its prefix lie in the sequence."""
+
+    start: int
+    length: int
+    prefix_start: int
+    prefix: int
 
 
 def make_plan(blocks: Sequence[tuple[int, Sequence[int]]], device: torch.device | str) -> AttentionPlan | None:
     """The plan of blocks given as (prefix tokens, tokens of each row), laid end to end; None where the plain mask is cheaper."""
     import torch
 
-    lengths = [length for _, rows in blocks for length in rows]
-    longest_prefix, longest_row = max(prefix for prefix, _ in blocks), max(lengths)
-    total = sum(prefix + sum(rows) for prefix, rows in blocks)
-    keys = longest_prefix + longest_row
-    pairs = len(lengths) * longest_row * keys + sum(prefix**2 for prefix, _ in blocks)
-    if LEAST_SAVING * pairs > total**2 or len(lengths) * keys > MOST_COPIES * total:
-        return None
     prefixes: list[tuple[int, int]] = []
-    query_index = torch.zeros(len(lengths), longest_row, dtype=torch.int64)
-    key_index = torch.zeros(len(lengths), keys, dtype=torch.int64)
-    sees_prefix = torch.zeros(len(lengths), longest_prefix, dtype=torch.bool)
-    output_index = torch.empty(total, dtype=torch.int64)
-    prefix_tokens = sum(prefix for prefix, _ in blocks)
-    position = done_prefix = row = 0
-    for prefix, rows in blocks:
+    rows: list[_Row] = []
+    position = 0
+    for prefix, lengths in blocks:
         start = position
-        output_index[start : start + prefix] = torch.arange(done_prefix, done_prefix + prefix)
         prefixes += [(start, start + prefix)] if prefix else []
-        done_prefix += prefix
         position += prefix
-        for length in rows:
-            own = torch.arange(position, position + longest_row).clamp(max=position + length - 1)
-            query_index[row] = own
-            key_index[row, longest_prefix - prefix : longest_prefix] = torch.arange(start, start + prefix)
-            key_index[row, longest_prefix:] = own
-            sees_prefix[row, longest_prefix - prefix :] = True
-            output_index[position : position + length] = prefix_tokens + row * longest_row + torch.arange(length)
+        for length in lengths:
+            rows.append(_Row(position, length, start, prefix))
             position += length
-            row += 1
-    causal = torch.tril(torch.ones(longest_row, longest_row, dtype=torch.bool)).expand(row, -1, -1)
-    mask = torch.cat([sees_prefix.unsqueeze(1).expand(-1, longest_row, -1), causal], dim=2).unsqueeze(1)
-    return AttentionPlan(
-        tuple(prefixes),
-        query_index.flatten().to(device),
-        key_index.flatten().to(device),
-        mask.contiguous().to(device),
-        output_index.to(device),
-        row,
-    )
+    groups = _similar(rows)
+    keys = [len(group) * (max(row.prefix for row in group) + max(row.length for row in group)) for group in groups]
+    pairs = sum(count * max(row.length for row in group) for count, group in zip(keys, groups, strict=True))
+    if (
+        LEAST_SAVING * (pairs + sum((end - start) ** 2 for start, end in prefixes)) > position**2
+        or sum(keys) > MOST_COPIES * position
+    ):
+        return None
+    output_index = torch.empty(position, dtype=torch.int64)
+    done = 0
+    for start, end in prefixes:
+        output_index[start:end] = torch.arange(done, done + end - start)
+        done += end - start
+    for group in groups:
+        longest = max(row.length for row in group)
+        for row in group:
+            output_index[row.start : row.start + row.length] = torch.arange(done, done + row.length)
+            done += longest
+    return AttentionPlan(tuple(prefixes), tuple(_group(group, device) for group in groups), output_index.to(device))
+
+
+def _similar(rows: Sequence[_Row]) -> list[list[_Row]]:
+    """Rows by length, cut where the longest of a group would be more than WIDEST_GROUP times its shortest."""
+    groups: list[list[_Row]] = []
+    for row in sorted(rows, key=lambda row: (row.length + row.prefix, row.start)):
+        if groups and row.length + row.prefix <= WIDEST_GROUP * (groups[-1][0].length + groups[-1][0].prefix):
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups
+
+
+def _group(rows: Sequence[_Row], device: torch.device | str) -> RowGroup:
+    import torch
+
+    longest, longest_prefix = max(row.length for row in rows), max(row.prefix for row in rows)
+    query_index = torch.zeros(len(rows), longest, dtype=torch.int64)
+    key_index = torch.zeros(len(rows), longest_prefix + longest, dtype=torch.int64)
+    sees_prefix = torch.zeros(len(rows), longest_prefix, dtype=torch.bool)
+    for number, row in enumerate(rows):
+        own = torch.arange(row.start, row.start + longest).clamp(max=row.start + row.length - 1)
+        query_index[number] = own
+        key_index[number, longest_prefix:] = own
+        key_index[number, longest_prefix - row.prefix : longest_prefix] = torch.arange(
+            row.prefix_start, row.prefix_start + row.prefix
+        )
+        sees_prefix[number, longest_prefix - row.prefix :] = True
+    causal = torch.tril(torch.ones(longest, longest, dtype=torch.bool)).expand(len(rows), -1, -1)
+    mask = torch.cat([sees_prefix.unsqueeze(1).expand(-1, longest, -1), causal], dim=2).unsqueeze(1)
+    return RowGroup(len(rows), query_index.flatten().to(device), key_index.flatten().to(device), mask.contiguous().to(device))
 
 
 def packed_attention(
@@ -93,25 +133,26 @@ def packed_attention(
     from torch.nn.functional import scaled_dot_product_attention
 
     heads, width = query.shape[1], query.shape[3]
-    groups = heads // key.shape[1]
+    copies = heads // key.shape[1]
 
-    def gathered(tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        rows = tensor[0].index_select(1, index).view(tensor.shape[1], plan.rows, -1, width).transpose(0, 1)
-        return rows.repeat_interleave(heads // tensor.shape[1], dim=1)
+    def gathered(tensor: torch.Tensor, index: torch.Tensor, rows: int) -> torch.Tensor:
+        taken = tensor[0].index_select(1, index).view(tensor.shape[1], rows, -1, width).transpose(0, 1)
+        return taken.repeat_interleave(heads // tensor.shape[1], dim=1)
 
     parts: list[torch.Tensor] = []
     for start, end in plan.prefixes:
-        prefix_keys, prefix_values = (tensor[:, :, start:end].repeat_interleave(groups, dim=1) for tensor in (key, value))
+        prefix_keys, prefix_values = (tensor[:, :, start:end].repeat_interleave(copies, dim=1) for tensor in (key, value))
         own = scaled_dot_product_attention(query[:, :, start:end], prefix_keys, prefix_values, is_causal=True, scale=scaling)
         parts.append(own[0].transpose(0, 1))
-    rows_out = scaled_dot_product_attention(
-        gathered(query, plan.query_index),
-        gathered(key, plan.key_index),
-        gathered(value, plan.key_index),
-        attn_mask=plan.mask,
-        scale=scaling,
-    )
-    parts.append(rows_out.transpose(1, 2).reshape(-1, heads, width))
+    for group in plan.groups:
+        rows_out = scaled_dot_product_attention(
+            gathered(query, group.query_index, group.rows),
+            gathered(key, group.key_index, group.rows),
+            gathered(value, group.key_index, group.rows),
+            attn_mask=group.mask,
+            scale=scaling,
+        )
+        parts.append(rows_out.transpose(1, 2).reshape(-1, heads, width))
     return torch.cat(parts).index_select(0, plan.output_index).unsqueeze(0)
 
 

@@ -167,7 +167,7 @@ class TrainConfig:
     """Recompute activations in the backward pass: about a third slower, far less memory."""
     proximal_mu: float = 0.0
     """FedProx (Li et al. 2020): adds mu/2 |w - w_global|^2 to the loss; 0 = off."""
-    steps_per_round: int = 4
+    steps_per_round: int = 3
     """Optimiser steps of each bank in each round. Not used when epochs and batch_rows are both set."""
     epochs: float = 0.0
     """Passes of each bank over its rows in the whole run, spread evenly over its rounds; 0 = use steps_per_round."""

@@ -114,7 +114,7 @@ def pack_request(request: TrainRequest) -> RecordDict:
         "layout-id": request.layout_id,
         "source-sha256": request.source_sha256,
     }
-    return RecordDict({"request": ConfigRecord(values), "adapter": ArrayRecord({ARRAY_KEY: _array(request.adapter)})})
+    return RecordDict({"request": ConfigRecord(values), "adapter": ArrayRecord({ARRAY_KEY: to_array(request.adapter)})})
 
 
 def unpack_request(content: RecordDict) -> TrainRequest:
@@ -134,7 +134,7 @@ def unpack_request(content: RecordDict) -> TrainRequest:
     if round_number < 1:
         raise BankError("config", f"round {round_number} in the request")
     try:
-        vector = _vector(array, array.shape[0] if len(array.shape) == 1 else -1)
+        vector = from_array(array, array.shape[0] if len(array.shape) == 1 else -1)
     except ValueError as error:
         raise BankError("layout", f"unusable adapter array: {error}") from error
     if not np.isfinite(vector).all():
@@ -149,7 +149,7 @@ def pack_reply(bank: str, layout_id: str, delta: Vector, figures: Figures) -> Re
     return RecordDict(
         {
             "reply": ConfigRecord({"status": "ok", "bank": bank, "layout-id": layout_id}),
-            "delta": ArrayRecord({ARRAY_KEY: _array(delta)}),
+            "delta": ArrayRecord({ARRAY_KEY: to_array(delta)}),
             "figures": MetricRecord(asdict(figures)),
         }
     )
@@ -185,7 +185,7 @@ def unpack_reply(content: RecordDict, layout: Layout, max_update_norm: float) ->
     if layout_id != layout.id:
         raise RejectedReply("layout", f"The delta has another layout than {layout.id}.")
     try:
-        delta = _vector(array, layout.size)
+        delta = from_array(array, layout.size)
     except ValueError as error:
         raise RejectedReply("layout", f"The delta is not as agreed: {error}.") from error
     if not np.isfinite(delta).all():
@@ -214,14 +214,16 @@ def _figures(values: dict[str, Any]) -> Figures:
     return Figures(**found)
 
 
-def _array(vector: Vector) -> Any:
+def to_array(vector: Vector) -> Any:
     """A vector of shape (size,) as Flower's Array: the bare little-endian float32 numbers, no header that would need parsing."""
+    import numpy as np
     from flwr.app import Array
 
-    return Array(dtype="float32", shape=(int(vector.size),), stype=FLAT_FLOAT32, data=vector.astype("<f4").tobytes())
+    data = np.ascontiguousarray(vector, dtype=vector.dtype.newbyteorder("<")).tobytes()
+    return Array(dtype=str(vector.dtype), shape=tuple(vector.shape), stype=FLAT_FLOAT32, data=data)
 
 
-def _vector(array: Any, size: int) -> Vector:
+def from_array(array: Any, size: int) -> Vector:
     """The numbers of an Array, (size,) float32. ValueError unless format, shape and length in bytes are exactly right."""
     import numpy as np
 

@@ -20,7 +20,7 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.supercore.task_identity import TaskIdentity
 
 from client_app.app import app
-from fedfinlora.wire import ARRAY_KEY
+from fedfinlora.wire import ARRAY_KEY, from_array, to_array
 
 SERVER_NODE = 1
 RUN_ID = 1
@@ -131,8 +131,9 @@ def only(
 def with_delta(reply: Message, make: Callable[[np.ndarray], Any]) -> RecordDict:
     """The content of a reply with another delta: `make` gets the true one and returns an array, or a whole Flower Array."""
     content = reply.content
-    made = make(content.array_records["delta"][ARRAY_KEY].numpy())
-    content.array_records["delta"] = ArrayRecord({ARRAY_KEY: made if isinstance(made, Array) else Array(made)})
+    sent = content.array_records["delta"][ARRAY_KEY]
+    made = make(from_array(sent, sent.shape[0]))
+    content.array_records["delta"] = ArrayRecord({ARRAY_KEY: made if isinstance(made, Array) else to_array(made)})
     return content
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
@@ -19,7 +20,7 @@ from fedfinlora.adapter import Layout
 from fedfinlora.config import Config, TrainConfig
 from fedfinlora.wire import (
     ARRAY_KEY,
-    NUMPY_HEADER_BYTES,
+    FLAT_FLOAT32,
     SAFE_REASONS,
     BankError,
     Figures,
@@ -28,6 +29,7 @@ from fedfinlora.wire import (
     pack_error,
     pack_reply,
     pack_request,
+    to_array,
     unpack_reply,
     unpack_request,
 )
@@ -60,11 +62,12 @@ def with_array(
     content: RecordDict, data: bytes, dtype: str = "float32", shape: tuple[int, ...] = (10,), key: str = "delta"
 ) -> RecordDict:
     """The same message with other bytes behind the declared dtype and shape."""
-    content.array_records[key] = ArrayRecord({ARRAY_KEY: Array(dtype=dtype, shape=shape, stype="numpy.ndarray", data=data)})
+    content.array_records[key] = ArrayRecord({ARRAY_KEY: Array(dtype=dtype, shape=shape, stype=FLAT_FLOAT32, data=data)})
     return content
 
 
 def npy(array: Any, allow_pickle: bool = False) -> bytes:
+    """The bytes of an .npy file, which the wire does not use."""
     stream = io.BytesIO()
     np.save(stream, array, allow_pickle=allow_pickle)
     return stream.getvalue()
@@ -142,14 +145,14 @@ def changed(value: float | None, dtype: Any = np.float32) -> Any:
         (lambda: reply(delta=DELTA[:9]), "layout"),
         (lambda: reply(delta=DELTA.reshape(2, 5)), "layout"),
         (lambda: reply(delta=np.float32([])), "layout"),
-        (lambda: with_array(reply(), npy(DELTA.astype(np.float64))), "layout"),
-        (lambda: with_array(reply(), npy(DELTA[:5])), "layout"),
-        (lambda: with_array(reply(), npy(np.zeros(10**5, np.float32))), "layout"),
-        (lambda: with_array(reply(), npy(DELTA) + b"\0" * (NUMPY_HEADER_BYTES + 100)), "layout"),
-        (lambda: with_array(reply(), npy(DELTA)[:-4]), "malformed"),
-        (lambda: with_array(reply(), npy(DELTA)[:20]), "malformed"),
-        (lambda: with_array(reply(), b""), "malformed"),
-        (lambda: with_array(reply(), b"not numpy at all"), "malformed"),
+        (lambda: with_array(reply(), DELTA.astype(np.float64).tobytes()), "layout"),
+        (lambda: with_array(reply(), DELTA[:5].tobytes()), "layout"),
+        (lambda: with_array(reply(), np.zeros(10**5, np.float32).tobytes()), "layout"),
+        (lambda: with_array(reply(), npy(DELTA)), "layout"),
+        (lambda: with_array(reply(), DELTA.tobytes()[:-4]), "layout"),
+        (lambda: with_array(reply(), DELTA.tobytes() + b"\0"), "layout"),
+        (lambda: with_array(reply(), b""), "layout"),
+        (lambda: with_array(reply(), b"not numbers at all"), "layout"),
         (lambda: reply(delta=changed(math.nan)), "not-finite"),
         (lambda: reply(delta=changed(math.inf)), "not-finite"),
         (lambda: reply(delta=changed(-math.inf)), "not-finite"),
@@ -179,7 +182,7 @@ def test_a_reply_without_one_of_its_records_is_malformed(missing: str) -> None:
 
 def test_a_reply_without_its_array_or_with_another_key_is_malformed() -> None:
     content = reply()
-    content.array_records["delta"] = ArrayRecord({"weights": Array(DELTA)})
+    content.array_records["delta"] = ArrayRecord({"weights": to_array(DELTA)})
     assert rejected(content).code == "malformed"
 
 
@@ -228,7 +231,7 @@ def test_a_pickled_array_is_refused_and_never_unpickled() -> None:
     content.array_records["delta"] = ArrayRecord(
         {ARRAY_KEY: Array(dtype="float32", shape=(10,), stype="pickle", data=pickle.dumps(Bomb()))}
     )
-    assert rejected(content).code == "malformed"
+    assert rejected(content).code == "layout"
     assert not Bomb.exploded
 
 
@@ -247,13 +250,15 @@ def test_a_zip_archive_in_place_of_an_array_is_refused() -> None:
 @given(data=st.binary(max_size=200))
 def test_any_bytes_give_a_reply_or_a_refusal(data: bytes) -> None:
     for start in (b"", b"\x93NUMPY\x01\x00", npy(DELTA)[:60], b"PK\x03\x04"):
-        with pytest.raises(RejectedReply):
-            unpack_reply(with_array(reply(), start + data), LAYOUT, 0)
+        with contextlib.suppress(RejectedReply):
+            found = unpack_reply(with_array(reply(), start + data), LAYOUT, 0)
+            assert found.delta.shape == (10,)
+            assert np.isfinite(found.delta).all()
 
 
-@given(place=st.integers(0, 127), value=st.integers(0, 255))
-def test_any_changed_byte_of_the_header_gives_a_reply_or_a_refusal(place: int, value: int) -> None:
-    data = bytearray(npy(DELTA))
+@given(place=st.integers(0, 39), value=st.integers(0, 255))
+def test_any_changed_byte_gives_a_reply_or_a_refusal(place: int, value: int) -> None:
+    data = bytearray(DELTA.tobytes())
     data[place] = value
     try:
         found = unpack_reply(with_array(reply(), bytes(data)), LAYOUT, 0)
@@ -396,16 +401,16 @@ def test_a_round_that_is_none_is_refused(round_number: Any) -> None:
 @pytest.mark.parametrize(
     ("adapter", "code"),
     [
-        (lambda: Array(DELTA.astype(np.float64)), "layout"),
-        (lambda: Array(DELTA.reshape(2, 5)), "layout"),
+        (lambda: to_array(DELTA.astype(np.float64)), "layout"),
+        (lambda: to_array(DELTA.reshape(2, 5)), "layout"),
         (lambda: Array("float32", (10,), "numpy.ndarray", npy(np.zeros(10**5, np.float32))), "layout"),
         (lambda: Array("float32", (10,), "numpy.ndarray", npy(DELTA.astype(np.float64))), "layout"),
         (lambda: Array("float32", (10,), "numpy.ndarray", npy(DELTA[:4])), "layout"),
         (lambda: Array("float32", (10,), "numpy.ndarray", npy(DELTA)[:-4]), "layout"),
         (lambda: Array("float32", (10,), "numpy.ndarray", npy_header(f"({10**15},)")), "layout"),
         (lambda: Array("float32", (10,), "pickle", pickle.dumps(Bomb())), "layout"),
-        (lambda: Array(changed(math.nan)), "adapter"),
-        (lambda: Array(changed(math.inf)), "adapter"),
+        (lambda: to_array(changed(math.nan)), "adapter"),
+        (lambda: to_array(changed(math.inf)), "adapter"),
     ],
 )
 def test_an_adapter_that_is_not_as_declared_is_refused(adapter: Any, code: str) -> None:
