@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from fake_grid import FakeGrid, simulated_banks
-from tiny_runs import SCORED, adapter_bytes, overrides, result_of, rounds_of, same_run, write_rows
+from tiny_runs import SCORED, adapter_bytes, fault, overrides, result_of, rounds_of, same_run, write_rows
 
 from fedfinlora import models
 from fedfinlora.cli import main
@@ -57,6 +57,7 @@ class TestCentralized:
         steps = [line["banks"][0]["steps"] for line in rounds_of(tmp_path / "pooled")]
         assert max(steps) - min(steps) <= 1
 
+    @fault("the pooled run takes batch_rows rows a step, whatever the banks could give")
     def test_banks_with_fewer_rows_than_a_step_still_give_equal_rows(self, rows: Path, tmp_path: Path) -> None:
         """A bank of 5 rows takes 5 a step, so the pooled run may not take 16."""
         small = write_rows(tmp_path / "small", train=10)
@@ -101,6 +102,7 @@ class TestCentralized:
         assert result_of(run)["scores"] == result_of(tmp_path / "whole")["scores"]
         assert result_of(run)["rows_trained"] == result_of(tmp_path / "whole")["rows_trained"]
 
+    @fault("a baseline has no checkpoint before the end of round 1, but says that it can be resumed")
     def test_a_run_stopped_in_round_1_goes_on_to_the_same_bytes(
         self, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -123,6 +125,7 @@ class TestCentralized:
         assert main(["centralized", f"resume={tmp_path / 'run'}"]) == 0
         assert same_run(tmp_path / "whole", tmp_path / "run")
 
+    @fault("the run's mode is not looked at: a KeyError, or a run that silently goes on")
     @pytest.mark.parametrize("other", ["federated", "local"])
     def test_another_modes_run_is_not_resumed(
         self, rows: Path, tmp_path: Path, other: str, capsys: pytest.CaptureFixture[str]

@@ -252,13 +252,13 @@ def _reason(details: str) -> str:
 
 
 def _alive(process: int) -> bool:
+    """Whether the process runs. One that has died and was not yet buried by its parent (a zombie) does not."""
+    import psutil
+
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
