@@ -16,12 +16,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from tiny_runs import SCORED, adapter_bytes, overrides, result_of, rounds_bytes, rounds_of, same_run, write_rows
+from tiny_runs import SCORED, adapter_bytes, fault, overrides, result_of, rounds_bytes, rounds_of, same_run, write_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -264,8 +265,19 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_flwr_run_as_a_user_types_it_in_a_fresh_home(place: Path, rows: Path, whole: Path) -> None:
-    """`flwr run .` in the project's folder: nothing but Flower's own commands, and the same bytes as `simulate`."""
+@dataclass(frozen=True)
+class PlainRun:
+    """A run through `flwr run .` alone."""
+
+    folder: Path
+    status: str
+    log: str
+    """What `flwr log` shows of it."""
+
+
+@pytest.fixture(scope="module")
+def plain(place: Path, rows: Path) -> PlainRun:
+    """`flwr run .` as a person types it in the project's folder, in a fresh HOME; then the daemon that it has started is ended."""
     home = place / "home"
     home.mkdir()
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("FLWR_", "FEDFINLORA_", "XDG_"))}
@@ -275,12 +287,14 @@ def test_flwr_run_as_a_user_types_it_in_a_fresh_home(place: Path, rows: Path, wh
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
 
-    def flwr(*command: str) -> dict[str, Any]:
-        done = subprocess.run(
-            ["flwr", *command, "--format", "json"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
-        )
+    def flwr(*command: str) -> str:
+        done = subprocess.run(["flwr", *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stdout + done.stderr
-        answer: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
+        return done.stdout
+
+    def asked(*command: str) -> dict[str, Any]:
+        text = flwr(*command, "--format", "json")
+        answer: dict[str, Any] = json.loads(text[text.index("{") :])
         return answer
 
     further = [
@@ -288,23 +302,31 @@ def test_flwr_run_as_a_user_types_it_in_a_fresh_home(place: Path, rows: Path, wh
     ]  # fmt: skip
     settings = f"num-server-rounds={ROUNDS} model='tiny-random' dataset='finlora' dataset-root='{rows}' overrides='{' '.join(further)}'"
     try:
-        run_id = str(flwr("run", ".", "--run-config", settings)["run-id"])
+        run_id = str(asked("run", ".", "--run-config", settings)["run-id"])
         deadline = time.monotonic() + PATIENCE_S
-        while not (found := flwr("ls", "--run-id", run_id)["runs"][0])["status"].startswith("finished"):
+        while not (found := asked("ls", "--run-id", run_id)["runs"][0])["status"].startswith("finished"):
             assert time.monotonic() < deadline, found
             time.sleep(1.0)
-        assert found["status"] == "finished:completed", found
-        [run] = (home / ".fedfinlora" / "runs").iterdir()
-        assert result_of(run)["status"] == "completed"
-        assert result_of(run)["run_dir"] == str(run)
-        assert rounds_bytes(run) == rounds_bytes(whole)
-        assert adapter_bytes(run) == adapter_bytes(whole)
-        assert result_of(run)["scores"] == result_of(whole)["scores"]
-        log = (home / ".flwr" / "local-superlink" / "superlink.log").read_text(errors="replace")
-        assert log.count(f"run folder: {run}") >= 2
+        log = flwr("log", run_id, "--show")
     finally:
         for process in processes_of(home):
             with contextlib.suppress(psutil.Error):
                 if "flower-superlink" in " ".join(process.cmdline()):
                     process.terminate()
         assert_nothing_left(home)
+    [run] = (home / ".fedfinlora" / "runs").iterdir()
+    return PlainRun(run, found["status"], log)
+
+
+class TestFlwrRun:
+    def test_a_run_in_a_fresh_home_gives_the_bytes_of_simulate(self, plain: PlainRun, whole: Path) -> None:
+        assert plain.status == "finished:completed"
+        result = result_of(plain.folder)
+        assert (result["status"], result["run_dir"], result["banks"]) == ("completed", str(plain.folder), 2)
+        assert rounds_bytes(plain.folder) == rounds_bytes(whole)
+        assert adapter_bytes(plain.folder) == adapter_bytes(whole)
+        assert result["scores"] == result_of(whole)["scores"]
+
+    @fault("nothing below a warning reaches Flower's log: the logger has a level and no handler")
+    def test_the_run_folder_is_logged_first_and_last(self, plain: PlainRun) -> None:
+        assert plain.log.count(f"run folder: {plain.folder}") == 2
