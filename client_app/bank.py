@@ -37,7 +37,8 @@ from fedfinlora.wire import BankError, Figures, TrainRequest
 log = logging.getLogger("fedfinlora.bank")
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-KEPT_STATES = 2
+KEPT_STATES = 4
+"""The server keeps two checkpoints, so it may ask for the round after the older of them again."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,15 @@ class BankRows:
 
 def bank_facts(node_config: Mapping[str, Any]) -> BankFacts:
     """Read the node config: partition-id and num-partitions (Flower's simulation), or bank, data-path and state-dir."""
-    index = int(node_config.get("partition-id", 0))
+    try:
+        index, parts = int(node_config.get("partition-id", 0)), int(node_config.get("num-partitions", 1))
+    except (TypeError, ValueError) as error:
+        raise BankError("config", "the node config's partition-id and num-partitions must be whole numbers") from error
     data_path = str(node_config.get("data-path", ""))
     name = str(node_config.get("bank", f"bank-{index}"))
     if not NAME.fullmatch(name):
         raise BankError("config", f"the node config's bank={name!r} is not a plain name of letters, digits, '.', '_' and '-'")
-    banks = 0 if data_path else int(node_config.get("num-partitions", 1))
+    banks = 0 if data_path else parts
     default = os.environ.get("FEDFINLORA_BANK_STATE") or Path.home() / ".fedfinlora" / "banks"
     return BankFacts(name, index, banks, data_path, Path(str(node_config.get("state-dir", default))).expanduser())
 

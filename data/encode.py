@@ -26,6 +26,8 @@ class EncodedRows:
 
 def encode_prompts(tokenizer: Any, prompts: Sequence[str], chat_template: bool = False) -> list[tuple[int, ...]]:
     """Token ids of each prompt, with the tokenizer's beginning-of-sequence token where the model has one."""
+    if not prompts:
+        return []
     if chat_template:
         if not tokenizer.chat_template:
             raise UserError("dataset.chat_template=true, but this model's tokenizer has no chat template. Set it to false.")
@@ -33,8 +35,6 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[str], chat_template: bool =
             tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
             for prompt in prompts
         ]
-    if not prompts:
-        return []
     start = () if chat_template or tokenizer.bos_token_id is None or not _adds_start(tokenizer) else (tokenizer.bos_token_id,)
     return [start + tuple(ids) for ids in _token_ids(tokenizer, prompts, not chat_template)]
 

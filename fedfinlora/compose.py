@@ -29,6 +29,9 @@ def compose(overrides: Sequence[str] = (), folder: Path | None = None) -> Config
 
     if not CONF_FOLDER.is_dir():
         raise UserError(f"{CONF_FOLDER} is missing. Run from a checkout of the project: configurations live beside the code.")
+    for word in overrides:
+        if "=" not in word and not word.startswith("~"):
+            raise ConfigError(f"{word!r} is not of the form key=value, such as peft=dora or train.steps_per_round=20.")
     ConfigStore.instance().store(name="schema", node=_plain_defaults())
     GlobalHydra.instance().clear()
     try:
@@ -85,10 +88,11 @@ def _one_line(error: Exception) -> str:
         prefix = key.rpartition(".")[0]
         names = [name for name, _ in describe() if name.rpartition(".")[0] == prefix]
         place = f"{prefix}." if prefix else "the top level"
+        if not prefix:
+            names += sorted(folder.name for folder in CONF_FOLDER.iterdir() if folder.is_dir())
         if names:
             return f"Unknown configuration key {key}. Valid in {place}: {', '.join(name.split('.')[-1] for name in names)}."
-        groups = sorted(folder.name for folder in CONF_FOLDER.iterdir() if folder.is_dir())
-        return f"Unknown configuration key {key}. Groups: {', '.join(groups)}."
+        return f"Unknown configuration key {key}. There is no group {prefix!r}."
     if (
         "mismatched input" in text
         or "no viable alternative" in text

@@ -341,6 +341,10 @@ class Config:
             f"peft=qlora is LoRA on a 4-bit base: set model.quantization=nf4 (now {self.model.quantization}) or peft=lora.",
         )
         _require(
+            not 0 < self.train.max_steps < self.num_server_rounds,
+            f"train.max_steps={self.train.max_steps} is fewer than the {self.num_server_rounds} rounds. Lower num_server_rounds or raise it.",
+        )
+        _require(
             self.strategy.quorum <= self.banks,
             f"strategy.quorum={self.strategy.quorum} can never be reached with banks={self.banks}.",
         )

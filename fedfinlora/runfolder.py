@@ -139,6 +139,8 @@ def read_config(run: Path) -> Config:
         values = yaml.safe_load(file.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file} is damaged: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{file} is damaged: it holds no configuration.")
     return build(values)
 
 

@@ -34,19 +34,23 @@ class OpenRun:
     """Where to go on; None at the start."""
 
 
-def open_run(config: Config, banks: int) -> OpenRun:
+def open_run(config: Config, banks: int, mode: str) -> OpenRun:
     """Make a new run's folder, or open the one to resume. UserError when a resumed run was configured otherwise."""
     if not config.resume:
         config = replace(config, banks=banks)
         folder = new_run_folder(config)
         run_id = f"{folder.name}-{secrets.token_hex(4)}"
         write_config(folder, config)
-        write_json(folder / "state" / "run.json", {"run_id": run_id, "config_sha256": config_fingerprint(config)})
+        write_json(folder / "state" / "run.json", {"run_id": run_id, "mode": mode, "config_sha256": config_fingerprint(config)})
         return OpenRun(folder, config, run_id, None)
     folder = Path(config.resume)
     former = read_config(folder)
     check_same_configuration(folder, former, replace(config, banks=former.banks))
     identity = read_json(folder / "state" / "run.json")
+    if identity.get("mode") != mode:
+        raise UserError(
+            f"{folder} is a {identity.get('mode')} run, not a {mode} one: go on with it by that command and resume={folder}."
+        )
     checkpoint = load_checkpoint(folder)
     restore_rounds(folder, checkpoint)
     return OpenRun(folder, former, identity["run_id"], checkpoint)
@@ -71,7 +75,7 @@ def differences(one: Config, other: Config) -> list[str]:
         return found
 
     first, second = flat(to_plain(one)), flat(to_plain(other))
-    ignored = ("output_dir", "run_name", "resume", "overwrite", "banks")
+    ignored = ("output_dir", "run_name", "resume", "overwrite")
     return [f"{key}: {first[key]} -> {second[key]}" for key in first if first[key] != second[key] and key not in ignored]
 
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from flwr.app import RecordDict
 
 ARRAY_KEY = "vector"
+MOST_SECONDS = 1e9
+MOST_LOSS = 1e6
+"""Nats a token. Figures beyond these are no measurements."""
 FLAT_FLOAT32 = "fedfinlora.flat-float32"
 """Flower's `stype` of our arrays."""
 
@@ -49,9 +52,11 @@ class BankError(UserError):
 class RejectedReply(Exception):
     """A reply that must not be averaged. `code` is short and fixed; the message has figures, never content."""
 
-    def __init__(self, code: str, reason: str) -> None:
+    def __init__(self, code: str, reason: str, said_by_bank: bool = False) -> None:
         super().__init__(reason)
         self.code = code
+        self.said_by_bank = said_by_bank
+        """The bank itself answered with an error; otherwise the server found fault with its answer."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,7 @@ def unpack_request(content: RecordDict) -> TrainRequest:
         raise BankError("config", f"unusable request: {error}") from error
     if not run or "/" in run or run in (".", ".."):
         raise BankError("config", "unusable run name in the request")
-    if round_number < 1:
+    if not 1 <= round_number <= config.num_server_rounds:
         raise BankError("config", f"round {round_number} in the request")
     try:
         vector = from_array(array, array.shape[0] if len(array.shape) == 1 else -1)
@@ -176,7 +181,7 @@ def unpack_reply(content: RecordDict, layout: Layout, max_update_norm: float) ->
         if head["status"] != "ok":
             code = str(head.get("code", "internal"))
             code = code if code in SAFE_REASONS else "internal"
-            raise RejectedReply(code, SAFE_REASONS[code])
+            raise RejectedReply(code, SAFE_REASONS[code], said_by_bank=True)
         layout_id = head["layout-id"]
         array = content.array_records["delta"][ARRAY_KEY]
         figures = _figures(dict(content.metric_records["figures"]))
@@ -194,6 +199,8 @@ def unpack_reply(content: RecordDict, layout: Layout, max_update_norm: float) ->
         raise RejectedReply("no-rows", f"The bank says that it trained on {figures.rows} rows in {figures.steps} steps.")
     if not math.isfinite(figures.train_loss):
         raise RejectedReply("not-finite", "The bank's training loss is not finite.")
+    if not (0 <= figures.train_s < MOST_SECONDS and 0 <= figures.load_s < MOST_SECONDS and abs(figures.train_loss) < MOST_LOSS):
+        raise RejectedReply("malformed", "The reply's seconds or loss cannot be.")
     norm = float(np.linalg.norm(delta.astype(np.float64)))
     if max_update_norm and norm > max_update_norm:
         raise RejectedReply("norm", f"The delta's norm is {norm:.4g}, more than strategy.max_update_norm={max_update_norm:g}.")

@@ -29,7 +29,12 @@ log = logging.getLogger("fedfinlora.server")
 def run_federated(grid: MessageGrid, config: Config) -> Path:
     """The whole run. Returns its folder; raises UserError after writing a result.json with status "failed"."""
     banks = roster(grid, config.strategy, config.strategy.min_banks)
-    run = open_run(config, len(banks))
+    run = open_run(config, len(banks), "federated")
+    if len(banks) != run.config.banks and not run.config.dataset.source == "jsonl":
+        raise UserError(
+            f"{run.folder} was started with {run.config.banks} banks, {len(banks)} are here. Resume it with as many: the rows would "
+            "otherwise be divided anew."
+        )
     log.info("run folder: %s", run.folder)
     started = time.monotonic()
     with EventWriter(run.folder / "progress.jsonl") as events:
@@ -70,12 +75,11 @@ def _train(grid: MessageGrid, banks: Mapping[str, int], run: OpenRun, events: Ev
     state = _first_state(run, session)
     if run.checkpoint is None:
         write_manifest(folder, config, data_files(config))
+        save_checkpoint(folder, Checkpoint(0, session.layout.id, {"adapter": state.adapter}, {}))
     if config.evaluation.base and not (folder / "eval" / "base" / "metrics.json").is_file():
         events.write("phase", name="evaluating base")
         write_adapter(session.model, initial_adapter(session, config))
         board.add_scores(evaluate(session, config, "base", folder, events.write)["scores"], step=0)
-    if run.checkpoint is None:
-        save_checkpoint(folder, Checkpoint(0, session.layout.id, {"adapter": state.adapter}, {}))
     events.write("phase", name="training")
     seconds: dict[str, float] = {}
     while state.round < config.num_server_rounds:

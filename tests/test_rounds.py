@@ -19,7 +19,7 @@ from fake_grid import FakeGrid, Tamper, only, simulated_banks, with_delta, with_
 from flwr.app import Array, ConfigRecord, Error, Message, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_runs import SCORED, adapter_bytes, fault, overrides, result_of, rounds_bytes, rounds_of, same_run, write_rows
+from tiny_runs import SCORED, adapter_bytes, overrides, result_of, rounds_bytes, rounds_of, same_run, write_rows
 
 import client_app.app
 from fedfinlora import models
@@ -323,13 +323,13 @@ class TestOneBadBank:
     @pytest.mark.parametrize(
         "values",
         [
-            pytest.param({"train_s": math.nan}, marks=fault("NaN in rounds.jsonl")),
-            pytest.param({"train_s": math.inf}, marks=fault("Infinity in rounds.jsonl")),
+            {"train_s": math.nan},
+            {"train_s": math.inf},
             {"train_s": -1.0},
             {"holdout_loss": math.inf},
             {"holdout_rows": -5},
             {"tokens": -1, "answer_tokens": -1},
-            pytest.param({"train_loss": 1e308, "answer_tokens": 2**40}, marks=fault("Infinity in rounds.jsonl")),
+            {"train_loss": 1e308, "answer_tokens": 2**40},
             {"bank_rows": 2**60},
         ],
         ids=str,
@@ -354,10 +354,7 @@ class TestOneBadBank:
 
     @pytest.mark.parametrize(
         "code",
-        [
-            pytest.param(code, marks=fault("shown as a reply that the server rejected") if code == "layout" else ())
-            for code in SAFE_REASONS
-        ],
+        list(SAFE_REASONS),
     )
     def test_an_error_at_the_bank_is_a_code_and_its_sentence(
         self, runs: Runs, monkeypatch: pytest.MonkeyPatch, code: str
@@ -609,7 +606,6 @@ class TestRoster:
         run = run_federated(FakeGrid(nodes), runs.config("run"))
         assert [bank["bank"] for bank in rounds_of(run)[0]["banks"]] == ["bank-0"]
 
-    @fault("the server checks no bank's name")
     def test_the_server_takes_no_impossible_name_from_a_bank(self, runs: Runs) -> None:
         named = only("bank-1", lambda message, reply: replaced(with_head(reply, bank="<b>../x</b>"), message), "query")
         run = runs.start("run", tamper=named)
@@ -689,7 +685,6 @@ class TestResume:
             assert (run / "eval" / label / "fpb.jsonl").read_bytes() == (reference / "eval" / label / "fpb.jsonl").read_bytes()
         assert result_of(run)["scores"] == result_of(reference)["scores"]
 
-    @fault("there is no checkpoint before the base is scored")
     def test_a_run_stopped_while_the_base_is_scored_can_be_resumed(self, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
         """Minutes go by before round 1; whoever stops then is told to resume, too."""
         import server_app.federated
@@ -738,7 +733,6 @@ class TestResume:
         (run / "rounds.jsonl").write_text(lines[0] + "\n" + lines[1][:40])
         assert same_run(reference, runs.resume(run))
 
-    @fault("banks keep two states, one too few once the round in hand has been trained")
     @pytest.mark.parametrize("damage", [b"", b"\x00" * 40, None], ids=["emptied", "overwritten", "cut off"])
     def test_a_damaged_checkpoint_gives_way_to_the_one_before(self, runs: Runs, damage: bytes | None) -> None:
         reference = runs.start("reference", rounds=3)
@@ -772,7 +766,6 @@ class TestResume:
         run = runs.start("run")
         assert runs.resume(run, asked=overrides(runs.rows, runs.folder)) == run
 
-    @fault("the rows are silently divided anew among the nodes that are there")
     def test_another_number_of_banks_is_an_error(self, runs: Runs) -> None:
         """Three nodes would divide the rows anew: neither this run nor another one."""
         with pytest.raises(Stop):
@@ -785,8 +778,8 @@ class TestResume:
         [
             None,
             "model: 3\n",
-            pytest.param("", marks=fault("the message names no file")),
-            pytest.param("just text", marks=fault("the message names no file")),
+            "",
+            "just text",
             "model: [",
         ],
     )
@@ -798,7 +791,6 @@ class TestResume:
         with pytest.raises(UserError, match=r"no-run|model"):
             runs.resume(folder)
 
-    @fault("the run's mode is not looked at")
     def test_a_centralised_run_is_not_resumed_as_a_federated_one(self, runs: Runs) -> None:
         from fedfinlora.commands.baselines import centralized
 

@@ -133,7 +133,7 @@ def _encoded(
 
 
 def _run(config: Config, mode: str, bank: str, rows_of: Rows) -> int:
-    run = open_run(config, config.banks)
+    run = open_run(config, config.banks, mode)
     started = time.monotonic()
     print(f"run folder: {run.folder}", flush=True)
     with ProgressDisplay() as display, _Events(run.folder / "progress.jsonl", display) as events:
@@ -164,13 +164,14 @@ def _train(run: OpenRun, mode: str, bank: str, rows_of: Rows, events: EventWrite
     answer_tokens = sum(len(example.answer_ids) for example in examples)
     events.write("trainable", parameters=session.layout.size, rows=len(examples), answer_tokens=answer_tokens, steps=steps)
     board = TensorBoardWriter(folder)
+    adapter, optimizer, done = _first_state(run, session)
     if run.checkpoint is None:
         write_manifest(folder, config, data_files(config))
-        if config.evaluation.base:
-            events.write("phase", name="evaluating base")
-            write_adapter(session.model, initial_adapter(session, config))
-            board.add_scores(evaluate(session, config, "base", folder, events.write)["scores"], step=0)
-    adapter, optimizer, done = _first_state(run, session)
+        save_checkpoint(folder, Checkpoint(0, session.layout.id, {"adapter": adapter}, {}))
+    if config.evaluation.base and not (folder / "eval" / "base" / "metrics.json").is_file():
+        events.write("phase", name="evaluating base")
+        write_adapter(session.model, initial_adapter(session, config))
+        board.add_scores(evaluate(session, config, "base", folder, events.write)["scores"], step=0)
     events.write("phase", name="training")
     for number in range(done + 1, rounds + 1):
         events.write("round_start", round=number)
@@ -218,6 +219,8 @@ def _first_state(run: OpenRun, session: Session) -> tuple[Vector, OptimizerState
     if run.checkpoint is None:
         return initial_adapter(session, run.config), None, 0
     arrays = run.checkpoint.arrays
+    if run.checkpoint.round == 0:
+        return arrays["adapter"], None, 0
     moments = OptimizerState(arrays["first_moment"], arrays["second_moment"], int(arrays["steps"][0]))
     return arrays["adapter"], moments, run.checkpoint.round
 

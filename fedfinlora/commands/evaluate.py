@@ -72,15 +72,14 @@ def _with_adapter_settings(config: Config, adapter: Path, overrides: Sequence[st
     if any(word.startswith("peft") for word in overrides):
         return config
     values = read_json(file)
-    method = "dora" if values.get("use_dora") else "rslora" if values.get("use_rslora") else "lora"
-    targets = values["target_modules"]
-    if isinstance(targets, str):
-        raise UserError(f"{file} names its target modules by the pattern {targets!r}: give peft.target_modules=[…].")
-    peft = replace(
-        config.peft,
-        method=method,
-        rank=int(values["r"]),
-        alpha=int(values["lora_alpha"]),
-        target_modules=tuple(sorted(targets)),
-    )
+    try:
+        method = "dora" if values.get("use_dora") else "rslora" if values.get("use_rslora") else "lora"
+        rank, alpha, targets = int(values["r"]), int(values["lora_alpha"]), values["target_modules"]
+        if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+            raise TypeError("target_modules is no list of names")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{file} does not say what is needed ({error}). Give peft.rank=, peft.alpha= and peft.target_modules=[…] on the command line."
+        ) from error
+    peft = replace(config.peft, method=method, rank=rank, alpha=alpha, target_modules=tuple(sorted(targets)))
     return replace(config, peft=peft)

@@ -73,9 +73,13 @@ def prepare(overrides: Sequence[str]) -> tuple[Config, list[str]]:
         folder = Path(config.resume)
         own = read_config(folder)
         named = [word for word in overrides if not word.startswith("resume=")]
-        asked = compose([*named, f"banks={own.banks}"]) if named else own
+        banks = [] if any(word.startswith("banks=") for word in named) else [f"banks={own.banks}"]
+        asked = compose([*named, *banks]) if named else own
         check_same_configuration(folder, own, asked)
         return replace(own, resume=config.resume), []
+    from client_app.bank import divide
+
+    divide(config, config.banks)  # what is wrong with the rows is said here: from inside, a bank may only send a code
     folder = new_run_folder(config)
     config = replace(config, run_name=folder.name)
     words = [
