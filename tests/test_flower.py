@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 import pytest
-from tiny_runs import SCORED, adapter_bytes, fault, overrides, result_of, rounds_bytes, rounds_of, same_run, write_rows
+from tiny_runs import SCORED, adapter_bytes, overrides, result_of, rounds_bytes, rounds_of, same_run, write_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -326,6 +326,5 @@ class TestFlwrRun:
         assert adapter_bytes(plain.folder) == adapter_bytes(whole)
         assert result["scores"] == result_of(whole)["scores"]
 
-    @fault("nothing below a warning reaches Flower's log: the logger has a level and no handler")
     def test_the_run_folder_is_logged_first_and_last(self, plain: PlainRun) -> None:
         assert plain.log.count(f"run folder: {plain.folder}") == 2

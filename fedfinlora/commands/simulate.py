@@ -85,9 +85,11 @@ def prepare(overrides: Sequence[str]) -> tuple[Config, list[str]]:
     words = [
         word
         for word in overrides
-        if word.split("=")[0].lstrip("+~") not in ("output_dir", "run_name", "dataset.root", "overwrite")
+        if word.split("=")[0].lstrip("+~") not in ("output_dir", "run_name", "dataset.root", "model.path", "overwrite")
     ]
     words += [f"run_name={folder.name}"]
+    if any(word.startswith("model.path=") for word in overrides):  # absolute: the server does not run where it was typed
+        words += [f'model.path="{config.model.path}"', f'model.name="{config.model.name}"']
     return config, words
 
 
