@@ -147,7 +147,7 @@ def demo(run: Path) -> str:
     return (
         f"{len(final)} benchmarks of synthetic rows (no measure of quality), {result['rounds']} rounds of {result['banks']} banks: mean score "
         f"{100 * _mean(base, list(final)):.1f} before, {100 * _mean(final, list(final)):.1f} after, in {result['wall_s']['total'] / 60:.1f} minutes. "
-        + _provenance("demo", run)
+        "\n\n" + _provenance("demo", run)
     )
 
 

@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the first run's folder")
     bench = add("bench", "Measure beside a reference implementation, in one process run.")
     bench.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
-    bench.usage = "python -m fedfinlora bench {train,federation} [key=value ...] [--json FILE]"
+    bench.usage = "python -m fedfinlora bench {train,federation} [key=value ...] [--json F]"
     data = commands.add_parser(
         "data", help="Look at data: `data check ROOT`.", description="Look at data before anybody trains on it."
     )

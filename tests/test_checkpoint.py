@@ -233,11 +233,11 @@ def config_in(folder: Path, **values: Any) -> Config:
 
 
 def test_a_run_is_not_overwritten_unless_asked(tmp_path: Path) -> None:
-    run = open_run(config_in(tmp_path), banks=2).folder
+    run = open_run(config_in(tmp_path), 2, "federated").folder
     (run / "rounds.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match=r"resume=.*run_name=.*overwrite=true"):
-        open_run(config_in(tmp_path), banks=2)
-    assert open_run(config_in(tmp_path, overwrite=True), banks=2).folder == run
+        open_run(config_in(tmp_path), 2, "federated")
+    assert open_run(config_in(tmp_path, overwrite=True), 2, "federated").folder == run
     assert not (run / "rounds.jsonl").exists()
 
 
@@ -245,7 +245,7 @@ def test_a_folder_that_is_no_run_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="not the folder of a run"):
-        open_run(config_in(tmp_path, overwrite=True), banks=2)
+        open_run(config_in(tmp_path, overwrite=True), 2, "federated")
     assert (tmp_path / "run" / "thesis.txt").exists()
 
 
@@ -257,10 +257,10 @@ def test_a_run_name_is_a_plain_name(tmp_path: Path, name: str) -> None:
 
 def test_a_resumed_run_goes_on_under_its_own_name_from_its_checkpoint(tmp_path: Path) -> None:
     config = config_in(tmp_path, seed=4)
-    first = open_run(config, banks=3)
+    first = open_run(config, 3, "federated")
     assert (first.config.banks, first.checkpoint) == (3, None)
     save_checkpoint(first.folder, checkpoint(2))
-    again = open_run(config_in(tmp_path, seed=4, resume=str(first.folder)), banks=3)
+    again = open_run(config_in(tmp_path, seed=4, resume=str(first.folder)), 3, "federated")
     assert (again.folder, again.run_id, again.config) == (first.folder, first.run_id, first.config)
     assert again.checkpoint is not None
     assert same(again.checkpoint, checkpoint(2))
@@ -268,16 +268,16 @@ def test_a_resumed_run_goes_on_under_its_own_name_from_its_checkpoint(tmp_path: 
 
 
 def test_resuming_with_another_configuration_names_the_differences(tmp_path: Path) -> None:
-    run = open_run(config_in(tmp_path), banks=2).folder
+    run = open_run(config_in(tmp_path), 2, "federated").folder
     save_checkpoint(run, checkpoint(1))
     other = config_in(tmp_path, seed=9, peft=PeftConfig(rank=3), resume=str(run))
     with pytest.raises(UserError, match=r"peft\.rank: 8 -> 3, seed: 0 -> 9"):
-        open_run(other, banks=2)
+        open_run(other, 2, "federated")
 
 
 def test_resuming_what_is_no_run_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a run's folder"):
-        open_run(config_in(tmp_path, resume=str(tmp_path)), banks=2)
+        open_run(config_in(tmp_path, resume=str(tmp_path)), 2, "federated")
 
 
 def test_the_fingerprint_ignores_where_a_run_lies_and_nothing_else(tmp_path: Path) -> None:
