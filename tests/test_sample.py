@@ -404,3 +404,17 @@ def test_figures_round_half_up_and_zero_has_no_sign(show: Callable[..., str], va
 def test_right_letters_take_turns() -> None:
     draw = multiple_choice([lambda rng: Problem("?", Decimal(4), (Decimal(5), Decimal(6)), str)], "ABC")
     assert Counter(draw(Random(0), "train", index).target for index in range(6)) == {"A": 2, "B": 2, "C": 2}
+
+
+def test_no_prompt_is_one_of_the_public_sets() -> None:
+    real = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "finlora"
+    if not real.is_dir():
+        pytest.skip(f"no real rows at {real}")
+    public = {
+        json.loads(line)["context"] for file in real.glob("*/*.jsonl") for line in file.read_text("utf-8").split("\n") if line
+    }
+    ours = {
+        json.loads(line)["context"] for file in FOLDER.glob("*/*.jsonl") for line in file.read_text("utf-8").split("\n") if line
+    }
+    assert ours
+    assert not ours & public

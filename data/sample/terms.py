@@ -1,6 +1,7 @@
 """XBRL Term: a term and what it means in one sentence, put together from a subject and what is said of it.
 
-Test terms are new combinations of subjects and aspects that training has met apart. The wording is ours, no taxonomy's.
+Test terms are new combinations of subjects and aspects that training has met apart. Names and wording are ours, no taxonomy's: no prompt is
+one of a public set.
 """
 
 from __future__ import annotations
@@ -10,32 +11,32 @@ import random
 from data.sample.drawing import SampleRow, pool
 
 ASSETS = {
-    "Accounts Receivable": "money that customers owe for goods or services already delivered",
-    "Inventory": "goods that a company keeps to sell or to use in production",
+    "Customer Balances": "money that customers owe for goods or services already delivered",
+    "Goods on Hand": "goods that a company keeps to sell or to use in production",
     "Royalty Rights": "rights to be paid when others use the inventions of a company",
-    "Notes Receivable": "written promises of others to repay money lent to them",
-    "Contract Assets": "work done for customers that may not be billed yet",
-    "Investments": "securities and other holdings bought to earn a return",
+    "Loans by Written Promise": "written promises of others to repay money lent to them",
+    "Unbilled Customer Work": "work done for customers that may not be billed yet",
+    "Securities Kept for Income": "securities and other holdings bought to earn a return",
     "Land Held for Sale": "land that a company has decided to sell",
     "Loans to Employees": "money lent to the people who work for a company",
 }
 LIABILITIES = {
-    "Accounts Payable": "what a company owes its suppliers for purchases not yet paid",
-    "Notes Payable": "written promises of a company to repay money it has borrowed",
-    "Deferred Revenue": "customer payments received before the work has been done",
-    "Accrued Wages": "pay that employees have earned but not yet received",
+    "Supplier Balances": "what a company owes its suppliers for purchases not yet paid",
+    "Debts by Written Promise": "written promises of a company to repay money it has borrowed",
+    "Payments for Work to Come": "customer payments received before the work has been done",
+    "Wages Owed": "pay that employees have earned but not yet received",
     "Warranty Obligations": "repairs that a company expects to owe on products it has sold",
     "Lease Obligations": "rent still to be paid for property a company has the right to use",
     "Pension Obligations": "retirement pay promised to employees for work already done",
-    "Taxes Payable": "tax that a company owes to the authorities",
+    "Tax Owed": "tax that a company owes to the authorities",
 }
 EXPENSES = {
-    "Advertising": "making products known to buyers",
-    "Research": "looking for new products and methods",
-    "Training": "teaching employees new skills",
-    "Freight": "carrying goods to customers",
-    "Repairs": "keeping plant and machines in working order",
-    "Legal Services": "lawyers and court proceedings",
+    "Product Promotion": "making products known to buyers",
+    "Laboratory Work": "looking for new products and methods",
+    "Staff Courses": "teaching employees new skills",
+    "Outbound Carriage": "carrying goods to customers",
+    "Plant Upkeep": "keeping plant and machines in working order",
+    "Court Proceedings": "lawyers and court proceedings",
 }
 
 ASSET_ASPECTS = {
