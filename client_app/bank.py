@@ -14,16 +14,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from data.catalog import select
 from data.encode import encode_rows
 from data.partition import hold_out, partition
 from data.rows import Row
 from data.sources import load_rows
+from data.validation import set_aside
 from fedfinlora.adapter import Vector, read_adapter, write_adapter
 from fedfinlora.config import Config, DatasetConfig, PartitionConfig
 from fedfinlora.errors import UserError
@@ -37,6 +39,8 @@ from fedfinlora.wire import BankError, Figures, TrainRequest
 log = logging.getLogger("fedfinlora.bank")
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SetAside = tuple[tuple[str, ...], int]
+"""(Benchmarks, rows of each) of the public validation rows."""
 KEPT_STATES = 4
 """The server keeps two checkpoints, so it may ask for the round after the older of them again."""
 
@@ -91,23 +95,42 @@ def bank_dataset(dataset: DatasetConfig, facts: BankFacts) -> DatasetConfig:
 
 
 def divide(config: Config, banks: int) -> list[list[Row]]:
-    """The train rows of each simulated bank."""
-    parts, _ = _divided(config.dataset, config.partition, banks, config.seed)
-    return [list(part) for part in parts]
+    """The train rows of each simulated bank, after public validation rows are set aside."""
+    return [list(part) for part in _divided_for(config, banks).parts]
+
+
+def bad_train_rows(config: Config, banks: int) -> int:
+    """How many lines of the files that `divide` reads are no rows."""
+    return _divided_for(config, banks).bad_rows
+
+
+class _Divided(NamedTuple):
+    parts: tuple[tuple[Row, ...], ...]
+    bad_rows: int
+
+
+def _divided_for(config: Config, banks: int) -> _Divided:
+    return _divided(config.dataset, config.partition, banks, config.seed, _set_aside_by(config))
+
+
+def _set_aside_by(config: Config) -> _SetAside:
+    """What decides which rows are set aside; the same for all configurations that set none aside."""
+    count = config.evaluation.validation_rows
+    return (tuple(benchmark.key for benchmark in select(config.evaluation.benchmarks)), count) if count else ((), 0)
 
 
 @lru_cache(maxsize=2)
-def _divided(dataset: DatasetConfig, how: PartitionConfig, banks: int, seed: int) -> tuple[tuple[tuple[Row, ...], ...], int]:
-    """(rows of each bank, bad rows in the files)."""
+def _divided(dataset: DatasetConfig, how: PartitionConfig, banks: int, seed: int, validation: _SetAside) -> _Divided:
     loaded = load_rows(dataset, "train", dataset.tasks, seed)
-    return tuple(tuple(part) for part in partition(loaded.rows, banks, how, seed)), len(loaded.bad_rows)
+    rest, _ = set_aside(loaded.rows, *validation, seed)
+    return _Divided(tuple(tuple(part) for part in partition(rest, banks, how, seed)), len(loaded.bad_rows))
 
 
 def _own_rows(config: Config, facts: BankFacts) -> tuple[list[Row], int]:
-    """(rows, bad rows) of one bank: its part of the simulated set, or the files in its own folder."""
+    """(rows, bad rows) of one bank: its part of the simulated set, or all of the files in its own folder, which nobody else reads."""
     if facts.banks:
-        parts, bad = _divided(config.dataset, config.partition, facts.banks, config.seed)
-        return list(parts[facts.index]), bad
+        parts, bad_rows = _divided_for(config, facts.banks)
+        return list(parts[facts.index]), bad_rows
     dataset = bank_dataset(config.dataset, facts)
     loaded = load_rows(dataset, "train", dataset.tasks, config.seed)
     return list(loaded.rows), len(loaded.bad_rows)
@@ -130,7 +153,7 @@ _rows: dict[tuple[Any, ...], BankRows] = {}
 
 def bank_rows(config: Config, facts: BankFacts, tokenizer: Any) -> BankRows:
     """Load, divide, hold out and tokenize; kept in memory by everything that it depends on."""
-    key = (config.dataset, config.partition, config.train, config.model, config.seed, facts)
+    key = (config.dataset, config.partition, config.train, config.model, config.seed, _set_aside_by(config), facts)
     if key not in _rows:
         try:
             rows, bad = _own_rows(config, facts)

@@ -2,14 +2,14 @@
 
 Keys, file names, budgets and published scores are those of FinLoRA (Wang et al. 2025, arXiv 2505.19819, repository at commit
 7e1cf82). Adding a benchmark is one more `Benchmark(...)` below; `parser` and `scorer` are names that `eval.parsers.PARSERS` and
-`eval.scoring` know.
+`eval.scoring.SCORERS` know. One without published scores is evaluated and reported, and stays out of FinLoRA's overall average.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from fedfinlora.errors import ConfigError, choose
@@ -37,9 +37,13 @@ class PublishedScore(NamedTuple):
     """One cell of the published table."""
 
     accuracy: float | None
-    """Percent, 0 to 100; None where FinLoRA reports BERTScore only."""
-    f1: float
+    """Percent, 0 to 100; None where FinLoRA reports BERTScore only, or nothing."""
+    f1: float | None
     """Fraction, 0 to 1: weighted F1 by FinLoRA's rule, or BERTScore F1."""
+
+
+def _not_published() -> dict[str, PublishedScore]:
+    return {column: PublishedScore(None, None) for column in PUBLISHED_COLUMNS}
 
 
 @dataclass(frozen=True)
@@ -60,17 +64,19 @@ class Benchmark:
     parser: str
     """How an answer is read: a name in eval.parsers.PARSERS."""
     scorer: str
-    """How it is judged: exact, number, tag_list or bertscore (eval.scoring)."""
-    published: Mapping[str, PublishedScore]
-    """Column of PUBLISHED_COLUMNS -> score of Llama 3.1 8B Instruct (or of the best other model)."""
-    best_other_name: str
-    """Which model stands in the column best_other."""
+    """How it is judged: a name in eval.scoring.SCORERS."""
     source: str
     """Where the rows come from."""
     licence: str
     """As stated by the source."""
     labels: tuple[str, ...] = ()
     """The closed set of targets; empty for open answers."""
+    judged_by_value: bool = False
+    """Answers are arithmetic: besides the formula itself, its value is compared with the target's."""
+    published: Mapping[str, PublishedScore] = field(default_factory=_not_published)
+    """Column of PUBLISHED_COLUMNS -> score of Llama 3.1 8B Instruct (or of the best other model)."""
+    best_other_name: str = ""
+    """Which model stands in the column best_other."""
     merged_train_file: str = ""
     """File under `train/` that holds the rows of several benchmarks (`classify_merged` tells them apart)."""
     answer_marker: str = "Answer:"
@@ -80,8 +86,13 @@ class Benchmark:
     notes: str = ""
     """Known flaws of the data, shown beside its scores."""
 
+    @property
+    def is_published(self) -> bool:
+        """Whether it is one of those that FinLoRA's overall average is made of."""
+        return any(score.f1 is not None for score in self.published.values())
 
-def _table(*cells: tuple[float | None, float]) -> dict[str, PublishedScore]:
+
+def _table(*cells: tuple[float | None, float | None]) -> dict[str, PublishedScore]:
     """Cells in the order of PUBLISHED_COLUMNS."""
     return {column: PublishedScore(*cell) for column, cell in zip(PUBLISHED_COLUMNS, cells, strict=True)}
 
@@ -373,6 +384,7 @@ _ENTRIES = (
         budget_tokens=30,
         parser="formula",
         scorer="exact",
+        judged_by_value=True,
         published=_table((27.27, 0.317), (98.68, 0.990), (92.81, 0.947), (98.92, 0.993), (98.80, 0.988), (85.99, 0.868)),
         best_other_name="DeepSeek V3",
         hub_id=_XBRL_HUB,
@@ -455,8 +467,8 @@ def select(names: Sequence[str]) -> tuple[Benchmark, ...]:
 
 def merged_files() -> dict[str, tuple[str, ...]]:
     """Stem of each merged train file -> the keys of the benchmarks in it."""
-    stems = dict.fromkeys(entry.merged_train_file for entry in _ENTRIES if entry.merged_train_file)
-    return {stem: tuple(entry.key for entry in _ENTRIES if entry.merged_train_file == stem) for stem in stems}
+    stems = dict.fromkeys(entry.merged_train_file for entry in BENCHMARKS.values() if entry.merged_train_file)
+    return {stem: tuple(key for key, entry in BENCHMARKS.items() if entry.merged_train_file == stem) for stem in stems}
 
 
 def classify_merged(stem: str, context: str, target: str) -> str:

@@ -45,14 +45,14 @@ def hold_out(rows: Sequence[Row], fraction: float, max_rows: int, seed: int, ban
     """
     originals: dict[str, Row] = {}
     for row in rows:
-        originals.setdefault(_original_id(row), row)
+        originals.setdefault(original_id(row), row)
     # The product is rounded first: 0.1 x 30 is a little more than 3.
     count = min(math.ceil(round(fraction * len(originals), 9)), max_rows, len(originals) - 1)
     if count <= 0:
         return list(rows), []
     drawn = set(generator(seed, "hold_out", bank).choice(len(originals), size=count, replace=False).tolist())
     held_out = {name: row for index, (name, row) in enumerate(originals.items()) if index in drawn}
-    return [row for row in rows if _original_id(row) not in held_out], list(held_out.values())
+    return [row for row in rows if original_id(row) not in held_out], list(held_out.values())
 
 
 def _iid(rows: Sequence[Row], banks: int, config: PartitionConfig, seed: int) -> list[Positions]:
@@ -141,7 +141,8 @@ PARTITIONERS: dict[str, Callable[[Sequence[Row], int, PartitionConfig, int], lis
 }
 
 
-def _original_id(row: Row) -> str:
+def original_id(row: Row) -> str:
+    """The id of the row that a copy made by `equalize_tasks` repeats; a row's own id if it is no copy."""
     return row.id.partition("#")[0]
 
 

@@ -1,19 +1,26 @@
-"""The shared evaluator: test rows -> generation -> scoring -> eval/<label>/ in the run's folder."""
+"""The shared evaluator: test rows -> answers of one or several models -> scoring -> eval/<label>/ in the run's folder.
+
+Answers are written as they come, to the run's folder and (evaluation.reuse) to evaluation.answers_dir: an evaluation that was killed goes
+on where it was, and what a model has answered is not asked again, in this run or another.
+"""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.catalog import Benchmark, select
-from data.encode import encode_prompts
+from data.catalog import BENCHMARKS, Benchmark, select
 from data.rows import Row
+from data.shots import few_shot_rows
 from data.sources import load_rows
-from eval.generation import generate
-from eval.metrics import finlora_overall, group_means
+from eval.answers import AnswerFile, read_answers, settings_id
+from eval.metrics import headline_score, summarise, summarise_all
+from eval.models import TOO_LONG, LocalModel, Model, OnAnswer, choice_of
 from eval.records import score_rows
 from fedfinlora.config import Config
 from fedfinlora.errors import UserError
@@ -24,37 +31,54 @@ from fedfinlora.seeds import generator
 OnEvent = Callable[..., None]
 
 
-def test_rows(config: Config) -> tuple[dict[str, list[Row]], dict[str, str], Mapping[str, str], bool]:
-    """Rows of each benchmark asked for (a seeded sample of evaluation.limit), what is skipped and why, file hashes, synthetic or not."""
+@dataclass(frozen=True)
+class EvaluationRows:
+    """What one evaluation reads."""
+
+    rows: Mapping[str, list[Row]]
+    """Benchmark key -> its rows."""
+    skipped: Mapping[str, str]
+    """Benchmark key -> why it has none."""
+    files: Mapping[str, str]
+    """File -> SHA-256."""
+    synthetic: bool
+
+
+def rows_to_score(config: Config, limit: int | None = None) -> EvaluationRows:
+    """Test rows of each benchmark asked for: a seeded sample of `limit` (default evaluation.limit; 0 = all).
+
+    A smaller sample is part of every larger one.
+    """
+    synthetic = config.dataset.source == "sample"
     benchmarks = select(config.evaluation.benchmarks)
     if not benchmarks:
-        return {}, {}, {}, config.dataset.source == "sample"
+        return EvaluationRows({}, {}, {}, synthetic)
     try:
         loaded = load_rows(config.dataset, "test", tuple(benchmark.key for benchmark in benchmarks), config.seed)
     except UserError as error:  # no test rows at all, or bad ones with dataset.on_bad_row=stop
         if config.dataset.on_bad_row == "stop":
             raise
-        return {}, {benchmark.key: str(error) for benchmark in benchmarks}, {}, config.dataset.source == "sample"
+        return EvaluationRows({}, {benchmark.key: str(error) for benchmark in benchmarks}, {}, synthetic)
     rows: dict[str, list[Row]] = {benchmark.key: [] for benchmark in benchmarks}
     for row in loaded.rows:
         if row.task in rows:
             rows[row.task].append(row)
     skipped: dict[str, str] = {}
+    limit = config.evaluation.limit if limit is None else limit
     for key in list(rows):
         if not rows[key]:
             skipped[key] = loaded.missing.get(key, "no usable test rows")
             del rows[key]
             continue
-        limit = config.evaluation.limit
         if limit and len(rows[key]) > limit:
             chosen = generator(config.seed, "evaluation", key).permutation(len(rows[key]))[:limit]
             rows[key] = [rows[key][index] for index in sorted(chosen.tolist())]
-    return rows, skipped, loaded.files, loaded.synthetic
+    return EvaluationRows(rows, skipped, loaded.files, loaded.synthetic)
 
 
 def data_files(config: Config) -> dict[str, str]:
     """File -> SHA-256 of every train and test file that can be read from here (a deployed bank's own files cannot)."""
-    files = dict(test_rows(config)[2])
+    files = dict(rows_to_score(config).files)
     try:
         files |= load_rows(config.dataset, "train", config.dataset.tasks, config.seed).files
     except UserError:
@@ -62,78 +86,229 @@ def data_files(config: Config) -> dict[str, str]:
     return files
 
 
-def evaluate(session: Session, config: Config, label: str, run: Path, on_event: OnEvent | None = None) -> dict[str, Any]:
-    """Score the session's model with its adapter as it is now; write eval/<label>/ and return the content of metrics.json."""
-    rows, skipped, _, synthetic = test_rows(config)
+def evaluate(
+    session: Session,
+    config: Config,
+    label: str,
+    run: Path,
+    on_event: OnEvent | None = None,
+    chosen_rows: EvaluationRows | None = None,
+) -> dict[str, Any]:
+    """Score the session's model with its adapter as it is now; write eval/<label>/ and return the content of metrics.json.
+
+    `chosen_rows` takes the place of the test rows that the configuration asks for.
+    """
+    return evaluate_models({label: LocalModel.as_it_is(session, config)}, config, run, on_event, chosen_rows)[label]
+
+
+def evaluate_models(
+    models: Mapping[str, Model],
+    config: Config,
+    run: Path,
+    on_event: OnEvent | None = None,
+    chosen_rows: EvaluationRows | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Score several models, given by label, benchmark by benchmark in one pass over the rows; returns metrics.json by label."""
+    asked = chosen_rows or rows_to_score(config)
+    rows, skipped, shortages = _prepared(asked, config, next(iter(models.values())))
+    summaries: dict[str, dict[str, Any]] = {label: {"scores": {}, "seconds": {}, "work": {}} for label in models}
     benchmarks = [benchmark for benchmark in select(config.evaluation.benchmarks) if benchmark.key in rows]
-    scores: dict[str, Any] = {}
-    seconds: dict[str, float] = {}
     for number, benchmark in enumerate(benchmarks, 1):
-        chosen = rows[benchmark.key]
+        for label, model in models.items():
+            task = _Task(benchmark, rows[benchmark.key], model, label, config, run)
+            place = {"index": number, "of": len(benchmarks)}
+            records, metrics, work = task.run_all(_reporter(on_event, label, benchmark.key, len(task.rows), place))
+            lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            write_bytes(task.folder / f"{benchmark.key}.jsonl", lines.encode("utf-8", "surrogatepass"))
+            task.partial_file("text").unlink(missing_ok=True)
+            task.partial_file("labels").unlink(missing_ok=True)
+            summaries[label]["scores"][benchmark.key] = metrics
+            summaries[label]["seconds"][benchmark.key] = work.pop("seconds")
+            summaries[label]["work"][benchmark.key] = work
+    for label, summary in summaries.items():
+        summary |= {"label": label, "synthetic": asked.synthetic, "skipped": skipped, **summarise_all(summary["scores"])}
+        evaluation = config.evaluation
+        summary |= {"model": dict(models[label].identity), "mode": evaluation.mode, "shots": evaluation.shots}
+        summary |= {"shortages": shortages, **_totals(summary, models[label]), **models[label].account()}
+        write_json(run / "eval" / label / "metrics.json", summary)
+        if on_event is not None:
+            shown = {key: headline_score(metrics, "honest") for key, metrics in summary["scores"].items()}
+            on_event("evaluate_done", label=label, scores=shown)
+    return summaries
 
-        def report(done: int, benchmark: Benchmark = benchmark, number: int = number, total: int = len(chosen)) -> None:
-            if on_event is not None:
-                on_event(
-                    "evaluate",
-                    label=label,
-                    benchmark=benchmark.key,
-                    index=number,
-                    of=len(benchmarks),
-                    rows_done=done,
-                    rows=total,
-                )
 
-        report(0)
+def prompts_to_send(config: Config, model: Model) -> dict[str, list[str]]:
+    """The prompts that `evaluate_models` would put to a model: with examples, without those answered earlier."""
+    rows, _, _ = _prepared(rows_to_score(config), config, model)
+    found: dict[str, list[str]] = {}
+    for key, chosen in rows.items():
+        settings = model.settings(BENCHMARKS[key], chosen, labels=False)
+        file = Path(config.evaluation.answers_dir) / f"{settings_id(settings)}.jsonl"
+        known = read_answers(file) if config.evaluation.reuse else {}
+        ids = model.prompts(chosen, BENCHMARKS[key])
+        found[key] = [row.prompt for row, prompt in zip(chosen, ids, strict=True) if prompt not in known]
+    return found
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One benchmark asked of one model."""
+
+    benchmark: Benchmark
+    rows: Sequence[Row]
+    model: Model
+    label: str
+    config: Config
+    run: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.run / "eval" / self.label
+
+    def partial_file(self, what: str) -> Path:
+        """Where answers are kept until the benchmark is done."""
+        return self.folder / f"{self.benchmark.key}.{what}.partial"
+
+    def run_all(self, report: Callable[[int], None]) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
+        """(records, metrics, what it cost)."""
         started = time.monotonic()
-        outputs, too_long = answers(session, config, benchmark, chosen, report)
-        records, metrics = score_rows(benchmark, chosen, outputs, config.evaluation.bertscore_model)
-        metrics["too_long"] = too_long
-        scores[benchmark.key] = metrics
-        seconds[benchmark.key] = time.monotonic() - started
-        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        write_bytes(run / "eval" / label / f"{benchmark.key}.jsonl", lines.encode())
-    summary = {
-        "label": label,
-        "synthetic": synthetic,
-        "scores": scores,
-        "skipped": skipped,
-        "groups": group_means(scores),
-        "finlora_overall": finlora_overall(scores),
-        "seconds": seconds,
+        evaluation, benchmark = self.config.evaluation, self.benchmark
+        ids = self.model.prompts(self.rows, benchmark)
+        texts: list[dict[str, Any] | None] = [None] * len(self.rows)
+        choices: list[dict[str, Any] | None] = [None] * len(self.rows)
+        reused = 0
+        report(0)
+        if evaluation.mode != "labels":
+            texts, reused = self._answers(ids, "text", self.model.generate, report)
+        if evaluation.mode != "generate" and benchmark.labels:
+            choices, again = self._answers(ids, "labels", self.model.compare_labels, report)
+            reused += again
+        too_long = [
+            place
+            for place, (prompt, answer) in enumerate(zip(ids, texts, strict=True))
+            if prompt is None or (answer and answer["stopped"] == TOO_LONG)
+        ]
+        outputs = [answer["text"] if answer else None for answer in texts]
+        if evaluation.mode != "labels":
+            outputs = ["" if place in set(too_long) else output for place, output in enumerate(outputs)]
+        records, metrics = score_rows(benchmark, self.rows, outputs, evaluation.bertscore_model)
+        for place in too_long:
+            records[place]["too_long"] = True
+        for record, answer in zip(records, texts, strict=True):
+            if answer:
+                record |= {name: value for name, value in answer.items() if name != "text"}
+        if any(choices):
+            for record, choice in zip(records, choices, strict=True):
+                record["label_logprobs"] = choice["label_logprobs"] if choice else None
+                record["label_choice"] = choice_of(benchmark, choice["label_logprobs"]) if choice else None
+            metrics = summarise(benchmark, records)
+        metrics["too_long"] = len(too_long)
+        if evaluation.check_rows and evaluation.mode != "labels":
+            metrics["decoding"] = self._checked(records)
+        work = {"rows": len(self.rows), "reused": reused, "seconds": time.monotonic() - started}
+        return records, metrics, work
+
+    def _answers(
+        self,
+        ids: Sequence[str | None],
+        what: str,
+        ask: Callable[[Benchmark, Sequence[Row], Sequence[int], OnAnswer], None],
+        report: Callable[[int], None],
+    ) -> tuple[list[dict[str, Any] | None], int]:
+        """(each row's answer, None where its prompt is too long; how many were known already)."""
+        settings = self.model.settings(self.benchmark, self.rows, labels=what == "labels")
+        with ExitStack() as stack:
+            files = [stack.enter_context(AnswerFile(self.partial_file(what), settings))]
+            if self.config.evaluation.reuse:
+                shared = Path(self.config.evaluation.answers_dir) / f"{settings_id(settings)}.jsonl"
+                files.append(stack.enter_context(AnswerFile(shared, settings)))
+            known: dict[str, dict[str, Any]] = {}
+            for file in files:
+                known |= file.known
+            for already in {prompt for prompt in ids if prompt in known}:
+                assert already is not None
+                for file in files:
+                    file.add(already, known[already])
+            asked = [place for place, prompt in enumerate(ids) if prompt is not None and prompt not in known]
+            done = len(ids) - len(asked)
+            report(done)
+
+            def keep(place: int, answer: dict[str, Any]) -> None:
+                nonlocal done
+                prompt = ids[place]
+                assert prompt is not None
+                known[prompt] = answer
+                for file in files:
+                    file.add(prompt, answer)
+                done += 1
+                report(done)
+
+            if asked:
+                ask(self.benchmark, self.rows, asked, keep)
+        answers: list[dict[str, Any] | None] = [None if prompt is None else known[prompt] for prompt in ids]
+        return answers, sum(prompt is not None for prompt in ids) - len(asked)
+
+    def _checked(self, records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+        """How many of a seeded few rows plain decoding row by row answers otherwise, as far as ours were decoded."""
+        if not isinstance(self.model, LocalModel):
+            return {}
+        fitting = [place for place, record in enumerate(records) if not record.get("too_long")]
+        drawn = generator(self.config.seed, "check rows", self.benchmark.key).permutation(len(fitting))
+        places = [fitting[index] for index in sorted(drawn[: self.config.evaluation.check_rows].tolist())]
+        plain = self.model.generate_plainly(self.benchmark, [self.rows[place] for place in places])
+        differ = 0
+        for place, text in zip(places, plain, strict=True):
+            ours = str(records[place]["output"])
+            same = text.startswith(ours) if records[place]["stopped"] == "settled" else text == ours
+            differ += not same
+        return {"rows_checked": len(places), "rows_differ": differ}
+
+
+def _prepared(
+    asked: EvaluationRows, config: Config, model: Model
+) -> tuple[dict[str, Sequence[Row]], dict[str, str], dict[str, str]]:
+    """(rows as they are put to the models, what is skipped and why, benchmarks with fewer examples than asked for)."""
+    rows: dict[str, Sequence[Row]] = dict(asked.rows)
+    skipped, shortages = dict(asked.skipped), dict[str, str]()
+    for key in list(rows):
+        benchmark = BENCHMARKS[key]
+        if config.evaluation.mode == "labels" and not benchmark.labels:
+            skipped[key] = "evaluation.mode=labels: it has no closed label set"
+            del rows[key]
+        elif config.evaluation.shots:
+            prepared = few_shot_rows(config, benchmark, rows[key], model.length())
+            if prepared.skipped:
+                skipped[key] = prepared.skipped
+                del rows[key]
+                continue
+            if prepared.shortage:
+                shortages[key] = prepared.shortage
+            rows[key] = prepared.rows
+    return rows, skipped, shortages
+
+
+def _reporter(
+    on_event: OnEvent | None, label: str, benchmark: str, rows: int, place: Mapping[str, int]
+) -> Callable[[int], None]:
+    """Tells how many rows are done, at most some hundred times a benchmark."""
+    told = -1
+
+    def report(done: int) -> None:
+        nonlocal told
+        if on_event is not None and (done in (0, rows) or done - told >= rows / 100):
+            told = done
+            on_event("evaluate", label=label, benchmark=benchmark, rows_done=done, rows=rows, **place)
+
+    return report
+
+
+def _totals(summary: Mapping[str, Any], model: Model) -> dict[str, Any]:
+    """What the whole evaluation cost."""
+    seconds = sum(summary["seconds"].values())
+    asked = sum(work["rows"] - work["reused"] for work in summary["work"].values())
+    return {
+        "reused": sum(work["reused"] for work in summary["work"].values()),
+        "rows_per_s": asked / seconds if seconds else None,
+        "peak_cache_gib": model.work.peak_cache_bytes / 2**30,
+        "tokens": {"prompts": model.work.prompt_tokens, "read": model.work.read_tokens, "written": model.work.written_tokens},
     }
-    write_json(run / "eval" / label / "metrics.json", summary)
-    if on_event is not None:
-        shown = {key: metrics.get("accuracy", metrics.get("bertscore_f1")) for key, metrics in scores.items()}
-        on_event("evaluate_done", label=label, scores=shown)
-    return summary
-
-
-def answers(
-    session: Session, config: Config, benchmark: Benchmark, rows: list[Row], on_rows: Callable[[int], None] | None = None
-) -> tuple[list[str], int]:
-    """The generated text for each row, and how many rows were too long for the context window (their answer is empty)."""
-    prompts = encode_prompts(session.tokenizer, [row.prompt for row in rows], config.dataset.chat_template)
-    fitting = [
-        place for place, prompt in enumerate(prompts) if len(prompt) + benchmark.budget_tokens <= config.model.context_tokens
-    ]
-    tokens = generate(
-        session.model,
-        [prompts[place] for place in fitting],
-        benchmark.budget_tokens,
-        end_ids(session),
-        config.evaluation.batch_tokens,
-        on_rows,
-    )
-    texts = [""] * len(rows)
-    if not fitting:
-        return texts, len(rows)
-    for place, text in zip(fitting, session.tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True):
-        texts[place] = text
-    return texts, len(rows) - len(fitting)
-
-
-def end_ids(session: Session) -> list[int]:
-    """End-of-sequence tokens: the tokenizer's, which training used, first, and those of the model's generation settings."""
-    configured = getattr(session.model.generation_config, "eos_token_id", None) or []
-    more = configured if isinstance(configured, list) else [configured]
-    return [session.tokenizer.eos_token_id, *(token for token in more if token != session.tokenizer.eos_token_id)]

@@ -1,75 +1,294 @@
-"""From judged rows to figures: shares with Wilson intervals, F1, Matthews correlation, group means and FinLoRA's overall average.
+"""From row records to figures, each with its 95 % interval: by FinLoRA's rules, honestly, and by label log-probabilities, kept apart.
 
 Everything here is a fraction from 0 to 1, and None (null in JSON) where it is undefined; only FinLoRA's overall average is a
 percentage, as published. "Unparsed" is an outcome of its own: a wrong answer for its row, never a class.
+
+Three families. What a model wrote is read honestly (`accuracy`, `f1_macro`, …) and by FinLoRA's rules (`finlora_…`); what it holds most
+likely among the labels (`label_choice` of a record) gives `labels_…`. A family that was not measured is absent, not 0.
+
+Shares of rows have Wilson's interval, all other figures a bootstrap over rows (`eval.intervals`). The tags of a FiNER or FNXL row stand
+and fall together, so their shares are bootstrapped by row too.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from data.catalog import BENCHMARKS, GROUPS, Benchmark
-from eval.scoring import FinloraPiece, finlora_scores, score_row
+from eval.agreement import (
+    Pair,
+    all_classes,
+    class_counts,
+    class_table,
+    confusion_matrix,
+    macro_and_weighted_f1,
+    matthews,
+    share_of,
+    true_classes,
+)
+from eval.intervals import bootstrap_interval, estimate_of, mean_interval, sample_and_resamples, wilson_interval
+from eval.scoring import RELATIVE_TOLERANCE, FinloraPiece, closed_labels, finlora_scores, score_row
 from fedfinlora.errors import UserError
 
-Z_95 = 1.959963984540054
-"""Two-sided 95 % point of the normal distribution."""
+if TYPE_CHECKING:
+    from eval.intervals import Array
+
+__all__ = [
+    "PUBLISHED_ENCODER", "f1_scores", "figure_values", "finlora_f1", "finlora_overall", "group_means", "headline_score",
+    "judge_rows", "matthews_correlation", "summarise", "summarise_all", "wilson_interval",
+]  # fmt: skip
 
 PUBLISHED_ENCODER = "ProsusAI/finbert"
 """The BERTScore encoder of the published figures; scores of another one cannot be compared with them."""
 
-_UNPARSED = "\x00unparsed"
+BERTSCORE_PARTS = ("precision", "recall", "f1")
+
+ROW_SHARES = frozenset(
+    {"unparsed_share", "accuracy", "finlora_accuracy", "accuracy_exact", "row_accuracy", "value_accuracy", "labels_accuracy"}
+)
+"""Figures that are a number of rows (of tags, for tag lists) out of all."""
+
+Record = Mapping[str, Any]
+Item = TypeVar("Item")
 
 
-def wilson_interval(hits: int, n: int, z: float = Z_95) -> tuple[float, float] | None:
-    """The Wilson score interval of the share hits / n (Wilson 1927); None for n = 0.
+# --- rows ---------------------------------------------------------------------------------------------------------------------
 
-    Unlike p ± z·sqrt(p(1-p)/n) it stays inside [0, 1] and has a width at 0 and at n hits.
 
-    >>> low, high = wilson_interval(8, 10)
-    >>> round(low, 3), round(high, 3)
-    (0.49, 0.943)
-    """
-    if not 0 <= hits <= n:
-        raise ValueError(f"hits={hits} is not between 0 and n={n}")
-    if n == 0:
+class JudgedRow(NamedTuple):
+    """All that the figures need of one record. Equal ones are rows of one kind."""
+
+    answers: tuple[Pair, ...]
+    """The row's (truth, answer), or that of each tag; a number within the tolerance is its truth."""
+    finlora: tuple[Pair, ...] = ()
+    """FinLoRA's (target, response) of its rule 6; a response that is nobody's target is None: it is a class that no row has."""
+    finlora_ambiguous: int = 0
+    correct: bool = False
+    exact: bool = False
+    value_correct: bool = False
+    bertscore: tuple[float, ...] = ()
+    """Precision, recall, F1."""
+    choice: Pair = ("", None)
+    """(truth, most likely label)."""
+
+
+class Judged(NamedTuple):
+    """The rows of one evaluation of a benchmark, and which families of figures they have."""
+
+    rows: list[JudgedRow]
+    written: bool
+    """Answers were generated. Should single rows have none, theirs count as empty."""
+    chosen: bool
+    """Labels were compared by their log-probabilities. Should single rows have no choice, theirs is wrong."""
+
+
+def judge_rows(benchmark: Benchmark, records: Sequence[Record]) -> Judged:
+    """Judge every record by what it holds: `target`, `output`, `label_choice` and the BERTScores."""
+    if benchmark.scorer == "bertscore":
+        return _bertscored(records)
+    labels = closed_labels(benchmark)
+    outputs = [record["output"] for record in records]
+    written = not records or any(output is not None for output in outputs)
+    texts = [output or "" for output in outputs]
+    judged = finlora_scores(benchmark, [record["target"] for record in records], texts) if written else [[] for _ in records]
+    targets = {piece.target for pieces in judged for piece in pieces}
+    rows: list[JudgedRow] = []
+    for record, text, pieces in zip(records, texts, judged, strict=True):
+        score = score_row(benchmark, record["target"], text)
+        truth, choice = str(score.expected), record.get("label_choice")
+        if benchmark.scorer == "tag_list":
+            answers = score.tag_pairs
+        else:
+            answers = ((truth, truth if score.correct else None if score.parsed is None else str(score.parsed)),)
+        rows.append(
+            JudgedRow(
+                answers,
+                tuple(_finlora_pair(piece, targets) for piece in pieces),
+                sum(piece.ambiguous for piece in pieces),
+                score.correct is True,
+                score.exact is True,
+                score.value_correct is True,
+                choice=(truth, choice if choice in labels else None),
+            )
+        )
+    chosen = bool(labels) and any(record.get("label_choice") is not None for record in records)
+    return Judged(rows, written, chosen)
+
+
+def _bertscored(records: Sequence[Record]) -> Judged:
+    rows = [
+        JudgedRow(
+            answers=(("", None if record["parsed"] is None else ""),),
+            bertscore=tuple(record.get(f"bertscore_{part}") or 0.0 for part in BERTSCORE_PARTS),
+        )
+        for record in records
+    ]
+    return Judged(rows, not records or any(record.get("bertscore_f1") is not None for record in records), chosen=False)
+
+
+def _finlora_pair(piece: FinloraPiece, targets: Collection[str]) -> Pair:
+    response = piece.target if piece.correct else piece.output
+    return piece.target, response if response in targets else None
+
+
+def kinds_of(rows: Iterable[Item]) -> tuple[list[Item], list[int]]:
+    """(distinct rows in a fixed order, how many there are of each), so that neither order nor repetition of rows matters."""
+    counts = Counter(rows)
+    kinds = sorted(counts, key=repr)
+    return kinds, [counts[kind] for kind in kinds]
+
+
+# --- figures of a sample and its resamples ------------------------------------------------------------------------------------
+
+
+def figure_values(
+    benchmark: Benchmark, kinds: Sequence[JudgedRow], times: Array, written: bool, chosen: bool
+) -> dict[str, Array]:
+    """Each figure's value, (resamples,), where kind k occurs times[:, k] often; `times` has shape (resamples, kinds)."""
+    values: dict[str, Array] = {}
+    if written and benchmark.scorer == "bertscore":
+        values |= _bertscore_values(kinds, times)
+    elif written:
+        values |= _answer_values(benchmark, kinds, times)
+    if chosen:
+        values |= _class_values([(kind.choice,) for kind in kinds], times, "labels_", correlate=True)
+    return values
+
+
+def _answer_values(benchmark: Benchmark, kinds: Sequence[JudgedRow], times: Array) -> dict[str, Array]:
+    answers, finlora = [kind.answers for kind in kinds], [kind.finlora for kind in kinds]
+    values = {"unparsed_share": _unparsed_share(answers, times)}
+    values |= _class_values(answers, times, correlate=bool(benchmark.labels))
+    weighted = _class_values(finlora, times)
+    values |= {"finlora_accuracy": weighted["accuracy"], "finlora_f1": weighted["f1_weighted"]}
+    if benchmark.scorer == "number":
+        values["accuracy_exact"] = _mean([kind.exact for kind in kinds], times)
+    if benchmark.scorer == "tag_list":
+        values["row_accuracy"] = _mean([kind.correct for kind in kinds], times)
+    if benchmark.judged_by_value:
+        values["value_accuracy"] = _mean([kind.value_correct for kind in kinds], times)
+    return values
+
+
+def _class_values(pairs: Sequence[Sequence[Pair]], times: Array, prefix: str = "", correlate: bool = False) -> dict[str, Array]:
+    """Accuracy, F1 and, on demand, Matthews correlation; `pairs` holds those of each kind."""
+    everything = [pair for members in pairs for pair in members]
+    counts = class_counts(pairs, true_classes(everything), times)
+    macro, weighted = macro_and_weighted_f1(counts)
+    accuracy = share_of(counts.hits.sum(axis=0), counts.truths.sum(axis=0))
+    values = {f"{prefix}accuracy": accuracy, f"{prefix}f1_macro": macro, f"{prefix}f1_weighted": weighted}
+    if correlate:
+        values[f"{prefix}matthews"] = matthews(class_counts(pairs, all_classes(everything), times))
+    return values
+
+
+def _bertscore_values(kinds: Sequence[JudgedRow], times: Array) -> dict[str, Array]:
+    values = {"unparsed_share": _unparsed_share([kind.answers for kind in kinds], times)}
+    for place, part in enumerate(BERTSCORE_PARTS):
+        values[f"bertscore_{part}"] = _mean([kind.bertscore[place] for kind in kinds], times)
+    return values
+
+
+def _unparsed_share(answers: Sequence[Sequence[Pair]], times: Array) -> Array:
+    unparsed = [sum(answer is None for _, answer in pairs) for pairs in answers]
+    return share_of(_total(unparsed, times), _total([len(pairs) for pairs in answers], times))
+
+
+def _mean(of_kind: Sequence[float], times: Array) -> Array:
+    return share_of(_total(of_kind, times), times.sum(axis=1))
+
+
+def _total(of_kind: Sequence[float], times: Array) -> Array:
+    """Σ of_kind[k]·times[:, k], added in one order on every machine (a matrix product's order depends on its threads)."""
+    import numpy as np
+
+    return np.asarray(np.einsum("rk,k->r", times, np.asarray(of_kind, dtype=np.float64)))
+
+
+def _interval(benchmark: Benchmark, name: str, values: Array, rows: int) -> list[float] | None:
+    """Wilson's for shares of rows; else the bootstrap's. Shares of tags at 0 and 1, where the bootstrap has no width, take Wilson's
+    with the rows for n: no tag of a row tells more than the row."""
+    estimate = estimate_of(values)
+    if estimate is None:
         return None
-    share = hits / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return (max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share)))
+    share_of_rows = benchmark.scorer != "tag_list" or name == "row_accuracy" or estimate in (0.0, 1.0)
+    if name in ROW_SHARES and share_of_rows:
+        interval = wilson_interval(round(estimate * rows), rows)
+        return list(interval) if interval else None
+    return bootstrap_interval(values, lowest=-1.0 if name.endswith("matthews") else 0.0)
+
+
+# --- one benchmark ------------------------------------------------------------------------------------------------------------
+
+
+def summarise(benchmark: Benchmark, records: Sequence[Record]) -> dict[str, Any]:
+    """The metrics of one benchmark from its row records (`eval.records`); all figures are null if there are no rows.
+
+    Every figure NAME is followed by NAME_ci95, [low, high]. For FiNER and FNXL `n` and everything else counts tags, and `rows` and
+    `row_accuracy` count rows.
+    """
+    judged = judge_rows(benchmark, records)
+    kinds, counts = kinds_of(judged.rows)
+    pairs = [pair for row in judged.rows for pair in row.answers]
+    metrics: dict[str, Any] = {"n": len(pairs)}
+    if judged.written:
+        metrics["unparsed"] = sum(answer is None for _, answer in pairs)
+    for name, values in figure_values(benchmark, kinds, sample_and_resamples(counts), judged.written, judged.chosen).items():
+        metrics[name] = estimate_of(values)
+        metrics[f"{name}_ci95"] = _interval(benchmark, name, values, len(judged.rows))
+    if benchmark.scorer == "bertscore":
+        return metrics | _encoder(records)
+    if judged.written:
+        metrics["finlora_ambiguous"] = sum(row.finlora_ambiguous for row in judged.rows)
+        metrics |= _tables(benchmark, pairs)
+        if benchmark.scorer == "number" or benchmark.judged_by_value:
+            metrics["relative_tolerance"] = RELATIVE_TOLERANCE
+    if benchmark.scorer == "tag_list":
+        metrics["rows"] = len(records)
+    return metrics
+
+
+def _tables(benchmark: Benchmark, pairs: Sequence[Pair]) -> dict[str, Any]:
+    labels = closed_labels(benchmark)
+    if labels:
+        return {"classes": class_table(pairs, labels), "confusion": confusion_matrix(pairs, labels)}
+    return {"classes": class_table(pairs)} if benchmark.scorer == "tag_list" else {}
+
+
+def _encoder(records: Sequence[Record]) -> dict[str, Any]:
+    """BERTScore's encoder and layer, null where nothing was scored."""
+    encoders = bertscore_encoders(records)
+    if len(encoders) > 1:
+        raise UserError(f"BERTScores of different encoders cannot be averaged: {encoders}. Score all rows again with one.")
+    return {
+        "bertscore_model": encoders[0][0] if encoders else None,
+        "bertscore_layer": encoders[0][1] if encoders else None,
+    }
+
+
+def bertscore_encoders(records: Sequence[Record]) -> list[tuple[str, int]]:
+    """Every (encoder, layer) that scored a record."""
+    scored = [record for record in records if record.get("bertscore_f1") is not None]
+    return sorted({(record["bertscore_model"], record["bertscore_layer"]) for record in scored})
+
+
+# --- figures of plain lists ---------------------------------------------------------------------------------------------------
 
 
 def f1_scores(truths: Sequence[str], answers: Sequence[str | None]) -> tuple[float | None, float | None]:
-    """(macro F1, weighted F1) over the classes that occur among the truths; (None, None) without rows.
-
-    An answer that is None (unparsed) or outside these classes costs its true class recall and no class precision, and adds no
-    class to the macro average. Weights are the rows of each true class.
-    """
-    if not truths:
-        return None, None
-    from sklearn.metrics import f1_score
-
-    given = [_UNPARSED if answer is None else answer for answer in answers]
-    classes = sorted(set(truths))
-    macro, weighted = (
-        float(f1_score(truths, given, labels=classes, average=average, zero_division=0)) for average in ("macro", "weighted")
-    )
-    return macro, weighted
+    """(macro F1, weighted F1) of one sample (`eval.agreement.macro_and_weighted_f1`); (None, None) without rows."""
+    pairs = list(zip(truths, answers, strict=True))
+    macro, weighted = macro_and_weighted_f1(class_counts([pairs], true_classes(pairs), _once()))
+    return estimate_of(macro), estimate_of(weighted)
 
 
 def matthews_correlation(truths: Sequence[str], answers: Sequence[str | None]) -> float | None:
-    """Matthews correlation over several classes (Gorodkin 2004), "unparsed" being one more possible answer.
-
-    None without rows or with one true class, where nothing can correlate; 0 if all answers are the same.
-    """
-    if len(set(truths)) < 2:
-        return None
-    from sklearn.metrics import matthews_corrcoef
-
-    return float(matthews_corrcoef(truths, [_UNPARSED if answer is None else answer for answer in answers]))
+    """Matthews correlation of one sample (`eval.agreement.matthews`); None without rows or with one true class."""
+    pairs = list(zip(truths, answers, strict=True))
+    return estimate_of(matthews(class_counts([pairs], all_classes(pairs), _once())))
 
 
 def finlora_f1(pieces: Sequence[FinloraPiece]) -> float | None:
@@ -78,87 +297,36 @@ def finlora_f1(pieces: Sequence[FinloraPiece]) -> float | None:
     Wrong texts are classes of their own without true rows, so precision is near 1 and the figure near 2·acc / (1 + acc): it
     flatters. Kept for comparison with the published column only.
     """
-    if not pieces:
-        return None
-    from sklearn.metrics import f1_score
-
-    targets = [piece.target for piece in pieces]
     responses = [piece.target if piece.correct else piece.output for piece in pieces]
-    return float(f1_score(targets, responses, average="weighted", zero_division=0))
+    return f1_scores([piece.target for piece in pieces], responses)[1]
 
 
-def summarise(benchmark: Benchmark, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The metrics of one benchmark from its row records (`eval.records`); all figures are null if there are no rows.
+def _once() -> Array:
+    import numpy as np
 
-    For FiNER and FNXL everything counts tags, and `rows` and `row_accuracy` count rows. The interval treats tags as
-    independent.
-    """
-    if benchmark.scorer == "bertscore":
-        return _summarise_bertscore(records)
-    outcomes = [pair for record in records for pair in _outcomes(benchmark, record)]
-    truths, answers = [truth for truth, _ in outcomes], [answer for _, answer in outcomes]
-    hits = sum(truth == answer for truth, answer in outcomes)
-    n, unparsed = len(outcomes), answers.count(None)
-    macro, weighted = f1_scores(truths, answers)
-    judged = finlora_scores(benchmark, [r["target"] for r in records], [r["output"] for r in records])
-    pieces = [piece for row in judged for piece in row]
-    interval = wilson_interval(hits, n)
-    metrics: dict[str, Any] = {
-        "n": n,
-        "unparsed": unparsed,
-        "unparsed_share": _share(unparsed, n),
-        "accuracy": _share(hits, n),
-        "accuracy_ci95": list(interval) if interval else None,
-        "f1_macro": macro,
-        "f1_weighted": weighted,
-        "finlora_accuracy": _share(sum(piece.correct for piece in pieces), len(pieces)),
-        "finlora_f1": finlora_f1(pieces),
-        "finlora_ambiguous": sum(piece.ambiguous for piece in pieces),
-    }
-    if benchmark.labels:
-        metrics["matthews"] = matthews_correlation(truths, answers)
-    if benchmark.scorer == "number":
-        metrics["accuracy_exact"] = _share(sum(record["exact"] is True for record in records), n)
-    if benchmark.scorer == "tag_list":
-        metrics["rows"] = len(records)
-        metrics["row_accuracy"] = _share(sum(record["correct"] is True for record in records), len(records))
-    return metrics
+    return np.ones((1, 1))
 
 
-def _summarise_bertscore(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    encoders = sorted({(record["bertscore_model"], record["bertscore_layer"]) for record in records})
-    if len(encoders) > 1:
-        raise UserError(f"BERTScores of different encoders cannot be averaged: {encoders}. Score all rows again with one.")
-    n, unparsed = len(records), sum(record["parsed"] is None for record in records)
-    return {
-        "n": n,
-        "unparsed": unparsed,
-        "unparsed_share": _share(unparsed, n),
-        **{
-            f"bertscore_{part}": _mean(record[f"bertscore_{part}"] for record in records)
-            for part in ("precision", "recall", "f1")
-        },
-        "bertscore_model": encoders[0][0] if encoders else None,
-        "bertscore_layer": encoders[0][1] if encoders else None,
-    }
+# --- several benchmarks -------------------------------------------------------------------------------------------------------
 
 
-def _outcomes(benchmark: Benchmark, record: Mapping[str, Any]) -> list[tuple[str, str | None]]:
-    """(true class, answered class or None) of one row, or of each tag of the row; a number in tolerance is the true class."""
-    score = score_row(benchmark, record["target"], record["output"])
-    if isinstance(score.expected, list):
-        given = [*(score.parsed if isinstance(score.parsed, list) else []), *[None] * len(score.expected)]
-        return [(str(truth), answer) for truth, answer in zip(score.expected, given, strict=False)]
-    truth = str(score.expected)
-    if score.parsed is None:
-        return [(truth, None)]
-    return [(truth, truth if score.correct else str(score.parsed))]
+def headline_name(metrics: Mapping[str, Any], family: str = "finlora") -> str:
+    """The figure of a benchmark that averages use: accuracy ("finlora" or "honest" family), or BERTScore F1."""
+    return "bertscore_f1" if "bertscore_f1" in metrics else "finlora_accuracy" if family == "finlora" else "accuracy"
 
 
 def headline_score(metrics: Mapping[str, Any], family: str = "finlora") -> float | None:
-    """The one figure of a benchmark that averages use: accuracy ("finlora" or "honest" family), or BERTScore F1."""
-    value = metrics.get("bertscore_f1", metrics.get("finlora_accuracy" if family == "finlora" else "accuracy"))
+    """Its value; None where it was not measured, as in an evaluation of label log-probabilities alone."""
+    value = metrics.get(headline_name(metrics, family))
     return None if value is None else float(value)
+
+
+def _headlines(
+    scores: Mapping[str, Mapping[str, Any]], keys: Iterable[str], family: str
+) -> list[tuple[float, Sequence[float] | None]]:
+    """(score, 95 % interval) of each benchmark that has one."""
+    found = [(headline_name(scores[key], family), scores[key]) for key in keys]
+    return [(float(metrics[name]), metrics.get(f"{name}_ci95")) for name, metrics in found if metrics.get(name) is not None]
 
 
 def group_means(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -167,9 +335,12 @@ def group_means(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, 
     for group in GROUPS:
         keys = [key for key, benchmark in BENCHMARKS.items() if benchmark.group == group]
         present = [key for key in keys if headline_score(scores.get(key, {})) is not None]
+        honest, finlora = (_headlines(scores, present, family) for family in ("honest", "finlora"))
         means[group] = {
-            "score": _mean(headline_score(scores[key], "honest") for key in present),
-            "finlora_score": _mean(headline_score(scores[key]) for key in present),
+            "score": mean_of(honest),
+            "score_ci95": mean_interval(honest),
+            "finlora_score": mean_of(finlora),
+            "finlora_score_ci95": mean_interval(finlora),
             "benchmarks": present,
             "missing": [key for key in keys if key not in present],
         }
@@ -177,16 +348,19 @@ def group_means(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, 
 
 
 def finlora_overall(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """FinLoRA's overall average in percent, over the benchmarks that were scored.
+    """FinLoRA's overall average in percent, over those of its benchmarks that were scored.
 
     It equals the published definition only if `missing` is empty and BERTScore ran on the published encoder (`comparable`).
     """
-    present = {key: value for key in BENCHMARKS if (value := headline_score(scores.get(key, {}))) is not None}
+    keys = [key for key, benchmark in BENCHMARKS.items() if benchmark.is_published]
+    present = [key for key in keys if headline_score(scores.get(key, {})) is not None]
+    headlines = _headlines(scores, present, "finlora")
+    mean, interval = mean_of(headlines), mean_interval(headlines)
     encoders = {scores[key].get("bertscore_model", PUBLISHED_ENCODER) for key in present}
-    mean = _mean(present.values())
-    missing = [key for key in BENCHMARKS if key not in present]
+    missing = [key for key in keys if key not in present]
     return {
         "value": None if mean is None else 100 * mean,
+        "value_ci95": None if interval is None else [100 * end for end in interval],
         "unit": "percent",
         "missing": missing,
         "comparable": not missing and encoders == {PUBLISHED_ENCODER},
@@ -198,11 +372,6 @@ def summarise_all(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {"groups": group_means(scores), "finlora_overall": finlora_overall(scores)}
 
 
-def _share(count: int, n: int) -> float | None:
-    return count / n if n else None
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    """The mean of the values that are defined, summed exactly so that the order of rows cannot matter."""
-    defined = [value for value in values if value is not None]
-    return math.fsum(defined) / len(defined) if defined else None
+def mean_of(figures: Sequence[tuple[float, Sequence[float] | None]]) -> float | None:
+    """The mean of (figure, interval) pairs, without the intervals; None if there are none."""
+    return math.fsum(figure for figure, _ in figures) / len(figures) if figures else None

@@ -146,8 +146,17 @@ def parse_tag_list(text: str, labels: Sequence[str] = ()) -> list[str | None] | 
     >>> parse_tag_list("DebtInstrumentFaceAmount, us-gaap:Assets,,Revenues")
     ['debtinstrumentfaceamount', 'assets', None, 'revenues']
     """
-    tags = [parse_tag(piece) for piece in re.split(r"\s*(?:[,;]|\n)\s*", text.strip())]
+    tags = [parse_tag(piece) for piece in split_tags(text)]
     return tags if any(tags) else None
+
+
+def split_tags(text: str) -> list[str]:
+    """The places of a list separated by commas, semicolons or line ends, stripped; a place may be empty.
+
+    >>> split_tags(" Assets,, us-gaap:Goodwill ")
+    ['Assets', '', 'us-gaap:Goodwill']
+    """
+    return re.split(r"\s*(?:[,;]|\n)\s*", text.strip())
 
 
 _FORMULA_TOKEN = re.compile(

@@ -20,11 +20,12 @@ Nothing in this module loads or runs a model, and nothing depends on how the out
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from data.catalog import Benchmark
-from eval.parsers import PARSERS, Answer, parse_collapsed_sentiment
+from eval.arithmetic import value_of
+from eval.parsers import PARSERS, Answer, parse_collapsed_sentiment, parse_tag, split_tags
 
 RELATIVE_TOLERANCE = 1e-4
 """A number is right if it is within this share of the target's size. Zero has to be met exactly."""
@@ -45,8 +46,15 @@ class RowScore:
     """None where right and wrong do not exist (BERTScore sets)."""
     exact: bool | None = None
     """Numbers only: equal without tolerance."""
-    tag_hits: tuple[bool, ...] = ()
-    """Tag lists only: one entry for each tag of the target; tags beyond them are ignored, as in FinLoRA."""
+    value_correct: bool | None = None
+    """Benchmarks judged by value only: the formula is right, or another one of the same value."""
+    tag_pairs: tuple[tuple[str, str | None], ...] = ()
+    """Tag lists only: (tag, answered tag or None) for each tag of the target; tags beyond them are ignored, as in FinLoRA."""
+
+    @property
+    def tag_hits(self) -> tuple[bool, ...]:
+        """Tag lists only: whether each tag of the target was answered."""
+        return tuple(wanted == given for wanted, given in self.tag_pairs)
 
 
 def read_answer(benchmark: Benchmark, text: str) -> Answer | None:
@@ -54,26 +62,89 @@ def read_answer(benchmark: Benchmark, text: str) -> Answer | None:
     return PARSERS[benchmark.parser](text, benchmark.labels)
 
 
+def closed_labels(benchmark: Benchmark) -> tuple[str, ...]:
+    """The labels as answers are read, each once: of NWGI's seven levels the three they collapse to. () where answers are open."""
+    return tuple(dict.fromkeys(str(read_answer(benchmark, label) or label) for label in benchmark.labels))
+
+
 def score_row(benchmark: Benchmark, target: str, output: str) -> RowScore:
     """Read and judge one generated text (without its prompt).
 
-    A target that the benchmark's own parser cannot read as a whole (a value among the tags, say) is compared as its first line
-    of text, without regard to case.
+    A target that the benchmark's own parser cannot read (a value where a tag should be, say) is compared as its first line of text,
+    without regard to case; any other answer stays what the parser reads.
     """
+    score = SCORERS[benchmark.scorer](*_read_alike(benchmark, target, output), target, output)
+    if benchmark.judged_by_value:
+        return replace(score, value_correct=bool(score.correct) or _same_value(score.expected, score.parsed))
+    return score
+
+
+def _read_alike(benchmark: Benchmark, target: str, output: str) -> tuple[Answer, Answer | None]:
+    """(expected, parsed)."""
     parsed, expected = read_answer(benchmark, output), read_answer(benchmark, target)
-    if expected is None or (isinstance(expected, list) and None in expected):
-        expected, parsed = plain_text(target) or "", plain_text(output)
-    if benchmark.scorer == "bertscore":
-        return RowScore(parsed, expected, correct=None)
-    if isinstance(expected, float):
-        close = isinstance(parsed, float) and abs(parsed - expected) <= RELATIVE_TOLERANCE * abs(expected)
-        return RowScore(parsed, expected, correct=close, exact=parsed == expected)
-    if isinstance(expected, list):
-        given = parsed if isinstance(parsed, list) else []
-        given = [*given, *[None] * len(expected)][: len(expected)]
-        hits = tuple(tag == wanted for tag, wanted in zip(given, expected, strict=True))
-        return RowScore(parsed, expected, correct=all(hits), tag_hits=hits)
+    if expected is not None:
+        return expected, parsed
+    expected, answer = plain_text(target) or "", plain_text(output)
+    return expected, (answer if answer == expected else parsed)
+
+
+def _score_exact(expected: Answer, parsed: Answer | None, target: str, output: str) -> RowScore:
+    """Right if the answer read from the output equals the one read from the target."""
     return RowScore(parsed, expected, correct=parsed is not None and parsed == expected)
+
+
+def _score_number(expected: Answer, parsed: Answer | None, target: str, output: str) -> RowScore:
+    """Right if the number is within the relative tolerance of the target's; a target of 0 has to be met exactly.
+
+    `exact` says whether it is equal without tolerance.
+    """
+    if not isinstance(expected, float):
+        return replace(_score_exact(expected, parsed, target, output), exact=parsed == expected)
+    close = isinstance(parsed, float) and _close(parsed, expected)
+    return RowScore(parsed, expected, correct=close, exact=parsed == expected)
+
+
+def _score_tag_list(expected: Answer, parsed: Answer | None, target: str, output: str) -> RowScore:
+    """Each tag of the target is right if the tag at its place in the output equals it; a row is right if all of its tags are.
+
+    Tags beyond the target's are ignored; a place of the target that holds no tag is compared as text.
+    """
+    wanted, given = split_tags(target), split_tags(output)
+    pairs: list[tuple[str, str | None]] = []
+    for place, piece in enumerate(wanted):
+        answer = given[place] if place < len(given) else ""
+        truth, tag = parse_tag(piece), parse_tag(answer)
+        if truth is None:
+            truth = plain_text(piece) or ""
+            tag = truth if truth and plain_text(answer) == truth else tag
+        pairs.append((truth, tag))
+    return RowScore(parsed, expected, correct=all(truth == tag for truth, tag in pairs), tag_pairs=tuple(pairs))
+
+
+def _score_bertscore(expected: Answer, parsed: Answer | None, target: str, output: str) -> RowScore:
+    """Neither right nor wrong: BERTScore precision, recall and F1 of the output against the target."""
+    return RowScore(parsed, expected, correct=None)
+
+
+SCORERS: dict[str, Callable[[Answer, Answer | None, str, str], RowScore]] = {
+    "exact": _score_exact,
+    "number": _score_number,
+    "tag_list": _score_tag_list,
+    "bertscore": _score_bertscore,
+}
+"""Scorer name, as a benchmark's entry gives it -> function of (expected, parsed, target, output)."""
+
+
+def _same_value(expected: Answer, parsed: Answer | None) -> bool:
+    """Whether both are formulas of numbers (`eval.arithmetic.value_of`) and their values are within the tolerance."""
+    if not isinstance(expected, str) or not isinstance(parsed, str):
+        return False
+    wanted, given = value_of(expected), value_of(parsed)
+    return wanted is not None and given is not None and _close(given, wanted)
+
+
+def _close(given: float, wanted: float) -> bool:
+    return abs(given - wanted) <= RELATIVE_TOLERANCE * abs(wanted)
 
 
 def plain_text(text: str) -> str | None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -17,12 +19,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedfinlora.adapter_folder import WEIGHTS_FILE, base_name, read_tensors, same_base
 from fedfinlora.config import ModelConfig, PeftConfig
 from fedfinlora.errors import UserError
 from fedfinlora.runfolder import write_bytes
 
 if TYPE_CHECKING:
     from torch import nn
+
+log = logging.getLogger("fedfinlora")
 
 Vector = NDArray[np.float32]
 """Shape (layout.size,), float32."""
@@ -129,24 +134,34 @@ def save_adapter(folder: Path, vector: Vector, layout: Layout, peft: PeftConfig,
     write_bytes(folder / "adapter_config.json", (json.dumps(config, indent=2, sort_keys=True, default=sorted) + "\n").encode())
 
 
-def load_adapter(folder: Path, layout: Layout) -> Vector:
-    """Read a PEFT folder into a vector of shape (layout.size,). UserError if it is another adapter's."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def load_adapter(folder: Path, layout: Layout, model: ModelConfig | None = None) -> Vector:
+    """Read a PEFT folder into a vector of shape (layout.size,). UserError if it is another adapter's.
 
-    file = folder / "adapter_model.safetensors"
-    if not file.is_file():
-        raise UserError(
-            f"{folder} is no PEFT adapter: adapter_model.safetensors is missing. Name a run's adapters/final folder."
-        )
-    try:
-        tensors = {name: tensor.float().numpy() for name, tensor in load_file(file).items()}
-    except SafetensorError as error:
-        raise UserError(f"{file} is damaged ({error}). Take another round's adapter.") from error
+    With `model`, an adapter that names another base model is told apart: a warning if it fits all the same, else in the error.
+    """
+    tensors = read_tensors(folder)
+    made_for = base_name(folder)
+    other_base = model is not None and made_for != "" and not same_base(made_for, model.path)
     shapes = dict(zip(layout.names, layout.shapes, strict=True))
-    if {name: tensor.shape for name, tensor in tensors.items()} != shapes:
+    if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != shapes:
+        origin = f" It was made for {made_for}, the model here is {model.path}." if model is not None and other_base else ""
         raise UserError(
-            f"{file} does not fit this model and peft: it has {len(tensors)} tensors, {len(shapes)} are expected, "
-            "and names and shapes must agree. Set model=, peft=, peft.rank= and peft.target_modules= as in its run."
+            f"{folder / WEIGHTS_FILE} does not fit this model and peft: {_misfit(tensors, shapes)}.{origin} "
+            "Set model=, peft=, peft.rank= and peft.target_modules= as in its run."
         )
-    return np.concatenate([tensors[name].reshape(-1) for name in layout.names])
+    if model is not None and other_base:
+        log.warning("The adapter in %s was made for %s, the model here is %s: its shapes fit.", folder, made_for, model.path)
+    return np.concatenate([tensors[name].numpy().reshape(-1) for name in layout.names])
+
+
+def _misfit(tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """The first difference between a folder's tensors and the expected shapes."""
+    counts = f"it has {len(tensors)} tensors, {len(shapes)} are expected"
+    for name in sorted(set(tensors) | set(shapes)):
+        if name not in shapes:
+            return f"{counts}; {name} is not part of the adapter"
+        if name not in tensors:
+            return f"{counts}; {name} is missing"
+        if tuple(tensors[name].shape) != shapes[name]:
+            return f"{counts}; {name} has shape {tuple(tensors[name].shape)}, expected {shapes[name]}"
+    return counts

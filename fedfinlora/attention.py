@@ -1,163 +1,200 @@
-"""Attention over a packed sequence without its empty blocks.
+"""Attention over a tree of token stretches laid end to end in one sequence (see `fedfinlora.packing`).
 
-Under the block mask of `fedfinlora.packing` a token looks at its own row and at the prefix in front of it, a small part of a T x T
-matrix. Here the rows are gathered into a batch, each with its own copy of the prefix's keys and values, and run through the same
-scaled-dot-product kernel; the result equals the masked one. Registered with transformers as `packed_sdpa`: a forward pass that brings
-no `plan` is plain `sdpa`.
+A token looks at the stretches on its way to the root and at its own stretch up to itself: a small part of a T x T matrix. The
+queries are cut into short runs, and each run is computed with the keys that it can see, gathered once; the result is that of the
+whole masked matrix. (Block-sparse document masking as in FlexAttention, on plain scaled-dot-product attention, so that it runs and
+differentiates the same on CPUs and GPUs.) Registered with transformers as `packed_sdpa`: a forward pass that brings no `plan` is plain
+`sdpa`.
+
+Shapes: H query heads, G key heads (H a multiple of G), D numbers a head, T new tokens, S keys that were computed before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
 NAME = "packed_sdpa"
-LEAST_SAVING = 1.3
-"""Gathering costs something too: it must save at least this factor of query-key pairs."""
-WIDEST_GROUP = 1.6
-"""Rows of one gathered batch differ in length by at most this factor, so that little of it is padding."""
-MOST_COPIES = 16
-"""Keys and values may be copied at most this many times over."""
+SHORTEST_RUN, LONGEST_RUN = 64, 256
+"""Queries computed together. Longer runs see more keys that are not theirs, shorter ones gather the same keys more often."""
+RUN_PER_KEY = 8
+"""A run has about one query for so many keys in front of it, between the two bounds."""
+
+Range = tuple[int, int]
+"""(start, end) of consecutive keys."""
+
+
+class AttentionPlan(Protocol):
+    """How one forward pass computes its attention."""
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+    ) -> torch.Tensor:
+        """Attention of query (1, H, T, D) over key and value (1, G, T, D) of layer number `layer`. Returns (1, T, H, D)."""
+        ...
 
 
 @dataclass(frozen=True)
-class RowGroup:
-    """R rows of similar length, at most L tokens each, behind prefixes of at most P tokens."""
-
-    rows: int
-    query_index: torch.Tensor
-    """(R * L,) int64: the tokens of each row, padded by repeating its last."""
-    key_index: torch.Tensor
-    """(R * (P + L),) int64: the prefix, padded in front, and the tokens of each row."""
-    mask: torch.Tensor
-    """(R, 1, L, P + L) bool."""
-
-
-@dataclass(frozen=True)
-class AttentionPlan:
-    """How to take a packed sequence of T tokens apart."""
-
-    prefixes: tuple[tuple[int, int], ...]
-    """(start, end) of each prefix in the sequence."""
-    groups: tuple[RowGroup, ...]
-    output_index: torch.Tensor
-    """(T,) int64: where each token's result lies among the results of the prefixes and then of the groups."""
-
-
-@dataclass(frozen=True)
-class _Row:
-    """Where a row and its prefix lie in the sequence."""
+class Stretch:
+    """Consecutive tokens of the packed sequence that the same rows share."""
 
     start: int
-    length: int
-    prefix_start: int
-    prefix: int
+    end: int
+    """Places in the packed sequence, 0 to T."""
+    sees: tuple[Range, ...]
+    """The keys in front of it, in key coordinates: the S earlier keys first, then the packed sequence at S + place."""
 
 
-def make_plan(blocks: Sequence[tuple[int, Sequence[int]]], device: torch.device | str) -> AttentionPlan | None:
-    """The plan of blocks given as (prefix tokens, tokens of each row), laid end to end; None where the plain mask is cheaper."""
+@dataclass(frozen=True)
+class Run:
+    """Queries that are computed together."""
+
+    start: int
+    end: int
+    keys: tuple[Range, ...]
+    """The keys that any of them sees, in key coordinates."""
+    mask: torch.Tensor | None
+    """(queries, keys) float32, 0 where a query sees a key and -inf elsewhere; None for plain causal attention."""
+
+
+@dataclass(frozen=True)
+class TreePlan:
+    """Attention of a packed sequence by runs."""
+
+    runs: tuple[Run, ...]
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+    ) -> torch.Tensor:
+        return attend_by_runs(query, key, value, self.runs, scaling)
+
+
+def make_runs(stretches: Sequence[Stretch], earlier_keys: int, device: torch.device | str) -> tuple[Run, ...]:
+    """Cut stretches, given in the order of the packed sequence without gaps, into runs. `earlier_keys` is S."""
+    runs: list[Run] = []
+    pieces: list[Stretch] = []
+    room = 0
+    for stretch in stretches:
+        length = stretch.end - stretch.start
+        if not stretch.sees and length > SHORTEST_RUN:  # the beginning of everything: causal, whatever its length
+            runs += _close(pieces, earlier_keys, device)
+            runs.append(
+                Run(stretch.start, stretch.end, ((earlier_keys + stretch.start, earlier_keys + stretch.end),), mask=None)
+            )
+            pieces, room = [], 0
+            continue
+        start = stretch.start
+        while start < stretch.end:
+            sees = (
+                stretch.sees
+                if start == stretch.start
+                else (*stretch.sees, (earlier_keys + stretch.start, earlier_keys + start))
+            )
+            if room <= 0:
+                runs += _close(pieces, earlier_keys, device)
+                pieces = []
+                visible = sum(last - first for first, last in sees)
+                room = max(SHORTEST_RUN, min(LONGEST_RUN, visible // RUN_PER_KEY))
+            end = min(stretch.end, start + room)
+            pieces.append(Stretch(start, end, sees))
+            room -= end - start
+            start = end
+    runs += _close(pieces, earlier_keys, device)
+    return tuple(runs)
+
+
+def _close(pieces: Sequence[Stretch], earlier_keys: int, device: torch.device | str) -> list[Run]:
+    """The run of some consecutive pieces."""
+    if not pieces:
+        return []
+    import numpy as np
     import torch
 
-    prefixes: list[tuple[int, int]] = []
-    rows: list[_Row] = []
-    position = 0
-    for prefix, lengths in blocks:
-        start = position
-        prefixes += [(start, start + prefix)] if prefix else []
-        position += prefix
-        for length in lengths:
-            rows.append(_Row(position, length, start, prefix))
-            position += length
-    groups = _similar(rows)
-    keys = [len(group) * (max(row.prefix for row in group) + max(row.length for row in group)) for group in groups]
-    pairs = sum(count * max(row.length for row in group) for count, group in zip(keys, groups, strict=True))
-    if (
-        LEAST_SAVING * (pairs + sum((end - start) ** 2 for start, end in prefixes)) > position**2
-        or sum(keys) > MOST_COPIES * position
-    ):
-        return None
-    output_index = torch.empty(position, dtype=torch.int64)
-    done = 0
-    for start, end in prefixes:
-        output_index[start:end] = torch.arange(done, done + end - start)
-        done += end - start
-    for group in groups:
-        longest = max(row.length for row in group)
-        for row in group:
-            output_index[row.start : row.start + row.length] = torch.arange(done, done + row.length)
-            done += longest
-    return AttentionPlan(tuple(prefixes), tuple(_group(group, device) for group in groups), output_index.to(device))
+    first, last = pieces[0].start, pieces[-1].end
+    own_start = earlier_keys + first
+    outside = merge_ranges([(start, min(end, own_start)) for piece in pieces for start, end in piece.sees if start < own_start])
+    keys = merge_ranges([*outside, (own_start, earlier_keys + last)])
+    columns: list[tuple[int, int, int]] = []  # (first key, last key, column of the first)
+    width = 0
+    for start, end in keys:
+        columns.append((start, end, width))
+        width += end - start
+
+    def column(key: int) -> int:
+        return next(at + key - start for start, end, at in columns if start <= key < end)
+
+    mask = np.full((last - first, width), -np.inf, np.float32)
+    for piece in pieces:
+        rows = slice(piece.start - first, piece.end - first)
+        for start, end in piece.sees:
+            at = column(start)
+            mask[rows, at : at + end - start] = 0.0
+        length, at = piece.end - piece.start, column(earlier_keys + piece.start)
+        mask[rows, at : at + length] = np.triu(np.full((length, length), -np.inf, np.float32), k=1)
+    return [Run(first, last, tuple(keys), torch.from_numpy(mask).to(device))]
 
 
-def _similar(rows: Sequence[_Row]) -> list[list[_Row]]:
-    """Rows by length, cut where the longest of a group would be more than WIDEST_GROUP times its shortest."""
-    groups: list[list[_Row]] = []
-    for row in sorted(rows, key=lambda row: (row.length + row.prefix, row.start)):
-        if groups and row.length + row.prefix <= WIDEST_GROUP * (groups[-1][0].length + groups[-1][0].prefix):
-            groups[-1].append(row)
+def merge_ranges(ranges: Sequence[Range]) -> list[Range]:
+    """The same keys as sorted ranges that neither touch nor overlap.
+
+    >>> merge_ranges([(5, 7), (0, 2), (2, 4), (6, 9)])
+    [(0, 4), (5, 9)]
+    """
+    merged: list[Range] = []
+    for start, end in sorted(ranges):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
         else:
-            groups.append([row])
-    return groups
+            merged.append((start, end))
+    return merged
 
 
-def _group(rows: Sequence[_Row], device: torch.device | str) -> RowGroup:
-    import torch
-
-    longest, longest_prefix = max(row.length for row in rows), max(row.prefix for row in rows)
-    query_index = torch.zeros(len(rows), longest, dtype=torch.int64)
-    key_index = torch.zeros(len(rows), longest_prefix + longest, dtype=torch.int64)
-    sees_prefix = torch.zeros(len(rows), longest_prefix, dtype=torch.bool)
-    for number, row in enumerate(rows):
-        own = torch.arange(row.start, row.start + longest).clamp(max=row.start + row.length - 1)
-        query_index[number] = own
-        key_index[number, longest_prefix:] = own
-        key_index[number, longest_prefix - row.prefix : longest_prefix] = torch.arange(
-            row.prefix_start, row.prefix_start + row.prefix
-        )
-        sees_prefix[number, longest_prefix - row.prefix :] = True
-    causal = torch.tril(torch.ones(longest, longest, dtype=torch.bool)).expand(len(rows), -1, -1)
-    mask = torch.cat([sees_prefix.unsqueeze(1).expand(-1, longest, -1), causal], dim=2).unsqueeze(1)
-    return RowGroup(len(rows), query_index.flatten().to(device), key_index.flatten().to(device), mask.contiguous().to(device))
-
-
-def packed_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan, scaling: float | None
+def attend_by_runs(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, runs: Sequence[Run], scaling: float | None
 ) -> torch.Tensor:
-    """Attention of query (1, H, T, D) over key and value (1, H_kv, T, D), H a multiple of H_kv. Returns (1, T, H, D)."""
+    """Attention of query (1, H, T, D) over key and value (1, G, S + T, D). Returns (1, T, H, D)."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
-    heads, width = query.shape[1], query.shape[3]
-    copies = heads // key.shape[1]
+    _, heads, tokens, width = query.shape
+    groups = key.shape[1]
+    shared = heads // groups  # query heads that read the same keys; they are batched without copying the keys
+    queries = query.reshape(groups, shared, tokens, width)
+    keys, values = key.transpose(0, 1), value.transpose(0, 1)
 
-    def gathered(tensor: torch.Tensor, index: torch.Tensor, rows: int) -> torch.Tensor:
-        taken = tensor[0].index_select(1, index).view(tensor.shape[1], rows, -1, width).transpose(0, 1)
-        return taken.repeat_interleave(heads // tensor.shape[1], dim=1)
+    def seen(tensor: torch.Tensor, ranges: Sequence[Range]) -> torch.Tensor:
+        parts = [tensor[:, :, start:end] for start, end in ranges]
+        gathered = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+        return gathered.expand(groups, shared, gathered.shape[2], width)
 
-    parts: list[torch.Tensor] = []
-    for start, end in plan.prefixes:
-        prefix_keys, prefix_values = (tensor[:, :, start:end].repeat_interleave(copies, dim=1) for tensor in (key, value))
-        own = scaled_dot_product_attention(query[:, :, start:end], prefix_keys, prefix_values, is_causal=True, scale=scaling)
-        parts.append(own[0].transpose(0, 1))
-    for group in plan.groups:
-        rows_out = scaled_dot_product_attention(
-            gathered(query, group.query_index, group.rows),
-            gathered(key, group.key_index, group.rows),
-            gathered(value, group.key_index, group.rows),
-            attn_mask=group.mask,
+    outputs = [
+        scaled_dot_product_attention(
+            queries[:, :, run.start : run.end],
+            seen(keys, run.keys),
+            seen(values, run.keys),
+            attn_mask=None if run.mask is None else run.mask.to(query.dtype),
+            is_causal=run.mask is None,
             scale=scaling,
         )
-        parts.append(rows_out.transpose(1, 2).reshape(-1, heads, width))
-    return torch.cat(parts).index_select(0, plan.output_index).unsqueeze(0)
+        for run in runs
+    ]
+    return torch.cat(outputs, dim=2).reshape(heads, tokens, width).transpose(0, 1).unsqueeze(0)
+
+
+def no_mask(device: torch.device | str) -> torch.Tensor:
+    """What a forward pass with a plan brings as attention_mask, so that transformers makes none of its own; (1, 1, 1, 1) bool."""
+    import torch
+
+    return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
 
 
 def use_packed_attention(model: nn.Module) -> None:
-    """Let a transformers model take `plan=` in its forward pass."""
+    """Let a transformers model take `plan=` (an AttentionPlan) in its forward pass."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import sdpa_mask
@@ -174,7 +211,7 @@ def use_packed_attention(model: nn.Module) -> None:
     ) -> tuple[torch.Tensor, None]:
         if plan is None:
             return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)  # type: ignore[no-any-return]
-        return packed_attention(query, key, value, plan, scaling), None
+        return plan.attend(int(module.layer_idx), query, key, value, scaling), None  # type: ignore[arg-type]
 
     AttentionInterface.register(NAME, forward)
     AttentionMaskInterface.register(NAME, sdpa_mask)

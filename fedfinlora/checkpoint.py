@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+UNSCORED = "unscored"
+"""In the line of a round that is trained, while its scores are being made."""
 KEPT = 2
 """How many checkpoints stay on disk: the last, and one before in case the last is damaged."""
 
@@ -33,6 +35,11 @@ class Checkpoint:
     """`adapter` (size,) float32, and the server rule's state, (size,) float64 each."""
     line: Mapping[str, Any]
     """The round's line of rounds.jsonl; empty for round 0."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether the round is over; False if only its scores are missing."""
+        return UNSCORED not in self.line
 
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
@@ -67,9 +74,9 @@ def load_checkpoint(run: Path) -> Checkpoint:
 
 
 def restore_rounds(run: Path, checkpoint: Checkpoint) -> None:
-    """Make rounds.jsonl hold exactly the rounds up to the checkpoint."""
+    """Make rounds.jsonl hold exactly the closed rounds up to the checkpoint."""
     lines = [line for line in read_lines(run / "rounds.jsonl") if line["round"] < checkpoint.round]
-    if checkpoint.line:
+    if checkpoint.line and checkpoint.closed:
         lines.append(dict(checkpoint.line))
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     write_bytes(run / "rounds.jsonl", text.encode())

@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("overrides", nargs="*", metavar="key=value", help=KEY_VALUE_HELP)
         return command
 
-    simulate = add("simulate", "Train banks together on this machine through Flower, with progress, and wait for the end.")
+    simulate = add("simulate", "Train banks together on this machine through Flower, and wait.")
     simulate.add_argument("--banks", type=int, metavar="N", help="how many banks (default: the configuration's)")
     for name, summary in (
         ("centralized", "The baseline: the same rows pooled, with the same optimiser steps, code and evaluator."),
@@ -40,13 +40,31 @@ def parser() -> argparse.ArgumentParser:
     ):
         command = add(name, summary)
         command.add_argument("--banks", type=int, metavar="N", help="how many banks the compared run has")
-    evaluate = add("evaluate", "Score a base model or an adapter with the shared evaluator.")
+    evaluate = add("evaluate", "Score base model, adapters, or a model behind a server with the shared evaluator.")
     evaluate.add_argument(
-        "--adapter", type=Path, metavar="DIR", help="a PEFT folder, e.g. outputs/demo/adapters/final (default: base)"
-    )
+        "--adapter", type=Path, action="append", default=[], metavar="DIR",
+        help="a PEFT folder, e.g. outputs/demo/adapters/final; several in one pass over the rows (default: base)",
+    )  # fmt: skip
+    evaluate.add_argument("--base", action="store_true", help="score the untouched base model beside the adapters")
+    evaluate.add_argument("--model-url", default="", metavar="URL", help="an OpenAI-compatible server, e.g. http://127.0.0.1:8000/v1; "
+                          "the key comes from FEDFINLORA_API_KEY or OPENAI_API_KEY")  # fmt: skip
+    evaluate.add_argument("--model-name", default="", metavar="NAME", help="what the server calls the model")
+    evaluate.add_argument("--dry-run", action="store_true", help="with --model-url: requests, tokens and cost; send nothing")
+    for way in ("in", "out"):
+        evaluate.add_argument(f"--price-{way}", type=float, metavar="USD", help="per million tokens, for --dry-run")
     report = add("report", "Write report.html of one run, or of several side by side.", overrides=False)
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
     report.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the first run's folder")
+    report.add_argument(
+        "--export", type=Path, metavar="DIR", help="also write scores.csv, .md, .tex and figures/*.svg into DIR"
+    )
+    compare = add("compare", "Compare two evaluations row by row: paired intervals and tests.", overrides=False)
+    compare.add_argument("run_a", type=Path, metavar="RUN_A", help="folder of a run")
+    compare.add_argument("run_b", type=Path, metavar="RUN_B", help="folder of another, or of the same")
+    compare.add_argument(
+        "--labels", nargs=2, default=["final", "final"], metavar=("A", "B"), help="which scores of each: base, final, round_NNN"
+    )
+    compare.add_argument("--json", type=Path, metavar="FILE", help="also write every figure as JSON")
     bench = add("bench", "Measure beside a reference implementation, in one process run.")
     bench.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     bench.usage = "python -m fedfinlora bench {train,federation} [key=value ...] [--json F]"
@@ -101,13 +119,15 @@ def _run(options: argparse.Namespace) -> int:
 
         return local(_with_banks(options))
     if options.command == "evaluate":
-        from fedfinlora.commands.evaluate import evaluate
-
-        return evaluate(options.overrides, options.adapter)
+        return _evaluate(options)
     if options.command == "report":
         from fedfinlora.commands.report import report
 
-        return report(options.runs, options.output)
+        return report(options.runs, options.output, options.export)
+    if options.command == "compare":
+        from fedfinlora.commands.compare import compare
+
+        return compare(options.run_a, options.run_b, options.labels, options.json)
     if options.command == "bench":
         from fedfinlora.commands.bench import bench
 
@@ -115,6 +135,19 @@ def _run(options: argparse.Namespace) -> int:
     from fedfinlora.commands.data import check
 
     return check(options.root, options.overrides)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from fedfinlora.commands.evaluate import Asked, dry_run, evaluate
+
+    asked = Asked(tuple(options.adapter), options.base, options.model_url, options.model_name)
+    if not asked.url and (asked.name or options.dry_run):
+        raise ConfigError("--model-name and --dry-run go with --model-url.")
+    if not options.dry_run and (options.price_in is not None or options.price_out is not None):
+        raise ConfigError("--price-in and --price-out go with --dry-run.")
+    if options.dry_run:
+        return dry_run(options.overrides, asked, options.price_in, options.price_out)
+    return evaluate(options.overrides, asked)
 
 
 def _with_banks(options: argparse.Namespace) -> list[str]:

@@ -62,6 +62,7 @@ def absolute_paths(config: Config, folder: Path) -> Config:
         resume=absolute(config.resume),
         dataset=dataclasses.replace(config.dataset, root=absolute(config.dataset.root)),
         model=dataclasses.replace(config.model, path=model_path),
+        evaluation=dataclasses.replace(config.evaluation, answers_dir=absolute(config.evaluation.answers_dir)),
     )
 
 

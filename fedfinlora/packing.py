@@ -1,8 +1,9 @@
-"""Rows laid end to end in one sequence behind a single copy of their common prompt prefix.
+"""Rows laid end to end in one sequence as a tree: what several rows begin with is there once, and what follows branches off.
 
-Each token sees its own row's earlier tokens and the prefix in front of its row, nothing else, and keeps the position it would
-have in a row of its own. Loss and gradients therefore equal those of separate rows, without padding and with each prefix run
-once. (The idea of the block mask is that of document masking in long-context training; the sharing is that of prefix caching.)
+Each token sees its own row's earlier tokens, wherever they lie, and nothing else, and keeps the position it would have in a row of its
+own. Loss and gradients therefore equal those of separate rows, without padding and with each common beginning run once, at every
+level: an instruction, a filing, the beginning of a question. (The masks are those of document masking in long-context training; the tree is
+the radix tree of SGLang's RadixAttention, Zheng et al. 2024, used here for training as well.)
 """
 
 from __future__ import annotations
@@ -11,62 +12,103 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fedfinlora.attention import AttentionPlan, make_plan
+from fedfinlora.attention import Range, Stretch, TreePlan, make_runs, merge_ranges
 
 if TYPE_CHECKING:
     import torch
 
-SHORTEST_SHARED_PREFIX = 4
-"""Prefixes of fewer tokens are not worth a block of their own."""
+LEAST_SAVED_TOKENS = 4
+"""A common beginning becomes a stretch of its own if that saves at least so many tokens."""
+
+Tokens = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
     """One tokenized row. Loss is on the answer only."""
 
-    prompt_ids: tuple[int, ...]
-    answer_ids: tuple[int, ...]
+    prompt_ids: Tokens
+    answer_ids: Tokens
     """The target's tokens and the end-of-sequence token."""
     index: int = 0
     """The caller's own number for the row: packing reorders rows."""
 
+    @property
+    def read_ids(self) -> Tokens:
+        """The tokens that a model reads: the last answer token is only predicted."""
+        return self.prompt_ids + self.answer_ids[:-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Consecutive tokens that the same rows share."""
+
+    tokens: Tokens
+    start: int
+    """Place of the first token in the packed sequence."""
+    depth: int
+    """Position of the first token in its rows: how many tokens are in front of it."""
+    parent: int
+    """Number of the segment in front of it; -1 for a root."""
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.tokens)
+
 
 @dataclass(frozen=True)
-class Block:
-    """Rows that share the first `prefix_tokens` tokens of their prompts."""
+class Tree:
+    """Sequences as a tree of segments, in depth-first order."""
 
-    examples: tuple[Example, ...]
-    prefix_tokens: int
+    segments: tuple[Segment, ...]
+    leaves: tuple[int, ...]
+    """The segment in which each sequence ends."""
+    spine_tokens: int
+    """Length S of the sequence that was read before and stands in front of the roots: a root of depth d continues its first d tokens."""
 
     @property
     def tokens(self) -> int:
-        """Tokens of the block in a packed sequence. A row's last answer token is predicted, never read."""
-        rows = sum(len(example.prompt_ids) + len(example.answer_ids) - 1 - self.prefix_tokens for example in self.examples)
-        return self.prefix_tokens + rows
+        """Length T of the packed sequence."""
+        return self.segments[-1].end if self.segments else 0
+
+    def path(self, segment: int) -> list[Segment]:
+        """The segments from the root to `segment`."""
+        found = []
+        while segment >= 0:
+            found.append(self.segments[segment])
+            segment = found[-1].parent
+        return found[::-1]
+
+    def keys(self, sequence: int, start: int, end: int) -> list[Range]:
+        """Where tokens [start, end) of a sequence lie in key coordinates: the spine's places first, then S + place."""
+        path = self.path(self.leaves[sequence])
+        places = [(0, path[0].depth, 0)]  # (first token, end, key of the first)
+        places += [(segment.depth, segment.depth + len(segment.tokens), self.spine_tokens + segment.start) for segment in path]
+        cut = [(max(first, start) + at - first, min(last, end) + at - first) for first, last, at in places]
+        return [found for found in cut if found[0] < found[1]]
 
 
 @dataclass(frozen=True)
 class Pack:
-    """One forward pass: T tokens of which A positions carry loss."""
+    """One forward pass over R rows: T tokens, of which A positions (counted for each row that uses them) carry loss."""
 
     token_ids: torch.Tensor
     """(1, T) int64."""
     position_ids: torch.Tensor
     """(1, T) int64: each token's place in its own row."""
-    mask: torch.Tensor
-    """(1, 1, T, T) bool: query i may look at key j. (1, 1, 1, 1) and not looked at where there is a plan."""
-    plan: AttentionPlan | None
-    """How to compute attention without the empty blocks of the mask; None where the mask is cheaper."""
+    plan: TreePlan
     answer_index: torch.Tensor
-    """(A,) int64: positions in T whose next token is an answer token."""
+    """(A,) int64: places in T whose next token is an answer token, row by row; rows with the same beginning may share places."""
     answer_ids: torch.Tensor
     """(A,) int64: those next tokens."""
-    owner: torch.Tensor
-    """(T,) int64: which prefix or row each token belongs to."""
-    parent: torch.Tensor
-    """(T,) int64: the owner of the prefix in front of each token."""
     row_index: tuple[int, ...]
     """`Example.index` of each row, in packed order."""
+    answer_lengths: tuple[int, ...]
+    """How many of the A positions belong to each row, in packed order."""
+
+    @property
+    def tokens(self) -> int:
+        return int(self.token_ids.shape[1])
 
 
 def common_prefix_tokens(one: Sequence[int], other: Sequence[int]) -> int:
@@ -77,115 +119,114 @@ def common_prefix_tokens(one: Sequence[int], other: Sequence[int]) -> int:
     low, high = 0, limit
     while high - low > 1:
         middle = (low + high) // 2
-        if one[:middle] == other[:middle]:
+        if one[low:middle] == other[low:middle]:
             low = middle
         else:
             high = middle
     return low
 
 
-def make_blocks(examples: Sequence[Example], share_prefix: bool = True) -> list[Block]:
-    """Group rows by common prompt prefix, greedily over the sorted prompts, as long as a group saves more tokens than before."""
-    ordered = sorted(examples, key=lambda example: (example.prompt_ids, example.answer_ids))
-    blocks: list[Block] = []
-    group: list[Example] = []
-    prefix = 0
-    for example in ordered:
-        # The last prompt token stays with its row: it predicts the first answer token.
-        shared = (
-            min(common_prefix_tokens(group[0].prompt_ids, example.prompt_ids), prefix, len(example.prompt_ids) - 1)
-            if group
-            else 0
-        )
-        saved_before, saved_after = (len(group) - 1) * prefix, len(group) * shared
-        if group and share_prefix and shared >= SHORTEST_SHARED_PREFIX and saved_after >= saved_before:
-            group.append(example)
-            prefix = shared
-        else:
-            if group:
-                blocks.append(Block(tuple(group), prefix if len(group) > 1 else 0))
-            group, prefix = [example], len(example.prompt_ids) - 1
-    if group:
-        blocks.append(Block(tuple(group), prefix if len(group) > 1 else 0))
-    return blocks
+def make_tree(sequences: Sequence[Tokens], share: bool = True, spine: Tokens = ()) -> Tree:
+    """The tree of sorted, non-empty sequences. `share=False` gives each a segment of its own.
+
+    What a sequence has in common with the `spine` is not in the tree, but for its last token, whose output is wanted.
+    """
+    shared = [0] * len(sequences)  # with the sequence before
+    if share:
+        for number in range(1, len(sequences)):
+            shared[number] = common_prefix_tokens(sequences[number - 1], sequences[number])
+    on_spine = [min(common_prefix_tokens(spine, tokens), len(tokens) - 1) if spine else 0 for tokens in sequences]
+    segments: list[Segment] = []
+    leaves = [-1] * len(sequences)
+    place = 0
+    # Each entry: sequences first to last (exclusive), whose tokens from `depth` on are still to be laid out behind `parent`.
+    waiting: list[tuple[int, int, int, int]] = []
+    first = 0
+    for number in range(1, len(sequences) + 1):
+        if number == len(sequences) or on_spine[number] != on_spine[first]:
+            waiting.append((first, number, on_spine[first], -1))
+            first = number
+    waiting.reverse()
+    while waiting:
+        first, last, depth, parent = waiting.pop()
+        tokens = sequences[first]
+        alone = last - first == 1
+        common = len(tokens) if alone else min(shared[first + 1 : last])
+        if (common - depth) * (last - first - 1) >= LEAST_SAVED_TOKENS or (alone and common > depth):
+            segments.append(Segment(tokens[depth:common], place, depth, parent))
+            parent, depth, place = len(segments) - 1, common, place + common - depth
+        if alone:
+            leaves[first] = parent
+            continue
+        ends = [number for number in range(first + 1, last) if shared[number] == common]
+        branches = list(zip([first, *ends], [*ends, last], strict=True))
+        for start, end in branches:
+            if len(sequences[start]) == depth and parent >= 0:  # it ends in the common part, and so do its equals
+                leaves[start] = parent
+        waiting += [(start, end, depth, parent) for start, end in reversed(branches) if leaves[start] < 0]
+    return Tree(tuple(segments), tuple(leaves), len(spine))
 
 
-def split_blocks(blocks: Sequence[Block], batch_tokens: int) -> Iterator[list[Block]]:
-    """Fill packs of at most `batch_tokens` tokens, cutting blocks between rows. A longer single row gets a pack of its own."""
-    current: list[Block] = []
+def plan_of(tree: Tree, device: torch.device | str) -> TreePlan:
+    """The attention of a tree, over S + T keys."""
+    stretches = []
+    for number, segment in enumerate(tree.segments):
+        path = tree.path(number)
+        ranges = [(0, path[0].depth)] if path[0].depth else []
+        ranges += [(tree.spine_tokens + part.start, tree.spine_tokens + part.end) for part in path[:-1]]
+        stretches.append(Stretch(segment.start, segment.end, tuple(merge_ranges(ranges))))
+    return TreePlan(make_runs(stretches, tree.spine_tokens, device))
+
+
+def in_order(examples: Sequence[Example]) -> list[Example]:
+    """Rows sorted by their tokens, so that rows with a common beginning are neighbours."""
+    return sorted(examples, key=lambda example: (example.read_ids, example.answer_ids))
+
+
+def split_rows(examples: Sequence[Example], batch_tokens: int, share: bool = True) -> Iterator[list[Example]]:
+    """Sort rows and cut them into packs: after its first row a pack takes at most `batch_tokens` further tokens.
+
+    Tokens that a row has in common with the one before it in the pack cost nothing.
+    """
+    current: list[Example] = []
     used = 0
-    for block in blocks:
-        rows: list[Example] = []
-        for example in block.examples:
-            cost = len(example.prompt_ids) + len(example.answer_ids) - 1 - block.prefix_tokens
-            opening = 0 if rows else block.prefix_tokens
-            if used + opening + cost > batch_tokens and (current or rows):
-                if rows:
-                    current.append(Block(tuple(rows), block.prefix_tokens))
-                yield current
-                current, rows, used, opening = [], [], 0, block.prefix_tokens
-            rows.append(example)
-            used += opening + cost
-        if rows:
-            current.append(Block(tuple(rows), block.prefix_tokens))
+    for example in in_order(examples):
+        read = example.read_ids
+        cost = len(read) - (common_prefix_tokens(current[-1].read_ids, read) if current and share else 0)
+        if current and used + cost > batch_tokens:
+            yield current
+            current, used = [], 0
+        elif current:
+            used += cost
+        current.append(example)
     if current:
         yield current
 
 
-def block_mask(owner: torch.Tensor, parent: torch.Tensor) -> torch.Tensor:
-    """(T, T) bool from each token's block `owner` and the owner of the prefix it may also see, `parent`, both (T,) int64."""
+def make_pack(examples: Sequence[Example], device: torch.device | str = "cpu", share: bool = True) -> Pack:
+    """Lay rows end to end as a tree."""
     import torch
 
-    mine = owner.unsqueeze(1) == owner.unsqueeze(0)
-    prefix = parent.unsqueeze(1) == owner.unsqueeze(0)
-    return torch.tril(mine | prefix)
-
-
-def make_pack(blocks: Sequence[Block], device: torch.device | str = "cpu", planned: bool = True) -> Pack:
-    """Lay blocks end to end. `planned=False` always makes the mask."""
-    import torch
-
+    ordered = in_order(examples)
+    tree = make_tree([example.read_ids for example in ordered], share)
     token_ids: list[int] = []
     position_ids: list[int] = []
-    owner: list[int] = []
-    parent: list[int] = []
+    for segment in tree.segments:
+        token_ids += segment.tokens
+        position_ids += range(segment.depth, segment.depth + len(segment.tokens))
     answer_index: list[int] = []
     answer_ids: list[int] = []
-    owners = 0
-    for block in blocks:
-        shared = block.prefix_tokens
-        prefix_owner = owners
-        owners += 1
-        token_ids += block.examples[0].prompt_ids[:shared]
-        position_ids += range(shared)
-        owner += [prefix_owner] * shared
-        parent += [prefix_owner] * shared
-        for example in block.examples:
-            tokens = example.prompt_ids[shared:] + example.answer_ids[:-1]
-            first_answer = len(token_ids) + len(example.prompt_ids) - shared - 1
-            token_ids += tokens
-            position_ids += range(shared, shared + len(tokens))
-            owner += [owners] * len(tokens)
-            parent += [prefix_owner] * len(tokens)
-            answer_index += range(first_answer, first_answer + len(example.answer_ids))
-            answer_ids += example.answer_ids
-            owners += 1
-    lengths = [
-        (block.prefix_tokens, [len(row.prompt_ids) + len(row.answer_ids) - 1 - block.prefix_tokens for row in block.examples])
-        for block in blocks
-    ]
-    plan = make_plan(lengths, device) if planned else None
-    owner_t, parent_t = torch.tensor(owner, device=device), torch.tensor(parent, device=device)
+    for number, example in enumerate(ordered):
+        first = len(example.prompt_ids) - 1
+        for start, end in tree.keys(number, first, first + len(example.answer_ids)):
+            answer_index += range(start, end)
+        answer_ids += example.answer_ids
     return Pack(
         token_ids=torch.tensor([token_ids], device=device),
         position_ids=torch.tensor([position_ids], device=device),
-        mask=block_mask(owner_t, parent_t)[None, None]
-        if plan is None
-        else torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
-        plan=plan,
+        plan=plan_of(tree, device),
         answer_index=torch.tensor(answer_index, device=device),
         answer_ids=torch.tensor(answer_ids, device=device),
-        owner=owner_t,
-        parent=parent_t,
-        row_index=tuple(example.index for block in blocks for example in block.examples),
+        row_index=tuple(example.index for example in ordered),
+        answer_lengths=tuple(len(example.answer_ids) for example in ordered),
     )

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from fedfinlora.errors import UserError
+from fedfinlora.runfolder import ROUND_LABEL
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -140,6 +141,10 @@ class ProgressState:
     round_seconds: list[float] = field(default_factory=list)
     train_loss: float | None = None
     holdout_loss: float | None = None
+    validation: float | None = None
+    """The last public validation score."""
+    best_round: int | None = None
+    stopped_early: bool = False
     banks: dict[str, BankLine] = field(default_factory=dict)
     step: int = 0
     steps: int = 0
@@ -177,7 +182,7 @@ class ProgressState:
         return max(training, 0.0) + max(evaluation, 0.0)
 
     def _training_seconds_left(self, now: float) -> float | None:
-        if self.rounds and self.rounds_done >= self.rounds:
+        if self.stopped_early or (self.rounds and self.rounds_done >= self.rounds):
             return 0.0
         if self.first_step is not None and self.steps and self.step > self.first_step[0]:
             step, since_t = self.first_step
@@ -224,6 +229,14 @@ class ProgressState:
         seconds = _number(event.get("seconds"))
         if seconds is not None:
             self.round_seconds.append(seconds)
+        validation, best_round = _number(event.get("validation")), _number(event.get("best_round"))
+        if validation is not None:
+            self.validation = validation
+        if best_round is not None:
+            self.best_round = int(best_round)
+
+    def _on_stopped_early(self, event: Event, t: float) -> None:
+        self.stopped_early = True
 
     def _on_step(self, event: Event, t: float) -> None:
         self.step, self.steps = int(_number(event.get("step")) or 0), int(_number(event.get("steps")) or 0)
@@ -272,10 +285,17 @@ def plain_line(event: Event, state: ProgressState) -> str:
             return f"round {shown('round')}/{state.rounds} {shown('bank')}: {_bank_summary(bank)}"
         case "round_done":
             left = state.seconds_left(_number(event.get("t")) or 0.0)
+            measured = _number(event.get("validation")) is not None
+            validation = f"{_validation(state)}, " if measured else ""
             return (
                 f"round {shown('round')}/{state.rounds} done: train loss {format_loss(state.train_loss)}, "
-                f"held-out loss {format_loss(state.holdout_loss)}, {format_seconds(_number(event.get('seconds')))}, "
+                f"held-out loss {format_loss(state.holdout_loss)}, {validation}{format_seconds(_number(event.get('seconds')))}, "
                 f"left about {format_seconds(left)}"
+            )
+        case "stopped_early":
+            return (
+                f"stopped early after round {shown('round')}: no better validation score in {shown('validations')} validations, "
+                f"best round {shown('best_round')}"
             )
         case "evaluate" if event.get("rows_done") in (0, None):
             return (
@@ -338,7 +358,7 @@ class ProgressDisplay:
         elif self._live is None:
             if line := plain_line(event, self.state):
                 self._print(line)
-        elif event["event"] == "message":
+        elif event["event"] in ("message", "stopped_early"):
             self._print(plain_line(event, self.state))
 
     def _stop_live(self) -> None:
@@ -372,7 +392,9 @@ def _draw(state: ProgressState, now: float) -> RenderableType:
         bars.add_row(
             Text(f"rounds {state.rounds_done}/{state.rounds}"),
             ProgressBar(total=state.rounds, completed=state.rounds_done, width=32),
-            Text(f"train loss {format_loss(state.train_loss)}   held-out loss {format_loss(state.holdout_loss)}"),
+            Text(
+                f"train loss {format_loss(state.train_loss)}   held-out loss {format_loss(state.holdout_loss)}   {_validation(state)}"
+            ),
         )
     if state.steps:
         bars.add_row(
@@ -401,6 +423,11 @@ def _draw(state: ProgressState, now: float) -> RenderableType:
     return Group(*parts)
 
 
+def _validation(state: ProgressState) -> str:
+    """The last public validation score and the best round so far; nothing before there is one."""
+    return "" if state.validation is None else f"validation {format_percent(state.validation)} (best: round {state.best_round})"
+
+
 def _styled(text: str, status: str) -> Text:
     from rich.text import Text
 
@@ -426,7 +453,7 @@ def _score_table(state: ProgressState) -> Table | None:
     from rich.table import Table
     from rich.text import Text
 
-    labels = [label for label in state.scores if not label.startswith("round_")]
+    labels = [label for label in state.scores if not ROUND_LABEL.fullmatch(label)]
     keys = list(dict.fromkeys(key for label in labels for key in state.scores[label]))
     if not keys:
         return None

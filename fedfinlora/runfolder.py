@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -103,12 +104,41 @@ def sha256_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+ROUND_LABEL = re.compile(r"(validation_)?round_[0-9]+")
+"""Folders under eval/ with the scores of one round; all others speak of a whole run."""
+
+DECIDES_NO_NUMBER = (
+    "output_dir",
+    "run_name",
+    "resume",
+    "overwrite",
+    "train.memory_gib",
+    "evaluation.reuse",
+    "evaluation.answers_dir",
+    "evaluation.cache_gib",
+    "evaluation.requests_at_once",
+    "evaluation.requests_per_minute",
+    "evaluation.request_timeout_s",
+    "evaluation.request_retries",
+)
+"""Keys of the configuration that say where a run lies and how fast or how large it may be, but not what comes out."""
+
+
+def deciding_values(config: Config) -> dict[str, Any]:
+    """Every configuration value that decides a run's numbers, by its full key."""
+    return {key: value for key, value in _flat(to_plain(config), "").items() if key not in DECIDES_NO_NUMBER}
+
+
 def config_fingerprint(config: Config) -> str:
-    """SHA-256 of what decides a run's numbers: the configuration without its place, its name and how it was resumed."""
-    values = to_plain(config)
-    for key in ("output_dir", "run_name", "resume", "overwrite"):
-        values.pop(key)
-    return sha256_of(json.dumps(values, sort_keys=True).encode())
+    """SHA-256 of what decides a run's numbers."""
+    return sha256_of(json.dumps(deciding_values(config), sort_keys=True).encode())
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
 
 
 @cache

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fedfinlora.checkpoint import Checkpoint, load_checkpoint, restore_rounds
-from fedfinlora.config import Config, to_plain
+from fedfinlora.config import Config
 from fedfinlora.errors import UserError
 from fedfinlora.runfolder import (
+    ROUND_LABEL,
     config_fingerprint,
+    deciding_values,
     new_run_folder,
     read_config,
     read_json,
@@ -20,6 +21,7 @@ from fedfinlora.runfolder import (
     write_config,
     write_json,
 )
+from fedfinlora.selection import choice
 
 
 @dataclass(frozen=True)
@@ -45,38 +47,38 @@ def open_run(config: Config, banks: int, mode: str) -> OpenRun:
         return OpenRun(folder, config, run_id, None)
     folder = Path(config.resume)
     former = read_config(folder)
-    check_same_configuration(folder, former, replace(config, banks=former.banks))
     identity = read_json(folder / "state" / "run.json")
     if identity.get("mode") != mode:
         raise UserError(
             f"{folder} is a {identity.get('mode')} run, not a {mode} one: go on with it by that command and resume={folder}."
         )
+    config = resumed_configuration(folder, replace(config, banks=former.banks))
     checkpoint = load_checkpoint(folder)
     restore_rounds(folder, checkpoint)
-    return OpenRun(folder, former, identity["run_id"], checkpoint)
+    return OpenRun(folder, config, identity["run_id"], checkpoint)
 
 
-def check_same_configuration(folder: Path, former: Config, asked: Config) -> None:
-    """UserError that lists the differences, unless the two give the same numbers."""
-    if config_fingerprint(asked) != config_fingerprint(former):
+def resumed_configuration(folder: Path, asked: Config) -> Config:
+    """The configuration to go on with: the run's own, but for what decides no number, which is as asked and kept in config.yaml.
+
+    UserError that lists the differences, unless the two give the same numbers.
+    """
+    own = read_config(folder)
+    if config_fingerprint(asked) != config_fingerprint(own):
         raise UserError(
-            f"{folder} was started with another configuration: {', '.join(differences(former, asked))}. "
+            f"{folder} was started with another configuration: {', '.join(differences(own, asked))}. "
             f"Resume with the same settings, or with resume={folder} alone, which takes them from the run."
         )
+    config = replace(asked, output_dir=own.output_dir, run_name=own.run_name, resume=own.resume, overwrite=own.overwrite)
+    if config != own:
+        write_config(folder, config)
+    return config
 
 
 def differences(one: Config, other: Config) -> list[str]:
-    """The keys in which two configurations differ, as `key: 1 -> 2`."""
-
-    def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in values.items():
-            found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-        return found
-
-    first, second = flat(to_plain(one)), flat(to_plain(other))
-    ignored = ("output_dir", "run_name", "resume", "overwrite")
-    return [f"{key}: {first[key]} -> {second[key]}" for key in first if first[key] != second[key] and key not in ignored]
+    """The keys in which two configurations differ and which decide numbers, as `key: 1 -> 2`."""
+    first, second = deciding_values(one), deciding_values(other)
+    return [f"{key}: {first[key]} -> {second[key]}" for key in first if first[key] != second[key]]
 
 
 def run_result(run: OpenRun, status: str, reason: str, wall_s: float, mode: str = "federated") -> dict[str, Any]:
@@ -86,14 +88,16 @@ def run_result(run: OpenRun, status: str, reason: str, wall_s: float, mode: str 
     scores: dict[str, Any] = {}
     skipped: dict[str, str] = {}
     synthetic = config.dataset.source == "sample"
-    evaluate_s = 0.0
-    for label in ("base", "final"):
-        file = run.folder / "eval" / label / "metrics.json"
-        if file.is_file():
-            metrics = read_json(file)
-            scores[label], skipped = metrics["scores"], metrics["skipped"]
-            synthetic = bool(metrics["synthetic"])
-            evaluate_s += sum(metrics["seconds"].values())
+    evaluate_s = sum(line["timings"].get(key, 0.0) for line in lines for key in ("evaluate_s", "validate_s"))
+    for label in _labels(run.folder):
+        metrics = read_json(run.folder / "eval" / label / "metrics.json")
+        scores[label] = metrics["scores"]
+        skipped |= metrics["skipped"]
+        synthetic = bool(metrics["synthetic"])
+        evaluate_s += sum(metrics["seconds"].values())
+    chosen = choice(lines, config)
+    if not (run.folder / "adapters" / "final").is_dir():
+        chosen["final_round"] = None
     banks = [bank for line in lines for bank in line["banks"]]
     return {
         "mode": mode,
@@ -106,6 +110,7 @@ def run_result(run: OpenRun, status: str, reason: str, wall_s: float, mode: str 
         "peft": config.peft.method,
         "strategy": config.strategy.name if mode == "federated" else mode,
         "rounds": len(lines),
+        **chosen,
         "banks": config.banks,
         "seed": config.seed,
         "config_sha256": config_fingerprint(config),
@@ -125,6 +130,15 @@ def run_result(run: OpenRun, status: str, reason: str, wall_s: float, mode: str 
         "scores": scores,
         "skipped": skipped,
     }
+
+
+def _labels(folder: Path) -> list[str]:
+    """What was scored, scores by round apart: base and final first, then the others by name."""
+    labels = [file.parent.name for file in (folder / "eval").glob("*/metrics.json")]
+    order = {"base": 0, "final": 1}
+    return sorted(
+        (label for label in labels if not ROUND_LABEL.fullmatch(label)), key=lambda label: (order.get(label, 2), label)
+    )
 
 
 def configuration_of(folder: Path, asked: Config | None) -> Config:

@@ -1,4 +1,4 @@
-"""TensorBoard scalars of a run, in `<run>/tensorboard/`: losses, bytes and scores by round.
+"""TensorBoard scalars of a run, in `<run>/tensorboard/`: losses, bytes, test scores and public validation scores by round.
 
 Written with TensorBoard's own `tensorboard.summary.Writer`, which is what `torch.utils.tensorboard` wraps, so the process
 that writes need not import torch. Where the package is missing everything here does nothing, after saying so once.
@@ -63,21 +63,24 @@ def write_events(run_dir: Path, notify: Callable[[str], None] = print) -> None:
     rounds_file, result_file = run_dir / "rounds.jsonl", run_dir / "result.json"
     lines = rounds_file.read_text(encoding="utf-8").splitlines() if rounds_file.is_file() else []
     rounds = [json.loads(line) for line in lines if line.strip()]
-    scores = json.loads(result_file.read_text(encoding="utf-8")).get("scores", {}) if result_file.is_file() else {}
+    result = json.loads(result_file.read_text(encoding="utf-8")) if result_file.is_file() else {}
+    scores = result.get("scores") or {}
     with TensorBoardWriter(run_dir, notify) as writer:
         writer.add_scores(scores.get("base") or {}, step=0)
         for record in rounds:
             writer.add_round(record)
         last_round = max((int(record["round"]) for record in rounds), default=0)
-        writer.add_scores(scores.get("final") or {}, step=last_round)
+        writer.add_scores(scores.get("final") or {}, step=int(result.get("final_round") or last_round))
 
 
 def round_scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """(tag, value) of one line of rounds.jsonl. Values that are null or not finite are left out."""
     banks = record.get("banks", [])
+    validation = record.get("validation") or {}
     candidates = [
         ("loss/train", record.get("train_loss")),
         ("loss/holdout", record.get("holdout_loss")),
+        ("validation/score", validation.get("score")),
         ("update_norm", record.get("update_norm")),
         ("bytes/up", record.get("bytes_up")),
         ("bytes/down", record.get("bytes_down")),
@@ -88,6 +91,8 @@ def round_scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
         candidates += [(f"{name}/{bank['bank']}", bank.get(name)) for name in ("train_loss", "holdout_loss", "bytes_up")]
     yield from _finite(candidates)
     yield from score_scalars(record.get("scores") or {})
+    for tag, value in score_scalars(validation.get("scores") or {}):
+        yield f"validation_{tag}", value
 
 
 def score_scalars(scores: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, float]]:

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from fedfinlora.adapter import Vector, trainable
+from fedfinlora.attention import no_mask
 from fedfinlora.config import TrainConfig
 from fedfinlora.errors import UserError
-from fedfinlora.packing import Example, Pack, make_blocks, make_pack, split_blocks
+from fedfinlora.packing import Example, Pack, make_pack, split_rows
 from fedfinlora.seeds import derive_seed, generator
 
 if TYPE_CHECKING:
@@ -131,8 +132,8 @@ def rows_of_step(step: int, rows: int, rows_per_step: float, seed: int, bank: st
 
 def packs_of_step(examples: Sequence[Example], config: TrainConfig, device: torch.device | str) -> list[Pack]:
     """The forward passes of one optimiser step."""
-    blocks = make_blocks(examples, config.share_prefix)
-    return [make_pack(part, device) for part in split_blocks(blocks, config.batch_tokens)]
+    parts = split_rows(examples, config.batch_tokens, config.share_prefix)
+    return [make_pack(part, device, config.share_prefix) for part in parts]
 
 
 def answer_loss(model: nn.Module, pack: Pack) -> torch.Tensor:
@@ -142,7 +143,7 @@ def answer_loss(model: nn.Module, pack: Pack) -> torch.Tensor:
     logits = model(
         input_ids=pack.token_ids,
         position_ids=pack.position_ids,
-        attention_mask=pack.mask,
+        attention_mask=no_mask(pack.token_ids.device),
         plan=pack.plan,
         logits_to_keep=pack.answer_index,
         use_cache=False,

@@ -10,15 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.evaluate import data_files, evaluate
+from eval.evaluate import data_files
 from eval.report import write_run_report
-from fedfinlora.adapter import save_adapter, write_adapter
-from fedfinlora.checkpoint import Checkpoint, adapter_checksum, save_checkpoint
+from eval.rounds import RunScores, validation_rows
+from fedfinlora.checkpoint import Checkpoint, save_checkpoint
 from fedfinlora.config import Config
 from fedfinlora.errors import UserError
 from fedfinlora.models import Session, get_session, initial_adapter
 from fedfinlora.progress import EventWriter
-from fedfinlora.runfolder import append_line, write_manifest, write_result
+from fedfinlora.runfolder import write_manifest, write_result
 from fedfinlora.runs import OpenRun, open_run, run_result
 from fedfinlora.tensorboard import TensorBoardWriter
 from server_app.rounds import MessageGrid, RoundState, roster, run_round
@@ -69,6 +69,7 @@ def _train(grid: MessageGrid, banks: Mapping[str, int], run: OpenRun, events: Ev
         resumed_after_round=run.checkpoint.round if run.checkpoint else None,
     )
     events.write("phase", name="loading model")
+    validation = validation_rows(config, events.write)
     session = get_session(config)
     events.write("trainable", parameters=session.layout.size, load_s=session.load_s)
     board = TensorBoardWriter(folder, log.warning)
@@ -76,19 +77,15 @@ def _train(grid: MessageGrid, banks: Mapping[str, int], run: OpenRun, events: Ev
     if run.checkpoint is None:
         write_manifest(folder, config, data_files(config))
         save_checkpoint(folder, Checkpoint(0, session.layout.id, {"adapter": state.adapter}, {}))
-    if config.evaluation.base and not (folder / "eval" / "base" / "metrics.json").is_file():
-        events.write("phase", name="evaluating base")
-        write_adapter(session.model, initial_adapter(session, config))
-        board.add_scores(evaluate(session, config, "base", folder, events.write)["scores"], step=0)
+    scores = RunScores(session, config, folder, validation, events.write, board)
+    scores.base()
     events.write("phase", name="training")
+    selection = scores.go_on(run.checkpoint)
     seconds: dict[str, float] = {}
-    while state.round < config.num_server_rounds:
-        state = _one_round(grid, banks, run, session, state, events, board, seconds)
-    save_adapter(folder / "adapters" / "final", state.adapter, session.layout, config.peft, config.model)
-    if config.evaluation.benchmarks != ("none",):
-        events.write("phase", name="evaluating final")
-        write_adapter(session.model, state.adapter)
-        board.add_scores(evaluate(session, config, "final", folder, events.write)["scores"], state.round)
+    while scores.more(state.round, selection):
+        state, line = _one_round(grid, banks, run, session, state, events, seconds)
+        selection = scores.close_round({"adapter": state.adapter, **state.server}, line, selection)
+    scores.finish(state.adapter, state.round, selection)
     board.close()
 
 
@@ -108,10 +105,10 @@ def _one_round(
     session: Session,
     state: RoundState,
     events: EventWriter,
-    board: TensorBoardWriter,
     seconds: dict[str, float],
-) -> RoundState:
-    config, folder = run.config, run.folder
+) -> tuple[RoundState, dict[str, Any]]:
+    """The next state and the round's line of rounds.jsonl, still without scores."""
+    config = run.config
     number = state.round + 1
     events.write("round_start", round=number)
 
@@ -132,29 +129,10 @@ def _one_round(
     if number == 1:
         answers, tokens = (sum(bank[key] for bank in line["banks"]) for key in ("answer_tokens", "tokens"))
         events.write("message", level="info", text=f"{answers:,} of {tokens:,} tokens carry loss: answers and their ends only")
-    label = f"round_{number:03d}"
-    line["adapter_sha256"] = adapter_checksum(state.adapter)
-    line["scores"] = {}
-    if config.evaluation.every and number % config.evaluation.every == 0 and number < config.num_server_rounds:
-        begun = time.monotonic()
-        write_adapter(session.model, state.adapter)
-        line["scores"] = evaluate(session, config, label, folder, events.write)["scores"]
-        timings["evaluate_s"] = time.monotonic() - begun
-    line["timings"] = timings
-    save_adapter(folder / "adapters" / label, state.adapter, session.layout, config.peft, config.model)
-    save_checkpoint(folder, Checkpoint(number, session.layout.id, {"adapter": state.adapter, **state.server}, line))
-    append_line(folder / "rounds.jsonl", line)
-    board.add_round(line)
-    events.write(
-        "round_done",
-        round=number,
-        **{key: line[key] for key in ("train_loss", "holdout_loss", "bytes_up", "bytes_down")},
-        seconds=timings["total_s"],
-    )
     log.info(
         "round %d of %d: loss %s, %.1f s", number, config.num_server_rounds, _shown(line["train_loss"]), timings["total_s"]
     )
-    return state
+    return state, {**line, "timings": timings}
 
 
 def finish(run: OpenRun, events: EventWriter, started: float, status: str, reason: str) -> None:

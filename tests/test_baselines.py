@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 from fake_grid import FakeGrid, simulated_banks
-from tiny_runs import SCORED, adapter_bytes, fault, overrides, result_of, rounds_of, same_run, write_rows
+from tiny_runs import SCORED, adapter_bytes, overrides, result_of, rounds_of, same_run, write_lines, write_rows
 
 from fedfinlora import models
 from fedfinlora.cli import main
@@ -57,7 +58,6 @@ class TestCentralized:
         steps = [line["banks"][0]["steps"] for line in rounds_of(tmp_path / "pooled")]
         assert max(steps) - min(steps) <= 1
 
-    @fault("the pooled run takes batch_rows rows a step, whatever the banks could give")
     def test_banks_with_fewer_rows_than_a_step_still_give_equal_rows(self, rows: Path, tmp_path: Path) -> None:
         """A bank of 5 rows takes 5 a step, so the pooled run may not take 16."""
         small = write_rows(tmp_path / "small", train=10)
@@ -67,17 +67,35 @@ class TestCentralized:
         assert result_of(tmp_path / "pooled")["steps_trained"] == result_of(run)["steps_trained"]
         assert result_of(tmp_path / "pooled")["rows_trained"] == result_of(run)["rows_trained"]
 
+    def test_banks_of_unequal_sizes_give_equal_rows(self, rows: Path, tmp_path: Path) -> None:
+        """The average of a small and a large bank's steps is no whole number of rows; rows too long for the window count for nobody."""
+        small = write_rows(tmp_path / "small", train=23)
+        file = small / "train" / "fpb_train.jsonl"
+        long = [json.dumps({"context": "x" * 300 + " Answer: ", "target": "up"})] * 4
+        write_lines(file, [*file.read_text().splitlines(), *long])
+        for more in (
+            ("train.batch_rows=7",),
+            ("train.batch_rows=7", "train.epochs=2"),
+            ("train.batch_rows=0", "train.epochs=1.5"),
+        ):
+            name = "-".join(more)
+            words = [*overrides(small, tmp_path, "model.context_tokens=100", "partition=dirichlet", banks=3, rounds=3), *more]
+            run = federated([*words, f'run_name="{name}"'], tmp_path / "states" / name)
+            assert centralized([*words, f'run_name="{name}-pooled"']) == 0
+            for key in ("rows_trained", "steps_trained"):
+                assert result_of(tmp_path / f"{name}-pooled")[key] == result_of(run)[key], name
+
     def test_exactly_the_banks_train_rows_are_pooled(self, rows: Path, tmp_path: Path) -> None:
         """What a bank holds out is not trained on by the pooled run either."""
         from client_app.bank import divide, split_rows
 
         config = compose(overrides(rows, tmp_path, banks=3))
         session = models.get_session(config)
-        kept, held_out, _ = baselines._pooled(config, session)
+        pooled = baselines._pooled(config, session)
         expected = [split_rows(part, config, f"bank-{index}") for index, part in enumerate(divide(config, 3))]
-        prompts = sorted(session.tokenizer.decode(row.prompt_ids) for row in kept)
+        prompts = sorted(session.tokenizer.decode(row.prompt_ids) for row in pooled.train)
         assert prompts == sorted(row.prompt for part, _ in expected for row in part)
-        assert len(held_out) == sum(len(part) for _, part in expected) > 0
+        assert len(pooled.held_out) == sum(len(part) for _, part in expected) > 0
 
     def test_the_same_run_twice_gives_the_same_bytes(self, rows: Path, tmp_path: Path) -> None:
         for name in ("one", "two"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,19 +15,22 @@ from data.catalog import (
     PUBLISHED_FEDERATED,
     PUBLISHED_FEDERATED_TASKS,
     PUBLISHED_OVERALL,
+    Benchmark,
     classify_merged,
     merged_files,
     select,
 )
 from eval.parsers import PARSERS
+from eval.scoring import SCORERS
 from fedfinlora.errors import ConfigError
 
 REAL_ROWS = Path(__file__).resolve().parents[2] / "shared" / "data" / "finlora"
+PUBLISHED = {key: benchmark for key, benchmark in BENCHMARKS.items() if benchmark.is_published}
 
 
-def test_there_are_nineteen_benchmarks_in_four_groups() -> None:
-    assert len(BENCHMARKS) == 19
-    assert {group: sum(b.group == group for b in BENCHMARKS.values()) for group in GROUPS} == {
+def test_finlora_has_nineteen_benchmarks_in_four_groups() -> None:
+    assert len(PUBLISHED) == 19
+    assert {group: sum(b.group == group for b in PUBLISHED.values()) for group in GROUPS} == {
         "general": 6,
         "certificate": 4,
         "reporting": 3,
@@ -38,19 +42,24 @@ def test_there_are_nineteen_benchmarks_in_four_groups() -> None:
 def test_every_entry_is_complete(benchmark) -> None:
     assert benchmark.group in GROUPS
     assert benchmark.parser in PARSERS
-    assert benchmark.scorer in ("exact", "number", "tag_list", "bertscore")
-    assert benchmark.budget_tokens in (10, 20, 30, 50, 100)
+    assert benchmark.scorer in SCORERS
+    assert benchmark.budget_tokens > 0
     assert list(benchmark.published) == list(PUBLISHED_COLUMNS)
-    assert all((score.accuracy is None) == (benchmark.scorer == "bertscore") for score in benchmark.published.values())
-    assert all(0 < score.f1 < 1 for score in benchmark.published.values())
     assert benchmark.source
     assert benchmark.licence
+
+
+@pytest.mark.parametrize("benchmark", PUBLISHED.values(), ids=list(PUBLISHED))
+def test_every_published_entry_has_all_of_finloras_figures(benchmark) -> None:
+    assert benchmark.budget_tokens in (10, 20, 30, 50, 100)
+    assert all((score.accuracy is None) == (benchmark.scorer == "bertscore") for score in benchmark.published.values())
+    assert all(0 < score.f1 < 1 for score in benchmark.published.values())
     assert benchmark.best_other_name
 
 
 @pytest.mark.parametrize("column", [column for column in PUBLISHED_COLUMNS if column != "best_other"])
 def test_published_overall_is_the_mean_of_the_published_table(column) -> None:
-    scores = [100 * s.f1 if s.accuracy is None else s.accuracy for s in (b.published[column] for b in BENCHMARKS.values())]
+    scores = [100 * s.f1 if s.accuracy is None else s.accuracy for s in (b.published[column] for b in PUBLISHED.values())]
     assert sum(scores) / 19 == pytest.approx(PUBLISHED_OVERALL[column], abs=0.006)
 
 
@@ -74,7 +83,7 @@ def test_file_names_are_unique() -> None:
 
 
 def test_select_expands_groups_and_keeps_table_order() -> None:
-    assert len(select(["all"])) == 19
+    assert len(select(["all"])) == len(BENCHMARKS)
     assert select(["none"]) == ()
     assert [b.key for b in select(["reporting", "fpb", "xbrl_finer"])] == ["fpb", "xbrl_finer", "xbrl_fnxl", "xbrl_term"]
 
@@ -127,3 +136,86 @@ def test_real_merged_rows_are_told_apart() -> None:
             rows = [json.loads(line) for line, _ in zip(lines, range(200), strict=False)]
         found = {classify_merged(benchmark.merged_train_file, row["context"], row["target"]) for row in rows}
         assert found == {expected}, key
+
+
+# --- a twentieth benchmark ----------------------------------------------------------------------------------------------------
+
+TWENTIETH = Benchmark(
+    key="esg_rating",
+    title="ESG rating",
+    group="analysis",
+    test_file="esg_rating_test",
+    train_files=("esg_rating_train",),
+    labels=("low", "lower", "high"),
+    budget_tokens=5,
+    parser="label",
+    scorer="exact",
+    source="Invented for this test",
+    licence="none",
+)
+
+
+@pytest.fixture
+def twentieth(monkeypatch: pytest.MonkeyPatch) -> Iterator[Benchmark]:
+    """The catalogue with one entry more."""
+    from data.sources import layout
+
+    monkeypatch.setitem(BENCHMARKS, TWENTIETH.key, TWENTIETH)
+    layout._known_names.cache_clear()
+    yield TWENTIETH
+    layout._known_names.cache_clear()
+
+
+def write_rows(file: Path, targets: list[str]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({"context": f"Filing {place}. Answer:", "target": target}) for place, target in enumerate(targets)]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize("source", ["finlora", "jsonl"])
+def test_a_twentieth_benchmark_is_found_and_checked(twentieth: Benchmark, tmp_path: Path, source: str) -> None:
+    from data.check import check_folder, render
+    from data.sources import load_rows
+    from fedfinlora.config import DatasetConfig
+
+    write_rows(tmp_path / "train" / "esg_rating_train.jsonl", ["low", "high"])
+    write_rows(tmp_path / "test" / "esg_rating_test.jsonl", ["low", "lower", "medium"])
+    dataset = DatasetConfig(source=source, root=str(tmp_path))
+    assert [row.task for row in load_rows(dataset, "test").rows] == ["esg_rating"] * 3
+    assert [row.task for row in load_rows(dataset, "train", ("esg_rating",)).rows] == ["esg_rating"] * 2
+    assert select(["esg_rating"]) == (twentieth,)
+    assert twentieth in select(["analysis"])
+    report = check_folder(tmp_path, source)
+    assert [(file.rows, file.strange_labels) for file in report.files] == [(2, 0), (3, 1)]
+    assert "labels: low 1, lower 1, high 0" in render(report)
+
+
+def test_a_twentieth_benchmark_is_scored_and_stays_out_of_finloras_average(twentieth: Benchmark) -> None:
+    from data.rows import Row
+    from eval.metrics import finlora_overall, group_means
+    from eval.records import score_rows
+
+    rows = [
+        Row(f"esg_rating/test/{place:06d}", "esg_rating", "Answer:", target) for place, target in enumerate(["low", "lower"])
+    ]
+    records, metrics = score_rows(twentieth, rows, ["Lower", "lower."])
+    assert [record["parsed"] for record in records] == ["lower", "lower"]
+    assert (metrics["accuracy"], metrics["finlora_accuracy"], metrics["finlora_ambiguous"]) == (0.5, 0.5, 2)
+    assert metrics["confusion"]["labels"] == ["low", "lower", "high"]
+    assert group_means({"esg_rating": metrics})["analysis"]["score"] == 0.5
+    overall = finlora_overall({"esg_rating": metrics})
+    assert overall["value"] is None
+    assert len(overall["missing"]) == 19
+
+
+def test_a_twentieth_benchmark_stands_in_the_documentation_and_the_report(twentieth: Benchmark, tmp_path: Path) -> None:
+    from eval.benchmarks_reference import render
+    from eval.report import write_run_report
+
+    page = render()
+    assert (
+        "| `esg_rating` | ESG rating | `esg_rating_train` | `esg_rating_test` |  | Invented for this test | none |  |" in page
+    )
+    assert "| `esg_rating` | low, lower, high | 5 | `label` | `exact` |  |" in page
+    (tmp_path / "result.json").write_text(json.dumps({"scores": {"final": {"esg_rating": {"n": 2, "accuracy": 0.5}}}}))
+    assert "ESG rating" in write_run_report([tmp_path], tmp_path / "report.html").read_text("utf-8")

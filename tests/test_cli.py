@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tiny_runs import SCORED, adapter_bytes, fault, overrides, result_of, write_lines, write_rows
+from tiny_runs import SCORED, adapter_bytes, overrides, result_of, write_lines, write_rows
 
 from fedfinlora.cli import main
 from fedfinlora.commands.simulate import prepare
@@ -263,6 +263,10 @@ UNUSABLE = {
 }
 
 
+STEPS, ROWS_OF_STEP = 2 * 2 * 2, 4
+"""Of two rounds of two steps at two banks that share 8 usable rows: a step of 100 rows takes the 4 on average that a bank has, pooled or not."""
+
+
 class TestRows:
     @pytest.mark.parametrize("name", LINE_3)
     def test_a_bad_row_stops_with_file_and_line(self, command: Command, tmp_path: Path, name: str) -> None:
@@ -277,9 +281,8 @@ class TestRows:
         folder = data_folder(tmp_path, name)
         ended = command("centralized", *overrides(folder, tmp_path, "train.batch_rows=100", "train.holdout_max_rows=0"))
         assert ended.status == 0
-        assert result_of(tmp_path / "run")["rows_trained"] == 8 * 8
+        assert result_of(tmp_path / "run")["rows_trained"] == STEPS * ROWS_OF_STEP
 
-    @fault("a baseline says nowhere how many rows it skipped")
     def test_skipped_rows_are_counted(self, command: Command, tmp_path: Path) -> None:
         folder = data_folder(tmp_path, "not JSON")
         command("centralized", *overrides(folder, tmp_path))
@@ -310,7 +313,7 @@ class TestRows:
         folder = data_folder(tmp_path, "too long")
         more = ("model.context_tokens=100", "train.batch_rows=100", "train.holdout_max_rows=0")
         assert command("centralized", *overrides(folder, tmp_path, *more)).status == 0
-        assert result_of(tmp_path / "run")["rows_trained"] == 8 * 8
+        assert result_of(tmp_path / "run")["rows_trained"] == STEPS * ROWS_OF_STEP
 
     def test_no_row_fits_the_window(self, command: Command, tmp_path: Path, rows: Path) -> None:
         ended = command("centralized", *overrides(rows, tmp_path, "model.context_tokens=10"))

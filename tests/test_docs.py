@@ -25,6 +25,7 @@ import pytest
 import yaml
 
 from data.catalog import BENCHMARKS
+from eval import benchmarks_reference
 from fedfinlora import config_reference
 from fedfinlora.cli import parser
 from fedfinlora.commands.bench import bench
@@ -195,18 +196,23 @@ def test_every_strategy_has_its_paper() -> None:
     assert all(f"server_app.strategies.{name}." in text for name in STRATEGIES)
 
 
-def test_the_benchmark_table_is_the_catalogues() -> None:
-    text = (PROJECT_ROOT / "docs" / "data.md").read_text("utf-8")
-    table = text.split("<!-- benchmarks:start -->")[1].split("<!-- benchmarks:end -->")[0].strip().splitlines()[2:]
-    cells = [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in table]
-    assert [line[0] for line in cells] == list(BENCHMARKS)
-    for key, train, test, budget, hub_id, source, licence in cells:
-        entry = BENCHMARKS[key]
+def test_the_benchmarks_reference_is_what_the_entries_say() -> None:
+    written = (PROJECT_ROOT / "docs" / "benchmarks.md").read_text("utf-8")
+    assert written == benchmarks_reference.render(), "run: python -m eval.benchmarks_reference > docs/benchmarks.md"
+
+
+def test_every_benchmark_stands_in_the_reference_once_and_nowhere_else() -> None:
+    lines = benchmarks_reference.render().split("## General financial tasks")[1].splitlines()
+    for key, entry in BENCHMARKS.items():
+        about, answers, published = (line for line in lines if line.startswith(f"| `{key}` |"))
         stems = [*entry.train_files, *([entry.merged_train_file] if entry.merged_train_file else [])]
-        assert train.replace("`", "").split(" or ") == stems
-        assert (test, int(budget), hub_id, source, licence) == (
-            entry.test_file, entry.budget_tokens, entry.hub_id, entry.source, entry.licence,
-        )  # fmt: skip
+        assert all(f"`{stem}`" in about for stem in [*stems, entry.test_file])
+        assert all(f"| {text} |" in about for text in (entry.title, entry.source, entry.licence, entry.notes))
+        assert f"| {entry.budget_tokens} | `{entry.parser}` | `{entry.scorer}`" in answers
+        assert published.count("/") == len(entry.published) == 6
+    text = (PROJECT_ROOT / "docs" / "data.md").read_text("utf-8")
+    assert "](benchmarks.md)" in text
+    assert "| `fpb` |" not in text
 
 
 def test_the_configuration_reference_is_what_the_code_says() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -20,7 +22,6 @@ from eval.metrics import (
     matthews_correlation,
     summarise,
     summarise_all,
-    wilson_interval,
 )
 from eval.records import score_rows
 from eval.scoring import FinloraPiece
@@ -29,36 +30,6 @@ from fedfinlora.errors import UserError
 
 def pieces(*triples: tuple[str, str, bool]) -> list[FinloraPiece]:
     return [FinloraPiece(target, output, correct, ambiguous=False) for target, output, correct in triples]
-
-
-# --- intervals ----------------------------------------------------------------------------------------------------------------
-
-
-def test_wilson_interval_by_hand() -> None:
-    # p = 0.5, n = 4, z² = 3.8415: centre 0.5, half = z / (1 + z²/4) · sqrt(1/16 + z²/64) = 0.3500
-    assert wilson_interval(2, 4) == pytest.approx((0.1500, 0.8500), abs=1e-4)
-    assert wilson_interval(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
-    assert wilson_interval(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
-    assert wilson_interval(0, 0) is None
-    with pytest.raises(ValueError):
-        wilson_interval(3, 2)
-
-
-@given(st.integers(1, 10**7).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_interval_lies_in_0_1_and_contains_the_share(case) -> None:
-    hits, n = case
-    low, high = wilson_interval(hits, n)
-    assert 0 <= low <= hits / n <= high <= 1
-    mirrored = wilson_interval(n - hits, n)
-    assert (1 - mirrored[1], 1 - mirrored[0]) == pytest.approx((low, high), abs=1e-9)
-
-
-@given(st.integers(1, 500), st.integers(2, 20))
-def test_wilson_interval_narrows_with_more_rows(n, times) -> None:
-    def width(interval):
-        return interval[1] - interval[0]
-
-    assert width(wilson_interval(n // 2 * times, n * times)) < width(wilson_interval(n // 2, n))
 
 
 # --- F1 and correlation -------------------------------------------------------------------------------------------------------
@@ -141,6 +112,215 @@ def test_summary_by_hand() -> None:
     # FinLoRA: negative has precision 1/2 because one wrong output spells it.
     assert metrics["finlora_f1"] == pytest.approx(1 / 2)
     assert 0 < metrics["matthews"] < 1
+    assert metrics["classes"][2] == {
+        "label": "positive", "support": 2, "answered": 1, "precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3),
+    }  # fmt: skip
+    assert metrics["confusion"] == {
+        "labels": ["negative", "neutral", "positive"],
+        "answers": ["negative", "neutral", "positive", "unparsed"],
+        "counts": [[1, 0, 0, 0], [0, 0, 0, 1], [1, 0, 1, 0]],
+    }
+
+
+FIGURES = {
+    "unparsed_share", "accuracy", "f1_macro", "f1_weighted", "matthews", "finlora_accuracy", "finlora_f1", "accuracy_exact",
+    "row_accuracy", "value_accuracy", "bertscore_precision", "bertscore_recall", "bertscore_f1", "labels_accuracy",
+    "labels_f1_macro", "labels_f1_weighted", "labels_matthews",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "of_its_own"),
+    [
+        ("fpb", {"matthews", "classes", "confusion"}),
+        ("nwgi", {"matthews", "classes", "confusion"}),
+        ("cfa_level1", {"matthews", "classes", "confusion"}),
+        ("xbrl_finer", {"row_accuracy", "rows", "classes"}),
+        ("xbrl_tags_extract", set()),
+        ("formula", {"accuracy_exact", "relative_tolerance"}),
+        ("xbrl_formula_extract", set()),
+        ("xbrl_formula_calc_extract", {"value_accuracy", "relative_tolerance"}),
+    ],
+)
+def test_every_figure_has_its_interval_and_every_benchmark_its_figures(key, of_its_own) -> None:
+    targets = {"fpb": "positive", "nwgi": "strong positive", "cfa_level1": "B", "xbrl_finer": "AbcDef,Revenues"}
+    wanted = [targets.get(key, "7"), "2 / 3", "negative"]
+    _, metrics = score_rows(BENCHMARKS[key], rows_of(key, wanted), [wanted[0], "x", "negative"])
+    figures = {name for name in metrics if name in FIGURES}
+    common = {"unparsed_share", "accuracy", "f1_macro", "f1_weighted", "finlora_accuracy", "finlora_f1"}
+    assert set(metrics) == {"n", "unparsed", "finlora_ambiguous", *common, *of_its_own, *(f"{name}_ci95" for name in figures)}
+    for name in figures:
+        low, high = metrics[f"{name}_ci95"]
+        assert low <= metrics[name] <= high
+        assert -1 <= low <= high <= 1
+    json.dumps(metrics, allow_nan=False)
+
+
+def test_nwgi_is_counted_in_three_classes() -> None:
+    rows = rows_of("nwgi", ["strong positive", "mildly positive", "neutral", "moderately negative"])
+    _, metrics = score_rows(BENCHMARKS["nwgi"], rows, ["mildly positive", "negative", "neutral", "strong negative"])
+    assert metrics["confusion"]["labels"] == ["negative", "neutral", "positive"]
+    assert metrics["confusion"]["counts"] == [[1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0]]
+    assert metrics["accuracy"] == metrics["finlora_accuracy"] == 0.75
+
+
+def test_formula_calculation_is_also_judged_by_value() -> None:
+    targets = ["(7 - 2) / 4", "(7 - 2) / 4", "1 / 3", "1 / 3", "5 / 0"]
+    outputs = ["(7-2)/4", "5 / 4", "0.33333", "0.334", "5 / 0"]
+    records, metrics = score_rows(
+        BENCHMARKS["xbrl_formula_calc_extract"], rows_of("xbrl_formula_calc_extract", targets), outputs
+    )
+    assert [record["correct"] for record in records] == [True, False, False, False, True]
+    assert [record["value_correct"] for record in records] == [True, True, True, False, True]
+    assert (metrics["accuracy"], metrics["value_accuracy"], metrics["relative_tolerance"]) == (0.4, 0.8, 1e-4)
+    assert metrics["value_accuracy_ci95"] == pytest.approx([0.3755, 0.9638], abs=1e-4)
+    assert "value_correct" not in score_rows(BENCHMARKS["formula"], rows_of("formula", ["1"]), ["1"])[0][0]
+
+
+def test_per_tag_interval_knows_that_the_tags_of_a_row_are_not_independent() -> None:
+    """Four equal verdicts a row tell as much as one: the interval is twice as wide as for 400 tags, as wide as for 100 rows."""
+    targets = ["AbcDef,Revenues,GoodWill,NetLoss"] * 100
+    outputs = [target if place % 2 else "" for place, target in enumerate(targets)]
+    _, metrics = score_rows(BENCHMARKS["xbrl_finer"], rows_of("xbrl_finer", targets), outputs)
+    assert (metrics["n"], metrics["rows"], metrics["accuracy"], metrics["row_accuracy"]) == (400, 100, 0.5, 0.5)
+    for name in ("accuracy", "finlora_accuracy", "unparsed_share"):
+        low, high = metrics[f"{name}_ci95"]
+        assert high - low == pytest.approx(2 * 1.96 * 0.05, rel=0.1), name  # sqrt(0.5 · 0.5 / 100) = 0.05
+
+
+def test_no_tag_right_has_an_interval_all_the_same() -> None:
+    _, metrics = score_rows(
+        BENCHMARKS["xbrl_finer"], rows_of("xbrl_finer", ["AbcDef,Revenues"] * 10), ["Goodwill,NetLoss"] * 10
+    )
+    assert metrics["accuracy"] == 0
+    assert metrics["accuracy_ci95"] == pytest.approx([0, 0.2775], abs=1e-4)  # Wilson's for 0 of 10 rows
+
+
+def test_classes_of_tags_are_the_most_frequent_true_ones() -> None:
+    rows = rows_of("xbrl_finer", ["AbcDef,Revenues", "AbcDef,NetLoss"])
+    _, metrics = score_rows(BENCHMARKS["xbrl_finer"], rows, ["AbcDef,NetLoss", "AbcDef,NetLoss"])
+    assert [(entry["label"], entry["support"], entry["answered"]) for entry in metrics["classes"]] == [
+        ("abcdef", 2, 2), ("netloss", 1, 2), ("revenues", 1, 0),
+    ]  # fmt: skip
+
+
+def test_bootstrap_of_weighted_f1_has_the_width_of_independent_samples() -> None:
+    draw = random.Random(0)
+    labels = ["negative", "neutral", "positive"]
+
+    def sample() -> dict[str, object]:
+        targets = draw.choices(labels, k=200)
+        outputs = [target if draw.random() < 0.7 else draw.choice([*labels, "?"]) for target in targets]
+        return score_rows(BENCHMARKS["fpb"], rows_of("fpb", targets), outputs)[1]
+
+    samples = [sample() for _ in range(60)]
+    for name in ("f1_macro", "f1_weighted", "matthews", "finlora_f1"):
+        values = [metrics[name] for metrics in samples]
+        mean = sum(values) / len(values)
+        spread = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
+        low, high = (sum(metrics[f"{name}_ci95"][end] for metrics in samples) / len(samples) for end in (0, 1))
+        assert high - low == pytest.approx(2 * 1.96 * spread, rel=0.25), name
+        covered = sum(metrics[f"{name}_ci95"][0] <= mean <= metrics[f"{name}_ci95"][1] for metrics in samples)
+        assert covered >= 52, name  # 57 of 60 expected
+
+
+def test_metrics_of_1200_rows_take_no_time() -> None:
+    draw = random.Random(0)
+    tags = ["".join(draw.choices("ABCDEFGHIJKLM", k=3)).title() + "Tag" for _ in range(150)]
+    targets = [",".join(draw.choices(tags, k=4)) for _ in range(1200)]
+    outputs = [target if draw.random() < 0.5 else ",".join(draw.choices(tags, k=4)) for target in targets]
+    records, _ = score_rows(BENCHMARKS["xbrl_finer"], rows_of("xbrl_finer", targets[:9]), outputs[:9])  # imports
+    started = time.process_time()
+    records, _ = score_rows(BENCHMARKS["xbrl_finer"], rows_of("xbrl_finer", targets), outputs)
+    assert len(records) == 1200
+    assert time.process_time() - started < 2
+
+
+# --- label log-probabilities --------------------------------------------------------------------------------------------------
+
+
+def with_choices(records: list[dict], choices: list[str | None]) -> list[dict]:
+    return [record | {"label_choice": choice, "label_logprobs": {}} for record, choice in zip(records, choices, strict=True)]
+
+
+def test_labels_alone_leave_the_generated_figures_out() -> None:
+    targets = ["positive", "positive", "negative", "neutral"]
+    records, nothing = score_rows(BENCHMARKS["fpb"], rows_of("fpb", targets), [None] * 4)
+    assert nothing == {"n": 4}
+    assert [records[0][name] for name in ("output", "parsed", "correct", "finlora_correct", "finlora_ambiguous")] == [None] * 5
+    metrics = summarise(BENCHMARKS["fpb"], with_choices(records, ["positive", "negative", "negative", "neutral"]))
+    names = ("accuracy", "f1_macro", "f1_weighted", "matthews")
+    assert set(metrics) == {"n", *(f"labels_{name}{end}" for name in names for end in ("", "_ci95"))}
+    assert (metrics["n"], metrics["labels_accuracy"]) == (4, 0.75)
+    assert metrics["labels_f1_macro"] == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
+    assert headline_score(metrics) is headline_score(metrics, "honest") is None
+    assert group_means({"fpb": metrics})["general"]["score"] is None
+    assert "fpb" in finlora_overall({"fpb": metrics})["missing"]
+
+
+def test_labels_and_generated_answers_stand_side_by_side() -> None:
+    targets = ["strong positive", "mildly negative"]
+    records, generated = score_rows(BENCHMARKS["nwgi"], rows_of("nwgi", targets), ["positive", "x"])
+    both = summarise(BENCHMARKS["nwgi"], with_choices(records, ["neutral", "negative"]))
+    assert {name: value for name, value in both.items() if not name.startswith("labels_")} == generated
+    assert (both["accuracy"], both["labels_accuracy"]) == (0.5, 0.5)
+    assert headline_score(both) == 0.5
+
+
+def test_a_target_outside_the_label_set_is_a_wrong_answer() -> None:
+    records, _ = score_rows(BENCHMARKS["fpb"], rows_of("fpb", ["mixed", "positive", "neutral"]), ["mixed?", "positive", "?"])
+    metrics = summarise(BENCHMARKS["fpb"], with_choices(records, ["positive", "positive", None]))
+    assert metrics["labels_accuracy"] == pytest.approx(1 / 3)
+    assert metrics["confusion"]["labels"] == ["negative", "neutral", "positive", "other"]
+    assert metrics["unparsed"] == 2  # "mixed?" is no label and not the target; "?" is nothing
+
+
+def test_empty_label_columns_are_no_choices() -> None:
+    records, metrics = score_rows(BENCHMARKS["fpb"], rows_of("fpb", ["positive"]), ["positive"])
+    assert summarise(BENCHMARKS["fpb"], with_choices(records, [None])) == metrics
+
+
+def test_a_row_without_answer_among_others_counts_as_unparsed() -> None:
+    records, metrics = score_rows(BENCHMARKS["fpb"], rows_of("fpb", ["positive", "negative"]), ["positive", None])
+    assert records[1]["output"] is None
+    assert (metrics["n"], metrics["accuracy"], metrics["unparsed_share"]) == (2, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("key", BENCHMARKS)
+def test_nothing_generated_gives_no_figures_anywhere(key) -> None:
+    records, metrics = score_rows(BENCHMARKS[key], rows_of(key, ["positive", "1"]), [None, None])
+    assert not {name for name in metrics if name in FIGURES}
+    assert all(record["output"] is record["parsed"] is record["correct"] is None for record in records)
+    assert headline_score(metrics) is None
+
+
+# --- what must not break ------------------------------------------------------------------------------------------------------
+
+ODD_TEXTS = [
+    "", " ", " \n ", ",", ",,", "a,b", "1,234.5", "(", "İstanbul", "ſ", "naïve 日本", "\u2028", "🙂", "us-gaap:", "Yes", "positive",
+    "1/0", "A", "AbcDef", "AbcDef,5.0,",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", [key for key, benchmark in BENCHMARKS.items() if benchmark.scorer != "bertscore"])
+def test_odd_targets_and_outputs_break_nothing(key) -> None:
+    pairs = [(target, output) for target in ODD_TEXTS for output in ODD_TEXTS]
+    records, metrics = score_rows(BENCHMARKS[key], rows_of(key, [t for t, _ in pairs]), [o for _, o in pairs])
+    json.dumps([records, metrics], allow_nan=False)
+    assert metrics["n"] >= len(pairs)
+    for target, output in pairs[:: len(ODD_TEXTS)]:
+        one = score_rows(BENCHMARKS[key], rows_of(key, [target]), [output])[1]
+        assert one["n"] >= 1
+        json.dumps(one, allow_nan=False)
+
+
+def test_a_label_that_begins_another_is_told_apart() -> None:
+    benchmark = replace(BENCHMARKS["fpb"], labels=("neutral", "neutral to positive", "positive"))
+    rows = rows_of("fpb", ["neutral", "neutral to positive", "positive", "neutral"])
+    _, metrics = score_rows(benchmark, rows, ["neutral", "neutral to positive.", "positive", "Neutral to Positive"])
+    assert metrics["accuracy"] == 0.75
+    assert metrics["confusion"]["counts"] == [[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]
+    assert (metrics["finlora_accuracy"], metrics["finlora_ambiguous"]) == (0.75, 2)
 
 
 def test_number_summary_has_both_accuracies_and_no_correlation() -> None:
@@ -158,7 +338,10 @@ def test_no_rows_give_nulls(key) -> None:
     records, metrics = score_rows(BENCHMARKS[key], [], [])
     assert records == []
     counts = {"n", "unparsed", "finlora_ambiguous", "rows"}
+    tables = {name: metrics.pop(name) for name in ("classes", "confusion", "relative_tolerance") if name in metrics}
     assert all(value == 0 if name in counts else value is None for name, value in metrics.items()), metrics
+    assert all(entry["support"] == 0 for entry in tables.get("classes", []))
+    assert not any(map(any, tables.get("confusion", {"counts": []})["counts"]))
 
 
 def test_one_class_one_row_and_all_unparsed() -> None:
@@ -213,6 +396,8 @@ def test_bertscore_summary_counts_empty_answers_as_zero() -> None:
     metrics = summarise(BENCHMARKS["xbrl_term"], [bert_record(0.6), bert_record(0.0, parsed=None)])
     assert (metrics["n"], metrics["unparsed"], metrics["bertscore_f1"]) == (2, 1, pytest.approx(0.3))
     assert (metrics["bertscore_model"], metrics["bertscore_layer"]) == ("ProsusAI/finbert", 10)
+    low, high = metrics["bertscore_f1_ci95"]
+    assert 0 <= low < 0.3 < high <= 1
 
 
 def test_bertscores_of_two_encoders_are_not_averaged() -> None:
@@ -243,7 +428,19 @@ def test_overall_average_names_what_is_missing() -> None:
     overall = finlora_overall(scores)
     assert overall["missing"] == ["ner", "cfa_level1"]
     assert overall["comparable"] is False
-    assert finlora_overall({}) == {"value": None, "unit": "percent", "missing": list(BENCHMARKS), "comparable": False}
+    assert finlora_overall({}) == {
+        "value": None, "value_ci95": None, "unit": "percent", "missing": list(BENCHMARKS), "comparable": False,
+    }  # fmt: skip
+
+
+def test_overall_average_has_an_interval() -> None:
+    scores = {
+        "fpb": {"finlora_accuracy": 0.5, "finlora_accuracy_ci95": [0.4, 0.6]},
+        "ner": {"finlora_accuracy": 0.7, "finlora_accuracy_ci95": [0.5, 0.9]},
+    }
+    overall = finlora_overall(scores)
+    assert overall["value"] == pytest.approx(60)
+    assert overall["value_ci95"] == pytest.approx([60 - 50 * 0.05**0.5, 60 + 50 * 0.05**0.5])
 
 
 def test_overall_average_with_another_encoder_is_not_comparable() -> None:
@@ -253,11 +450,16 @@ def test_overall_average_with_another_encoder_is_not_comparable() -> None:
 
 
 def test_group_means() -> None:
-    scores = {"xbrl_finer": {"accuracy": 0.5, "finlora_accuracy": 0.3}, "xbrl_term": {"bertscore_f1": 0.7}}
+    scores = {
+        "xbrl_finer": {"accuracy": 0.5, "accuracy_ci95": [0.4, 0.6], "finlora_accuracy": 0.3},
+        "xbrl_term": {"bertscore_f1": 0.7, "bertscore_f1_ci95": [0.6, 0.8]},
+    }
     means = group_means(scores)
     assert means["reporting"] == {
         "score": pytest.approx(0.6),
+        "score_ci95": pytest.approx([0.6 - 0.02**0.5 / 2, 0.6 + 0.02**0.5 / 2]),
         "finlora_score": pytest.approx(0.5),
+        "finlora_score_ci95": None,
         "benchmarks": ["xbrl_finer", "xbrl_term"],
         "missing": ["xbrl_fnxl"],
     }

@@ -687,11 +687,11 @@ class TestResume:
 
     def test_a_run_stopped_while_the_base_is_scored_can_be_resumed(self, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
         """Minutes go by before round 1; whoever stops then is told to resume, too."""
-        import server_app.federated
+        import eval.rounds
 
         reference = runs.start("reference", *SCORED)
         with monkeypatch.context() as patch:
-            patch.setattr(server_app.federated, "evaluate", raising(KeyboardInterrupt()))
+            patch.setattr(eval.rounds, "evaluate", raising(KeyboardInterrupt()))
             with pytest.raises(KeyboardInterrupt):
                 runs.start("run", *SCORED)
         run = runs.resume(runs.folder / "run")
@@ -699,13 +699,13 @@ class TestResume:
         assert set(result_of(run)["scores"]) == {"base", "final"}
 
     def test_a_run_stopped_in_the_final_scores_can_be_resumed(self, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-        import server_app.federated
+        import eval.rounds
 
         reference = runs.start("reference", *SCORED)
-        true = server_app.federated.evaluate
+        true = eval.rounds.evaluate
         with monkeypatch.context() as patch:
             patch.setattr(
-                server_app.federated,
+                eval.rounds,
                 "evaluate",
                 lambda *a, **k: raising(KeyboardInterrupt())() if "final" in a else true(*a, **k),
             )

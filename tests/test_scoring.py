@@ -28,7 +28,7 @@ from eval.parsers import (
     parse_text,
 )
 from eval.records import score_rows
-from eval.scoring import finlora_labels, finlora_output, finlora_pieces, finlora_scores, score_row
+from eval.scoring import closed_labels, finlora_labels, finlora_output, finlora_pieces, finlora_scores, score_row
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL_ROWS = ROOT.parent / "shared" / "data" / "finlora"
@@ -273,6 +273,51 @@ def test_tags_are_judged_one_by_one() -> None:
     score = score_row(BENCHMARKS["xbrl_finer"], "NetIncomeLoss,Revenues,Goodwill", "NetIncomeLoss,Assets")
     assert score.tag_hits == (True, False, False)
     assert score_row(BENCHMARKS["xbrl_finer"], "NetIncomeLoss,Revenues", "").tag_hits == (False, False)
+
+
+def test_a_tag_that_is_a_value_is_compared_at_its_place() -> None:
+    finer = BENCHMARKS["xbrl_finer"]
+    assert score_row(finer, "NetIncomeLoss,5.0", "NetIncomeLoss, 5.0").tag_pairs == (("netincomeloss",) * 2, ("5.0",) * 2)
+    assert score_row(finer, "NetIncomeLoss,5.0", "NetIncomeLoss, Revenues").tag_hits == (True, False)
+    assert score_row(finer, "NetIncomeLoss,,Revenues", "NetIncomeLoss,,Revenues").tag_hits == (True, False, True)
+
+
+def test_a_target_that_is_no_answer_leaves_the_reading_of_answers_alone() -> None:
+    score = score_row(BENCHMARKS["fpb"], "mixed", "Negative, I say")
+    assert (score.expected, score.parsed, score.correct) == ("mixed", "negative", False)
+    assert score_row(BENCHMARKS["fpb"], "mixed", " Mixed\n").correct
+    assert score_row(BENCHMARKS["fpb"], " ", "").correct is False
+
+
+@pytest.mark.parametrize(
+    ("target", "output", "correct", "by_value"),
+    [
+        ("(7 - 2) / 4", "(7-2)/4", True, True),
+        ("(7 - 2) / 4", "5 / 4", False, True),
+        ("(7 - 2) / 4", "1.25", False, True),
+        ("(7 - 2) / 4", "1.2501", False, True),
+        ("(7 - 2) / 4", "1.2502", False, False),
+        ("(7 - 2) / 4", "(7 - 2) / 4 * 100", False, False),
+        ("1 / 0", "2 / 0", False, False),
+        ("1 / 0", "1 / 0", True, True),
+        ("1 - 1", "0", False, True),
+        ("1 - 1", "0.0001", False, False),
+        ("1 / 2", "no idea", False, False),
+        ("us-gaap:Assets / 2", "us-gaap:Goodwill / 2", False, False),
+    ],
+)
+def test_formulas_are_judged_by_value_too(target, output, correct, by_value) -> None:
+    score = score_row(BENCHMARKS["xbrl_formula_calc_extract"], target, output)
+    assert (score.correct, score.value_correct) == (correct, by_value)
+    assert score_row(BENCHMARKS["xbrl_formula_extract"], target, output).value_correct is None
+
+
+def test_closed_labels_are_those_that_answers_are_read_as() -> None:
+    assert closed_labels(BENCHMARKS["fpb"]) == SENTIMENT
+    assert closed_labels(BENCHMARKS["nwgi"]) == SENTIMENT
+    assert closed_labels(BENCHMARKS["headline"]) == ("Yes", "No")
+    assert closed_labels(BENCHMARKS["cfa_level1"]) == ("A", "B", "C", "D")
+    assert closed_labels(BENCHMARKS["xbrl_finer"]) == ()
 
 
 # --- FinLoRA's rules ----------------------------------------------------------------------------------------------------------

@@ -6,28 +6,31 @@ banks' rows and takes the sum of their steps, `local` trains each bank on its ow
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from client_app.bank import divide, split_rows
+from client_app.bank import bad_train_rows, divide, split_rows
 from data.encode import encode_rows
-from eval.evaluate import data_files, evaluate
+from eval.evaluate import data_files
 from eval.report import write_run_report
-from fedfinlora.adapter import Vector, read_adapter, save_adapter, write_adapter
-from fedfinlora.checkpoint import Checkpoint, adapter_checksum, latest_round, save_checkpoint
+from eval.rounds import RunScores, validation_rows
+from fedfinlora.adapter import Vector, read_adapter, write_adapter
+from fedfinlora.checkpoint import Checkpoint, latest_round, save_checkpoint
 from fedfinlora.compose import compose
 from fedfinlora.config import Config
 from fedfinlora.errors import UserError
 from fedfinlora.models import Session, get_session, initial_adapter
 from fedfinlora.packing import Example
 from fedfinlora.progress import EventWriter, ProgressDisplay
-from fedfinlora.runfolder import append_line, write_manifest, write_result
+from fedfinlora.runfolder import write_manifest, write_result
 from fedfinlora.runs import OpenRun, configuration_of, open_run, run_result
 from fedfinlora.tensorboard import TensorBoardWriter
 from fedfinlora.training import (
@@ -83,9 +86,8 @@ def local(overrides: Sequence[str]) -> int:
 def _run_alone(config: Config, index: int) -> int:
     bank = f"bank-{index}"
 
-    def own_rows(config: Config, session: Session) -> tuple[list[Example], list[Example], int]:
-        kept, held_out = split_rows(divide(config, config.banks)[index], config, bank)
-        return _encoded(config, session, kept, held_out, [len(kept)])
+    def own_rows(config: Config, session: Session) -> RunRows:
+        return _rows_of(config, session, [index])
 
     return _run(config, "local", bank, own_rows)
 
@@ -105,34 +107,69 @@ def _composed(overrides: Sequence[str]) -> Config:
     return configuration_of(Path(config.resume), compose(named) if named else None)
 
 
-Rows = Callable[[Config, Session], tuple[list[Example], list[Example], int]]
+@dataclass(frozen=True)
+class RunRows:
+    """What a baseline trains on, and how long."""
+
+    train: list[Example]
+    held_out: list[Example]
+    skipped: int
+    """Bad rows in the files and rows too long for the context window."""
+    steps: int
+    """Optimiser steps of the whole run."""
+    rows_per_step: float
 
 
-def _pooled(config: Config, session: Session) -> tuple[list[Example], list[Example], int]:
-    """(train examples, held-out examples, optimiser steps) of the federated run with this configuration."""
-    kept: list[Any] = []
-    held_out: list[Any] = []
-    sizes: list[int] = []
-    for index, rows in enumerate(divide(config, config.banks)):
-        bank_kept, bank_held_out = split_rows(rows, config, f"bank-{index}")
-        kept += bank_kept
-        held_out += bank_held_out
-        sizes.append(len(bank_kept))
-    return _encoded(config, session, kept, held_out, sizes)
+RowsOf = Callable[[Config, Session], RunRows]
 
 
-def _encoded(
-    config: Config, session: Session, kept: Sequence[Any], held_out: Sequence[Any], sizes: Sequence[int]
-) -> tuple[list[Example], list[Example], int]:
+def _pooled(config: Config, session: Session) -> RunRows:
+    """The rows and steps of all banks of the federated run with this configuration."""
+    return _rows_of(config, session, range(config.banks))
+
+
+def _rows_of(config: Config, session: Session, banks: Iterable[int]) -> RunRows:
+    """The rows and steps of some of the banks."""
     how = (config.model.context_tokens, config.dataset.on_bad_row, config.dataset.chat_template)
-    train_rows, holdout_rows = encode_rows(session.tokenizer, kept, *how), encode_rows(session.tokenizer, held_out, *how)
-    if not train_rows.examples:
+    parts = divide(config, config.banks)
+    train: list[Example] = []
+    held_out: list[Example] = []
+    sizes: list[int] = []
+    skipped = bad_train_rows(config, config.banks)
+    for index in banks:
+        for_training, for_holdout = split_rows(parts[index], config, f"bank-{index}")
+        kept = encode_rows(session.tokenizer, for_training, *how)
+        kept_out = encode_rows(session.tokenizer, for_holdout, *how)
+        train += kept.examples
+        held_out += kept_out.examples
+        skipped += len(kept.too_long) + len(kept_out.too_long)
+        sizes.append(len(kept.examples))
+    if not train:
         raise UserError("No row fits the context window: raise model.context_tokens.")
-    steps = sum(total_steps(size, config.num_server_rounds, config.train) for size in sizes)
-    return list(train_rows.examples), list(holdout_rows.examples), steps
+    numbered = [replace(example, index=place) for place, example in enumerate(train)]
+    return RunRows(numbered, held_out, skipped, *_steps_of([size for size in sizes if size], config))
 
 
-def _run(config: Config, mode: str, bank: str, rows_of: Rows) -> int:
+def _steps_of(sizes: Sequence[int], config: Config) -> tuple[int, float]:
+    """(optimiser steps, rows of a step) that take as many steps and rows as banks of these sizes do together.
+
+    A bank with fewer rows than a step asks for takes all that it has in each (`fedfinlora.training.rows_of_step`). Pooled rows would
+    fill every step, so a pooled step is as large as the banks' steps are on average.
+    """
+    rounds = config.num_server_rounds
+    steps = [total_steps(size, rounds, config.train) for size in sizes]
+    asked = [
+        stretch_of_round(1, rounds, count, size, config.train).rows_per_step for count, size in zip(steps, sizes, strict=True)
+    ]
+    if len(sizes) == 1:  # to the byte the steps of that bank
+        return steps[0], asked[0]
+    drawn = [  # whole rows, as the banks draw them
+        math.floor(count * max(1.0, min(rows, size)) + 1e-9) for count, rows, size in zip(steps, asked, sizes, strict=True)
+    ]
+    return sum(steps), sum(drawn) / sum(steps)
+
+
+def _run(config: Config, mode: str, bank: str, rows_of: RowsOf) -> int:
     run = open_run(config, config.banks, mode)
     started = time.monotonic()
     print(f"run folder: {run.folder}", flush=True)
@@ -151,7 +188,7 @@ def _run(config: Config, mode: str, bank: str, rows_of: Rows) -> int:
     return 0
 
 
-def _train(run: OpenRun, mode: str, bank: str, rows_of: Rows, events: EventWriter) -> None:
+def _train(run: OpenRun, mode: str, bank: str, rows_of: RowsOf, events: EventWriter) -> None:
     config, folder = run.config, run.folder
     rounds = config.num_server_rounds
     events.write(
@@ -159,44 +196,48 @@ def _train(run: OpenRun, mode: str, bank: str, rows_of: Rows, events: EventWrite
         run_dir=str(folder), mode=mode, process=os.getpid(), resumed_after_round=run.checkpoint.round if run.checkpoint else None,
     )  # fmt: skip
     events.write("phase", name="loading model")
+    validation = validation_rows(config, events.write)
     session = get_session(config)
-    examples, held_out, steps = rows_of(config, session)
-    answer_tokens = sum(len(example.answer_ids) for example in examples)
-    events.write("trainable", parameters=session.layout.size, rows=len(examples), answer_tokens=answer_tokens, steps=steps)
+    rows = rows_of(config, session)
+    events.write(
+        "trainable", parameters=session.layout.size, rows=len(rows.train), skipped_rows=rows.skipped, steps=rows.steps,
+        answer_tokens=sum(len(example.answer_ids) for example in rows.train),
+    )  # fmt: skip
+    if rows.skipped:
+        text = f"rows skipped: {rows.skipped}; `python -m fedfinlora data check` names them"
+        events.write("message", level="warning", text=text)
     board = TensorBoardWriter(folder)
     adapter, optimizer, done = _first_state(run, session)
     if run.checkpoint is None:
         write_manifest(folder, config, data_files(config))
         save_checkpoint(folder, Checkpoint(0, session.layout.id, {"adapter": adapter}, {}))
-    if config.evaluation.base and not (folder / "eval" / "base" / "metrics.json").is_file():
-        events.write("phase", name="evaluating base")
-        write_adapter(session.model, initial_adapter(session, config))
-        board.add_scores(evaluate(session, config, "base", folder, events.write)["scores"], step=0)
+    scores = RunScores(session, config, folder, validation, events.write, board)
+    scores.base()
     events.write("phase", name="training")
-    for number in range(done + 1, rounds + 1):
+    selection = scores.go_on(run.checkpoint)
+    while scores.more(done, selection):
+        number = done + 1
         events.write("round_start", round=number)
         write_adapter(session.model, adapter)
-        measured = bool(held_out) and (number - 1) % config.train.holdout_every == 0
-        holdout_loss = mean_loss(session.model, held_out, config.train) if measured else None
-
-        stretch = stretch_of_round(number, rounds, steps, len(examples), config.train)
+        measured = bool(rows.held_out) and (number - 1) % config.train.holdout_every == 0
+        holdout_loss = mean_loss(session.model, rows.held_out, config.train) if measured else None
+        stretch = stretch_of_round(number, rounds, rows.steps, len(rows.train), config.train)
+        stretch = replace(stretch, rows_per_step=rows.rows_per_step)
 
         def on_step(step: StepReport, first: int = stretch.first_step) -> None:
             done_steps = first + step.step
-            events.write("step", bank=bank, step=done_steps, steps=steps, loss=step.loss, tokens_per_s=step.tokens_per_s)
+            events.write("step", bank=bank, step=done_steps, steps=rows.steps, loss=step.loss, tokens_per_s=step.tokens_per_s)
 
-        result = _stretch(session, examples, stretch, config, bank, optimizer, on_step)
+        result = _stretch(session, rows.train, stretch, config, bank, optimizer, on_step)
         trained = read_adapter(session.model)
-        line = _line(number, bank, result, holdout_loss, len(held_out), trained - adapter)
+        line = _line(number, bank, result, holdout_loss, rows, trained - adapter)
         # The server's arithmetic, so that one bank alone and a federation of one give the same bytes.
         adapter = (adapter.astype(np.float64) + (trained - adapter).astype(np.float64)).astype(np.float32)
         optimizer = result.optimizer
-        _close_round(run, session, adapter, optimizer, line, events, board)
-    save_adapter(folder / "adapters" / "final", adapter, session.layout, config.peft, config.model)
-    if config.evaluation.benchmarks != ("none",):
-        events.write("phase", name="evaluating final")
-        write_adapter(session.model, adapter)
-        board.add_scores(evaluate(session, config, "final", folder, events.write)["scores"], rounds)
+        _tell_bank(line, events)
+        selection = scores.close_round(_state_of(adapter, optimizer), line, selection)
+        done = number
+    scores.finish(adapter, done, selection)
     board.close()
 
 
@@ -226,57 +267,40 @@ def _first_state(run: OpenRun, session: Session) -> tuple[Vector, OptimizerState
 
 
 def _line(
-    number: int, bank: str, result: TrainResult, holdout_loss: float | None, holdout_rows: int, delta: Vector
+    number: int, bank: str, result: TrainResult, holdout_loss: float | None, rows: RunRows, delta: Vector
 ) -> dict[str, Any]:
     norm = float(np.linalg.norm(delta.astype(np.float64)))
-    rows_held_out = holdout_rows if holdout_loss is not None else 0
+    rows_held_out = len(rows.held_out) if holdout_loss is not None else 0
     entry = {
-        "bank": bank, "status": "ok", "code": "", "reason": "", "rows": result.rows, "steps": result.steps, "tokens": result.tokens,
-        "answer_tokens": result.answer_tokens, "train_loss": result.loss, "holdout_loss": holdout_loss, "holdout_rows": rows_held_out,
+        "bank": bank, "status": "ok", "code": "", "reason": "", "rows": result.rows, "skipped_rows": rows.skipped,
+        "steps": result.steps, "tokens": result.tokens, "answer_tokens": result.answer_tokens, "train_loss": result.loss, "holdout_loss": holdout_loss, "holdout_rows": rows_held_out,
         "delta_norm": norm, "bytes_up": 0, "bytes_down": 0,
     }  # fmt: skip
     timing = {"train_s": result.wall_s, "tokens_per_s": result.tokens / result.wall_s if result.wall_s else 0.0}
     return {
         "round": number, "status": "ok", "banks": [entry], "train_loss": result.loss, "holdout_loss": holdout_loss, "update_norm": norm,
-        "bytes_up": 0, "bytes_down": 0, "adapter_sha256": "", "scores": {},
+        "bytes_up": 0, "bytes_down": 0,
         "timings": {"total_s": result.wall_s, "train_s": result.wall_s, "aggregate_s": 0.0, "banks": {bank: timing}},
     }  # fmt: skip
 
 
-def _close_round(
-    run: OpenRun,
-    session: Session,
-    adapter: Vector,
-    optimizer: OptimizerState,
-    line: dict[str, Any],
-    events: EventWriter,
-    board: TensorBoardWriter,
-) -> None:
-    config, folder, number = run.config, run.folder, int(line["round"])
-    label = f"round_{number:03d}"
-    line["adapter_sha256"] = adapter_checksum(adapter)
-    if config.evaluation.every and number % config.evaluation.every == 0 and number < config.num_server_rounds:
-        write_adapter(session.model, adapter)
-        line["scores"] = evaluate(session, config, label, folder, events.write)["scores"]
-    save_adapter(folder / "adapters" / label, adapter, session.layout, config.peft, config.model)
-    arrays = {
+def _state_of(adapter: Vector, optimizer: OptimizerState) -> dict[str, NDArray[Any]]:
+    """The arrays of a checkpoint."""
+    return {
         "adapter": adapter,
         "first_moment": optimizer.first_moment,
         "second_moment": optimizer.second_moment,
         "steps": np.array([optimizer.steps]),
     }
-    save_checkpoint(folder, Checkpoint(number, session.layout.id, arrays, line))
-    append_line(folder / "rounds.jsonl", line)
-    board.add_round(line)
-    entry = line["banks"][0]
+
+
+def _tell_bank(line: Mapping[str, Any], events: EventWriter) -> None:
+    [entry] = line["banks"]
+    train_s = line["timings"]["train_s"]
     events.write(
-        "bank_done", round=number, bank=entry["bank"], status="ok", reason="", rows=entry["rows"], train_loss=entry["train_loss"],
-        rows_per_s=entry["rows"] / max(line["timings"]["train_s"], 1e-9), tokens_per_s=line["timings"]["banks"][entry["bank"]]["tokens_per_s"],
-        seconds=line["timings"]["train_s"],
-    )  # fmt: skip
-    events.write(
-        "round_done", round=number, train_loss=line["train_loss"], holdout_loss=line["holdout_loss"], seconds=line["timings"]["total_s"],
-        bytes_up=0, bytes_down=0,
+        "bank_done", round=line["round"], bank=entry["bank"], status="ok", reason="", rows=entry["rows"], train_loss=entry["train_loss"],
+        rows_per_s=entry["rows"] / max(train_s, 1e-9), tokens_per_s=line["timings"]["banks"][entry["bank"]]["tokens_per_s"],
+        seconds=train_s,
     )  # fmt: skip
 
 

@@ -19,7 +19,11 @@ def bench(words: Sequence[str], file: Path | None) -> int:
     """Run the named benchmark; the first word is its name, the rest are overrides."""
     name = words[0] if words and "=" not in words[0] else ""
     run: Bench
-    if choose(name, ("train", "federation"), "benchmark") == "train":
+    if choose(name, ("train", "evaluate", "federation"), "benchmark") == "evaluate":
+        from fedfinlora.commands.bench_evaluate import bench_evaluate
+
+        run = bench_evaluate
+    elif name == "train":
         from fedfinlora.commands.bench_train import bench_train
 
         run = bench_train

@@ -1,37 +1,57 @@
-"""`evaluate`: the shared evaluator on an adapter folder or on the base model; a run folder of its own with mode "evaluate"."""
+"""`evaluate`: the shared evaluator on the base model, on adapter folders, or on a model behind a server; a run folder of mode "evaluate"."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from eval.evaluate import data_files
-from eval.evaluate import evaluate as evaluate_model
+from eval.evaluate import data_files, evaluate_models, prompts_to_send
+from eval.models import LocalModel
 from eval.report import write_run_report
-from fedfinlora.adapter import load_adapter, write_adapter
+from fedfinlora.adapter import load_adapter
+from fedfinlora.adapter_folder import peft_settings
 from fedfinlora.compose import compose
-from fedfinlora.config import Config
-from fedfinlora.errors import UserError
+from fedfinlora.config import Config, PeftConfig
+from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.models import get_session, initial_adapter
 from fedfinlora.progress import EventWriter, ProgressDisplay
-from fedfinlora.runfolder import new_run_folder, read_json, write_config, write_manifest, write_result
-from fedfinlora.runs import OpenRun, run_result
+from fedfinlora.runfolder import new_run_folder, read_config, read_json, write_config, write_json, write_manifest, write_result
+from fedfinlora.runs import OpenRun, resumed_configuration, run_result
+
+if TYPE_CHECKING:
+    from eval.remote import RemoteModel
+
+ASKED_FILE = Path("state") / "evaluate.json"
+"""Which models a run folder of mode "evaluate" is about, for resume."""
 
 
-def evaluate(overrides: Sequence[str], adapter: Path | None) -> int:
-    """Write eval/base or eval/final, result.json and report.html."""
+@dataclass(frozen=True)
+class Asked:
+    """The models that the command line names."""
+
+    adapters: tuple[Path, ...] = ()
+    base: bool = False
+    """The untouched base model too; always if nothing else is named."""
+    url: str = ""
+    name: str = ""
+
+
+def evaluate(overrides: Sequence[str], asked: Asked) -> int:
+    """Write eval/<label>/ for each model, result.json and report.html.
+
+    Labels are `base`, `final` for a single adapter, the folders' names for several, and `remote`.
+    """
     config = compose(overrides)
-    if adapter is not None:
-        config = _with_adapter_settings(config, adapter, overrides)
-    label = "base" if adapter is None else "final"
-    name = config.run_name or f"{time.strftime('%Y%m%d-%H%M%S')}-{config.model.name}-evaluate-{label}"
-    config = replace(config, run_name=name)
-    folder = new_run_folder(config)
-    run = OpenRun(folder, config, name, None)
-    write_config(folder, config)
+    if config.resume:
+        config, asked = _resumed(config, overrides, asked)
+    remote = _remote_model(config, asked)
+    labels = _labels(asked)
+    settings = {label: _peft_of(folder, config, overrides) for label, folder in labels.items()}
+    run = _open(config, asked, list(settings.values()), labels)
+    folder = run.folder
     print(f"run folder: {folder}", flush=True)
     started = time.monotonic()
     with ProgressDisplay() as display, EventWriter(folder / "progress.jsonl") as log:
@@ -40,46 +60,154 @@ def evaluate(overrides: Sequence[str], adapter: Path | None) -> int:
             log.write(event, **fields)
             display.handle({"t": time.time(), "event": event, **fields})
 
-        method = "none" if adapter is None else config.peft.method
         events(
-            "run_start", run=name, model=config.model.name, peft=method, strategy="none", rounds=0, banks=0, run_dir=str(folder),
-            mode="evaluate",
+            "run_start", run=folder.name, model=asked.name or config.model.name, peft=run.config.peft.method if asked.adapters else "none",
+            strategy="none", rounds=0, banks=0, run_dir=str(folder), mode="evaluate",
         )  # fmt: skip
-        events("phase", name="loading model")
-        session = get_session(config)
-        vector = initial_adapter(session, config) if adapter is None else load_adapter(adapter, session.layout)
-        write_adapter(session.model, vector)
-        write_manifest(folder, config, data_files(config))
-        events("phase", name=f"evaluating {label}")
-        summary = evaluate_model(session, config, label, folder, events)
-        if not summary["scores"]:
-            reason = next(iter(summary["skipped"].values()), "evaluation.benchmarks names none")
-            raise UserError(f"Nothing was scored: {reason}")
-        write_result(folder, run_result(run, "completed", "", time.monotonic() - started, "evaluate"))
+        try:
+            write_manifest(folder, run.config, data_files(config))
+            if remote is not None:
+                _score_remote(remote, run, events)
+            else:
+                _score_local(labels, settings, asked, run, events)
+        except BaseException as error:
+            status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+            reason = "interrupted" if status == "stopped" else str(error)
+            write_result(folder, _result(run, asked, status, reason, time.monotonic() - started))
+            events("run_done", status=status, reason=reason, run_dir=str(folder), report="")
+            if isinstance(error, KeyboardInterrupt):
+                raise UserError(f"stopped; go on with: python -m fedfinlora evaluate resume={folder}") from None
+            raise
+        write_result(folder, _result(run, asked, "completed", "", time.monotonic() - started))
         report = write_run_report([folder], folder / "report.html")
         events("run_done", status="completed", reason="", run_dir=str(folder), report=str(report))
     print(f"report: {report}")
     return 0
 
 
-def _with_adapter_settings(config: Config, adapter: Path, overrides: Sequence[str]) -> Config:
+def dry_run(overrides: Sequence[str], asked: Asked, price_in: float | None, price_out: float | None) -> int:
+    """Say what a server would be sent, and what it would cost; send nothing."""
+    from eval.dry_run import estimate_requests, render_estimates
+    from fedfinlora.tokenizers import load_tokenizer
+
+    config = compose(overrides)
+    remote = _remote_model(config, asked)
+    assert remote is not None
+    tokenizer = load_tokenizer(config.model)
+    prompts = prompts_to_send(config, _remote_answers(remote, config))
+    print(render_estimates(estimate_requests(prompts, tokenizer), config.model.name, price_in, price_out))
+    return 0
+
+
+def _score_local(
+    labels: dict[str, Path], settings: dict[str, PeftConfig], asked: Asked, run: OpenRun, events: Callable[..., None]
+) -> None:
+    """Adapters of one kind are scored in one pass over the rows; each kind needs a session of its own."""
+    config = run.config
+    kinds = list(dict.fromkeys(settings.values())) or [config.peft]
+    for number, kind in enumerate(kinds):
+        here = replace(config, peft=kind)
+        events("phase", name="loading model")
+        session = get_session(here)
+        models: dict[str, LocalModel] = {}
+        if number == 0 and (asked.base or not labels):
+            models["base"] = LocalModel(session, here, initial_adapter(session, here))
+        for label, folder in labels.items():
+            if settings[label] == kind:
+                models[label] = LocalModel(session, here, load_adapter(folder, session.layout, here.model))
+        events("phase", name=f"evaluating {', '.join(models)}")
+        _require_scores(evaluate_models(models, here, run.folder, events))
+
+
+def _score_remote(model: RemoteModel, run: OpenRun, events: Callable[..., None]) -> None:
+    answers = _remote_answers(model, run.config)
+    with answers.remote:
+        events("phase", name=f"asking {model.name}")
+        _require_scores(evaluate_models({"remote": answers}, run.config, run.folder, events))
+
+
+def _remote_answers(model: RemoteModel, config: Config) -> Any:
+    from eval.models import RemoteAnswers
+    from eval.remote import RemoteSession
+
+    return RemoteAnswers(RemoteSession(model), config)
+
+
+def _require_scores(summaries: dict[str, dict[str, Any]]) -> None:
+    for summary in summaries.values():
+        if not summary["scores"]:
+            reason = next(iter(summary["skipped"].values()), "evaluation.benchmarks names none")
+            raise UserError(f"Nothing was scored: {reason}")
+
+
+def _result(run: OpenRun, asked: Asked, status: str, reason: str, wall_s: float) -> dict[str, Any]:
+    result = run_result(run, status, reason, wall_s, "evaluate")
+    if asked.url:
+        result |= {"model": asked.name, "quantization": "unknown", "peft": "none"}
+    elif not asked.adapters:
+        result["peft"] = "none"
+    return result
+
+
+def _remote_model(config: Config, asked: Asked) -> RemoteModel | None:
+    if not asked.url:
+        return None
+    from eval.remote import RemoteModel
+
+    if asked.adapters or asked.base:
+        raise ConfigError("--model-url names the model: leave --adapter and --base out.")
+    if config.evaluation.mode != "generate":
+        raise ConfigError("--model-url: servers are asked for text only, so evaluation.mode must be generate.")
+    return RemoteModel(asked.url, asked.name, config.evaluation, config.dataset.chat_template, config.seed)
+
+
+def _labels(asked: Asked) -> dict[str, Path]:
+    """A label for each adapter folder: `final` for one alone, else the last parts of its path that tell it from the others."""
+    folders = list(dict.fromkeys(folder.expanduser().absolute() for folder in asked.adapters))
+    if len(folders) <= 1:
+        return dict.fromkeys(["final"], folders[0]) if folders else {}
+    for parts in range(1, max(len(folder.parts) for folder in folders)):
+        names = ["-".join(part for part in folder.parts[-parts:] if part != "adapters") for folder in folders]
+        if len(set(names)) == len(names) and not set(names) & {"base", "remote"}:
+            return dict(zip(names, folders, strict=True))
+    raise ConfigError("The --adapter folders cannot be told apart by their paths.")
+
+
+def _peft_of(adapter: Path, config: Config, overrides: Sequence[str]) -> PeftConfig:
     """Rank, alpha, method and targets from the folder's adapter_config.json, unless named on the command line."""
-    file = adapter / "adapter_config.json"
-    if not file.is_file():
-        raise UserError(
-            f"{adapter} is no PEFT adapter: adapter_config.json is missing. Name a folder such as RUN/adapters/final."
-        )
-    if any(word.startswith("peft") for word in overrides):
-        return config
-    values = read_json(file)
-    try:
-        method = "dora" if values.get("use_dora") else "rslora" if values.get("use_rslora") else "lora"
-        rank, alpha, targets = int(values["r"]), int(values["lora_alpha"]), values["target_modules"]
-        if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
-            raise TypeError("target_modules is no list of names")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{file} does not say what is needed ({error}). Give peft.rank=, peft.alpha= and peft.target_modules=[…] on the command line."
-        ) from error
-    peft = replace(config.peft, method=method, rank=rank, alpha=alpha, target_modules=tuple(sorted(targets)))
-    return replace(config, peft=peft)
+    settings = peft_settings(adapter, config)
+    return config.peft if any(word.startswith("peft") for word in overrides) else settings
+
+
+def _open(config: Config, asked: Asked, settings: Sequence[PeftConfig], labels: dict[str, Path]) -> OpenRun:
+    """The folder of a new evaluation, or the one to go on with."""
+    config = replace(config, peft=settings[0]) if settings else config
+    if config.resume:
+        folder = Path(config.resume)
+        return OpenRun(folder, config, folder.name, None)
+    what = "remote" if asked.url else next(iter(labels), "base")
+    name = (
+        config.run_name or f"{time.strftime('%Y%m%d-%H%M%S')}-{asked.name.split('/')[-1] or config.model.name}-evaluate-{what}"
+    )
+    config = replace(config, run_name=name)
+    folder = new_run_folder(config)
+    write_config(folder, config)
+    values = {"adapters": [str(folder) for folder in labels.values()], "base": asked.base, "url": asked.url, "name": asked.name}
+    write_json(folder / ASKED_FILE, values)
+    return OpenRun(folder, config, name, None)
+
+
+def _resumed(config: Config, overrides: Sequence[str], asked: Asked) -> tuple[Config, Asked]:
+    """The configuration and the models of an evaluation that was interrupted. Other ones asked for are refused."""
+    folder = Path(config.resume)
+    own = read_config(folder)
+    if not (folder / ASKED_FILE).is_file():
+        raise UserError(f"{folder} is not the folder of an evaluation. Go on with it by the command that it was started with.")
+    values = read_json(folder / ASKED_FILE)
+    former = Asked(tuple(map(Path, values["adapters"])), bool(values["base"]), values["url"], values["name"])
+    named = [word for word in overrides if not word.startswith("resume=")]
+    if named:
+        own = resumed_configuration(folder, compose(named))
+    if asked != Asked() and asked != former:
+        raise UserError(f"{folder} is about other models. Give resume={folder} alone, which takes them from the run.")
+    return replace(own, resume=config.resume), former

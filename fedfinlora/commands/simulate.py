@@ -35,7 +35,7 @@ from fedfinlora.runfolder import (
     write_json,
     write_result,
 )
-from fedfinlora.runs import OpenRun, check_same_configuration, run_result
+from fedfinlora.runs import OpenRun, resumed_configuration, run_result
 
 START_TIMEOUT_S = 120.0
 ASK_EVERY_S = 5.0
@@ -75,8 +75,7 @@ def prepare(overrides: Sequence[str]) -> tuple[Config, list[str]]:
         named = [word for word in overrides if not word.startswith("resume=")]
         banks = [] if any(word.startswith("banks=") for word in named) else [f"banks={own.banks}"]
         asked = compose([*named, *banks]) if named else own
-        check_same_configuration(folder, own, asked)
-        return replace(own, resume=config.resume), []
+        return replace(resumed_configuration(folder, asked), resume=config.resume), []
     from client_app.bank import divide
 
     divide(config, config.banks)  # what is wrong with the rows is said here: from inside, a bank may only send a code

@@ -1,8 +1,4 @@
-"""Charts as inline SVG: lines by round, bars by bank and round, and the small interval plots inside the score table.
-
-Colours come from style.py by class (`slot-0` to `slot-7`), so that light, dark and print each have their own. A series is
-also told apart by its marker and dash pattern, never by colour alone, and each mark has a `<title>` with its value.
-"""
+"""Charts: lines by round, bars by bank and round, and values with their intervals, in groups or small inside a table cell."""
 
 from __future__ import annotations
 
@@ -10,11 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from fedfinlora.report.drawing import Chart, LegendEntry, marker
 from fedfinlora.report.markup import text
 
 WIDTH, HEIGHT = 360, 224
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 12, 34
-SLOTS = 8
 DASHES = ("", "6 3", "2 3", "8 3 2 3", "4 2", "1 3", "10 4", "6 2 1 2 1 2")
 
 Format = Callable[[float], str]
@@ -37,15 +33,25 @@ class Series:
     """What the legend says instead of the name; the same for several series, it is said once."""
 
 
-def line_chart(title: str, places: Sequence[int], series: Sequence[Series], y_label: str, y_format: Format) -> str:
-    """Lines over the rounds in `places`. A lone point is a marker; "" if there is no value at all."""
+def line_chart(
+    name: str,
+    title: str,
+    places: Sequence[int],
+    series: Sequence[Series],
+    y_label: str,
+    y_format: Format,
+    best: int | None = None,
+) -> Chart | None:
+    """Lines over the rounds in `places`, the round `best` marked. A lone point is a marker; None if there is no value at all."""
     values = [value for line in series for value in line.values if value is not None]
     if not values:
-        return ""
+        return None
     ticks = nice_ticks(min(values), max(values))
     x_at = _scale(places[0], places[-1], LEFT + 8, WIDTH - RIGHT - 8)
     y_at = _scale(ticks[0], ticks[-1], HEIGHT - BOTTOM, TOP)
     parts = [_y_axis(ticks, y_at, y_format), *(_x_label(x_at(place), str(place)) for place in _thinned(places, 8))]
+    if best is not None and best in places:
+        parts.append(_best_line(x_at(best), best))
     for line in sorted(series, key=lambda item: item.thick):
         points = [(x_at(place), y_at(value)) for place, value in zip(places, line.values, strict=True) if value is not None]
         if len(points) > 1:
@@ -58,16 +64,26 @@ def line_chart(title: str, places: Sequence[int], series: Sequence[Series], y_la
                 label = f"{line.name}, round {place}: {y_format(value)}"
                 parts.append(marker(line.slot, x_at(place), y_at(value), 3.6 if line.thick else 2.8, label))
     last = ", ".join(f"{line.name} {_ends(line, y_format)}" for line in series if any(v is not None for v in line.values))
-    return _figure(title, f"{y_label} by round: {last}.", y_label, "round", parts, legend(series))
+    noted = f" Best round: {best}." if best is not None and best in places else ""
+    parts.append(_x_title("round"))
+    return Chart(
+        name, title, y_label, f"{y_label} by round: {last}.{noted}", WIDTH, HEIGHT, "".join(parts), legend(series)
+    )  # fmt: skip
 
 
 def bar_chart(
-    title: str, groups: Sequence[str], series: Sequence[Series], y_label: str, y_format: Format, x_label: str = "round"
-) -> str:
+    name: str,
+    title: str,
+    groups: Sequence[str],
+    series: Sequence[Series],
+    y_label: str,
+    y_format: Format,
+    x_label: str = "round",
+) -> Chart | None:
     """Groups of bars from zero, one bar for each series. A place without a value but with a note shows a cross."""
     values = [value for bars in series for value in bars.values if value is not None]
     if not values:
-        return ""
+        return None
     ticks = nice_ticks(0.0, max(values))
     y_at = _scale(ticks[0], ticks[-1], HEIGHT - BOTTOM, TOP)
     group_width = (WIDTH - LEFT - RIGHT) / len(groups)
@@ -94,12 +110,14 @@ def bar_chart(
                 parts.append(_cross(x + bar_width / 2, y_at(value or 0.0) - 6, f"{place}: {note}"))
     highest = y_format(max(values))
     described = f"{y_label} for each of {len(series)} series over {len(groups)} groups; the highest is {highest}."
-    return _figure(title, described, y_label, x_label, parts, legend(series, bars=True) if len(series) > 1 else "")
+    parts.append(_x_title(x_label))
+    entries = legend(series, bars=True) if len(series) > 1 else ()
+    return Chart(name, title, y_label, described, WIDTH, HEIGHT, "".join(parts), entries)
 
 
 @dataclass(frozen=True)
 class Interval:
-    """One row of an interval plot: a value with its 95 % interval, all fractions from 0 to 1."""
+    """A value with its 95 % interval, all fractions from 0 to 1."""
 
     name: str
     value: float
@@ -108,62 +126,99 @@ class Interval:
     slot: int
 
 
-def interval_plot(title: str, intervals: Sequence[Interval], width: int = 150, row_height: int = 9) -> str:
+@dataclass(frozen=True)
+class IntervalRow:
+    """One label of an interval chart with the values under it."""
+
+    label: str
+    intervals: Sequence[Interval]
+    band: tuple[float, float, str] | None = None
+    """A grey range behind the values (low, high, what it is)."""
+    pin: tuple[float, str] | None = None
+    """One more value, drawn as an upright stroke (value, what it is)."""
+
+
+def interval_plot(title: str, intervals: Sequence[Interval], width: int = 150, row_height: int = 9) -> Chart:
     """Values on a scale from 0 to 100 % with their intervals, one under the other: a picture for one table cell."""
     height = row_height * len(intervals) + 5
     x_at = _scale(0.0, 1.0, 5, width - 5)
-    parts = [
-        f'<line class="grid" x1="{x_at(at):.1f}" x2="{x_at(at):.1f}" y1="0" y2="{height}"/>' for at in (0, 0.25, 0.5, 0.75, 1)
-    ]
+    parts = [_percent_grid(x_at, 0, height)]
     for index, item in enumerate(intervals):
-        y = 2.5 + row_height * (index + 0.5)
-        label = f"{item.name} {100 * item.value:.1f} %"
-        if item.low is not None and item.high is not None:
-            label += f" ({100 * item.low:.1f} to {100 * item.high:.1f})"
-            parts.append(
-                f'<line class="line whisker slot-{item.slot}" x1="{x_at(item.low):.1f}" x2="{x_at(item.high):.1f}" '
-                f'y1="{y:.1f}" y2="{y:.1f}"/>'
-            )
-        parts.append(marker(item.slot, x_at(item.value), y, 3.2, label))
+        parts.append(_interval(item, x_at, 2.5 + row_height * (index + 0.5)))
     description = "; ".join(f"{item.name} {100 * item.value:.1f} %" for item in intervals)
-    return _svg(title, description, width, height, parts, "intervals")
+    return Chart("", title, "", description, width, height, "".join(parts))
 
 
-def marker(slot: int, x: float, y: float, radius: float, label: str = "") -> str:
-    """A mark whose shape goes with its slot: circle, square, triangle, diamond, each filled and then hollow."""
-    shape = slot % 4
-    title = f"<title>{text(label)}</title>" if label else ""
-    classes = f'class="mark slot-{slot}{" hollow" if slot >= 4 else ""}"'
-    if shape == 0:
-        return f'<circle {classes} cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}">{title}</circle>'
-    corners = {
-        1: ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
-        2: ((0, -1.2), (1.1, 0.9), (-1.1, 0.9)),
-        3: ((0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)),
-    }[shape]
-    points = " ".join(f"{x + radius * dx:.1f},{y + radius * dy:.1f}" for dx, dy in corners)
-    return f'<polygon {classes} points="{points}">{title}</polygon>'
+def interval_chart(
+    name: str, title: str, subtitle: str, rows: Sequence[IntervalRow], extra_legend: Sequence[LegendEntry] = ()
+) -> Chart | None:
+    """Rows of values with intervals on one scale from 0 to 100 %, each under its label; None if there is no value at all."""
+    rows = [row for row in rows if row.intervals]
+    if not rows:
+        return None
+    x_at = _scale(0.0, 1.0, 12, WIDTH - 12)
+    step, gap, head = 11, 11, 19
+    heights = [head + step * len(row.intervals) + gap for row in rows]
+    bottom = sum(heights) + 2
+    parts = [_percent_grid(x_at, 4, bottom)]
+    y = 0.0
+    for row, height in zip(rows, heights, strict=True):
+        parts.append(f'<text class="name" x="12" y="{y + 13:.0f}">{text(row.label)}</text>')
+        first, last = y + head + 1, y + height - gap + 1
+        if row.band is not None:
+            low, high, meaning = row.band
+            parts.append(
+                f'<rect class="band" x="{x_at(low):.1f}" y="{first:.1f}" width="{max(x_at(high) - x_at(low), 1):.1f}"'
+                f' height="{last - first:.1f}"><title>{text(meaning)}</title></rect>'
+            )
+        if row.pin is not None:
+            at, meaning = row.pin
+            parts.append(
+                f'<line class="pin" x1="{x_at(at):.1f}" x2="{x_at(at):.1f}" y1="{first:.1f}" y2="{last:.1f}">'
+                f"<title>{text(meaning)}</title></line>"
+            )
+        parts += [_interval(item, x_at, y + head + step * (index + 0.5)) for index, item in enumerate(row.intervals)]
+        y += height
+    for at in (0, 0.25, 0.5, 0.75, 1):
+        anchor = "start" if at == 0 else "end" if at == 1 else "middle"
+        parts.append(
+            f'<text class="tick" x="{x_at(at):.1f}" y="{bottom + 14}" text-anchor="{anchor}">{100 * at:.0f}'
+            f"{' %' if at == 1 else ''}</text>"
+        )
+    described = "; ".join(
+        f"{row.label}: " + ", ".join(f"{item.name} {100 * item.value:.1f} %" for item in row.intervals) for row in rows
+    )
+    found = {item.name: item.slot for row in rows for item in row.intervals}
+    entries = [LegendEntry(marker(slot, 13, 6, 3.6), heading) for heading, slot in found.items()]
+    return Chart(name, title, subtitle, described + ".", WIDTH, bottom + 20, "".join(parts), (*entries, *extra_legend))
 
 
-def legend(series: Sequence[Series], bars: bool = False) -> str:
-    """The names of the series beside their marks, as an HTML list in the order of the series."""
+def _interval(item: Interval, x_at: Callable[[float], float], y: float) -> str:
+    label = f"{item.name} {100 * item.value:.1f} %"
+    whisker = ""
+    if item.low is not None and item.high is not None:
+        label += f" ({100 * item.low:.1f} to {100 * item.high:.1f})"
+        whisker = (
+            f'<line class="line whisker slot-{item.slot}" x1="{x_at(item.low):.1f}" x2="{x_at(item.high):.1f}" '
+            f'y1="{y:.1f}" y2="{y:.1f}"/>'
+        )
+    return whisker + marker(item.slot, x_at(item.value), y, 3.2, label)
+
+
+def legend(series: Sequence[Series], bars: bool = False) -> tuple[LegendEntry, ...]:
+    """One entry for each name, in the order of the series."""
     unique: dict[str, Series] = {}
     for line in series:
         unique.setdefault(line.legend or line.name, line)
-    items = "".join(f"<li>{_sample(line, bars)} {text(name)}</li>" for name, line in unique.items())
-    return f'<ul class="legend">{items}</ul>'
+    return tuple(LegendEntry(_sample(line, bars), name) for name, line in unique.items())
 
 
 def _sample(line: Series, bars: bool) -> str:
     if bars:
-        return (
-            '<svg width="12" height="12" viewBox="0 0 12 12" aria-hidden="true">'
-            f'<rect class="bar slot-{line.slot}" width="12" height="12"/></svg>'
-        )
+        return f'<rect class="bar slot-{line.slot}" x="7" width="12" height="12"/>'
     return (
-        '<svg width="26" height="12" viewBox="0 0 26 12" aria-hidden="true">'
         f'<line class="line {_weight(line)} slot-{line.slot}" x1="1" x2="25" y1="6" y2="6"{_dashes(line)}/>'
-        f"{marker(line.slot, 13, 6, 3.2)}</svg>"
+        f"{marker(line.slot, 13, 6, 3.2)}"
     )
 
 
@@ -210,6 +265,13 @@ def _ends(line: Series, y_format: Format) -> str:
     return y_format(known[0]) if len(known) == 1 else f"from {y_format(known[0])} to {y_format(known[-1])}"
 
 
+def _percent_grid(x_at: Callable[[float], float], top: float, bottom: float) -> str:
+    return "".join(
+        f'<line class="grid" x1="{x_at(at):.1f}" x2="{x_at(at):.1f}" y1="{top:.0f}" y2="{bottom:.0f}"/>'
+        for at in (0, 0.25, 0.5, 0.75, 1)
+    )
+
+
 def _y_axis(ticks: Sequence[float], y_at: Callable[[float], float], y_format: Format) -> str:
     return "".join(
         f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y_at(tick):.1f}" y2="{y_at(tick):.1f}"/>'
@@ -223,21 +285,17 @@ def _x_label(x: float, label: str) -> str:
     return f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{text(shown)}</text>'
 
 
+def _x_title(label: str) -> str:
+    return f'<text class="tick" x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 3}" text-anchor="middle">{text(label)}</text>'
+
+
+def _best_line(x: float, best: int) -> str:
+    near_end = x > WIDTH - 70
+    return (
+        f'<line class="best" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 4}" y2="{HEIGHT - BOTTOM}"><title>best round: {best}</title></line>'
+        f'<text class="tick" x="{x + (-4 if near_end else 4):.1f}" y="{TOP + 5}" text-anchor="{"end" if near_end else "start"}">best</text>'
+    )
+
+
 def _cross(x: float, y: float, label: str) -> str:
     return f'<path class="cross" d="M{x - 3:.1f} {y - 3:.1f}l6 6m0 -6l-6 6"><title>{text(label)}</title></path>'
-
-
-def _figure(title: str, description: str, y_label: str, x_label: str, parts: Sequence[str], below: str) -> str:
-    axis = (
-        f'<text class="tick" x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 3}" text-anchor="middle">{text(x_label)}</text>'
-    )
-    picture = _svg(title, description, WIDTH, HEIGHT, [*parts, axis], "chart")
-    caption = f"<figcaption><b>{text(title)}</b> <span>{text(y_label)}</span></figcaption>"
-    return f"<figure>{caption}{picture}{below}</figure>"
-
-
-def _svg(title: str, description: str, width: int, height: int, parts: Sequence[str], css_class: str) -> str:
-    return (
-        f'<svg class="{css_class}" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img">'
-        f"<title>{text(title)}</title><desc>{text(description)}</desc>{''.join(parts)}</svg>"
-    )

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 DASH = "–"
 
@@ -81,13 +83,31 @@ def plural(amount: int, noun: str) -> str:
     return f"{amount:,} {noun}" if amount == 1 else f"{amount:,} {noun}s"
 
 
+def mapping_list(value: object) -> list[Mapping[str, Any]]:
+    """The mappings in a value that should be a list of them."""
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
+
+
+def listed(words: Sequence[str]) -> str:
+    """["a", "b", "c"] -> "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def file_name(words: str) -> str:
+    """The words as a plain file name without an ending: "Federated, best (2)" -> "federated-best-2"."""
+    return re.sub(r"[^a-z0-9_]+", "-", words.lower()).strip("-") or "unnamed"
+
+
+def scroll_box(label: str, content: str) -> str:
+    """A box that scrolls sideways where its content is wider than the page."""
+    return f'<div class="scroll" role="region" aria-label="{text(label)}" tabindex="0">{content}</div>'
+
+
 def plain_table(label: str, head: Sequence[str], rows: str, words: Sequence[str] = ()) -> str:
     """A plain table; the columns not named in `words` hold numbers."""
     headings = "".join(f'<th scope="col"{"" if name in words else " class=number"}>{text(name)}</th>' for name in head)
-    return (
-        f'<div class="scroll" role="region" aria-label="{text(label)}" tabindex="0">'
-        f'<table class="plain"><thead><tr>{headings}</tr></thead><tbody>{rows}</tbody></table></div>'
-    )
+    content = f'<table class="plain"><thead><tr>{headings}</tr></thead><tbody>{rows}</tbody></table>'
+    return scroll_box(label, content)
 
 
 def details(title: str, summary: str, content: str) -> str:

@@ -1,4 +1,4 @@
-"""The whole page: verdict, warnings, scores, one section for each run, all in one HTML file that loads nothing."""
+"""The whole page: summary, scores, published figures, benchmarks, runs; one HTML file that loads nothing."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedfinlora.report.charts import Series, line_chart
-from fedfinlora.report.markup import count, number, percent, plain_table, plural, points, seconds, size, text
+from fedfinlora.report.benchmark_section import benchmark_sections
+from fedfinlora.report.comparison import Compare, comparison_section, paired
+from fedfinlora.report.curves import loss_comparison
+from fedfinlora.report.drawing import figure
+from fedfinlora.report.exports import score_chart, table_files, table_links
+from fedfinlora.report.markup import count, plain_table, seconds, size, text
+from fedfinlora.report.published import published_charts, published_section
 from fedfinlora.report.reading import Run
 from fedfinlora.report.run_section import key_figures, run_section
-from fedfinlora.report.scores import MODES, BenchmarkInfo, System, base_of, common_accuracy_keys, mean_accuracy, systems_of
+from fedfinlora.report.scores import MODES, BenchmarkInfo, Published, System, systems_of, with_unlisted
 from fedfinlora.report.style import SCRIPT, STYLE
-from fedfinlora.report.table import score_table
+from fedfinlora.report.summary import summary_section, verdict, warnings
+from fedfinlora.report.table import score_table, system_legend
 
 TITLES = {
     "federated": "Federated fine-tuning",
@@ -23,20 +29,39 @@ TITLES = {
 }
 
 
-def page(runs: Sequence[Run], catalogue: Sequence[BenchmarkInfo], defaults: Mapping[str, Any]) -> str:
+def page(
+    runs: Sequence[Run],
+    catalogue: Sequence[BenchmarkInfo],
+    defaults: Mapping[str, Any],
+    published: Published,
+    compare: Compare | None,
+) -> str:
     """The report as one HTML text."""
     systems = systems_of(runs)
+    catalogue = with_unlisted(catalogue, systems)
+    skipped: dict[str, str] = {}
+    for run in runs:
+        for key, reason in run.skipped.items():
+            skipped.setdefault(key, reason)
     title = TITLES.get(runs[0].mode, "Run report") if len(runs) == 1 else f"Comparison of {len(runs)} runs"
     subtitle = ", ".join(run.name for run in runs)
     style, script = STYLE, SCRIPT
+    sections = [
+        summary_section(runs, systems, catalogue, skipped),
+        _scores(runs, systems, catalogue, published, skipped),
+        comparison_section(paired(systems, compare), catalogue),
+        _published(systems, catalogue, published),
+        _benchmarks(systems, catalogue),
+        _loss_comparison(runs),
+        *_run_sections(runs, catalogue, defaults),
+    ]
     body = [
         f'<header><p class="kicker">fedfinlora report</p><h1>{text(title)}</h1><p class="subtitle">{text(subtitle)}</p>'
         f'<p class="verdict">{text(verdict(runs, systems))}</p></header>',
-        *_warnings(runs),
-        key_figures(runs[0]) if len(runs) == 1 else _runs_table(runs),
-        _scores(runs, systems, catalogue),
-        _loss_comparison(runs) if len(runs) > 1 else "",
-        *_sections(runs, catalogue, defaults),
+        warnings(runs),
+        key_figures(runs[0]) if len(runs) == 1 else "",
+        _contents(sections),
+        *sections,
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -57,80 +82,74 @@ def _policy(style: str, script: str) -> str:
     return f"default-src 'none'; img-src data:; style-src {digest(style)}; script-src {digest(script)}; base-uri 'none'; form-action 'none'"
 
 
-def verdict(runs: Sequence[Run], systems: Sequence[System]) -> str:
-    """One or two sentences with what the runs show, computed from their figures."""
-    failures = [_failure(run, alone=len(runs) == 1) for run in runs if run.status != "completed"]
-    keys = common_accuracy_keys(systems, systems[0].scores if systems else ())
-    setting = _setting(runs[0]) if len(runs) == 1 else ", ".join(dict.fromkeys(run.model for run in runs))
-    if not keys:
-        return " ".join([*failures, f"{setting}: no accuracy to compare."])
-    means = [(system, mean_accuracy(system, keys) or 0.0) for system in systems]
-    over = f"over {plural(len(keys), 'benchmark')}"
-    if len(systems) == 2 and systems[0].kind == "base":
-        figures = f"mean accuracy {percent(means[0][1], 0)} % → {percent(means[1][1], 0)} % {over}"
-    else:
-        listed = ", ".join(f"{system.heading.lower()} {percent(value, 0)} %" for system, value in means)
-        figures = f"mean accuracy {over}: {listed}"
-    return " ".join([*failures, f"{setting}: {figures}.", *_gap(means)])
+CONTENTS = {
+    "summary": "Summary",
+    "scores": "Scores",
+    "paired": "Paired differences",
+    "published": "Beside published figures",
+    "benchmarks": "Benchmark by benchmark",
+    "curves": "Curves side by side",
+    "runs": "Runs",
+}
 
 
-def _gap(means: Sequence[tuple[System, float]]) -> list[str]:
-    """How far the federated adapter is from the one trained on all rows pooled."""
-    by_kind = {system.kind: value for system, value in means}
-    if "federated" not in by_kind or "centralized" not in by_kind:
-        return []
-    gap = by_kind["federated"] - by_kind["centralized"]
-    side = "ahead of" if gap > 0 else "behind"
-    return [f"Federated is {abs(100 * gap):.1f} points {side} centralized."]
+def _contents(sections: Sequence[str]) -> str:
+    """Links to the sections that there are."""
+    there = [(name, title) for name, title in CONTENTS.items() if any(f'<section id="{name}">' in part for part in sections)]
+    links = "".join(f'<li><a href="#{name}">{title}</a></li>' for name, title in there)
+    return f'<nav aria-label="Contents"><ul>{links}</ul></nav>'
 
 
-def _setting(run: Run) -> str:
-    rounds = int(number(run.result.get("rounds")) or len(run.rounds))
-    banks = int(number(run.result.get("banks")) or len(run.banks))
-    peft = str(run.result.get("peft") or "")
-    model = " ".join(filter(None, (run.model, peft)))
-    counts = f"{plural(banks, 'bank')}, {plural(rounds, 'round')}, " if run.mode == "federated" else ""
-    return counts + model
+def _scores(
+    runs: Sequence[Run],
+    systems: Sequence[System],
+    catalogue: Sequence[BenchmarkInfo],
+    published: Published,
+    skipped: Mapping[str, str],
+) -> str:
+    if not systems:
+        return '<section id="scores"><h2>Scores</h2><p>No model was scored.</p></section>'
+    links = table_links(table_files(runs, systems, catalogue, published), score_chart(systems, catalogue))
+    return f'<section id="scores"><h2>Scores</h2>{links}{score_table(systems, catalogue, skipped)}</section>'
 
 
-def _failure(run: Run, alone: bool) -> str:
-    after = f" after {plural(len(run.rounds), 'round')}" if run.rounds else ""
-    reason = f": {run.reason.rstrip('.')}" if run.reason else ""
-    name = "The run" if alone else f"Run {run.name}"
-    ended = {"failed": "failed", "stopped": "was stopped"}.get(run.status, "has not finished")
-    return f"{name} {ended}{after}{reason}."
+def _published(systems: Sequence[System], catalogue: Sequence[BenchmarkInfo], published: Published) -> str:
+    if all(score.finlora_points is None for system in systems for score in system.scores.values()):
+        return ""
+    charts = "".join(map(figure, published_charts(systems, catalogue, published)))
+    return (
+        f'<section id="published"><h2>Beside the published figures</h2>{system_legend(systems)}'
+        f'{published_section(systems, catalogue, published)}<div class="charts">{charts}</div></section>'
+    )
 
 
-def _warnings(runs: Sequence[Run]) -> list[str]:
-    banners = []
-    synthetic = [run for run in runs if run.result.get("synthetic")]
-    if synthetic:
-        which = "Scores" if len(synthetic) == len(runs) else f"Scores of {', '.join(run.name for run in synthetic)}"
-        banners.append(
-            _banner(
-                "Synthetic data",
-                f"{which} come from the bundled synthetic sample: they show that the machinery works, not quality.",
-                "warning",
-            )
-        )
-    for run in runs:
-        if run.status != "completed":
-            left = "What follows is what it left behind, and may be partial."
-            banners.append(_banner("Not completed", f"{_failure(run, alone=len(runs) == 1)} {left}", "failure"))
-    trained = {run.mode: run.result.get("rows_trained") for run in runs if run.mode in ("federated", "centralized")}
-    if len(set(trained.values())) > 1:
-        amounts = ", ".join(f"{MODES[mode].lower()} {count(rows)}" for mode, rows in trained.items())
-        banners.append(_banner("Unequal budgets", f"The runs did not train on the same number of rows: {amounts}.", "warning"))
-    missing = [(run, sentence) for run in runs for sentence in run.missing]
-    if missing:
-        prefix = len(runs) > 1
-        items = "".join(f"<li>{text(f'{run.name}: ' if prefix else '')}{text(sentence)}</li>" for run, sentence in missing)
-        banners.append(f'<aside class="banner"><b>Missing from this report</b><ul>{items}</ul></aside>')
-    return banners
+def _benchmarks(systems: Sequence[System], catalogue: Sequence[BenchmarkInfo]) -> str:
+    sections = benchmark_sections(systems, catalogue)
+    if not sections:
+        return ""
+    buttons = (
+        '<p class="saves"><button type="button" data-unfold="true" hidden>Open all</button> '
+        '<button type="button" data-unfold="" hidden>Fold all</button></p>'
+    )
+    return f'<section id="benchmarks"><h2>Benchmark by benchmark</h2>{buttons}{sections}</section>'
 
 
-def _banner(title: str, sentence: str, css_class: str) -> str:
-    return f'<aside class="banner {css_class}" role="note"><b>{text(title)}</b><p>{text(sentence)}</p></aside>'
+def _loss_comparison(runs: Sequence[Run]) -> str:
+    drawn = "".join(map(figure, loss_comparison(runs))) if len(runs) > 1 else ""
+    return f'<section id="curves"><h2>Curves side by side</h2><div class="charts">{drawn}</div></section>' if drawn else ""
+
+
+def _run_sections(runs: Sequence[Run], catalogue: Sequence[BenchmarkInfo], defaults: Mapping[str, Any]) -> list[str]:
+    """One section for a lone run; several runs in a table, and each folded under its name."""
+    if len(runs) == 1:
+        content = run_section(runs[0], catalogue, defaults)
+        return [f'<section id="runs"><h2>The run</h2>{content}</section>' if content else ""]
+    folded = "".join(
+        f'<details class="run"><summary><b>{text(MODES.get(run.mode, run.mode))}</b> <span>{text(run.name)}</span></summary>'
+        f"{key_figures(run)}{run_section(run, catalogue, defaults)}</details>"
+        for run in runs
+    )
+    return [f'<section id="runs"><h2>Runs</h2>{_runs_table(runs)}{folded}</section>']
 
 
 def _runs_table(runs: Sequence[Run]) -> str:
@@ -153,55 +172,4 @@ def _runs_table(runs: Sequence[Run]) -> str:
             f'<td class="number">{text(figure)}</td>' for figure in figures
         )
         rows.append(f'<tr><th scope="row">{text(run.name)}</th>{cells}</tr>')
-    return f"<section><h2>Runs</h2>{plain_table('Runs', (*words, *numbers), ''.join(rows), words)}</section>"
-
-
-def _scores(runs: Sequence[Run], systems: Sequence[System], catalogue: Sequence[BenchmarkInfo]) -> str:
-    skipped: dict[str, str] = {}
-    for run in runs:
-        for key, reason in run.skipped.items():
-            skipped.setdefault(key, reason)
-    if not systems:
-        return "<section><h2>Scores</h2><p>No model was scored.</p></section>"
-    gains = []
-    for system in systems:
-        base = base_of(system, systems)
-        if system.kind != "base" and base is not None:
-            keys = common_accuracy_keys([base, system], base.scores)
-            gain = (mean_accuracy(system, keys) or 0.0) - (mean_accuracy(base, keys) or 0.0)
-            if keys:
-                gains.append(f"{system.heading} gains {points(gain)} points on the mean of {plural(len(keys), 'benchmark')}")
-    summary = f"<p>{text('; '.join(gains))}.</p>" if gains else ""
-    return f"<section><h2>Scores</h2>{summary}{score_table(systems, catalogue, skipped)}</section>"
-
-
-def _loss_comparison(runs: Sequence[Run]) -> str:
-    """The global loss curves of all runs on one axis."""
-    with_rounds = [run for run in runs if run.rounds]
-    figures = []
-    for title, name in (("Train loss", "train_loss"), ("Held-out loss", "holdout_loss")):
-        places = sorted({_round_number(record) for run in with_rounds for record in run.rounds})
-        lines = []
-        for index, run in enumerate(with_rounds):
-            by_round = {_round_number(record): number(record.get(name)) for record in run.rounds}
-            lines.append(Series(run.name, tuple(by_round.get(place) for place in places), slot=index % 8))
-        if places:
-            figures.append(line_chart(title, places, lines, "mean over answer tokens", lambda v: f"{v:.2f}"))
-    drawn = "".join(filter(None, figures))
-    return f'<section><h2>Curves side by side</h2><div class="charts">{drawn}</div></section>' if drawn else ""
-
-
-def _round_number(record: Mapping[str, Any]) -> int:
-    return int(number(record.get("round")) or 0)
-
-
-def _sections(runs: Sequence[Run], catalogue: Sequence[BenchmarkInfo], defaults: Mapping[str, Any]) -> list[str]:
-    """One section for a lone run; several runs fold away, each under its name."""
-    if len(runs) == 1:
-        content = run_section(runs[0], catalogue, defaults)
-        return [f"<section><h2>The run</h2>{content}</section>" if content else ""]
-    return [
-        f'<section><details class="run"><summary><b>{text(MODES.get(run.mode, run.mode))}</b> <span>{text(run.name)}</span></summary>'
-        f"{key_figures(run)}{run_section(run, catalogue, defaults)}</details></section>"
-        for run in runs
-    ]
+    return plain_table("Runs", (*words, *numbers), "".join(rows), words)

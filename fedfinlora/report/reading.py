@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fedfinlora.errors import UserError
+from fedfinlora.report.markup import number
 
 RUN_FILES = ("result.json", "rounds.jsonl", "config.yaml", "manifest.json", "progress.jsonl")
 
@@ -32,6 +33,8 @@ class Run:
     """Benchmark key -> why it was not scored."""
     missing: tuple[str, ...]
     """What the report cannot show, one sentence each."""
+    evaluations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Label -> all of eval/<label>/metrics.json: groups, seconds, speed."""
 
     @property
     def name(self) -> str:
@@ -52,7 +55,7 @@ class Run:
     @property
     def model(self) -> str:
         """The base model as it was loaded, e.g. "smollm2-135m nf4"."""
-        model = _mapping(self.config.get("model"))
+        model = mapping(self.config.get("model"))
         quantization = str(model.get("quantization") or "")
         name = str(self.result.get("model") or model.get("name") or "unknown model")
         return name if quantization in ("", "none") else f"{name} {quantization}"
@@ -62,6 +65,37 @@ class Run:
         """The names of all banks that appear in any round, bank-2 before bank-10."""
         names = {bank_name(bank) for record in self.rounds for bank in banks_of(record)}
         return sorted(names, key=lambda name: ([int(part) for part in re.findall(r"[0-9]{1,18}", name)], name))
+
+    def records(self, label: str, benchmark: str) -> Iterator[Mapping[str, Any]]:
+        """The evaluated rows of one benchmark, one by one; lines that cannot be read are left out."""
+        file = self.folder / "eval" / label / f"{benchmark}.jsonl"
+        if not file.is_file():
+            return
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(record, Mapping):
+                    yield record
+
+
+def of_a_round(label: str) -> bool:
+    """Whether an evaluation is one of the scores by round ("round_002", "validation_round_002"), which the curves show."""
+    return re.fullmatch(r"(\w+_)?round_[0-9]+", label) is not None
+
+
+def round_number(record: Mapping[str, Any], default: int = 0) -> int:
+    """The number of one line of rounds.jsonl."""
+    return int(number(record.get("round")) or default)
+
+
+def best_round(run: Run) -> int | None:
+    """The best round on the validation rows; None where nothing was validated."""
+    said = number(run.result.get("best_round"))
+    best = [round_number(record) for record in run.rounds if mapping(record.get("validation")).get("best") is True]
+    return int(said) if said is not None else best[-1] if best else None
 
 
 def bank_name(bank: Mapping[str, Any]) -> str:
@@ -76,8 +110,8 @@ def banks_of(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def timings_of(record: Mapping[str, Any], bank: str = "") -> Mapping[str, Any]:
     """The wall-clock figures of one round, or of one bank in it."""
-    timings = _mapping(record.get("timings"))
-    return _mapping(_mapping(timings.get("banks")).get(bank)) if bank else timings
+    timings = mapping(record.get("timings"))
+    return mapping(mapping(timings.get("banks")).get(bank)) if bank else timings
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
@@ -110,24 +144,27 @@ def read_run(folder: Path) -> Run:
     config = _read_yaml(folder / "config.yaml", missing)
     manifest = _read_json(folder / "manifest.json", missing, "versions and hashes are not known")
     privacy = _read_json(folder / "privacy.json", missing) if (folder / "privacy.json").is_file() else {}
-    scores, skipped = _read_scores(folder, result, missing)
+    evaluations = {file.parent.name: _read_json(file, missing) for file in sorted((folder / "eval").glob("*/metrics.json"))}
+    scores, skipped = _merged_scores(result, evaluations)
     if not any(scores.values()):
         missing.append("There are no scores: no evaluation finished, or none was asked for.")
-    return Run(folder, result, rounds, config, manifest, privacy, scores, skipped, tuple(missing))
+    return Run(folder, result, rounds, config, manifest, privacy, scores, skipped, tuple(missing), evaluations)
 
 
-def _read_scores(
-    folder: Path, result: Mapping[str, Any], missing: list[str]
+def _merged_scores(
+    result: Mapping[str, Any], evaluations: Mapping[str, Mapping[str, Any]]
 ) -> tuple[dict[str, dict[str, Metrics]], dict[str, str]]:
     """Scores and reasons from result.json, filled up from eval/<label>/metrics.json (a failed run may have only those)."""
-    scores = {str(label): _mappings(metrics) for label, metrics in _mapping(result.get("scores")).items()}
-    skipped = {str(key): str(reason) for key, reason in _mapping(result.get("skipped")).items()}
-    for file in sorted((folder / "eval").glob("*/metrics.json")):
-        label = file.parent.name
-        metrics = _read_json(file, missing)
-        if not scores.get(label) and not label.startswith("round_"):
-            scores[label] = _mappings(metrics.get("scores"))
-        for key, reason in _mapping(metrics.get("skipped")).items():
+    scores = {
+        str(label): _mappings(metrics) for label, metrics in mapping(result.get("scores")).items() if not of_a_round(str(label))
+    }
+    skipped = {str(key): str(reason) for key, reason in mapping(result.get("skipped")).items()}
+    for label, evaluation in evaluations.items():
+        if not of_a_round(label):
+            known = scores.setdefault(label, {})
+            for key, metrics in _mappings(evaluation.get("scores")).items():
+                known[key] = {**metrics, **known.get(key, {})}
+        for key, reason in mapping(evaluation.get("skipped")).items():
             skipped.setdefault(str(key), str(reason))
     return scores, skipped
 
@@ -185,9 +222,10 @@ def _read_yaml(file: Path, missing: list[str]) -> Mapping[str, Any]:
     return value
 
 
-def _mapping(value: object) -> Mapping[str, Any]:
+def mapping(value: object) -> Mapping[str, Any]:
+    """The value if it is a mapping, else an empty one."""
     return value if isinstance(value, Mapping) else {}
 
 
 def _mappings(value: object) -> dict[str, Metrics]:
-    return {str(key): item for key, item in _mapping(value).items() if isinstance(item, Mapping)}
+    return {str(key): item for key, item in mapping(value).items() if isinstance(item, Mapping)}

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedfinlora.report.charts import Format, Series, bar_chart, line_chart
-from fedfinlora.report.markup import DASH, count, decimal, details, number, percent, plain_table, plural, seconds, size, text
-from fedfinlora.report.reading import Run, bank_name, banks_of, timings_of
+from fedfinlora.report.curves import bank_of, note_of, run_charts
+from fedfinlora.report.drawing import figure
+from fedfinlora.report.markup import DASH, count, decimal, details, number, plain_table, plural, seconds, size, text
+from fedfinlora.report.reading import Run, banks_of, best_round, mapping, of_a_round, timings_of
 from fedfinlora.report.reproduce import command_line, flatten, shown
-from fedfinlora.report.scores import BenchmarkInfo, System, common_accuracy_keys, mean_accuracy, score_of
-
-NAMED_BANKS = 7
-"""More banks than this share one grey line style: eight colours are as many as can be told apart."""
-MOST_BARS = 150
-"""Above this, bars are means over the rounds, one for each bank."""
-
-ValueOf = Callable[[Mapping[str, Any], Mapping[str, Any]], float | None]
-"""A figure of one bank from (the line of rounds.jsonl, the bank's part of it)."""
+from fedfinlora.report.scores import BenchmarkInfo
 
 CONFIGURATION_HEAD = ("Key", "Value", "Default")
 
 
 def run_section(run: Run, catalogue: Sequence[BenchmarkInfo], defaults: Mapping[str, Any]) -> str:
+    """Everything about one run below its scores."""
     parts = [
         _charts(run, catalogue),
         _banks_table(run),
         _rounds_table(run),
+        _evaluations_table(run),
         _skipped(run, catalogue),
         _privacy(run),
         _configuration(run, defaults),
@@ -43,15 +38,22 @@ def key_figures(run: Run) -> str:
     wall_s = wall_s if isinstance(wall_s, Mapping) else {}
     counted = [bank for record in run.rounds for bank in banks_of(record)]
     not_ok = sum(bank.get("status") != "ok" for bank in counted)
-    shares = [f"{name} {seconds(wall_s[name])}" for name in ("train", "evaluate", "aggregate") if number(wall_s.get(name))]
-    figures = [
-        ("Rows trained", count(run.result.get("rows_trained")), f"{count(run.result.get('tokens_trained'))} tokens"),
-        ("Wall time", seconds(wall_s.get("total")), ", ".join(shares)),
-        ("Sent by banks", size(run.result.get("bytes_up")), f"received {size(run.result.get('bytes_down'))}"),
-        ("Replies of banks", f"{len(counted) - not_ok} of {len(counted)}", "accepted" if not_ok else "all accepted"),
+    shares = [
+        f"{name} {seconds(wall_s[name])}"
+        for name in ("train", "evaluate", "aggregate")
+        if (number(wall_s.get(name)) or 0) >= 0.05
     ]
-    if not counted:
-        figures.pop()
+    figures = [("Wall time", seconds(wall_s.get("total")), ", ".join(shares))]
+    if run.mode == "evaluate":
+        figures.append(("Answers scored", *_answers(run)))
+    else:
+        tokens = f"{count(run.result.get('tokens_trained'))} tokens"
+        figures.insert(0, ("Rows trained", count(run.result.get("rows_trained")), tokens))
+    if number(run.result.get("bytes_up")):
+        figures.append(("Sent by banks", size(run.result.get("bytes_up")), f"received {size(run.result.get('bytes_down'))}"))
+    if counted and run.mode == "federated":
+        replies = f"{len(counted) - not_ok} of {len(counted)}"
+        figures.append(("Replies of banks", replies, "accepted" if not_ok else "all accepted"))
     items = "".join(
         f"<div><dt>{text(name)}</dt><dd>{text(figure)}<small>{text(detail)}</small></dd></div>"
         for name, figure, detail in figures
@@ -59,117 +61,15 @@ def key_figures(run: Run) -> str:
     return f'<dl class="figures">{items}</dl>'
 
 
+def _answers(run: Run) -> tuple[str, str]:
+    ns = [number(metrics.get("n")) or 0 for scores in run.scores.values() for metrics in scores.values()]
+    benchmarks = len({key for scores in run.scores.values() for key in scores})
+    return count(sum(ns)), f"{plural(len(run.scores), 'evaluation')} of {plural(benchmarks, 'benchmark')}"
+
+
 def _charts(run: Run, catalogue: Sequence[BenchmarkInfo]) -> str:
-    if not run.rounds:
-        return ""
-    rounds = [int(number(record.get("round")) or index) for index, record in enumerate(run.rounds, start=1)]
-    figures = [
-        line_chart(
-            title, rounds, [_global_line(run, name), *_bank_lines(run, name)], "mean over answer tokens", lambda v: f"{v:.2f}"
-        )
-        for title, name in (("Train loss", "train_loss"), ("Held-out loss", "holdout_loss"))
-    ]
-    figures.append(_score_chart(run, rounds, catalogue))
-    figures.append(_bank_bars(run, rounds, "Training time", "seconds", _train_s, seconds))
-    figures.append(_bank_bars(run, rounds, "Bytes sent by each bank", "bytes", _bytes_up, size))
-    figures.append(_bank_bars(run, rounds, "Bytes received by each bank", "bytes", _bytes_down, size))
-    drawn = "".join(filter(None, figures))
+    drawn = "".join(map(figure, run_charts(run, catalogue)))
     return f'<h3>Training, round by round</h3><div class="charts">{drawn}</div>' if drawn else ""
-
-
-def _global_line(run: Run, name: str) -> Series:
-    label = "all banks" if len(run.banks) > 1 else (run.banks or ["run"])[0]
-    return Series(label, tuple(number(record.get(name)) for record in run.rounds), slot=0, thick=True)
-
-
-def _bank_lines(run: Run, name: str) -> list[Series]:
-    banks = run.banks
-    if len(banks) < 2:
-        return []
-    return [
-        Series(
-            bank,
-            tuple(number(_bank(record, bank).get(name)) for record in run.rounds),
-            slot=_bank_slot(index, len(banks)),
-            legend="" if len(banks) <= NAMED_BANKS else f"each of {len(banks)} banks",
-        )
-        for index, bank in enumerate(banks)
-    ]
-
-
-def _bank_slot(index: int, banks: int) -> int:
-    """Slot 0 belongs to the global line."""
-    return index + 1 if banks <= NAMED_BANKS else 4
-
-
-def _score_chart(run: Run, rounds: Sequence[int], catalogue: Sequence[BenchmarkInfo]) -> str:
-    """Accuracy by round where it was measured: the mean, and each benchmark if they are few."""
-    scored = [
-        (place, System(run.mode, "", "", run.model, {key: score_of(metrics) for key, metrics in record["scores"].items()}))
-        for place, record in zip(rounds, run.rounds, strict=True)
-        if isinstance(record.get("scores"), Mapping) and record["scores"]
-    ]
-    systems = [system for _, system in scored]
-    keys = common_accuracy_keys(systems, systems[0].scores if systems else ())
-    if not keys:
-        return ""
-    titles = {benchmark.key: benchmark.title for benchmark in catalogue}
-    lines = [Series(f"mean of {len(keys)}", tuple(mean_accuracy(system, keys) for system in systems), slot=0, thick=True)]
-    if 1 < len(keys) <= NAMED_BANKS:
-        lines += [
-            Series(titles.get(key, key), tuple(system.scores[key].value for system in systems), slot=index + 1)
-            for index, key in enumerate(keys)
-        ]
-    return line_chart(
-        "Accuracy", [place for place, _ in scored], lines, "share of right answers", lambda v: f"{percent(v, 0)} %"
-    )
-
-
-def _bank_bars(run: Run, rounds: Sequence[int], title: str, y_label: str, value_of: ValueOf, y_format: Format) -> str:
-    """One bar for each bank in each round, or the banks' means where that would be too many to see."""
-    banks = run.banks
-    by_bank = {
-        bank: tuple(value_of(record, _bank(record, bank)) if _bank(record, bank) else None for record in run.rounds)
-        for bank in banks
-    }
-    if len(banks) * len(rounds) > MOST_BARS:
-        means = []
-        for values in by_bank.values():
-            known = [value for value in values if value is not None]
-            means.append(sum(known) / len(known) if known else None)
-        return bar_chart(
-            title, banks, [Series("", tuple(means), slot=0)], f"{y_label}, mean of {len(rounds)} rounds", y_format, "bank"
-        )
-    series = [
-        Series(
-            bank, by_bank[bank], _bank_slot(index, len(banks)), notes=tuple(_note(_bank(record, bank)) for record in run.rounds)
-        )
-        for index, bank in enumerate(banks)
-    ]
-    return bar_chart(title, [str(place) for place in rounds], series, y_label, y_format)
-
-
-def _bank(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    return next((bank for bank in banks_of(record) if bank_name(bank) == name), {})
-
-
-def _bytes_up(record: Mapping[str, Any], bank: Mapping[str, Any]) -> float | None:
-    return number(bank.get("bytes_up"))
-
-
-def _bytes_down(record: Mapping[str, Any], bank: Mapping[str, Any]) -> float | None:
-    return number(bank.get("bytes_down"))
-
-
-def _train_s(record: Mapping[str, Any], bank: Mapping[str, Any]) -> float | None:
-    return number(timings_of(record, bank_name(bank)).get("train_s"))
-
-
-def _note(bank: Mapping[str, Any]) -> str:
-    status = str(bank.get("status", "ok"))
-    if not bank or status == "ok":
-        return ""
-    return f"{status}: {bank.get('reason') or bank.get('code') or 'no reason given'}"
 
 
 def _banks_table(run: Run) -> str:
@@ -193,7 +93,7 @@ def _banks_table(run: Run) -> str:
 
 
 def _bank_row(run: Run, name: str) -> str:
-    replies = [(record, bank) for record in run.rounds if (bank := _bank(record, name))]
+    replies = [(record, bank) for record in run.rounds if (bank := bank_of(record, name))]
     accepted = [(record, bank) for record, bank in replies if bank.get("status") == "ok"]
 
     def total(key: str) -> float:
@@ -206,7 +106,7 @@ def _bank_row(run: Run, name: str) -> str:
     speeds = [number(timings_of(record, name).get("tokens_per_s")) for record, _ in accepted]
     known_speeds = [speed for speed in speeds if speed is not None]
     speed = count(sum(known_speeds) / len(known_speeds)) if known_speeds else DASH
-    reasons = Counter(_note(bank) for _, bank in replies if _note(bank))
+    reasons = Counter(note_of(bank) for _, bank in replies if note_of(bank))
     refused = "; ".join(f"{note}" if times == 1 else f"{note} ({times} times)" for note, times in reasons.items())
     figures = [
         f"{len(accepted)} of {len(replies)}",
@@ -226,28 +126,85 @@ def _bank_row(run: Run, name: str) -> str:
 def _rounds_table(run: Run) -> str:
     if not run.rounds:
         return ""
-    head = ("Round", "Status", "Accepted", "Train loss", "Held-out loss", "Update norm", "Sent", "Received", "Time")
+    head = (
+        "Round",
+        "Status",
+        "Accepted",
+        "Train loss",
+        "Held-out loss",
+        "Validation",
+        "Update norm",
+        "Sent",
+        "Received",
+        "Time",
+    )
     rows = []
+    best = best_round(run)
     for record in run.rounds:
         banks = banks_of(record)
         figures = [
             f"{sum(bank.get('status') == 'ok' for bank in banks)} of {len(banks)}",
             decimal(record.get("train_loss")),
             decimal(record.get("holdout_loss")),
+            decimal(mapping(record.get("validation")).get("score")),
             decimal(record.get("update_norm")),
             size(record.get("bytes_up")),
             size(record.get("bytes_down")),
             seconds(timings_of(record).get("total_s")),
         ]
         cells = "".join(f'<td class="number">{text(figure)}</td>' for figure in figures)
+        mark = " (best)" if best is not None and record.get("round") == best else ""
         rows.append(
-            f'<tr><th scope="row">{text(record.get("round", DASH))}</th><td>{text(record.get("status", DASH))}</td>{cells}</tr>'
+            f'<tr><th scope="row">{text(record.get("round", DASH))}{mark}</th><td>{text(record.get("status", DASH))}</td>{cells}</tr>'
         )
     return details(
         "Figures by round",
         plural(len(rows), "round"),
         plain_table("Figures by round", head, "".join(rows), words=("Round", "Status")),
     )
+
+
+def _evaluations_table(run: Run) -> str:
+    """How fast each evaluation was, and what its checks found."""
+    rows = []
+    for label, evaluation in run.evaluations.items():
+        metrics = [mapping(item) for item in mapping(evaluation.get("scores")).values()]
+        took_s = sum(filter(None, map(number, mapping(evaluation.get("seconds")).values())))
+        scored = _total(metrics, "rows") + sum(number(item.get("n")) or 0 for item in metrics if "rows" not in item)
+        speed = number(evaluation.get("rows_per_s")) or (scored / took_s if took_s else None)
+        checks = [mapping(item.get("decoding")) for item in metrics if item.get("decoding")]
+        differ = f"{count(_total(checks, 'rows_differ'))} of {count(_total(checks, 'rows_checked'))}" if checks else DASH
+        reused = count(_total(metrics, "reused")) if any("reused" in item for item in metrics) else DASH
+        peak = number(evaluation.get("peak_cache_gib"))
+        figures = [
+            count(scored),
+            seconds(took_s),
+            decimal(speed, 1),
+            DASH if peak is None else f"{peak:.2f} GiB",
+            reused,
+            differ,
+        ]
+        cells = "".join(f'<td class="number">{text(figure)}</td>' for figure in figures)
+        rows.append(f'<tr><th scope="row">{text(label)}</th>{cells}</tr>')
+    if not rows:
+        return ""
+    described = {
+        label: {
+            name: evaluation[name]
+            for name in ("model", "mode", "shots", "shortages", "tokens")
+            if evaluation.get(name) is not None
+        }
+        for label, evaluation in run.evaluations.items()
+        if not of_a_round(label)
+    }
+    head = ("Evaluation", "Rows", "Time", "Rows/s", "Peak cache", "Reused", "Decoded anew, differ")
+    table = plain_table("Evaluations", head, "".join(rows), words=("Evaluation",))
+    pairs = _pairs("Models evaluated", described) if any(described.values()) else ""
+    return details("Evaluation speed and checks", plural(len(rows), "evaluation"), table + pairs)
+
+
+def _total(items: Sequence[Mapping[str, Any]], key: str) -> float:
+    return sum(number(item.get(key)) or 0.0 for item in items)
 
 
 def _skipped(run: Run, catalogue: Sequence[BenchmarkInfo]) -> str:

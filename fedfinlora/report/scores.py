@@ -1,16 +1,19 @@
-"""Which systems the report compares, and the arithmetic of its score table; nothing here knows of HTML.
+"""Which systems the report compares, and the arithmetic of its score tables; nothing here knows of HTML.
 
-A system is a column: the base model (from whichever run has it), a federated, centralized or evaluated adapter, or the mean
-of the banks that trained alone. Two families of figures stay apart: accuracy on parsed answers, and FinLoRA's own rules.
+A system is a column: the base model (from whichever run has it), a federated, centralized or evaluated adapter, another model, or
+the mean of the banks that trained alone. Families of figures stay apart: accuracy on parsed answers, FinLoRA's own rules, and
+log-probability scoring of labels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from fedfinlora.report.markup import number
-from fedfinlora.report.reading import Metrics, Run
+from fedfinlora.report.reading import Metrics, Run, best_round, mapping
 
 GROUPS = {
     "general": "General financial tasks",
@@ -20,6 +23,7 @@ GROUPS = {
     "other": "Other benchmarks",
 }
 MODES = {"federated": "Federated", "centralized": "Centralized", "local": "Local", "evaluate": "Adapter"}
+Bounds = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,38 @@ class BenchmarkInfo:
     """general, certificate, reporting or analysis."""
     published: Mapping[str, tuple[float | None, float | None]]
     """Column heading -> (accuracy in percent, F1 or BERTScore F1 as a fraction), None where nothing was published."""
+    published_models: Mapping[str, str] = field(default_factory=dict)
+    """Column heading -> whose figure it is, where that differs from row to row."""
+    notes: str = ""
+    """Known flaws of the data."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the columns of `BenchmarkInfo.published` are."""
+
+    titles: Mapping[str, str] = field(default_factory=dict)
+    """Heading -> what it stands for."""
+    band: Sequence[str] = ()
+    """Headings whose range the figures show in grey."""
+    pin: str = ""
+    """Heading that the figures show as a stroke."""
+    federated_keys: Sequence[str] = ()
+    """The benchmarks of the published federated run."""
+    federated_means: Mapping[str, float] = field(default_factory=dict)
+    """System -> the published mean over these benchmarks, percent."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a system's figures come from: one evaluation of one run."""
+
+    run: Run
+    label: str
+
+    def records(self, key: str) -> Iterator[Mapping[str, Any]]:
+        """The evaluated rows of a benchmark."""
+        return self.run.records(self.label, key)
 
 
 @dataclass(frozen=True)
@@ -54,6 +90,13 @@ class Score:
     """BERTScore's encoder and layer."""
     spread_of_banks: bool = False
     """`low` and `high` are the worst and the best bank, not a 95 % interval."""
+    finlora_bounds: Bounds = (None, None)
+    """The 95 % interval of `finlora_accuracy`, or of BERTScore F1."""
+    labels_accuracy: float | None = None
+    """Log-probability scoring: the share of rows whose most probable label is right. Never mixed with generated answers."""
+    labels_bounds: Bounds = (None, None)
+    parts: tuple[tuple[Source, Metrics], ...] = ()
+    """Where the figures come from and all of them; several for the mean of several banks."""
 
     @property
     def finlora_points(self) -> float | None:
@@ -74,39 +117,56 @@ class System:
     scores: Mapping[str, Score]
 
 
-def score_of(metrics: Metrics) -> Score:
+def score_of(metrics: Metrics, source: Source | None = None) -> Score:
     """Read the metrics of one benchmark as the evaluator writes them."""
     bertscore = "bertscore_f1" in metrics
     n = int(number(metrics.get("n")) or 0)
     unparsed = number(metrics.get("unparsed"))
     share = number(metrics.get("unparsed_share"))
-    interval = metrics.get("bertscore_f1_ci95" if bertscore else "accuracy_ci95")
-    low, high = interval if isinstance(interval, list | tuple) and len(interval) == 2 else (None, None)
+    low, high = bounds(metrics, "bertscore_f1" if bertscore else "accuracy")
     layer = metrics.get("bertscore_layer")
     f1 = number(metrics.get("bertscore_f1"))
     return Score(
         n=n,
         value=f1 if bertscore else number(metrics.get("accuracy")),
-        low=number(low),
-        high=number(high),
+        low=low,
+        high=high,
         unparsed_share=unparsed / n if share is None and unparsed is not None and n else share,
         finlora_accuracy=None if bertscore else number(metrics.get("finlora_accuracy")),
         finlora_f1=f1 if bertscore else number(metrics.get("finlora_f1")),
         ambiguous=int(number(metrics.get("finlora_ambiguous")) or 0),
         bertscore=bertscore,
         encoder=f"{metrics.get('bertscore_model', 'unnamed encoder')}" + ("" if layer is None else f", layer {layer}"),
+        finlora_bounds=(low, high) if bertscore else bounds(metrics, "finlora_accuracy"),
+        labels_accuracy=number(metrics.get("labels_accuracy")),
+        labels_bounds=bounds(metrics, "labels_accuracy"),
+        parts=() if source is None else ((source, metrics),),
     )
+
+
+def bounds(metrics: Metrics, name: str) -> Bounds:
+    """The 95 % interval of a figure; (None, None) where none was computed."""
+    interval = metrics.get(f"{name}_ci95")
+    if not isinstance(interval, list | tuple) or len(interval) != 2:
+        return None, None
+    low, high = number(interval[0]), number(interval[1])
+    return (None, None) if low is None or high is None else (low, high)
 
 
 def mean_of_banks(scores: Sequence[Score]) -> Score:
     """The mean over banks that trained alone; `low` and `high` are the worst and the best bank."""
-    values = [score.value for score in scores if score.value is not None]
+
+    def spread(values: Iterable[float | None]) -> Bounds:
+        known = [value for value in values if value is not None]
+        return min(known, default=None), max(known, default=None)
+
+    low, high = spread(score.value for score in scores)
     first = scores[0]
     return Score(
         n=max(score.n for score in scores),
-        value=mean(values),
-        low=min(values, default=None),
-        high=max(values, default=None),
+        value=mean(score.value for score in scores),
+        low=low,
+        high=high,
         unparsed_share=mean(score.unparsed_share for score in scores),
         finlora_accuracy=mean(score.finlora_accuracy for score in scores),
         finlora_f1=mean(score.finlora_f1 for score in scores),
@@ -114,6 +174,10 @@ def mean_of_banks(scores: Sequence[Score]) -> Score:
         bertscore=first.bertscore,
         encoder=first.encoder,
         spread_of_banks=True,
+        finlora_bounds=spread(score.finlora_points for score in scores),
+        labels_accuracy=mean(score.labels_accuracy for score in scores),
+        labels_bounds=spread(score.labels_accuracy for score in scores),
+        parts=tuple(part for score in scores for part in score.parts),
     )
 
 
@@ -129,24 +193,47 @@ def systems_of(runs: Sequence[Run]) -> list[System]:
     local: list[System] = []
     for run in runs:
         for label, metrics in run.scores.items():
-            if label == "base" or label.startswith("round_") or not metrics:
+            remote = remote_model(run, label)
+            if (label == "base" and not remote) or not metrics:
                 continue
-            scores = {key: score_of(item) for key, item in metrics.items()}
-            heading = MODES.get(run.mode, run.mode) if label == "final" else label
-            system = System(run.mode, heading, run.name, run.model, scores)
+            if label == "best" and metrics == run.scores.get("final"):
+                continue
+            scores = {key: score_of(item, Source(run, label)) for key, item in metrics.items()}
+            heading = remote if remote and label in ("base", "final") else _heading(run, label)
+            detail = f"{remote}, answered by a server, {run.name}" if remote else run.name
+            system = System(run.mode, heading, detail, remote or run.model, scores)
             (local if run.mode == "local" else adapters).append(system)
     order = list(MODES)
     adapters.sort(key=lambda system: order.index(system.kind) if system.kind in order else len(order))
     return [*_bases(runs), *_locals(local), *_with_distinct_headings(adapters)]
 
 
+def remote_model(run: Run, label: str) -> str:
+    """The name of the model that a server answered for; "" for a model that ran here."""
+    model = mapping(mapping(run.evaluations.get(label)).get("model"))
+    return str(model.get("model") or "a remote model") if model.get("url") else ""
+
+
+def _heading(run: Run, label: str) -> str:
+    mode = MODES.get(run.mode, run.mode)
+    if label == "final":
+        return mode
+    if label == "best":
+        best = best_round(run)
+        return f"{mode} best" + ("" if best is None else f" (round {best})")
+    return label
+
+
 def _bases(runs: Sequence[Run]) -> list[System]:
     """One base column for each model; a benchmark's figure is the first that any run of that model has."""
     scores: dict[str, dict[str, Score]] = {}
     for run in runs:
+        if remote_model(run, "base"):
+            continue
         for key, metrics in run.scores.get("base", {}).items():
-            scores.setdefault(run.model, {}).setdefault(key, score_of(metrics))
-    return [System("base", "Base", model, model, found) for model, found in scores.items()]
+            scores.setdefault(run.model, {}).setdefault(key, score_of(metrics, Source(run, "base")))
+    several = len(scores) > 1
+    return [System("base", model if several else "Base", model, model, found) for model, found in scores.items()]
 
 
 def _locals(local: Sequence[System]) -> list[System]:
@@ -166,15 +253,29 @@ def _locals(local: Sequence[System]) -> list[System]:
 def _with_distinct_headings(systems: Sequence[System]) -> list[System]:
     headings = [system.heading for system in systems]
     return [
-        System(system.kind, f"{system.heading} {headings[:index].count(system.heading) + 1}", *_rest(system))
+        replace(system, heading=f"{system.heading} {headings[:index].count(system.heading) + 1}")
         if headings.count(system.heading) > 1
         else system
         for index, system in enumerate(systems)
     ]
 
 
-def _rest(system: System) -> tuple[str, str, Mapping[str, Score]]:
-    return system.detail, system.model, system.scores
+BASE_SLOTS = (4, 7, 6)
+"""Hollow marks for what was not trained; the trained systems take the filled ones."""
+ADAPTER_SLOTS = (0, 1, 2, 3, 5)
+
+
+def system_slots(systems: Sequence[System]) -> list[int]:
+    """The mark and colour of each system: hollow for base models, filled for adapters."""
+    bases, adapters, slots = 0, 0, []
+    for system in systems:
+        if system.kind == "base":
+            slots.append(BASE_SLOTS[bases % len(BASE_SLOTS)])
+            bases += 1
+        else:
+            slots.append(ADAPTER_SLOTS[adapters % len(ADAPTER_SLOTS)])
+            adapters += 1
+    return slots
 
 
 def base_of(system: System, systems: Sequence[System]) -> System | None:
@@ -219,10 +320,35 @@ def common_finlora_keys(systems: Sequence[System], keys: Iterable[str]) -> list[
 
 
 def mean_accuracy(system: System, keys: Iterable[str]) -> float | None:
+    """The mean accuracy over the benchmarks `keys`."""
     return mean(system.scores[key].value for key in keys)
 
 
+def labels_systems(systems: Sequence[System]) -> list[System]:
+    """The systems that were scored by the log-probabilities of labels."""
+    return [system for system in systems if any(score.labels_accuracy is not None for score in system.scores.values())]
+
+
+def mean_accuracy_bounds(system: System, keys: Sequence[str]) -> Bounds:
+    """The 95 % interval of `mean_accuracy`, its sets taken as independent; (None, None) if one of them has no interval.
+
+    MOVER (Zou and Donner 2008): mean - sqrt(sum (value - low)^2) / k, and the same with high - value above.
+    """
+    scores = [system.scores[key] for key in keys]
+    below = above = 0.0
+    for score in scores:
+        if score.value is None or score.low is None or score.high is None or score.spread_of_banks:
+            return None, None
+        below += (score.value - score.low) ** 2
+        above += (score.high - score.value) ** 2
+    middle = mean(score.value for score in scores)
+    if middle is None:
+        return None, None
+    return middle - math.sqrt(below) / len(scores), middle + math.sqrt(above) / len(scores)
+
+
 def mean_finlora(system: System, keys: Iterable[str]) -> float | None:
+    """The mean over the benchmarks `keys` as FinLoRA averages."""
     return mean(system.scores[key].finlora_points for key in keys)
 
 
@@ -232,6 +358,17 @@ def published_points(benchmark: BenchmarkInfo, column: str) -> float | None:
     if accuracy is not None:
         return accuracy
     return None if f1 is None else 100 * f1
+
+
+def group_of(benchmark: BenchmarkInfo) -> str:
+    """A key of GROUPS."""
+    return benchmark.group if benchmark.group in GROUPS else "other"
+
+
+def by_group(catalogue: Sequence[BenchmarkInfo]) -> dict[str, list[BenchmarkInfo]]:
+    """Group title -> its benchmarks, without empty groups."""
+    grouped = {title: [item for item in catalogue if group_of(item) == group] for group, title in GROUPS.items()}
+    return {title: items for title, items in grouped.items() if items}
 
 
 def with_unlisted(catalogue: Sequence[BenchmarkInfo], systems: Sequence[System]) -> list[BenchmarkInfo]:

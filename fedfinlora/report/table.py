@@ -1,31 +1,28 @@
-"""The score table as HTML: one row a benchmark, the systems side by side, FinLoRA's own figures and the published ones."""
+"""The score table as HTML: one row a benchmark, the systems side by side with intervals, changes and unparsed shares."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fedfinlora.report.charts import Interval, interval_plot, marker
-from fedfinlora.report.markup import DASH, count, fraction, percent, points, text
+from fedfinlora.report.charts import Interval, interval_plot
+from fedfinlora.report.drawing import marker, picture
+from fedfinlora.report.markup import DASH, count, fraction, percent, points, scroll_box, text
 from fedfinlora.report.scores import (
-    GROUPS,
     BenchmarkInfo,
+    Bounds,
     Score,
     System,
     base_of,
+    by_group,
     change,
     common_accuracy_keys,
-    common_finlora_keys,
     intervals_apart,
+    labels_systems,
     mean_accuracy,
-    mean_finlora,
-    published_points,
-    with_unlisted,
+    mean_accuracy_bounds,
+    system_slots,
 )
-
-BASE_SLOTS = (4, 7, 6)
-"""Hollow marks for what was not trained; the trained systems take the filled ones."""
-ADAPTER_SLOTS = (0, 1, 2, 3, 5)
 
 
 @dataclass(frozen=True)
@@ -33,63 +30,38 @@ class ScoreTable:
     """What every row of the table needs."""
 
     systems: Sequence[System]
-    catalogue: Sequence[BenchmarkInfo]
     skipped: Mapping[str, str]
     """Benchmark key -> reason, for benchmarks that no run scored."""
-    published: Sequence[str]
-    """Headings of the published columns."""
     slots: Sequence[int]
     """Mark and colour of each system."""
+    by_labels: Sequence[System]
+    """The systems that were scored by the log-probabilities of labels, each with a column of its own for that."""
 
     @property
     def own_columns(self) -> int:
-        """How many columns hold this project's figures: picture, n, and those of each system in both families."""
-        return 2 + sum(2 if system.kind == "base" else 3 for system in self.systems) + len(self.systems)
-
-    @property
-    def all_columns(self) -> int:
-        return 1 + self.own_columns + len(self.published)
+        """How many columns follow the name: picture, n, those of each system, label scoring."""
+        return 2 + sum(2 if system.kind == "base" else 3 for system in self.systems) + len(self.by_labels)
 
 
 def score_table(systems: Sequence[System], catalogue: Sequence[BenchmarkInfo], skipped: Mapping[str, str]) -> str:
     """The whole table with its legend and notes; benchmarks stand in the order of the catalogue, by group."""
-    catalogue = with_unlisted(catalogue, systems)
-    published = list(dict.fromkeys(column for benchmark in catalogue for column in benchmark.published))
-    table = ScoreTable(systems, catalogue, skipped, published, system_slots(systems))
-    bodies = [
-        _group(table, title, [benchmark for benchmark in catalogue if _group_of(benchmark) == group])
-        for group, title in GROUPS.items()
-    ]
-    return (
-        f"{_legend(table)}"
-        '<div class="scroll" role="region" aria-label="Scores by benchmark" tabindex="0"><table class="scores">'
-        "<caption><span>Scores by benchmark: accuracy in percent, change in percentage points.</span></caption>"
-        f"{_head(table)}{''.join(bodies)}{_overall(table)}</table></div>{_notes(table)}"
+    table = ScoreTable(systems, skipped, system_slots(systems), labels_systems(systems))
+    bodies = [_group(table, title, benchmarks) for title, benchmarks in by_group(catalogue).items()]
+    overall = _mean_row(table, "All benchmarks", catalogue)
+    content = (
+        '<table class="scores"><caption><span>Accuracy in percent with its 95 % interval; change over base in percentage points.'
+        f"</span></caption>{_head(table)}{''.join(bodies)}"
+        f"{f'<tbody class=overall>{overall}</tbody>' if overall else ''}</table>"
     )
+    return f"{system_legend(systems)}{scroll_box('Scores by benchmark', content)}{_notes(table)}"
 
 
-def system_slots(systems: Sequence[System]) -> list[int]:
-    """The mark and colour of each system: hollow for base models, filled for adapters."""
-    bases, adapters, slots = 0, 0, []
-    for system in systems:
-        if system.kind == "base":
-            slots.append(BASE_SLOTS[bases % len(BASE_SLOTS)])
-            bases += 1
-        else:
-            slots.append(ADAPTER_SLOTS[adapters % len(ADAPTER_SLOTS)])
-            adapters += 1
-    return slots
-
-
-def _group_of(benchmark: BenchmarkInfo) -> str:
-    return benchmark.group if benchmark.group in GROUPS else "other"
-
-
-def _legend(table: ScoreTable) -> str:
+def system_legend(systems: Sequence[System]) -> str:
+    """Mark, name and origin of each system."""
     items = "".join(
         f'<li><svg width="14" height="12" viewBox="0 0 14 12" aria-hidden="true">{marker(slot, 7, 6, 3.6)}</svg> '
         f"<b>{text(system.heading)}</b> <span>{text(system.detail)}</span></li>"
-        for system, slot in zip(table.systems, table.slots, strict=True)
+        for system, slot in zip(systems, system_slots(systems), strict=True)
     )
     return f'<ul class="legend">{items}</ul>'
 
@@ -109,45 +81,44 @@ def _head(table: ScoreTable) -> str:
             f'<th scope="col" class="number{" start" if index == 0 else ""}">{column}</th>'
             for index, column in enumerate(columns)
         ]
-    if table.systems:
+    if table.by_labels:
         first.append(
-            f'<th scope="colgroup" colspan="{len(table.systems)}" class="start">By FinLoRA’s rules<br><small>accuracy / F1</small></th>'
+            f'<th scope="colgroup" colspan="{len(table.by_labels)}" class="start">Most probable label'
+            "<br><small>no text generated</small></th>"
         )
-    second += [_sub_heading(system.heading, index) for index, system in enumerate(table.systems)]
-    if table.published:
-        first.append(
-            f'<th scope="colgroup" colspan="{len(table.published)}" class="start published">'
-            "Published, Llama 3.1 8B, other rows<br><small>accuracy / F1</small></th>"
-        )
-    second += [_sub_heading(column, index, "published") for index, column in enumerate(table.published)]
+    second += [sub_heading(system.heading, index) for index, system in enumerate(table.by_labels)]
     return f"<thead><tr>{''.join(first)}</tr><tr>{''.join(second)}</tr></thead>"
 
 
-def _sub_heading(name: str, index: int, css_class: str = "") -> str:
-    return f'<th scope="col" class="number {css_class}{" start" if index == 0 else ""}">{text(name)}</th>'
+def sub_heading(name: str, index: int, css_class: str = "") -> str:
+    """The heading of one column in a group of columns."""
+    classes = f"number {css_class}".strip() + (" start" if index == 0 else "")
+    return f'<th scope="col" class="{classes}">{text(name)}</th>'
+
+
+def group_heading(title: str, columns: int) -> str:
+    """A row that names the group of benchmarks below it."""
+    return f'<tr class="group"><th scope="rowgroup" colspan="{columns}"><span>{text(title)}</span></th></tr>'
+
+
+def row_heading(benchmark: BenchmarkInfo) -> str:
+    """The name of a benchmark, leading to its details."""
+    return f'<th scope="row"><a href="#benchmark-{text(benchmark.key)}">{text(benchmark.title)}</a> <code>{text(benchmark.key)}</code></th>'
 
 
 def _group(table: ScoreTable, title: str, benchmarks: Sequence[BenchmarkInfo]) -> str:
-    if not benchmarks:
-        return ""
-    heading = f'<tr class="group"><th scope="rowgroup" colspan="{table.all_columns}"><span>{text(title)}</span></th></tr>'
     rows = "".join(_row(table, benchmark) for benchmark in benchmarks)
-    return f"<tbody>{heading}{rows}{_mean_row(table, 'Mean', benchmarks) if len(benchmarks) > 1 else ''}</tbody>"
-
-
-def _overall(table: ScoreTable) -> str:
-    row = _mean_row(table, "All benchmarks", table.catalogue)
-    return f'<tbody class="overall">{row}</tbody>' if row else ""
+    mean = _mean_row(table, "Mean", benchmarks) if len(benchmarks) > 1 else ""
+    return f"<tbody>{group_heading(title, 1 + table.own_columns)}{rows}{mean}</tbody>"
 
 
 def _row(table: ScoreTable, benchmark: BenchmarkInfo) -> str:
     scores = [system.scores.get(benchmark.key) for system in table.systems]
-    name = f'<th scope="row">{text(benchmark.title)} <code>{text(benchmark.key)}</code></th>'
-    published = "".join(_published_cell(benchmark, column, index) for index, column in enumerate(table.published))
     if all(score is None for score in scores):
         reason = table.skipped.get(benchmark.key, "")
         why = f"Not scored: {reason}" if reason else "Not scored"
-        return f'<tr>{name}<td colspan="{table.own_columns}" class="skipped"><span>{text(why)}</span></td>{published}</tr>'
+        name = f'<th scope="row">{text(benchmark.title)} <code>{text(benchmark.key)}</code></th>'
+        return f'<tr>{name}<td colspan="{table.own_columns}" class="skipped"><span>{text(why)}</span></td></tr>'
     rows = sorted({score.n for score in scores if score is not None})
     cells = [
         _picture_cell(table, benchmark, scores),
@@ -156,8 +127,19 @@ def _row(table: ScoreTable, benchmark: BenchmarkInfo) -> str:
     for system, score in zip(table.systems, scores, strict=True):
         base = base_of(system, table.systems)
         cells.append(_score_cells(system, score, base.scores.get(benchmark.key) if base else None))
-    cells += [_finlora_cell(score, index) for index, score in enumerate(scores)]
-    return f"<tr>{name}{''.join(cells)}{published}</tr>"
+    for index, system in enumerate(table.by_labels):
+        score = system.scores.get(benchmark.key)
+        value, limits = (None, (None, None)) if score is None else (score.labels_accuracy, score.labels_bounds)
+        start = " start" if index == 0 else ""
+        cells.append(f'<td class="number{start}"><b>{percent(value)}</b><small>{interval_text(limits)}</small></td>')
+    return f"<tr>{row_heading(benchmark)}{''.join(cells)}</tr>"
+
+
+def interval_text(limits: Bounds, bertscore: bool = False) -> str:
+    """ "32.1 to 45.0", or "" where there is no interval."""
+    shown = fraction if bertscore else percent
+    low, high = limits
+    return "" if low is None or high is None else f"{shown(low)} to {shown(high)}"
 
 
 def _picture_cell(table: ScoreTable, benchmark: BenchmarkInfo, scores: Sequence[Score | None]) -> str:
@@ -168,7 +150,8 @@ def _picture_cell(table: ScoreTable, benchmark: BenchmarkInfo, scores: Sequence[
         for system, score, slot in zip(table.systems, scores, table.slots, strict=True)
         if score is not None and score.value is not None
     ]
-    return f'<td class="picture">{interval_plot(benchmark.title, intervals) if intervals else ""}</td>'
+    plot = picture(interval_plot(benchmark.title, intervals), "intervals") if intervals else ""
+    return f'<td class="picture">{plot}</td>'
 
 
 def _score_cells(system: System, score: Score | None, base: Score | None) -> str:
@@ -177,7 +160,7 @@ def _score_cells(system: System, score: Score | None, base: Score | None) -> str
     if score is None:
         return f'<td class="number start">{DASH}</td>' + f'<td class="number">{DASH}</td>' * (2 if trained else 1)
     shown = fraction if score.bertscore else percent
-    interval = f"{shown(score.low)} to {shown(score.high)}" if score.low is not None and score.high is not None else ""
+    interval = interval_text((score.low, score.high), score.bertscore)
     cells = [f'<td class="number start"><b>{shown(score.value)}</b><small>{interval}</small></td>']
     if trained:
         gain = change(score, base)
@@ -194,86 +177,52 @@ def _score_cells(system: System, score: Score | None, base: Score | None) -> str
     return "".join(cells)
 
 
-def _finlora_cell(score: Score | None, index: int) -> str:
-    start = " start" if index == 0 else ""
-    if score is None:
-        return f'<td class="number{start}">{DASH}</td>'
-    ambiguous = f"<small>{count(score.ambiguous)} ambiguous</small>" if score.ambiguous else ""
-    return f'<td class="number{start}">{percent(score.finlora_accuracy)} / {fraction(score.finlora_f1)}{ambiguous}</td>'
-
-
-def _published_cell(benchmark: BenchmarkInfo, column: str, index: int) -> str:
-    accuracy, f1 = benchmark.published.get(column, (None, None))
-    start = " start" if index == 0 else ""
-    figures = DASH if accuracy is None and f1 is None else f"{DASH if accuracy is None else f'{accuracy:.1f}'} / {fraction(f1)}"
-    return f'<td class="number published{start}">{figures}</td>'
-
-
 def _mean_row(table: ScoreTable, title: str, benchmarks: Sequence[BenchmarkInfo]) -> str:
-    """Means over the benchmarks that every system has: of accuracy, and by FinLoRA's rules with 100 x BERTScore F1 among them.
-
-    The published columns are averaged over the same benchmarks as FinLoRA's rules here, or over all where nothing was scored.
-    """
+    """Means of accuracy over the benchmarks that every system has."""
     keys = [benchmark.key for benchmark in benchmarks]
-    accuracy_keys, finlora_keys = common_accuracy_keys(table.systems, keys), common_finlora_keys(table.systems, keys)
-    if not accuracy_keys and not finlora_keys:
+    common = common_accuracy_keys(table.systems, keys)
+    if not common:
         return ""
-    means = [mean_accuracy(system, accuracy_keys) for system in table.systems]
+    means = [mean_accuracy(system, common) for system in table.systems]
+    limits = [mean_accuracy_bounds(system, common) for system in table.systems]
     intervals = [
-        Interval(system.heading, value, None, None, slot)
-        for system, value, slot in zip(table.systems, means, table.slots, strict=True)
+        Interval(system.heading, value, low, high, slot)
+        for system, value, (low, high), slot in zip(table.systems, means, limits, table.slots, strict=True)
         if value is not None
     ]
-    cells = [
-        f'<td class="picture">{interval_plot(f"{title}, mean accuracy", intervals) if intervals else ""}</td>',
-        '<td class="number"></td>',
-    ]
-    for system, value in zip(table.systems, means, strict=True):
-        cells.append(f'<td class="number start"><b>{percent(value)}</b></td>')
+    plot = picture(interval_plot(f"{title}, mean accuracy", intervals), "intervals")
+    cells = [f'<td class="picture">{plot}</td>', '<td class="number"></td>']
+    for system, value, limit in zip(table.systems, means, limits, strict=True):
+        cells.append(f'<td class="number start"><b>{percent(value)}</b><small>{interval_text(limit)}</small></td>')
         if system.kind != "base":
             base = base_of(system, table.systems)
-            before = mean_accuracy(base, accuracy_keys) if base else None
+            before = mean_accuracy(base, common) if base else None
             gain = None if value is None or before is None else value - before
             cells.append(f'<td class="number">{points(gain)}</td>')
         cells.append('<td class="number"></td>')
-    cells += [
-        f'<td class="number{" start" if index == 0 else ""}">{percent(mean_finlora(system, finlora_keys))}</td>'
-        for index, system in enumerate(table.systems)
-    ]
-    scored = [benchmark for benchmark in benchmarks if benchmark.key in finlora_keys]
-    for index, column in enumerate(table.published):
-        figures = [published_points(benchmark, column) for benchmark in scored]
-        known = [figure for figure in figures if figure is not None]
-        shown = f"{sum(known) / len(known):.1f}" if known and len(known) == len(figures) else DASH
-        cells.append(f'<td class="number published{" start" if index == 0 else ""}">{shown}</td>')
-    return f'<tr class="mean"><th scope="row">{text(title)} <small>{len(accuracy_keys)} of {len(keys)} sets</small></th>{"".join(cells)}</tr>'
+    cells += [f'<td class="number{" start" if index == 0 else ""}"></td>' for index in range(len(table.by_labels))]
+    sets = f"{len(common)} of {len(keys)} sets"
+    return f'<tr class="mean"><th scope="row">{text(title)} <small>{sets}</small></th>{"".join(cells)}</tr>'
 
 
 def _notes(table: ScoreTable) -> str:
     scores = [score for system in table.systems for score in system.scores.values()]
-    encoders = list(dict.fromkeys(score.encoder for score in scores if score.bertscore))
     notes = [
         "<b>Accuracy</b> is the share of rows whose parsed answer is right, and below it the 95 % interval. "
         "<b>Unparsed</b> answers are those in which no answer was found; they count as wrong.",
         "A <strong>bold change</strong> means that the two intervals do not overlap. Smaller changes may be chance.",
-        "<b>Means</b> are over the sets that every system here was scored on. Means of accuracy leave BERTScore sets out, and so does "
-        "the number of sets; "
-        "means by FinLoRA’s rules count 100 × BERTScore F1, as FinLoRA does, and published means are over the same sets.",
-        "<b>By FinLoRA’s rules</b>: the first label found in the output is the answer. Its F1 takes each wrong text for a label "
-        "of its own, so it flatters: near 2a / (1 + a) for accuracy a.",
+        "<b>Means</b> are over the sets that every system here was scored on; BERTScore sets are left out. Their intervals take the "
+        "sets as independent (MOVER).",
     ]
-    if table.published:
+    if table.by_labels:
         notes.append(
-            "<b>Published</b> figures are FinLoRA’s for Llama 3.1 8B Instruct on its own test files. They come from another model "
-            "and other rows, and are here for orientation, not as a comparison."
+            "<b>Most probable label</b> is another task than answering in text: the model only ranks the labels, so nothing is "
+            "unparsed. Compare it with itself only."
         )
     if any(system.kind == "local" and "mean of" in system.detail for system in table.systems):
         notes.append(
             "<b>Local</b> is the mean of the banks that trained alone; below it the worst and the best bank, so its changes are never bold."
         )
-    for encoder in encoders:
-        comparable = (
-            "" if "finbert" in encoder.lower() else " The published BERTScores used ProsusAI/finbert and do not compare."
-        )
-        notes.append(f"<b>BERTScore</b> encoder: {text(encoder)}.{comparable}")
+    for encoder in dict.fromkeys(score.encoder for score in scores if score.bertscore):
+        notes.append(f"<b>BERTScore</b> encoder: {text(encoder)}.")
     return f'<ul class="notes">{"".join(f"<li>{note}</li>" for note in notes)}</ul>'

@@ -1,0 +1,272 @@
+"""The models that an evaluation asks: ours, with one adapter, or one behind a server. Both answer the same prompts.
+
+What a model is asked and what decides its answer, besides the prompt, is in `settings`: answers are kept under the hash of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from data.catalog import Benchmark
+from data.encode import encode_prompts
+from data.rows import Row
+from eval.answers import prompt_id
+from eval.generation import Answer, generate, generate_plainly
+from eval.labels import label_logprobs
+from eval.scoring import finlora_labels, read_answer
+from eval.settling import READ_BY_FIRST_LABEL, Settling, fewest_marker_tokens
+from fedfinlora.adapter import Vector, read_adapter, write_adapter
+from fedfinlora.checkpoint import adapter_checksum
+from fedfinlora.config import Config
+from fedfinlora.embedded import CACHE_FORMAT, is_embedded
+from fedfinlora.models import Session, pick_dtype
+
+if TYPE_CHECKING:
+    from eval.remote import RemoteSession
+
+OnAnswer = Callable[[int, dict[str, Any]], None]
+"""(number of the row, its answer): `text` and `stopped` of a generated one, `label_logprobs` of compared labels.
+
+`stopped` is end, budget, settled, or what a server gave as its reason; TOO_LONG where it says that the prompt does not fit."""
+TOO_LONG = "too_long"
+
+
+@dataclass
+class Work:
+    """What answering cost; nothing of it decides a score."""
+
+    read_tokens: int = 0
+    prompt_tokens: int = 0
+    written_tokens: int = 0
+    peak_cache_bytes: int = 0
+
+
+class Model(Protocol):
+    """A model under test."""
+
+    work: Work
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Plain values that tell it from every other model."""
+        ...
+
+    def account(self) -> dict[str, Any]:
+        """What else is worth keeping beside the scores."""
+        ...
+
+    def length(self) -> Callable[[str], int]:
+        """How many tokens a prompt has, as far as is known here."""
+        ...
+
+    def settings(self, benchmark: Benchmark, rows: Sequence[Row], labels: bool) -> dict[str, Any]:
+        """Everything, besides the prompt, that decides the answers to a benchmark (all of its evaluated rows are given)."""
+        ...
+
+    def prompts(self, rows: Sequence[Row], benchmark: Benchmark) -> list[str | None]:
+        """The id of each row's prompt, None where it does not fit the context window."""
+        ...
+
+    def generate(self, benchmark: Benchmark, rows: Sequence[Row], asked: Sequence[int], on_answer: OnAnswer) -> None:
+        """Answer the rows numbered in `asked`."""
+        ...
+
+    def compare_labels(self, benchmark: Benchmark, rows: Sequence[Row], asked: Sequence[int], on_answer: OnAnswer) -> None:
+        """Score every label of a closed label set for the rows numbered in `asked`."""
+        ...
+
+
+@dataclass
+class LocalModel:
+    """The session's base model with one adapter."""
+
+    session: Session
+    config: Config
+    adapter: Vector
+    """(layout.size,) float32, put into the session before it answers."""
+    work: Work = field(default_factory=Work)
+
+    @classmethod
+    def as_it_is(cls, session: Session, config: Config) -> LocalModel:
+        """The session's model with the adapter that is in it."""
+        return cls(session, config, read_adapter(session.model))
+
+    @cached_property
+    def identity(self) -> Mapping[str, Any]:
+        model = self.config.model
+        peft = self.config.peft
+        # LoRA whose B is zero adds zeros: it is the base model, whatever A was drawn.
+        views = self.session.layout.views(self.adapter)
+        untouched = peft.method != "dora" and not any(view.any() for name, view in views.items() if ".lora_B." in name)
+        adapter = {"adapter": "none"}
+        if not untouched:
+            adapter = {
+                "adapter": adapter_checksum(self.adapter),
+                "layout": self.session.layout.id,
+                "method": peft.method,
+                "rank": str(peft.rank),
+                "alpha": str(peft.alpha),
+            }
+        return {
+            "model": model.path,
+            "revision": model.revision,
+            "weights": weights_fingerprint(self.session, self.config),
+            "quantization": model.quantization,
+            "dtype": str(pick_dtype(model.dtype, self.session.device)).removeprefix("torch."),
+            "device": self.session.device.type,
+            **adapter,
+        }
+
+    def account(self) -> dict[str, Any]:
+        return {}
+
+    def length(self) -> Callable[[str], int]:
+        tokenizer, chat = self.session.tokenizer, self.config.dataset.chat_template
+        return lambda prompt: len(encode_prompts(tokenizer, [prompt], chat)[0])
+
+    def settings(self, benchmark: Benchmark, rows: Sequence[Row], labels: bool) -> dict[str, Any]:
+        asked: dict[str, Any] = {"what": "labels", "labels": list(benchmark.labels)}
+        if not labels:
+            asked = {"what": "generate", "budget": benchmark.budget_tokens, "ends": end_ids(self.session)}
+            if benchmark.parser in READ_BY_FIRST_LABEL:  # when a row may stop depends on the labels
+                targets = sorted({row.target for row in rows})
+                asked |= {"stop": self.config.evaluation.stop, "targets": targets}
+        return {**self.identity, **asked}
+
+    def prompts(self, rows: Sequence[Row], benchmark: Benchmark) -> list[str | None]:
+        room = self.config.model.context_tokens - benchmark.budget_tokens
+        return [prompt_id(tokens) if len(tokens) <= room else None for tokens in self._tokens(rows)]
+
+    def generate(self, benchmark: Benchmark, rows: Sequence[Row], asked: Sequence[int], on_answer: OnAnswer) -> None:
+        tokens = self._tokens(rows)
+        settling = self._settling(benchmark, rows)
+        decode = self.session.tokenizer.decode
+
+        def settled(number: int, written: list[int], left: int) -> bool:
+            return settling.settled(decode(written, skip_special_tokens=True), left)
+
+        def keep(number: int, answer: Answer) -> None:
+            text = decode(answer.tokens, skip_special_tokens=True)
+            on_answer(asked[number], {"text": text, "stopped": answer.stopped})
+
+        write_adapter(self.session.model, self.adapter)
+        evaluation = self.config.evaluation
+        done = generate(
+            self.session.model,
+            [tokens[number] for number in asked],
+            benchmark.budget_tokens,
+            end_ids(self.session),
+            batch_tokens=evaluation.batch_tokens,
+            cache_gib=evaluation.cache_gib,
+            settled=settled if benchmark.parser in READ_BY_FIRST_LABEL else None,
+            on_answer=keep,
+        )
+        self.work.read_tokens += done.read_tokens
+        self.work.prompt_tokens += done.prompt_tokens
+        self.work.written_tokens += done.written_tokens
+        self.work.peak_cache_bytes = max(self.work.peak_cache_bytes, done.peak_cache_bytes)
+
+    def generate_plainly(self, benchmark: Benchmark, rows: Sequence[Row]) -> list[str]:
+        """The answers of transformers' own `generate`, row by row, to check ours against."""
+        write_adapter(self.session.model, self.adapter)
+        plain = generate_plainly(self.session.model, self._tokens(rows), benchmark.budget_tokens, end_ids(self.session))
+        return [self.session.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in plain]
+
+    def compare_labels(self, benchmark: Benchmark, rows: Sequence[Row], asked: Sequence[int], on_answer: OnAnswer) -> None:
+        tokens = self._tokens(rows)
+        tokenizer = self.session.tokenizer
+        ids = tokenizer(list(benchmark.labels), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        labels = [(*label, tokenizer.eos_token_id) for label in ids]
+
+        def keep(number: int, logprobs: list[float]) -> None:
+            on_answer(asked[number], {"label_logprobs": dict(zip(benchmark.labels, logprobs, strict=True))})
+
+        write_adapter(self.session.model, self.adapter)
+        label_logprobs(
+            self.session.model, [tokens[number] for number in asked], labels, self.config.evaluation.batch_tokens, keep
+        )
+
+    def _settling(self, benchmark: Benchmark, rows: Sequence[Row]) -> Settling:
+        targets = [row.target for row in rows]
+        collapsed = {str(read_answer(benchmark, target) or target) for target in targets}
+        return Settling(
+            benchmark,
+            tuple(finlora_labels(benchmark, targets)),
+            tuple(sorted(collapsed)),
+            fewest_marker_tokens(self.session.tokenizer.get_vocab()),
+            restarts=self.config.evaluation.stop == "exact",
+        )
+
+    def _tokens(self, rows: Sequence[Row]) -> list[tuple[int, ...]]:
+        return encode_prompts(self.session.tokenizer, [row.prompt for row in rows], self.config.dataset.chat_template)
+
+
+def choice_of(benchmark: Benchmark, logprobs: Mapping[str, float]) -> str:
+    """The most probable label, as answers are read (NWGI's seven levels give three). Ties go to the earlier label."""
+    best = max(benchmark.labels, key=lambda label: logprobs[label])
+    return str(read_answer(benchmark, best) or best)
+
+
+@dataclass
+class RemoteAnswers:
+    """A model behind an OpenAI-compatible server."""
+
+    remote: RemoteSession
+    config: Config
+    work: Work = field(default_factory=Work)
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        model = self.remote.model
+        return {"url": model.url, "model": model.name, "chat": model.chat}
+
+    def account(self) -> dict[str, Any]:
+        return self.remote.account()
+
+    def length(self) -> Callable[[str], int]:
+        """By the configured model's tokenizer: the server's own is not known."""
+        from fedfinlora.tokenizers import load_tokenizer
+
+        tokenizer = load_tokenizer(self.config.model)
+        return lambda prompt: len(tokenizer(prompt)["input_ids"])
+
+    def settings(self, benchmark: Benchmark, rows: Sequence[Row], labels: bool) -> dict[str, Any]:
+        return {**self.identity, "what": "generate", "budget": benchmark.budget_tokens}
+
+    def prompts(self, rows: Sequence[Row], benchmark: Benchmark) -> list[str | None]:
+        return [prompt_id(row.prompt) for row in rows]
+
+    def generate(self, benchmark: Benchmark, rows: Sequence[Row], asked: Sequence[int], on_answer: OnAnswer) -> None:
+        prompts = [rows[number].prompt for number in asked]
+        for number, answer in self.remote.answers(prompts, benchmark.budget_tokens, benchmark.key):
+            told = {"api": answer.api, "served_model": answer.served_model}
+            on_answer(asked[number], {"text": answer.text, "stopped": answer.finish_reason, **told})
+            self.work.read_tokens += answer.prompt_tokens or 0
+            self.work.prompt_tokens += answer.prompt_tokens or 0
+            self.work.written_tokens += answer.answer_tokens or 0
+
+    def compare_labels(self, benchmark: Benchmark, rows: Sequence[Row], asked: Sequence[int], on_answer: OnAnswer) -> None:
+        raise NotImplementedError("servers are asked for text only; the command line refuses evaluation.mode=labels with one")
+
+
+def end_ids(session: Session) -> list[int]:
+    """End-of-sequence tokens: the tokenizer's, which training used, first, and those of the model's generation settings."""
+    configured = getattr(session.model.generation_config, "eos_token_id", None) or []
+    more = configured if isinstance(configured, list) else [configured]
+    return [session.tokenizer.eos_token_id, *(token for token in more if token != session.tokenizer.eos_token_id)]
+
+
+def weights_fingerprint(session: Session, config: Config) -> str:
+    """What tells the weights behind a path apart: the commit of a hub model, sizes and times of a folder's files."""
+    path = config.model.path
+    if is_embedded(path):
+        return f"embedded-{CACHE_FORMAT}"
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".json", ".bin"))
+        return prompt_id(";".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files))
+    return str(getattr(session.model.config, "_commit_hash", "") or config.model.revision)

@@ -1,0 +1,179 @@
+"""The scores of a run that trains in rounds, federated or not: the base, rounds in between, public validation, the final adapter.
+
+A round is closed in two writes. The first checkpoint holds the trained adapter and a line without scores; the second, and
+rounds.jsonl, the whole line. A run that is stopped while it scores a round therefore trains nothing again when it is resumed.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from numpy.typing import NDArray
+
+from data.catalog import select
+from data.rows import Row
+from data.sources import load_rows
+from data.validation import set_aside
+from eval.evaluate import EvaluationRows, OnEvent, evaluate, rows_to_score
+from eval.metrics import headline_score
+from fedfinlora.adapter import Vector, load_adapter, save_adapter, write_adapter
+from fedfinlora.checkpoint import UNSCORED, Checkpoint, adapter_checksum, save_checkpoint
+from fedfinlora.config import Config
+from fedfinlora.models import Session, initial_adapter
+from fedfinlora.runfolder import append_line, read_lines
+from fedfinlora.selection import Selection, kept_round, selection_of
+from fedfinlora.tensorboard import TensorBoardWriter
+
+log = logging.getLogger("fedfinlora.rounds")
+
+
+def validation_rows(config: Config, on_event: OnEvent) -> EvaluationRows | None:
+    """The public validation rows of a run, None without evaluation.validation_rows. Says which benchmarks have none, or fewer.
+
+    Raises UserError if there are none at all.
+    """
+    count = config.evaluation.validation_rows
+    if not count:
+        return None
+    benchmarks = [benchmark.key for benchmark in select(config.evaluation.benchmarks)]
+    loaded = load_rows(config.dataset, "train", config.dataset.tasks, config.seed)
+    _, validation = set_aside(loaded.rows, benchmarks, count, config.seed)
+    rows: dict[str, list[Row]] = {}
+    for row in validation:
+        rows.setdefault(row.task, []).append(row)
+    without = [key for key in benchmarks if key not in rows]
+    if without:
+        on_event("message", level="warning", text=f"no public validation rows of {', '.join(without)}: no train rows to spare")
+    fewer = [f"{key} {len(found)}" for key, found in rows.items() if len(found) < count]
+    if fewer:
+        text = f"fewer validation rows than {count}, so that half of the train rows stay: {', '.join(fewer)}"
+        on_event("message", level="warning", text=text)
+    return EvaluationRows(rows, dict.fromkeys(without, "no train rows to spare"), loaded.files, loaded.synthetic)
+
+
+@dataclass(frozen=True)
+class RunScores:
+    """Scores one run, and writes its rounds and adapters into its folder."""
+
+    session: Session
+    config: Config
+    folder: Path
+    validation: EvaluationRows | None
+    on_event: OnEvent
+    board: TensorBoardWriter
+
+    def base(self) -> None:
+        """Score the untouched model, unless a resumed run has done so."""
+        if not self.config.evaluation.base or (self.folder / "eval" / "base" / "metrics.json").is_file():
+            return
+        self.on_event("phase", name="evaluating base")
+        write_adapter(self.session.model, initial_adapter(self.session, self.config))
+        self.board.add_scores(evaluate(self.session, self.config, "base", self.folder, self.on_event)["scores"], step=0)
+
+    def go_on(self, checkpoint: Checkpoint | None) -> Selection:
+        """What earlier rounds say; closes the round that was stopped while it was scored."""
+        selection = selection_of(read_lines(self.folder / "rounds.jsonl"))
+        if checkpoint is None or checkpoint.closed:
+            return selection
+        return self.close_round(checkpoint.arrays, checkpoint.line, selection)
+
+    def more(self, rounds_done: int, selection: Selection) -> bool:
+        """Whether another round is to be trained."""
+        return rounds_done < self.config.num_server_rounds and not selection.stops(self.config.evaluation.patience)
+
+    def close_round(self, arrays: Mapping[str, NDArray[Any]], line: Mapping[str, Any], selection: Selection) -> Selection:
+        """Save a trained round and score it where that is due. `arrays` is what the checkpoint holds, `adapter` among it."""
+        number, adapter = int(line["round"]), arrays["adapter"]
+        layout_id = self.session.layout.id
+        trained = {**line, "adapter_sha256": adapter_checksum(adapter)}
+        self._save(f"round_{number:03d}", adapter)
+        if self._due(number):
+            save_checkpoint(self.folder, Checkpoint(number, layout_id, arrays, {**trained, UNSCORED: True}))
+        closed = self._with_scores(trained, adapter, selection)
+        following = selection.after(closed)
+        if following.best_round == number:
+            self._save("best", adapter)
+        save_checkpoint(self.folder, Checkpoint(number, layout_id, arrays, closed))
+        append_line(self.folder / "rounds.jsonl", closed)
+        self.board.add_round(closed)
+        self._tell(closed, following)
+        return following
+
+    def finish(self, adapter: Vector, rounds_done: int, selection: Selection) -> None:
+        """Write adapters/final, the last round's adapter or the best one's, and score it."""
+        config = self.config
+        if rounds_done < config.num_server_rounds:
+            self.on_event("stopped_early", round=rounds_done, validations=selection.since, best_round=selection.best_round)
+            log.info("stopped early after round %d: no better validation score in %d validations", rounds_done, selection.since)
+        best = kept_round(selection, config)
+        if best is not None:
+            adapter = load_adapter(self.folder / "adapters" / "best", self.session.layout)
+        self._save("final", adapter)
+        if config.evaluation.benchmarks == ("none",):
+            return
+        self.on_event("phase", name="evaluating final")
+        write_adapter(self.session.model, adapter)
+        scores = evaluate(self.session, config, "final", self.folder, self.on_event)["scores"]
+        self.board.add_scores(scores, step=rounds_done if best is None else best)
+
+    def _due(self, number: int) -> bool:
+        """Every so many rounds; the last one only with validation, since the final scores are about to come."""
+        last = number == self.config.num_server_rounds
+        every = self.config.evaluation.every
+        return self.validation is not None if last else every > 0 and number % every == 0
+
+    def _with_scores(self, line: Mapping[str, Any], adapter: Vector, selection: Selection) -> dict[str, Any]:
+        """The line with its last keys: scores, validation, and timings with what they took."""
+        untimed = {key: value for key, value in line.items() if key not in ("timings", UNSCORED)}
+        number, config = int(line["round"]), self.config
+        if not self._due(number):
+            return {**untimed, "scores": {}, "validation": None, "timings": line["timings"]}
+        write_adapter(self.session.model, adapter)
+        started = time.monotonic()
+        asked = rows_to_score(config, config.evaluation.round_limit or config.evaluation.limit)
+        scores = evaluate(self.session, config, f"round_{number:03d}", self.folder, self.on_event, asked)["scores"]
+        timings = {**line["timings"], "evaluate_s": time.monotonic() - started}
+        validation: dict[str, Any] | None = None
+        if self.validation is not None:
+            started = time.monotonic()
+            validation = self._validated(number, selection)
+            timings["validate_s"] = time.monotonic() - started
+        return {**untimed, "scores": scores, "validation": validation, "timings": timings}
+
+    def _validated(self, number: int, selection: Selection) -> dict[str, Any]:
+        """The model as it is on the validation rows; the score is the mean over benchmarks."""
+        label = f"validation_round_{number:03d}"
+        scores = evaluate(self.session, self.config, label, self.folder, self.on_event, self.validation)["scores"]
+        defined = [score for metrics in scores.values() if (score := _validation_score(metrics)) is not None]
+        score = fmean(defined) if defined else None
+        return {"score": score, "scores": scores, "best": selection.improves(score)}
+
+    def _save(self, label: str, adapter: Vector) -> None:
+        save_adapter(self.folder / "adapters" / label, adapter, self.session.layout, self.config.peft, self.config.model)
+
+    def _tell(self, line: Mapping[str, Any], selection: Selection) -> None:
+        validation = line["validation"] or {}
+        if validation:
+            log.info(
+                "round %d: validation score %s, best so far round %s", line["round"], validation["score"], selection.best_round
+            )
+        self.on_event(
+            "round_done",
+            round=line["round"],
+            **{key: line[key] for key in ("train_loss", "holdout_loss", "bytes_up", "bytes_down")},
+            seconds=line["timings"]["total_s"],
+            validation=validation.get("score"),
+            best_round=selection.best_round,
+        )
+
+
+def _validation_score(metrics: Mapping[str, Any]) -> float | None:
+    """Accuracy, or BERTScore F1; of label log-probabilities where nothing else was measured (evaluation.mode=labels)."""
+    score = headline_score(metrics, "honest")
+    return metrics.get("labels_accuracy") if score is None else score

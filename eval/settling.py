@@ -1,0 +1,64 @@
+"""When can a row stop being decoded? As soon as no text that may follow can change any of its figures.
+
+Shown for closed label sets read by `label` or `collapsed_sentiment`, whose verdicts look for the first label. The verdict stands when a
+label has been found by both readings, the text does not end in the beginning of a label (a longer one could be completed), and the output is not
+on its way to become equal to a target (FinLoRA's rule 6 takes a wrong output for a class, and so tells such outputs apart). What is
+left is FinLoRA's rule 3: a second "Answer:" in the output begins it anew, so the tokens left in the budget must not suffice for one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from data.catalog import Benchmark
+from eval.scoring import finlora_output, read_answer
+
+READ_BY_FIRST_LABEL = ("label", "collapsed_sentiment")
+MARKER = "Answer:"
+BOUNDARY = 2
+"""Characters behind a label that decide whether it is a whole word: "positive" against "positives" and "positive-looking"."""
+
+
+@dataclass(frozen=True)
+class Settling:
+    """The rule for one benchmark and the rows that are evaluated."""
+
+    benchmark: Benchmark
+    labels: tuple[str, ...]
+    """FinLoRA's label set: the targets of all evaluated rows in lower case (`eval.scoring.finlora_labels`)."""
+    targets: tuple[str, ...]
+    """Those targets as they are."""
+    marker_tokens: int
+    """Fewest tokens in which a model could write "Answer:"."""
+    restarts: bool
+    """Whether a second "Answer:" is reckoned with (evaluation.stop=exact)."""
+
+    def settled(self, text: str, tokens_left: int) -> bool:
+        """Whether `text`, decoded so far, gives the figures that it would give with anything that may follow."""
+        if self.benchmark.parser not in READ_BY_FIRST_LABEL or not text.isascii():
+            return False
+        begun = any(text.endswith(MARKER[:size]) for size in range(1, len(MARKER)))
+        if self.restarts and tokens_left >= (1 if begun else self.marker_tokens):
+            return False
+        output = finlora_output(text)
+        if not any(label in output.lower() for label in self.labels) or self._may_complete(text.lower()):
+            return False
+        if any(target.startswith(output) for target in self.targets):
+            return False
+        # The honest reading needs whole words: what follows its label must be there too.
+        answer = read_answer(self.benchmark, text[:-BOUNDARY])
+        return answer is not None and answer == read_answer(self.benchmark, text)
+
+    def _may_complete(self, lower: str) -> bool:
+        """Whether the text ends in the beginning of a label."""
+        labels = (*self.labels, *(label.lower() for label in self.benchmark.labels))
+        return any(lower.endswith(label[:size]) for label in labels for size in range(1, len(label)))
+
+
+def fewest_marker_tokens(vocabulary: Iterable[str]) -> int:
+    """Fewest tokens that can spell a text with "Answer:" in it: 1 where a single token holds it, else 2.
+
+    Two is a lower bound for everything else, and the safe side: the rule only asks whether so many are left.
+    """
+    return 1 if any(MARKER in token for token in vocabulary) else 2

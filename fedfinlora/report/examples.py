@@ -1,0 +1,121 @@
+"""Rows as they were answered: right, wrong and unparsed ones, the same rows for every system as far as they fit.
+
+The choice is by a hash of the row's id: it says nothing about the answers, and is the same in every report.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fedfinlora.report.markup import decimal, number, text
+
+EXAMPLES = 3
+"""Rows of each kind."""
+SHORT = 160
+"""Characters shown at once; the rest unfolds."""
+LONGEST = 1200
+"""Characters kept of one text; the whole of it is in the run folder."""
+NOT_STORED = "Prompts are not stored in run folders, only their hashes: find a row’s prompt by its id in the data that the run was scored on."
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One list of examples."""
+
+    name: str
+    mark: str
+    rows: tuple[Record, ...]
+
+
+def choose_examples(records: Iterable[Record], most: int = EXAMPLES) -> list[Kind]:
+    """Up to `most` rows of each kind. BERTScore sets have no right and wrong: there the closest and the farthest stand."""
+    found: dict[str, list[tuple[str, int, Record]]] = {"right": [], "wrong": [], "unparsed": [], "scored": [], "ranked": []}
+    for index, record in enumerate(records):
+        found[_kind(record)].append((_order(record), index, record))
+
+    def first(kind: str) -> tuple[Record, ...]:
+        return tuple(record for _, _, record in heapq.nsmallest(most, found[kind]))
+
+    scored = sorted(found["scored"], key=lambda item: (-(number(item[2].get("bertscore_f1")) or 0.0), item[0]))
+    kinds = [
+        Kind("Right", "✓", first("right")),
+        Kind("Wrong", "✕", first("wrong")),
+        Kind("Closest to the target", "✓", tuple(record for _, _, record in scored[:most])),
+        Kind("Farthest from the target", "✕", tuple(record for _, _, record in scored[most:][-most:])),
+        Kind("Unparsed", "?", first("unparsed")),
+        Kind("Labels ranked", "≡", first("ranked")),
+    ]
+    return [kind for kind in kinds if kind.rows]
+
+
+def _kind(record: Record) -> str:
+    if record.get("output") is None and record.get("label_choice") is not None:
+        return "ranked"  # nothing was generated
+    if record.get("parsed") is None:
+        return "unparsed"
+    if record.get("correct") is None:
+        return "scored"
+    return "right" if record["correct"] is True else "wrong"
+
+
+def _order(record: Record) -> str:
+    return hashlib.sha256(str(record.get("id", "")).encode(errors="replace")).hexdigest()
+
+
+def examples_block(kinds: Iterable[Kind]) -> str:
+    """The examples of one system on one benchmark; "" without any."""
+    return "".join(
+        f'<h5><span aria-hidden="true">{kind.mark}</span> {text(kind.name)}</h5>'
+        f'<ol class="examples">{"".join(map(_example, kind.rows))}</ol>'
+        for kind in kinds
+    )
+
+
+def _example(record: Record) -> str:
+    parsed = record.get("parsed")
+    read = "no answer found" if parsed is None else _plain(parsed)
+    parts = [("Target", _shortened(_plain(record.get("target", ""))))]
+    if record.get("output") is not None:
+        parts += [("Output", _shortened(_plain(record["output"]))), ("Read as", _shortened(read))]
+    if record.get("label_choice") is not None:
+        parts.append(("Most probable label", _shortened(_plain(record["label_choice"]))))
+    verdict = _finlora_verdict(record)
+    if verdict:
+        parts.append(("FinLoRA", text(verdict)))
+    if number(record.get("bertscore_f1")) is not None:
+        parts.append(("BERTScore F1", decimal(record["bertscore_f1"])))
+    if number(record.get("tags")) is not None:
+        parts.append(("Tags right", text(f"{record.get('tags_correct', '?')} of {record['tags']}")))
+    items = "".join(f"<dt>{name}</dt><dd>{content}</dd>" for name, content in parts)
+    return f"<li><code>{text(str(record.get('id', 'no id'))[:120])}</code><dl>{items}</dl></li>"
+
+
+def _finlora_verdict(record: Record) -> str:
+    correct = record.get("finlora_correct")
+    if not isinstance(correct, bool):
+        return ""
+    return ("right" if correct else "wrong") + (", ambiguous" if record.get("finlora_ambiguous") is True else "")
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _shortened(words: str) -> str:
+    """The text on one line, its end folded away where it is long; line breaks are shown as ⏎."""
+    whole = words.strip()
+    if not whole:
+        return "<i>empty</i>"
+    cut = whole[:LONGEST]
+    line = cut.replace("\r\n", "\n").replace("\n", " ⏎ ").replace("\t", " ")
+    if len(line) <= SHORT:
+        return f"<q>{text(line)}</q>"
+    ending = "" if len(whole) <= LONGEST else f" <i>… {len(whole) - LONGEST:,} more characters in the run folder</i>"
+    return f"<details><summary><q>{text(line[:SHORT])}…</q></summary><pre>{text(cut)}</pre>{ending}</details>"
