@@ -128,7 +128,7 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     """The layers of a transformers model that can be checkpointed one by one, in order."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers: list[nn.Module] = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
         raise UserError(
             f"{type(model).__name__} has no layers that can be checkpointed. Choose a causal language model of transformers."

@@ -160,7 +160,7 @@ def make_tree(sequences: Sequence[Tokens], share: bool = True, spine: Tokens = (
             continue
         ends = [number for number in range(first + 1, last) if shared[number] == common]
         branches = list(zip([first, *ends], [*ends, last], strict=True))
-        for start, end in branches:
+        for start, _ in branches:
             if len(sequences[start]) == depth and parent >= 0:  # it ends in the common part, and so do its equals
                 leaves[start] = parent
         waiting += [(start, end, depth, parent) for start, end in reversed(branches) if leaves[start] < 0]

@@ -2,28 +2,34 @@
 
 AdamW (Loshchilov and Hutter 2019) or SGD on the adapter, linear warm-up and cosine decay over the whole run, gradient accumulation by
 answer tokens, clipping, and FedProx's proximal term (Li et al. 2020, eq. 2). What a step sees depends only on the run's seed,
-the bank's name and the step's number, so a run that is interrupted goes on with the same bytes.
+the bank's name, its rows and the step's number (`fedfinlora.row_order`), so a run that is interrupted goes on with the same bytes. How
+many passes a step takes and which layers they checkpoint follows the memory there is (`fedfinlora.memory`).
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from fedfinlora.adapter import Vector, trainable
 from fedfinlora.attention import no_mask
 from fedfinlora.config import TrainConfig
 from fedfinlora.errors import UserError
+from fedfinlora.memory import Footprint, checkpoint_first, decoder_layers, footprint, free_bytes, own_checkpointing
 from fedfinlora.packing import Example, Pack, make_pack, split_rows
-from fedfinlora.seeds import derive_seed, generator
+from fedfinlora.row_order import groups_of, rows_of_step
+from fedfinlora.seeds import derive_seed
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+log = logging.getLogger("fedfinlora.training")
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,8 @@ class TrainResult:
     step_losses: tuple[float, ...]
     wall_s: float
     optimizer: OptimizerState
+    checkpointed_layers: int
+    """Most decoder layers that any pass checkpointed."""
 
 
 @dataclass(frozen=True)
@@ -111,29 +119,54 @@ def schedule_factor(step: int, total: int, warmup: int, schedule: str) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def rows_of_step(step: int, rows: int, rows_per_step: float, seed: int, bank: str) -> list[int]:
-    """Indices of the rows of one step: consecutive pieces of an endless stream of seeded permutations, at least one row each.
-
-    A bank with no more rows than a step wants uses all of them in each step, once.
-    """
-    if rows <= rows_per_step:
-        return list(range(rows))
-    position = math.floor(step * rows_per_step + 1e-9)
-    count = max(1, math.floor((step + 1) * rows_per_step + 1e-9) - position)
-    indices: list[int] = []
-    while len(indices) < count:
-        epoch, offset = divmod(position, rows)
-        order = generator(seed, "row order", bank, epoch).permutation(rows)
-        piece = order[offset : offset + count - len(indices)].tolist()
-        indices += piece
-        position += len(piece)
-    return indices
-
-
 def packs_of_step(examples: Sequence[Example], config: TrainConfig, device: torch.device | str) -> list[Pack]:
-    """The forward passes of one optimiser step."""
+    """The forward passes of one optimiser step, as long as memory does not matter."""
     parts = split_rows(examples, config.batch_tokens, config.share_prefix)
     return [make_pack(part, device, config.share_prefix) for part in parts]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward and backward pass of a step."""
+
+    pack: Pack
+    checkpointed_layers: int
+    fits: bool
+    """Whether it stays within the limit; one that does not is a single row with every layer checkpointed."""
+
+
+@dataclass(frozen=True)
+class PassLimits:
+    """What decides how a step is cut into passes."""
+
+    footprint: Footprint
+    memory_bytes: float
+
+    @classmethod
+    def of(cls, model: nn.Module, config: TrainConfig) -> PassLimits:
+        """train.memory_gib, or half of what is free on the model's device now."""
+        given = config.memory_gib * 2**30 or free_bytes(next(model.parameters()).device) / 2
+        return cls(footprint(model), given)
+
+
+def passes_of_step(
+    examples: Sequence[Example], config: TrainConfig, limits: PassLimits, device: torch.device | str
+) -> Iterator[Pass]:
+    """The passes of one optimiser step: few enough layers checkpointed, else more passes of fewer rows, to stay within memory.
+
+    Rows that are taken apart read their common beginning once in each pass. The step's loss and gradient are the same.
+    """
+    waiting = list(split_rows(examples, config.batch_tokens, config.share_prefix))[::-1]
+    while waiting:
+        rows = waiting.pop()
+        pack = make_pack(rows, device, config.share_prefix)
+        needed = limits.footprint.layers_to_checkpoint(pack, limits.memory_bytes)
+        if needed is None and len(rows) > 1:
+            half = len(rows) // 2
+            waiting += [rows[half:], rows[:half]]
+            continue
+        every_layer = config.gradient_checkpointing or needed is None
+        yield Pass(pack, limits.footprint.layers if every_layer else needed or 0, needed is not None)
 
 
 def answer_loss(model: nn.Module, pack: Pack) -> torch.Tensor:
@@ -189,19 +222,25 @@ def train(
     update.zero_grad(set_to_none=True)
     if optimizer is not None and isinstance(update, torch.optim.AdamW):
         _load_optimizer(update, parameters, optimizer)
+    groups = groups_of(examples) if config.share_prefix else ()
     losses: list[float] = []
-    rows = tokens = answer_tokens = 0
+    rows = tokens = answer_tokens = checkpointed_layers = 0
     loss_sum = 0.0
     started = time.monotonic()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _training_mode(model, config):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _training_mode(model) as layers:
+        limits = PassLimits.of(model, config)
         for step in range(stretch.first_step, stretch.first_step + stretch.steps):
             torch.manual_seed(derive_seed(seed, "dropout", bank, step))
-            batch = [examples[index] for index in rows_of_step(step, len(examples), stretch.rows_per_step, seed, bank)]
-            packs = packs_of_step(batch, config, device)
-            step_answers = sum(len(pack.answer_ids) for pack in packs)
+            chosen = rows_of_step(step, len(examples), stretch.rows_per_step, seed, bank, groups)
+            batch = [examples[index] for index in chosen]
+            step_answers = sum(len(example.answer_ids) for example in batch)
             step_loss = 0.0
-            for pack in packs:
-                loss = answer_loss(model, pack) / step_answers
+            for part in passes_of_step(batch, config, limits, device):
+                if part.checkpointed_layers and not checkpointed_layers:
+                    _tell_checkpointing(bank, part, limits, config)
+                checkpointed_layers = max(checkpointed_layers, part.checkpointed_layers)
+                checkpoint_first(layers, part.checkpointed_layers)
+                loss = answer_loss(model, part.pack) / step_answers
                 loss.backward()  # type: ignore[no-untyped-call]
                 step_loss += float(loss.detach())
             if not math.isfinite(step_loss):
@@ -234,24 +273,33 @@ def train(
         step_losses=tuple(losses),
         wall_s=time.monotonic() - started,
         optimizer=_read_optimizer(update, parameters),
+        checkpointed_layers=checkpointed_layers,
     )
 
 
 @contextmanager
-def _training_mode(model: nn.Module, config: TrainConfig) -> Iterator[None]:
-    """train(), with gradient checkpointing if asked for; whatever happens inside, nothing of it is left on the shared model."""
-    shared = cast(Any, model)
-    if config.gradient_checkpointing:
-        shared.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model.train()
-    try:
-        yield
-    finally:
-        model.zero_grad(set_to_none=True)
-        model.eval()
-        if config.gradient_checkpointing:
-            shared.gradient_checkpointing_disable()
-            shared.disable_input_require_grads()
+def _training_mode(model: nn.Module) -> Iterator[list[nn.Module]]:
+    """train(), and the layers that can be checkpointed; whatever happens inside, nothing of it is left on the shared model."""
+    layers = decoder_layers(model)
+    with own_checkpointing(layers):
+        model.train()
+        try:
+            yield layers
+        finally:
+            model.zero_grad(set_to_none=True)
+            model.eval()
+
+
+def _tell_checkpointing(bank: str, part: Pass, limits: PassLimits, config: TrainConfig) -> None:
+    """Say once how many layers are computed twice, and why."""
+    layers, tokens = f"{part.checkpointed_layers} of {limits.footprint.layers} layers", part.pack.tokens
+    memory = f"{limits.memory_bytes / 2**30:.1f} GiB"
+    if not part.fits:
+        log.warning("%s: a row of %d tokens needs more than %s even with %s checkpointed", bank, tokens, memory, layers)
+    elif config.gradient_checkpointing:
+        log.info("%s: %s checkpointed, as train.gradient_checkpointing says", bank, layers)
+    else:
+        log.info("%s: %s checkpointed to keep a pass of %d tokens within %s", bank, layers, tokens, memory)
 
 
 def _check_answers(examples: Sequence[Example]) -> None:

@@ -77,7 +77,7 @@ OVERRIDING = [command for command in OURS if command.words[3] in OVERRIDDEN]
 
 def test_the_readme_has_the_commands_that_it_promises() -> None:
     used = {command.words[3] for command in OURS if command.document == README}
-    assert used == {"simulate", "centralized", "local", "evaluate", "report", "bench", "data"}
+    assert used == {"simulate", "centralized", "local", "evaluate", "compare", "report", "bench", "data"}
     assert commands_of(README)[0].words == ("make", "demo")
 
 

@@ -14,7 +14,7 @@ from data.sources import load_rows
 from fedfinlora.config import DatasetConfig
 from fedfinlora.embedded import embedded_folder
 from fedfinlora.errors import UserError
-from fedfinlora.packing import make_blocks, make_pack
+from fedfinlora.packing import make_pack
 
 
 @pytest.fixture(scope="module")
@@ -50,18 +50,14 @@ def test_loss_covers_exactly_the_target_and_the_end_of_a_sample_row(tokenizer: A
     shortest = min(loaded.rows, key=lambda one: len(one.prompt))
     other = min((one for one in loaded.rows if one.id != shortest.id), key=lambda one: len(one.prompt))
     encoded = encode_rows(tokenizer, [shortest, other], 10**6)
-    pack = make_pack(make_blocks(encoded.examples), planned=False)
-    labelled = iter(zip(pack.answer_index.tolist(), pack.answer_ids.tolist(), strict=True))
-    for index in pack.row_index:
-        answer, first = [], None
-        while not answer or answer[-1] != EOS:
-            place, token = next(labelled)
-            first = place if first is None else first
-            answer.append(token)
+    for example in encoded.examples:
+        pack = make_pack([example])
+        assert tokenizer.decode(pack.token_ids[0, : int(pack.answer_index[0]) + 1]) == encoded.rows[example.index].prompt
+    pack = make_pack(encoded.examples)
+    answers = pack.answer_ids.split(pack.answer_lengths)
+    for index, answer in zip(pack.row_index, answers, strict=True):
+        assert answer[-1] == EOS
         assert tokenizer.decode(answer[:-1]) == encoded.rows[index].target
-        seen = pack.token_ids[0][pack.mask[0, 0, first]].tolist()
-        assert tokenizer.decode(seen) == encoded.rows[index].prompt
-    assert next(labelled, None) is None
 
 
 def test_prompt_and_answer_join_to_the_text_without_anything_between(tokenizer: Any) -> None:
