@@ -6,15 +6,18 @@ first line, say which. A line that a crash cut off is left out; equal lines of t
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from fedfinlora.errors import UserError
-from fedfinlora.runfolder import unwritable
 
 FORMAT = 1
 """Raised when the decoding or the lines change their meaning, so that old answers are left alone."""
@@ -41,20 +44,33 @@ class AnswerFile:
         self.path = path
         self.known: dict[str, dict[str, Any]] = {}
         """Prompt id -> answer."""
-        head = {"format": FORMAT, "settings": settings_id(settings)}
-        lines = _lines(path)
-        fresh = not lines or lines[0] != head
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._stream = open(path, "wb" if fresh else "ab", buffering=0)  # noqa: SIM115 - closed by close()
-            if fresh:
-                self._write(head)
-            else:
-                self._stream.write(b"\n" if not path.read_bytes().endswith(b"\n") else b"")
+            self._stream = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by __exit__
         except OSError as error:
-            raise unwritable(path, error) from error
-        if not fresh:
-            self.known = _answers_in(lines)
+            raise _unwritable(path, error) from error
+        try:
+            with _locked(self._stream.fileno()):  # or two processes that begin a file would each throw away the other's lines
+                self._begin({"format": FORMAT, "settings": settings_id(settings)})
+        except BaseException:
+            self._stream.close()
+            raise
+
+    def _begin(self, head: Mapping[str, Any]) -> None:
+        """Take what is there, or write the first line."""
+        try:
+            content = self.path.read_bytes() if self.path.is_file() else b""
+            lines = _lines_of(content)
+            if lines and lines[0] == head:
+                self.known = _answers_in(lines)
+                if not content.endswith(b"\n"):
+                    self._stream.write(b"\n")
+                return
+            if content:
+                os.ftruncate(self._stream.fileno(), 0)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        self._write(head)
 
     def __enter__(self) -> AnswerFile:
         return self
@@ -73,26 +89,28 @@ class AnswerFile:
         content = (json.dumps(values, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
         try:
             if self._stream.write(content) != len(content):
-                raise UserError(f"Cannot write {self.path}: the disk is full. Free space and give the same command again.")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            raise unwritable(self.path, error) from error
+            raise _unwritable(self.path, error) from error
 
 
 def read_answers(path: Path) -> dict[str, dict[str, Any]]:
     """Prompt id -> answer of a file that is only looked at; {} where there is none."""
-    return _answers_in(_lines(path))
+    try:
+        return _answers_in(_lines_of(path.read_bytes())) if path.is_file() else {}
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}. Use evaluation.reuse=false to do without it.") from error
 
 
 def _answers_in(lines: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {line["prompt"]: line["answer"] for line in lines if "prompt" in line and "answer" in line}
+    pairs = [(line.get("prompt"), line.get("answer")) for line in lines]
+    return {prompt: answer for prompt, answer in pairs if isinstance(prompt, str) and isinstance(answer, dict)}
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The readable lines of a file, [] where there is none."""
-    if not path.is_file():
-        return []
+def _lines_of(content: bytes) -> list[dict[str, Any]]:
+    """The readable lines of a file."""
     found = []
-    for line in path.read_bytes().split(b"\n"):
+    for line in content.split(b"\n"):
         try:
             values = json.loads(line.decode("utf-8", "surrogatepass"))
         except ValueError:
@@ -100,3 +118,22 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         if isinstance(values, dict):
             found.append(values)
     return found
+
+
+@contextlib.contextmanager
+def _locked(descriptor: int) -> Iterator[None]:
+    """Hold the file against other processes, where its file system has locks."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"Cannot write {path}: {error.strerror or error}. Free space or choose another folder with output_dir=FOLDER or "
+        "evaluation.answers_dir=FOLDER."
+    )

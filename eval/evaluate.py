@@ -29,6 +29,8 @@ from fedfinlora.runfolder import write_bytes, write_json
 from fedfinlora.seeds import generator
 
 OnEvent = Callable[..., None]
+PARTIAL = ".partial"
+"""Ends the names of files that hold answers until all benchmarks are scored."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,6 @@ def evaluate_models(
             records, metrics, work = task.run_all(_reporter(on_event, label, benchmark.key, len(task.rows), place))
             lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
             write_bytes(task.folder / f"{benchmark.key}.jsonl", lines.encode("utf-8", "surrogatepass"))
-            task.partial_file("text").unlink(missing_ok=True)
-            task.partial_file("labels").unlink(missing_ok=True)
             summaries[label]["scores"][benchmark.key] = metrics
             summaries[label]["seconds"][benchmark.key] = work.pop("seconds")
             summaries[label]["work"][benchmark.key] = work
@@ -131,6 +131,8 @@ def evaluate_models(
         summary |= {"model": dict(models[label].identity), "mode": evaluation.mode, "shots": evaluation.shots}
         summary |= {"shortages": shortages, **_totals(summary, models[label]), **models[label].account()}
         write_json(run / "eval" / label / "metrics.json", summary)
+        for partial in (run / "eval" / label).glob(f"*{PARTIAL}"):
+            partial.unlink(missing_ok=True)
         if on_event is not None:
             shown = {key: headline_score(metrics, "honest") for key, metrics in summary["scores"].items()}
             on_event("evaluate_done", label=label, scores=shown)
@@ -142,11 +144,11 @@ def prompts_to_send(config: Config, model: Model) -> dict[str, list[str]]:
     rows, _, _ = _prepared(rows_to_score(config), config, model)
     found: dict[str, list[str]] = {}
     for key, chosen in rows.items():
-        settings = model.settings(BENCHMARKS[key], chosen, labels=False)
-        file = Path(config.evaluation.answers_dir) / f"{settings_id(settings)}.jsonl"
+        file = _shared_file(config, model.settings(BENCHMARKS[key], chosen, labels=False))
         known = read_answers(file) if config.evaluation.reuse else {}
         ids = model.prompts(chosen, BENCHMARKS[key])
-        found[key] = [row.prompt for row, prompt in zip(chosen, ids, strict=True) if prompt not in known]
+        texts = {prompt: row.prompt for row, prompt in zip(chosen, ids, strict=True) if prompt not in known}
+        found[key] = list(texts.values())
     return found
 
 
@@ -166,8 +168,7 @@ class _Task:
         return self.run / "eval" / self.label
 
     def partial_file(self, what: str) -> Path:
-        """Where answers are kept until the benchmark is done."""
-        return self.folder / f"{self.benchmark.key}.{what}.partial"
+        return self.folder / f"{self.benchmark.key}.{what}{PARTIAL}"
 
     def run_all(self, report: Callable[[int], None]) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
         """(records, metrics, what it cost)."""
@@ -220,17 +221,21 @@ class _Task:
         with ExitStack() as stack:
             files = [stack.enter_context(AnswerFile(self.partial_file(what), settings))]
             if self.config.evaluation.reuse:
-                shared = Path(self.config.evaluation.answers_dir) / f"{settings_id(settings)}.jsonl"
-                files.append(stack.enter_context(AnswerFile(shared, settings)))
+                files.append(stack.enter_context(AnswerFile(_shared_file(self.config, settings), settings)))
             known: dict[str, dict[str, Any]] = {}
             for file in files:
                 known |= file.known
-            for already in {prompt for prompt in ids if prompt in known}:
-                assert already is not None
-                for file in files:
-                    file.add(already, known[already])
-            asked = [place for place, prompt in enumerate(ids) if prompt is not None and prompt not in known]
-            done = len(ids) - len(asked)
+            places: dict[str, list[int]] = {}
+            for place, prompt in enumerate(ids):
+                if prompt is not None:
+                    places.setdefault(prompt, []).append(place)
+            for prompt in places:
+                if prompt in known:
+                    for file in files:
+                        file.add(prompt, known[prompt])
+            asked = [same[0] for prompt, same in places.items() if prompt not in known]
+            missing = sum(len(same) for prompt, same in places.items() if prompt not in known)
+            done = len(ids) - missing
             report(done)
 
             def keep(place: int, answer: dict[str, Any]) -> None:
@@ -240,13 +245,13 @@ class _Task:
                 known[prompt] = answer
                 for file in files:
                     file.add(prompt, answer)
-                done += 1
+                done += len(places[prompt])
                 report(done)
 
             if asked:
                 ask(self.benchmark, self.rows, asked, keep)
         answers: list[dict[str, Any] | None] = [None if prompt is None else known[prompt] for prompt in ids]
-        return answers, sum(prompt is not None for prompt in ids) - len(asked)
+        return answers, sum(map(len, places.values())) - missing
 
     def _checked(self, records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
         """How many of a seeded few rows plain decoding row by row answers otherwise, as far as ours were decoded."""
@@ -285,6 +290,11 @@ def _prepared(
                 shortages[key] = prepared.shortage
             rows[key] = prepared.rows
     return rows, skipped, shortages
+
+
+def _shared_file(config: Config, settings: Mapping[str, Any]) -> Path:
+    """Where answers under these settings are kept for later evaluations."""
+    return Path(config.evaluation.answers_dir).expanduser() / f"{settings_id(settings)}.jsonl"
 
 
 def _reporter(

@@ -22,7 +22,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from fedfinlora.attention import Run, attend_by_runs, no_mask
-from fedfinlora.packing import Tokens, Tree, common_prefix_tokens, make_tree, plan_of
+from fedfinlora.packing import LEAST_SAVED_TOKENS, Tokens, Tree, common_prefix_tokens, make_tree, plan_of
 
 if TYPE_CHECKING:
     import torch
@@ -98,7 +98,11 @@ def generate(
         return settled is not None and settled(numbers[ordered[row]][0], tokens, left)
 
     engine = _Engine(model, ordered, budget_tokens, frozenset(end_ids), cache_gib * 2**30, done, is_settled)
-    engine.run(batch_tokens)
+    if budget_tokens > 0:
+        engine.run(batch_tokens)
+    else:
+        for row in range(len(ordered)):
+            done(row, Answer((), "budget"))
     return Generated(
         tuple(answer for answer in answers if answer is not None),
         sum(map(len, prompts)),
@@ -200,6 +204,8 @@ class _Engine:
         self.end_ids, self.cache_bytes, self.done, self.settled = end_ids, cache_bytes, done, settled
         self.kept = long_prefixes(ordered)
         self.token_bytes = cache_bytes_per_token(model)
+        config: Any = model.config
+        self.layers = int(config.num_hidden_layers)
         self.spine: tuple[Tokens, _Layers] = ((), _Layers())
         self.prefix = _Prefix((), _Layers())
         self.pool = _Pool()
@@ -231,16 +237,19 @@ class _Engine:
         return min(len(self.ordered), first + MOST_ROWS)
 
     def _needed(self, first: int, last: int) -> float:
-        """Bytes of keys and values if rows first to last are read now and stay in the pool."""
-        spine = len(self.spine[0])
-        tokens = spine
+        """Most bytes of keys and values while rows first to last are read and then stay in the pool.
+
+        What the pass reads and what is copied from it are there at the same time, and one layer twice while it is copied.
+        """
+        tokens = len(self.spine[0])
         for row in range(first, last):
             before = self.ordered[row - 1] if row > first else self.spine[0]
-            tokens += len(self.ordered[row]) - common_prefix_tokens(before, self.ordered[row])
+            shared = common_prefix_tokens(before, self.ordered[row])
+            tokens += len(self.ordered[row]) - shared + LEAST_SAVED_TOKENS
             tokens += _width(len(self.ordered[row]) - self.kept[row]) + self.budget
-            if self.kept[row] and (row == first or self.kept[row] != self.kept[row - 1]):
+            if row == first or self.kept[row] > shared or self.kept[row] != self.kept[row - 1]:
                 tokens += self.kept[row]
-        return self.pool.size_bytes + tokens * self.token_bytes
+        return (self.pool.size_bytes + tokens * self.token_bytes) * (1 + 1 / self.layers)
 
     def _read(self, first: int, last: int) -> None:
         """Read the prompts of one pass into the pool and keep what the next pass begins with."""
@@ -259,9 +268,9 @@ class _Engine:
             self.pool.first_tokens[row] = token
         self._keep_prefixes(tree, plan.layers, first)
         self._keep_rows(tree, plan.layers, first)
+        self._note_peak(plan.layers.size_bytes * (1 + 1 / self.layers))
         next_shared = common_prefix_tokens(rows[-1], self.ordered[last]) if last < len(self.ordered) else 0
-        spine = _gather(plan.layers, tree.keys(len(rows) - 1, 0, next_shared)) if next_shared else _Layers()
-        self._note_peak(plan.layers.size_bytes + spine.size_bytes)
+        spine = _gather(plan.layers, tree.keys(len(rows) - 1, 0, next_shared), free=True) if next_shared else _Layers()
         self.spine = (rows[-1][:next_shared], spine)
 
     def _keep_prefixes(self, tree: Tree, layers: _Layers, first: int) -> None:
@@ -315,7 +324,8 @@ class _Engine:
     def _decode(self) -> None:
         """Decode every row of the pool to its end."""
 
-        pool, self.pool = self.pool, _Pool()
+        self._note_peak(self.pool.size_bytes / self.layers)  # while buffers are joined
+        pool, self.pool, self.prefix = self.pool, _Pool(), _Prefix((), _Layers())
         if not pool.first_tokens:
             return
         device = next(self.model.parameters()).device
@@ -339,7 +349,6 @@ class _Engine:
             positions = [len(self.ordered[row]) + step for row in rows]
             tokens = self._forward(tokens, positions, plan).argmax(dim=-1).tolist()
             self.written_tokens += len(rows)
-        self._note_peak(pool.size_bytes + sum(buffer.layers.size_bytes for buffer in buffers))
 
     def _goes_on(self, row: int, token: int, output: list[int], left: int) -> bool:
         """Take a row's next token; False if the row has ended with it."""
@@ -366,13 +375,13 @@ class _Engine:
         ).logits[0]
         return logits
 
-    def _note_peak(self, more_bytes: int) -> None:
+    def _note_peak(self, more_bytes: float) -> None:
         held = self.pool.size_bytes + self.spine[1].size_bytes + more_bytes
-        self.peak_bytes = max(self.peak_bytes, held)
+        self.peak_bytes = max(self.peak_bytes, round(held))
 
 
 class _Reading:
-    """Attention of a pass that reads prompts; keeps the keys and values of spine and pass."""
+    """Attention of a pass that reads prompts; keeps the keys and values of spine and pass, and lets the spine's own go."""
 
     def __init__(self, runs: Sequence[Run], spine: _Layers) -> None:
         self.runs, self.spine, self.layers = runs, spine, _Layers()
@@ -385,6 +394,7 @@ class _Reading:
         if self.spine.keys:
             key = torch.cat([self.spine.keys[layer], key], dim=2)
             value = torch.cat([self.spine.values[layer], value], dim=2)
+            self.spine.keys[layer] = self.spine.values[layer] = key[:, :, :0].clone()
         self.layers.keys.append(key)
         self.layers.values.append(value)
         return attend_by_runs(query, key, value, self.runs, scaling)
@@ -488,14 +498,17 @@ def _shared_by(
     return [(prefix, torch.tensor(slots, device=device)) for prefix, slots in found if slots]
 
 
-def _gather(layers: _Layers, ranges: Sequence[tuple[int, int]]) -> _Layers:
-    """Copies of the keys and values in `ranges`, (1, G, tokens, D) a layer."""
+def _gather(layers: _Layers, ranges: Sequence[tuple[int, int]], free: bool = False) -> _Layers:
+    """Copies of the keys and values in `ranges`, (1, G, tokens, D) a layer; `free` lets each tensor go when it is copied."""
     import torch
 
-    def taken(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.cat([tensor[:, :, start:end] for start, end in ranges], dim=2)
-
-    return _Layers([taken(key) for key in layers.keys], [taken(value) for value in layers.values])
+    gathered = _Layers()
+    for source, copies in ((layers.keys, gathered.keys), (layers.values, gathered.values)):
+        for layer, tensor in enumerate(source):
+            copies.append(torch.cat([tensor[:, :, start:end] for start, end in ranges], dim=2))
+            if free:
+                source[layer] = copies[-1]
+    return gathered
 
 
 def _width(tokens: int) -> int:
@@ -507,8 +520,9 @@ def cache_bytes_per_token(model: nn.Module) -> int:
     config: Any = model.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    floating = [parameter for parameter in model.parameters() if parameter.is_floating_point() and not parameter.requires_grad]
-    return int(2 * config.num_hidden_layers * heads * width * floating[0].element_size())
+    floating = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    frozen = [parameter for parameter in floating if not parameter.requires_grad]
+    return int(2 * config.num_hidden_layers * heads * width * (frozen or floating)[0].element_size())
 
 
 # --- the reference ------------------------------------------------------------------------------------------------------------

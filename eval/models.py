@@ -17,7 +17,7 @@ from data.rows import Row
 from eval.answers import prompt_id
 from eval.generation import Answer, generate, generate_plainly
 from eval.labels import label_logprobs
-from eval.scoring import finlora_labels, read_answer
+from eval.scoring import read_answer
 from eval.settling import READ_BY_FIRST_LABEL, Settling, fewest_marker_tokens
 from fedfinlora.adapter import Vector, read_adapter, write_adapter
 from fedfinlora.checkpoint import adapter_checksum
@@ -135,6 +135,7 @@ class LocalModel:
             if benchmark.parser in READ_BY_FIRST_LABEL:  # when a row may stop depends on the labels
                 targets = sorted({row.target for row in rows})
                 asked |= {"stop": self.config.evaluation.stop, "targets": targets}
+                asked |= {"parser": benchmark.parser, "labels": list(benchmark.labels)}
         return {**self.identity, **asked}
 
     def prompts(self, rows: Sequence[Row], benchmark: Benchmark) -> list[str | None]:
@@ -191,15 +192,9 @@ class LocalModel:
         )
 
     def _settling(self, benchmark: Benchmark, rows: Sequence[Row]) -> Settling:
+        marker_tokens = fewest_marker_tokens(self.session.tokenizer.get_vocab())
         targets = [row.target for row in rows]
-        collapsed = {str(read_answer(benchmark, target) or target) for target in targets}
-        return Settling(
-            benchmark,
-            tuple(finlora_labels(benchmark, targets)),
-            tuple(sorted(collapsed)),
-            fewest_marker_tokens(self.session.tokenizer.get_vocab()),
-            restarts=self.config.evaluation.stop == "exact",
-        )
+        return Settling.of(benchmark, targets, marker_tokens, restarts=self.config.evaluation.stop == "exact")
 
     def _tokens(self, rows: Sequence[Row]) -> list[tuple[int, ...]]:
         return encode_prompts(self.session.tokenizer, [row.prompt for row in rows], self.config.dataset.chat_template)

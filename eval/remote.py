@@ -238,7 +238,7 @@ class RemoteSession:
         if not answered:
             return ""
         if not self.model.limits.reuse:
-            return f"With evaluation.reuse=true the {answered} answers that came would have been kept."
+            return f"The {answered} answers that came are kept in the run's folder: go on with resume=FOLDER."
         return f"The {answered} answers that came are kept: the same command goes on from there."
 
     def _ask(self, index: int, prompt: str, budget_tokens: int, stop: threading.Event) -> RemoteAnswer | _Unanswered | None:

@@ -8,11 +8,11 @@ left is FinLoRA's rule 3: a second "Answer:" in the output begins it anew, so th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from data.catalog import Benchmark
-from eval.scoring import finlora_output, read_answer
+from eval.scoring import finlora_labels, finlora_output, finlora_pieces, read_answer
 
 READ_BY_FIRST_LABEL = ("label", "collapsed_sentiment")
 MARKER = "Answer:"
@@ -28,11 +28,19 @@ class Settling:
     labels: tuple[str, ...]
     """FinLoRA's label set: the targets of all evaluated rows in lower case (`eval.scoring.finlora_labels`)."""
     targets: tuple[str, ...]
-    """Those targets as they are."""
+    """Those targets as rule 6 compares outputs with them: as they are, NWGI's collapsed."""
     marker_tokens: int
     """Fewest tokens in which a model could write "Answer:"."""
     restarts: bool
     """Whether a second "Answer:" is reckoned with (evaluation.stop=exact)."""
+
+    @classmethod
+    def of(cls, benchmark: Benchmark, targets: Sequence[str], marker_tokens: int, restarts: bool) -> Settling:
+        """The rule for rows with these targets."""
+        compared = {piece for target in targets for piece, _ in finlora_pieces(benchmark, target, "")}
+        return cls(
+            benchmark, tuple(finlora_labels(benchmark, targets)), tuple(sorted(compared)), marker_tokens, restarts=restarts
+        )
 
     def settled(self, text: str, tokens_left: int) -> bool:
         """Whether `text`, decoded so far, gives the figures that it would give with anything that may follow."""
@@ -51,9 +59,9 @@ class Settling:
         return answer is not None and answer == read_answer(self.benchmark, text)
 
     def _may_complete(self, lower: str) -> bool:
-        """Whether the text ends in the beginning of a label."""
+        """Whether the text ends in a label or the beginning of one."""
         labels = (*self.labels, *(label.lower() for label in self.benchmark.labels))
-        return any(lower.endswith(label[:size]) for label in labels for size in range(1, len(label)))
+        return any(lower.endswith(label[:size]) for label in labels for size in range(1, len(label) + 1))
 
 
 def fewest_marker_tokens(vocabulary: Iterable[str]) -> int:

@@ -40,18 +40,18 @@ def parser() -> argparse.ArgumentParser:
     ):
         command = add(name, summary)
         command.add_argument("--banks", type=int, metavar="N", help="how many banks the compared run has")
-    evaluate = add("evaluate", "Score base model, adapters, or a model behind a server with the shared evaluator.")
+    evaluate = add("evaluate", "Score base model, adapters, or a model behind a server.")
     evaluate.add_argument(
         "--adapter", type=Path, action="append", default=[], metavar="DIR",
-        help="a PEFT folder, e.g. outputs/demo/adapters/final; several in one pass over the rows (default: base)",
+        help="a PEFT folder; several are scored in one pass (default: the base model)",
     )  # fmt: skip
     evaluate.add_argument("--base", action="store_true", help="score the untouched base model beside the adapters")
-    evaluate.add_argument("--model-url", default="", metavar="URL", help="an OpenAI-compatible server, e.g. http://127.0.0.1:8000/v1; "
-                          "the key comes from FEDFINLORA_API_KEY or OPENAI_API_KEY")  # fmt: skip
+    evaluate.add_argument("--model-url", default="", metavar="URL", help="an OpenAI-compatible server, e.g. "
+                          "http://127.0.0.1:8000/v1; its key: FEDFINLORA_API_KEY")  # fmt: skip
     evaluate.add_argument("--model-name", default="", metavar="NAME", help="what the server calls the model")
     evaluate.add_argument("--dry-run", action="store_true", help="with --model-url: requests, tokens and cost; send nothing")
-    for way in ("in", "out"):
-        evaluate.add_argument(f"--price-{way}", type=float, metavar="USD", help="per million tokens, for --dry-run")
+    for way, of in (("in", "prompt"), ("out", "answer")):
+        evaluate.add_argument(f"--price-{way}", type=float, metavar="USD", help=f"per million {of} tokens, for --dry-run")
     report = add("report", "Write report.html of one run, or of several side by side.", overrides=False)
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
     report.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the first run's folder")
@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--json", type=Path, metavar="FILE", help="also write every figure as JSON")
     bench = add("bench", "Measure beside a reference implementation, in one process run.")
     bench.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
-    bench.usage = "python -m fedfinlora bench {train,federation} [key=value ...] [--json F]"
+    bench.usage = "python -m fedfinlora bench {train,evaluate,federation} [key=value ...] [--json F]"
     data = commands.add_parser(
         "data", help="Look at data: `data check ROOT`.", description="Look at data before anybody trains on it."
     )

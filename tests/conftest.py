@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +22,17 @@ if TYPE_CHECKING:
 
 settings.register_profile("steady", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("steady")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A home of its own for the tests and for every process that they start: no answer, run or state reaches the user's, and none comes
+    from there. Models that were converted or downloaded before are still found.
+    """
+    home = tempfile.TemporaryDirectory(prefix="fedfinlora-home-")
+    config.add_cleanup(home.cleanup)
+    os.environ.setdefault("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+    os.environ["HOME"] = home.name
+
 
 MakeConfig = Callable[..., Config]
 MakeSession = Callable[..., "Session"]

@@ -18,11 +18,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_server import (
+    CHAT,
+    COMPLETIONS,
+    Behaviour,
+    Handler,
+    Server,
+    answer_body,
+    fails_for,
+    fine,
+    prompt_of,
+    refuses,
+    says,
+    sends,
+    serving,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,97 +52,9 @@ from fedfinlora.tokenizers import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = "sk-test-0123456789abcdef"
-COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
-Behaviour = Callable[["Handler", dict[str, Any]], None]
-"""Answers one request, given its JSON."""
 
 
-# --- a server that misbehaves on demand -------------------------------------------------------------------------------------------------
-
-
-class Server(ThreadingHTTPServer):
-    """Behaviours in `script` answer the first requests, one each; `behaviour` answers all others."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.script: list[Behaviour] = []
-        self.behaviour: Behaviour = fine
-        self.requests: list[tuple[str, dict[str, Any], dict[str, str]]] = []
-        """(path, JSON, headers with lower-case names)."""
-        self.lock = threading.Lock()
-        self.closing = threading.Event()
-        self.now, self.most_at_once = 0, 0
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients hang up in these tests."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    server: Server
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        with self.server.lock:
-            self.server.requests.append((self.path, body, {name.lower(): value for name, value in self.headers.items()}))
-            behaviour = self.server.script.pop(0) if self.server.script else self.server.behaviour
-            self.server.now += 1
-            self.server.most_at_once = max(self.server.most_at_once, self.server.now)
-        try:
-            behaviour(self, body)
-        finally:
-            with self.server.lock:
-                self.server.now -= 1
-
-    def reply(self, status: int, content: Any = b"", **headers: str) -> None:
-        content = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.send_header("content-length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing on the terminal."""
-
-
-def prompt_of(body: dict[str, Any]) -> str:
-    return str(body["prompt"]) if "prompt" in body else str(body["messages"][0]["content"])
-
-
-def answer_body(body: dict[str, Any], text: str | None = None) -> dict[str, Any]:
-    """A reply in the form that was asked for; without `text` it says the prompt backwards."""
-    text = prompt_of(body)[::-1] if text is None else text
-    choice = {"text": text} if "prompt" in body else {"message": {"role": "assistant", "content": text}}
-    return {
-        "model": "dated-2026-01-01",
-        "choices": [{"index": 0, "finish_reason": "stop", **choice}],
-        "usage": {"prompt_tokens": 7, "completion_tokens": 2},
-    }
-
-
-def fine(handler: Handler, body: dict[str, Any]) -> None:
-    handler.reply(200, answer_body(body))
-
-
-def says(text: str) -> Behaviour:
-    return lambda handler, body: handler.reply(200, answer_body(body, text))
-
-
-def sends(status: int, content: Any = b"", **headers: str) -> Behaviour:
-    return lambda handler, body: handler.reply(status, content, **headers)
-
-
-def refuses(status: int, message: str, **fields: Any) -> Behaviour:
-    return sends(status, {"error": {"message": message, **fields}})
+# --- servers that misbehave -------------------------------------------------------------------------------------------------------------
 
 
 def chat_only(handler: Handler, body: dict[str, Any]) -> None:
@@ -178,14 +104,8 @@ def claims_gzip(handler: Handler, body: dict[str, Any]) -> None:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.closing.set()
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)
@@ -434,10 +354,6 @@ def test_busy_replies_cost_a_share_of_a_try_only(server: Server) -> None:
 # --- rows without an answer -------------------------------------------------------------------------------------------------------------
 
 
-def fails_for(bad: str, behaviour: Behaviour) -> Behaviour:
-    return lambda handler, body: (behaviour if prompt_of(body) == bad else fine)(handler, body)
-
-
 @pytest.mark.parametrize("fault", ["500", "no JSON", "no reply"])
 def test_rows_whose_tries_are_spent_are_told_at_the_end_and_the_others_are_answered(server: Server, fault: str) -> None:
     server.behaviour = fails_for("bad", PASSING[fault])
@@ -449,9 +365,12 @@ def test_rows_whose_tries_are_spent_are_told_at_the_end_and_the_others_are_answe
     assert sum("bad" in prompt_of(body) for _, body, _ in server.requests) == 3
 
 
-def test_the_promise_to_keep_answers_is_made_only_where_they_are_kept(server: Server) -> None:
+def test_where_answers_are_kept_is_told(server: Server) -> None:
     server.behaviour = fails_for("bad", sends(500))
-    with session(model_at(server, reuse=False)) as opened, pytest.raises(UserError, match=r"With evaluation\.reuse=true"):
+    with (
+        session(model_at(server, reuse=False)) as opened,
+        pytest.raises(UserError, match=r"1 answers .* run's folder.*resume=FOLDER"),
+    ):
         list(opened.answers(["a", "bad"], 10))
 
 
@@ -533,16 +452,11 @@ def test_a_redirect_is_refused(server: Server, status: int, location: str, monke
 
 def test_a_redirect_takes_the_key_nowhere(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDFINLORA_API_KEY", KEY)
-    other = Server()
-    thread = threading.Thread(target=other.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    server.behaviour = sends(307, location=f"{other.url}/completions")
-    with pytest.raises(UserError, match="redirects"):
-        ask(model_at(server), "a")
-    other.shutdown()
-    thread.join()
-    other.server_close()
-    assert other.requests == []
+    with serving() as other:
+        server.behaviour = sends(307, location=f"{other.url}/completions")
+        with pytest.raises(UserError, match="redirects"):
+            ask(model_at(server), "a")
+        assert other.requests == []
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,9 @@ def bench_evaluate(overrides: Sequence[str]) -> Mapping[str, Any]:
         if any(key in figures for key in keys)
     }
     for title, group in groups.items():
-        print(f"{title}: {group['ratio']:.1f}x (aim {group['aim']:g}x), {group['differs']} of {group['compared']} outputs differ")
+        print(
+            f"{title}: {group['ratio']:.1f}x (aim {group['aim']:g}x), {group['differs']} of {group['compared']} outputs differ"
+        )
     everything = _grouped(figures)
     return {
         "ratio": everything["ratio"],

@@ -22,7 +22,8 @@ from fedfinlora.config import Config
 from fedfinlora.errors import UserError
 from fedfinlora.models import Session, get_session, initial_adapter
 from fedfinlora.packing import Example
-from fedfinlora.training import Stretch, rows_of_step, train
+from fedfinlora.row_order import rows_of_step
+from fedfinlora.training import Stretch, train
 
 STEPS = 4
 TURNS = 3

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data.catalog import select
 from eval.evaluate import data_files, evaluate_models, prompts_to_send
 from eval.models import LocalModel
 from eval.report import write_run_report
@@ -37,6 +38,8 @@ class Asked:
     """The untouched base model too; always if nothing else is named."""
     url: str = ""
     name: str = ""
+    own_peft: bool = False
+    """Take rank, alpha, method and targets of all adapters from the configuration, not from their folders."""
 
 
 def evaluate(overrides: Sequence[str], asked: Asked) -> int:
@@ -45,11 +48,13 @@ def evaluate(overrides: Sequence[str], asked: Asked) -> int:
     Labels are `base`, `final` for a single adapter, the folders' names for several, and `remote`.
     """
     config = compose(overrides)
+    asked = replace(asked, adapters=_folders(asked), own_peft=any(word.startswith("peft") for word in overrides))
     if config.resume:
         config, asked = _resumed(config, overrides, asked)
+    select(config.evaluation.benchmarks)  # an unknown name is told before a folder is made
     remote = _remote_model(config, asked)
     labels = _labels(asked)
-    settings = {label: _peft_of(folder, config, overrides) for label, folder in labels.items()}
+    settings = {label: config.peft if asked.own_peft else peft_settings(folder, config) for label, folder in labels.items()}
     run = _open(config, asked, list(settings.values()), labels)
     folder = run.folder
     print(f"run folder: {folder}", flush=True)
@@ -163,7 +168,7 @@ def _remote_model(config: Config, asked: Asked) -> RemoteModel | None:
 
 def _labels(asked: Asked) -> dict[str, Path]:
     """A label for each adapter folder: `final` for one alone, else the last parts of its path that tell it from the others."""
-    folders = list(dict.fromkeys(folder.expanduser().absolute() for folder in asked.adapters))
+    folders = _folders(asked)
     if len(folders) <= 1:
         return dict.fromkeys(["final"], folders[0]) if folders else {}
     for parts in range(1, max(len(folder.parts) for folder in folders)):
@@ -173,10 +178,9 @@ def _labels(asked: Asked) -> dict[str, Path]:
     raise ConfigError("The --adapter folders cannot be told apart by their paths.")
 
 
-def _peft_of(adapter: Path, config: Config, overrides: Sequence[str]) -> PeftConfig:
-    """Rank, alpha, method and targets from the folder's adapter_config.json, unless named on the command line."""
-    settings = peft_settings(adapter, config)
-    return config.peft if any(word.startswith("peft") for word in overrides) else settings
+def _folders(asked: Asked) -> tuple[Path, ...]:
+    """The --adapter folders, absolute, each once."""
+    return tuple(dict.fromkeys(folder.expanduser().absolute() for folder in asked.adapters))
 
 
 def _open(config: Config, asked: Asked, settings: Sequence[PeftConfig], labels: dict[str, Path]) -> OpenRun:
@@ -192,8 +196,7 @@ def _open(config: Config, asked: Asked, settings: Sequence[PeftConfig], labels: 
     config = replace(config, run_name=name)
     folder = new_run_folder(config)
     write_config(folder, config)
-    values = {"adapters": [str(folder) for folder in labels.values()], "base": asked.base, "url": asked.url, "name": asked.name}
-    write_json(folder / ASKED_FILE, values)
+    write_json(folder / ASKED_FILE, {**asdict(asked), "adapters": [str(folder) for folder in asked.adapters]})
     return OpenRun(folder, config, name, None)
 
 
@@ -204,10 +207,11 @@ def _resumed(config: Config, overrides: Sequence[str], asked: Asked) -> tuple[Co
     if not (folder / ASKED_FILE).is_file():
         raise UserError(f"{folder} is not the folder of an evaluation. Go on with it by the command that it was started with.")
     values = read_json(folder / ASKED_FILE)
-    former = Asked(tuple(map(Path, values["adapters"])), bool(values["base"]), values["url"], values["name"])
+    former = Asked(**{**values, "adapters": tuple(map(Path, values["adapters"]))})
     named = [word for word in overrides if not word.startswith("resume=")]
     if named:
-        own = resumed_configuration(folder, compose(named))
-    if asked != Asked() and asked != former:
+        again = compose(named)
+        own = resumed_configuration(folder, again if asked.own_peft else replace(again, peft=own.peft))
+    if replace(asked, own_peft=False) not in (Asked(), replace(former, own_peft=False)):
         raise UserError(f"{folder} is about other models. Give resume={folder} alone, which takes them from the run.")
     return replace(own, resume=config.resume), former
