@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--json", type=Path, metavar="FILE", help="also write every figure as JSON")
     bench = add("bench", "Measure beside a reference implementation, in one process run.")
     bench.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
-    bench.usage = "python -m fedfinlora bench {train,evaluate,federation} [key=value ...] [--json F]"
+    bench.usage = "python -m fedfinlora bench {train,evaluate,federation} [key=value]"
     data = commands.add_parser(
         "data", help="Look at data: `data check ROOT`.", description="Look at data before anybody trains on it."
     )
