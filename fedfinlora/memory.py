@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
-from fedfinlora.attention import no_mask
+from fedfinlora.attention import Run, TreePlan, no_mask
 from fedfinlora.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
 WORK_LAYERS = 1.0
 """What a backward pass needs beside what was kept, in activations of a layer: the gradients on their way through one."""
-PROBE_TOKENS = (96, 224)
+HELD_BACK = 0.45
+"""What a CPU's heap holds back between tensors, as a share of the activations of all layers, however many are checkpointed. Measured
+(docs/adr/0011): with it the estimate is 1 % below to 8 % above the peaks; glibc can be made to give it back, but that costs a tenth to a
+quarter of the time."""
+PROBE_TOKENS = (16, 48)
 """Lengths of the two passes that measure what a token keeps."""
 
 
@@ -41,6 +45,8 @@ class Footprint:
     """A key and its value in one layer, where attention gathers a copy of them (`fedfinlora.attention.Run.keys`)."""
     answer_bytes: int
     """A position with logits: the logits, their log-softmax and the gradients of both."""
+    held_back: float
+    """Share of the activations of all layers that is never free: HELD_BACK on CPUs, 0 elsewhere."""
 
     def pass_bytes(self, pack: Pack, checkpointed: int) -> float:
         """Peak of the activations of one forward and backward pass over a pack, `checkpointed` layers being so."""
@@ -48,7 +54,7 @@ class Footprint:
         gathered = sum(end - start for run in runs if len(run.keys) > 1 for start, end in run.keys)
         masks = sum(run.mask.numel() * run.mask.element_size() for run in runs if run.mask is not None)
         layer = pack.tokens * self.layer_bytes + gathered * self.key_bytes
-        kept = max(self.layers - checkpointed, 1) + WORK_LAYERS
+        kept = max(self.layers - checkpointed, 1) + WORK_LAYERS + self.held_back * self.layers
         return kept * layer + checkpointed * pack.tokens * self.input_bytes + len(pack.answer_ids) * self.answer_bytes + masks
 
     def layers_to_checkpoint(self, pack: Pack, limit_bytes: float) -> int | None:
@@ -60,7 +66,7 @@ _footprints: WeakKeyDictionary[nn.Module, Footprint] = WeakKeyDictionary()
 
 
 def footprint(model: nn.Module) -> Footprint:
-    """Measured on the model itself, whatever its quantization, adapter and dropout: what two short passes keep. About 0.2 s, once."""
+    """Measured on the model itself, whatever its quantization, adapter and dropout: what two short passes keep. Once per model."""
     if model not in _footprints:
         _footprints[model] = _measure(model)
     return _footprints[model]
@@ -80,6 +86,7 @@ def _measure(model: nn.Module) -> Footprint:
         input_bytes=config.hidden_size * item_bytes,
         key_bytes=2 * key_heads * width * item_bytes,
         answer_bytes=config.vocab_size * (12 + (2 * item_bytes if item_bytes < 4 else 0)),
+        held_back=HELD_BACK if next(model.parameters()).device.type == "cpu" else 0.0,
     )
 
 
@@ -97,19 +104,12 @@ def _kept_bytes(model: nn.Module, tokens: int) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
+    plan = TreePlan((Run(0, tokens, ((0, tokens),), mask=None),))
     token_ids = torch.zeros(1, tokens, dtype=torch.long, device=device)
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = model(
-            input_ids=token_ids, attention_mask=no_mask(device), plan=_causal_plan(tokens), logits_to_keep=1, use_cache=False
-        )
+        output = model(input_ids=token_ids, attention_mask=no_mask(device), plan=plan, logits_to_keep=1, use_cache=False)
     del output
     return sum(kept.values())
-
-
-def _causal_plan(tokens: int) -> Any:
-    from fedfinlora.attention import Run, TreePlan
-
-    return TreePlan((Run(0, tokens, ((0, tokens),), mask=None),))
 
 
 def free_bytes(device: torch.device) -> int:
