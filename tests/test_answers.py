@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -149,6 +151,21 @@ def test_two_writers_of_one_file_lose_nothing(tmp_path: Path) -> None:
             one.add(f"both {number}", answer("same"))
             other.add(f"both {number}", answer("same"))
     assert len(opened(path)) == 60
+
+
+def test_who_opens_a_file_waits_until_another_has_begun_it(tmp_path: Path) -> None:
+    path = tmp_path / "answers"
+    kept = written(tmp_path / "model", ["a"])
+    known: list[dict[str, dict[str, Any]]] = []
+    with open(path, "ab", buffering=0) as first:
+        fcntl.flock(first, fcntl.LOCK_EX)
+        second = threading.Thread(target=lambda: known.append(opened(path)))
+        second.start()
+        second.join(0.1)
+        assert second.is_alive()
+        first.write((tmp_path / "model").read_bytes())
+    second.join(10)
+    assert known == [kept]
 
 
 def test_processes_that_begin_a_file_at_the_same_time_lose_nothing(tmp_path: Path) -> None:

@@ -261,7 +261,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def reduced(command: Command, place: Path) -> list[str]:
     """The command's words with the documents' folders replaced and, where it takes overrides, REDUCED at the end."""
-    words = [re.sub(r"(^|=)(/data/|outputs/)", rf"\g<1>{place}/\g<2>", word).replace("//", "/") for word in command.words[3:]]
+    words = [re.sub(r"(^|=)(/data/|outputs/)", rf"\g<1>{place}/\g<2>", word) for word in command.words[3:]]
+    words = [re.sub("(?<!:)//", "/", word) for word in words]
     words = [word.replace("output_dir=outputs", f"output_dir={place}/outputs") for word in words]
     if words[0] not in OVERRIDDEN or any(word.startswith("resume=") for word in words):
         return words
@@ -317,6 +318,8 @@ def test_every_command_of_the_readme_runs(demo: Path, place: Path, monkeypatch: 
     ran = 0
     for number, command in enumerate(OURS):
         words = reduced(command, place)
+        if "--model-url" in words and "--dry-run" not in words:  # there is no server
+            continue
         if words[0] == "bench" or "dataset=hub" in words or any(word.startswith("resume=") for word in words):
             continue
         if words[0] == "simulate":

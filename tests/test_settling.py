@@ -75,10 +75,10 @@ def settled_texts(draw: st.DrawFn, restarts: bool) -> Case:
     rule = Settling.of(benchmark, targets, draw(st.sampled_from([1, 2])), restarts=restarts)
     left = draw(st.integers(0, 2)) if restarts else 9
     parts = fragments(benchmark)
+    around = st.one_of(st.just(""), parts)
     label = st.sampled_from([*benchmark.labels, *targets])
-    texts = draw(
-        st.lists(st.tuples(parts, label, st.sampled_from(["", " ", "\nO", ". "]), parts).map("".join), min_size=8, max_size=8)
-    )
+    behind = st.sampled_from(["", " ", "-", ".", "\nO", ". ", "-\n", " - "])
+    texts = draw(st.lists(st.tuples(around, label, behind, around).map("".join), min_size=8, max_size=8))
     return Case(benchmark, targets, rule, [text for text in texts if rule.settled(text, left)], left)
 
 
@@ -170,7 +170,7 @@ def test_with_a_second_marker_in_mind_they_settle_when_too_few_tokens_are_left_f
     "text",
     [
         "", "positive", "positive\n", "positive\n\n", "positi", "It is", "positives a", "positive-l", "positive-looking but",
-        "nonpositive it", "positive é", "positive \ufffd", "Answer: ", "positive. Answer:", "positive\nOutput neu",
+        "nonpositive it", "positive-", "positive ", "positive é", "positive \ufffd", "Answer: ", "positive. Answer:", "positive\nOutput neu",
     ],
 )  # fmt: skip
 def test_what_may_still_change_does_not_settle(text: str) -> None:
