@@ -9,11 +9,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from fedfinlora import __version__
 from fedfinlora.errors import ConfigError, UserError
 
 KEY_VALUE_HELP = "Hydra overrides, e.g. peft=dora train.steps_per_round=20; every key: fedfinlora/config.py"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Lets overrides stand on both sides of an option; argparse ends them at the first."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, left = super().parse_known_args(args, namespace)
+        if hasattr(found, "overrides"):
+            found.overrides += [word for word in left if not word.startswith("-")]
+            left = [word for word in left if word.startswith("-")]
+        return found, left
 
 
 def parser() -> argparse.ArgumentParser:
@@ -24,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="Runs land in output_dir (default ~/.fedfinlora/runs). Exit status: 0 done, 1 failed, 2 bad usage.",
     )
     top.add_argument("--version", action="version", version=__version__)
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
 
     def add(name: str, summary: str, overrides: bool = True) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=summary, description=summary)
@@ -67,6 +79,12 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--json", type=Path, metavar="FILE", help="also write every figure as JSON")
     bench = add("bench", "Measure beside a reference implementation, in one process run.")
     bench.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
+    bench.add_argument(
+        "--rows",
+        choices=("short", "xbrl"),
+        default="short",
+        help="of `train`: FPB rows (default) or the questions on one filing",
+    )
     bench.usage = "python -m fedfinlora bench {train,evaluate,federation} [key=value]"
     data = commands.add_parser(
         "data", help="Look at data: `data check ROOT`.", description="Look at data before anybody trains on it."
@@ -131,7 +149,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.command == "bench":
         from fedfinlora.commands.bench import bench
 
-        return bench(options.overrides, options.json)
+        return bench(options.overrides, options.json, options.rows)
     from fedfinlora.commands.data import check
 
     return check(options.root, options.overrides)

@@ -160,7 +160,8 @@ class TrainConfig:
     batch_rows: int = 16
     """Rows of one optimiser step; 0 = whatever spreads `epochs` evenly over steps_per_round steps in each round."""
     batch_tokens: int = 2048
-    """Most tokens in one forward pass; a step of more is accumulated, and its loss is the mean over all its answer tokens."""
+    """After its first row a forward pass takes at most so many further tokens, those that rows share counted once. A step of more is
+    accumulated; its loss is the mean over all its answer tokens."""
     share_prefix: bool = True
     """Run the common beginning of a step's prompts once (same loss and gradients, fewer tokens)."""
     gradient_checkpointing: bool = False

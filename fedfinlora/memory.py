@@ -7,9 +7,10 @@ its turn comes. The first layers are checkpointed first: their turn comes when t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
@@ -25,9 +26,8 @@ if TYPE_CHECKING:
 WORK_LAYERS = 1.0
 """What a backward pass needs beside what was kept, in activations of a layer: the gradients on their way through one."""
 HELD_BACK = 0.45
-"""What a CPU's heap holds back between tensors, as a share of the activations of all layers, however many are checkpointed. Measured
-(docs/adr/0011): with it the estimate is 1 % below to 8 % above the peaks; glibc can be made to give it back, but that costs a tenth to a
-quarter of the time."""
+"""What a CPU's heap holds back between tensors, as a share of the activations of all layers, however many are checkpointed
+(docs/adr/0013-memory-of-a-training-pass.md)."""
 PROBE_TOKENS = (16, 48)
 """Lengths of the two passes that measure what a token keeps."""
 
@@ -53,9 +53,10 @@ class Footprint:
         runs = pack.plan.runs
         gathered = sum(end - start for run in runs if len(run.keys) > 1 for start, end in run.keys)
         masks = sum(run.mask.numel() * run.mask.element_size() for run in runs if run.mask is not None)
-        layer = pack.tokens * self.layer_bytes + gathered * self.key_bytes
-        kept = max(self.layers - checkpointed, 1) + WORK_LAYERS + self.held_back * self.layers
-        return kept * layer + checkpointed * pack.tokens * self.input_bytes + len(pack.answer_ids) * self.answer_bytes + masks
+        own = pack.tokens * self.layer_bytes
+        kept = (max(self.layers - checkpointed, 1) + WORK_LAYERS) * (own + gathered * self.key_bytes)
+        inputs = checkpointed * pack.tokens * self.input_bytes
+        return kept + inputs + self.held_back * self.layers * own + len(pack.answer_ids) * self.answer_bytes + masks
 
     def layers_to_checkpoint(self, pack: Pack, limit_bytes: float) -> int | None:
         """The fewest layers to checkpoint so that a pass stays within the limit; None if all are too few."""
@@ -122,6 +123,31 @@ def free_bytes(device: torch.device) -> int:
     import psutil
 
     return int(psutil.virtual_memory().available)
+
+
+def reset_peak(device: torch.device) -> None:
+    """Let `peak_bytes` count from now on."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):  # no Linux, or not allowed: the peak is then that of the whole process
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory in use since `reset_peak`: all of the process on CPUs, all tensors on GPUs."""
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(device))
+    with suppress(OSError):
+        status = Path("/proc/self/status").read_text("ascii", "replace")
+        return 1024 * int(status.split("VmHWM:")[1].split()[0])
+    import resource
+
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:

@@ -9,20 +9,26 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedfinlora.errors import choose
+from fedfinlora.errors import ConfigError, choose
 from fedfinlora.runfolder import installed_versions, write_json
 
 Bench = Callable[[Sequence[str]], Mapping[str, Any]]
 
 
-def bench(words: Sequence[str], file: Path | None) -> int:
-    """Run the named benchmark; the first word is its name, the rest are overrides."""
+def bench(words: Sequence[str], file: Path | None, rows: str = "short") -> int:
+    """Run the named benchmark; the first word is its name, the rest are overrides. `rows` tells the two of `train` apart."""
     name = words[0] if words and "=" not in words[0] else ""
     run: Bench
+    if rows != "short" and name != "train":
+        raise ConfigError(f"--rows {rows} belongs to `bench train`.")
     if choose(name, ("train", "evaluate", "federation"), "benchmark") == "evaluate":
         from fedfinlora.commands.bench_evaluate import bench_evaluate
 
         run = bench_evaluate
+    elif name == "train" and rows == "xbrl":
+        from fedfinlora.commands.bench_filing import bench_filing
+
+        run = bench_filing
     elif name == "train":
         from fedfinlora.commands.bench_train import bench_train
 
