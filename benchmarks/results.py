@@ -129,11 +129,12 @@ def all_benchmarks(run: Path, names: Mapping[str, str], trained: Sequence[Path])
     config = yaml.safe_load((run / "config.yaml").read_text("utf-8"))
     learnt = yaml.safe_load((trained[0] / "config.yaml").read_text("utf-8"))["dataset"]["tasks"] if trained else []
     untrained = [BENCHMARKS[key].title for key in keys if key not in learnt]
+    untold = f"No adapter was trained on {', '.join(untrained)}. " if untrained else ""
     missing = [BENCHMARKS[key].title for key in BENCHMARKS if key not in keys]
     lines += [
         "",
         f"At most {config['evaluation']['limit']} seeded rows of each (tags counted for FiNER and FNXL), 95 % intervals in brackets. "
-        f"The adapters were trained on none of {', '.join(untrained)}. Without rows here: {', '.join(missing)}. BERTScore with "
+        f"{untold}Not scored: {', '.join(missing)}. BERTScore with "
         f"{_encoder(found)}, which cannot be compared with FinLoRA's FinBERT scores. By FinLoRA's rules the first label found anywhere in the "
         "output is the answer and its F1 flatters; BERTScore sets show the same F1 in both tables. With so few rows most differences of less "
         "than ten points are within the noise.",
@@ -342,9 +343,16 @@ def _provenance(name: str, run: Path) -> str:
 
 
 def shown_command(command: str) -> str:
-    """The command as a reader would type it: without where the run was put, with the data in a place of theirs."""
+    """The command as a reader would type it: without where the run was put, with the data and other runs in places of theirs."""
     words = [word for word in shlex.split(command) if word.split("=")[0] not in ("output_dir", "run_name", "overwrite")]
-    return shlex.join("dataset.root=/data/finlora" if word.startswith("dataset.root=") else word for word in words)
+    shown = []
+    for word in words:
+        if word.startswith("dataset.root="):
+            word = f"dataset.root=/data/{Path(word).name}"
+        elif "/adapters/" in word:
+            word = "/".join(Path(word).parts[-3:])
+        shown.append(word)
+    return shlex.join(shown)
 
 
 if __name__ == "__main__":

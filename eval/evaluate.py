@@ -135,6 +135,7 @@ def evaluate_models(
             partial.unlink(missing_ok=True)
         if on_event is not None:
             shown = {key: headline_score(metrics, "honest") for key, metrics in summary["scores"].items()}
+            on_event("message", level="info", text=_told(summary, config))
             on_event("evaluate_done", label=label, scores=shown)
     return summaries
 
@@ -310,6 +311,14 @@ def _reporter(
             on_event("evaluate", label=label, benchmark=benchmark, rows_done=done, rows=rows, **place)
 
     return report
+
+
+def _told(summary: Mapping[str, Any], config: Config) -> str:
+    """What an evaluation cost, in a line."""
+    rows = sum(work["rows"] for work in summary["work"].values())
+    speed = f"{summary['rows_per_s']:.2f} rows a second" if summary["rows_per_s"] else "none asked"
+    memory = f"keys and values took at most {summary['peak_cache_gib']:.2f} of {config.evaluation.cache_gib:g} GiB"
+    return f"{summary['label']}: {rows} rows, {summary['reused']} answered earlier, {speed}; {memory}"
 
 
 def _totals(summary: Mapping[str, Any], model: Model) -> dict[str, Any]:
