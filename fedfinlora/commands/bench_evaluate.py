@@ -2,7 +2,8 @@
 
 The reference is FinLoRA's loop: greedy `generate` with left padding, batches of 8 short prompts or of 1 long one, the full budget, rows in
 file order. It is linear in rows, so it may take a seeded few of them, half before and half after ours, and seconds a row are compared.
-Outputs of the rows that both answered are compared as text.
+Outputs of the rows that both answered are compared as text; where a padded batch of the reference says otherwise, the row is decoded alone by
+it too, which tells whether padding or ours moved it.
 """
 
 from __future__ import annotations
@@ -69,7 +70,11 @@ def bench_evaluate(overrides: Sequence[str]) -> Mapping[str, Any]:
         "ratio": everything["ratio"],
         "ours": {"rows_per_s": everything["ours_rows_per_s"]},
         "reference": {"name": "transformers generate", "rows_per_s": everything["reference_rows_per_s"]},
-        "differs": {"outputs": everything["differs"], "of": everything["compared"]},
+        "differs": {
+            "outputs": everything["differs"],
+            "row_by_row": everything["differs_row_by_row"],
+            "of": everything["compared"],
+        },
         "rows": everything["rows"],
         "groups": groups,
         "benchmarks": figures,
@@ -94,7 +99,9 @@ def _one(benchmark: Benchmark, rows: Sequence[Row], model: LocalModel, config: C
     outputs, our_s, work = _ours(benchmark, rows, model, config)
     after, more = _reference(benchmark, [rows[place] for place in places[half:]], batch_rows, session)
     reference_s = seconds + more
-    differs = sum(not _same(outputs.get(place), text) for place, text in zip(places, before + after, strict=True))
+    differing = [place for place, text in zip(places, before + after, strict=True) if not _same(outputs.get(place), text)]
+    alone = [text for place in differing for text in _reference(benchmark, [rows[place]], 1, session)[0]]
+    differs_alone = sum(not _same(outputs.get(place), text) for place, text in zip(differing, alone, strict=True))
     return {
         "rows": len(rows),
         "prompt_tokens": sum(lengths) / len(lengths),
@@ -103,7 +110,8 @@ def _one(benchmark: Benchmark, rows: Sequence[Row], model: LocalModel, config: C
         "reference_rows": len(places),
         "reference_batch_rows": batch_rows,
         "ratio": (reference_s / max(1, len(places))) / (our_s / len(rows)),
-        "differs": differs,
+        "differs": len(differing),
+        "differs_row_by_row": differs_alone,
         "compared": len(places),
         **work,
     }
@@ -152,6 +160,7 @@ def _grouped(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "ours_rows_per_s": rows / ours,
         "reference_rows_per_s": rows / reference,
         "differs": sum(one["differs"] for one in figures.values()),
+        "differs_row_by_row": sum(one["differs_row_by_row"] for one in figures.values()),
         "compared": sum(one["compared"] for one in figures.values()),
     }
 
@@ -160,7 +169,7 @@ def _print(key: str, one: Mapping[str, Any]) -> None:
     print(
         f"{key}: {one['rows']} rows of {one['prompt_tokens']:.0f} tokens, {one['read_tokens_per_row']:.0f} read each; ours "
         f"{one['ours_s_per_row']:.3f} s a row, reference {one['reference_s_per_row']:.3f} (batch {one['reference_batch_rows']}, "
-        f"{one['reference_rows']} rows): {one['ratio']:.1f}x, {one['differs']} outputs differ",
+        f"{one['reference_rows']} rows): {one['ratio']:.1f}x, {one['differs']} outputs differ, {one['differs_row_by_row']} also row by row",
         file=sys.stderr,
         flush=True,
     )
