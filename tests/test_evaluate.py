@@ -33,6 +33,7 @@ from eval.models import OnAnswer, Work
 from eval.remote import KEY_VARIABLES
 from fedfinlora.adapter import save_adapter
 from fedfinlora.cli import main
+from fedfinlora.commands.bench_evaluate import products_flop
 from fedfinlora.config import Config, EvaluationConfig, PeftConfig
 from fedfinlora.errors import UserError
 from fedfinlora.models import Session, get_session, initial_adapter
@@ -946,9 +947,23 @@ def test_bench_evaluate_writes_the_ratio_and_finds_no_difference(
     assert figures["bench"] == "evaluate"
     assert figures["ratio"] > 0
     assert figures["ratio"] == pytest.approx(figures["ours"]["rows_per_s"] / figures["reference"]["rows_per_s"])
-    assert figures["differs"] == {"outputs": 0, "of": 12}
+    assert figures["differs"] == {"outputs": 0, "row_by_row": 0, "of": 12}
     assert figures["rows"] == 12
+    for one in figures["benchmarks"].values():
+        assert 0 < one["products_s_per_row"] < one["ours_s_per_row"]
     assert json.loads(capsys.readouterr().out[len("classification") :].split("\n", 1)[1])["bench"] == "evaluate"
+
+
+def test_products_of_a_token_are_twice_the_weights_that_it_meets() -> None:
+    """The tiny model's layers, one by one by its configuration: q, k, v, o, gate, up, down, and rank-r pairs on the adapted ones."""
+    config = fpb_config()
+    session = get_session(config)
+    shape = session.model.config
+    hidden, inner, layers = shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers
+    width = hidden // shape.num_attention_heads
+    keys = width * shape.num_key_value_heads
+    weights = layers * (2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * inner)
+    assert products_flop(session) == (2.0 * (weights + session.layout.size), 2.0 * hidden * shape.vocab_size)
 
 
 def test_budgets_of_the_rows_above_are_the_benchmarks_own() -> None:
