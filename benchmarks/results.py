@@ -15,6 +15,7 @@ import math
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -282,31 +283,49 @@ def setting(run: Path) -> str:
 
 
 def speed(measured: Sequence[Mapping[str, Any]]) -> str:
-    """One line a benchmark, and one for each group of `bench evaluate`."""
-    lines = ["| benchmark | ratio | aim | ours | reference | difference | rows |", "|---|---|---|---|---|---|---|"]
+    """One line a benchmark, and one for each group and set of `bench evaluate`."""
+    lines = ["| benchmark | ratio | aim | bound | ours | reference | difference | rows |", "|---|---|---|---|---|---|---|---|"]
     for figures in measured:
-        name = f"`{figures.get('command') or 'bench ' + figures['bench']}`"
         lines.append(
-            f"| {name} | {figures['ratio']:.2f} | | {_short(figures['ours'])} | {_short(figures['reference'])} | "
+            f"| `{bench_name(figures)}` | {figures['ratio']:.2f} | | | {_short(figures['ours'])} | {_short(figures['reference'])} | "
             f"{_short(figures['differs'])} | {figures['rows']} |"
         )
         for title, group in figures.get("groups", {}).items():
             lines.append(
-                f"| — {title} | {group['ratio']:.2f} | {group['aim']:g} | {group['ours_rows_per_s']:.3g} rows a second | "
-                f"{group['reference_rows_per_s']:.3g} rows a second | {group['differs']} of {group['compared']} outputs | {group['rows']} |"
+                f"| {title} | {group['ratio']:.2f} | {group['aim']:g} | {group['bound']:.1f} | {group['ours_rows_per_s']:.3g} rows a second | "
+                f"{group['reference_rows_per_s']:.3g} rows a second | {_differing(group)} | {group['rows']} |"
             )
-    for figures in measured:
         for key, one in figures.get("benchmarks", {}).items():
             lines.append(
                 f"| – {BENCHMARKS[key].title}, {one['prompt_tokens']:.0f} prompt tokens, {one['read_tokens_per_row']:.0f} read | "
-                f"{one['ratio']:.2f} | | {one['ours_s_per_row']:.3f} s a row | {one['reference_s_per_row']:.3f} s a row | "
-                f"{one['differs']} of {one['compared']} outputs | {one['rows']} |"
+                f"{one['ratio']:.2f} | | {one['reference_s_per_row'] / one['products_s_per_row']:.1f} | {one['ours_s_per_row']:.3f} s a row | "
+                f"{one['reference_s_per_row']:.3f} s a row | {_differing(one)} | {one['rows']} |"
             )
     machine = measured[0]["machine"]
-    memory = [f"{figures['peak_cache_gib']:.2f} GiB of keys and values at most (limit {figures['cache_gib']:g}), "
-              f"{figures['peak_memory_gib']:.1f} GiB in all" for figures in measured if "peak_cache_gib" in figures]  # fmt: skip
-    told = f" `bench evaluate`: {memory[0]}." if memory else ""
-    return "\n".join([*lines, "", f"On {machine['cpus']} CPUs, {machine['gpu'] or 'no GPU'}.{told}"])
+    told = f"On {machine['cpus']} CPUs, {machine['gpu'] or 'no GPU'}."
+    for figures in measured:
+        if "peak_cache_gib" in figures:
+            told += (
+                f" `bench evaluate`: {figures['peak_cache_gib']:.2f} GiB of keys and values at most (limit {figures['cache_gib']:g}), "
+                f"{figures['peak_memory_gib']:.1f} GiB in all. Bound: the ratio if the matrix products of the tokens that ours reads and writes "
+                f"were all that takes time, at the {figures['products_flop_per_s'] / 1e9:.0f} GFLOP/s that this machine reaches in "
+                f"{figures['dtype']}; no evaluator that reads these tokens in this precision can do better."
+            )
+    origins = [f"- `{shown_command(one['command'])}`, commit `{one['git_commit']}`." for one in measured if one.get("command")]
+    return "\n".join([*lines, "", told, *(["", *origins] if origins else [])])
+
+
+def bench_name(figures: Mapping[str, Any]) -> str:
+    """`bench train`, with the rows it was run on where they are not the usual ones."""
+    words = shlex.split(figures.get("command", ""))
+    rows = words[words.index("--rows") : words.index("--rows") + 2] if "--rows" in words else []
+    return " ".join(["bench", figures["bench"], *rows])
+
+
+def _differing(figures: Mapping[str, Any]) -> str:
+    """Outputs that are not the reference's, and how many of them its padding explains."""
+    shown = f"{figures['differs']} of {figures['compared']} outputs"
+    return f"{shown} ({figures['differs_row_by_row']} row by row)" if figures["differs"] else shown
 
 
 def demo(run: Path) -> str:
@@ -345,8 +364,10 @@ def _provenance(name: str, run: Path) -> str:
 def shown_command(command: str) -> str:
     """The command as a reader would type it: without where the run was put, with the data and other runs in places of theirs."""
     words = [word for word in shlex.split(command) if word.split("=")[0] not in ("output_dir", "run_name", "overwrite")]
-    shown = []
-    for word in words:
+    shown: list[str] = []
+    for before, word in pairwise(["", *words]):
+        if "--json" in (before, word):
+            continue
         if word.startswith("dataset.root="):
             word = f"dataset.root=/data/{Path(word).name}"
         elif "/adapters/" in word:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedfinlora.errors import ConfigError, choose
-from fedfinlora.runfolder import installed_versions, write_json
+from fedfinlora.runfolder import installed_versions, origin_of_this_process, write_json
 
 Bench = Callable[[Sequence[str]], Mapping[str, Any]]
 
@@ -37,7 +37,7 @@ def bench(words: Sequence[str], file: Path | None, rows: str = "short") -> int:
         from fedfinlora.commands.bench_federation import bench_federation
 
         run = bench_federation
-    figures = {"bench": name, **run(words[1:]), "machine": machine()}
+    figures = {"bench": name, **origin_of_this_process(), **run(words[1:]), "machine": machine()}
     print(json.dumps(figures, indent=2, ensure_ascii=False))
     if file is not None:
         write_json(file, figures)

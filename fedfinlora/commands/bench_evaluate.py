@@ -61,7 +61,8 @@ def bench_evaluate(overrides: Sequence[str]) -> Mapping[str, Any]:
     session = get_session(config)
     model = LocalModel(session, config, initial_adapter(session, config))
     figures: dict[str, dict[str, Any]] = {}
-    rate = product_rate(session, pick_dtype(config.model.dtype, session.device))
+    dtype = pick_dtype(config.model.dtype, session.device)
+    rate = product_rate(session, dtype)
     for key, rows in asked.rows.items():
         figures[key] = _one(BENCHMARKS[key], rows, model, config, session, rate)
         _print(key, figures[key])
@@ -89,6 +90,7 @@ def bench_evaluate(overrides: Sequence[str]) -> Mapping[str, Any]:
         "groups": groups,
         "benchmarks": figures,
         "products_flop_per_s": rate,
+        "dtype": str(dtype).removeprefix("torch."),
         "peak_cache_gib": model.work.peak_cache_bytes / 2**30,
         "peak_memory_gib": _peak_memory_gib(session),
         "cache_gib": config.evaluation.cache_gib,

@@ -1,0 +1,127 @@
+"""The tables of docs/results.md are made from run folders and measurements; here from real evaluations of the tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import random_adapter, tiny_config
+from tiny_runs import write_lines
+
+from benchmarks.results import all_benchmarks, filings, metrics_of, shown_command, speed, with_sections
+from eval.evaluate import evaluate_models
+from eval.models import LocalModel
+from fedfinlora.config import Config, DatasetConfig, EvaluationConfig
+from fedfinlora.models import get_session, initial_adapter
+from fedfinlora.runfolder import write_config, write_manifest, write_result
+
+KEYS = ("fpb", "xbrl_tags_extract", "xbrl_value_extract")
+FILES = {"fpb": "fpb_test", "xbrl_tags_extract": "xbrl_extract_tags_test", "xbrl_value_extract": "xbrl_extract_value_test"}
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An evaluation of the base and two adapters that were never trained, as `evaluate` leaves it."""
+    place = tmp_path_factory.mktemp("results")
+    for key, name in FILES.items():
+        target = "positive" if key == "fpb" else "us-gaap:Assets"
+        lines = [json.dumps({"context": f"{key} {number} Answer: ", "target": target}) for number in range(4)]
+        write_lines(place / "rows" / "test" / f"{name}.jsonl", lines)
+    config: Config = tiny_config(
+        dataset=DatasetConfig(source="finlora", root=str(place / "rows"), tasks=KEYS[:1]),
+        evaluation=EvaluationConfig(benchmarks=KEYS, limit=3, reuse=False),
+    )
+    session = get_session(config)
+    models = {"base": LocalModel(session, config, initial_adapter(session, config))}
+    models |= {
+        label: LocalModel(session, config, random_adapter(session.layout.size, seed))
+        for seed, label in enumerate(("pooled-final", "fed-final"))
+    }
+    run = place / "scores"
+    run.mkdir()
+    write_config(run, config)
+    write_manifest(run, config, {})
+    evaluate_models(models, config, run)
+    result = {"mode": "evaluate", "status": "finished", "rows_trained": 12, "steps_trained": 3, "wall_s": {"total": 60.0}}
+    write_result(run, result)
+    return run
+
+
+NAMES = {"base": "base", "fed-final": "federated", "pooled-final": "centralised"}
+
+
+def test_every_model_is_a_column_and_every_benchmark_a_row_of_both_tables(scored: Path) -> None:
+    page = all_benchmarks(scored, NAMES, [scored])
+    assert list(metrics_of(scored)) == ["base", "fed-final", "pooled-final"]
+    assert page.count("| base | federated | centralised |") == 2
+    for title in ("FPB (3)", "Tag Extraction (3)", "Value Extraction (3)"):
+        assert page.count(f"| {title} |") == 2
+    assert "No adapter was trained on Tag Extraction, Value Extraction." in page
+    assert "Not scored: FiQA SA," in page
+
+
+def test_figures_in_the_tables_are_those_of_the_metrics(scored: Path) -> None:
+    page = all_benchmarks(scored, NAMES, [scored])
+    score = metrics_of(scored)["fed-final"]["scores"]["fpb"]
+    low, high = score["accuracy_ci95"]
+    row = next(line for line in page.splitlines() if line.startswith("| FPB (3) |"))
+    assert row.split("|")[3].strip().startswith(f"{100 * score['accuracy']:.1f} ({100 * low:.0f} to {100 * high:.0f})")
+
+
+def test_filings_say_how_far_federated_is_from_centralised_on_the_same_rows(scored: Path) -> None:
+    page = filings(scored, NAMES, [scored])
+    assert page.count("| base |") == page.count("| federated |") == page.count("| centralised |") == 1
+    assert "- Tag Extraction: federated is +0.0 points from centralised on the same rows" in page
+    assert "scores 12 rows in 3 steps" in page
+    assert "base 42.20, federated 47.62, centralised 90.98" in page
+
+
+def test_only_the_sections_that_are_given_are_written_anew() -> None:
+    page = with_sections("", {"demo": "old demo", "speed": "old speed"})
+    page = with_sections(page, {"speed": "new speed"})
+    assert "old demo" in page
+    assert "new speed" in page
+    assert "old speed" not in page
+    assert page.index("## Speed") < page.index("## The demonstration")
+
+
+def test_commands_are_shown_without_the_places_of_one_machine() -> None:
+    command = (
+        "python -m fedfinlora evaluate --base --adapter /tmp/x/pooled/adapters/final dataset.root=/home/me/finlora-few output_dir=/tmp/x "
+        "run_name=scores overwrite=true evaluation.limit=50 --json /tmp/x.json"
+    )
+    assert shown_command(command) == (
+        "python -m fedfinlora evaluate --base --adapter pooled/adapters/final dataset.root=/data/finlora-few evaluation.limit=50"
+    )
+
+
+def test_speed_names_benchmark_group_bound_and_what_differs() -> None:
+    one = {
+        "rows": 10, "prompt_tokens": 60.0, "read_tokens_per_row": 30.0, "ours_s_per_row": 0.1, "reference_s_per_row": 0.3, "ratio": 3.0,
+        "products_s_per_row": 0.06, "differs": 1, "differs_row_by_row": 0, "compared": 8,
+    }  # fmt: skip
+    figures = {
+        "bench": "evaluate", "command": "python -m fedfinlora bench evaluate --json /tmp/a.json", "git_commit": "abc", "ratio": 3.0,
+        "ours": {"rows_per_s": 10.0}, "reference": {"name": "transformers generate", "rows_per_s": 3.3},
+        "differs": {"outputs": 1, "row_by_row": 0, "of": 8}, "rows": 10, "benchmarks": {"fpb": one},
+        "groups": {"classification": {**one, "bound": 5.0, "aim": 5.0, "ours_rows_per_s": 10.0, "reference_rows_per_s": 3.3}},
+        "peak_cache_gib": 0.5, "cache_gib": 2.0, "peak_memory_gib": 3.0, "products_flop_per_s": 1.5e11, "dtype": "float32",
+        "machine": {"cpus": 2, "gpu": ""},
+    }  # fmt: skip
+    filing = {
+        **figures,
+        "bench": "train",
+        "command": "python -m fedfinlora bench train --rows xbrl",
+        "groups": {},
+        "benchmarks": {},
+    }
+    table = speed([figures, {key: value for key, value in filing.items() if key != "peak_cache_gib"}])
+    assert (
+        "| classification | 3.00 | 5 | 5.0 | 10 rows a second | 3.3 rows a second | 1 of 8 outputs (0 row by row) | 10 |"
+        in table
+    )
+    assert "| – FPB, 60 prompt tokens, 30 read | 3.00 | | 5.0 |" in table
+    assert "| `bench train --rows xbrl` |" in table
+    assert "- `python -m fedfinlora bench evaluate`, commit `abc`." in table
+    assert "0.50 GiB of keys and values at most (limit 2), 3.0 GiB in all" in table
