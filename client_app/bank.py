@@ -10,8 +10,8 @@ import logging
 import os
 import re
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,13 +27,16 @@ from data.rows import Row
 from data.sources import load_rows
 from data.validation import set_aside
 from fedfinlora.adapter import Vector, read_adapter, write_adapter
-from fedfinlora.config import Config, DatasetConfig, PartitionConfig
+from fedfinlora.config import Config, DatasetConfig, PartitionConfig, PrivacyConfig
 from fedfinlora.errors import UserError
 from fedfinlora.models import Session, get_session
 from fedfinlora.packing import Example
+from fedfinlora.privacy.accounting import Steps, default_delta, epsilon, noise_multiplier_for
+from fedfinlora.privacy.ledger import BudgetError, Spending, fingerprint, spend
+from fedfinlora.privacy.mechanism import Mechanism, prove
 from fedfinlora.runfolder import source_fingerprint, write_bytes
 from fedfinlora.seeds import generator
-from fedfinlora.training import OptimizerState, mean_loss, stretch_of_round, total_steps, train
+from fedfinlora.training import OptimizerState, Stretch, mean_loss, stretch_of_round, total_steps, train
 from fedfinlora.wire import BankError, Figures, TrainRequest
 
 log = logging.getLogger("fedfinlora.bank")
@@ -56,6 +59,10 @@ class BankFacts:
     """In how many parts a simulated data set is divided; 0 = the bank has its own rows under `data_path`."""
     data_path: str
     state_folder: Path
+    ledger_folder: Path = field(default_factory=lambda: Path.home() / ".fedfinlora" / "ledger")
+    """Where what was spent on the bank's rows is written, for all runs together."""
+    budget_epsilon: float = 0.0
+    """The bank's own limit over all runs; 0 = that of the run, if it has one."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +73,15 @@ class BankRows:
     holdout: tuple[Example, ...]
     skipped: int
     """Bad rows in the files (in a simulation, those of all banks) and rows too long for the context window."""
+    units: tuple[tuple[int, ...], ...] = ()
+    """Places in `train` of each privacy unit's examples; () without privacy."""
+    data_sets: Mapping[str, str] = field(default_factory=dict)
+    """Fingerprint -> task of the data sets whose ledgers a private round is written to."""
 
 
 def bank_facts(node_config: Mapping[str, Any]) -> BankFacts:
-    """Read the node config: partition-id and num-partitions (Flower's simulation), or bank, data-path and state-dir."""
+    """Read the node config: partition-id and num-partitions (Flower's simulation), or bank, data-path, state-dir, ledger-dir and
+    budget-epsilon."""
     try:
         index, parts = int(node_config.get("partition-id", 0)), int(node_config.get("num-partitions", 1))
     except (TypeError, ValueError) as error:
@@ -79,19 +91,25 @@ def bank_facts(node_config: Mapping[str, Any]) -> BankFacts:
     if not NAME.fullmatch(name):
         raise BankError("config", f"the node config's bank={name!r} is not a plain name of letters, digits, '.', '_' and '-'")
     banks = 0 if data_path else parts
-    default = os.environ.get("FEDFINLORA_BANK_STATE") or Path.home() / ".fedfinlora" / "banks"
-    return BankFacts(name, index, banks, data_path, Path(str(node_config.get("state-dir", default))).expanduser())
+    home = Path.home() / ".fedfinlora"
+    state = node_config.get("state-dir", os.environ.get("FEDFINLORA_BANK_STATE") or home / "banks")
+    ledger = node_config.get("ledger-dir", os.environ.get("FEDFINLORA_LEDGER") or home / "ledger")
+    try:
+        budget = float(node_config.get("budget-epsilon", 0.0))
+    except (TypeError, ValueError) as error:
+        raise BankError("config", "the node config's budget-epsilon must be a number") from error
+    if not budget >= 0:
+        raise BankError("config", "the node config's budget-epsilon must be 0 (none) or more")
+    return BankFacts(name, index, banks, data_path, Path(str(state)).expanduser(), Path(str(ledger)).expanduser(), budget)
 
 
 def bank_dataset(dataset: DatasetConfig, facts: BankFacts) -> DatasetConfig:
     """The data set that this bank reads: its own folder if it has one, whatever the server named."""
-    import dataclasses
-
     if not facts.data_path:
         return dataset
     path = Path(facts.data_path).expanduser()
     source = "finlora" if (path / "train").is_dir() else "jsonl"
-    return dataclasses.replace(dataset, source=source, root=str(path.absolute()))
+    return replace(dataset, source=source, root=str(path.absolute()))
 
 
 def divide(config: Config, banks: int) -> list[list[Row]]:
@@ -153,7 +171,16 @@ _rows: dict[tuple[Any, ...], BankRows] = {}
 
 def bank_rows(config: Config, facts: BankFacts, tokenizer: Any) -> BankRows:
     """Load, divide, hold out and tokenize; kept in memory by everything that it depends on."""
-    key = (config.dataset, config.partition, config.train, config.model, config.seed, _set_aside_by(config), facts)
+    key = (
+        config.dataset,
+        config.partition,
+        config.train,
+        config.model,
+        config.privacy,
+        config.seed,
+        _set_aside_by(config),
+        facts,
+    )
     if key not in _rows:
         try:
             rows, bad = _own_rows(config, facts)
@@ -167,8 +194,35 @@ def bank_rows(config: Config, facts: BankFacts, tokenizer: Any) -> BankRows:
         skipped = bad + len(train_rows.too_long) + len(holdout_rows.too_long)
         if skipped:
             log.warning("%s: %d rows skipped; `python -m fedfinlora data check` names them", facts.name, skipped)
-        _rows[key] = BankRows(train_rows.examples, holdout_rows.examples, skipped)
+        found = BankRows(train_rows.examples, holdout_rows.examples, skipped)
+        if config.privacy.mode == "example":
+            found = replace(found, units=units_of(train_rows.rows, config.privacy), data_sets=data_sets_of(config, facts, rows))
+        _rows[key] = found
     return _rows[key]
+
+
+def units_of(rows: Sequence[Row], privacy: PrivacyConfig) -> tuple[tuple[int, ...], ...]:
+    """Places of each unit's rows: every row its own, or those with the same issuer together."""
+    if privacy.unit == "example":
+        return tuple((place,) for place in range(len(rows)))
+    without = sum(not row.issuer for row in rows)
+    if without:
+        raise BankError(
+            "privacy", f"privacy.unit=customer: {without} of {len(rows)} rows have no `issuer` to tell customers by"
+        )
+    places: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        places.setdefault(row.issuer.casefold(), []).append(place)
+    return tuple(map(tuple, places.values()))
+
+
+def data_sets_of(config: Config, facts: BankFacts, rows: Sequence[Row]) -> dict[str, str]:
+    """Fingerprint -> task of every data set that `rows` come from. A bank's own files count whole, whatever part of them a run samples."""
+    tasks = {row.task for row in rows}
+    if not facts.banks:
+        dataset = replace(bank_dataset(config.dataset, facts), max_rows_per_task=0, on_bad_row="skip")
+        rows = load_rows(dataset, "train", tuple(sorted(tasks)), config.seed).rows
+    return {fingerprint([(row.prompt, row.target) for row in rows if row.task == task]): task for task in sorted(tasks)}
 
 
 def train_round(request: TrainRequest, facts: BankFacts) -> tuple[Vector, str, Figures]:
@@ -192,8 +246,19 @@ def train_round(request: TrainRequest, facts: BankFacts) -> tuple[Vector, str, F
     optimizer = _load_state(folder, request.round) if keeps_moments else None
     steps = total_steps(len(rows.train), config.num_server_rounds, config.train)
     stretch = stretch_of_round(request.round, config.num_server_rounds, steps, len(rows.train), config.train)
+    promise = _promise(request, facts, rows, stretch, session) if config.privacy.mode == "example" else None
+    mechanism = promise.mechanism if promise else None
     try:
-        result = train(session.model, rows.train, stretch, config.train, seed=config.seed, bank=facts.name, optimizer=optimizer)
+        result = train(
+            session.model,
+            rows.train,
+            stretch,
+            config.train,
+            seed=config.seed,
+            bank=facts.name,
+            optimizer=optimizer,
+            privately=mechanism,
+        )
     except UserError as error:
         raise BankError("diverged", str(error)) from error
     delta = read_adapter(session.model) - request.adapter
@@ -201,6 +266,12 @@ def train_round(request: TrainRequest, facts: BankFacts) -> tuple[Vector, str, F
         raise BankError("diverged", "the trained adapter is not finite")
     if keeps_moments:
         _save_state(folder, request.round, result.optimizer)
+    log.info("%s: round %d, %d rows, loss %.4f, %.1f s", facts.name, request.round, result.rows, result.loss, result.wall_s)
+    if promise:
+        if not delta.any():
+            raise BankError("privacy", "the private steps did not move the adapter")
+        spent = (promise.epsilon_planned, promise.epsilon_spent, promise.delta)
+        return delta, session.layout.id, Figures.withheld(result.steps, load_s, *spent)
     figures = Figures(
         rows=result.rows,
         steps=result.steps,
@@ -214,8 +285,73 @@ def train_round(request: TrainRequest, facts: BankFacts) -> tuple[Vector, str, F
         bank_rows=len(rows.train),
         skipped_rows=rows.skipped,
     )
-    log.info("%s: round %d, %d rows, loss %.4f, %.1f s", facts.name, request.round, result.rows, result.loss, result.wall_s)
     return delta, session.layout.id, figures
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What a private round does and what it costs; it stands in the ledger when it is made."""
+
+    mechanism: Mechanism
+    delta: float
+    epsilon_planned: float
+    epsilon_spent: float
+
+
+_proven: set[tuple[str, str]] = set()
+"""(Run, bank) whose gradients this process has checked."""
+
+
+def _promise(request: TrainRequest, facts: BankFacts, rows: BankRows, stretch: Stretch, session: Session) -> Promise:
+    """Find the noise, check the gradients, and write the round into the ledger. BankError: nothing may be trained."""
+    config, privacy, count = request.config, request.config.privacy, len(rows.units)
+    # Steps are planned in rows; a unit is drawn as often as a row would be.
+    sampling_rate = stretch.rows_per_step / len(rows.train)
+    delta = privacy.delta or default_delta(count)
+    if sampling_rate > 1:
+        wanted = f"train.batch_rows={config.train.batch_rows}" if config.train.batch_rows else "a step"
+        raise BankError("privacy", f"{wanted} is more than the {len(rows.train)} rows of {facts.name}: lower it")
+    if delta > 1 / count:
+        raise BankError("privacy", f"privacy.delta={delta:g} is more than 1 / {count} units of {facts.name}: lower it")
+    noise = privacy.noise_multiplier
+    try:
+        noise = noise or noise_multiplier_for(privacy.epsilon, delta, sampling_rate, stretch.total_steps)
+        planned = epsilon([Steps(sampling_rate, noise, stretch.total_steps)], delta)
+        mechanism = Mechanism(
+            clip_norm=privacy.clip_norm,
+            sampling_rate=sampling_rate,
+            noise_multiplier=noise,
+            units=rows.units,
+            seed=config.seed,
+            bank=facts.name,
+            reproducible=privacy.reproducible_noise,
+        )
+        if (request.run, facts.name) not in _proven:
+            shortest = sorted(rows.units, key=lambda unit: sum(len(rows.train[place].read_ids) for place in unit))[:2]
+            prove(session.model, [[rows.train[place] for place in unit] for unit in shortest])
+            _proven.add((request.run, facts.name))
+        steps = Steps(sampling_rate, noise, stretch.steps)
+        spending = Spending(
+            request.run,
+            request.round,
+            facts.name,
+            "example-level DP-SGD",
+            privacy.unit,
+            steps,
+            delta,
+            privacy.reproducible_noise,
+        )
+        limits = [limit for limit in (privacy.budget_epsilon, facts.budget_epsilon) if limit]
+        spent = spend(facts.ledger_folder / facts.name, rows.data_sets, spending, min(limits, default=0.0))
+    except BudgetError as error:
+        raise BankError("budget", str(error)) from error
+    except UserError as error:
+        raise BankError("privacy", str(error)) from error
+    log.info(
+        "%s: round %d: noise multiplier %.3g, sampling rate %.3g, epsilon planned %.3g, spent on this data %.3g at delta %.0e",
+        facts.name, request.round, noise, sampling_rate, planned, spent, delta,
+    )  # fmt: skip
+    return Promise(mechanism, delta, planned, spent)
 
 
 def _holdout_loss(request: TrainRequest, rows: BankRows, session: Session) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -274,13 +275,45 @@ class StrategyConfig:
 
 @dataclass(frozen=True)
 class PrivacyConfig:
-    """Differential privacy. Only `none` exists so far: the deltas leave the banks as they are."""
+    """Differential privacy. With `none` the deltas leave the banks as they are."""
 
     mode: str = "none"
-    """none."""
+    """none, or example: DP-SGD on the adapter inside each bank (Abadi et al. 2016), with a ledger on the bank's disk."""
+    unit: str = "example"
+    """Who is protected: example (one row), or customer (all rows with the same `issuer`, clipped together)."""
+    epsilon: float = 0.0
+    """Wanted at the end of the run; the noise multiplier is found for the planned steps. 0 = privacy.noise_multiplier is given instead."""
+    delta: float = 0.0
+    """Probability with which the promise may fail; 0 = 1 / units of the bank, rounded down to a power of ten."""
+    noise_multiplier: float = 0.0
+    """Standard deviation of the noise over clip_norm; 0 = found from privacy.epsilon."""
+    clip_norm: float = 1.0
+    """Largest L2 norm of one unit's gradient over all trainable tensors together."""
+    budget_epsilon: float = 0.0
+    """A bank refuses a round that would bring its data's epsilon over all runs above this; 0 = no limit. A bank's own, lower limit wins."""
+    reproducible_noise: bool = False
+    """For tests: noise and sampling from the run's seed, which everybody knows. Voids the guarantee; ledger and report say so."""
 
     def __post_init__(self) -> None:
-        choose(self.mode, ("none",), "privacy")
+        choose(self.mode, ("none", "example"), "privacy")
+        choose(self.unit, ("example", "customer"), "privacy.unit")
+        for name in ("epsilon", "noise_multiplier", "budget_epsilon"):
+            _require(getattr(self, name) >= 0, f"privacy.{name} must be 0 (not given) or more, not {getattr(self, name)}.")
+            _require(math.isfinite(getattr(self, name)), f"privacy.{name} must be a finite number, not {getattr(self, name)}.")
+        _require(0 <= self.delta < 1, f"privacy.delta must be in (0, 1), far below 1, not {self.delta}.")
+        _require(self.clip_norm > 0, f"privacy.clip_norm must be above 0, not {self.clip_norm}.")
+        _require(math.isfinite(self.clip_norm), f"privacy.clip_norm must be a finite number, not {self.clip_norm}.")
+        if self.mode == "none":
+            given = [name for name in ("epsilon", "noise_multiplier", "budget_epsilon") if getattr(self, name)]
+            _require(not given, f"privacy.{given[0] if given else ''} needs privacy=example.")
+            return
+        both = self.epsilon > 0 and self.noise_multiplier > 0
+        _require(
+            not both,
+            "privacy.epsilon and privacy.noise_multiplier are both given: one follows from the other. Set one of them to 0.",
+        )
+        neither = not self.epsilon and not self.noise_multiplier
+        _require(not neither, "privacy=example needs privacy.epsilon or privacy.noise_multiplier above 0.")
 
 
 @dataclass(frozen=True)
@@ -402,10 +435,41 @@ class Config:
             not 0 < self.train.max_steps < self.num_server_rounds,
             f"train.max_steps={self.train.max_steps} is fewer than the {self.num_server_rounds} rounds. Lower num_server_rounds or raise it.",
         )
+        if self.privacy.mode == "example":
+            self._check_private()
         _require(
             self.strategy.quorum <= self.banks,
             f"strategy.quorum={self.strategy.quorum} can never be reached with banks={self.banks}.",
         )
+
+    def _check_private(self) -> None:
+        """What would break example-level privacy, or tell of the rows beside the update, is refused before any row is read."""
+        train = self.train
+        for wrong, key, instead, why in (
+            (train.share_prefix, "train.share_prefix=true", "false", "rows that share tokens have no gradient of their own"),
+            (
+                train.gradient_checkpointing,
+                "train.gradient_checkpointing=true",
+                "false",
+                "the layers' inputs would be seen twice",
+            ),
+            (
+                train.holdout_max_rows > 0,
+                f"train.holdout_max_rows={train.holdout_max_rows}",
+                "0",
+                "the loss of held-out rows would leave",
+            ),
+            (self.strategy.weighting == "rows", "strategy.weighting=rows", "equal", "a bank's row count would leave"),
+            (self.dataset.equalize_tasks, "dataset.equalize_tasks=true", "false", "a row would be there several times"),
+            (self.peft.method == "dora", "peft=dora", "lora", "its magnitudes are no weights of linear layers"),
+            (
+                train.epochs > 0 and train.batch_rows > 0,
+                f"train.batch_rows={train.batch_rows} with train.epochs={train.epochs:g}",
+                "0 (steps_per_round steps that spread the epochs), or train.epochs=0",
+                "the number of steps would tell the row count",
+            ),
+        ):
+            _require(not wrong, f"privacy=example does not go with {key}: {why}. Set {key.split('=')[0]}={instead}.")
 
 
 def build(values: Mapping[str, Any]) -> Config:

@@ -111,9 +111,10 @@ def _values(group: str, option: str) -> dict[str, str]:
     """Key -> value of everything that a file sets, and the files that it chooses in other groups."""
     import yaml
 
-    values = yaml.safe_load((CONF_FOLDER / group / f"{option}.yaml").read_text("utf-8"))
+    text = (CONF_FOLDER / group / f"{option}.yaml").read_text("utf-8")
+    values = yaml.safe_load(text)
     chosen = {key.removeprefix("override /"): name for choice in values.pop("defaults", []) for key, name in choice.items()}
-    prefix = "" if group == "experiment" else f"{group}."
+    prefix = "" if text.startswith("# @package _global_") else f"{group}."
     return chosen | {f"{prefix}{key}": shown(value) for key, value in flatten(values).items()}
 
 

@@ -203,11 +203,14 @@ def split_rows(examples: Sequence[Example], batch_tokens: int, share: bool = Tru
         yield current
 
 
-def make_pack(examples: Sequence[Example], device: torch.device | str = "cpu", share: bool = True) -> Pack:
-    """Lay rows end to end as a tree."""
+def make_pack(
+    examples: Sequence[Example], device: torch.device | str = "cpu", share: bool = True, keep_order: bool = False
+) -> Pack:
+    """Lay rows end to end as a tree. `keep_order` leaves rows that share nothing in the order in which they are given."""
     import torch
 
-    ordered = in_order(examples)
+    assert not (share and keep_order), "rows share their beginnings with neighbours in sorted order"
+    ordered = list(examples) if keep_order else in_order(examples)
     tree = make_tree([example.read_ids for example in ordered], share)
     token_ids: list[int] = []
     position_ids: list[int] = []

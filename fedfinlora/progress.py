@@ -120,6 +120,9 @@ class BankLine:
     rows_per_s: float | None = None
     tokens_per_s: float | None = None
     seconds: float | None = None
+    epsilon_spent: float | None = None
+    """Of a private bank, over all runs; it says neither rows nor losses."""
+    epsilon_planned: float | None = None
 
 
 @dataclass
@@ -220,6 +223,8 @@ class ProgressState:
             rows_per_s=_number(event.get("rows_per_s")),
             tokens_per_s=_number(event.get("tokens_per_s")),
             seconds=_number(event.get("seconds")),
+            epsilon_spent=_number(event.get("epsilon_spent")),
+            epsilon_planned=_number(event.get("epsilon_planned")),
         )
 
     def _on_round_done(self, event: Event, t: float) -> None:
@@ -443,6 +448,8 @@ def _bank_summary(bank: BankLine) -> str:
         "" if bank.rows_per_s is None else f"{bank.rows_per_s:.1f} rows/s",
         "" if bank.tokens_per_s is None else f"{format_count(bank.tokens_per_s)} tokens/s",
         "" if bank.seconds is None else format_seconds(bank.seconds),
+        "" if bank.epsilon_spent is None else f"epsilon spent {bank.epsilon_spent:.3g}",
+        "" if bank.epsilon_planned is None else f"planned for this run {bank.epsilon_planned:.3g}",
     ]
     return ", ".join(filter(None, [bank.status, *known]))
 

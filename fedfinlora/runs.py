@@ -10,6 +10,7 @@ from typing import Any
 from fedfinlora.checkpoint import Checkpoint, load_checkpoint, restore_rounds
 from fedfinlora.config import Config
 from fedfinlora.errors import UserError
+from fedfinlora.privacy.card import privacy_card
 from fedfinlora.runfolder import (
     ROUND_LABEL,
     config_fingerprint,
@@ -99,6 +100,8 @@ def run_result(run: OpenRun, status: str, reason: str, wall_s: float, mode: str 
     if not (run.folder / "adapters" / "final").is_dir():
         chosen["final_round"] = None
     banks = [bank for line in lines for bank in line["banks"]]
+    card = privacy_card(config, lines)
+    private = bool(card)
     return {
         "mode": mode,
         "status": status,
@@ -114,9 +117,9 @@ def run_result(run: OpenRun, status: str, reason: str, wall_s: float, mode: str 
         "banks": config.banks,
         "seed": config.seed,
         "config_sha256": config_fingerprint(config),
-        "rows_trained": sum(bank["rows"] for bank in banks),
+        "rows_trained": None if private else sum(bank["rows"] for bank in banks),
         "steps_trained": sum(bank["steps"] for bank in banks),
-        "tokens_trained": sum(bank["tokens"] for bank in banks),
+        "tokens_trained": None if private else sum(bank["tokens"] for bank in banks),
         "wall_s": {
             "total": wall_s,
             "train": sum(line["timings"]["train_s"] for line in lines),
@@ -125,7 +128,7 @@ def run_result(run: OpenRun, status: str, reason: str, wall_s: float, mode: str 
         },
         "bytes_up": sum(line["bytes_up"] for line in lines),
         "bytes_down": sum(line["bytes_down"] for line in lines),
-        "privacy": None,
+        "privacy": {key: card[key] for key in ("mode", "unit", "epsilon", "delta", "void")} if card else None,
         "synthetic": synthetic,
         "scores": scores,
         "skipped": skipped,

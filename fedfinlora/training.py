@@ -22,6 +22,7 @@ from fedfinlora.config import TrainConfig
 from fedfinlora.errors import UserError
 from fedfinlora.memory import Footprint, checkpoint_first, decoder_layers, footprint, free_bytes, own_checkpointing
 from fedfinlora.packing import Example, Pack, make_pack, split_rows
+from fedfinlora.privacy.mechanism import Mechanism, private_step
 from fedfinlora.row_order import groups_of, rows_of_step
 from fedfinlora.seeds import derive_seed
 
@@ -206,10 +207,12 @@ def train(
     bank: str,
     optimizer: OptimizerState | None = None,
     on_step: Callable[[StepReport], None] | None = None,
+    privately: Mechanism | None = None,
 ) -> TrainResult:
     """Take the steps of `stretch` on the model's adapter, in place.
 
-    `optimizer` is Adam's memory to go on with; None starts afresh. FedProx's anchor is the adapter as it is on entry.
+    `optimizer` is Adam's memory to go on with; None starts afresh. FedProx's anchor is the adapter as it is on entry. `privately` draws the
+    steps' rows and makes their gradients by DP-SGD; its own clipping takes the place of train.clip_norm.
     Raises UserError for rows without answer tokens and for a loss that is not finite.
     """
     import torch
@@ -231,25 +234,33 @@ def train(
         limits = PassLimits.of(model, config)
         for step in range(stretch.first_step, stretch.first_step + stretch.steps):
             torch.manual_seed(derive_seed(seed, "dropout", bank, step))
-            chosen = rows_of_step(step, len(examples), stretch.rows_per_step, seed, bank, groups)
-            batch = [examples[index] for index in chosen]
-            step_answers = sum(len(example.answer_ids) for example in batch)
-            step_loss = 0.0
-            for part in passes_of_step(batch, config, limits, device):
-                if part.checkpointed_layers and not checkpointed_layers:
-                    _tell_checkpointing(bank, part, limits, config)
-                checkpointed_layers = max(checkpointed_layers, part.checkpointed_layers)
-                checkpoint_first(layers, part.checkpointed_layers)
-                loss = answer_loss(model, part.pack) / step_answers
-                loss.backward()  # type: ignore[no-untyped-call]
-                step_loss += float(loss.detach())
-            if not math.isfinite(step_loss):
-                raise UserError(f"The training loss of {bank} is {step_loss} at step {step}. Lower train.learning_rate.")
+            if privately is None:
+                chosen = rows_of_step(step, len(examples), stretch.rows_per_step, seed, bank, groups)
+                batch = [examples[index] for index in chosen]
+                step_answers = sum(len(example.answer_ids) for example in batch)
+                step_loss = 0.0
+                for part in passes_of_step(batch, config, limits, device):
+                    if part.checkpointed_layers and not checkpointed_layers:
+                        _tell_checkpointing(bank, part, limits, config)
+                    checkpointed_layers = max(checkpointed_layers, part.checkpointed_layers)
+                    checkpoint_first(layers, part.checkpointed_layers)
+                    loss = answer_loss(model, part.pack) / step_answers
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    step_loss += float(loss.detach())
+                if not math.isfinite(step_loss):
+                    raise UserError(f"The training loss of {bank} is {step_loss} at step {step}. Lower train.learning_rate.")
+            else:
+                done = private_step(
+                    model, examples, privately, step, config.batch_tokens, limits.footprint, limits.memory_bytes
+                )
+                batch = list(done.examples)
+                step_answers = sum(len(example.answer_ids) for example in batch)
+                step_loss = done.loss_sum / step_answers if step_answers else 0.0
             if config.proximal_mu:
                 for parameter, start in zip(parameters, anchor, strict=True):
                     assert parameter.grad is not None
                     parameter.grad.add_(parameter.detach() - start, alpha=config.proximal_mu)
-            if config.clip_norm:
+            if config.clip_norm and privately is None:
                 torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
             if isinstance(update, torch.optim.AdamW):
                 factor = schedule_factor(step, stretch.total_steps, config.warmup_steps, config.schedule)

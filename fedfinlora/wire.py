@@ -35,6 +35,8 @@ SAFE_REASONS = {
     "diverged": "Training gave a loss or an adapter that is not finite.",
     "memory": "The bank ran out of memory.",
     "disk": "The bank could not write its own state.",
+    "privacy": "The bank's rows or its privacy ledger do not allow private training as it was asked for.",
+    "budget": "The bank's privacy budget would be exceeded.",
     "internal": "The bank failed; the details are in its own log.",
 }
 """All that a bank ever says about an error: a code and this sentence, never exception text, rows or paths."""
@@ -93,6 +95,20 @@ class Figures:
     """Rows that the bank trains on at all."""
     skipped_rows: int
     """Lines and rows that the bank could not use: bad ones in its files and those too long for the context window."""
+    epsilon_planned: float = math.nan
+    """Of this run, when all of its rounds are done; NaN without privacy."""
+    epsilon_spent: float = math.nan
+    """On the bank's data so far, over all runs in its ledger."""
+    delta: float = math.nan
+    """With what probability these promises may fail."""
+
+    @classmethod
+    def withheld(cls, steps: int, load_s: float, epsilon_planned: float, epsilon_spent: float, delta: float) -> Figures:
+        """What a bank under example-level privacy says: nothing that its rows decide."""
+        return cls(
+            rows=0, steps=steps, tokens=0, answer_tokens=0, train_loss=math.nan, holdout_rows=0, holdout_loss=math.nan, train_s=0.0,
+            load_s=load_s, bank_rows=0, skipped_rows=0, epsilon_planned=epsilon_planned, epsilon_spent=epsilon_spent, delta=delta,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -168,10 +184,11 @@ def pack_error(bank: str, code: str) -> RecordDict:
     return RecordDict({"reply": ConfigRecord({"status": "error", "bank": bank, "code": code, "reason": SAFE_REASONS[code]})})
 
 
-def unpack_reply(content: RecordDict, layout: Layout, max_update_norm: float) -> Reply:
+def unpack_reply(content: RecordDict, layout: Layout, max_update_norm: float, private: bool = False) -> Reply:
     """Server side: check one reply; RejectedReply says why it must not be averaged.
 
-    Sizes are checked before the array is made, the norm in float64. `max_update_norm` 0 means no limit.
+    Sizes are checked before the array is made, the norm in float64. `max_update_norm` 0 means no limit. A `private` reply withholds rows and
+    losses (`Figures.withheld`) and says what it has spent.
     """
     import numpy as np
 
@@ -195,11 +212,16 @@ def unpack_reply(content: RecordDict, layout: Layout, max_update_norm: float) ->
         raise RejectedReply("layout", f"The delta is not as agreed: {error}.") from error
     if not np.isfinite(delta).all():
         raise RejectedReply("not-finite", f"{int((~np.isfinite(delta)).sum())} of {layout.size} numbers are NaN or infinite.")
-    if figures.rows <= 0 or figures.steps <= 0:
+    if private:
+        figures = Figures.withheld(figures.steps, figures.load_s, figures.epsilon_planned, figures.epsilon_spent, figures.delta)
+        if figures.steps <= 0 or not (figures.epsilon_spent >= 0 and figures.epsilon_planned >= 0 and 0 < figures.delta < 1):
+            raise RejectedReply("malformed", "The bank does not say what its private steps have spent.")
+    elif figures.rows <= 0 or figures.steps <= 0:
         raise RejectedReply("no-rows", f"The bank says that it trained on {figures.rows} rows in {figures.steps} steps.")
-    if not math.isfinite(figures.train_loss):
+    elif not math.isfinite(figures.train_loss):
         raise RejectedReply("not-finite", "The bank's training loss is not finite.")
-    if not (0 <= figures.train_s < MOST_SECONDS and 0 <= figures.load_s < MOST_SECONDS and abs(figures.train_loss) < MOST_LOSS):
+    seconds_can_be = 0 <= figures.train_s < MOST_SECONDS and 0 <= figures.load_s < MOST_SECONDS
+    if not (seconds_can_be and (private or abs(figures.train_loss) < MOST_LOSS)):
         raise RejectedReply("malformed", "The reply's seconds or loss cannot be.")
     norm = float(np.linalg.norm(delta.astype(np.float64)))
     if max_update_norm and norm > max_update_norm:

@@ -17,8 +17,9 @@ from fedfinlora.checkpoint import Checkpoint, save_checkpoint
 from fedfinlora.config import Config
 from fedfinlora.errors import UserError
 from fedfinlora.models import Session, get_session, initial_adapter
+from fedfinlora.privacy.card import privacy_card
 from fedfinlora.progress import EventWriter
-from fedfinlora.runfolder import write_manifest, write_result
+from fedfinlora.runfolder import read_lines, write_json, write_manifest, write_result
 from fedfinlora.runs import OpenRun, open_run, run_result
 from fedfinlora.tensorboard import TensorBoardWriter
 from server_app.rounds import MessageGrid, RoundState, roster, run_round
@@ -114,19 +115,17 @@ def _one_round(
 
     def on_bank(entry: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
         train_s = timing.get("train_s") or 0.0
+        private = entry.get("privacy")
+        figures: dict[str, Any] = {"rows": entry["rows"], "train_loss": entry["train_loss"], "seconds": train_s}
+        figures |= {"rows_per_s": entry["rows"] / train_s if train_s else 0.0, "tokens_per_s": timing.get("tokens_per_s", 0.0)}
         events.write(
-            "bank_done",
-            round=number,
-            **{key: entry[key] for key in ("bank", "status", "reason", "rows", "train_loss")},
-            rows_per_s=entry["rows"] / train_s if train_s else 0.0,
-            tokens_per_s=timing.get("tokens_per_s", 0.0),
-            seconds=train_s,
+            "bank_done", round=number, **{key: entry[key] for key in ("bank", "status", "reason")}, **(private or figures)
         )
 
     result = run_round(grid, banks, state, config, session.layout, run.run_id, on_bank, seconds)
     state, line, timings = result.state, result.line, result.timings
     seconds.update((name, timing.get("train_s", 0.0)) for name, timing in timings["banks"].items())
-    if number == 1:
+    if number == 1 and config.privacy.mode == "none":
         answers, tokens = (sum(bank[key] for bank in line["banks"]) for key in ("answer_tokens", "tokens"))
         events.write("message", level="info", text=f"{answers:,} of {tokens:,} tokens carry loss: answers and their ends only")
     log.info(
@@ -140,6 +139,7 @@ def finish(run: OpenRun, events: EventWriter, started: float, status: str, reaso
     result = run_result(run, status, reason, time.monotonic() - started)
     report = ""
     try:
+        write_card(run)
         write_result(run.folder, result)
         report = str(write_run_report([run.folder], run.folder / "report.html"))
     except Exception as error:  # the run's own outcome must not be hidden by its report
@@ -148,6 +148,13 @@ def finish(run: OpenRun, events: EventWriter, started: float, status: str, reaso
             events.write("run_done", status="failed", reason=f"no report: {error}", run_dir=str(run.folder), report="")
             raise
     events.write("run_done", status=status, reason=reason, run_dir=str(run.folder), report=report)
+
+
+def write_card(run: OpenRun) -> None:
+    """privacy.json, where privacy is on."""
+    card = privacy_card(run.config, read_lines(run.folder / "rounds.jsonl"))
+    if card:
+        write_json(run.folder / "privacy.json", card)
 
 
 def _shown(loss: float | None) -> str:

@@ -24,7 +24,7 @@ from fedfinlora.errors import UserError
 from fedfinlora.runfolder import source_fingerprint
 from fedfinlora.seeds import generator
 from fedfinlora.training import schedule_factor
-from fedfinlora.wire import RejectedReply, Reply, TrainRequest, pack_request, unpack_reply
+from fedfinlora.wire import Figures, RejectedReply, Reply, TrainRequest, pack_request, unpack_reply
 from server_app.strategies import STEPS
 from server_app.strategies.fedavg import weighted_mean
 
@@ -176,7 +176,7 @@ def run_round(
         name = names[node]
         entry, timing = _blank_entry(name, bytes_down), {"reply_s": time.monotonic() - started}
         try:
-            reply = _check(message, name, layout, strategy)
+            reply = _check(message, name, layout, config)
             replies[name] = reply
             entry |= _ok_entry(reply)
             train_s = reply.figures.train_s
@@ -230,12 +230,13 @@ def take_step(replies: Sequence[Reply], state: RoundState, strategy: StrategyCon
     return RoundState(state.round + 1, adapter, server), float(np.linalg.norm(step))
 
 
-def _check(message: Message | None, name: str, layout: Layout, strategy: StrategyConfig) -> Reply:
+def _check(message: Message | None, name: str, layout: Layout, config: Config) -> Reply:
+    strategy = config.strategy
     if message is None:
         raise RejectedReply("late", f"No reply within strategy.deadline_s={strategy.deadline_s:g} s.")
     if message.has_error():
         raise RejectedReply("crashed", f"The bank's process failed (Flower error {message.error.code}).")
-    reply = unpack_reply(message.content, layout, strategy.max_update_norm)
+    reply = unpack_reply(message.content, layout, strategy.max_update_norm, private=config.privacy.mode != "none")
     if reply.bank != name:
         raise RejectedReply("malformed", "The reply names another bank.")
     return reply
@@ -264,12 +265,23 @@ def _ok_entry(reply: Reply) -> dict[str, Any]:
         "steps": figures.steps,
         "tokens": figures.tokens,
         "answer_tokens": figures.answer_tokens,
-        "train_loss": figures.train_loss,
+        "train_loss": figures.train_loss if math.isfinite(figures.train_loss) else None,
         "holdout_loss": figures.holdout_loss if measured else None,
         "holdout_rows": figures.holdout_rows if measured else 0,
         "delta_norm": reply.delta_norm,
         "bytes_up": reply.delta.nbytes,
+        **_privacy_of(figures),
     }
+
+
+def _privacy_of(figures: Figures) -> dict[str, Any]:
+    """What a private reply has spent, under "privacy"; nothing where there is none."""
+    if not math.isfinite(figures.delta):
+        return {}
+    spent = {name: value if math.isfinite(value) else None for name, value in (
+        ("epsilon_planned", figures.epsilon_planned), ("epsilon_spent", figures.epsilon_spent)
+    )}  # fmt: skip
+    return {"privacy": {**spent, "delta": figures.delta}}
 
 
 def _weighted(replies: Any, value: str, weight: str) -> float | None:

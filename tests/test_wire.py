@@ -39,7 +39,7 @@ DELTA = np.linspace(-1, 1, 10, dtype=np.float32)
 FIGURES = Figures(
     rows=160, steps=10, tokens=9000, answer_tokens=320, train_loss=1.25, holdout_rows=16, holdout_loss=1.5, train_s=3.5,
     load_s=0.0, bank_rows=800,
-    skipped_rows=3,
+    skipped_rows=3, epsilon_planned=8.0, epsilon_spent=2.5, delta=1e-4,
 )  # fmt: skip
 REQUEST = TrainRequest(
     Config(seed=3, train=TrainConfig(learning_rate=2e-4)), "run-1a2b", 2, LAYOUT.id, "0" * 64, DELTA

@@ -26,7 +26,7 @@ from fedfinlora.adapter import Vector, read_adapter, write_adapter
 from fedfinlora.checkpoint import Checkpoint, latest_round, save_checkpoint
 from fedfinlora.compose import compose
 from fedfinlora.config import Config
-from fedfinlora.errors import UserError
+from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.models import Session, get_session, initial_adapter
 from fedfinlora.packing import Example
 from fedfinlora.progress import EventWriter, ProgressDisplay
@@ -101,6 +101,10 @@ def _index_of(folder: Path) -> int:
 
 def _composed(overrides: Sequence[str]) -> Config:
     config = compose(overrides)
+    if config.privacy.mode != "none":
+        raise ConfigError(
+            f"The baselines train without privacy; privacy={config.privacy.mode} goes with simulate and flwr run."
+        )
     if not config.resume:
         return config
     named = [word for word in overrides if not word.startswith("resume=")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -218,7 +219,48 @@ def _skipped(run: Run, catalogue: Sequence[BenchmarkInfo]) -> str:
 def _privacy(run: Run) -> str:
     if not run.privacy:
         return ""
-    return f"<h3>Privacy</h3>{_pairs('Privacy', run.privacy)}"
+    card = run.privacy
+    epsilon, delta = number(card.get("epsilon")), number(card.get("delta"))
+    if card.get("void"):
+        promise = f"<p><b>No promise.</b> {text(card['void'])}</p>"
+    elif epsilon is None or delta is None:
+        promise = "<p>No bank has trained privately yet: nothing is spent.</p>"
+    else:
+        # (epsilon, delta)-differential privacy as a bound on a guess: what was believed with even odds may rise to e^eps / (1 + e^eps).
+        surest = 1 / (1 + math.exp(-epsilon))
+        promise = (
+            f"<p>For every unit ({text(card.get('unit'))}): <b>ε = {epsilon:.3g}</b> at δ = {delta:.0e}, over all runs in the banks' ledgers. "
+            "Somebody who knows everything else and cannot tell beforehand whether the unit took part (even odds) can be at most "
+            f"{100 * surest:.1f} % sure of it afterwards, except with probability δ.</p>"
+        )
+    words = ("unit", "adjacency", "trusted", "mechanism", "formula", "accountant", "composition", "audit")
+    facts = {key: card[key] for key in (*words, "clip_norm", "noise_multiplier") if card.get(key) not in (None, "")}
+    leaves = "".join(f"<li>{text(what)}: {text(tells)}</li>" for what, tells in mapping(card.get("leaves")).items())
+    folded = [("What else leaves a bank", leaves), *((title, _items(card.get(key))) for title, key in (
+        ("What is withheld", "withheld"), ("Known limits", "limits")
+    ))]  # fmt: skip
+    lists = "".join(details(title, "", f"<ul>{items}</ul>") for title, items in folded if items)
+    return f"<h3>Privacy</h3>{promise}{_privacy_of_banks(mapping(card.get('banks')))}{_pairs('Privacy', facts)}{lists}"
+
+
+def _items(values: Any) -> str:
+    return "".join(f"<li>{text(value)}</li>" for value in values) if isinstance(values, Sequence) else ""
+
+
+def _privacy_of_banks(banks: Mapping[str, Any]) -> str:
+    """Planned and spent epsilon, bank by bank."""
+    heads = ("Bank", "ε planned for this run", "ε spent, all runs", "δ", "Private rounds", "Refused rounds")
+    rows = []
+    for name, bank in banks.items():
+        cells = [bank.get("epsilon_planned"), bank.get("epsilon_spent"), bank.get("delta")]
+        shown_cells = ["–" if number(cell) is None else f"{number(cell):.3g}" for cell in cells]
+        shown_cells += [count(bank.get("rounds")), count(bank.get("refused"))]
+        rows.append(
+            f'<tr><th scope="row">{text(name)}</th>'
+            + "".join(f'<td class="number">{text(cell)}</td>' for cell in shown_cells)
+            + "</tr>"
+        )
+    return plain_table("Privacy by bank", heads, "".join(rows), words=("Bank",)) if rows else ""
 
 
 def _configuration(run: Run, defaults: Mapping[str, Any]) -> str:

@@ -1,0 +1,123 @@
+"""Epsilon of the Poisson-subsampled Gaussian mechanism, and the noise that a wanted epsilon needs.
+
+One optimiser step of DP-SGD (Abadi et al. 2016, algorithm 1): each unit is in the step with probability q (the sampling rate), its gradient
+is clipped to norm C, and N(0, (sigma C)^2 I) is added to the sum once; sigma is the noise multiplier. Adjacency is add/remove: two
+data sets are neighbours if one has a unit that the other lacks. Epsilon is by PRV (Gopi, Lee and Wutschitz 2021), an upper bound up to its
+numerical error of 0.01, which is added; RDP (Mironov 2017; Mironov, Talwar and Zhang 2019) stands beside it, a looser bound by another way.
+Both come from Opacus.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+
+from fedfinlora.errors import UserError
+
+log = logging.getLogger("fedfinlora.privacy")
+LARGEST_EPSILON = 30.0
+"""Where RDP's bound is beyond this it stands alone: nothing is promised any more, and PRV's tables would take gigabytes."""
+
+
+@dataclass(frozen=True, order=True)
+class Steps:
+    """Equal steps of the mechanism."""
+
+    sampling_rate: float
+    """q, in (0, 1]."""
+    noise_multiplier: float
+    """sigma: noise's standard deviation over the clip norm; 0 = no noise at all."""
+    count: int
+
+    def __post_init__(self) -> None:
+        if not (0 < self.sampling_rate <= 1 and self.noise_multiplier >= 0 and self.count >= 0):
+            raise ValueError(f"{self} are no steps of a mechanism")
+
+
+def accountant_name() -> str:
+    """The accountant that epsilons come from, with its version."""
+    return f"PRV of opacus {version('opacus')}"
+
+
+def epsilon(spent: Iterable[Steps], delta: float) -> float:
+    """Epsilon at `delta` of all steps together; infinite where a step had no noise.
+
+    >>> round(epsilon([Steps(0.01, 1.0, 1000)], 1e-5), 1)
+    1.8
+    """
+    together = _joined(spent)
+    if not together:
+        return 0.0
+    if any(steps.noise_multiplier == 0 for steps in together):
+        return math.inf
+    return _prv(together, delta)
+
+
+def rdp_epsilon(spent: Iterable[Steps], delta: float) -> float:
+    """The same by RDP: never to be undercut by the truth, and looser."""
+    from opacus.accountants import RDPAccountant
+
+    together = _joined(spent)
+    if not together:
+        return 0.0
+    if any(steps.noise_multiplier == 0 for steps in together):
+        return math.inf
+    accountant = RDPAccountant()  # type: ignore[no-untyped-call]
+    accountant.history = [(steps.noise_multiplier, steps.sampling_rate, steps.count) for steps in together]
+    return float(accountant.get_epsilon(delta=delta))
+
+
+@lru_cache(maxsize=256)
+def noise_multiplier_for(target_epsilon: float, delta: float, sampling_rate: float, steps: int) -> float:
+    """The smallest sigma (to about one per cent) with which `steps` steps stay within the target. UserError if none does."""
+    low, high = 0.0, 1.0
+    while epsilon([Steps(sampling_rate, high, steps)], delta) > target_epsilon:
+        low, high = high, 2 * high
+        if high > 1e4:
+            raise UserError(
+                f"No noise gives epsilon {target_epsilon:g} at delta {delta:g} in {steps} steps. Raise privacy.epsilon, or take fewer steps."
+            )
+    while high - low > 0.01 * high and high > 1e-2:
+        middle = (low + high) / 2
+        inside = epsilon([Steps(sampling_rate, middle, steps)], delta) <= target_epsilon
+        low, high = (low, middle) if inside else (middle, high)
+    return high
+
+
+def default_delta(units: int) -> float:
+    """1/units, rounded down to a power of ten: a promise that fails for less than one unit.
+
+    >>> [default_delta(units) for units in (1672, 1000, 999)]
+    [0.0001, 0.001, 0.001]
+    """
+    return float(10.0 ** -math.ceil(math.log10(units) - 1e-12)) if units > 1 else 0.1
+
+
+def _joined(spent: Iterable[Steps]) -> tuple[Steps, ...]:
+    """Equal steps counted together, in a fixed order."""
+    counts: Counter[tuple[float, float]] = Counter()
+    for steps in spent:
+        counts[steps.sampling_rate, steps.noise_multiplier] += steps.count
+    return tuple(Steps(rate, noise, count) for (rate, noise), count in sorted(counts.items()) if count)
+
+
+@lru_cache(maxsize=1024)
+def _prv(together: tuple[Steps, ...], delta: float) -> float:
+    from opacus.accountants import PRVAccountant
+
+    loose = rdp_epsilon(together, delta)
+    if loose > LARGEST_EPSILON:
+        return loose
+    accountant = PRVAccountant()  # type: ignore[no-untyped-call]
+    accountant.history = [(steps.noise_multiplier, steps.sampling_rate, steps.count) for steps in together]
+    try:
+        tight = float(accountant.get_epsilon(delta=delta))
+    except (ValueError, RuntimeError, MemoryError, FloatingPointError) as error:
+        log.warning("the PRV accountant gave up (%s); RDP's looser bound takes its place", error)
+        return loose
+    return min(tight, loose) if math.isfinite(tight) else loose
