@@ -85,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
         default="short",
         help="of `train`: FPB rows (default) or the questions on one filing",
     )
-    bench.usage = "python -m fedfinlora bench {train,evaluate,federation} [key=value]"
+    bench.usage = "python -m fedfinlora bench {train,evaluate,federation,private-step} [key=value]"
     data = commands.add_parser(
         "data", help="Look at data: `data check ROOT`.", description="Look at data before anybody trains on it."
     )

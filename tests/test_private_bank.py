@@ -281,3 +281,14 @@ def test_a_real_run_has_a_card_and_a_second_one_stops_at_the_budget(
     again = [*words[:3], "run_name=again", *words[4:], f"privacy.budget_epsilon={card['epsilon'] * 1.001}"]
     assert main(["simulate", *again]) == 1
     assert "The bank's privacy budget would be exceeded." in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_bench_private_step_agrees_with_opacus_and_says_what_it_costs(rows: Path, tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    assert main(["bench", "private-step", *overrides(rows, tmp_path), "--json", str(file)]) == 0
+    figures = json.loads(file.read_text("utf-8"))
+    assert figures["bench"] == "private-step"
+    assert figures["ratio"] > 0
+    assert figures["differs"]["relative_difference_from_opacus"] < 1e-5
+    assert set(figures["peak_growth_gib"]) == {"private", "plain", "plain, shared prefixes", "Opacus hooks"}
