@@ -110,6 +110,7 @@ class LocalModel:
                 "method": peft.method,
                 "rank": str(peft.rank),
                 "alpha": str(peft.alpha),
+                **({"freeze_a": f"seed {self.config.seed}"} if peft.freeze_a else {}),
             }
         return {
             "model": model.path,

@@ -113,7 +113,7 @@ class RunScores:
             log.info("stopped early after round %d: no better validation score in %d validations", rounds_done, selection.since)
         best = kept_round(selection, config)
         if best is not None:
-            adapter = load_adapter(self.folder / "adapters" / "best", self.session.layout)
+            adapter = load_adapter(self.folder / "adapters" / "best", self.session.layout, frozen=self.session.frozen)
         self._save("final", adapter)
         if config.evaluation.benchmarks == ("none",):
             return
@@ -155,7 +155,8 @@ class RunScores:
         return {"score": score, "scores": scores, "best": selection.improves(score)}
 
     def _save(self, label: str, adapter: Vector) -> None:
-        save_adapter(self.folder / "adapters" / label, adapter, self.session.layout, self.config.peft, self.config.model)
+        session, config = self.session, self.config
+        save_adapter(self.folder / "adapters" / label, adapter, session.layout, config.peft, config.model, session.frozen)
 
     def _tell(self, line: Mapping[str, Any], selection: Selection) -> None:
         validation = line["validation"] or {}

@@ -83,6 +83,15 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return dict(sorted(found.items()))
 
 
+def frozen_tensors(model: nn.Module) -> dict[str, NDArray[np.float32]]:
+    """Saved name -> copy of every A that is not trained (peft.freeze_a); {} where all are."""
+    return {
+        saved_name(name): parameter.detach().float().cpu().numpy().copy()
+        for name, parameter in model.named_parameters()
+        if ".lora_A." in name and not parameter.requires_grad
+    }
+
+
 def layout_of(model: nn.Module) -> Layout:
     """The layout of a PEFT model's trainable parameters."""
     parameters = trainable(model)
@@ -123,23 +132,45 @@ def peft_config_values(peft: PeftConfig, model: ModelConfig) -> dict[str, Any]:
     }
 
 
-def save_adapter(folder: Path, vector: Vector, layout: Layout, peft: PeftConfig, model: ModelConfig) -> None:
-    """Write a folder that plain `PeftModel.from_pretrained` loads: adapter_config.json and adapter_model.safetensors."""
+def save_adapter(
+    folder: Path,
+    vector: Vector,
+    layout: Layout,
+    peft: PeftConfig,
+    model: ModelConfig,
+    frozen: Mapping[str, NDArray[np.float32]] | None = None,
+) -> None:
+    """Write a folder that plain `PeftModel.from_pretrained` loads: adapter_config.json and adapter_model.safetensors.
+
+    `frozen` holds the adapter's tensors that are not trained and so not in the vector.
+    """
     from peft import LoraConfig
     from safetensors.numpy import save
 
-    tensors = {name: view.copy() for name, view in layout.views(vector).items()}
+    tensors = dict(frozen or {}) | {name: view.copy() for name, view in layout.views(vector).items()}
     config = LoraConfig(**peft_config_values(peft, model), inference_mode=True).to_dict()
     write_bytes(folder / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
     write_bytes(folder / "adapter_config.json", (json.dumps(config, indent=2, sort_keys=True, default=sorted) + "\n").encode())
 
 
-def load_adapter(folder: Path, layout: Layout, model: ModelConfig | None = None) -> Vector:
-    """Read a PEFT folder into a vector of shape (layout.size,). UserError if it is another adapter's.
+def load_adapter(
+    folder: Path,
+    layout: Layout,
+    model: ModelConfig | None = None,
+    frozen: Mapping[str, NDArray[np.float32]] | None = None,
+) -> Vector:
+    """Read a PEFT folder into a vector of shape (layout.size,). UserError if it is another adapter's, or its tensors that are not trained
+    are not those in `frozen`.
 
     With `model`, an adapter that names another base model is told apart: a warning if it fits all the same, else in the error.
     """
     tensors = read_tensors(folder)
+    for name, expected in (frozen or {}).items():
+        found = tensors.pop(name, None)
+        if found is None or not np.array_equal(found.float().numpy(), expected):
+            raise UserError(
+                f"{folder / WEIGHTS_FILE}: {name} is not what peft.freeze_a=true and this seed give. Set seed= as in its run, or peft.freeze_a=false."
+            )
     made_for = base_name(folder)
     other_base = model is not None and made_for != "" and not same_base(made_for, model.path)
     shapes = dict(zip(layout.names, layout.shapes, strict=True))

@@ -84,6 +84,9 @@ class PeftConfig:
     """Share of the adapter's inputs dropped in training."""
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
     """Always named: PEFT's own default for Llama is q and v only."""
+    freeze_a: bool = False
+    """FFA-LoRA (Sun et al. 2024): A stays as drawn from the run's seed, only B is trained and sent. The mean of the banks' B times A is then
+    exactly the mean of their updates."""
 
     def __post_init__(self) -> None:
         choose(self.method, PEFT_METHODS, "peft.method")
@@ -91,6 +94,10 @@ class PeftConfig:
         _require(self.alpha > 0, f"peft.alpha must be above 0, not {self.alpha}.")
         _require(0 <= self.dropout < 1, f"peft.dropout must be in [0, 1), not {self.dropout}.")
         _require(len(self.target_modules) > 0, "peft.target_modules is empty. Name the layers, e.g. [q_proj,k_proj,v_proj].")
+        _require(
+            not (self.freeze_a and self.method == "dora"),
+            "peft.freeze_a=true goes with lora, qlora and rslora: DoRA's magnitudes depend on A and B together.",
+        )
 
 
 @dataclass(frozen=True)

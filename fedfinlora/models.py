@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,6 +19,7 @@ from fedfinlora.adapter import (
     ADAPTER_NAME,
     Layout,
     Vector,
+    frozen_tensors,
     layout_of,
     peft_config_values,
     read_adapter,
@@ -31,7 +33,9 @@ from fedfinlora.errors import UserError
 from fedfinlora.seeds import derive_seed
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from torch import nn
 
 log = logging.getLogger("fedfinlora")
@@ -50,6 +54,8 @@ class Session:
     """Wall time of loading the base model; 0 when it was in memory already."""
     untrained: Vector
     """(layout.size,) float32: the adapter as PEFT made it, for DoRA's magnitudes, which are norms of the base's weights."""
+    frozen: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    """Saved name -> the adapter's tensors that are not trained: every A with peft.freeze_a."""
 
 
 _bases: dict[tuple[Any, ...], tuple[nn.Module, Any]] = {}
@@ -64,7 +70,7 @@ def get_session(config: Config) -> Session:
 
     model_config, peft_config = config.model, config.peft
     base_key = (*(getattr(model_config, name) for name in ("path", "revision", "quantization", "unpack", "dtype", "device")),)
-    key = (*base_key, peft_config)
+    key = (*base_key, peft_config, config.seed if peft_config.freeze_a else None)
     if key in _sessions:
         _set_threads(model_config)
         return dataclasses.replace(_sessions[key], load_s=0.0)
@@ -78,7 +84,10 @@ def get_session(config: Config) -> Session:
     for other in list(_sessions):  # one adapter at a time lies in the base's layers
         cast(Any, _sessions.pop(other).model).unload()
     model = add_adapter(base, model_config, peft_config, config.seed)
-    session = Session(model, tokenizer, layout_of(model), next(model.parameters()).device, load_s, read_adapter(model))
+    _draw(model, config.seed)
+    session = Session(
+        model, tokenizer, layout_of(model), next(model.parameters()).device, load_s, read_adapter(model), frozen_tensors(model)
+    )
     prove(session)
     _sessions[key] = session
     return session
@@ -143,7 +152,22 @@ def add_adapter(base: nn.Module, model_config: ModelConfig, peft_config: PeftCon
             ) from error
     for parameter in trainable(model).values():
         parameter.data = parameter.data.float()
+    if peft_config.freeze_a:
+        for name, parameter in model.named_parameters():
+            if ".lora_A." in name:
+                parameter.requires_grad_(False)
     return model.eval()
+
+
+def _draw(model: nn.Module, seed: int) -> None:
+    """Set A as the run's seed gives it, B to zero."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "adapter"))
+        for module in model.modules():
+            if hasattr(module, "reset_lora_parameters"):
+                cast(Any, module).reset_lora_parameters(ADAPTER_NAME, init_lora_weights=True)
 
 
 def initial_adapter(session: Session, config: Config) -> Vector:
@@ -151,13 +175,7 @@ def initial_adapter(session: Session, config: Config) -> Vector:
 
     Returns a vector of shape (layout.size,) float32. A is Kaiming-uniform as in PEFT, B zero, DoRA's magnitudes the base's norms.
     """
-    import torch
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(config.seed, "adapter"))
-        for module in session.model.modules():
-            if hasattr(module, "reset_lora_parameters"):
-                cast(Any, module).reset_lora_parameters(ADAPTER_NAME, init_lora_weights=True)
+    _draw(session.model, config.seed)
     start = read_adapter(session.model)
     untrained = session.layout.views(session.untrained)
     for name, view in session.layout.views(start).items():

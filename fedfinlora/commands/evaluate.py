@@ -119,7 +119,7 @@ def _score_local(
             models["base"] = LocalModel(session, here, initial_adapter(session, here))
         for label, folder in labels.items():
             if settings[label] == kind:
-                models[label] = LocalModel(session, here, load_adapter(folder, session.layout, here.model))
+                models[label] = LocalModel(session, here, load_adapter(folder, session.layout, here.model, session.frozen))
         events("phase", name=f"evaluating {', '.join(models)}")
         _require_scores(evaluate_models(models, here, run.folder, events))
 
