@@ -107,7 +107,7 @@ class LocalModel:
             adapter = {
                 "adapter": adapter_checksum(self.adapter),
                 "layout": self.session.layout.id,
-                "method": peft.method,
+                "method": "lora" if peft.method == "qlora" else peft.method,  # QLoRA is LoRA on a base that is named above
                 "rank": str(peft.rank),
                 "alpha": str(peft.alpha),
                 **({"freeze_a": f"seed {self.config.seed}"} if peft.freeze_a else {}),

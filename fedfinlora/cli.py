@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
         "--labels", nargs=2, default=["final", "final"], metavar=("A", "B"), help="which scores of each: base, final, round_NNN"
     )
     compare.add_argument("--json", type=Path, metavar="FILE", help="also write every figure as JSON")
-    bench = add("bench", "Measure beside a reference implementation, in one process run.")
+    bench = add("bench", "Measure beside a reference: NAME is train, evaluate, federation or private-step.")
     bench.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     bench.add_argument(
         "--rows",
@@ -85,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
         default="short",
         help="of `train`: FPB rows (default) or the questions on one filing",
     )
-    bench.usage = "python -m fedfinlora bench {train,evaluate,federation,private-step} [key=value]"
+    bench.usage = "python -m fedfinlora bench NAME [--json FILE] [key=value …]"
     data = commands.add_parser(
         "data", help="Look at data: `data check ROOT`.", description="Look at data before anybody trains on it."
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from fedfinlora.attention import Run, TreePlan, no_mask
 from fedfinlora.errors import UserError
@@ -97,20 +97,32 @@ def _kept_bytes(model: nn.Module, tokens: int) -> int:
 
     device = next(model.parameters()).device
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    kept: dict[int, int] = {}
+    living: WeakSet[_Saved] = WeakSet()
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    def keep(tensor: torch.Tensor) -> _Saved:
+        saved = _Saved(tensor)
+        living.add(saved)
+        return saved
 
     plan = TreePlan((Run(0, tokens, ((0, tokens),), mask=None),))
     token_ids = torch.zeros(1, tokens, dtype=torch.long, device=device)
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved.tensor):
         output = model(input_ids=token_ids, attention_mask=no_mask(device), plan=plan, logits_to_keep=1, use_cache=False)
+    storages = [saved.tensor.untyped_storage() for saved in living]
+    kept = {storage.data_ptr(): storage.nbytes() for storage in storages if storage.data_ptr() not in own}
     del output
     return sum(kept.values())
+
+
+class _Saved:
+    """A tensor that the graph holds for its backward pass; it goes with the part of the graph that wanted it, such as DoRA's norms, which
+    are detached: their memory is free again, and may be another tensor's, before the pass ends.
+    """
+
+    __slots__ = ("__weakref__", "tensor")
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
 
 
 def free_bytes(device: torch.device) -> int:

@@ -29,7 +29,7 @@ from eval import models
 from eval.answers import read_answers
 from eval.evaluate import EvaluationRows, evaluate, evaluate_models
 from eval.generation import Answer, Generated, generate_plainly
-from eval.models import OnAnswer, Work
+from eval.models import LocalModel, OnAnswer, Work
 from eval.remote import KEY_VARIABLES
 from fedfinlora.adapter import save_adapter
 from fedfinlora.cli import main
@@ -952,6 +952,16 @@ def test_bench_evaluate_writes_the_ratio_and_finds_no_difference(
     for one in figures["benchmarks"].values():
         assert 0 < one["products_s_per_row"] < one["ours_s_per_row"]
     assert json.loads(capsys.readouterr().out[len("classification") :].split("\n", 1)[1])["bench"] == "evaluate"
+
+
+def test_qlora_and_lora_on_the_same_base_are_one_model_to_the_kept_answers() -> None:
+    """A run's own answers (peft=qlora) are found again when its folder, which says LoRA, is evaluated."""
+    identities = []
+    for method in ("lora", "qlora"):
+        config = tiny_config("nf4", method)
+        session = get_session(config)
+        identities.append(dict(LocalModel(session, config, random_adapter(session.layout.size)).identity))
+    assert identities[0] == identities[1]
 
 
 def test_products_of_a_token_are_twice_the_weights_that_it_meets() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -197,6 +198,13 @@ def test_checkpointing_is_told_once(
 # --- the estimate -------------------------------------------------------------------------------------------------------------------
 
 
+class Held:
+    """What the graph holds of one saved tensor: gone when the graph lets go of it."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
 @pytest.mark.parametrize(("quantization", "method"), [("none", "lora"), ("int8", "dora"), (NF4_PACKED, "rslora")])
 def test_the_estimate_of_what_is_kept_is_what_autograd_keeps(session_of: MakeSession, quantization: str, method: str) -> None:
     """Counted again on passes of other lengths, with a plan. What does not grow with the tokens (DoRA's norms) is not in the estimate."""
@@ -206,15 +214,17 @@ def test_the_estimate_of_what_is_kept_is_what_autograd_keeps(session_of: MakeSes
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
 
     def kept_bytes(tokens: int) -> int:
-        kept: dict[int, int] = {}
+        living: weakref.WeakSet[Held] = weakref.WeakSet()
 
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            if tensor.untyped_storage().data_ptr() not in own:
-                kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
+        def keep(tensor: torch.Tensor) -> Held:
+            held = Held(tensor)
+            living.add(held)
+            return held
 
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda held: held.tensor):
             loss = answer_loss(model, make_pack([Example(tuple(range(2, 2 + tokens)), (5, EOS))]))
+        storages = [held.tensor.untyped_storage() for held in living]
+        kept = {storage.data_ptr(): storage.nbytes() for storage in storages if storage.data_ptr() not in own}
         del loss
         return sum(kept.values())
 

@@ -8,14 +8,12 @@ batch, keeps a gradient of every row, and clips and adds noise by its DPOptimize
 from __future__ import annotations
 
 import ctypes
-import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.encode import encode_rows
@@ -23,6 +21,7 @@ from data.sources import load_rows
 from fedfinlora.adapter import trainable, write_adapter
 from fedfinlora.compose import compose
 from fedfinlora.errors import UserError
+from fedfinlora.memory import peak_bytes, reset_peak
 from fedfinlora.models import Session, get_session, initial_adapter
 from fedfinlora.packing import Example
 from fedfinlora.privacy.mechanism import Mechanism, private_step
@@ -164,32 +163,20 @@ def _difference(session: Session, batch: Sequence[Example], private: Callable[[f
 
 
 def _timed(session: Session, step: Callable[[], None]) -> tuple[float, float]:
-    """(seconds, bytes that the process's memory grew by at its highest)."""
+    """(seconds, bytes that memory in use grew by at its highest)."""
     import torch
 
     cuda = session.device.type == "cuda"
-    if cuda:
-        torch.cuda.reset_peak_memory_stats(session.device)
-        before = float(torch.cuda.memory_allocated(session.device))
-    else:
-        with suppress(OSError, AttributeError):  # Linux: freed memory goes back, and the high-water mark starts anew
+    if not cuda:
+        with suppress(OSError, AttributeError):  # glibc: what was freed goes back to the system, so that growth shows again
             ctypes.CDLL(None).malloc_trim(0)
-            Path("/proc/self/clear_refs").write_text("5")
-        before = _peak_bytes()
+    reset_peak(session.device)
+    before = peak_bytes(session.device)
     started = time.monotonic()
     step()
     if cuda:
         torch.cuda.synchronize(session.device)
     taken = time.monotonic() - started
-    after = float(torch.cuda.max_memory_allocated(session.device)) if cuda else _peak_bytes()
+    grown = peak_bytes(session.device) - before
     session.model.zero_grad(set_to_none=True)
-    return taken, after - before
-
-
-def _peak_bytes() -> float:
-    """Highest resident memory since the mark was last set; since the process began where the system does not say."""
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return float(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+    return taken, grown
