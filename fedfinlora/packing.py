@@ -12,10 +12,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fedfinlora.attention import Range, Stretch, TreePlan, make_runs, merge_ranges
+from fedfinlora.attention import Range, Stretch, TreePlan, make_runs, merge_ranges, no_mask
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 LEAST_SAVED_TOKENS = 4
 """A common beginning becomes a stretch of its own if that saves at least so many tokens."""
@@ -233,3 +234,16 @@ def make_pack(
         row_index=tuple(example.index for example in ordered),
         answer_lengths=tuple(len(example.answer_ids) for example in ordered),
     )
+
+
+def answer_logits(model: nn.Module, pack: Pack) -> torch.Tensor:
+    """(A, vocabulary) float32: logits at the positions that carry loss, and at no others."""
+    logits: torch.Tensor = model(
+        input_ids=pack.token_ids,
+        position_ids=pack.position_ids,
+        attention_mask=no_mask(pack.token_ids.device),
+        plan=pack.plan,
+        logits_to_keep=pack.answer_index,
+        use_cache=False,
+    ).logits
+    return logits[0].float()

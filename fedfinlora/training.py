@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedfinlora.adapter import Vector, trainable
-from fedfinlora.attention import no_mask
 from fedfinlora.config import TrainConfig
 from fedfinlora.errors import UserError
 from fedfinlora.memory import Footprint, checkpoint_first, decoder_layers, footprint, free_bytes, own_checkpointing
-from fedfinlora.packing import Example, Pack, make_pack, split_rows
+from fedfinlora.packing import Example, Pack, answer_logits, make_pack, split_rows
 from fedfinlora.privacy.mechanism import Mechanism, private_step
 from fedfinlora.row_order import groups_of, rows_of_step
 from fedfinlora.seeds import derive_seed
@@ -174,15 +173,7 @@ def answer_loss(model: nn.Module, pack: Pack) -> torch.Tensor:
     """Sum over a pack's answer tokens of their negative log-likelihood, in nats; logits are made at those positions only."""
     import torch
 
-    logits = model(
-        input_ids=pack.token_ids,
-        position_ids=pack.position_ids,
-        attention_mask=no_mask(pack.token_ids.device),
-        plan=pack.plan,
-        logits_to_keep=pack.answer_index,
-        use_cache=False,
-    ).logits
-    return torch.nn.functional.cross_entropy(logits[0].float(), pack.answer_ids, reduction="sum")
+    return torch.nn.functional.cross_entropy(answer_logits(model, pack), pack.answer_ids, reduction="sum")
 
 
 def mean_loss(model: nn.Module, examples: Sequence[Example], config: TrainConfig) -> float:

@@ -38,6 +38,8 @@ def bench_train(overrides: Sequence[str]) -> dict[str, Any]:
         train=replace(given.train, schedule="constant", warmup_steps=0, weight_decay=0.0),
         dataset=replace(given.dataset, tasks=("fpb",)),
     )
+    if not config.train.batch_rows:
+        raise UserError("`bench train` compares steps of a fixed size: set train.batch_rows=16 or another number above 0.")
     session = get_session(config)
     rows = load_rows(config.dataset, "train", ("fpb",), config.seed).rows
     examples = encode_rows(session.tokenizer, rows, config.model.context_tokens).examples

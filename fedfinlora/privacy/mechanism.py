@@ -17,9 +17,8 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 from fedfinlora.adapter import trainable
-from fedfinlora.attention import no_mask
 from fedfinlora.errors import UserError
-from fedfinlora.packing import Example, Pack, make_pack
+from fedfinlora.packing import Example, Pack, answer_logits, make_pack
 from fedfinlora.privacy.noise import gaussian, poisson_sample, reproducible_generator, secret_generator
 from fedfinlora.privacy.per_example import Span, adapted_layers, add_clipped, clip_factors, gradient_norms, keeping
 
@@ -70,7 +69,6 @@ class PrivateStep:
     """Those drawn."""
     loss_sum: float
     """Negative log-likelihood of their answer tokens, in nats."""
-    clipped_units: int
     left_out_units: int
     """Units whose gradient was not finite."""
 
@@ -105,7 +103,6 @@ def private_step(
     return PrivateStep(
         examples=tuple(example for unit in drawn for example in unit),
         loss_sum=loss_sum,
-        clipped_units=sum(norm > mechanism.clip_norm for norm in finite),
         left_out_units=len(norms) - len(finite),
     )
 
@@ -181,15 +178,7 @@ def token_losses(model: nn.Module, pack: Pack) -> torch.Tensor:
     """(A,) negative log-likelihood of each answer token, in nats."""
     import torch
 
-    logits = model(
-        input_ids=pack.token_ids,
-        position_ids=pack.position_ids,
-        attention_mask=no_mask(pack.token_ids.device),
-        plan=pack.plan,
-        logits_to_keep=pack.answer_index,
-        use_cache=False,
-    ).logits
-    return torch.nn.functional.cross_entropy(logits[0].float(), pack.answer_ids, reduction="none")
+    return torch.nn.functional.cross_entropy(answer_logits(model, pack), pack.answer_ids, reduction="none")
 
 
 def _example_means(pack: Pack) -> torch.Tensor:
