@@ -38,19 +38,20 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
 
-    def add(name: str, summary: str, overrides: bool = True) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=summary, description=summary)
+    def add(name: str, summary: str, more: str = "", overrides: bool = True) -> argparse.ArgumentParser:
+        """`summary` is the command's line in the list of all, `more` follows it in the command's own help."""
+        command = commands.add_parser(name, help=summary, description=f"{summary} {more}")
         if overrides:
             command.add_argument("overrides", nargs="*", metavar="key=value", help=KEY_VALUE_HELP)
         return command
 
     simulate = add("simulate", "Train banks together on this machine through Flower, and wait.")
     simulate.add_argument("--banks", type=int, metavar="N", help="how many banks (default: the configuration's)")
-    for name, summary in (
-        ("centralized", "The baseline: the same rows pooled, with the same optimiser steps, code and evaluator."),
-        ("local", "The other baseline: each bank trains alone on its own rows."),
+    for name, summary, more in (
+        ("centralized", "The baseline: the same rows pooled.", "The optimiser steps, code and evaluator are the same too."),
+        ("local", "The other baseline: each bank trains alone on its own rows.", ""),
     ):
-        command = add(name, summary)
+        command = add(name, summary, more)
         command.add_argument("--banks", type=int, metavar="N", help="how many banks the compared run has")
     evaluate = add("evaluate", "Score base model, adapters, or a model behind a server.")
     evaluate.add_argument(
@@ -77,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
         "--labels", nargs=2, default=["final", "final"], metavar=("A", "B"), help="which scores of each: base, final, round_NNN"
     )
     compare.add_argument("--json", type=Path, metavar="FILE", help="also write every figure as JSON")
-    bench = add("bench", "Measure beside a reference: NAME is train, evaluate, federation or private-step.")
+    bench = add("bench", "Measure speed beside a reference.", "NAME is train, evaluate, federation or private-step.")
     bench.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     bench.add_argument(
         "--rows",
