@@ -20,6 +20,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from client_app.promise import make_promise
 from data.catalog import select
 from data.encode import encode_rows
 from data.partition import hold_out, partition
@@ -31,12 +32,10 @@ from fedfinlora.config import Config, DatasetConfig, PartitionConfig, PrivacyCon
 from fedfinlora.errors import UserError
 from fedfinlora.models import Session, get_session
 from fedfinlora.packing import Example
-from fedfinlora.privacy.accounting import Steps, default_delta, epsilon, noise_multiplier_for
-from fedfinlora.privacy.ledger import BudgetError, Spending, fingerprint, spend
-from fedfinlora.privacy.mechanism import Mechanism, prove
+from fedfinlora.privacy.ledger import fingerprint, ledger_root
 from fedfinlora.runfolder import source_fingerprint, write_bytes
 from fedfinlora.seeds import generator
-from fedfinlora.training import OptimizerState, Stretch, mean_loss, stretch_of_round, total_steps, train
+from fedfinlora.training import OptimizerState, mean_loss, stretch_of_round, total_steps, train
 from fedfinlora.wire import BankError, Figures, TrainRequest
 
 log = logging.getLogger("fedfinlora.bank")
@@ -59,7 +58,7 @@ class BankFacts:
     """In how many parts a simulated data set is divided; 0 = the bank has its own rows under `data_path`."""
     data_path: str
     state_folder: Path
-    ledger_folder: Path = field(default_factory=lambda: Path.home() / ".fedfinlora" / "ledger")
+    ledger_folder: Path = field(default_factory=ledger_root)
     """Where what was spent on the bank's rows is written, for all runs together."""
     budget_epsilon: float = 0.0
     """The bank's own limit over all runs; 0 = that of the run, if it has one."""
@@ -93,7 +92,7 @@ def bank_facts(node_config: Mapping[str, Any]) -> BankFacts:
     banks = 0 if data_path else parts
     home = Path.home() / ".fedfinlora"
     state = node_config.get("state-dir", os.environ.get("FEDFINLORA_BANK_STATE") or home / "banks")
-    ledger = node_config.get("ledger-dir", os.environ.get("FEDFINLORA_LEDGER") or home / "ledger")
+    ledger = node_config.get("ledger-dir", ledger_root())
     try:
         budget = float(node_config.get("budget-epsilon", 0.0))
     except (TypeError, ValueError) as error:
@@ -195,7 +194,7 @@ def bank_rows(config: Config, facts: BankFacts, tokenizer: Any) -> BankRows:
         if skipped:
             log.warning("%s: %d rows skipped; `python -m fedfinlora data check` names them", facts.name, skipped)
         found = BankRows(train_rows.examples, holdout_rows.examples, skipped)
-        if config.privacy.mode == "example":
+        if config.privacy.in_the_bank:
             found = replace(found, units=units_of(train_rows.rows, config.privacy), data_sets=data_sets_of(config, facts, rows))
         _rows[key] = found
     return _rows[key]
@@ -246,8 +245,7 @@ def train_round(request: TrainRequest, facts: BankFacts) -> tuple[Vector, str, F
     optimizer = _load_state(folder, request.round) if keeps_moments else None
     steps = total_steps(len(rows.train), config.num_server_rounds, config.train)
     stretch = stretch_of_round(request.round, config.num_server_rounds, steps, len(rows.train), config.train)
-    promise = _promise(request, facts, rows, stretch, session) if config.privacy.mode == "example" else None
-    mechanism = promise.mechanism if promise else None
+    promise = make_promise(request, facts, rows, stretch, session) if config.privacy.in_the_bank else None
     try:
         result = train(
             session.model,
@@ -257,7 +255,7 @@ def train_round(request: TrainRequest, facts: BankFacts) -> tuple[Vector, str, F
             seed=config.seed,
             bank=facts.name,
             optimizer=optimizer,
-            privately=mechanism,
+            privately=promise.mechanism if promise else None,
         )
     except UserError as error:
         raise BankError("diverged", str(error)) from error
@@ -286,72 +284,6 @@ def train_round(request: TrainRequest, facts: BankFacts) -> tuple[Vector, str, F
         skipped_rows=rows.skipped,
     )
     return delta, session.layout.id, figures
-
-
-@dataclass(frozen=True)
-class Promise:
-    """What a private round does and what it costs; it stands in the ledger when it is made."""
-
-    mechanism: Mechanism
-    delta: float
-    epsilon_planned: float
-    epsilon_spent: float
-
-
-_proven: set[tuple[str, str]] = set()
-"""(Run, bank) whose gradients this process has checked."""
-
-
-def _promise(request: TrainRequest, facts: BankFacts, rows: BankRows, stretch: Stretch, session: Session) -> Promise:
-    """Find the noise, check the gradients, and write the round into the ledger. BankError: nothing may be trained."""
-    config, privacy, count = request.config, request.config.privacy, len(rows.units)
-    # Steps are planned in rows; a unit is drawn as often as a row would be.
-    sampling_rate = stretch.rows_per_step / len(rows.train)
-    delta = privacy.delta or default_delta(count)
-    if sampling_rate > 1:
-        wanted = f"train.batch_rows={config.train.batch_rows}" if config.train.batch_rows else "a step"
-        raise BankError("privacy", f"{wanted} is more than the {len(rows.train)} rows of {facts.name}: lower it")
-    if delta > 1 / count:
-        raise BankError("privacy", f"privacy.delta={delta:g} is more than 1 / {count} units of {facts.name}: lower it")
-    noise = privacy.noise_multiplier
-    try:
-        noise = noise or noise_multiplier_for(privacy.epsilon, delta, sampling_rate, stretch.total_steps)
-        planned = epsilon([Steps(sampling_rate, noise, stretch.total_steps)], delta)
-        mechanism = Mechanism(
-            clip_norm=privacy.clip_norm,
-            sampling_rate=sampling_rate,
-            noise_multiplier=noise,
-            units=rows.units,
-            seed=config.seed,
-            bank=facts.name,
-            reproducible=privacy.reproducible_noise,
-        )
-        if (request.run, facts.name) not in _proven:
-            shortest = sorted(rows.units, key=lambda unit: sum(len(rows.train[place].read_ids) for place in unit))[:2]
-            prove(session.model, [[rows.train[place] for place in unit] for unit in shortest])
-            _proven.add((request.run, facts.name))
-        steps = Steps(sampling_rate, noise, stretch.steps)
-        spending = Spending(
-            request.run,
-            request.round,
-            facts.name,
-            "example-level DP-SGD",
-            privacy.unit,
-            steps,
-            delta,
-            privacy.reproducible_noise,
-        )
-        limits = [limit for limit in (privacy.budget_epsilon, facts.budget_epsilon) if limit]
-        spent = spend(facts.ledger_folder / facts.name, rows.data_sets, spending, min(limits, default=0.0))
-    except BudgetError as error:
-        raise BankError("budget", str(error)) from error
-    except UserError as error:
-        raise BankError("privacy", str(error)) from error
-    log.info(
-        "%s: round %d: noise multiplier %.3g, sampling rate %.3g, epsilon planned %.3g, spent on this data %.3g at delta %.0e",
-        facts.name, request.round, noise, sampling_rate, planned, spent, delta,
-    )  # fmt: skip
-    return Promise(mechanism, delta, planned, spent)
 
 
 def _holdout_loss(request: TrainRequest, rows: BankRows, session: Session) -> float:

@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="python -m fedfinlora",
         description="Several banks fine-tune one quantized Llama together on financial text that none of them may show to the others.",
-        epilog="Runs land in output_dir (default ~/.fedfinlora/runs). Exit status: 0 done, 1 failed, 2 bad usage.",
+        epilog="Runs land in ~/.fedfinlora/runs. Exit status: 0 done, 1 failed, 2 bad usage.",
     )
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
@@ -87,6 +87,13 @@ def parser() -> argparse.ArgumentParser:
         help="of `train`: FPB rows (default) or the questions on one filing",
     )
     bench.usage = "python -m fedfinlora bench NAME [--json FILE] [key=value …]"
+    audit = add("audit", "Try to refute the claimed epsilon with canaries.", "Exit status 1 when it is refuted.")
+    audit.add_argument(
+        "--run", type=Path, metavar="RUN", help="audit a run's configuration; its card and report tell the result"
+    )
+    audit.add_argument("--canaries", type=int, default=200, metavar="N", help="how many (default: 200)")
+    audit.add_argument("--confidence", type=float, default=0.95, metavar="P", help="of the lower bound (default: 0.95)")
+    audit.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     data = commands.add_parser(
         "data", help="Look at data: `data check ROOT`.", description="Look at data before anybody trains on it."
     )
@@ -151,6 +158,10 @@ def _run(options: argparse.Namespace) -> int:
         from fedfinlora.commands.bench import bench
 
         return bench(options.overrides, options.json, options.rows)
+    if options.command == "audit":
+        from fedfinlora.commands.audit import audit
+
+        return audit(options.overrides, options.run, options.canaries, options.confidence, options.json)
     from fedfinlora.commands.data import check
 
     return check(options.root, options.overrides)

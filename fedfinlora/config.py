@@ -25,6 +25,7 @@ PEFT_METHODS = ("lora", "qlora", "dora", "rslora")
 SOURCES = ("sample", "finlora", "jsonl", "hub")
 PARTITIONERS = ("iid", "dirichlet", "by_task", "by_issuer", "by_path")
 STRATEGIES = ("fedavg", "fedavgm", "fedadam")
+PRIVACY_MODES = ("none", "example", "dp_lora", "bank")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -234,7 +235,9 @@ class StrategyConfig:
     name: str = "fedavg"
     """fedavg (McMahan et al. 2017), fedavgm (Hsu et al. 2019; Nesterov as in DiLoCo), fedadam (Reddi et al. 2021)."""
     weighting: str = "rows"
-    """rows: a bank weighs as many as it trained on; equal: each bank the same."""
+    """rows: a bank weighs as many as it trained on; equal: each bank the same; declared: as `sizes` says."""
+    sizes: tuple[str, ...] = ()
+    """weighting=declared: each bank's public size, e.g. [north:5000,south:1200]. Known to everybody, so a weight tells nothing of the rows."""
     server_learning_rate: float = 1.0
     """Factor of the server's step. 1.0 makes fedavg the plain mean of the banks' adapters; fedadam wants 1e-3 or so."""
     momentum: float = 0.9
@@ -268,7 +271,12 @@ class StrategyConfig:
 
     def __post_init__(self) -> None:
         choose(self.name, STRATEGIES, "strategy")
-        choose(self.weighting, ("rows", "equal"), "strategy.weighting")
+        choose(self.weighting, ("rows", "equal", "declared"), "strategy.weighting")
+        _require(
+            (self.weighting == "declared") == bool(self.sizes),
+            "strategy.weighting=declared and strategy.sizes=[BANK:ROWS,…] go together: give both or neither.",
+        )
+        self.declared_sizes()
         choose(self.schedule, ("constant", "cosine"), "strategy.schedule")
         _require(self.server_learning_rate > 0, "strategy.server_learning_rate must be above 0.")
         _require(0 < self.fraction_train <= 1, f"strategy.fraction_train must be in (0, 1], not {self.fraction_train}.")
@@ -279,31 +287,56 @@ class StrategyConfig:
         for name in ("warmup_rounds", "min_banks", "wait_s", "deadline_s", "max_update_norm"):
             _require(getattr(self, name) >= 0, f"strategy.{name} must be 0 or more, not {getattr(self, name)}.")
 
+    def declared_sizes(self) -> dict[str, float]:
+        """Bank -> declared size."""
+        found: dict[str, float] = {}
+        for entry in self.sizes:
+            bank, _, size = entry.rpartition(":")
+            try:
+                found[bank] = float(size)
+            except ValueError:
+                found[bank] = math.nan
+            _require(
+                bank != "" and math.isfinite(found[bank]) and found[bank] > 0,
+                f"strategy.sizes: {entry!r} is not of the form BANK:ROWS with ROWS above 0, such as north:5000.",
+            )
+        _require(len(found) == len(self.sizes), "strategy.sizes names a bank twice.")
+        return found
+
 
 @dataclass(frozen=True)
 class PrivacyConfig:
     """Differential privacy. With `none` the deltas leave the banks as they are."""
 
     mode: str = "none"
-    """none, or example: DP-SGD on the adapter inside each bank (Abadi et al. 2016), with a ledger on the bank's disk."""
+    """none; example: DP-SGD on the adapter inside each bank (Abadi et al. 2016), with a ledger on the bank's disk; dp_lora: the published
+    algorithm (Liu et al. 2023), for comparison; bank: the server, which is trusted, hides whether a bank took part (McMahan et al. 2018)."""
     unit: str = "example"
-    """Who is protected: example (one row), or customer (all rows with the same `issuer`, clipped together)."""
+    """Who is protected: example (one row), customer (all rows with the same `issuer`, clipped together), or, with privacy=bank, bank."""
     epsilon: float = 0.0
     """Wanted at the end of the run; the noise multiplier is found for the planned steps. 0 = privacy.noise_multiplier is given instead."""
     delta: float = 0.0
-    """Probability with which the promise may fail; 0 = 1 / units of the bank, rounded down to a power of ten."""
+    """Probability with which the promise may fail; 0 = 1 / units of the bank, rounded down to a power of ten (with privacy=bank 1 / banks, and
+    at most 1e-5)."""
     noise_multiplier: float = 0.0
     """Standard deviation of the noise over clip_norm; 0 = found from privacy.epsilon."""
     clip_norm: float = 1.0
-    """Largest L2 norm of one unit's gradient over all trainable tensors together."""
+    """Largest L2 norm over all trainable tensors together of one unit's gradient; with privacy=bank of a bank's delta; with privacy=dp_lora of a
+    minibatch's gradient of A, and of B."""
+    adaptive_quantile: float = 0.0
+    """privacy=bank: clip_norm is only the first, and then follows this quantile of the deltas' norms (Andrew et al. 2021); 0 = fixed."""
+    adaptive_rate: float = 0.2
+    """privacy=bank: how fast the clip norm follows, the eta of Andrew et al.'s equation 1."""
+    accept_noise: bool = False
+    """privacy=bank: go on although the noise on a round's mean is longer than a delta can be, as it is with few banks."""
     budget_epsilon: float = 0.0
     """A bank refuses a round that would bring its data's epsilon over all runs above this; 0 = no limit. A bank's own, lower limit wins."""
     reproducible_noise: bool = False
     """For tests: noise and sampling from the run's seed, which everybody knows. Voids the guarantee; ledger and report say so."""
 
     def __post_init__(self) -> None:
-        choose(self.mode, ("none", "example"), "privacy")
-        choose(self.unit, ("example", "customer"), "privacy.unit")
+        choose(self.mode, PRIVACY_MODES, "privacy")
+        choose(self.unit, ("example", "customer", "bank"), "privacy.unit")
         for name in ("epsilon", "noise_multiplier", "budget_epsilon"):
             _require(getattr(self, name) >= 0, f"privacy.{name} must be 0 (not given) or more, not {getattr(self, name)}.")
             _require(math.isfinite(getattr(self, name)), f"privacy.{name} must be a finite number, not {getattr(self, name)}.")
@@ -312,15 +345,31 @@ class PrivacyConfig:
         _require(math.isfinite(self.clip_norm), f"privacy.clip_norm must be a finite number, not {self.clip_norm}.")
         if self.mode == "none":
             given = [name for name in ("epsilon", "noise_multiplier", "budget_epsilon") if getattr(self, name)]
-            _require(not given, f"privacy.{given[0] if given else ''} needs privacy=example.")
+            _require(not given, f"privacy.{given[0] if given else ''} needs privacy=example, dp_lora or bank.")
             return
+        _require(
+            (self.mode == "bank") == (self.unit == "bank"),
+            f"privacy.unit={self.unit} does not go with privacy={self.mode}: privacy=bank protects a bank, the others a row or a customer.",
+        )
+        _require(
+            0 <= self.adaptive_quantile < 1,
+            f"privacy.adaptive_quantile must be in [0, 1), 0 for a fixed clip norm, not {self.adaptive_quantile}.",
+        )
+        _require(self.adaptive_rate > 0, f"privacy.adaptive_rate must be above 0, not {self.adaptive_rate}.")
+        bank_only = [name for name in ("adaptive_quantile", "accept_noise") if getattr(self, name) and self.mode != "bank"]
+        _require(not bank_only, f"privacy.{bank_only[0] if bank_only else ''} belongs to privacy=bank.")
         both = self.epsilon > 0 and self.noise_multiplier > 0
         _require(
             not both,
             "privacy.epsilon and privacy.noise_multiplier are both given: one follows from the other. Set one of them to 0.",
         )
         neither = not self.epsilon and not self.noise_multiplier
-        _require(not neither, "privacy=example needs privacy.epsilon or privacy.noise_multiplier above 0.")
+        _require(not neither, f"privacy={self.mode} needs privacy.epsilon or privacy.noise_multiplier above 0.")
+
+    @property
+    def in_the_bank(self) -> bool:
+        """Whether each bank makes its own reply private, and therefore withholds what its rows would decide."""
+        return self.mode in ("example", "dp_lora")
 
 
 @dataclass(frozen=True)
@@ -442,7 +491,7 @@ class Config:
             not 0 < self.train.max_steps < self.num_server_rounds,
             f"train.max_steps={self.train.max_steps} is fewer than the {self.num_server_rounds} rounds. Lower num_server_rounds or raise it.",
         )
-        if self.privacy.mode == "example":
+        if self.privacy.mode != "none":
             self._check_private()
         _require(
             self.strategy.quorum <= self.banks,
@@ -450,33 +499,30 @@ class Config:
         )
 
     def _check_private(self) -> None:
-        """What would break example-level privacy, or tell of the rows beside the update, is refused before any row is read."""
-        train = self.train
-        for wrong, key, instead, why in (
-            (train.share_prefix, "train.share_prefix=true", "false", "rows that share tokens have no gradient of their own"),
-            (
-                train.gradient_checkpointing,
-                "train.gradient_checkpointing=true",
-                "false",
-                "the layers' inputs would be seen twice",
-            ),
-            (
-                train.holdout_max_rows > 0,
-                f"train.holdout_max_rows={train.holdout_max_rows}",
-                "0",
-                "the loss of held-out rows would leave",
-            ),
-            (self.strategy.weighting == "rows", "strategy.weighting=rows", "equal", "a bank's row count would leave"),
-            (self.dataset.equalize_tasks, "dataset.equalize_tasks=true", "false", "a row would be there several times"),
-            (self.peft.method == "dora", "peft=dora", "lora", "its magnitudes are no weights of linear layers"),
-            (
-                train.epochs > 0 and train.batch_rows > 0,
-                f"train.batch_rows={train.batch_rows} with train.epochs={train.epochs:g}",
-                "0 (steps_per_round steps that spread the epochs), or train.epochs=0",
-                "the number of steps would tell the row count",
-            ),
-        ):
-            _require(not wrong, f"privacy=example does not go with {key}: {why}. Set {key.split('=')[0]}={instead}.")
+        """What would break the promise, or tell of the rows beside the update, is refused before any row is read.
+
+        Each line: modes, whether the setting is wrong, the setting, what to set instead, why.
+        """
+        train, mode = self.train, self.privacy.mode
+        example, in_the_bank, every = ("example",), ("example", "dp_lora"), PRIVACY_MODES
+        steps_by_rows = train.epochs > 0 and train.batch_rows > 0
+        for modes, wrong, key, instead, why in (
+            (example, train.share_prefix, "train.share_prefix=true", "false", "rows that share tokens have no gradient of their own"),
+            (example, train.gradient_checkpointing, "train.gradient_checkpointing=true", "false", "the layers' inputs would be seen twice"),
+            (example, self.dataset.equalize_tasks, "dataset.equalize_tasks=true", "false", "a row would be there several times"),
+            (example, self.peft.method == "dora", "peft=dora", "lora", "its magnitudes are no weights of linear layers"),
+            (("dp_lora",), self.peft.method == "dora", "peft=dora", "lora", "the published algorithm clips A and B, and knows no magnitudes"),
+            (in_the_bank, train.holdout_max_rows > 0, f"train.holdout_max_rows={train.holdout_max_rows}", "0", "the loss of held-out rows would leave"),
+            (every, self.strategy.weighting == "rows", "strategy.weighting=rows", "equal", "a bank's row count would leave"
+                if mode != "bank" else "the noise hides a bank only if all banks weigh the same"),
+            (("bank",), self.strategy.weighting == "declared", "strategy.weighting=declared", "equal", "the noise hides a bank only if all banks weigh the same"),
+            (in_the_bank, steps_by_rows, f"train.batch_rows={train.batch_rows} with train.epochs={train.epochs:g}",
+                "0 (steps_per_round steps that spread the epochs), or train.epochs=0", "the number of steps would tell the row count"),
+        ):  # fmt: skip
+            _require(
+                mode not in modes or not wrong,
+                f"privacy={mode} does not go with {key}: {why}. Set {key.split('=')[0]}={instead}.",
+            )
 
 
 def build(values: Mapping[str, Any]) -> Config:

@@ -113,6 +113,7 @@ DECIDES_NO_NUMBER = (
     "resume",
     "overwrite",
     "train.memory_gib",
+    "privacy.budget_epsilon",
     "evaluation.reuse",
     "evaluation.answers_dir",
     "evaluation.cache_gib",
@@ -121,7 +122,7 @@ DECIDES_NO_NUMBER = (
     "evaluation.request_timeout_s",
     "evaluation.request_retries",
 )
-"""Keys of the configuration that say where a run lies and how fast or how large it may be, but not what comes out."""
+"""Keys of the configuration that say where a run lies and how fast, how large or how costly it may be, but not what comes out."""
 
 
 def deciding_values(config: Config) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def run_result(run: OpenRun, status: str, reason: str, wall_s: float, mode: str 
         chosen["final_round"] = None
     banks = [bank for line in lines for bank in line["banks"]]
     card = privacy_card(config, lines)
-    private = bool(card)
+    private = config.privacy.in_the_bank
     return {
         "mode": mode,
         "status": status,

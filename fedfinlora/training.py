@@ -21,6 +21,7 @@ from fedfinlora.config import TrainConfig
 from fedfinlora.errors import UserError
 from fedfinlora.memory import Footprint, checkpoint_first, decoder_layers, footprint, free_bytes, own_checkpointing
 from fedfinlora.packing import Example, Pack, answer_logits, make_pack, split_rows
+from fedfinlora.privacy.dp_lora import PublishedMechanism, clip_and_noise
 from fedfinlora.privacy.mechanism import Mechanism, private_step
 from fedfinlora.row_order import groups_of, rows_of_step
 from fedfinlora.seeds import derive_seed
@@ -198,12 +199,12 @@ def train(
     bank: str,
     optimizer: OptimizerState | None = None,
     on_step: Callable[[StepReport], None] | None = None,
-    privately: Mechanism | None = None,
+    privately: Mechanism | PublishedMechanism | None = None,
 ) -> TrainResult:
     """Take the steps of `stretch` on the model's adapter, in place.
 
-    `optimizer` is Adam's memory to go on with; None starts afresh. FedProx's anchor is the adapter as it is on entry. `privately` draws the
-    steps' rows and makes their gradients by DP-SGD; its own clipping takes the place of train.clip_norm.
+    `optimizer` is Adam's memory to go on with; None starts afresh. FedProx's anchor is the adapter as it is on entry. `privately` makes the
+    steps' gradients private, a Mechanism by drawing their rows too; its own clipping takes the place of train.clip_norm.
     Raises UserError for rows without answer tokens and for a loss that is not finite.
     """
     import torch
@@ -225,7 +226,7 @@ def train(
         limits = PassLimits.of(model, config)
         for step in range(stretch.first_step, stretch.first_step + stretch.steps):
             torch.manual_seed(derive_seed(seed, "dropout", bank, step))
-            if privately is None:
+            if not isinstance(privately, Mechanism):
                 chosen = rows_of_step(step, len(examples), stretch.rows_per_step, seed, bank, groups)
                 batch = [examples[index] for index in chosen]
                 step_answers = sum(len(example.answer_ids) for example in batch)
@@ -247,6 +248,8 @@ def train(
                 batch = list(done.examples)
                 step_answers = sum(len(example.answer_ids) for example in batch)
                 step_loss = done.loss_sum / step_answers if step_answers else 0.0
+            if isinstance(privately, PublishedMechanism):
+                clip_and_noise(model, privately, step)
             if config.proximal_mu:
                 for parameter, start in zip(parameters, anchor, strict=True):
                     assert parameter.grad is not None

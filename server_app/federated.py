@@ -19,9 +19,10 @@ from fedfinlora.errors import UserError
 from fedfinlora.models import Session, get_session, initial_adapter
 from fedfinlora.privacy.card import privacy_card
 from fedfinlora.progress import EventWriter
-from fedfinlora.runfolder import read_lines, write_json, write_manifest, write_result
+from fedfinlora.runfolder import read_json, read_lines, write_json, write_manifest, write_result
 from fedfinlora.runs import OpenRun, open_run, run_result
 from fedfinlora.tensorboard import TensorBoardWriter
+from server_app.central_privacy import CLIP_NORM, CentralMechanism, book_round, make_mechanism
 from server_app.rounds import MessageGrid, RoundState, roster, run_round
 
 log = logging.getLogger("fedfinlora.server")
@@ -73,6 +74,7 @@ def _train(grid: MessageGrid, banks: Mapping[str, int], run: OpenRun, events: Ev
     validation = validation_rows(config, events.write)
     session = get_session(config)
     events.write("trainable", parameters=session.layout.size, load_s=session.load_s)
+    central = make_mechanism(config, list(banks), session.layout.size)
     board = TensorBoardWriter(folder, log.warning)
     state = _first_state(run, session)
     if run.checkpoint is None:
@@ -84,7 +86,7 @@ def _train(grid: MessageGrid, banks: Mapping[str, int], run: OpenRun, events: Ev
     selection = scores.go_on(run.checkpoint)
     seconds: dict[str, float] = {}
     while scores.more(state.round, selection):
-        state, line = _one_round(grid, banks, run, session, state, events, seconds)
+        state, line = _one_round(grid, banks, run, session, state, events, seconds, central)
         selection = scores.close_round({"adapter": state.adapter, **state.server}, line, selection)
     scores.finish(state.adapter, state.round, selection)
     board.close()
@@ -107,11 +109,15 @@ def _one_round(
     state: RoundState,
     events: EventWriter,
     seconds: dict[str, float],
+    central: CentralMechanism | None,
 ) -> tuple[RoundState, dict[str, Any]]:
     """The next state and the round's line of rounds.jsonl, still without scores."""
     config = run.config
     number = state.round + 1
     events.write("round_start", round=number)
+    booked: dict[str, Any] = {}
+    if central:
+        booked = {"privacy": {**book_round(run, central, list(banks), number), "clip_norm": clip_norm_of(state, central)}}
 
     def on_bank(entry: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
         train_s = timing.get("train_s") or 0.0
@@ -122,16 +128,21 @@ def _one_round(
             "bank_done", round=number, **{key: entry[key] for key in ("bank", "status", "reason")}, **(private or figures)
         )
 
-    result = run_round(grid, banks, state, config, session.layout, run.run_id, on_bank, seconds)
+    result = run_round(grid, banks, state, config, session.layout, run.run_id, on_bank, seconds, central)
     state, line, timings = result.state, result.line, result.timings
     seconds.update((name, timing.get("train_s", 0.0)) for name, timing in timings["banks"].items())
-    if number == 1 and config.privacy.mode == "none":
+    if number == 1 and not config.privacy.in_the_bank and line["banks"]:
         answers, tokens = (sum(bank[key] for bank in line["banks"]) for key in ("answer_tokens", "tokens"))
         events.write("message", level="info", text=f"{answers:,} of {tokens:,} tokens carry loss: answers and their ends only")
     log.info(
         "round %d of %d: loss %s, %.1f s", number, config.num_server_rounds, _shown(line["train_loss"]), timings["total_s"]
     )
-    return state, {**line, "timings": timings}
+    return state, {**line, **booked, "timings": timings}
+
+
+def clip_norm_of(state: RoundState, central: CentralMechanism) -> float:
+    """The clip norm of the round that follows `state`."""
+    return float(state.server.get(CLIP_NORM, [central.clip_norm])[0])
 
 
 def finish(run: OpenRun, events: EventWriter, started: float, status: str, reason: str) -> None:
@@ -152,7 +163,8 @@ def finish(run: OpenRun, events: EventWriter, started: float, status: str, reaso
 
 def write_card(run: OpenRun) -> None:
     """privacy.json, where privacy is on."""
-    card = privacy_card(run.config, read_lines(run.folder / "rounds.jsonl"))
+    audited = run.folder / "audit.json"
+    card = privacy_card(run.config, read_lines(run.folder / "rounds.jsonl"), read_json(audited) if audited.is_file() else None)
     if card:
         write_json(run.folder / "privacy.json", card)
 

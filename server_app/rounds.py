@@ -25,6 +25,7 @@ from fedfinlora.runfolder import source_fingerprint
 from fedfinlora.seeds import generator
 from fedfinlora.training import schedule_factor
 from fedfinlora.wire import Figures, RejectedReply, Reply, TrainRequest, pack_request, unpack_reply
+from server_app.central_privacy import CLIP_NORM, CentralMechanism, private_mean
 from server_app.strategies import STEPS
 from server_app.strategies.fedavg import weighted_mean
 
@@ -99,6 +100,10 @@ def roster(grid: MessageGrid, strategy: StrategyConfig, expected: int) -> dict[s
             raise UserError(f'Two connected banks are called {name!r}. Give each its own name in its node config: bank="…".')
         else:
             banks[name] = node
+    if strategy.weighting == "declared":
+        undeclared = sorted(set(banks) - set(strategy.declared_sizes()))
+        if undeclared:
+            raise UserError(f"strategy.sizes does not name {', '.join(undeclared)}. Add each as BANK:ROWS.")
     for refusal in refusals:
         log.warning("left out: %s", refusal)
     needed = max(wanted, strategy.quorum)
@@ -155,15 +160,19 @@ def run_round(
     run_id: str,
     on_bank: OnBank | None = None,
     expected_s: Mapping[str, float] | None = None,
+    central: CentralMechanism | None = None,
 ) -> RoundResult:
     """Send the adapter, gather and check the deltas, and take the server's step.
 
-    `expected_s` is how long each bank took last time, in seconds. Raises UserError when fewer than strategy.quorum replies are usable; `state` is then unchanged and the run can be resumed.
+    `expected_s` is how long each bank took last time, in seconds; `central` draws the banks and makes their mean private. Raises UserError when
+    fewer than strategy.quorum replies are usable (with `central` of those drawn, who may be fewer or nobody); `state` is then unchanged
+    and the run can be resumed.
     """
     started = time.monotonic()
     number = state.round + 1
     strategy = config.strategy
-    drawn = draw(sorted(banks), strategy, config.seed, number)
+    drawn = central.drawn(list(banks), number) if central else draw(sorted(banks), strategy, config.seed, number)
+    quorum = min(strategy.quorum, len(drawn)) if central else strategy.quorum
     content = pack_request(TrainRequest(config, run_id, number, layout.id, source_fingerprint(), state.adapter))
     # The slowest first: where fewer workers than banks share a machine, none then waits long for a last big bank.
     queue = sorted(drawn, key=lambda name: (-(expected_s or {}).get(name, 0.0), name))
@@ -192,12 +201,14 @@ def run_round(
         if on_bank is not None:
             on_bank(entry, timing)
     collected = time.monotonic()
-    if len(replies) < strategy.quorum:
+    if len(replies) < quorum:
         reasons = "; ".join(f"{name}: {entries[name]['reason']}" for name in sorted(entries) if name not in replies)
         raise UserError(
             f"Round {number}: {len(replies)} of {len(drawn)} replies are usable, strategy.quorum={strategy.quorum}. {reasons}"
         )
-    following, update_norm = take_step([replies[name] for name in sorted(replies)], state, strategy, config.num_server_rounds)
+    following, update_norm = take_step(
+        [replies[name] for name in sorted(replies)], state, strategy, config.num_server_rounds, central
+    )
     line = {
         "round": number,
         "status": "ok",
@@ -217,17 +228,33 @@ def run_round(
     return RoundResult(following, line, timings)
 
 
-def take_step(replies: Sequence[Reply], state: RoundState, strategy: StrategyConfig, rounds: int) -> tuple[RoundState, float]:
+def take_step(
+    replies: Sequence[Reply], state: RoundState, strategy: StrategyConfig, rounds: int, central: CentralMechanism | None = None
+) -> tuple[RoundState, float]:
     """The server's step in one of `rounds` rounds, from checked replies in a fixed order: the next state and the norm of the step. UserError if not finite."""
-    weights = [float(reply.figures.rows) if strategy.weighting == "rows" else 1.0 for reply in replies]
-    mean_delta = weighted_mean([reply.delta for reply in replies], weights)
+    deltas, private_state = [reply.delta for reply in replies], {}
+    if central:
+        clip_norm = float(state.server.get(CLIP_NORM, [central.clip_norm])[0])
+        noise = central.draws("noise", state.round + 1)
+        mean_delta, clip_norm = private_mean(deltas, state.adapter.size, central, clip_norm, noise)
+        private_state = {CLIP_NORM: np.array([clip_norm])}
+    else:
+        mean_delta = weighted_mean(deltas, weights_of(replies, strategy))
     factor = schedule_factor(state.round, rounds, strategy.warmup_rounds, strategy.schedule)
     now = replace(strategy, server_learning_rate=strategy.server_learning_rate * factor)
     step, server = STEPS[strategy.name](mean_delta, state.server, now)
     adapter = (state.adapter.astype(np.float64) + step).astype(np.float32)
     if not np.isfinite(adapter).all():
         raise UserError(f"Round {state.round + 1} gives an adapter that is not finite. Lower strategy.server_learning_rate.")
-    return RoundState(state.round + 1, adapter, server), float(np.linalg.norm(step))
+    return RoundState(state.round + 1, adapter, {**server, **private_state}), float(np.linalg.norm(step))
+
+
+def weights_of(replies: Sequence[Reply], strategy: StrategyConfig) -> list[float]:
+    """What each reply weighs in the mean."""
+    if strategy.weighting == "declared":
+        sizes = strategy.declared_sizes()
+        return [sizes[reply.bank] for reply in replies]
+    return [float(reply.figures.rows) if strategy.weighting == "rows" else 1.0 for reply in replies]
 
 
 def _check(message: Message | None, name: str, layout: Layout, config: Config) -> Reply:
@@ -236,7 +263,7 @@ def _check(message: Message | None, name: str, layout: Layout, config: Config) -
         raise RejectedReply("late", f"No reply within strategy.deadline_s={strategy.deadline_s:g} s.")
     if message.has_error():
         raise RejectedReply("crashed", f"The bank's process failed (Flower error {message.error.code}).")
-    reply = unpack_reply(message.content, layout, strategy.max_update_norm, private=config.privacy.mode != "none")
+    reply = unpack_reply(message.content, layout, strategy.max_update_norm, private=config.privacy.in_the_bank)
     if reply.bank != name:
         raise RejectedReply("malformed", "The reply names another bank.")
     return reply

@@ -14,6 +14,7 @@ import pytest
 from tiny_runs import overrides, result_of, rounds_of, write_lines, write_rows
 
 import client_app.bank
+import client_app.promise
 from client_app.bank import BankFacts, bank_facts, train_round
 from fedfinlora.adapter import Vector
 from fedfinlora.cli import main
@@ -41,7 +42,7 @@ def forget() -> Iterator[None]:
     yield
     client_app.bank._rows.clear()
     client_app.bank._divided.cache_clear()
-    client_app.bank._proven.clear()
+    client_app.promise._proven.clear()
 
 
 def config_of(rows: Path, place: Path, *more: str, rounds: int = 4) -> Config:

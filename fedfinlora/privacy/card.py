@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fedfinlora.config import Config
@@ -17,7 +18,7 @@ LEAVES = {
     "when a reply arrives": "how long a round takes grows with the tokens drawn; nothing hides that from the server",
     "a refusal's code": "one of a fixed list, with a fixed sentence; that a budget is spent tells how often the data was used",
 }
-"""What leaves a bank under privacy=example -> what it tells."""
+"""What leaves a bank that makes its own replies private -> what it tells."""
 WITHHELD = (
     "rows, tokens and answer tokens of a round and of the bank",
     "training loss, losses of held-out rows",
@@ -26,49 +27,127 @@ WITHHELD = (
     "skipped rows",
     "exception texts",
 )
-LIMITS = (
+COMMON_LIMITS = (
+    "Settings that were chosen by looking at results on private rows spend privacy too, and are booked only if every trial was a private run.",
+    "Noise is drawn as 64-bit floating-point numbers from a generator that the operating system's entropy seeds; attacks on how such numbers "
+    "are spaced (Mironov 2012) are not covered by the proof.",
+)
+BANK_SIDE_LIMITS = (
     "One row is protected, or all rows of one customer with privacy.unit=customer. Somebody with several rows under unit=example has a promise "
     "for each of them only.",
     "The number of a bank's units is taken as known: it decides the sampling rate and the denominator, as is usual for DP-SGD.",
-    "Settings that were chosen by looking at results on private rows spend privacy too, and are booked only if every trial was a private run.",
     "A data set is known by its rows of one task. Rows that are added, changed or taken away make it another data set with an account of its own.",
-    "Noise is drawn as 64-bit floating-point numbers from a generator that the operating system's entropy seeds; attacks on how such numbers "
-    "are spaced (Mironov 2012) are not covered by the proof.",
     "Who can read the bank's disk reads its rows. Who can delete a ledger and its head file together begins a new account.",
 )
+NO_AUDIT = "none was made of this run: `python -m fedfinlora audit --run RUN`"
 
 
-def privacy_card(config: Config, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The card after the given lines of rounds.jsonl; {} for a run without privacy."""
+@dataclass(frozen=True)
+class _Words:
+    """What a card says of one mechanism."""
+
+    mechanism: str
+    formula: str
+    trusted: str
+    sampling: str
+    composition: str
+    leaves: Mapping[str, str]
+    withheld: tuple[str, ...]
+    limits: tuple[str, ...]
+
+
+_OWN_NOISE = "Each bank with its own rows. Neither the server, nor the other banks, nor who reads the adapter is trusted."
+WORDS = {
+    "example": _Words(
+        mechanism="DP-SGD on the adapter inside each bank: Poisson sampling, one clip over all trainable tensors of a unit, Gaussian noise "
+        "once per optimiser step on the sum (Abadi et al. 2016, algorithm 1)",
+        formula="g = (sum of min(1, C / |G_i|) G_i + N(0, (sigma C)^2 I)) / (q N)",
+        trusted=_OWN_NOISE,
+        sampling="each unit is in a step with probability q, drawn from the operating system's entropy",
+        composition="over all rounds and all runs in each bank's ledger",
+        leaves=LEAVES,
+        withheld=WITHHELD,
+        limits=(*BANK_SIDE_LIMITS, *COMMON_LIMITS),
+    ),
+    "dp_lora": _Words(
+        mechanism="DP-LoRA as published (Liu et al. 2023, algorithm 1): the gradient of a minibatch is clipped, that of all A and that of all B apart, "
+        "and Gaussian noise is added to both",
+        formula="g_A = min(1, C / |G_A|) G_A + N(0, (sigma C)^2 I), and g_B likewise; G is the gradient of a minibatch's mean loss",
+        trusted=_OWN_NOISE,
+        sampling="none is counted on: the order of the rows comes from the run's seed, which everybody knows",
+        composition="over all rounds and all runs in each bank's ledger, every row in every step, with sensitivity 2 sqrt(2) C: one row can turn both clipped "
+        "gradients round. The paper assumes C",
+        leaves=LEAVES,
+        withheld=WITHHELD,
+        limits=(
+            "A minibatch's gradient is clipped, not each row's: the epsilon is large, and the same for any change of the bank's rows whatever.",
+            *BANK_SIDE_LIMITS,
+            *COMMON_LIMITS,
+        ),
+    ),
+    "bank": _Words(
+        mechanism="DP-FedAvg on the server: each bank's whole delta is clipped, Gaussian noise is added to their sum once a round (McMahan et al. 2018)",
+        formula="mean = (sum of min(1, S / |delta_k|) delta_k + N(0, (z S)^2 I)) / (q K)",
+        trusted="The server, with every bank's delta, row count and losses. Who reads the global adapter, of any round, is not trusted.",
+        sampling="each bank is in a round with probability q = strategy.fraction_train, drawn from the operating system's entropy",
+        composition="over all rounds and all runs in the server's ledger, an account for each bank's name",
+        leaves={
+            "the global adapter of each round": "what the promise is about; the banks receive it",
+            "the run's folder on the server": "rounds.jsonl, progress and report hold each bank's rows, losses and norms in clear: they are the server's, "
+            "and are to be shown to nobody else",
+        },
+        withheld=(),
+        limits=(
+            "What a bank sends reaches the server in clear.",
+            "That a bank took part at all is hidden only from who does not see the network.",
+            "A bank that comes back under another name has another account.",
+            *COMMON_LIMITS,
+        ),
+    ),
+}
+"""privacy.mode -> what its card says. A new mode needs an entry here."""
+
+
+def privacy_card(config: Config, rounds: Sequence[Mapping[str, Any]], audit: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The card after the given lines of rounds.jsonl; {} for a run without privacy. `audit` is the content of the run's audit.json."""
     privacy = config.privacy
     if privacy.mode == "none":
         return {}
-    banks = _banks(rounds)
+    words = WORDS[privacy.mode]
+    banks = _server_side(rounds) if privacy.mode == "bank" else _banks(rounds)
     spent = [bank["epsilon_spent"] for bank in banks.values() if bank["epsilon_spent"] is not None]
-    unit = "one row" if privacy.unit == "example" else "all rows of one customer"
     broken = privacy.reproducible_noise or any(bank["rounds"] and bank["epsilon_spent"] is None for bank in banks.values())
+    unit = {"example": "one row", "customer": "all rows of one customer", "bank": "one bank with all its rows"}[privacy.unit]
     return {
         "schema_version": 1,
         "mode": privacy.mode,
         "epsilon": None if broken or not spent else max(spent),
         "delta": max((bank["delta"] for bank in banks.values() if bank["delta"] is not None), default=None),
         "void": _void(config) if broken else "",
-        "unit": f"{unit} of one bank",
+        "unit": unit if privacy.mode == "bank" else f"{unit} of one bank",
         "adjacency": f"two data sets that differ by {unit}, added or removed",
-        "trusted": "Each bank with its own rows. Neither the server, nor the other banks, nor who reads the adapter is trusted.",
-        "mechanism": "DP-SGD on the adapter inside each bank: Poisson sampling, one clip over all trainable tensors of a unit, Gaussian noise "
-        "once per optimiser step on the sum (Abadi et al. 2016, algorithm 1)",
-        "formula": "g = (sum of min(1, C / |G_i|) G_i + N(0, (sigma C)^2 I)) / (q N)",
+        "trusted": words.trusted,
+        "mechanism": words.mechanism,
+        "formula": words.formula,
+        "sampling": words.sampling,
         "clip_norm": privacy.clip_norm,
-        "noise_multiplier": privacy.noise_multiplier or f"found by each bank for epsilon {privacy.epsilon:g}",
+        "noise_multiplier": privacy.noise_multiplier or f"found for epsilon {privacy.epsilon:g}",
         "accountant": accountant_name(),
-        "composition": "over all rounds and all runs in each bank's ledger",
+        "composition": words.composition,
         "banks": banks,
-        "leaves": dict(LEAVES),
-        "withheld": list(WITHHELD),
-        "limits": list(LIMITS),
-        "audit": "none was made of this run",
+        "leaves": dict(words.leaves),
+        "withheld": list(words.withheld),
+        "limits": list(words.limits),
+        "audit": str(audit["sentence"]) if audit else NO_AUDIT,
     }
+
+
+def _server_side(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The same figures for all banks together, whose promise is one."""
+    private = [line["privacy"] for line in rounds if line.get("privacy")]
+    if not private:
+        return {}
+    return {"every bank": {"rounds": len(private), "refused": 0, **{name: private[-1][name] for name in FIGURES}}}
 
 
 def _banks(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -55,6 +55,11 @@ class Spending:
     reproducible_noise: bool
 
 
+def ledger_root() -> Path:
+    """Where the ledgers of this machine's banks and server lie, a folder each: $FEDFINLORA_LEDGER, or ~/.fedfinlora/ledger."""
+    return Path(os.environ.get("FEDFINLORA_LEDGER") or Path.home() / ".fedfinlora" / "ledger").expanduser()
+
+
 def fingerprint(rows: Sequence[tuple[str, str]]) -> str:
     """SHA-256 of a data set's (prompt, target) pairs, whatever their order."""
     hashes = sorted(

@@ -117,7 +117,7 @@ def add_units(
     pack = pack_units(units, next(model.parameters()).device)
     with keeping(model) as kept:
         losses = token_losses(model, pack)
-        (losses * _example_means(pack)).sum().backward()  # type: ignore[no-untyped-call]
+        (losses * answer_means(pack)).sum().backward()  # type: ignore[no-untyped-call]
     model.zero_grad(set_to_none=True)  # the unclipped gradient that autograd made besides
     spans = spans_of(units)
     norms = gradient_norms(kept, spans)
@@ -181,7 +181,7 @@ def token_losses(model: nn.Module, pack: Pack) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(answer_logits(model, pack), pack.answer_ids, reduction="none")
 
 
-def _example_means(pack: Pack) -> torch.Tensor:
+def answer_means(pack: Pack) -> torch.Tensor:
     """(A,) factors that make the sum over an example's answer tokens their mean."""
     import torch
 
@@ -198,7 +198,7 @@ def prove(model: nn.Module, units: Sequence[Sequence[Example]]) -> None:
     _, together = add_units(model, units, 1.0, sums)
     for unit, norm in zip(units, together, strict=True):
         pack = pack_units([unit], next(model.parameters()).device)
-        (token_losses(model, pack) * _example_means(pack)).sum().backward()  # type: ignore[no-untyped-call]
+        (token_losses(model, pack) * answer_means(pack)).sum().backward()  # type: ignore[no-untyped-call]
         squares = [
             parameter.grad.float().square().sum(dtype=torch.float64)
             for parameter in parameters.values()

@@ -233,7 +233,7 @@ def _privacy(run: Run) -> str:
             "Somebody who knows everything else and cannot tell beforehand whether the unit took part (even odds) can be at most "
             f"{100 * surest:.1f} % sure of it afterwards, except with probability δ.</p>"
         )
-    words = ("unit", "adjacency", "trusted", "mechanism", "formula", "accountant", "composition", "audit")
+    words = ("unit", "adjacency", "trusted", "mechanism", "formula", "sampling", "accountant", "composition", "audit")
     facts = {key: card[key] for key in (*words, "clip_norm", "noise_multiplier") if card.get(key) not in (None, "")}
     leaves = "".join(f"<li>{text(what)}: {text(tells)}</li>" for what, tells in mapping(card.get("leaves")).items())
     folded = [("What else leaves a bank", leaves), *((title, _items(card.get(key))) for title, key in (

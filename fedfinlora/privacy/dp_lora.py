@@ -1,0 +1,64 @@
+"""DP-LoRA as it was published (Liu, Zhu, Zha et al. 2023, arXiv 2312.17493, algorithm 1), for comparison.
+
+A bank clips the gradient of its whole minibatch to norm C, that of all A together and that of all B together, adds N(0, (sigma C)^2 I) to
+both, and steps; the server averages. The paper's epsilon takes C for what one row can change. A row can turn the clipped gradient of a
+minibatch round, by 2 C, and it does so in A and B at once: by 2 sqrt(2) C. Epsilon is stated here for that, with every row in every step: the
+order of the rows comes from the run's seed, which everybody knows, so nothing is gained by sampling. What that epsilon says is in turn
+true for any change of the bank's rows whatever, since no minibatch can move the clipped gradients by more.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fedfinlora.adapter import trainable
+from fedfinlora.privacy.accounting import Steps
+from fedfinlora.privacy.noise import gaussian, reproducible_generator, secret_generator
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SENSITIVITY = 2 * math.sqrt(2)
+"""How far (clipped gradient of A, clipped gradient of B) can move, over C."""
+KINDS = (".lora_A.", ".lora_B.")
+"""Clipped apart."""
+
+
+@dataclass(frozen=True)
+class PublishedMechanism:
+    """What a bank does to the gradient of a minibatch."""
+
+    clip_norm: float
+    """C."""
+    noise_multiplier: float
+    """sigma, over C as in the paper."""
+    seed: int
+    bank: str
+    reproducible: bool = False
+    """Noise from the run's seed: for tests, and worth nothing as a guarantee."""
+
+
+def steps_of(noise_multiplier: float, count: int) -> Steps:
+    """What `count` steps spend, as steps of a Gaussian mechanism that every row is in."""
+    return Steps(1.0, noise_multiplier / SENSITIVITY, count)
+
+
+def clip_and_noise(model: nn.Module, mechanism: PublishedMechanism, step: int) -> None:
+    """Change the parameters' `grad`, the gradient of a minibatch's mean loss, in place. One that is not finite becomes noise alone."""
+    import torch
+
+    draw = reproducible_generator(mechanism.seed, mechanism.bank, step) if mechanism.reproducible else secret_generator()
+    for kind in KINDS:
+        gradients = [
+            parameter.grad for name, parameter in trainable(model).items() if kind in name and parameter.grad is not None
+        ]
+        if not gradients:
+            continue
+        norm = float(torch.stack([gradient.float().square().sum(dtype=torch.float64) for gradient in gradients]).sum().sqrt())
+        factor = min(1.0, mechanism.clip_norm / norm) if norm > 0 else 1.0
+        for gradient in gradients:
+            kept = gradient.float() * factor if math.isfinite(norm) else torch.zeros_like(gradient, dtype=torch.float32)
+            noise = gaussian(gradient.numel(), mechanism.noise_multiplier * mechanism.clip_norm, draw)
+            gradient.copy_(kept + torch.from_numpy(noise).reshape(gradient.shape).to(gradient.device))
