@@ -22,8 +22,10 @@ from typing import Any
 
 import yaml
 
+from benchmarks.private_results import private_chart, private_table
 from data.catalog import BENCHMARKS, PUBLISHED_FEDERATED
 from eval.metrics import headline_score
+from fedfinlora.commands.bench_evaluate import TARGETS, grouped
 from fedfinlora.runfolder import read_json, read_lines
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,12 +37,18 @@ banks and Adam's on the server, the centralised one AdamW with a smaller rate on
 number of bank steps, not the same arithmetic. With 200 rows, a difference of one or two
 points between two systems is within the noise: the 95 % interval of an accuracy of 75 % is about ±6 points."""
 
+PRIVATE_LIMITS = """Four banks with unequal shares, equal weights, one pass of each over its rows; sigma is found by each bank for its own delta, a power of
+ten below one over its rows. Mean accuracy with half its 95 % interval. The noise of a round has as many numbers as the adapter, so what limits these scores
+is the length of the adapter beside the number of rows in a step: FFA-LoRA has fewer numbers, and more rows would help both. Runs draw
+fresh noise: another run of the same command gives other scores."""
 
 SECTIONS = {
     "sentiment": "Four banks, four sentiment benchmarks",
     "tried": "What each setting gave",
     "all": "Every benchmark that has rows",
     "filings": "Where FinLoRA's federation lost 43 points: XBRL tags and values",
+    "private": "What privacy costs",
+    "pass": "A full pass over the benchmarks",
     "speed": "Speed",
     "demo": "The demonstration",
 }
@@ -61,6 +69,8 @@ def main() -> None:
     options.add_argument("--names", nargs="*", default=[], metavar="LABEL=NAME", help="what the tables call a label")
     options.add_argument("--trained", type=Path, nargs="*", default=[], help="the runs that the adapters come from")
     options.add_argument("--bench", type=Path, nargs="*", default=[])
+    options.add_argument("--private", type=Path, nargs="*", default=[], help="federated runs with and without privacy")
+    options.add_argument("--pass", dest="full_pass", type=Path, help="an `evaluate` run over everything, timed")
     options.add_argument("--demo", type=Path)
     chosen = options.parse_args()
     names = dict(word.split("=", 1) for word in chosen.names)
@@ -79,6 +89,14 @@ def main() -> None:
         found["filings"] = filings(chosen.filings, names, chosen.trained)
     if chosen.bench:
         found["speed"] = speed([read_json(file) for file in chosen.bench])
+    if chosen.private:
+        origins = [_provenance(run.name, run) for run in chosen.private]
+        found["private"] = "\n".join(
+            [private_table(chosen.private), "", "![Mean accuracy by epsilon](privacy.svg)", "", PRIVATE_LIMITS, "", *origins]
+        )
+        (ROOT / "docs" / "privacy.svg").write_text(private_chart(chosen.private), encoding="utf-8")
+    if chosen.full_pass:
+        found["pass"] = full_pass(chosen.full_pass)
     if chosen.demo:
         found["demo"] = demo(chosen.demo)
     file = ROOT / "docs" / "results.md"
@@ -304,7 +322,7 @@ def setting(run: Path) -> str:
 def speed(measured: Sequence[Mapping[str, Any]]) -> str:
     """One line a benchmark, and one for each group and set of `bench evaluate`."""
     lines = ["| benchmark | ratio | aim | bound | ours | reference | difference | rows |", "|---|---|---|---|---|---|---|---|"]
-    for figures in measured:
+    for figures in merged(measured):
         lines.append(
             f"| `{bench_name(figures)}` | {figures['ratio']:.2f} | | | {_short(figures['ours'])} | {_short(figures['reference'])} | "
             f"{_short(figures['differs'])} | {figures['rows']} |"
@@ -322,7 +340,7 @@ def speed(measured: Sequence[Mapping[str, Any]]) -> str:
             )
     machine = measured[0]["machine"]
     told = f"On {machine['cpus']} CPUs, {machine['gpu'] or 'no GPU'}."
-    for figures in measured:
+    for figures in merged(measured):
         if "peak_cache_gib" in figures:
             told += (
                 f" `bench evaluate`: {figures['peak_cache_gib']:.2f} GiB of keys and values at most (limit {figures['cache_gib']:g}), "
@@ -332,6 +350,30 @@ def speed(measured: Sequence[Mapping[str, Any]]) -> str:
             )
     origins = [f"- `{shown_command(one['command'])}`, commit `{one['git_commit']}`." for one in measured if one.get("command")]
     return "\n".join([*lines, "", told, *(["", *origins] if origins else [])])
+
+
+def merged(measured: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Several files of `bench evaluate` as one: a benchmark that was measured again counts as measured last, sums are made anew."""
+    evaluations = [figures for figures in measured if figures["bench"] == "evaluate"]
+    if len(evaluations) < 2:
+        return list(measured)
+    benchmarks: dict[str, Any] = {}
+    for figures in evaluations:
+        benchmarks |= figures["benchmarks"]
+    everything = grouped(benchmarks)
+    one = dict(evaluations[0]) | {"benchmarks": benchmarks, "ratio": everything["ratio"], "rows": everything["rows"]}
+    one["ours"] = {"rows_per_s": everything["ours_rows_per_s"]}
+    one["reference"] = evaluations[0]["reference"] | {"rows_per_s": everything["reference_rows_per_s"]}
+    one["differs"] = {
+        "outputs": everything["differs"], "row_by_row": everything["differs_row_by_row"], "of": everything["compared"],
+    }  # fmt: skip
+    one["groups"] = {
+        title: group | grouped({key: benchmarks[key] for key in TARGETS[title][0] if key in benchmarks})
+        for title, group in evaluations[0]["groups"].items()
+    }
+    for name in ("peak_cache_gib", "peak_memory_gib"):
+        one[name] = max(figures[name] for figures in evaluations)
+    return [one, *(figures for figures in measured if figures["bench"] != "evaluate")]
 
 
 def bench_name(figures: Mapping[str, Any]) -> str:
@@ -345,6 +387,19 @@ def _differing(figures: Mapping[str, Any]) -> str:
     """Outputs that are not the reference's, and how many of them its padding explains."""
     shown = f"{figures['differs']} of {figures['compared']} outputs"
     return f"{shown} ({figures['differs_row_by_row']} row by row)" if figures["differs"] else shown
+
+
+def full_pass(run: Path) -> str:
+    """How long one system takes on all benchmarks, and which of them take it."""
+    result = read_json(run / "result.json")
+    (label,) = result["scores"]
+    metrics = read_json(run / "eval" / label / "metrics.json")
+    slowest = sorted(metrics["seconds"].items(), key=lambda item: -item[1])[:4]
+    shown = ", ".join(f"{BENCHMARKS[key].title} {seconds:.0f} s" for key, seconds in slowest)
+    return (
+        f"{len(metrics['seconds'])} benchmarks in {result['wall_s']['total'] / 60:.1f} minutes, nothing reused; most of it {shown}; "
+        f"{metrics['peak_cache_gib']:.2f} GiB of keys and values at most.\n\n" + _provenance(label, run)
+    )
 
 
 def demo(run: Path) -> str:

@@ -34,7 +34,7 @@ def train(message: Message, context: Context) -> Message:
     def answer() -> RecordDict:
         facts = bank_facts(context.node_config)
         delta, layout_id, figures = train_round(unpack_request(message.content), facts)
-        return pack_reply(facts.name, layout_id, delta, figures)
+        return pack_reply(facts.name, layout_id, delta, figures, facts.policy_sha256)
 
     return _safely(message, context, answer)
 

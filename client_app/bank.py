@@ -7,11 +7,13 @@ caches: Adam's moments are kept on the bank's own disk, by round, and a repeated
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +31,8 @@ from data.sources import load_rows
 from data.validation import set_aside
 from fedfinlora.adapter import Vector, read_adapter, write_adapter
 from fedfinlora.config import Config, DatasetConfig, PartitionConfig, PrivacyConfig
+from fedfinlora.deployment.history import Event, record, rounds_today
+from fedfinlora.deployment.policy import Policy, Work, broken_rule, read_settings
 from fedfinlora.errors import UserError
 from fedfinlora.models import Session, get_session
 from fedfinlora.packing import Example
@@ -62,6 +66,14 @@ class BankFacts:
     """Where what was spent on the bank's rows is written, for all runs together."""
     budget_epsilon: float = 0.0
     """The bank's own limit over all runs; 0 = that of the run, if it has one."""
+    policy: Policy | None = None
+    """What may run here; None = anything."""
+    policy_sha256: str = ""
+
+    @property
+    def history_file(self) -> Path:
+        """Where a bank with a policy writes down what ran."""
+        return self.state_folder / "history" / f"{self.name}.jsonl"
 
 
 @dataclass(frozen=True)
@@ -80,7 +92,16 @@ class BankRows:
 
 def bank_facts(node_config: Mapping[str, Any]) -> BankFacts:
     """Read the node config: partition-id and num-partitions (Flower's simulation), or bank, data-path, state-dir, ledger-dir and
-    budget-epsilon."""
+    budget-epsilon. `settings`, a bank.yaml, takes the place of bank, data-path and budget-epsilon and brings the policy.
+    """
+    policy, policy_sha256 = None, ""
+    if "settings" in node_config:
+        try:
+            own, policy_sha256 = read_settings(Path(str(node_config["settings"])))
+        except UserError as error:
+            raise BankError("config", str(error)) from error
+        policy = own.policy
+        node_config = {**node_config, "bank": own.name, "data-path": own.data, "budget-epsilon": own.budget_epsilon}
     try:
         index, parts = int(node_config.get("partition-id", 0)), int(node_config.get("num-partitions", 1))
     except (TypeError, ValueError) as error:
@@ -99,7 +120,8 @@ def bank_facts(node_config: Mapping[str, Any]) -> BankFacts:
         raise BankError("config", "the node config's budget-epsilon must be a number") from error
     if not budget >= 0:
         raise BankError("config", "the node config's budget-epsilon must be 0 (none) or more")
-    return BankFacts(name, index, banks, data_path, Path(str(state)).expanduser(), Path(str(ledger)).expanduser(), budget)
+    state, ledger = Path(str(state)).expanduser(), Path(str(ledger)).expanduser()
+    return BankFacts(name, index, banks, data_path, state, ledger, budget, policy, policy_sha256)
 
 
 def bank_dataset(dataset: DatasetConfig, facts: BankFacts) -> DatasetConfig:
@@ -225,7 +247,53 @@ def data_sets_of(config: Config, facts: BankFacts, rows: Sequence[Row]) -> dict[
 
 
 def train_round(request: TrainRequest, facts: BankFacts) -> tuple[Vector, str, Figures]:
-    """Train the received global adapter on this bank's rows. Returns the delta, (size,) float32, its layout id and the figures."""
+    """Train the received global adapter on this bank's rows. Returns the delta, (size,) float32, its layout id and the figures.
+
+    A bank with a policy writes each request and what became of it into its history.
+    """
+    if facts.policy is None:
+        return _train_round(request, facts)[:3]
+
+    def note(outcome: str, **values: Any) -> None:
+        privacy = request.config.privacy.mode
+        event = Event(request.run, request.round, outcome, privacy=privacy, policy_sha256=facts.policy_sha256, **values)
+        try:
+            record(facts.history_file, event)
+        except UserError as error:
+            raise BankError("disk", str(error)) from error
+
+    try:
+        check_policy(request, facts)
+        note("begun")
+        delta, layout_id, figures, rows = _train_round(request, facts)
+    except BankError as error:
+        note("refused" if error.code.startswith("policy-") or error.code == "budget" else "failed", code=error.code)
+        raise
+    except BaseException:
+        note("failed", code="internal")
+        raise
+    told = tuple(name for name, value in asdict(figures).items() if value == value and value)  # neither NaN nor 0
+    spent = figures.epsilon_spent if math.isfinite(figures.epsilon_spent) else None
+    note("sent", rows=rows, steps=figures.steps, bytes_sent=delta.nbytes, figures=told, epsilon_spent=spent)
+    return delta, layout_id, figures
+
+
+def check_policy(request: TrainRequest, facts: BankFacts, steps: int = 0, rows: int = 0) -> None:
+    """BankError with the rule's name where the bank's policy does not allow the request. Steps and rows are 0 as long as they are not known."""
+    if facts.policy is None:
+        return
+    now, today = datetime.now(), rounds_today(facts.history_file)
+    # Once begun, this round is among those of today.
+    begun_before = max(0, today - 1) if steps else today
+    rule = broken_rule(facts.policy, Work(request.config, steps, rows, request.source_sha256, begun_before, now))
+    if rule:
+        raise BankError(
+            f"policy-{rule}", f"{facts.name}: round {request.round} of {request.run} is against the policy's rule {rule}"
+        )
+
+
+def _train_round(request: TrainRequest, facts: BankFacts) -> tuple[Vector, str, Figures, int]:
+    """The round itself; the last value is the number of rows trained on, whatever the figures say."""
     if request.source_sha256 != source_fingerprint():
         raise BankError("source", "the server's source hash differs from this bank's")
     config = request.config
@@ -245,6 +313,7 @@ def train_round(request: TrainRequest, facts: BankFacts) -> tuple[Vector, str, F
     optimizer = _load_state(folder, request.round) if keeps_moments else None
     steps = total_steps(len(rows.train), config.num_server_rounds, config.train)
     stretch = stretch_of_round(request.round, config.num_server_rounds, steps, len(rows.train), config.train)
+    check_policy(request, facts, stretch.steps, math.ceil(stretch.steps * stretch.rows_per_step))
     promise = make_promise(request, facts, rows, stretch, session) if config.privacy.in_the_bank else None
     try:
         result = train(
@@ -269,7 +338,7 @@ def train_round(request: TrainRequest, facts: BankFacts) -> tuple[Vector, str, F
         if not delta.any():
             raise BankError("privacy", "the private steps did not move the adapter")
         spent = (promise.epsilon_planned, promise.epsilon_spent, promise.delta)
-        return delta, session.layout.id, Figures.withheld(result.steps, load_s, *spent)
+        return delta, session.layout.id, Figures.withheld(result.steps, load_s, *spent), result.rows
     figures = Figures(
         rows=result.rows,
         steps=result.steps,
@@ -283,7 +352,7 @@ def train_round(request: TrainRequest, facts: BankFacts) -> tuple[Vector, str, F
         bank_rows=len(rows.train),
         skipped_rows=rows.skipped,
     )
-    return delta, session.layout.id, figures
+    return delta, session.layout.id, figures, result.rows
 
 
 def _holdout_loss(request: TrainRequest, rows: BankRows, session: Session) -> float:

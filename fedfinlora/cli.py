@@ -16,6 +16,16 @@ from fedfinlora.errors import ConfigError, UserError
 
 KEY_VALUE_HELP = "Hydra overrides, e.g. peft=dora train.steps_per_round=20; every key: fedfinlora/config.py"
 
+HOME_HELP = "where its files lie (default: %(default)s)"
+
+
+class _ListOfCommands(argparse.HelpFormatter):
+    """Leaves room for the longest command, which argparse forgets to indent, so that each has one line."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog)
+        self._action_max_length = len("centralized") + 4
+
 
 class _Parser(argparse.ArgumentParser):
     """Lets overrides stand on both sides of an option; argparse ends them at the first."""
@@ -32,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     """The parser; each command's `--help` fits a screen."""
     top = argparse.ArgumentParser(
         prog="python -m fedfinlora",
+        formatter_class=_ListOfCommands,
         description="Several banks fine-tune one quantized Llama together on financial text that none of them may show to the others.",
         epilog="Runs land in ~/.fedfinlora/runs. Exit status: 0 done, 1 failed, 2 bad usage.",
     )
@@ -45,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("overrides", nargs="*", metavar="key=value", help=KEY_VALUE_HELP)
         return command
 
-    simulate = add("simulate", "Train banks together on this machine through Flower, and wait.")
+    simulate = add("simulate", "Train banks together on this machine, through Flower.")
     simulate.add_argument("--banks", type=int, metavar="N", help="how many banks (default: the configuration's)")
     for name, summary, more in (
         ("centralized", "The baseline: the same rows pooled.", "The optimiser steps, code and evaluator are the same too."),
@@ -71,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--export", type=Path, metavar="DIR", help="also write scores.csv, .md, .tex and figures/*.svg into DIR"
     )
-    compare = add("compare", "Compare two evaluations row by row: paired intervals and tests.", overrides=False)
+    compare = add("compare", "Compare two evaluations row by row, with paired tests.", overrides=False)
     compare.add_argument("run_a", type=Path, metavar="RUN_A", help="folder of a run")
     compare.add_argument("run_b", type=Path, metavar="RUN_B", help="folder of another, or of the same")
     compare.add_argument(
@@ -94,6 +105,8 @@ def parser() -> argparse.ArgumentParser:
     audit.add_argument("--canaries", type=int, default=200, metavar="N", help="how many (default: 200)")
     audit.add_argument("--confidence", type=float, default=0.95, metavar="P", help="of the lower bound (default: 0.95)")
     audit.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
+    _add_coordinator(commands)
+    _add_bank(commands)
     data = commands.add_parser(
         "data", help="Look at data: `data check ROOT`.", description="Look at data before anybody trains on it."
     )
@@ -104,6 +117,65 @@ def parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="key=value", help="model=… names the tokenizer that counts prompt tokens"
     )
     return top
+
+
+def _add_coordinator(commands: Any) -> None:
+    coordinator = commands.add_parser(
+        "coordinator",
+        help="Deployment: the aggregator.",
+        description="The aggregator of a deployment, with TLS and known banks only.",
+    )
+    actions = coordinator.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=_Parser)
+    for name, summary in (
+        ("init", "make the authority, the server's certificate and the settings"),
+        ("enroll", "take a bank's public key"),
+        ("revoke", "let a bank in no more"),
+        ("start", "run the SuperLink until Ctrl-C"),
+        ("status", "certificates, banks and runs"),
+        ("run", "start a run with the enrolled banks, and follow it"),
+    ):
+        action = actions.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        action.add_argument(
+            "--home", type=Path, default=Path.home() / ".fedfinlora" / "coordinator", metavar="DIR", help=HOME_HELP
+        )
+        if name == "init":
+            action.add_argument(
+                "--host", action="append", default=[], metavar="NAME", help="a name or address that banks will use (repeatable)"
+            )
+            action.add_argument("--listen", default="0.0.0.0", metavar="ADDRESS", help="address to listen on (default: all)")
+            action.add_argument("--port", type=int, default=9092, metavar="N", help="default: 9092")
+            action.add_argument(
+                "--days", type=int, default=365, metavar="N", help="how long the server's certificate is good (default: 365)"
+            )
+        elif name == "enroll":
+            action.add_argument("key", type=Path, metavar="PUBKEY", help="the bank's node.key.pub")
+            action.add_argument("--name", required=True, metavar="BANK", help="the bank's name")
+        elif name == "revoke":
+            action.add_argument("name", metavar="BANK", help="the bank's name")
+        elif name == "run":
+            action.add_argument("overrides", nargs="*", metavar="key=value", help=KEY_VALUE_HELP)
+            action.add_argument(
+                "--banks", type=int, default=0, metavar="N", help="wait for so many banks (default: all that are enrolled)"
+            )
+
+
+def _add_bank(commands: Any) -> None:
+    bank = commands.add_parser("bank", help="Deployment: one bank.", description="One bank of a deployment.")
+    actions = bank.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=_Parser)
+    for name, summary in (
+        ("init", "make key and policy; try rows, model and one step"),
+        ("start", "run the SuperNode until Ctrl-C"),
+        ("status", "settings, certificate, last request, epsilon spent"),
+        ("history", "what ran here and what left"),
+    ):
+        action = actions.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        action.add_argument("--home", type=Path, default=Path.home() / ".fedfinlora" / "bank", metavar="DIR", help=HOME_HELP)
+        if name == "init":
+            action.add_argument("--name", required=True, metavar="BANK", help="the bank's name")
+            action.add_argument("--data", type=Path, required=True, metavar="DIR", help="the folder of its rows")
+            action.add_argument("--coordinator", required=True, metavar="HOST:PORT", help="the aggregator's address")
+            action.add_argument("--ca", type=Path, required=True, metavar="FILE", help="the coordinator's ca.crt")
+            action.add_argument("overrides", nargs="*", metavar="key=value", help="model=… is tried and allowed by the policy")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -162,9 +234,38 @@ def _run(options: argparse.Namespace) -> int:
         from fedfinlora.commands.audit import audit
 
         return audit(options.overrides, options.run, options.canaries, options.confidence, options.json)
+    if options.command == "coordinator":
+        return _coordinator(options)
+    if options.command == "bank":
+        return _bank(options)
     from fedfinlora.commands.data import check
 
     return check(options.root, options.overrides)
+
+
+def _coordinator(options: argparse.Namespace) -> int:
+    from fedfinlora.commands import coordinator
+
+    home = options.home.expanduser().absolute()
+    if options.action == "init":
+        return coordinator.init(home, options.host, options.port, options.listen, options.days)
+    if options.action == "enroll":
+        return coordinator.enroll(home, options.key, options.name)
+    if options.action == "revoke":
+        return coordinator.revoke(home, options.name)
+    if options.action == "run":
+        return coordinator.run(home, options.overrides, options.banks)
+    return coordinator.start(home) if options.action == "start" else coordinator.status(home)
+
+
+def _bank(options: argparse.Namespace) -> int:
+    from fedfinlora.commands import bank
+
+    home = options.home.expanduser().absolute()
+    if options.action == "init":
+        return bank.init(home, options.name, options.data, options.coordinator, options.ca, options.overrides)
+    act = {"start": bank.start, "status": bank.status, "history": bank.history}
+    return act[options.action](home)
 
 
 def _evaluate(options: argparse.Namespace) -> int:

@@ -532,6 +532,21 @@ def build(values: Mapping[str, Any]) -> Config:
     return typing.cast(Config, _build(Config, values, ""))
 
 
+Group = typing.TypeVar("Group")
+
+
+def build_group(cls: type[Group], values: Any) -> Group:
+    """Build any frozen dataclass of plain fields from nested plain values, as strictly as `build`."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"A group of keys is expected, not {type(values).__name__}.")
+    return typing.cast(Group, _build(cls, values, ""))
+
+
+def to_plain_group(values: Any) -> dict[str, Any]:
+    """The nested plain values of such a dataclass."""
+    return typing.cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(values))))
+
+
 def to_plain(config: Config) -> dict[str, Any]:
     """The nested plain values of a Config (tuples become lists), ready for YAML or JSON."""
     return typing.cast(dict[str, Any], json.loads(to_json(config)))

@@ -113,7 +113,12 @@ def _values(group: str, option: str) -> dict[str, str]:
 
     text = (CONF_FOLDER / group / f"{option}.yaml").read_text("utf-8")
     values = yaml.safe_load(text)
-    chosen = {key.removeprefix("override /"): name for choice in values.pop("defaults", []) for key, name in choice.items()}
+    chosen: dict[str, str] = {}
+    for choice in values.pop("defaults", []):
+        if isinstance(choice, dict):
+            chosen |= {key.removeprefix("override /"): name for key, name in choice.items()}
+        elif choice != "_self_":  # another option of the group, which comes first
+            chosen[group] = choice
     prefix = "" if text.startswith("# @package _global_") else f"{group}."
     return chosen | {f"{prefix}{key}": shown(value) for key, value in flatten(values).items()}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from flwr.app import RecordDict
 
 ARRAY_KEY = "vector"
+SHA256 = re.compile("[0-9a-f]{64}")
 MOST_SECONDS = 1e9
 MOST_LOSS = 1e6
 """Nats a token. Figures beyond these are no measurements."""
@@ -38,6 +40,17 @@ SAFE_REASONS = {
     "privacy": "The bank's rows or its privacy ledger do not allow private training as it was asked for.",
     "budget": "The bank's privacy budget would be exceeded.",
     "internal": "The bank failed; the details are in its own log.",
+    "policy-model": "The bank's policy does not allow this base model (rule: models).",
+    "policy-peft_methods": "The bank's policy does not allow this kind of adapter (rule: peft_methods).",
+    "policy-max_rank": "The bank's policy does not allow adapters of this rank (rule: max_rank).",
+    "policy-max_steps_per_round": "The bank's policy does not allow so many steps in a round (rule: max_steps_per_round).",
+    "policy-max_rows_per_round": "The bank's policy does not allow so many rows in a round (rule: max_rows_per_round).",
+    "policy-max_rounds_per_day": "The bank's policy does not allow another round today (rule: max_rounds_per_day).",
+    "policy-privacy": "The bank's policy does not allow this privacy mode (rule: privacy).",
+    "policy-privacy_units": "The bank's policy does not allow this privacy unit (rule: privacy_units).",
+    "policy-max_epsilon": "The bank's policy does not allow this epsilon (rule: max_epsilon).",
+    "policy-code": "The bank's policy does not allow this version of the code (rule: code).",
+    "policy-hours": "The bank's policy does not allow a round at this time of day (rule: hours).",
 }
 """All that a bank ever says about an error: a code and this sentence, never exception text, rows or paths."""
 
@@ -120,6 +133,8 @@ class Reply:
     """(size,) float32, finite."""
     figures: Figures
     delta_norm: float
+    policy_sha256: str = ""
+    """The hash of the bank's settings and policy; "" where it has none."""
 
 
 def pack_request(request: TrainRequest) -> RecordDict:
@@ -163,13 +178,13 @@ def unpack_request(content: RecordDict) -> TrainRequest:
     return TrainRequest(config, run, round_number, layout_id, source, vector)
 
 
-def pack_reply(bank: str, layout_id: str, delta: Vector, figures: Figures) -> RecordDict:
+def pack_reply(bank: str, layout_id: str, delta: Vector, figures: Figures, policy_sha256: str = "") -> RecordDict:
     """Bank side."""
     from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
     return RecordDict(
         {
-            "reply": ConfigRecord({"status": "ok", "bank": bank, "layout-id": layout_id}),
+            "reply": ConfigRecord({"status": "ok", "bank": bank, "layout-id": layout_id, "policy-sha256": policy_sha256}),
             "delta": ArrayRecord({ARRAY_KEY: to_array(delta)}),
             "figures": MetricRecord(asdict(figures)),
         }
@@ -199,7 +214,9 @@ def unpack_reply(content: RecordDict, layout: Layout, max_update_norm: float, pr
             code = str(head.get("code", "internal"))
             code = code if code in SAFE_REASONS else "internal"
             raise RejectedReply(code, SAFE_REASONS[code], said_by_bank=True)
-        layout_id = head["layout-id"]
+        layout_id, policy_sha256 = head["layout-id"], str(head.get("policy-sha256", ""))
+        if policy_sha256 and not SHA256.fullmatch(policy_sha256):
+            raise ValueError("policy-sha256")
         array = content.array_records["delta"][ARRAY_KEY]
         figures = _figures(dict(content.metric_records["figures"]))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -226,7 +243,7 @@ def unpack_reply(content: RecordDict, layout: Layout, max_update_norm: float, pr
     norm = float(np.linalg.norm(delta.astype(np.float64)))
     if max_update_norm and norm > max_update_norm:
         raise RejectedReply("norm", f"The delta's norm is {norm:.4g}, more than strategy.max_update_norm={max_update_norm:g}.")
-    return Reply(bank, delta, figures, norm)
+    return Reply(bank, delta, figures, norm, policy_sha256)
 
 
 def _figures(values: dict[str, Any]) -> Figures:

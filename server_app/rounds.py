@@ -298,6 +298,7 @@ def _ok_entry(reply: Reply) -> dict[str, Any]:
         "delta_norm": reply.delta_norm,
         "bytes_up": reply.delta.nbytes,
         **_privacy_of(figures),
+        **({"policy_sha256": reply.policy_sha256} if reply.policy_sha256 else {}),
     }
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -254,6 +257,53 @@ def test_the_baselines_have_no_privacy_and_say_so(
 ) -> None:
     assert main([command, *overrides(rows, tmp_path, *PRIVATE)]) == 2
     assert "privacy=example goes with simulate" in capsys.readouterr().err
+
+
+KILLED_BANK = """
+import os, sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import client_app.bank, client_app.promise
+from test_private_bank import ask, config_of, facts
+
+where, rows, place = {where!r}, Path({rows!r}), Path({place!r})
+
+def wait(*arguments, **values):
+    print("here", flush=True)
+    time.sleep(600)
+
+if where == "before the booking":
+    client_app.promise.spend = wait
+elif where == "before the training":
+    client_app.bank.train = wait
+else:
+    client_app.bank.read_adapter = wait
+ask(config_of(rows, place), facts(place))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("where", "spent_rounds"), [("before the booking", 0), ("before the training", 1), ("before the reply", 1)]
+)
+def test_a_bank_killed_on_the_way_has_booked_all_that_could_have_left(
+    rows: Path, tmp_path: Path, where: str, spent_rounds: int
+) -> None:
+    """A process of its own, ended by SIGKILL: a reply needs a booked round, and the next round's epsilon counts it."""
+    program = KILLED_BANK.format(tests=str(Path(__file__).parent), where=where, rows=str(rows), place=str(tmp_path))
+    root = Path(__file__).parents[1]
+    with subprocess.Popen([sys.executable, "-c", program], cwd=root, stdout=subprocess.PIPE, text=True) as bank:
+        assert bank.stdout is not None
+        assert bank.stdout.readline() == "here\n"
+        bank.kill()
+        assert bank.wait(timeout=30) == -signal.SIGKILL
+    at = facts(tmp_path)
+    assert len(booked(at)) == spent_rounds
+    config = config_of(rows, tmp_path)
+    spent = ask(config, at)[2].epsilon_spent
+    alone = ask(config, facts(tmp_path / "elsewhere"))[2].epsilon_spent
+    assert len(booked(at)) == spent_rounds + 1
+    assert (spent > alone) == bool(spent_rounds)
 
 
 @pytest.mark.slow

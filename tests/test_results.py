@@ -125,3 +125,10 @@ def test_speed_names_benchmark_group_bound_and_what_differs() -> None:
     assert "| `bench train --rows xbrl` |" in table
     assert "- `python -m fedfinlora bench evaluate`, commit `abc`." in table
     assert "0.50 GiB of keys and values at most (limit 2), 3.0 GiB in all" in table
+    again = {**figures, "benchmarks": {"fpb": {**one, "ours_s_per_row": 0.05, "ratio": 6.0, "differs": 0}}, "git_commit": "def"}
+    table = speed([figures, again])
+    assert "| – FPB, 60 prompt tokens, 30 read | 6.00 |" in table, "measured again: the later one counts"
+    assert "| classification | 6.00 | 5 | 5.0 | 20 rows a second |" in table, "and the group is made anew"
+    assert table.count("FPB") == 1
+    assert "commit `abc`" in table
+    assert "commit `def`" in table

@@ -67,7 +67,7 @@ def bench_evaluate(overrides: Sequence[str]) -> Mapping[str, Any]:
         figures[key] = _one(BENCHMARKS[key], rows, model, config, session, rate)
         _print(key, figures[key])
     groups = {
-        title: _grouped({key: figures[key] for key in keys if key in figures}) | {"aim": aim}
+        title: grouped({key: figures[key] for key in keys if key in figures}) | {"aim": aim}
         for title, (keys, aim) in TARGETS.items()
         if any(key in figures for key in keys)
     }
@@ -76,7 +76,7 @@ def bench_evaluate(overrides: Sequence[str]) -> Mapping[str, Any]:
             f"{title}: {group['ratio']:.1f}x (aim {group['aim']:g}x; {group['bound']:.1f}x if only the products took time), "
             f"{group['differs']} of {group['compared']} outputs differ"
         )
-    everything = _grouped(figures)
+    everything = grouped(figures)
     return {
         "ratio": everything["ratio"],
         "ours": {"rows_per_s": everything["ours_rows_per_s"]},
@@ -203,7 +203,7 @@ def product_rate(session: Session, dtype: torch.dtype) -> float:
     return 2.0 * len(tokens) * weight.numel() / fastest
 
 
-def _grouped(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def grouped(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Several benchmarks as one: seconds that both would take for all their rows."""
     ours = sum(one["ours_s_per_row"] * one["rows"] for one in figures.values())
     reference = sum(one["reference_s_per_row"] * one["rows"] for one in figures.values())

@@ -50,7 +50,7 @@ def simulate(overrides: Sequence[str]) -> int:
     try:
         with _superlink(run) as link:
             run_id = link.start(config, words)
-            _watch(link, run, run_id)
+            watch(link, run, run_id)
     except KeyboardInterrupt:
         _record_end(run, "stopped", "interrupted")
         print(
@@ -92,15 +92,17 @@ def prepare(overrides: Sequence[str]) -> tuple[Config, list[str]]:
     return config, words
 
 
-class _Link:
-    """A running private SuperLink."""
+class Link:
+    """A running SuperLink, by its connection's name in Flower's config.toml. `process` is None where it is somebody else's."""
 
-    def __init__(self, run: Path, port: int, environment: dict[str, str], process: subprocess.Popen[bytes]) -> None:
-        self.run, self.port, self.environment, self.process = run, port, environment, process
+    def __init__(
+        self, run: Path, environment: dict[str, str], process: subprocess.Popen[bytes] | None, name: str = "private"
+    ) -> None:
+        self.run, self.environment, self.process, self.name = run, environment, process, name
 
     def flwr(self, *words: str) -> Any:
         """Call Flower's own command and return its JSON; UserError with its message when it fails."""
-        command = [_program("flwr"), *words, "--format", "json"]
+        command = [program("flwr"), *words, "--format", "json"]
         done = subprocess.run(command, env=self.environment, cwd=PROJECT_ROOT, capture_output=True, text=True, check=False)
         start = done.stdout.find("{")
         try:
@@ -117,18 +119,19 @@ class _Link:
         settings = run_config_toml(config, words)
         file = self.run / "state" / "run-config.toml"
         write_bytes(file, settings.encode())
-        resources = f"num-supernodes={config.banks} {worker_resources(config)}"
-        answer = self.flwr("run", str(PROJECT_ROOT), "private", "--run-config", str(file), "--federation-config", resources)
+        simulated = ["--federation-config", f"num-supernodes={config.banks} {worker_resources(config)}"]
+        more = simulated if self.process else []
+        answer = self.flwr("run", str(PROJECT_ROOT), self.name, "--run-config", str(file), *more)
         return str(answer["run-id"])
 
     def status(self, run_id: str) -> tuple[str, str]:
         """Flower's status of the run, e.g. `finished:failed`, and its details."""
-        found = self.flwr("ls", "private", "--run-id", run_id)["runs"][0]
+        found = self.flwr("ls", self.name, "--run-id", run_id)["runs"][0]
         return str(found["status"]), str(found.get("status-details", ""))
 
     def save_log(self, run_id: str) -> None:
         """Keep what server and banks logged, in state/flower.log: the SuperLink's own files end with it."""
-        command = [_program("flwr"), "log", run_id, "private", "--show"]
+        command = [program("flwr"), "log", run_id, self.name, "--show"]
         try:
             done = subprocess.run(command, env=self.environment, cwd=PROJECT_ROOT, capture_output=True, check=False, timeout=30)
             write_bytes(self.run / "state" / "flower.log", done.stdout + done.stderr)
@@ -160,10 +163,10 @@ def run_config_toml(config: Config, words: Sequence[str]) -> str:
 
 
 @contextmanager
-def _superlink(run: Path) -> Iterator[_Link]:
+def _superlink(run: Path) -> Iterator[Link]:
     home = run / "state" / "flwr"
     shutil.rmtree(home, ignore_errors=True)
-    port = _free_port()
+    port = free_port()
     connection = f'[superlink]\ndefault = "private"\n\n[superlink.private]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
     write_bytes(home / "config.toml", connection.encode())
     environment = os.environ | {
@@ -177,16 +180,16 @@ def _superlink(run: Path) -> Iterator[_Link]:
     }
     log_file = run / "state" / "superlink.log"
     command = [
-        _program("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess", "--host", "127.0.0.1",
+        program("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess", "--host", "127.0.0.1",
         "--port", str(port), "--disable-runtime-dependency-installation",
     ]  # fmt: skip
     with open(log_file, "wb") as log:
         process = subprocess.Popen(command, env=environment, cwd=PROJECT_ROOT, stdout=log, stderr=log, start_new_session=True)
     try:
         _wait_healthy(process, port, log_file)
-        yield _Link(run, port, environment, process)
+        yield Link(run, environment, process)
     finally:
-        _end(process)
+        end_family(process)
 
 
 def _wait_healthy(process: subprocess.Popen[bytes], port: int, log_file: Path) -> None:
@@ -204,7 +207,7 @@ def _wait_healthy(process: subprocess.Popen[bytes], port: int, log_file: Path) -
     raise UserError(f"Flower's SuperLink did not answer within {START_TIMEOUT_S:g} s; see {log_file}.")
 
 
-def _watch(link: _Link, run: Path, run_id: str) -> None:
+def watch(link: Link, run: Path, run_id: str) -> None:
     """Show progress until the run has ended, in whatever way."""
     ended: dict[str, Any] = {}
     server_process = 0
@@ -214,7 +217,7 @@ def _watch(link: _Link, run: Path, run_id: str) -> None:
         nonlocal asked
         if ended:
             return True
-        if link.process.poll() is not None:
+        if link.process is not None and link.process.poll() is not None:
             ended["reason"] = "Flower's SuperLink has ended."
         elif server_process and not _alive(server_process):
             ended["reason"] = "The server's process has died."
@@ -266,8 +269,8 @@ def _alive(process: int) -> bool:
         return False
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the SuperLink and everything that it started: the app's process, Ray and its workers."""
+def end_family(process: subprocess.Popen[bytes]) -> None:
+    """End a process and everything that it started: apps, Ray and its workers."""
     import psutil
 
     try:
@@ -288,7 +291,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait(timeout=10)
 
 
-def _program(name: str) -> str:
+def program(name: str) -> str:
     """Flower's command from this Python's environment, else from PATH."""
     beside = Path(sys.executable).parent / name
     found = str(beside) if beside.exists() else shutil.which(name)
@@ -297,7 +300,8 @@ def _program(name: str) -> str:
     return found
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port that nobody uses at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

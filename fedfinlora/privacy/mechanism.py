@@ -31,7 +31,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fedfinlora.privacy")
 PROOF_TOLERANCE = 1e-4
-"""Largest relative difference between a unit's norm among others and alone."""
+"""Largest relative difference between a unit's norm as it is computed here and by plain autograd, in the same pass."""
+NEIGHBOUR_TOLERANCE = 1e-3
+"""Largest relative difference between a unit's norm among others and alone: products of other shapes round otherwise (1.2e-4 was seen with a
+135M model in float32)."""
+LOW_PRECISION_TOLERANCE = 0.05
+"""Both, where activations have 8 bits of precision (bfloat16) or 11 (float16)."""
 
 
 @dataclass(frozen=True)
@@ -190,13 +195,20 @@ def answer_means(pack: Pack) -> torch.Tensor:
 
 
 def prove(model: nn.Module, units: Sequence[Sequence[Example]]) -> None:
-    """Compare the units' norms in one pass with each one's alone by plain autograd. UserError where they differ: nothing may then be sent."""
+    """Compare the units' norms in one pass with each one's alone, and those with plain autograd. UserError where they differ: nothing may then be
+    sent.
+    """
     import torch
 
     parameters = trainable(model)
-    sums = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in parameters.items()}
-    _, together = add_units(model, units, 1.0, sums)
-    for unit, norm in zip(units, together, strict=True):
+
+    def norms_of(chosen: Sequence[Sequence[Example]]) -> list[float]:
+        sums = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in parameters.items()}
+        return add_units(model, chosen, 1.0, sums)[1]
+
+    precise = all(parameter.dtype in (torch.float32, torch.uint8, torch.int8) for parameter in model.parameters())
+    for unit, among_others in zip(units, norms_of(units), strict=True):
+        (alone,) = norms_of([unit])
         pack = pack_units([unit], next(model.parameters()).device)
         (token_losses(model, pack) * answer_means(pack)).sum().backward()  # type: ignore[no-untyped-call]
         squares = [
@@ -204,10 +216,15 @@ def prove(model: nn.Module, units: Sequence[Sequence[Example]]) -> None:
             for parameter in parameters.values()
             if parameter.grad is not None
         ]
-        alone = float(torch.stack(squares).sum().sqrt())
+        by_autograd = float(torch.stack(squares).sum().sqrt())
         model.zero_grad(set_to_none=True)
-        if math.isfinite(alone) and abs(norm - alone) > PROOF_TOLERANCE * max(alone, 1e-12):
-            raise UserError(
-                f"The gradient norm of a unit is {norm:.6g} among others and {alone:.6g} alone: clipping cannot be relied on with this model. "
-                "Nothing is sent."
-            )
+        for found, other, tolerance, how in (
+            (alone, by_autograd, PROOF_TOLERANCE, "by plain autograd"),
+            (among_others, alone, NEIGHBOUR_TOLERANCE, "alone, among others the former"),
+        ):
+            allowed = (tolerance if precise else LOW_PRECISION_TOLERANCE) * max(other, 1e-12)
+            if math.isfinite(other) and not abs(found - other) <= allowed:
+                raise UserError(
+                    f"The gradient norm of a unit is {found:.6g} here and {other:.6g} {how}: clipping cannot be relied on with this model. "
+                    "Nothing is sent."
+                )

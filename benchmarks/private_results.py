@@ -1,0 +1,101 @@
+"""The table and the chart of what privacy costs: one run a line, from run folders, for docs/results.md and docs/privacy.svg."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import yaml
+
+from data.catalog import BENCHMARKS
+from eval.metrics import headline_score
+from fedfinlora.adapter_folder import read_tensors
+from fedfinlora.report.charts import Interval, IntervalRow, interval_chart
+from fedfinlora.report.drawing import standalone
+from fedfinlora.runfolder import read_json
+
+ADAPTERS = {False: "LoRA", True: "FFA-LoRA"}
+
+
+def private_table(runs: Sequence[Path]) -> str:
+    """One line a run, without privacy first, then by falling epsilon; plain LoRA before FFA-LoRA."""
+    keys = [key for key in BENCHMARKS if key in read_json(runs[0] / "result.json")["scores"]["final"]]
+    heads = ["epsilon", "adapter", "numbers sent", "sigma", *(BENCHMARKS[key].title for key in keys), "mean"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for run in sorted(runs, key=_order):
+        config, scores = _config(run), read_json(run / "result.json")["scores"]["final"]
+        cells = [_epsilon_words(run), _adapter(config), f"{_numbers(run):,}", _noise(run)]
+        cells += [f"{100 * (headline_score(scores[key], 'honest') or 0):.1f}" for key in keys]
+        mean, half = mean_of(scores, keys)
+        lines.append(f"| {' | '.join(cells)} | {100 * mean:.1f} (±{100 * half:.1f}) |")
+    return "\n".join(lines)
+
+
+def private_chart(runs: Sequence[Path]) -> str:
+    """The means with their intervals, a row for each epsilon, as the content of an SVG file."""
+    keys = [key for key in BENCHMARKS if key in read_json(runs[0] / "result.json")["scores"]["final"]]
+    by_epsilon: dict[str, list[Interval]] = {}
+    for run in sorted(runs, key=_order):
+        mean, half = mean_of(read_json(run / "result.json")["scores"]["final"], keys)
+        frozen = bool(_config(run)["peft"]["freeze_a"])
+        item = Interval(ADAPTERS[frozen], mean, max(0.0, mean - half), min(1.0, mean + half), int(frozen))
+        by_epsilon.setdefault(_epsilon_words(run), []).append(item)
+    rows = [
+        IntervalRow("without privacy" if words == "none" else f"epsilon {words}", items) for words, items in by_epsilon.items()
+    ]
+    chart = interval_chart("privacy", "What privacy costs", f"mean accuracy of {', '.join(keys)}, with 95 % intervals", rows)
+    assert chart is not None
+    return standalone(chart)
+
+
+def mean_of(scores: Mapping[str, Mapping[str, Any]], keys: Sequence[str]) -> tuple[float, float]:
+    """(mean accuracy over benchmarks, half of its 95 % interval): shares of independent rows, by the normal approximation."""
+    shares = [headline_score(scores[key], "honest") or 0.0 for key in keys]
+    variance = sum(share * (1 - share) / scores[key]["n"] for share, key in zip(shares, keys, strict=True))
+    return fmean(shares), 1.96 * math.sqrt(variance) / len(keys)
+
+
+def _config(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text("utf-8"))
+    return found
+
+
+def _order(run: Path) -> tuple[float, bool]:
+    config = _config(run)
+    wanted = config["privacy"]["epsilon"] if config["privacy"]["mode"] != "none" else math.inf
+    return -wanted, bool(config["peft"]["freeze_a"])
+
+
+def _adapter(config: Mapping[str, Any]) -> str:
+    peft = config["peft"]
+    return f"{ADAPTERS[bool(peft['freeze_a'])]}, rank {peft['rank']} on {', '.join(peft['target_modules'])}"
+
+
+def _epsilon_words(run: Path) -> str:
+    config = _config(run)
+    return "none" if config["privacy"]["mode"] == "none" else f"{config['privacy']['epsilon']:g}"
+
+
+def _noise(run: Path) -> str:
+    """The banks' noise multipliers, from their ledgers' point of view: what was found for the wanted epsilon."""
+    config = _config(run)
+    if config["privacy"]["mode"] == "none":
+        return "–"
+    from fedfinlora.privacy.accounting import noise_multiplier_for
+
+    card = read_json(run / "privacy.json")
+    rate, steps = config["train"]["epochs"] / config["num_server_rounds"], config["num_server_rounds"]
+    found = sorted(
+        {noise_multiplier_for(config["privacy"]["epsilon"], bank["delta"], rate, steps) for bank in card["banks"].values()}
+    )
+    return " to ".join(f"{sigma:.2f}" for sigma in ([found[0], found[-1]] if len(found) > 1 else found))
+
+
+def _numbers(run: Path) -> int:
+    """Numbers of the adapter that are trained and sent."""
+    frozen = bool(_config(run)["peft"]["freeze_a"])
+    tensors = read_tensors(run / "adapters" / "final")
+    return sum(tensor.numel() for name, tensor in tensors.items() if not (frozen and ".lora_A." in name))

@@ -1,0 +1,72 @@
+"""What ran at a bank: one line for each request that reached it, on its own disk, with what left and what was refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fedfinlora.errors import UserError
+from fedfinlora.runfolder import unwritable
+
+
+@dataclass(frozen=True)
+class Event:
+    """One request and what became of it."""
+
+    run: str
+    round: int
+    outcome: str
+    """begun (nothing has left yet), sent, refused or failed."""
+    code: str = ""
+    """Why it was refused or failed, one of `fedfinlora.wire.SAFE_REASONS`."""
+    rows: int = 0
+    """Rows trained on; they are told here also where the reply withholds them."""
+    steps: int = 0
+    bytes_sent: int = 0
+    figures: tuple[str, ...] = ()
+    """Figures that left in clear."""
+    privacy: str = "none"
+    epsilon_spent: float | None = None
+    policy_sha256: str = ""
+
+
+def record(file: Path, event: Event) -> None:
+    """Append and sync one line. UserError where the disk does not take it."""
+    line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "day": time.strftime("%Y-%m-%d"), **asdict(event)}
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            os.write(descriptor, (json.dumps(line) + "\n").encode())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise unwritable(file, error) from error
+
+
+def read_history(file: Path) -> list[dict[str, Any]]:
+    """All whole lines; one that a crash cut off is left out."""
+    try:
+        lines = file.read_text("utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}).") from error
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def rounds_today(file: Path) -> int:
+    """Rounds that were begun today."""
+    today = time.strftime("%Y-%m-%d")
+    return sum(line["outcome"] == "begun" and line["day"] == today for line in read_history(file))

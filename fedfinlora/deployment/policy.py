@@ -1,0 +1,177 @@
+"""A bank's settings and policy, `bank.yaml`: what may run on its rows, decided by the bank and checked at the bank before a model is loaded.
+
+Each rule has a name. A request that breaks one is refused with that name; the server learns the name and nothing else. The hash of the file goes with
+every reply, so that both sides can say later which policy was in force.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedfinlora.config import PEFT_METHODS, PRIVACY_MODES, Config, build_group, to_plain_group
+from fedfinlora.errors import ConfigError, UserError, choose
+
+BANK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+HOURS = re.compile(r"([01][0-9]|2[0-4]):([0-5][0-9])-([01][0-9]|2[0-4]):([0-5][0-9])")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a bank allows. Empty lists allow nothing, 0 means no limit."""
+
+    models: tuple[str, ...] = ()
+    """Base models by model.path, e.g. meta-llama/Llama-3.1-8B-Instruct; PATH@REVISION allows one revision only."""
+    peft_methods: tuple[str, ...] = ("lora", "qlora", "rslora", "dora")
+    """lora, qlora, dora, rslora."""
+    max_rank: int = 64
+    """Largest peft.rank."""
+    max_steps_per_round: int = 100
+    """Most optimiser steps in one round."""
+    max_rows_per_round: int = 0
+    """Most rows in one round, repeats counted."""
+    max_rounds_per_day: int = 500
+    """Most rounds begun in a calendar day of the bank's clock, refused ones not counted."""
+    privacy: tuple[str, ...] = ("none", "example")
+    """Allowed privacy modes: none, example, dp_lora, bank. Leave out none (and bank, which trusts the server) to require privacy."""
+    privacy_units: tuple[str, ...] = ("example", "customer", "bank")
+    """Allowed privacy.unit; [customer] requires that a customer's rows are protected together."""
+    max_epsilon: float = 8.0
+    """Largest privacy.epsilon of a run; a noise multiplier given instead is refused. With privacy=none it has no meaning."""
+    code: tuple[str, ...] = ()
+    """Allowed source hashes of the project, as `bank status` shows them; empty = the one that is installed here, which is checked anyway."""
+    hours: str = "00:00-24:00"
+    """When rounds may begin, by the bank's clock; 20:00-06:00 goes over midnight."""
+
+    def __post_init__(self) -> None:
+        for method in self.peft_methods:
+            choose(method, PEFT_METHODS, "policy.peft_methods")
+        for mode in self.privacy:
+            choose(mode, PRIVACY_MODES, "policy.privacy")
+        for unit in self.privacy_units:
+            choose(unit, ("example", "customer", "bank"), "policy.privacy_units")
+        for name in ("max_rank", "max_steps_per_round", "max_rows_per_round", "max_rounds_per_day", "max_epsilon"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"policy.{name} must be 0 (no limit) or more, not {getattr(self, name)}.")
+        if not HOURS.fullmatch(self.hours):
+            raise ConfigError(f"policy.hours must look like 08:00-18:00, not {self.hours!r}.")
+
+
+@dataclass(frozen=True)
+class BankSettings:
+    """bank.yaml."""
+
+    version: int = 1
+    name: str = ""
+    """How the bank is called in rounds and reports."""
+    data: str = ""
+    """Folder of its rows: FinLoRA's layout, or JSON Lines."""
+    coordinator: str = ""
+    """HOST:PORT of the aggregator."""
+    budget_epsilon: float = 0.0
+    """The bank's own limit over all runs on the same rows; 0 = none but the run's."""
+    policy: Policy = field(default_factory=Policy)
+
+    def __post_init__(self) -> None:
+        if self.version != 1:
+            raise ConfigError(f"bank.yaml has version {self.version}; this code reads version 1.")
+        if not BANK_NAME.fullmatch(self.name):
+            raise ConfigError(f"name: {self.name!r} is not a plain name of letters, digits, '.', '_' and '-'.")
+        if not Path(self.data).is_absolute():
+            raise ConfigError(f"data: {self.data!r} must be an absolute path.")
+        if not self.budget_epsilon >= 0:
+            raise ConfigError("budget_epsilon must be 0 (none) or more.")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a round would do, as far as rules speak of it."""
+
+    config: Config
+    steps: int
+    rows: int
+    source_sha256: str
+    rounds_today: int
+    now: datetime
+
+
+RULES: dict[str, Callable[[Policy, Work], bool]] = {
+    "model": lambda policy, work: {work.config.model.path, f"{work.config.model.path}@{work.config.model.revision}"}.isdisjoint(policy.models),
+    "peft_methods": lambda policy, work: work.config.peft.method not in policy.peft_methods,
+    "max_rank": lambda policy, work: 0 < policy.max_rank < work.config.peft.rank,
+    "max_steps_per_round": lambda policy, work: 0 < policy.max_steps_per_round < work.steps,
+    "max_rows_per_round": lambda policy, work: 0 < policy.max_rows_per_round < work.rows,
+    "max_rounds_per_day": lambda policy, work: 0 < policy.max_rounds_per_day <= work.rounds_today,
+    "privacy": lambda policy, work: work.config.privacy.mode not in policy.privacy,
+    "privacy_units": lambda policy, work: work.config.privacy.mode != "none" and work.config.privacy.unit not in policy.privacy_units,
+    "max_epsilon": lambda policy, work: work.config.privacy.mode != "none" and _too_much(policy.max_epsilon, work.config.privacy.epsilon),
+    "code": lambda policy, work: bool(policy.code) and work.source_sha256 not in policy.code,
+    "hours": lambda policy, work: not within(policy.hours, work.now),
+}  # fmt: skip
+"""Rule -> whether the work breaks it. A new rule needs a line here, a field of Policy and a sentence in `fedfinlora.wire.SAFE_REASONS`."""
+
+
+def broken_rule(policy: Policy, work: Work) -> str:
+    """The name of the first rule that the work breaks; "" if it may be done."""
+    return next((rule for rule, breaks in RULES.items() if breaks(policy, work)), "")
+
+
+def within(hours: str, now: datetime) -> bool:
+    """Whether a time of day lies in hours like 08:00-18:00 or 20:00-06:00.
+
+    >>> [within("20:00-06:00", datetime(2026, 1, 1, hour)) for hour in (19, 20, 5, 6)]
+    [False, True, True, False]
+    """
+    found = HOURS.fullmatch(hours)
+    assert found
+    start, end = (60 * int(found[group]) + int(found[group + 1]) for group in (1, 3))
+    minute = 60 * now.hour + now.minute
+    return start <= minute < end if start < end else minute >= start or minute < end
+
+
+def read_settings(file: Path) -> tuple[BankSettings, str]:
+    """(bank.yaml, SHA-256 of the file). ConfigError that names the file and the key for anything that is not as it should be."""
+    try:
+        content = file.read_bytes()
+        values = yaml.safe_load(content)
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}). `bank init` writes it.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
+    try:
+        return build_group(BankSettings, values), hashlib.sha256(content).hexdigest()
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
+
+
+def settings_text(settings: BankSettings) -> str:
+    """bank.yaml with each key's meaning above it."""
+    import inspect
+
+    lines = [
+        "# What may run on this bank's rows. The hash of this file goes with every reply. Restart the bank after a change."
+    ]
+    for cls, values, indent in ((BankSettings, to_plain_group(settings), ""), (Policy, to_plain_group(settings.policy), "  ")):
+        meanings = dict(re.findall(r"^    (\w+): [^\n]*\n    \"\"\"(.*?)\"\"\"", inspect.getsource(cls), re.S | re.M))
+        for key, value in values.items():
+            if meanings.get(key):
+                lines += [f"{indent}# {' '.join(part.split())}" for part in meanings[key].splitlines()]
+            shown = "" if key == "policy" else f" {_yaml(value)}"
+            lines.append(f"{indent}{key}:{shown}")
+    return "\n".join(lines) + "\n"
+
+
+def _too_much(limit: float, epsilon: float) -> bool:
+    """Whether a run's epsilon is above the limit; an epsilon that is not given (a noise multiplier is) cannot be compared."""
+    return limit > 0 and (epsilon == 0 or epsilon > limit)
+
+
+def _yaml(value: Any) -> str:
+    return str(yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)).removesuffix("...\n").strip()

@@ -1,0 +1,209 @@
+"""A coordinator and two banks as processes of their own, over TLS with node authentication, by the documented commands."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tiny_runs import rounds_of, write_rows
+
+from fedfinlora.cli import main
+from fedfinlora.commands.simulate import end_family, free_port
+from fedfinlora.deployment.certificates import make_authority
+from fedfinlora.deployment.history import read_history
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ("model=tiny-random", "model.threads=1")
+
+
+class Machine:
+    """One party: a HOME of its own, and the commands that it types."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.home.mkdir(parents=True)
+        self.running: list[subprocess.Popen[bytes]] = []
+
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "HOME": str(self.home), "PYTHONPATH": "", "XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"]}
+
+    def types(self, *words: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "fedfinlora", *words]
+        return subprocess.run(
+            command, cwd=ROOT, env=self.environment(), capture_output=True, text=True, timeout=timeout, check=False
+        )
+
+    def starts(self, *words: str) -> subprocess.Popen[bytes]:
+        with open(self.home / f"{words[0]}.log", "ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "fedfinlora", *words], cwd=ROOT, env=self.environment(), stdout=log, stderr=log
+            )
+        self.running.append(process)
+        return process
+
+    def said(self, name: str) -> str:
+        return (self.home / f"{name}.log").read_text("utf-8")
+
+    def ends(self) -> None:
+        for process in self.running:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        for process in self.running:
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                end_family(process)
+
+
+def until(condition: str, machine: Machine, name: str, seconds: float = 90) -> None:
+    """Wait until a party has said something."""
+    deadline = time.monotonic() + seconds
+    while not re.search(condition, machine.said(name)):
+        assert time.monotonic() < deadline, f"{condition!r} was not said: {machine.said(name)}"
+        time.sleep(0.2)
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> Iterator[dict[str, Machine]]:
+    found = {name: Machine(tmp_path / name) for name in ("aggregator", "north", "south", "stranger")}
+    yield found
+    for machine in reversed(found.values()):
+        machine.ends()
+
+
+@pytest.mark.slow
+def test_a_federation_from_nothing(machines: dict[str, Machine], tmp_path: Path) -> None:
+    aggregator, north, south, stranger = machines.values()
+    port = str(free_port())
+    done = aggregator.types("coordinator", "init", "--listen", "127.0.0.1", "--port", port)
+    assert done.returncode == 0, done.stderr
+    authority = aggregator.home / ".fedfinlora" / "coordinator" / "ca.crt"
+    again = aggregator.types("coordinator", "init")
+    assert (again.returncode, "Nothing was changed" in again.stderr) == (1, True)
+
+    for machine, name in ((north, "north"), (south, "south"), (stranger, "stranger")):
+        rows = write_rows(machine.home / "rows", train=40, word=name)
+        init = [
+            "bank",
+            "init",
+            "--name",
+            name,
+            "--data",
+            str(rows),
+            "--coordinator",
+            f"127.0.0.1:{port}",
+            "--ca",
+            str(authority),
+        ]
+        done = machine.types(*init, *TINY)
+        assert done.returncode == 0, done.stderr
+        assert "one step on 4 rows" in done.stdout
+    key = "{}/.fedfinlora/bank/node.key.pub"
+    assert aggregator.types("coordinator", "enroll", key.format(north.home), "--name", "north").returncode == 0
+    assert (
+        "must not leave its bank"
+        in aggregator.types("coordinator", "enroll", key.format(north.home)[:-4], "--name", "n").stderr
+    )
+    assert "another key" in aggregator.types("coordinator", "enroll", key.format(south.home), "--name", "north").stderr
+    assert "already enrolled" in aggregator.types("coordinator", "enroll", key.format(north.home), "--name", "twin").stderr
+
+    aggregator.starts("coordinator", "start")
+    until("coordinator is up", aggregator, "coordinator")
+    assert aggregator.types("coordinator", "enroll", key.format(south.home), "--name", "south").returncode == 0
+
+    # South allows adapters of rank 2 only and refuses; the run goes on with north.
+    settings = south.home / ".fedfinlora" / "bank" / "bank.yaml"
+    allowing = settings.read_text()
+    settings.write_text(allowing.replace("max_rank: 64", "max_rank: 2"))
+    north_bank = north.starts("bank", "start")
+    south.starts("bank", "start")
+
+    # Neither an unregistered key nor another authority gets in.
+    outsider = stranger.starts("bank", "start")
+    assert outsider.wait(timeout=90) == 1
+    assert "has not enrolled" in stranger.said("bank")
+    make_authority(tmp_path / "other", 10)
+    (stranger.home / ".fedfinlora" / "bank" / "ca.crt").write_bytes((tmp_path / "other" / "ca.crt").read_bytes())
+
+    run = [
+        "coordinator",
+        "run",
+        *TINY,
+        "num_server_rounds=1",
+        "evaluation=none",
+        "train.steps_per_round=1",
+        "train.batch_rows=4",
+    ]
+    done = aggregator.types(*run, "run_name=refused")
+    assert done.returncode == 0, done.stderr + done.stdout
+    runs = aggregator.home / ".fedfinlora" / "runs"
+    (line,) = rounds_of(runs / "refused")
+    assert [(bank["bank"], bank["code"]) for bank in line["banks"]] == [("north", ""), ("south", "policy-max_rank")]
+    told = south.types("bank", "history").stdout
+    assert "refused policy-max_rank" in told
+
+    # North is killed and started again: the same identity, history and ledger; south allows the run now, north must be private.
+    end_family(north_bank)
+    settings.write_text(allowing)
+    north.starts("bank", "start")
+    done = aggregator.types(*run, "run_name=private", "privacy=example", "privacy.epsilon=8", "num_server_rounds=2")
+    assert done.returncode == 0, done.stderr + done.stdout
+    lines = rounds_of(runs / "private")
+    assert [bank["status"] for line in lines for bank in line["banks"]] == ["ok"] * 4
+    outcomes = [
+        line["outcome"] for line in read_history(north.home / ".fedfinlora" / "bank" / "state" / "history" / "north.jsonl")
+    ]
+    assert outcomes == ["begun", "sent"] * 3
+    assert "epsilon spent" in north.types("bank", "status").stdout
+
+    # Nothing of the rows, no path and no key is in what the aggregator holds.
+    held = b"".join(file.read_bytes() for file in (aggregator.home / ".fedfinlora").rglob("*") if file.is_file())
+    private_key = (north.home / ".fedfinlora" / "bank" / "node.key").read_bytes().splitlines()[2]
+    for secret in (b"train north item", b"train south item", str(north.home).encode(), private_key):
+        assert secret not in held
+
+    status = aggregator.types("coordinator", "status")
+    assert status.returncode == 0
+    assert "bank north: online" in status.stdout
+    assert aggregator.types("coordinator", "revoke", "south").returncode == 0
+    until("has revoked it", south, "bank")
+
+
+def test_commands_before_init_say_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["coordinator", "start"], ["coordinator", "status"], ["bank", "start"], ["bank", "history"]):
+        assert main([*words, "--home", str(tmp_path)]) == 1
+        assert "init` first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"--coordinator": "host"}, "HOST:PORT"),
+        ({"--data": "/nowhere"}, "is not a folder"),
+        ({"--name": "a/b"}, "plain name"),
+        ({"--ca": "/nowhere"}, "no certificate"),
+    ],
+)
+def test_a_bank_that_cannot_be_made_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, str], named: str
+) -> None:
+    make_authority(tmp_path / "authority", 10)
+    rows = write_rows(tmp_path / "rows")
+    given = {
+        "--name": "north",
+        "--data": str(rows),
+        "--coordinator": "host:1",
+        "--ca": str(tmp_path / "authority" / "ca.crt"),
+        **change,
+    }
+    words = [word for pair in given.items() for word in pair]
+    assert main(["bank", "init", "--home", str(tmp_path / "home"), *words, *TINY]) in (1, 2)
+    assert named in capsys.readouterr().err
+    assert not (tmp_path / "home").exists()

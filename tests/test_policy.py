@@ -1,0 +1,271 @@
+"""A bank's settings file, each of its rules, its history, and what a refusal tells the server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_grid import FakeGrid
+from tiny_runs import overrides, rounds_of, write_rows
+
+import client_app.bank
+from client_app.bank import bank_facts, train_round
+from fedfinlora.compose import compose
+from fedfinlora.config import Config
+from fedfinlora.deployment.history import Event, read_history, record, rounds_today
+from fedfinlora.deployment.policy import RULES, BankSettings, Policy, Work, broken_rule, read_settings, settings_text
+from fedfinlora.errors import ConfigError, UserError
+from fedfinlora.models import get_session, initial_adapter
+from fedfinlora.runfolder import source_fingerprint
+from fedfinlora.wire import SAFE_REASONS, BankError, TrainRequest
+from server_app.federated import run_federated
+
+TINY = Policy(models=("memory:tiny-random",))
+
+
+@pytest.fixture(autouse=True)
+def forget() -> Iterator[None]:
+    yield
+    client_app.bank._rows.clear()
+    client_app.bank._divided.cache_clear()
+
+
+def work(*words: str, steps: int = 2, rows: int = 8, today: int = 0, hour: int = 12, source: str = "abc") -> Work:
+    return Work(compose(["model=tiny-random", *words]), steps, rows, source, today, datetime(2026, 1, 1, hour, 30))
+
+
+@pytest.mark.parametrize(
+    ("policy", "done", "rule"),
+    [
+        ({}, work(), ""),
+        ({"models": ()}, work(), "model"),
+        ({"models": ("memory:tiny-random@main",)}, work(), ""),
+        ({"models": ("memory:tiny-random@abc",)}, work(), "model"),
+        ({"peft_methods": ("dora",)}, work(), "peft_methods"),
+        ({"max_rank": 3}, work("peft.rank=4"), "max_rank"),
+        ({"max_rank": 4}, work("peft.rank=4"), ""),
+        ({"max_rank": 0}, work("peft.rank=400"), ""),
+        ({"max_steps_per_round": 1}, work(steps=2), "max_steps_per_round"),
+        ({"max_rows_per_round": 7}, work(rows=8), "max_rows_per_round"),
+        ({"max_rounds_per_day": 3}, work(today=2), ""),
+        ({"max_rounds_per_day": 3}, work(today=3), "max_rounds_per_day"),
+        ({"privacy": ("example",)}, work(), "privacy"),
+        ({"privacy": ("example",)}, work("privacy=example"), ""),
+        ({"privacy_units": ("customer",)}, work("privacy=example"), "privacy_units"),
+        ({"privacy_units": ("customer",)}, work(), ""),
+        ({"max_epsilon": 3.0}, work("privacy=example", "privacy.epsilon=4"), "max_epsilon"),
+        ({"max_epsilon": 3.0}, work("privacy=example", "privacy.epsilon=0", "privacy.noise_multiplier=9"), "max_epsilon"),
+        ({"max_epsilon": 0.0}, work("privacy=example", "privacy.epsilon=99"), ""),
+        ({"code": ("abc",)}, work(), ""),
+        ({"code": ("def",)}, work(), "code"),
+        ({"hours": "08:00-12:30"}, work(), "hours"),
+        ({"hours": "08:00-12:31"}, work(), ""),
+        ({"hours": "20:00-06:00"}, work(hour=5), ""),
+    ],
+)  # fmt: skip
+def test_each_rule_refuses_what_it_names_and_nothing_else(policy: dict[str, Any], done: Work, rule: str) -> None:
+    assert broken_rule(replace(TINY, **policy), done) == rule
+
+
+def test_every_rule_has_its_sentence_for_the_server() -> None:
+    assert {f"policy-{rule}" for rule in RULES} == {code for code in SAFE_REASONS if code.startswith("policy-")}
+
+
+class TestFile:
+    def settings(self, **values: Any) -> BankSettings:
+        return BankSettings(**{"name": "north", "data": "/rows", "coordinator": "host:1", "policy": TINY, **values})
+
+    def test_what_is_written_is_read_again_and_every_key_explained(self, tmp_path: Path) -> None:
+        (tmp_path / "bank.yaml").write_text(settings_text(self.settings(budget_epsilon=3.5)))
+        found, digest = read_settings(tmp_path / "bank.yaml")
+        assert found == self.settings(budget_epsilon=3.5)
+        assert len(digest) == 64
+        text = (tmp_path / "bank.yaml").read_text()
+        lines = text.splitlines()
+        for item in fields(Policy):
+            place = next(number for number, line in enumerate(lines) if line.startswith(f"  {item.name}:"))
+            assert lines[place - 1].startswith("  # "), item.name
+
+    @pytest.mark.parametrize(
+        ("text", "named"),
+        [
+            ("name: [", "is not YAML"),
+            ("- a", "group of keys"),
+            ("name: north\ndata: /x\npolcy: {}", "polcy"),
+            ("name: a/b\ndata: /x", "plain name"),
+            ("name: north\ndata: rows", "absolute"),
+            ("version: 2\nname: north\ndata: /x", "version 2"),
+            ("name: north\ndata: /x\npolicy: {max_rank: -1}", "max_rank"),
+            ("name: north\ndata: /x\npolicy: {max_rank: many}", "max_rank"),
+            ("name: north\ndata: /x\npolicy: {privacy: [sometimes]}", "sometimes"),
+            ("name: north\ndata: /x\npolicy: {hours: 8-18}", "hours"),
+            ("name: north\ndata: /x\npolicy: {peft_methods: [prefix]}", "prefix"),
+            ("name: north\ndata: /x\nbudget_epsilon: -1", "budget_epsilon"),
+        ],
+    )
+    def test_a_bad_file_is_refused_by_name_and_key(self, tmp_path: Path, text: str, named: str) -> None:
+        (tmp_path / "bank.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=named) as error:
+            read_settings(tmp_path / "bank.yaml")
+        assert "bank.yaml" in str(error.value)
+
+    def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"bank\.yaml cannot be read"):
+            read_settings(tmp_path / "bank.yaml")
+
+    def test_a_bank_without_a_readable_file_refuses_everything(self, tmp_path: Path) -> None:
+        with pytest.raises(BankError, match="cannot be read") as error:
+            bank_facts({"settings": str(tmp_path / "bank.yaml")})
+        assert error.value.code == "config"
+
+
+class TestHistory:
+    def test_lines_are_kept_and_a_torn_one_is_left_out(self, tmp_path: Path) -> None:
+        file = tmp_path / "history" / "north.jsonl"
+        record(file, Event("run", 1, "begun"))
+        record(file, Event("run", 1, "sent", rows=5))
+        file.write_text(file.read_text() + '{"run": "r')
+        assert [line["outcome"] for line in read_history(file)] == ["begun", "sent"]
+        assert rounds_today(file) == 1
+        assert file.stat().st_mode & 0o777 == 0o600
+
+    def test_an_unwritable_history_lets_nothing_run(self, rows: Path, tmp_path: Path) -> None:
+        bank = bank_of(rows, tmp_path)
+        (tmp_path / "state").mkdir()
+        (tmp_path / "state" / "history").write_text("in the way")
+        with pytest.raises(BankError) as error:
+            ask(compose(overrides(bank.rows, tmp_path / "runs")), bank)
+        assert error.value.code == "disk"
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("rows"), train=40)
+
+
+class Bank:
+    """A bank with a settings file."""
+
+    def __init__(self, rows: Path, place: Path, **policy: Any) -> None:
+        self.rows = rows
+        settings = BankSettings(name="north", data=str(rows), coordinator="host:1", policy=replace(TINY, **policy))
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "bank.yaml").write_text(settings_text(settings))
+        self.node_config = {
+            "settings": str(place / "bank.yaml"), "state-dir": str(place / "state"), "ledger-dir": str(place / "ledger"),
+        }  # fmt: skip
+        self.facts = bank_facts(self.node_config)
+
+    @property
+    def history(self) -> list[tuple[str, str]]:
+        return [(line["outcome"], line["code"]) for line in read_history(self.facts.history_file)]
+
+
+def bank_of(rows: Path, place: Path, **policy: Any) -> Bank:
+    return Bank(rows, place, **policy)
+
+
+def ask(config: Config, bank: Bank, round_number: int = 1) -> Any:
+    session = get_session(config)
+    adapter = initial_adapter(session, config)
+    return train_round(TrainRequest(config, "run", round_number, session.layout.id, source_fingerprint(), adapter), bank.facts)
+
+
+class TestBank:
+    def test_what_is_allowed_runs_and_is_written_down(self, rows: Path, tmp_path: Path) -> None:
+        bank = bank_of(rows, tmp_path)
+        ask(compose(overrides(rows, tmp_path / "runs")), bank)
+        assert bank.history == [("begun", ""), ("sent", "")]
+        sent = read_history(bank.facts.history_file)[-1]
+        assert (sent["rows"], sent["steps"]) == (8, 2)
+        assert sent["bytes_sent"] > 0
+        assert {"rows", "train_loss"} <= set(sent["figures"])
+        assert sent["policy_sha256"] == bank.facts.policy_sha256
+
+    def test_a_private_round_tells_its_rows_at_home_alone(self, rows: Path, tmp_path: Path) -> None:
+        bank = bank_of(rows, tmp_path)
+        _, _, figures = ask(compose(overrides(rows, tmp_path / "runs", "privacy=example")), bank)
+        sent = read_history(bank.facts.history_file)[-1]
+        assert figures.rows == 0
+        assert sent["rows"] > 0
+        assert not {"rows", "train_loss", "tokens"} & set(sent["figures"])
+        assert sent["epsilon_spent"] == figures.epsilon_spent
+
+    @pytest.mark.parametrize(
+        ("policy", "code"),
+        [
+            ({"models": ("elsewhere",)}, "policy-model"),
+            ({"max_steps_per_round": 1}, "policy-max_steps_per_round"),
+            ({"max_rows_per_round": 7}, "policy-max_rows_per_round"),
+            ({"privacy": ("example",)}, "policy-privacy"),
+        ],
+    )
+    def test_what_is_not_allowed_does_not_train(
+        self, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: dict[str, Any], code: str
+    ) -> None:
+        def never(*arguments: Any, **values: Any) -> None:
+            raise AssertionError("trained")
+
+        monkeypatch.setattr(client_app.bank, "train", never)
+        bank = bank_of(rows, tmp_path, **policy)
+        with pytest.raises(BankError) as error:
+            ask(compose(overrides(rows, tmp_path / "runs")), bank)
+        assert error.value.code == code
+        assert bank.history[-1] == ("refused", code)
+
+    def test_a_refused_model_is_not_even_loaded(self, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        bank = bank_of(rows, tmp_path, models=("elsewhere",))
+        config = compose(overrides(rows, tmp_path / "runs"))
+        session = get_session(config)
+        request = TrainRequest(config, "run", 1, session.layout.id, source_fingerprint(), initial_adapter(session, config))
+
+        def never(config: Config) -> None:
+            raise AssertionError("loaded")
+
+        monkeypatch.setattr(client_app.bank, "get_session", never)
+        with pytest.raises(BankError) as error:
+            train_round(request, bank.facts)
+        assert error.value.code == "policy-model"
+
+    def test_rounds_of_a_day_are_counted_over_runs_and_restarts(self, rows: Path, tmp_path: Path) -> None:
+        config = compose(overrides(rows, tmp_path / "runs"))
+        bank = bank_of(rows, tmp_path, max_rounds_per_day=2)
+        ask(config, bank, 1)
+        ask(config, bank_of(rows, tmp_path, max_rounds_per_day=2), 2)
+        with pytest.raises(BankError) as error:
+            ask(config, bank, 1)
+        assert error.value.code == "policy-max_rounds_per_day"
+
+    def test_a_failure_is_written_down_with_its_code(self, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def broken(*arguments: Any, **values: Any) -> None:
+            raise UserError("diverged")
+
+        monkeypatch.setattr(client_app.bank, "train", broken)
+        bank = bank_of(rows, tmp_path)
+        with pytest.raises(BankError):
+            ask(compose(overrides(rows, tmp_path / "runs")), bank)
+        assert bank.history == [("begun", ""), ("failed", "diverged")]
+
+
+def test_a_refusal_stands_in_the_round_record_and_the_run_goes_on(rows: Path, tmp_path: Path) -> None:
+    north = bank_of(rows, tmp_path / "north", max_rank=2)
+    south = {"bank": "south", "data-path": str(rows), "state-dir": str(tmp_path / "south")}
+    config = compose(overrides(rows, tmp_path / "runs", "dataset.source=jsonl", f"dataset.root={rows}"))
+    run = run_federated(FakeGrid({7: north.node_config, 8: south}), config)
+    for line in rounds_of(run):
+        refused, trained = line["banks"]
+        assert (refused["bank"], refused["status"], refused["code"]) == ("north", "error", "policy-max_rank")
+        assert "rule: max_rank" in refused["reason"]
+        assert trained["status"] == "ok"
+        assert "policy_sha256" not in trained
+
+
+def test_the_hash_of_the_policy_goes_with_every_reply(rows: Path, tmp_path: Path) -> None:
+    north = bank_of(rows, tmp_path / "north")
+    config = compose(overrides(rows, tmp_path / "runs", "dataset.source=jsonl", f"dataset.root={rows}", banks=1))
+    run = run_federated(FakeGrid({7: north.node_config}), config)
+    assert {bank["policy_sha256"] for line in rounds_of(run) for bank in line["banks"]} == {north.facts.policy_sha256}
