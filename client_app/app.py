@@ -9,6 +9,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client_app.bank import bank_facts, train_round
+from client_app.worker import train_in_worker
 from fedfinlora.runfolder import source_fingerprint
 from fedfinlora.wire import BankError, pack_error, pack_reply, unpack_request
 
@@ -33,7 +34,11 @@ def train(message: Message, context: Context) -> Message:
 
     def answer() -> RecordDict:
         facts = bank_facts(context.node_config)
-        delta, layout_id, figures = train_round(unpack_request(message.content), facts)
+        request = unpack_request(message.content)
+        if context.node_config.get("worker"):
+            delta, layout_id, figures = train_in_worker(request, facts, context.node_config)
+        else:
+            delta, layout_id, figures = train_round(request, facts)
         return pack_reply(facts.name, layout_id, delta, figures, facts.policy_sha256)
 
     return _safely(message, context, answer)

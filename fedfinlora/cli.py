@@ -89,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
         "--labels", nargs=2, default=["final", "final"], metavar=("A", "B"), help="which scores of each: base, final, round_NNN"
     )
     compare.add_argument("--json", type=Path, metavar="FILE", help="also write every figure as JSON")
-    bench = add("bench", "Measure speed beside a reference.", "NAME is train, evaluate, federation or private-step.")
+    bench = add("bench", "Measure speed beside a reference.", "NAME is train, evaluate, federation, private-step or round.")
     bench.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     bench.add_argument(
         "--rows",
@@ -176,6 +176,8 @@ def _add_bank(commands: Any) -> None:
             action.add_argument("--coordinator", required=True, metavar="HOST:PORT", help="the aggregator's address")
             action.add_argument("--ca", type=Path, required=True, metavar="FILE", help="the coordinator's ca.crt")
             action.add_argument("overrides", nargs="*", metavar="key=value", help="model=… is tried and allowed by the policy")
+        elif name == "start":
+            action.add_argument("--no-worker", action="store_true", help="load the base model for every message anew")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -264,7 +266,9 @@ def _bank(options: argparse.Namespace) -> int:
     home = options.home.expanduser().absolute()
     if options.action == "init":
         return bank.init(home, options.name, options.data, options.coordinator, options.ca, options.overrides)
-    act = {"start": bank.start, "status": bank.status, "history": bank.history}
+    if options.action == "start":
+        return bank.start(home, worker=not options.no_worker)
+    act = {"status": bank.status, "history": bank.history}
     return act[options.action](home)
 
 

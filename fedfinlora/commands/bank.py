@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from client_app.bank import BankFacts, bank_dataset, bank_facts, bank_rows
+from client_app.worker import end_worker
 from fedfinlora.commands.simulate import end_family, free_port, program
 from fedfinlora.compose import compose
 from fedfinlora.config import Config
@@ -74,8 +75,8 @@ def _try(config: Config, facts: BankFacts) -> None:
     print(f"one step on {few} rows: loss {result.loss:.3f}, {result.wall_s:.1f} s")
 
 
-def start(home: Path) -> int:
-    """Run the SuperNode in the foreground until it is ended by SIGTERM or Ctrl-C."""
+def start(home: Path, worker: bool = True) -> int:
+    """Run the SuperNode in the foreground until it is ended by SIGTERM or Ctrl-C. `worker` keeps the base model loaded between messages."""
     settings, digest = _settings(home)
     print(f"policy {digest[:16]}: {home / SETTINGS}")
     print(expiry_words(home / AUTHORITY))
@@ -104,6 +105,7 @@ def start(home: Path) -> int:
         return 0
     finally:
         end_family(process)
+        end_worker(home / "state")
 
 
 def status(home: Path) -> int:
@@ -125,6 +127,7 @@ def status(home: Path) -> int:
 
 def history(home: Path) -> int:
     """Every request that reached the bank, and what became of it."""
+    _settings(home)
     lines = read_history(_facts(home).history_file)
     print("time                      run                  round  outcome  rows  steps  bytes sent  epsilon spent")
     for line in lines:

@@ -21,10 +21,14 @@ def bench(words: Sequence[str], file: Path | None, rows: str = "short") -> int:
     run: Bench
     if rows != "short" and name != "train":
         raise ConfigError(f"--rows {rows} belongs to `bench train`.")
-    if choose(name, ("train", "evaluate", "federation", "private-step"), "benchmark") == "evaluate":
+    if choose(name, ("train", "evaluate", "federation", "private-step", "round"), "benchmark") == "evaluate":
         from fedfinlora.commands.bench_evaluate import bench_evaluate
 
         run = bench_evaluate
+    elif name == "round":
+        from fedfinlora.commands.bench_round import bench_round
+
+        run = bench_round
     elif name == "private-step":
         from fedfinlora.commands.bench_private import bench_private
 

@@ -1,0 +1,153 @@
+"""The resident worker: the same bytes as without it, one model load, and what happens when it dies, idles, or cannot be had."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from tiny_runs import overrides, write_rows
+
+import client_app.bank
+from client_app import worker
+from client_app.bank import bank_facts, train_round
+from client_app.worker import PROCESS_FILE, end_worker, socket_path, train_in_worker
+from fedfinlora.compose import compose
+from fedfinlora.models import get_session, initial_adapter
+from fedfinlora.runfolder import source_fingerprint
+from fedfinlora.wire import BankError, TrainRequest
+
+pytestmark = pytest.mark.slow
+
+
+class Bank:
+    """A bank in a folder of its own, and its worker."""
+
+    def __init__(self, place: Path, **more: Any) -> None:
+        self.rows = write_rows(place / "rows", train=24)
+        self.node_config = {
+            "bank": "north", "data-path": str(self.rows), "state-dir": str(place / "state"), "ledger-dir": str(place / "ledger"),
+            "worker": True, **more,
+        }  # fmt: skip
+        self.facts = bank_facts(self.node_config)
+        self.words = overrides(self.rows, place / "runs", "train.optimizer_state=reset")
+
+    def request(self, round_number: int = 1, *more: str) -> TrainRequest:
+        config = compose([*self.words, *more])
+        session = get_session(config)
+        adapter = initial_adapter(session, config)
+        return TrainRequest(config, "run", round_number, session.layout.id, source_fingerprint(), adapter)
+
+    def ask(self, *more: str) -> Any:
+        return train_in_worker(self.request(1, *more), self.facts, self.node_config)
+
+    @property
+    def process(self) -> int:
+        return int((self.facts.state_folder / PROCESS_FILE).read_text())
+
+
+@pytest.fixture
+def bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bank]:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    made = Bank(tmp_path)
+    yield made
+    end_worker(made.facts.state_folder)
+    client_app.bank._rows.clear()
+
+
+def test_it_gives_the_same_bytes_and_keeps_the_model(bank: Bank) -> None:
+    here, layout, figures = train_round(bank.request(), bank.facts)
+    there, its_layout, its_figures = bank.ask()
+    assert np.array_equal(here, there)
+    assert layout == its_layout
+    assert figures.train_loss == its_figures.train_loss
+    first = bank.process
+    again, _, its_figures = bank.ask()
+    assert np.array_equal(here, again)
+    assert its_figures.load_s < 0.1, "it had the model"
+    assert bank.process == first
+    path = socket_path(bank.facts)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+def test_an_error_comes_back_as_its_code(bank: Bank) -> None:
+    with pytest.raises(BankError) as error:
+        bank.ask("model.context_tokens=3")
+    assert error.value.code == "data"
+    bank.ask()
+
+
+def test_one_that_was_killed_is_started_anew(bank: Bank) -> None:
+    bank.ask()
+    killed = bank.process
+    os.kill(killed, signal.SIGKILL)
+    psutil.wait_procs([psutil.Process(killed)] if psutil.pid_exists(killed) else [], timeout=10)
+    bank.ask()
+    assert bank.process != killed
+
+
+def test_one_that_dies_at_work_is_an_error_and_not_done_again(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank.ask()
+    os.kill(bank.process, signal.SIGSTOP)
+    sent: list[int] = []
+    real = worker._send
+
+    def send(*arguments: Any) -> None:
+        real(*arguments)
+        sent.append(bank.process)
+        os.kill(bank.process, signal.SIGKILL)
+
+    monkeypatch.setattr(worker, "_send", send)
+    with pytest.raises(BankError) as error:
+        bank.ask()
+    assert (error.value.code, len(sent)) == ("internal", 1)
+
+
+def test_without_work_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    bank = Bank(tmp_path, **{"worker-idle-s": 1.0})
+    bank.ask()
+    deadline = time.monotonic() + 30
+    while socket_path(bank.facts).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_where_none_can_be_had_the_work_is_done_here(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = train_round(bank.request(), bank.facts)[0]
+    socket_path(bank.facts).parent.mkdir(mode=0o777)
+    os.chmod(socket_path(bank.facts).parent, 0o777)
+    assert np.array_equal(bank.ask()[0], here), "a folder that others can write to is not used"
+    os.chmod(socket_path(bank.facts).parent, 0o700)
+    monkeypatch.setattr(worker.sys, "executable", "/bin/false")
+    assert np.array_equal(bank.ask()[0], here)
+
+
+def test_garbage_on_the_socket_changes_nothing(bank: Bank) -> None:
+    bank.ask()
+    for garbage in (b"", b"hello\n", b'{"numbers": 99999999999}\n', b'{"numbers": 2}\nxxxx', b'{"numbers": 0}\n'):
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(socket_path(bank.facts)))
+            connection.sendall(garbage)
+    process = bank.process
+    bank.ask()
+    assert bank.process == process
+
+
+def test_a_worker_within_its_memory_limit_answers_and_beyond_it_fails_with_its_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    bank = Bank(tmp_path, **{"worker-memory-gib": 0.15})
+    with pytest.raises(BankError) as error:
+        bank.ask()
+    assert error.value.code in ("memory", "internal", "model")
