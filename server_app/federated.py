@@ -117,7 +117,10 @@ def _one_round(
     events.write("round_start", round=number)
     booked: dict[str, Any] = {}
     if central:
-        booked = {"privacy": {**book_round(run, central, list(banks), number), "clip_norm": clip_norm_of(state, central)}}
+        spent = book_round(run, central, list(banks), number)
+        booked = {"privacy": {**spent, "clip_norm": clip_norm_of(state, central)}}
+        told = f"epsilon of every bank: {spent['epsilon_spent']:.3g} spent, {spent['epsilon_planned']:.3g} planned for this run"
+        events.write("message", level="info", text=f"{told}, at delta {spent['delta']:.0e}")
 
     def on_bank(entry: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
         train_s = timing.get("train_s") or 0.0

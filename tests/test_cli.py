@@ -15,7 +15,8 @@ import pytest
 from tiny_runs import SCORED, adapter_bytes, overrides, result_of, write_lines, write_rows
 
 from fedfinlora.cli import main
-from fedfinlora.commands.simulate import prepare
+from fedfinlora.commands.simulate import crowded, prepare
+from fedfinlora.compose import compose
 from fedfinlora.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -614,3 +615,18 @@ def test_a_file_size_limit_is_one_line(tmp_path: Path, rows: Path) -> None:
     ended = Ending(done.returncode, done.stdout, done.stderr)
     assert "Cannot write" in ended.error
     assert ended.status == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "warned"),
+    [
+        ([], False),
+        (["model.threads=1"], False),
+        (["model.threads=64", "workers=1"], True),
+        (["model.threads=64", "workers=2"], True),
+    ],
+)
+def test_more_threads_than_cores_are_warned_about(words: list[str], warned: bool) -> None:
+    told = crowded(compose([*words, "banks=2"]))
+    assert bool(told) == warned
+    assert not warned or "they would wait for each other" in told
