@@ -10,6 +10,7 @@ from flwr.clientapp import ClientApp
 
 from client_app.bank import bank_facts, train_round
 from client_app.worker import train_in_worker
+from fedfinlora.logs import show_logs
 from fedfinlora.runfolder import source_fingerprint
 from fedfinlora.wire import BankError, pack_error, pack_reply, unpack_request
 
@@ -45,6 +46,7 @@ def train(message: Message, context: Context) -> Message:
 
 
 def _safely(message: Message, context: Context, answer: Callable[[], RecordDict]) -> Message:
+    show_logs()
     try:
         return Message(answer(), reply_to=message)
     except BankError as error:

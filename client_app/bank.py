@@ -34,6 +34,7 @@ from fedfinlora.config import Config, DatasetConfig, PartitionConfig, PrivacyCon
 from fedfinlora.deployment.history import Event, record, rounds_today
 from fedfinlora.deployment.policy import Policy, Work, broken_rule, read_settings
 from fedfinlora.errors import UserError
+from fedfinlora.logs import about
 from fedfinlora.models import Session, get_session
 from fedfinlora.packing import Example
 from fedfinlora.privacy.ledger import fingerprint, ledger_root
@@ -251,6 +252,12 @@ def train_round(request: TrainRequest, facts: BankFacts) -> tuple[Vector, str, F
 
     A bank with a policy writes each request and what became of it into its history.
     """
+    with about(run=request.run, round=request.round, bank=facts.name):
+        return _noted_round(request, facts)
+
+
+def _noted_round(request: TrainRequest, facts: BankFacts) -> tuple[Vector, str, Figures]:
+    """The round and its history."""
     if facts.policy is None:
         return _train_round(request, facts)[:3]
 

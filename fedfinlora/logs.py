@@ -1,8 +1,20 @@
-"""Our log lines on standard error, inside Flower's processes, which configure their own logger only."""
+"""Our log lines on standard error, inside Flower's processes, which configure their own logger only.
+
+FEDFINLORA_LOG=json makes each line a JSON object: time, level, logger, message, and the run, round and bank that it belongs to, where it does.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any
+
+_about: ContextVar[dict[str, Any] | None] = ContextVar("fedfinlora_log_about", default=None)
 
 
 def show_logs() -> None:
@@ -11,6 +23,33 @@ def show_logs() -> None:
     logger.setLevel(logging.INFO)
     if not logger.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(levelname)s: %(name)s: %(message)s"))
+        as_json = os.environ.get("FEDFINLORA_LOG", "") == "json"
+        handler.setFormatter(JsonLines() if as_json else logging.Formatter("%(levelname)s: %(name)s: %(message)s"))
         logger.addHandler(handler)
         logger.propagate = False
+
+
+@contextmanager
+def about(**values: Any) -> Iterator[None]:
+    """What the lines inside belong to, e.g. `about(run="…", round=3, bank="north")`; inner values win."""
+    token = _about.set({**(_about.get() or {}), **values})
+    try:
+        yield
+    finally:
+        _about.reset(token)
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line, whatever the message holds."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **(_about.get() or {}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)

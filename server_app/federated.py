@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from eval.rounds import RunScores, validation_rows
 from fedfinlora.checkpoint import Checkpoint, save_checkpoint
 from fedfinlora.config import Config
 from fedfinlora.errors import UserError
+from fedfinlora.logs import about
 from fedfinlora.models import Session, get_session, initial_adapter
 from fedfinlora.privacy.card import privacy_card
 from fedfinlora.progress import EventWriter
@@ -86,7 +87,8 @@ def _train(grid: MessageGrid, banks: Mapping[str, int], run: OpenRun, events: Ev
     selection = scores.go_on(run.checkpoint)
     seconds: dict[str, float] = {}
     while scores.more(state.round, selection):
-        state, line = _one_round(grid, banks, run, session, state, events, seconds, central)
+        with about(run=run.run_id, round=state.round + 1):
+            state, line = _one_round(grid, banks, run, session, state, events, seconds, central)
         selection = scores.close_round({"adapter": state.adapter, **state.server}, line, selection)
     scores.finish(state.adapter, state.round, selection)
     board.close()
@@ -137,10 +139,24 @@ def _one_round(
     if number == 1 and not config.privacy.in_the_bank and line["banks"]:
         answers, tokens = (sum(bank[key] for bank in line["banks"]) for key in ("answer_tokens", "tokens"))
         events.write("message", level="info", text=f"{answers:,} of {tokens:,} tokens carry loss: answers and their ends only")
+    if number == 1 and config.privacy.mode == "dp_lora":
+        events.write("message", level="info", text=what_dp_lora_promises(line["banks"]))
     log.info(
         "round %d of %d: loss %s, %.1f s", number, config.num_server_rounds, _shown(line["train_loss"]), timings["total_s"]
     )
     return state, {**line, **booked, "timings": timings}
+
+
+def what_dp_lora_promises(banks: Sequence[Mapping[str, Any]]) -> str:
+    """The largest epsilon that a bank plans, and what it rests on."""
+    planned = [bank["privacy"] for bank in banks if bank.get("privacy") and bank["privacy"]["epsilon_planned"] is not None]
+    if not planned:
+        return "DP-LoRA as published: no bank has trained privately"
+    most = max(planned, key=lambda one: one["epsilon_planned"])
+    return (
+        f"DP-LoRA as published: epsilon {most['epsilon_planned']:.3g} at delta {most['delta']:.0e} for this run, if one row may be in every minibatch and "
+        "turn both clipped gradients round (sensitivity 2 sqrt(2) C; the paper assumes C)"
+    )
 
 
 def clip_norm_of(state: RoundState, central: CentralMechanism) -> float:

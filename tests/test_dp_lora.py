@@ -130,6 +130,9 @@ def test_a_run_spends_and_tells_what_can_honestly_be_stated(tmp_path: Path, monk
     assert card["mode"] == "dp_lora"
     assert card["epsilon"] == pytest.approx(spent[-1])
     assert "The paper assumes C" in card["composition"]
+    told = (run / "progress.jsonl").read_text("utf-8")
+    assert f"DP-LoRA as published: epsilon {spent[-1]:.3g} at delta 1e-05" in told
+    assert "the paper assumes C" in told
     assert all(bank["rows"] == 0 and bank["train_loss"] is None for line in rounds_of(run) for bank in line["banks"])
 
 
