@@ -23,14 +23,15 @@ ADAPTERS = {False: "LoRA", True: "FFA-LoRA"}
 def private_table(runs: Sequence[Path]) -> str:
     """One line a run, without privacy first, then by falling epsilon; plain LoRA before FFA-LoRA."""
     keys = [key for key in BENCHMARKS if key in read_json(runs[0] / "result.json")["scores"]["final"]]
-    heads = ["epsilon", "adapter", "numbers sent", "sigma", *(BENCHMARKS[key].title for key in keys), "mean"]
+    heads = ["epsilon", "adapter", "numbers sent", "sigma", *(BENCHMARKS[key].title for key in keys), "mean", "mean Matthews"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for run in sorted(runs, key=_order):
         config, scores = _config(run), read_json(run / "result.json")["scores"]["final"]
         cells = [_epsilon_words(run), _adapter(config), f"{_numbers(run):,}", _noise(run)]
         cells += [f"{100 * (headline_score(scores[key], 'honest') or 0):.1f}" for key in keys]
         mean, half = mean_of(scores, keys)
-        lines.append(f"| {' | '.join(cells)} | {100 * mean:.1f} (±{100 * half:.1f}) |")
+        matthews = fmean(scores[key].get("matthews") or 0.0 for key in keys)
+        lines.append(f"| {' | '.join(cells)} | {100 * mean:.1f} (±{100 * half:.1f}) | {matthews:.2f} |")
     return "\n".join(lines)
 
 

@@ -130,6 +130,7 @@ def _add_coordinator(commands: Any) -> None:
         ("init", "make the authority, the server's certificate and the settings"),
         ("enroll", "take a bank's public key"),
         ("revoke", "let a bank in no more"),
+        ("renew", "a new server certificate of the same authority"),
         ("start", "run the SuperLink until Ctrl-C"),
         ("status", "certificates, banks and runs"),
         ("run", "start a run with the enrolled banks, and follow it"),
@@ -255,6 +256,8 @@ def _coordinator(options: argparse.Namespace) -> int:
         return coordinator.enroll(home, options.key, options.name)
     if options.action == "revoke":
         return coordinator.revoke(home, options.name)
+    if options.action == "renew":
+        return coordinator.renew(home, options.days)
     if options.action == "run":
         return coordinator.run(home, options.overrides, options.banks)
     return coordinator.start(home) if options.action == "start" else coordinator.status(home)

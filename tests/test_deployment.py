@@ -176,6 +176,15 @@ def test_a_federation_from_nothing(machines: dict[str, Machine], tmp_path: Path)
     until("has revoked it", south, "bank")
 
 
+def test_a_certificate_that_ends_soon_is_renewed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    home = ["--home", str(tmp_path / "c")]
+    assert main(["coordinator", "init", *home, "--host", "aggregator.example", "--days", "5"]) == 0
+    authority = (tmp_path / "c" / "ca.crt").read_bytes()
+    assert main(["coordinator", "renew", *home]) == 0
+    assert "good for 365 more days" in capsys.readouterr().out
+    assert (tmp_path / "c" / "ca.crt").read_bytes() == authority
+
+
 def test_commands_before_init_say_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["coordinator", "start"], ["coordinator", "status"], ["bank", "start"], ["bank", "history"]):
         assert main([*words, "--home", str(tmp_path)]) == 1

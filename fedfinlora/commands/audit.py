@@ -28,7 +28,7 @@ from data.rows import Row
 from eval.report import write_run_report
 from fedfinlora.adapter import read_adapter, trainable, write_adapter
 from fedfinlora.compose import compose
-from fedfinlora.config import Config
+from fedfinlora.config import Config, to_plain_group
 from fedfinlora.errors import ConfigError
 from fedfinlora.models import Session, get_session, initial_adapter
 from fedfinlora.packing import Example
@@ -111,7 +111,7 @@ def _as_json(
             view: {"epsilon_at_least": bound.epsilon, "guesses": bound.guesses, "right": bound.right}
             for view, bound in bounds.items()
         },
-        "privacy": json.loads(json.dumps(config.privacy.__dict__)),
+        "privacy": to_plain_group(config.privacy),
         "model": config.model.name,
         "rounds": config.num_server_rounds,
         **origin_of_this_process(),

@@ -144,6 +144,13 @@ def revoke(home: Path, name: str) -> int:
     return 0
 
 
+def renew(home: Path, days: int) -> int:
+    """A new server certificate of the same authority, for the same names. Banks need nothing new."""
+    issue_server(home, [str(host) for host in Coordinator(home).settings["hosts"]], days)
+    print(f"{expiry_words(home / 'server.crt')}. Restart the coordinator to use it.")
+    return 0
+
+
 def start(home: Path) -> int:
     """Run the SuperLink in the foreground until it is ended by SIGTERM or Ctrl-C; register enrolled banks as soon as it answers."""
     coordinator = Coordinator(home)
