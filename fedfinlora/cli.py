@@ -145,6 +145,7 @@ def _add_coordinator(commands: Any) -> None:
             )
             action.add_argument("--listen", default="0.0.0.0", metavar="ADDRESS", help="address to listen on (default: all)")
             action.add_argument("--port", type=int, default=9092, metavar="N", help="default: 9092")
+        if name in ("init", "renew"):
             action.add_argument(
                 "--days", type=int, default=365, metavar="N", help="how long the server's certificate is good (default: 365)"
             )

@@ -25,7 +25,8 @@ COMMANDS = ("simulate", "centralized", "local", "evaluate", "report", "bench", "
 
 def root_where_needed(file: Path, given: list[str]) -> list[str]:
     """dataset.root=… for files that leave it to the user and for those that are made of them."""
-    needs = "root: ???" in file.read_text() or "override /dataset: finlora" in file.read_text()
+    text = file.read_text()
+    needs = any(word in text for word in ("root: ???", "override /dataset: finlora", "- sentiment\n"))
     return [] if not needs or any(word.startswith("dataset.root=") for word in given) else ["dataset.root=rows"]
 
 

@@ -17,6 +17,9 @@ def logger() -> Iterator[logging.Logger]:
     found = logging.getLogger("fedfinlora")
     before, level, propagate = list(found.handlers), found.level, found.propagate
     found.handlers.clear()
+    for name in ("fedfinlora", "fedfinlora.bank"):  # Flower's or Ray's set-up in an earlier test may have switched them off
+        logging.getLogger(name).disabled = False
+        logging.getLogger(name).setLevel(logging.NOTSET)
     yield found
     found.handlers[:] = before
     found.setLevel(level)
