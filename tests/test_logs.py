@@ -20,7 +20,9 @@ def logger() -> Iterator[logging.Logger]:
     for name in ("fedfinlora", "fedfinlora.bank"):  # Flower's or Ray's set-up in an earlier test may have switched them off
         logging.getLogger(name).disabled = False
         logging.getLogger(name).setLevel(logging.NOTSET)
+    disabled_below, logging.root.manager.disable = logging.root.manager.disable, logging.NOTSET
     yield found
+    logging.root.manager.disable = disabled_below
     found.handlers[:] = before
     found.setLevel(level)
     found.propagate = propagate

@@ -454,7 +454,7 @@ class TestNothingOfARowIsSaid:
         for reply in runs.grid.arrived:
             if reply.metadata.message_type == "train":
                 assert set(reply.content) == {"reply", "delta", "figures"}
-                assert set(reply.content["reply"]) == {"status", "bank", "layout-id"}
+                assert set(reply.content["reply"]) == {"status", "bank", "layout-id", "policy-sha256"}
                 assert set(reply.content["delta"]) == {"vector"}
                 assert all(isinstance(value, int | float) for value in reply.content["figures"].values())
 

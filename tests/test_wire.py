@@ -113,7 +113,7 @@ def test_a_holdout_loss_that_was_not_measured_stays_nan() -> None:
 def test_a_reply_holds_the_delta_and_the_figures_and_nothing_else() -> None:
     content = reply()
     assert set(content.keys()) == {"reply", "delta", "figures"}
-    assert set(content.config_records["reply"]) == {"status", "bank", "layout-id"}
+    assert set(content.config_records["reply"]) == {"status", "bank", "layout-id", "policy-sha256"}
     assert set(content.metric_records["figures"]) == {item.name for item in fields(Figures)}
     assert len(content.array_records["delta"][ARRAY_KEY].data) <= 4 * LAYOUT.size + 256
 
