@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.private_results import private_chart, private_table
+from benchmarks.private_results import private_chart, private_table, private_words
 from data.catalog import BENCHMARKS, PUBLISHED_FEDERATED
 from eval.metrics import headline_score
 from fedfinlora.commands.bench_evaluate import TARGETS, grouped
@@ -37,12 +37,6 @@ banks and Adam's on the server, the centralised one AdamW with a smaller rate on
 number of bank steps, not the same arithmetic. With 200 rows, a difference of one or two
 points between two systems is within the noise: the 95 % interval of an accuracy of 75 % is about ±6 points."""
 
-PRIVATE_LIMITS = """Four banks with unequal shares, equal weights, one pass of each over its rows (2,000 in all) in 20 steps; sigma is found by each bank for its own delta, a
-power of ten below one over its rows. Mean accuracy with half its 95 % interval, and the mean Matthews correlation, which is 0 for an adapter that gives every
-row the same answer. Read both: where Matthews is near 0 the adapter has learned the form of an answer and the commonest label, and an accuracy near the non-private one says
-nothing more. What limits it is the number of rows: the noise of a step has as many numbers as the adapter, beside the clipped gradients of some 25 rows of a bank,
-and 20 steps over 2,000 rows are too few without noise too (the 6,686 rows and 200 steps above reach 74.6). The runs
-went on with one ledger, so the epsilon spent on these rows over all runs is larger than each one's own; noise is fresh, so another run gives other scores."""
 
 SECTIONS = {
     "sentiment": "Four banks, four sentiment benchmarks",
@@ -94,7 +88,15 @@ def main() -> None:
     if chosen.private:
         origins = [_provenance(run.name, run) for run in chosen.private]
         found["private"] = "\n".join(
-            [private_table(chosen.private), "", "![Mean accuracy by epsilon](privacy.svg)", "", PRIVATE_LIMITS, "", *origins]
+            [
+                private_table(chosen.private),
+                "",
+                "![Mean accuracy by epsilon](privacy.svg)",
+                "",
+                private_words(chosen.private),
+                "",
+                *origins,
+            ]
         )
         (ROOT / "docs" / "privacy.svg").write_text(private_chart(chosen.private), encoding="utf-8")
     if chosen.full_pass:
@@ -324,7 +326,8 @@ def setting(run: Path) -> str:
 def speed(measured: Sequence[Mapping[str, Any]]) -> str:
     """One line a benchmark, and one for each group and set of `bench evaluate`."""
     lines = ["| benchmark | ratio | aim | bound | ours | reference | difference | rows |", "|---|---|---|---|---|---|---|---|"]
-    for figures in merged(measured):
+    shown = merged(measured)
+    for figures in shown:
         lines.append(
             f"| `{bench_name(figures)}` | {figures['ratio']:.2f} | | | {_short(figures['ours'])} | {_short(figures['reference'])} | "
             f"{_short(figures['differs'])} | {figures['rows']} |"
@@ -342,7 +345,7 @@ def speed(measured: Sequence[Mapping[str, Any]]) -> str:
             )
     machine = measured[0]["machine"]
     told = f"On {machine['cpus']} CPUs, {machine['gpu'] or 'no GPU'}."
-    for figures in merged(measured):
+    for figures in shown:
         if "peak_cache_gib" in figures:
             told += (
                 f" `bench evaluate`: {figures['peak_cache_gib']:.2f} GiB of keys and values at most (limit {figures['cache_gib']:g}), "

@@ -279,7 +279,7 @@ def _noted_round(request: TrainRequest, facts: BankFacts) -> tuple[Vector, str, 
     except BaseException:
         note("failed", code="internal")
         raise
-    told = tuple(name for name, value in asdict(figures).items() if value == value and value)  # neither NaN nor 0
+    told = tuple(name for name, value in asdict(figures).items() if value and not math.isnan(value))
     spent = figures.epsilon_spent if math.isfinite(figures.epsilon_spent) else None
     note("sent", rows=rows, steps=figures.steps, bytes_sent=delta.nbytes, figures=told, epsilon_spent=spent)
     return delta, layout_id, figures

@@ -33,6 +33,7 @@ import numpy as np
 from client_app.bank import BankFacts, bank_facts, train_round
 from fedfinlora.adapter import Vector
 from fedfinlora.config import build, to_json
+from fedfinlora.errors import UserError
 from fedfinlora.logs import show_logs
 from fedfinlora.runfolder import source_fingerprint
 from fedfinlora.wire import SAFE_REASONS, BankError, Figures, TrainRequest
@@ -40,6 +41,8 @@ from fedfinlora.wire import SAFE_REASONS, BankError, Figures, TrainRequest
 log = logging.getLogger("fedfinlora.bank")
 IDLE_S = 900.0
 """A worker without work ends after so many seconds."""
+REQUEST_S = 60.0
+"""Who connects must send, and take the answer, without a longer pause: somebody who says nothing holds nobody up for ever."""
 START_S = 60.0
 """Longest wait for a worker that was started."""
 LONGEST_LINE = 2**20
@@ -94,6 +97,7 @@ def serve(path: Path, idle_s: float, memory_gib: float) -> None:
         try:
             while True:
                 connection, _ = listening.accept()
+                connection.settimeout(REQUEST_S)
                 with connection, connection.makefile("rwb") as stream:
                     if _same_user(connection):
                         _serve_one(stream)
@@ -112,7 +116,7 @@ def _serve_one(stream: Any) -> None:
             str(values["source_sha256"]), adapter,
         )  # fmt: skip
         facts = bank_facts(values["node_config"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
         log.warning("an unusable request: %s", error)
         return
     try:

@@ -6,7 +6,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -119,67 +119,62 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _add_party(
+    commands: Any, name: str, summary: str, actions: Mapping[str, str], description: str
+) -> dict[str, argparse.ArgumentParser]:
+    """A command with actions of its own (action -> what it does), each with --home; returns their parsers."""
+    party = commands.add_parser(name, help=summary, description=description)
+    added = party.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=_Parser)
+    found = {}
+    for action, does in actions.items():
+        found[action] = added.add_parser(action, help=does, description=f"{does[0].upper()}{does[1:]}.")
+        home = Path.home() / ".fedfinlora" / name
+        found[action].add_argument("--home", type=Path, default=home, metavar="DIR", help=HOME_HELP)
+    return found
+
+
 def _add_coordinator(commands: Any) -> None:
-    coordinator = commands.add_parser(
-        "coordinator",
-        help="Deployment: the aggregator.",
-        description="The aggregator of a deployment, with TLS and known banks only.",
-    )
-    actions = coordinator.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=_Parser)
-    for name, summary in (
-        ("init", "make the authority, the server's certificate and the settings"),
-        ("enroll", "take a bank's public key"),
-        ("revoke", "let a bank in no more"),
-        ("renew", "a new server certificate of the same authority"),
-        ("start", "run the SuperLink until Ctrl-C"),
-        ("status", "certificates, banks and runs"),
-        ("run", "start a run with the enrolled banks, and follow it"),
-    ):
-        action = actions.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
-        action.add_argument(
-            "--home", type=Path, default=Path.home() / ".fedfinlora" / "coordinator", metavar="DIR", help=HOME_HELP
-        )
-        if name == "init":
-            action.add_argument(
-                "--host", action="append", default=[], metavar="NAME", help="a name or address that banks will use (repeatable)"
-            )
-            action.add_argument("--listen", default="0.0.0.0", metavar="ADDRESS", help="address to listen on (default: all)")
-            action.add_argument("--port", type=int, default=9092, metavar="N", help="default: 9092")
-        if name in ("init", "renew"):
-            action.add_argument(
-                "--days", type=int, default=365, metavar="N", help="how long the server's certificate is good (default: 365)"
-            )
-        elif name == "enroll":
-            action.add_argument("key", type=Path, metavar="PUBKEY", help="the bank's node.key.pub")
-            action.add_argument("--name", required=True, metavar="BANK", help="the bank's name")
-        elif name == "revoke":
-            action.add_argument("name", metavar="BANK", help="the bank's name")
-        elif name == "run":
-            action.add_argument("overrides", nargs="*", metavar="key=value", help=KEY_VALUE_HELP)
-            action.add_argument(
-                "--banks", type=int, default=0, metavar="N", help="wait for so many banks (default: all that are enrolled)"
-            )
+    actions = {
+        "init": "make the authority, the server's certificate and the settings",
+        "enroll": "take a bank's public key",
+        "revoke": "let a bank in no more",
+        "renew": "a new server certificate of the same authority",
+        "start": "run the SuperLink until Ctrl-C",
+        "status": "certificates, banks and runs",
+        "run": "start a run with the enrolled banks, and follow it",
+    }
+    description = "The aggregator of a deployment, with TLS and known banks only."
+    found = _add_party(commands, "coordinator", "Deployment: the aggregator.", actions, description)
+    hosts = "a name or address that banks will use (repeatable)"
+    found["init"].add_argument("--host", action="append", default=[], metavar="NAME", help=hosts)
+    found["init"].add_argument("--listen", default="0.0.0.0", metavar="ADDRESS", help="address to listen on (default: all)")
+    found["init"].add_argument("--port", type=int, default=9092, metavar="N", help="default: 9092")
+    for action in ("init", "renew"):
+        days = "how long the server's certificate is good (default: 365)"
+        found[action].add_argument("--days", type=int, default=365, metavar="N", help=days)
+    found["enroll"].add_argument("key", type=Path, metavar="PUBKEY", help="the bank's node.key.pub")
+    found["enroll"].add_argument("--name", required=True, metavar="BANK", help="the bank's name")
+    found["revoke"].add_argument("name", metavar="BANK", help="the bank's name")
+    found["run"].add_argument("overrides", nargs="*", metavar="key=value", help=KEY_VALUE_HELP)
+    waits = "wait for so many banks (default: all that are enrolled)"
+    found["run"].add_argument("--banks", type=int, default=0, metavar="N", help=waits)
 
 
 def _add_bank(commands: Any) -> None:
-    bank = commands.add_parser("bank", help="Deployment: one bank.", description="One bank of a deployment.")
-    actions = bank.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=_Parser)
-    for name, summary in (
-        ("init", "make key and policy; try rows, model and one step"),
-        ("start", "run the SuperNode until Ctrl-C"),
-        ("status", "settings, certificate, last request, epsilon spent"),
-        ("history", "what ran here and what left"),
-    ):
-        action = actions.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
-        action.add_argument("--home", type=Path, default=Path.home() / ".fedfinlora" / "bank", metavar="DIR", help=HOME_HELP)
-        if name == "init":
-            action.add_argument("--name", required=True, metavar="BANK", help="the bank's name")
-            action.add_argument("--data", type=Path, required=True, metavar="DIR", help="the folder of its rows")
-            action.add_argument("--coordinator", required=True, metavar="HOST:PORT", help="the aggregator's address")
-            action.add_argument("--ca", type=Path, required=True, metavar="FILE", help="the coordinator's ca.crt")
-            action.add_argument("overrides", nargs="*", metavar="key=value", help="model=… is tried and allowed by the policy")
-        elif name == "start":
-            action.add_argument("--no-worker", action="store_true", help="load the base model for every message anew")
+    actions = {
+        "init": "make key and policy; try rows, model and one step",
+        "start": "run the SuperNode until Ctrl-C",
+        "status": "settings, certificate, last request, epsilon spent",
+        "history": "what ran here and what left",
+    }
+    found = _add_party(commands, "bank", "Deployment: one bank.", actions, "One bank of a deployment.")
+    init = found["init"]
+    init.add_argument("--name", required=True, metavar="BANK", help="the bank's name")
+    init.add_argument("--data", type=Path, required=True, metavar="DIR", help="the folder of its rows")
+    init.add_argument("--coordinator", required=True, metavar="HOST:PORT", help="the aggregator's address")
+    init.add_argument("--ca", type=Path, required=True, metavar="FILE", help="the coordinator's ca.crt")
+    init.add_argument("overrides", nargs="*", metavar="key=value", help="model=… is tried and allowed by the policy")
+    found["start"].add_argument("--no-worker", action="store_true", help="load the base model for every message anew")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -251,6 +251,29 @@ def test_summary_says_what_was_tested_what_is_missing_and_what_to_be_careful_abo
     assert "Of 136 answers decoded again one by one, 34 differ." in text
 
 
+@pytest.mark.parametrize(
+    ("counts", "stuck"),
+    [
+        ([[0, 0, 19, 0], [0, 0, 54, 0], [0, 0, 27, 0]], True),
+        ([[0, 0, 19, 0], [0, 0, 50, 4], [0, 0, 27, 0]], True),
+        ([[0, 0, 19, 0], [0, 0, 47, 7], [0, 0, 27, 0]], False),
+        ([[10, 0, 9, 0], [0, 40, 14, 0], [0, 0, 27, 0]], False),
+        ([[0, 0, 0, 0], [0, 100, 0, 0], [0, 0, 0, 0]], False),
+        ([[0, 0, 0, 19], [0, 0, 0, 54], [0, 0, 0, 27]], False),
+        ([[0, 0, 2, 0], [0, 0, 5, 0], [0, 0, 2, 0]], False),
+    ],
+    ids=["one label", "nearly", "not nearly", "mixed", "one right answer", "unparsed", "few rows"],
+)
+def test_summary_warns_of_one_and_the_same_answer(tmp_path: Path, counts: list[list[int]], stuck: bool) -> None:
+    labels = ["negative", "neutral", "positive"]
+    scores = {
+        "final": {"fpb": {**metrics(0.27), "confusion": {"labels": labels, "answers": [*labels, "unparsed"], "counts": counts}}}
+    }
+    run = make_run(tmp_path / "demo", result={"scores": scores})
+    text = Page(element(report(tmp_path, run), '<section id="summary">') + "</section>").text
+    assert ("one and the same label to at least 95 % of the rows of fpb" in text) == stuck
+
+
 def test_figure_that_is_absent_is_a_dash_and_never_a_zero(tmp_path: Path) -> None:
     scores = {"base": {"fpb": {"n": 24, "labels_accuracy": 0.5, "labels_accuracy_ci95": [0.3, 0.7]}}}
     html = report(tmp_path, make_run(tmp_path / "demo", result={"scores": scores}))

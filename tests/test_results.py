@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import random_adapter, tiny_config
 from tiny_runs import write_lines
 
+from benchmarks.private_results import private_chart, private_table, private_words
 from benchmarks.results import all_benchmarks, filings, metrics_of, shown_command, speed, with_sections
 from eval.evaluate import evaluate_models
 from eval.models import LocalModel
@@ -132,3 +134,39 @@ def test_speed_names_benchmark_group_bound_and_what_differs() -> None:
     assert table.count("FPB") == 1
     assert "commit `abc`" in table
     assert "commit `def`" in table
+
+
+def private_run(place: Path, mode: str, epsilon: float, frozen: bool, accuracy: float) -> Path:
+    """A run's folder as far as the table of what privacy costs reads it."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    (place / "adapters" / "final").mkdir(parents=True)
+    tensors = {"layer.lora_A.weight": np.zeros((2, 8), np.float32), "layer.lora_B.weight": np.zeros((4, 2), np.float32)}
+    save_file(tensors, place / "adapters" / "final" / "adapter_model.safetensors")
+    config = {
+        "privacy": {"mode": mode, "epsilon": epsilon}, "peft": {"freeze_a": frozen, "rank": 2, "target_modules": ["v_proj"]},
+        "train": {"epochs": 1.0}, "num_server_rounds": 20,
+    }  # fmt: skip
+    (place / "config.yaml").write_text(yaml.safe_dump(config))
+    scores = {"final": {"fpb": {"n": 100, "accuracy": accuracy, "matthews": 0.25}}}
+    (place / "result.json").write_text(json.dumps({"scores": scores, "rounds": 20, "banks": 4, "rows_trained": 1958}))
+    (place / "privacy.json").write_text(json.dumps({"banks": {"a": {"delta": 1e-3}, "b": {"delta": 1e-2}}}))
+    return place
+
+
+def test_what_privacy_costs_is_ordered_and_comes_from_the_runs(tmp_path: Path) -> None:
+    runs = [
+        private_run(tmp_path / "one", "example", 1.0, True, 0.3),
+        private_run(tmp_path / "eight", "example", 8.0, False, 0.5),
+        private_run(tmp_path / "open", "none", 0.0, False, 0.5),
+    ]
+    lines = private_table(runs).splitlines()
+    assert lines[0].split(" | ")[0] == "| epsilon"
+    assert lines[2] == "| none | LoRA, rank 2 on v_proj | 24 | – | 50.0 | 50.0 (±9.8) | 0.25 |"
+    assert lines[3].startswith("| 8 | LoRA, rank 2 on v_proj | 24 | 0.38 to 0.45 | 50.0 |"), "both banks' sigmas"
+    assert lines[4].startswith("| 1 | FFA-LoRA, rank 2 on v_proj | 8 |"), "A is not sent"
+    assert "4 banks" in private_words(runs)
+    assert "(1,958 in all) in 20 steps" in private_words(runs)
+    assert "24 rows of a bank" in private_words(runs)
+    assert "epsilon 8" in private_chart(runs)

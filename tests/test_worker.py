@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -134,7 +135,11 @@ def test_where_none_can_be_had_the_work_is_done_here(bank: Bank, monkeypatch: py
 
 def test_garbage_on_the_socket_changes_nothing(bank: Bank) -> None:
     bank.ask()
-    for garbage in (b"", b"hello\n", b'{"numbers": 99999999999}\n', b'{"numbers": 2}\nxxxx', b'{"numbers": 0}\n'):
+    odd = json.dumps(
+        {**dict.fromkeys(("run", "layout_id", "source_sha256"), "x"), "round": 1, "config": '{"banks": 0}', "numbers": 0}
+    )
+    lines = (b"", b"hello\n", b'{"numbers": 99999999999}\n', b'{"numbers": 2}\nxxxx', b'{"numbers": 0}\n', f"{odd}\n".encode())
+    for garbage in lines:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(str(socket_path(bank.facts)))
             connection.sendall(garbage)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from fedfinlora.report.charts import Interval, IntervalRow, interval_chart
 from fedfinlora.report.drawing import Chart, figure
@@ -27,6 +28,9 @@ from fedfinlora.report.scores import (
     system_slots,
 )
 
+SAME_ANSWER_SHARE = 0.95
+FEWEST_ANSWERS = 20
+"""Of fewer rows the same answer to all may be chance."""
 FEW_ROWS = 100
 """Below this a 95 % interval is wider than about 20 points."""
 
@@ -275,6 +279,7 @@ def _cautions(systems: Sequence[System]) -> list[str]:
             f"Few rows: {plural(sets, 'benchmark')} with less than {FEW_ROWS} answers (as few as {few[0]}), so intervals are wide."
         )
     found += _unparsed(systems)
+    found += _one_answer(systems)
     ambiguous = sum(score.ambiguous for _, _, score in named)
     if ambiguous:
         found.append(f"{plural(ambiguous, 'answer')} ambiguous by FinLoRA’s rules: its own verdict on them is left to chance.")
@@ -299,6 +304,30 @@ def _cautions(systems: Sequence[System]) -> list[str]:
         found.append(f"Of {count(sum(checked))} answers decoded again one by one, {count(differ)} differ.")
     found.append("Published figures come from another model and other rows: orientation, not comparison.")
     return found
+
+
+def _one_answer(systems: Sequence[System]) -> list[str]:
+    """One sentence for each system that gives the same label to nearly every row of a benchmark whose right answers differ."""
+    found = []
+    for system in systems:
+        stuck = [key for key, score in system.scores.items() if any(says_one_label(part) for _, part in score.parts)]
+        if stuck:
+            found.append(
+                f"{system.heading} gives one and the same label to at least {100 * SAME_ANSWER_SHARE:.0f} % of the rows of {listed(stuck)}: accuracy is "
+                "then that label’s share of the rows and tells nothing of what was learned; see Matthews correlation and the confusion matrix."
+            )
+    return found
+
+
+def says_one_label(metrics: Mapping[str, Any]) -> bool:
+    """Whether one label has SAME_ANSWER_SHARE of all answers, unparsed ones among them, while the right answers are more mixed."""
+    counts = mapping(metrics.get("confusion")).get("counts") or []
+    total = sum(map(sum, counts))
+    if total < FEWEST_ANSWERS:
+        return False
+    answered = max(sum(column) for column in list(zip(*counts, strict=True))[: len(counts)])
+    commonest = max(map(sum, counts))
+    return bool(answered >= SAME_ANSWER_SHARE * total > commonest)
 
 
 def _unparsed(systems: Sequence[System]) -> list[str]:
