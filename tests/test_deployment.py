@@ -163,6 +163,11 @@ def test_a_federation_from_nothing(machines: dict[str, Machine], tmp_path: Path)
     assert outcomes == ["begun", "sent"] * 3
     assert "epsilon spent" in north.types("bank", "status").stdout
 
+    # A worker of the bank's kept the model: it was loaded for the first round after the start, not for the second.
+    loads = [line["timings"]["banks"]["north"]["load_s"] for line in lines]
+    assert loads[1] < 0.1 < loads[0]
+    assert "listens on" in (north.home / ".fedfinlora" / "bank" / "state" / "worker.log").read_text("utf-8")
+
     # Nothing of the rows, no path and no key is in what the aggregator holds.
     held = b"".join(file.read_bytes() for file in (aggregator.home / ".fedfinlora").rglob("*") if file.is_file())
     private_key = (north.home / ".fedfinlora" / "bank" / "node.key").read_bytes().splitlines()[2]

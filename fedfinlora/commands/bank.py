@@ -80,7 +80,8 @@ def start(home: Path, worker: bool = True) -> int:
     settings, digest = _settings(home)
     print(f"policy {digest[:16]}: {home / SETTINGS}")
     print(expiry_words(home / AUTHORITY))
-    node_config = f'settings="{home / SETTINGS}" state-dir="{home / "state"}" ledger-dir="{home / "ledger"}"'
+    paths = {"settings": home / SETTINGS, "state-dir": home / "state", "ledger-dir": home / "ledger"}
+    node_config = " ".join([*(f'{key}="{path}"' for key, path in paths.items()), f"worker={str(worker).lower()}"])
     command = [
         program("flower-supernode"), "--root-certificates", str(home / AUTHORITY), "--superlink", settings.coordinator,
         "--auth-supernode-private-key", str(home / KEY), "--host", "127.0.0.1", "--port", str(free_port()), "--node-config", node_config,
