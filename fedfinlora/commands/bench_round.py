@@ -30,6 +30,8 @@ START_S = 180.0
 
 def bench_round(overrides: Sequence[str]) -> Mapping[str, Any]:
     """Seconds beside training of each round after the first, with worker and without. Overrides are the run's; the model is the default one."""
+    if not any(word.startswith("model.threads=") for word in overrides):  # the banks share this machine's cores
+        overrides = [*overrides, f"model.threads={max(1, len(os.sched_getaffinity(0)) // len(BANKS))}"]
     config = compose(overrides)
     with tempfile.TemporaryDirectory(prefix="fedfinlora-bench-") as place:
         found = {
@@ -69,7 +71,14 @@ def _rounds(place: Path, overrides: Sequence[str], worker: bool) -> list[dict[st
         _running(place / BANKS[0], "bank", "start", "--home", str(place / BANKS[0]), *alone),
         _running(place / BANKS[1], "bank", "start", "--home", str(place / BANKS[1]), *alone),
     ):
-        words = [f"num_server_rounds={ROUNDS}", "train.steps_per_round=1", "evaluation=none", *overrides]
+        # The loss of held-out rows is work of its own, neither training nor overhead.
+        words = [
+            f"num_server_rounds={ROUNDS}",
+            "train.steps_per_round=1",
+            "train.holdout_max_rows=0",
+            "evaluation=none",
+            *overrides,
+        ]
         _type("coordinator", "run", "--home", str(coordinator), *words, f"output_dir={place}", "run_name=run")
     found = []
     for line in read_lines(place / "run" / "rounds.jsonl"):
