@@ -17,12 +17,8 @@ def logger() -> Iterator[logging.Logger]:
     found = logging.getLogger("fedfinlora")
     before, level, propagate = list(found.handlers), found.level, found.propagate
     found.handlers.clear()
-    for name in ("fedfinlora", "fedfinlora.bank"):  # Flower's or Ray's set-up in an earlier test may have switched them off
-        logging.getLogger(name).disabled = False
-        logging.getLogger(name).setLevel(logging.NOTSET)
-    disabled_below, logging.root.manager.disable = logging.root.manager.disable, logging.NOTSET
+    found.propagate = True  # else pytest hangs its own handlers on it, and show_logs leaves a logger that has handlers alone
     yield found
-    logging.root.manager.disable = disabled_below
     found.handlers[:] = before
     found.setLevel(level)
     found.propagate = propagate
