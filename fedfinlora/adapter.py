@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -33,6 +34,23 @@ Vector = NDArray[np.float32]
 """Shape (layout.size,), float32."""
 
 ADAPTER_NAME = "default"
+BLOCK = 2**18
+"""Numbers that are worked on together where a whole vector in float64 would take too much memory."""
+
+
+def blocks(size: int) -> Iterator[slice]:
+    """The slices of a vector of `size` numbers, one after the other.
+
+    >>> list(blocks(2**18 + 1))
+    [slice(0, 262144, None), slice(262144, 262145, None)]
+    """
+    return (slice(start, min(start + BLOCK, size)) for start in range(0, size, BLOCK))
+
+
+def norm(vector: NDArray[Any]) -> float:
+    """Euclidean norm of a vector of shape (size,), summed in float64."""
+    parts = (vector[block].astype(np.float64) for block in blocks(vector.size))
+    return math.sqrt(sum(float(part @ part) for part in parts))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import re
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from fedfinlora.adapter import Layout, Vector
+from fedfinlora.adapter import Layout, Vector, norm
 from fedfinlora.config import Config, build
 from fedfinlora.errors import UserError
 
@@ -240,10 +240,12 @@ def unpack_reply(content: RecordDict, layout: Layout, max_update_norm: float, pr
     seconds_can_be = 0 <= figures.train_s < MOST_SECONDS and 0 <= figures.load_s < MOST_SECONDS
     if not (seconds_can_be and (private or abs(figures.train_loss) < MOST_LOSS)):
         raise RejectedReply("malformed", "The reply's seconds or loss cannot be.")
-    norm = float(np.linalg.norm(delta.astype(np.float64)))
-    if max_update_norm and norm > max_update_norm:
-        raise RejectedReply("norm", f"The delta's norm is {norm:.4g}, more than strategy.max_update_norm={max_update_norm:g}.")
-    return Reply(bank, delta, figures, norm, policy_sha256)
+    length = norm(delta)
+    if max_update_norm and length > max_update_norm:
+        raise RejectedReply(
+            "norm", f"The delta's norm is {length:.4g}, more than strategy.max_update_norm={max_update_norm:g}."
+        )
+    return Reply(bank, delta, figures, length, policy_sha256)
 
 
 def _figures(values: dict[str, Any]) -> Figures:
@@ -270,11 +272,11 @@ def to_array(vector: Vector) -> Any:
 
 
 def from_array(array: Any, size: int) -> Vector:
-    """The numbers of an Array, (size,) float32. ValueError unless format, shape and length in bytes are exactly right."""
+    """The numbers of an Array, (size,) float32, read-only and where it has them. ValueError unless format, shape and length in bytes are exactly right."""
     import numpy as np
 
     if array.stype != FLAT_FLOAT32 or array.dtype != "float32":
         raise ValueError("its numbers are not flat float32")
     if tuple(array.shape) != (size,) or len(array.data) != 4 * size:
         raise ValueError(f"it has {len(array.data)} bytes, expected {4 * size} for {size} numbers")
-    return np.frombuffer(array.data, dtype="<f4").astype(np.float32)
+    return np.frombuffer(array.data, dtype="<f4").astype(np.float32, copy=False)

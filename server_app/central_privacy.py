@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedfinlora.adapter import Vector
+from fedfinlora.adapter import Vector, blocks, norm
 from fedfinlora.config import Config
 from fedfinlora.errors import UserError
 from fedfinlora.privacy.accounting import Steps, default_delta, epsilon, noise_multiplier_for
@@ -134,23 +134,28 @@ def make_mechanism(config: Config, banks: Sequence[str], size: int) -> CentralMe
 
 
 def private_mean(
-    deltas: Sequence[Vector], size: int, mechanism: CentralMechanism, clip_norm: float, draw: np.random.Generator
+    deltas: Iterable[Vector], size: int, mechanism: CentralMechanism, clip_norm: float, draw: np.random.Generator
 ) -> tuple[NDArray[np.float64], float]:
-    """(noisy mean of clipped deltas, (size,) float64; the next round's clip norm). Deltas: vectors of shape (size,) of the banks that replied; none
-    gives noise alone.
+    """(noisy mean of clipped deltas, (size,) float64; the next round's clip norm). Deltas: vectors of shape (size,) of the banks that replied, one at
+    a time; none gives noise alone.
 
     A delta of zeros stays one; one that is not finite counts as zeros. Summed in the order given, in float64.
     """
     total = np.zeros(size, np.float64)
-    within = 0
+    within = count = 0
     for delta in deltas:
-        norm = float(np.linalg.norm(delta.astype(np.float64)))
-        if not math.isfinite(norm):
+        count += 1
+        length = norm(delta)
+        if not math.isfinite(length):
             continue
-        within += norm <= clip_norm
-        total += delta.astype(np.float64) * (1.0 if norm <= clip_norm else clip_norm / norm)
-    total += gaussian(total.size, mechanism.delta_noise_multiplier * clip_norm, draw)
-    return total / mechanism.expected_banks, _next_clip_norm(within, len(deltas), mechanism, clip_norm, draw)
+        within += length <= clip_norm
+        factor = 1.0 if length <= clip_norm else clip_norm / length
+        for block in blocks(size):
+            total[block] += delta[block].astype(np.float64) * factor
+    for block in blocks(size):
+        total[block] += gaussian(total[block].size, mechanism.delta_noise_multiplier * clip_norm, draw)
+    total /= mechanism.expected_banks
+    return total, _next_clip_norm(within, count, mechanism, clip_norm, draw)
 
 
 def _next_clip_norm(

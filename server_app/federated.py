@@ -133,7 +133,7 @@ def _one_round(
             "bank_done", round=number, **{key: entry[key] for key in ("bank", "status", "reason")}, **(private or figures)
         )
 
-    result = run_round(grid, banks, state, config, session.layout, run.run_id, on_bank, seconds, central)
+    result = run_round(grid, banks, state, config, session.layout, run.run_id, run.folder / "state", on_bank, seconds, central)
     state, line, timings = result.state, result.line, result.timings
     seconds.update((name, timing.get("train_s", 0.0)) for name, timing in timings["banks"].items())
     if number == 1 and not config.privacy.in_the_bank and line["banks"]:

@@ -10,15 +10,16 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 from numpy.typing import NDArray
 
-from fedfinlora.adapter import Layout, Vector
+from fedfinlora.adapter import Layout, Vector, blocks
 from fedfinlora.config import Config, StrategyConfig
 from fedfinlora.errors import UserError
 from fedfinlora.runfolder import source_fingerprint
@@ -26,11 +27,16 @@ from fedfinlora.seeds import generator
 from fedfinlora.training import schedule_factor
 from fedfinlora.wire import Figures, RejectedReply, Reply, TrainRequest, pack_request, unpack_reply
 from server_app.central_privacy import CLIP_NORM, CentralMechanism, private_mean
+from server_app.replies import StoredDeltas
 from server_app.strategies import STEPS
 from server_app.strategies.fedavg import weighted_mean
 
 log = logging.getLogger("fedfinlora.server")
 POLL_S = 0.05
+PULLED_BYTES = 16 * 2**20
+"""Replies of this size together are fetched at once: many small ones, a large one alone, so that memory does not grow with the number of banks."""
+NOT_HERE = np.zeros(0, np.float32)
+"""In the place of a delta that lies on the disk."""
 BANK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -130,20 +136,29 @@ def collect(
 
 
 def exchange(
-    grid: MessageGrid, contents: Mapping[int, RecordDict], message_type: str, deadline_s: float, group: str = ""
-) -> Any:
-    """The generator behind `collect`."""
+    grid: MessageGrid,
+    contents: Mapping[int, RecordDict],
+    message_type: str,
+    deadline_s: float,
+    group: str = "",
+    reply_bytes: int = 0,
+) -> Iterator[tuple[int, Message | None]]:
+    """The generator behind `collect`. Of replies that may have `reply_bytes` each, no more are fetched at once than PULLED_BYTES hold, or one."""
     started = time.monotonic()
-    messages = [Message(content, node, message_type, group_id=group) for node, content in contents.items()]
-    ids = list(grid.push_messages(messages))
+    ids = list(grid.push_messages([Message(content, node, message_type, group_id=group) for node, content in contents.items()]))
     waiting = {str(message_id): node for message_id, node in zip(ids, contents, strict=False)}
+    together = max(1, PULLED_BYTES // reply_bytes) if reply_bytes else len(ids)
     while waiting and not (deadline_s and time.monotonic() - started > deadline_s):
-        replies = list(grid.pull_messages(list(waiting)))
-        for reply in replies:
-            node = waiting.pop(str(reply.metadata.reply_to_message_id), None)
-            if node is not None:  # a second answer to the same message, or one nobody asked for, is not looked at
-                yield node, reply
-        if not replies:
+        asked, before = list(waiting), len(waiting)
+        for first in range(0, len(asked), together):
+            replies = list(grid.pull_messages(asked[first : first + together]))[::-1]
+            while replies:  # none is held longer than it is worked on
+                reply = replies.pop()
+                node = waiting.pop(str(reply.metadata.reply_to_message_id), None)
+                if node is not None:  # a second answer to the same message, or one nobody asked for, is not looked at
+                    yield node, reply
+                del reply
+        if len(waiting) == before:
             time.sleep(POLL_S)
     for node in waiting.values():
         yield node, None
@@ -158,16 +173,33 @@ def run_round(
     config: Config,
     layout: Layout,
     run_id: str,
+    folder: Path,
     on_bank: OnBank | None = None,
     expected_s: Mapping[str, float] | None = None,
     central: CentralMechanism | None = None,
 ) -> RoundResult:
     """Send the adapter, gather and check the deltas, and take the server's step.
 
-    `expected_s` is how long each bank took last time, in seconds; `central` draws the banks and makes their mean private. Raises UserError when
-    fewer than strategy.quorum replies are usable (with `central` of those drawn, who may be fewer or nobody); `state` is then unchanged
-    and the run can be resumed.
+    The deltas rest in `folder` until all have come. `expected_s` is how long each bank took last time, in seconds; `central` draws the
+    banks and makes their mean private. Raises UserError when fewer than strategy.quorum replies are usable (with `central` of those drawn,
+    who may be fewer or nobody); `state` is then unchanged and the run can be resumed.
     """
+    with StoredDeltas(folder, layout.size) as deltas:
+        return _run_round(grid, banks, state, config, layout, run_id, deltas, on_bank, expected_s or {}, central)
+
+
+def _run_round(
+    grid: MessageGrid,
+    banks: Mapping[str, int],
+    state: RoundState,
+    config: Config,
+    layout: Layout,
+    run_id: str,
+    deltas: StoredDeltas,
+    on_bank: OnBank | None,
+    expected_s: Mapping[str, float],
+    central: CentralMechanism | None,
+) -> RoundResult:
     started = time.monotonic()
     number = state.round + 1
     strategy = config.strategy
@@ -175,28 +207,22 @@ def run_round(
     quorum = min(strategy.quorum, len(drawn)) if central else strategy.quorum
     content = pack_request(TrainRequest(config, run_id, number, layout.id, source_fingerprint(), state.adapter))
     # The slowest first: where fewer workers than banks share a machine, none then waits long for a last big bank.
-    queue = sorted(drawn, key=lambda name: (-(expected_s or {}).get(name, 0.0), name))
+    queue = sorted(drawn, key=lambda name: (-expected_s.get(name, 0.0), name))
     names = {banks[name]: name for name in queue}
     replies: dict[str, Reply] = {}
     entries: dict[str, dict[str, Any]] = {}
     bank_timings: dict[str, dict[str, float]] = {}
     bytes_down = state.adapter.nbytes
-    for node, message in exchange(grid, dict.fromkeys(names, content), "train", strategy.deadline_s, str(number)):
+    asked = dict.fromkeys(names, content)
+    for node, message in exchange(grid, asked, "train", strategy.deadline_s, str(number), state.adapter.nbytes):
         name = names[node]
-        entry, timing = _blank_entry(name, bytes_down), {"reply_s": time.monotonic() - started}
-        try:
-            reply = _check(message, name, layout, config)
+        reply, entry, timing = _taken_in(message, name, layout, config, deltas)
+        del message  # nor held while the next is fetched
+        entry, timing = {**entry, "bytes_down": bytes_down}, {"reply_s": time.monotonic() - started, **timing}
+        if reply is not None:
             replies[name] = reply
-            entry |= _ok_entry(reply)
-            train_s = reply.figures.train_s
-            timing |= {
-                "train_s": train_s,
-                "load_s": reply.figures.load_s,
-                "tokens_per_s": reply.figures.tokens / train_s if train_s > 0 else 0.0,
-            }
-        except RejectedReply as rejection:
-            entry |= {"status": _status_of(rejection), "code": rejection.code, "reason": str(rejection)}
-            log.warning("round %d: %s left out (%s): %s", number, name, rejection.code, rejection)
+        else:
+            log.warning("round %d: %s left out (%s): %s", number, name, entry["code"], entry["reason"])
         entries[name], bank_timings[name] = entry, timing
         if on_bank is not None:
             on_bank(entry, timing)
@@ -206,9 +232,9 @@ def run_round(
         raise UserError(
             f"Round {number}: {len(replies)} of {len(drawn)} replies are usable, strategy.quorum={strategy.quorum}. {reasons}"
         )
-    following, update_norm = take_step(
-        [replies[name] for name in sorted(replies)], state, strategy, config.num_server_rounds, central
-    )
+    ordered = [replies[name] for name in sorted(replies)]
+    stored = deltas.read(sorted(replies))
+    following, update_norm = take_step(ordered, state, strategy, config.num_server_rounds, central, stored)
     line = {
         "round": number,
         "status": "ok",
@@ -229,10 +255,19 @@ def run_round(
 
 
 def take_step(
-    replies: Sequence[Reply], state: RoundState, strategy: StrategyConfig, rounds: int, central: CentralMechanism | None = None
+    replies: Sequence[Reply],
+    state: RoundState,
+    strategy: StrategyConfig,
+    rounds: int,
+    central: CentralMechanism | None = None,
+    stored: Iterable[Vector] | None = None,
 ) -> tuple[RoundState, float]:
-    """The server's step in one of `rounds` rounds, from checked replies in a fixed order: the next state and the norm of the step. UserError if not finite."""
-    deltas, private_state = [reply.delta for reply in replies], {}
+    """The server's step in one of `rounds` rounds, from checked replies in a fixed order: the next state and the norm of the step. UserError if not finite.
+
+    `stored` gives the replies' deltas, in the same order, where the replies do not hold them.
+    """
+    deltas = (reply.delta for reply in replies) if stored is None else stored
+    private_state = {}
     if central:
         clip_norm = float(state.server.get(CLIP_NORM, [central.clip_norm])[0])
         noise = central.draws("noise", state.round + 1)
@@ -242,11 +277,31 @@ def take_step(
         mean_delta = weighted_mean(deltas, weights_of(replies, strategy))
     factor = schedule_factor(state.round, rounds, strategy.warmup_rounds, strategy.schedule)
     now = replace(strategy, server_learning_rate=strategy.server_learning_rate * factor)
-    step, server = STEPS[strategy.name](mean_delta, state.server, now)
-    adapter = (state.adapter.astype(np.float64) + step).astype(np.float32)
+    adapter, server, length = _moved(state, mean_delta, now)
     if not np.isfinite(adapter).all():
         raise UserError(f"Round {state.round + 1} gives an adapter that is not finite. Lower strategy.server_learning_rate.")
-    return RoundState(state.round + 1, adapter, {**server, **private_state}), float(np.linalg.norm(step))
+    return RoundState(state.round + 1, adapter, {**server, **private_state}), length
+
+
+def _moved(
+    state: RoundState, mean_delta: NDArray[np.float64], strategy: StrategyConfig
+) -> tuple[Vector, dict[str, NDArray[np.float64]], float]:
+    """(next adapter, the rule's next vectors, norm of the step). The rules work number by number, so they are given a block at a time."""
+    size = mean_delta.size
+    adapter, server, squares = np.empty(size, np.float32), {}, 0.0
+    for block in blocks(size):
+        own = {name: vector[block] if vector.size == size else vector for name, vector in state.server.items()}
+        step, following = STEPS[strategy.name](mean_delta[block], own, strategy)
+        adapter[block] = state.adapter[block].astype(np.float64) + step
+        squares += float(step @ step)
+        for name, value in following.items():
+            if value.size != step.size:
+                server[name] = value
+                continue
+            if name not in server:
+                server[name] = np.empty(size, np.float64)
+            server[name][block] = value
+    return adapter, server, math.sqrt(squares)
 
 
 def weights_of(replies: Sequence[Reply], strategy: StrategyConfig) -> list[float]:
@@ -255,6 +310,22 @@ def weights_of(replies: Sequence[Reply], strategy: StrategyConfig) -> list[float
         sizes = strategy.declared_sizes()
         return [sizes[reply.bank] for reply in replies]
     return [float(reply.figures.rows) if strategy.weighting == "rows" else 1.0 for reply in replies]
+
+
+def _taken_in(
+    message: Message | None, name: str, layout: Layout, config: Config, deltas: StoredDeltas
+) -> tuple[Reply | None, dict[str, Any], dict[str, float]]:
+    """(the checked reply, whose delta lies in `deltas` now, or None; the bank's entry in the round's line; its timings)."""
+    try:
+        reply = _check(message, name, layout, config)
+    except RejectedReply as rejection:
+        found = {"status": _status_of(rejection), "code": rejection.code, "reason": str(rejection)}
+        return None, _blank_entry(name) | found, {}
+    deltas.keep(name, reply.delta)
+    train_s = reply.figures.train_s
+    speed = reply.figures.tokens / train_s if train_s > 0 else 0.0
+    timing = {"train_s": train_s, "load_s": reply.figures.load_s, "tokens_per_s": speed}
+    return replace(reply, delta=NOT_HERE), _blank_entry(name) | _ok_entry(reply), timing
 
 
 def _check(message: Message | None, name: str, layout: Layout, config: Config) -> Reply:
@@ -275,10 +346,10 @@ def _status_of(rejection: RejectedReply) -> str:
     return "error" if rejection.said_by_bank or rejection.code == "crashed" else "rejected"
 
 
-def _blank_entry(name: str, bytes_down: int) -> dict[str, Any]:
+def _blank_entry(name: str) -> dict[str, Any]:
     return {
         "bank": name, "status": "error", "code": "", "reason": "", "rows": 0, "skipped_rows": 0, "steps": 0, "tokens": 0, "answer_tokens": 0,
-        "train_loss": None, "holdout_loss": None, "holdout_rows": 0, "delta_norm": None, "bytes_up": 0, "bytes_down": bytes_down,
+        "train_loss": None, "holdout_loss": None, "holdout_rows": 0, "delta_norm": None, "bytes_up": 0, "bytes_down": 0,
     }  # fmt: skip
 
 

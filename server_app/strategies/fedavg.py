@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedfinlora.adapter import blocks
 from fedfinlora.config import StrategyConfig
 
 Vector64 = NDArray[np.float64]
 
 
-def weighted_mean(deltas: Sequence[NDArray[np.float32]], weights: Sequence[float]) -> Vector64:
-    """sum_k w_k delta_k / sum_k w_k in float64. Deltas: K vectors of shape (size,); weights: K numbers above 0.
+def weighted_mean(deltas: Iterable[NDArray[np.float32]], weights: Sequence[float]) -> Vector64:
+    """sum_k w_k delta_k / sum_k w_k in float64. Deltas: K vectors of shape (size,), one at a time; weights: K numbers above 0.
 
     Summed in the order given, so a caller that sorts by bank gets the same bytes whoever answers first. Raises ValueError for no
-    deltas, unequal shapes and weights that are not positive and finite.
+    deltas, another number of them, unequal shapes and weights that are not positive and finite.
     """
-    if not deltas or len(deltas) != len(weights):
-        raise ValueError(f"{len(deltas)} deltas and {len(weights)} weights")
-    if not all(np.isfinite(weight) and weight > 0 for weight in weights):
+    if not weights or not all(np.isfinite(weight) and weight > 0 for weight in weights):
         raise ValueError(f"weights must be positive and finite: {list(weights)}")
-    if len({delta.shape for delta in deltas}) != 1:
-        raise ValueError("the deltas have different shapes")
-    total = np.zeros(deltas[0].shape, np.float64)
+    total: Vector64 | None = None
     for delta, weight in zip(deltas, weights, strict=True):
-        total += np.float64(weight) * delta
-    return total / np.float64(sum(weights))
+        if total is None:
+            total = np.zeros(delta.shape, np.float64)
+        if delta.shape != total.shape:
+            raise ValueError("the deltas have different shapes")
+        for block in blocks(delta.size):
+            total[block] += np.float64(weight) * delta[block]
+    assert total is not None
+    total /= np.float64(sum(weights))
+    return total
 
 
 def fedavg_step(
