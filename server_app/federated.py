@@ -15,6 +15,7 @@ from eval.report import write_run_report
 from eval.rounds import RunScores, validation_rows
 from fedfinlora.checkpoint import Checkpoint, save_checkpoint
 from fedfinlora.config import Config
+from fedfinlora.deployment.enrolled import enrolled_banks
 from fedfinlora.errors import UserError
 from fedfinlora.logs import about
 from fedfinlora.models import Session, get_session, initial_adapter
@@ -31,7 +32,7 @@ log = logging.getLogger("fedfinlora.server")
 
 def run_federated(grid: MessageGrid, config: Config) -> Path:
     """The whole run. Returns its folder; raises UserError after writing a result.json with status "failed"."""
-    banks = roster(grid, config.strategy, config.strategy.min_banks)
+    banks = roster(grid, config.strategy, config.strategy.min_banks, enrolled_banks())
     run = open_run(config, len(banks), "federated")
     if len(banks) != run.config.banks and not run.config.dataset.source == "jsonl":
         raise UserError(

@@ -72,11 +72,13 @@ class RoundResult:
 OnBank = Callable[[Mapping[str, Any], Mapping[str, Any]], None]
 
 
-def roster(grid: MessageGrid, strategy: StrategyConfig, expected: int) -> dict[str, int]:
+def roster(
+    grid: MessageGrid, strategy: StrategyConfig, expected: int, enrolled: Mapping[int, str] | None = None
+) -> dict[str, int]:
     """Bank name -> node id of every connected bank, sorted by name.
 
-    Waits up to strategy.wait_s for `expected` banks. Raises UserError when too few are there, two share a name, or none runs the
-    server's code.
+    Waits up to strategy.wait_s for `expected` banks. With `enrolled`, the name under which each node's key was enrolled, a bank that calls
+    itself otherwise is left out. Raises UserError when too few are there, two share a name, or none runs the server's code.
     """
     wanted = max(1, expected)
     deadline = time.monotonic() + strategy.wait_s
@@ -102,6 +104,8 @@ def roster(grid: MessageGrid, strategy: StrategyConfig, expected: int) -> dict[s
             refusals.append(f"{name}: runs another version of the code")
         elif not BANK_NAME.fullmatch(name):
             refusals.append(f"node {node}: its name is not a plain one")
+        elif enrolled is not None and enrolled.get(node) != name:
+            refusals.append(f"{name}: its key was enrolled as {enrolled.get(node, 'nobody')}")
         elif name in banks:
             raise UserError(f'Two connected banks are called {name!r}. Give each its own name in its node config: bank="…".')
         else:

@@ -576,6 +576,17 @@ class TestRoster:
             run_federated(FakeGrid(nodes), runs.config("run"))
         assert not (runs.folder / "run").exists()
 
+    def test_a_bank_that_takes_anothers_name_is_left_out(self, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Its key was enrolled under a name of its own."""
+        nodes = list(runs.nodes(2))
+        enrolled = runs.folder / "banks.json"
+        enrolled.write_text(json.dumps({"bank-0": str(nodes[0]), "honest": str(nodes[1])}))
+        monkeypatch.setenv("FEDFINLORA_ENROLLED", str(enrolled))
+        assert [bank["bank"] for bank in rounds_of(runs.start("run"))[0]["banks"]] == ["bank-0"]
+        enrolled.write_text(json.dumps({"honest": str(nodes[0])}))
+        with pytest.raises(UserError, match=r"bank-0: its key was enrolled as honest; bank-1: its key was enrolled as nobody"):
+            runs.start("again")
+
     def test_a_bank_with_other_code_is_left_out(self, runs: Runs) -> None:
         other = only("bank-1", lambda message, reply: replaced(with_head(reply, source_sha256="0" * 64), message), "query")
         run = runs.start("run", tamper=other)

@@ -23,6 +23,7 @@ from typing import Any
 from fedfinlora.commands.simulate import Link, end_family, program, watch
 from fedfinlora.compose import PROJECT_ROOT, compose
 from fedfinlora.deployment.certificates import check_public_key, expiry_words, issue_server, make_authority
+from fedfinlora.deployment.enrolled import ENROLLED
 from fedfinlora.deployment.policy import BANK_NAME
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.runfolder import (
@@ -64,6 +65,11 @@ class Coordinator:
             "FLWR_TELEMETRY_ENABLED": "0",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         }
+
+    @property
+    def banks_file(self) -> Path:
+        """Name -> node id of the registered banks."""
+        return self.home / "banks.json"
 
     def link(self, run: Path) -> Link:
         """The running SuperLink, to start and follow runs."""
@@ -139,7 +145,7 @@ def revoke(home: Path, name: str) -> int:
     if node is not None:
         _tell(coordinator, "supernode", "unregister", str(node["node-id"]), CONNECTION)
     kept.rename(kept.with_suffix(f".revoked-{int(time.time())}"))
-    write_json(home / "banks.json", {other: ident for other, ident in _ids(home).items() if other != name})
+    write_json(coordinator.banks_file, {other: ident for other, ident in _ids(home).items() if other != name})
     print(f"{name} is revoked; what it sends is not accepted any more")
     return 0
 
@@ -163,7 +169,8 @@ def start(home: Path) -> int:
     ]  # fmt: skip
     print(shlex.join([Path(command[0]).name, *command[1:]]), flush=True)
     with open(home / "superlink.log", "ab") as log:
-        process = subprocess.Popen(command, env=coordinator.environment, cwd=home, stdout=log, stderr=log)
+        environment = coordinator.environment | {ENROLLED: str(coordinator.banks_file)}
+        process = subprocess.Popen(command, env=environment, cwd=home, stdout=log, stderr=log)
     try:
         deadline = time.monotonic() + START_TIMEOUT_S
         while not coordinator.healthy():
@@ -250,7 +257,7 @@ def _register(coordinator: Coordinator) -> None:
         if name not in known:
             key = coordinator.home / "enrolled" / f"{name}.pub"
             ids[name] = str(_tell(coordinator, "supernode", "register", str(key), CONNECTION, "--name", name)["node-id"])
-            write_json(coordinator.home / "banks.json", ids)
+            write_json(coordinator.banks_file, ids)
             print(f"bank {name} is registered", flush=True)
 
 
@@ -263,7 +270,7 @@ def _nodes(coordinator: Coordinator) -> dict[str, dict[str, Any]]:
 
 def _ids(home: Path) -> dict[str, str]:
     """Name -> node id of the registered banks."""
-    file = home / "banks.json"
+    file = Coordinator(home).banks_file
     return dict(read_json(file)) if file.is_file() else {}
 
 
