@@ -40,7 +40,7 @@ def train(message: Message, context: Context) -> Message:
             delta, layout_id, figures = train_in_worker(request, facts, context.node_config)
         else:
             delta, layout_id, figures = train_round(request, facts)
-        return pack_reply(facts.name, layout_id, delta, figures, facts.policy_sha256)
+        return pack_reply(facts.name, layout_id, delta, figures, facts.policy_sha256, facts.reveal)
 
     return _safely(message, context, answer)
 

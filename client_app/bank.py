@@ -35,13 +35,14 @@ from fedfinlora.deployment.history import Event, record, rounds_today
 from fedfinlora.deployment.policy import Policy, Work, broken_rule, read_settings
 from fedfinlora.errors import UserError
 from fedfinlora.logs import about
+from fedfinlora.model_files import model_sha256
 from fedfinlora.models import Session, get_session
 from fedfinlora.packing import Example
 from fedfinlora.privacy.ledger import fingerprint, ledger_root
 from fedfinlora.runfolder import source_fingerprint, write_bytes
 from fedfinlora.seeds import generator
 from fedfinlora.training import OptimizerState, mean_loss, stretch_of_round, total_steps, train
-from fedfinlora.wire import BankError, Figures, TrainRequest
+from fedfinlora.wire import ALWAYS_TOLD, REVEALABLE, BankError, Figures, TrainRequest
 
 log = logging.getLogger("fedfinlora.bank")
 
@@ -70,6 +71,11 @@ class BankFacts:
     policy: Policy | None = None
     """What may run here; None = anything."""
     policy_sha256: str = ""
+
+    @property
+    def reveal(self) -> tuple[str, ...]:
+        """The figures that may leave with a delta, besides those that always do."""
+        return self.policy.reveal if self.policy else REVEALABLE
 
     @property
     def history_file(self) -> Path:
@@ -279,7 +285,8 @@ def _noted_round(request: TrainRequest, facts: BankFacts) -> tuple[Vector, str, 
     except BaseException:
         note("failed", code="internal")
         raise
-    told = tuple(name for name, value in asdict(figures).items() if value and not math.isnan(value))
+    leave = (*ALWAYS_TOLD, *facts.reveal)
+    told = tuple(name for name, value in asdict(figures).items() if name in leave and value and not math.isnan(value))
     spent = figures.epsilon_spent if math.isfinite(figures.epsilon_spent) else None
     note("sent", rows=rows, steps=figures.steps, bytes_sent=delta.nbytes, figures=told, epsilon_spent=spent)
     return delta, layout_id, figures
@@ -292,7 +299,12 @@ def check_policy(request: TrainRequest, facts: BankFacts, steps: int = 0, rows: 
     now, today = datetime.now(), rounds_today(facts.history_file)
     # Once begun, this round is among those of today.
     begun_before = max(0, today - 1) if steps else today
-    rule = broken_rule(facts.policy, Work(request.config, steps, rows, request.source_sha256, begun_before, now))
+    config = request.config
+    work = Work(config, steps, rows, request.source_sha256, begun_before, now, lambda: model_sha256(config.model))
+    try:
+        rule = broken_rule(facts.policy, work)
+    except UserError as error:
+        raise BankError("model", str(error)) from error
     if rule:
         raise BankError(
             f"policy-{rule}", f"{facts.name}: round {request.round} of {request.run} is against the policy's rule {rule}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,7 @@ SAFE_REASONS = {
     "policy-privacy_units": "The bank's policy does not allow this privacy unit (rule: privacy_units).",
     "policy-max_epsilon": "The bank's policy does not allow this epsilon (rule: max_epsilon).",
     "policy-code": "The bank's policy does not allow this version of the code (rule: code).",
+    "policy-reveal": "The bank's policy does not reveal its number of rows, which strategy.weighting=rows needs (rule: reveal).",
     "policy-hours": "The bank's policy does not allow a round at this time of day (rule: hours).",
 }
 """All that a bank ever says about an error: a code and this sentence, never exception text, rows or paths."""
@@ -95,6 +97,7 @@ class Figures:
     rows: int
     """Rows trained on in this round (repeats counted)."""
     steps: int
+    """Optimiser steps taken."""
     tokens: int
     answer_tokens: int
     train_loss: float
@@ -124,6 +127,14 @@ class Figures:
         )  # fmt: skip
 
 
+NOT_TOLD = asdict(Figures.withheld(0, 0.0, math.nan, math.nan, math.nan))
+"""What stands for a figure that was not told."""
+ALWAYS_TOLD = ("steps", "epsilon_planned", "epsilon_spent", "delta")
+"""Figures without which a reply says nothing: that work was done, and what it promises."""
+REVEALABLE = tuple(item.name for item in fields(Figures) if item.name not in ALWAYS_TOLD)
+"""Figures that a bank's policy may withhold; they are then not in the reply."""
+
+
 @dataclass(frozen=True)
 class Reply:
     """A checked reply."""
@@ -135,6 +146,8 @@ class Reply:
     delta_norm: float
     policy_sha256: str = ""
     """The hash of the bank's settings and policy; "" where it has none."""
+    withheld: tuple[str, ...] = ()
+    """Figures that the bank did not tell; they are 0 or NaN."""
 
 
 def pack_request(request: TrainRequest) -> RecordDict:
@@ -178,15 +191,19 @@ def unpack_request(content: RecordDict) -> TrainRequest:
     return TrainRequest(config, run, round_number, layout_id, source, vector)
 
 
-def pack_reply(bank: str, layout_id: str, delta: Vector, figures: Figures, policy_sha256: str = "") -> RecordDict:
-    """Bank side."""
+def pack_reply(
+    bank: str, layout_id: str, delta: Vector, figures: Figures, policy_sha256: str = "", reveal: Sequence[str] = REVEALABLE
+) -> RecordDict:
+    """Bank side. Figures that are not in `reveal` stay at the bank."""
     from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
     return RecordDict(
         {
             "reply": ConfigRecord({"status": "ok", "bank": bank, "layout-id": layout_id, "policy-sha256": policy_sha256}),
             "delta": ArrayRecord({ARRAY_KEY: to_array(delta)}),
-            "figures": MetricRecord(asdict(figures)),
+            "figures": MetricRecord(
+                {name: value for name, value in asdict(figures).items() if name in (*ALWAYS_TOLD, *reveal)}
+            ),
         }
     )
 
@@ -199,11 +216,13 @@ def pack_error(bank: str, code: str) -> RecordDict:
     return RecordDict({"reply": ConfigRecord({"status": "error", "bank": bank, "code": code, "reason": SAFE_REASONS[code]})})
 
 
-def unpack_reply(content: RecordDict, layout: Layout, max_update_norm: float, private: bool = False) -> Reply:
+def unpack_reply(
+    content: RecordDict, layout: Layout, max_update_norm: float, private: bool = False, needs_rows: bool = True
+) -> Reply:
     """Server side: check one reply; RejectedReply says why it must not be averaged.
 
     Sizes are checked before the array is made, the norm in float64. `max_update_norm` 0 means no limit. A `private` reply withholds rows and
-    losses (`Figures.withheld`) and says what it has spent.
+    losses (`Figures.withheld`) and says what it has spent. Where rows are no weights (`needs_rows`) a bank may keep them to itself.
     """
     import numpy as np
 
@@ -218,7 +237,7 @@ def unpack_reply(content: RecordDict, layout: Layout, max_update_norm: float, pr
         if policy_sha256 and not SHA256.fullmatch(policy_sha256):
             raise ValueError("policy-sha256")
         array = content.array_records["delta"][ARRAY_KEY]
-        figures = _figures(dict(content.metric_records["figures"]))
+        figures, withheld = _figures(dict(content.metric_records["figures"]))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise RejectedReply("malformed", f"The reply lacks or garbles something ({type(error).__name__}).") from error
     if layout_id != layout.id:
@@ -233,33 +252,38 @@ def unpack_reply(content: RecordDict, layout: Layout, max_update_norm: float, pr
         figures = Figures.withheld(figures.steps, figures.load_s, figures.epsilon_planned, figures.epsilon_spent, figures.delta)
         if figures.steps <= 0 or not (figures.epsilon_spent >= 0 and figures.epsilon_planned >= 0 and 0 < figures.delta < 1):
             raise RejectedReply("malformed", "The bank does not say what its private steps have spent.")
-    elif figures.rows <= 0 or figures.steps <= 0:
+    elif figures.steps <= 0 or (figures.rows <= 0 and (needs_rows or "rows" not in withheld)):
         raise RejectedReply("no-rows", f"The bank says that it trained on {figures.rows} rows in {figures.steps} steps.")
-    elif not math.isfinite(figures.train_loss):
+    elif "train_loss" not in withheld and not math.isfinite(figures.train_loss):
         raise RejectedReply("not-finite", "The bank's training loss is not finite.")
     seconds_can_be = 0 <= figures.train_s < MOST_SECONDS and 0 <= figures.load_s < MOST_SECONDS
-    if not (seconds_can_be and (private or abs(figures.train_loss) < MOST_LOSS)):
+    if not seconds_can_be or (math.isfinite(figures.train_loss) and abs(figures.train_loss) >= MOST_LOSS):
         raise RejectedReply("malformed", "The reply's seconds or loss cannot be.")
     length = norm(delta)
     if max_update_norm and length > max_update_norm:
         raise RejectedReply(
             "norm", f"The delta's norm is {length:.4g}, more than strategy.max_update_norm={max_update_norm:g}."
         )
-    return Reply(bank, delta, figures, length, policy_sha256)
+    return Reply(bank, delta, figures, length, policy_sha256, withheld)
 
 
-def _figures(values: dict[str, Any]) -> Figures:
+def _figures(values: dict[str, Any]) -> tuple[Figures, tuple[str, ...]]:
+    """(the figures, those that were withheld)."""
+    withheld = tuple(name for name in REVEALABLE if name not in values)
     kinds = {"int": int, "float": float}
     found: dict[str, Any] = {}
     for item in fields(Figures):
         kind = kinds[str(item.type)]
+        if item.name in withheld:
+            found[item.name] = NOT_TOLD[item.name]
+            continue
         value = values[item.name]
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"figure {item.name}")
         if kind is int and not (math.isfinite(value) and value == int(value)):
             raise ValueError(f"figure {item.name}")
         found[item.name] = kind(value)
-    return Figures(**found)
+    return Figures(**found), withheld
 
 
 def to_array(vector: Vector) -> Any:

@@ -338,7 +338,8 @@ def _check(message: Message | None, name: str, layout: Layout, config: Config) -
         raise RejectedReply("late", f"No reply within strategy.deadline_s={strategy.deadline_s:g} s.")
     if message.has_error():
         raise RejectedReply("crashed", f"The bank's process failed (Flower error {message.error.code}).")
-    reply = unpack_reply(message.content, layout, strategy.max_update_norm, private=config.privacy.in_the_bank)
+    needs_rows = strategy.weighting == "rows"
+    reply = unpack_reply(message.content, layout, strategy.max_update_norm, config.privacy.in_the_bank, needs_rows)
     if reply.bank != name:
         raise RejectedReply("malformed", "The reply names another bank.")
     return reply
@@ -374,6 +375,7 @@ def _ok_entry(reply: Reply) -> dict[str, Any]:
         "bytes_up": reply.delta.nbytes,
         **_privacy_of(figures),
         **({"policy_sha256": reply.policy_sha256} if reply.policy_sha256 else {}),
+        **({"withheld": list(reply.withheld)} if reply.withheld else {}),
     }
 
 

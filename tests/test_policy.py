@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fake_grid import FakeGrid
 from tiny_runs import overrides, rounds_of, write_rows
 
 import client_app.bank
-from client_app.bank import bank_facts, train_round
+from client_app.bank import bank_facts, check_policy, train_round
 from fedfinlora.compose import compose
 from fedfinlora.config import Config
 from fedfinlora.deployment.history import Event, read_history, record, rounds_today
 from fedfinlora.deployment.policy import RULES, BankSettings, Policy, Work, broken_rule, read_settings, settings_text
+from fedfinlora.embedded import embedded_folder
 from fedfinlora.errors import ConfigError, UserError
+from fedfinlora.model_files import model_sha256
 from fedfinlora.models import get_session, initial_adapter
 from fedfinlora.runfolder import source_fingerprint
 from fedfinlora.wire import SAFE_REASONS, BankError, TrainRequest
@@ -34,8 +38,11 @@ def forget() -> Iterator[None]:
     client_app.bank._divided.cache_clear()
 
 
-def work(*words: str, steps: int = 2, rows: int = 8, today: int = 0, hour: int = 12, source: str = "abc") -> Work:
-    return Work(compose(["model=tiny-random", *words]), steps, rows, source, today, datetime(2026, 1, 1, hour, 30))
+def work(
+    *words: str, steps: int = 2, rows: int = 8, today: int = 0, hour: int = 12, source: str = "abc", model_sha256: str = ""
+) -> Work:
+    config, now = compose(["model=tiny-random", *words]), datetime(2026, 1, 1, hour, 30)
+    return Work(config, steps, rows, source, today, now, lambda: model_sha256)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +69,13 @@ def work(*words: str, steps: int = 2, rows: int = 8, today: int = 0, hour: int =
         ({"max_epsilon": 0.0}, work("privacy=example", "privacy.epsilon=99"), ""),
         ({"code": ("abc",)}, work(), ""),
         ({"code": ("def",)}, work(), "code"),
+        ({"models": (f"memory:tiny-random sha256:{'a' * 64}",)}, work(model_sha256="a" * 64), ""),
+        ({"models": (f"memory:tiny-random@main sha256:{'a' * 64}",)}, work(model_sha256="a" * 64), ""),
+        ({"models": (f"memory:tiny-random sha256:{'a' * 64}",)}, work(model_sha256="b" * 64), "model"),
+        ({"reveal": ("train_loss",)}, work(), "reveal"),
+        ({"reveal": ("rows",)}, work(), ""),
+        ({"reveal": ()}, work("strategy.weighting=equal"), ""),
+        ({"reveal": ()}, work("privacy=example"), ""),
         ({"hours": "08:00-12:30"}, work(), "hours"),
         ({"hours": "08:00-12:31"}, work(), ""),
         ({"hours": "20:00-06:00"}, work(hour=5), ""),
@@ -98,6 +112,8 @@ class TestFile:
             ("name: north\ndata: /x\npolcy: {}", "polcy"),
             ("name: a/b\ndata: /x", "plain name"),
             ("name: north\ndata: rows", "absolute"),
+            ("name: north\ndata: /x\npolicy: {reveal: [salaries]}", "salaries"),
+            ("name: north\ndata: /x\npolicy: {models: [a sha256:b]}", "64 digits"),
             ("version: 2\nname: north\ndata: /x", "version 2"),
             ("name: north\ndata: /x\npolicy: {max_rank: -1}", "max_rank"),
             ("name: north\ndata: /x\npolicy: {max_rank: many}", "max_rank"),
@@ -167,6 +183,11 @@ class Bank:
 
 def bank_of(rows: Path, place: Path, **policy: Any) -> Bank:
     return Bank(rows, place, **policy)
+
+
+def asked(config: Config) -> TrainRequest:
+    """A request as far as a policy reads it."""
+    return TrainRequest(config, "run", 1, "layout", source_fingerprint(), np.zeros(1, np.float32))
 
 
 def ask(config: Config, bank: Bank, round_number: int = 1) -> Any:
@@ -262,6 +283,41 @@ def test_a_refusal_stands_in_the_round_record_and_the_run_goes_on(rows: Path, tm
         assert "rule: max_rank" in refused["reason"]
         assert trained["status"] == "ok"
         assert "policy_sha256" not in trained
+
+
+def test_a_model_of_that_name_with_other_files_is_refused(rows: Path, tmp_path: Path) -> None:
+    """One number of the weights is another: the same name, another hash."""
+    folder = tmp_path / "model"
+    shutil.copytree(embedded_folder("memory:tiny-random"), folder)
+    named = f"model.path={folder}"
+    config = compose(overrides(rows, tmp_path / "runs", named))
+    bank = bank_of(rows, tmp_path / "bank", models=(f"{folder} sha256:{model_sha256(config.model)}",))
+    check_policy(asked(config), bank.facts)
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(BankError) as error:
+        check_policy(asked(config), bank.facts)
+    assert error.value.code == "policy-model"
+
+
+def test_figures_that_a_policy_withholds_stay_at_the_bank(rows: Path, tmp_path: Path) -> None:
+    north = bank_of(rows, tmp_path / "north", reveal=("train_loss", "answer_tokens"))
+    words = ("dataset.source=jsonl", f"dataset.root={rows}", "banks=1", "strategy.weighting=equal")
+    grid = FakeGrid({7: north.node_config})
+    run = run_federated(grid, compose(overrides(rows, tmp_path / "runs", *words)))
+    sent = [message.content.metric_records["figures"] for message in grid.arrived if message.metadata.message_type == "train"]
+    assert {frozenset(record) for record in sent} == {
+        frozenset({"steps", "epsilon_planned", "epsilon_spent", "delta", "train_loss", "answer_tokens"})
+    }
+    for line in rounds_of(run):
+        (bank,) = line["banks"]
+        assert (bank["status"], bank["rows"], bank["tokens"]) == ("ok", 0, 0)
+        assert {"rows", "tokens", "train_s", "bank_rows"} <= set(bank["withheld"])
+        assert line["train_loss"] > 0
+    told = read_history(north.facts.history_file)[-1]
+    assert told["rows"] > 0, "the bank itself knows"
+    assert set(told["figures"]) == {"steps", "train_loss", "answer_tokens"}
 
 
 def test_the_hash_of_the_policy_goes_with_every_reply(rows: Path, tmp_path: Path) -> None:

@@ -19,8 +19,10 @@ from hypothesis import strategies as st
 from fedfinlora.adapter import Layout
 from fedfinlora.config import Config, TrainConfig
 from fedfinlora.wire import (
+    ALWAYS_TOLD,
     ARRAY_KEY,
     FLAT_FLOAT32,
+    REVEALABLE,
     SAFE_REASONS,
     BankError,
     Figures,
@@ -193,13 +195,33 @@ def test_a_reply_without_one_of_its_headings_is_malformed(key: str) -> None:
     assert rejected(content).code == "malformed"
 
 
-@pytest.mark.parametrize("name", [item.name for item in fields(Figures)])
-def test_a_reply_without_one_of_its_figures_is_malformed(name: str) -> None:
+def without_figure(name: str) -> RecordDict:
     values = asdict(FIGURES)
     del values[name]
     content = reply()
     content.metric_records["figures"] = MetricRecord(values)
-    assert rejected(content).code == "malformed"
+    return content
+
+
+@pytest.mark.parametrize("name", ALWAYS_TOLD)
+def test_a_reply_without_a_figure_that_is_always_told_is_malformed(name: str) -> None:
+    assert rejected(without_figure(name)).code == "malformed"
+
+
+@pytest.mark.parametrize("name", REVEALABLE)
+def test_another_figure_may_be_withheld_but_rows_not_where_they_are_weights(name: str) -> None:
+    found = unpack_reply(over_the_wire(without_figure(name)), LAYOUT, 100.0, needs_rows=False)
+    assert found.withheld == (name,)
+    value = getattr(found.figures, name)
+    assert value == 0 or math.isnan(value)
+    if name == "rows":
+        assert rejected(without_figure(name)).code == "no-rows"
+
+
+def test_rows_that_are_told_must_be_some_also_where_they_are_no_weights() -> None:
+    with pytest.raises(RejectedReply) as error:
+        unpack_reply(reply(replace(FIGURES, rows=0)), LAYOUT, 100.0, needs_rows=False)
+    assert error.value.code == "no-rows"
 
 
 @pytest.mark.parametrize("value", [True, [1, 2], [1.5], "160", None])

@@ -24,6 +24,7 @@ from fedfinlora.deployment.certificates import days_left, expiry_words, make_nod
 from fedfinlora.deployment.history import read_history
 from fedfinlora.deployment.policy import BankSettings, Policy, read_settings, settings_text
 from fedfinlora.errors import ConfigError, UserError
+from fedfinlora.model_files import model_sha256
 from fedfinlora.privacy.accounting import Steps, epsilon
 from fedfinlora.privacy.ledger import read_ledger
 from fedfinlora.runfolder import source_fingerprint, write_bytes
@@ -41,9 +42,8 @@ def init(home: Path, name: str, data: Path, coordinator: str, authority: Path, o
     if not data.is_dir():
         raise UserError(f"--data {data} is not a folder.")
     config = compose(overrides)
-    settings = BankSettings(
-        name=name, data=str(data.absolute()), coordinator=coordinator, policy=Policy(models=(config.model.path,))
-    )
+    policy = Policy(models=(f"{config.model.path} sha256:{model_sha256(config.model)}",))
+    settings = BankSettings(name=name, data=str(data.absolute()), coordinator=coordinator, policy=policy)
     facts = BankFacts(name, 0, 0, settings.data, home / "state", home / "ledger")
     _try(config, facts)
     make_node_key(home / KEY, name)

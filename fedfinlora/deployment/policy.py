@@ -18,8 +18,10 @@ import yaml
 
 from fedfinlora.config import PEFT_METHODS, PRIVACY_MODES, Config, build_group, to_plain_group
 from fedfinlora.errors import ConfigError, UserError, choose
+from fedfinlora.wire import REVEALABLE
 
 BANK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+MODEL = re.compile(r"((?:(?! sha256:).)+)(?: sha256:([0-9a-f]{64}))?")
 HOURS = re.compile(r"([01][0-9]|2[0-4]):([0-5][0-9])-([01][0-9]|2[0-4]):([0-5][0-9])")
 
 
@@ -28,7 +30,8 @@ class Policy:
     """What a bank allows. Empty lists allow nothing, 0 means no limit."""
 
     models: tuple[str, ...] = ()
-    """Base models by model.path, e.g. meta-llama/Llama-3.1-8B-Instruct; PATH@REVISION allows one revision only."""
+    """Base models by model.path, e.g. meta-llama/Llama-3.1-8B-Instruct; PATH@REVISION allows one revision only, and with " sha256:HASH" after
+    either, as `bank init` writes it, only these very files."""
     peft_methods: tuple[str, ...] = ("lora", "qlora", "rslora", "dora")
     """lora, qlora, dora, rslora."""
     max_rank: int = 64
@@ -47,6 +50,8 @@ class Policy:
     """Largest privacy.epsilon of a run; a noise multiplier given instead is refused. With privacy=none it has no meaning."""
     code: tuple[str, ...] = ()
     """Allowed source hashes of the project, as `bank status` shows them; empty = the one that is installed here, which is checked anyway."""
+    reveal: tuple[str, ...] = REVEALABLE
+    """Figures that may leave with a delta. Steps and what privacy has spent are always told; without rows, strategy.weighting=rows is refused."""
     hours: str = "00:00-24:00"
     """When rounds may begin, by the bank's clock; 20:00-06:00 goes over midnight."""
 
@@ -55,6 +60,13 @@ class Policy:
             choose(method, PEFT_METHODS, "policy.peft_methods")
         for mode in self.privacy:
             choose(mode, PRIVACY_MODES, "policy.privacy")
+        for figure in self.reveal:
+            choose(figure, REVEALABLE, "policy.reveal")
+        for model in self.models:
+            if not MODEL.fullmatch(model):
+                raise ConfigError(
+                    f"policy.models: {model!r} must be PATH, PATH@REVISION, or either with ' sha256:' and 64 digits after it."
+                )
         for unit in self.privacy_units:
             choose(unit, ("example", "customer", "bank"), "policy.privacy_units")
         for name in ("max_rank", "max_steps_per_round", "max_rows_per_round", "max_rounds_per_day", "max_epsilon"):
@@ -100,10 +112,12 @@ class Work:
     source_sha256: str
     rounds_today: int
     now: datetime
+    model_sha256: Callable[[], str] = lambda: ""
+    """Makes the hash of the base model's files, where a rule asks for it."""
 
 
 RULES: dict[str, Callable[[Policy, Work], bool]] = {
-    "model": lambda policy, work: {work.config.model.path, f"{work.config.model.path}@{work.config.model.revision}"}.isdisjoint(policy.models),
+    "model": lambda policy, work: not any(_names(entry, work) for entry in policy.models),
     "peft_methods": lambda policy, work: work.config.peft.method not in policy.peft_methods,
     "max_rank": lambda policy, work: 0 < policy.max_rank < work.config.peft.rank,
     "max_steps_per_round": lambda policy, work: 0 < policy.max_steps_per_round < work.steps,
@@ -113,6 +127,7 @@ RULES: dict[str, Callable[[Policy, Work], bool]] = {
     "privacy_units": lambda policy, work: work.config.privacy.mode != "none" and work.config.privacy.unit not in policy.privacy_units,
     "max_epsilon": lambda policy, work: work.config.privacy.mode != "none" and _too_much(policy.max_epsilon, work.config.privacy.epsilon),
     "code": lambda policy, work: bool(policy.code) and work.source_sha256 not in policy.code,
+    "reveal": lambda policy, work: _weighs_by_rows(work.config) and "rows" not in policy.reveal,
     "hours": lambda policy, work: not within(policy.hours, work.now),
 }  # fmt: skip
 """Rule -> whether the work breaks it. A new rule needs a line here, a field of Policy and a sentence in `fedfinlora.wire.SAFE_REASONS`."""
@@ -166,6 +181,19 @@ def settings_text(settings: BankSettings) -> str:
             shown = "" if key == "policy" else f" {_yaml(value)}"
             lines.append(f"{indent}{key}:{shown}")
     return "\n".join(lines) + "\n"
+
+
+def _names(entry: str, work: Work) -> bool:
+    """Whether an entry of policy.models allows the model."""
+    found = MODEL.fullmatch(entry)
+    assert found
+    name, digest = found.groups()
+    model = work.config.model
+    return name in (model.path, f"{model.path}@{model.revision}") and digest in (None, work.model_sha256())
+
+
+def _weighs_by_rows(config: Config) -> bool:
+    return config.strategy.weighting == "rows" and not config.privacy.in_the_bank
 
 
 def _too_much(limit: float, epsilon: float) -> bool:
