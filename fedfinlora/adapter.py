@@ -165,7 +165,7 @@ def save_adapter(
     from peft import LoraConfig
     from safetensors.numpy import save
 
-    tensors = dict(frozen or {}) | {name: view.copy() for name, view in layout.views(vector).items()}
+    tensors = dict(frozen or {}) | layout.views(vector)
     config = LoraConfig(**peft_config_values(peft, model), inference_mode=True).to_dict()
     write_bytes(folder / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
     write_bytes(folder / "adapter_config.json", (json.dumps(config, indent=2, sort_keys=True, default=sorted) + "\n").encode())

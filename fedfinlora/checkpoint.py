@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fedfinlora.errors import UserError
 from fedfinlora.runfolder import read_lines, write_bytes
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 UNSCORED = "unscored"
@@ -96,4 +97,4 @@ def adapter_checksum(vector: NDArray[np.float32]) -> str:
     """SHA-256 of the vector's bytes, little-endian."""
     import hashlib
 
-    return hashlib.sha256(vector.astype("<f4").tobytes()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(vector, "<f4").data).hexdigest()

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from fedfinlora.adapter import Layout, Vector, norm
 from fedfinlora.config import Config, build
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from flwr.app import RecordDict
 
 ARRAY_KEY = "vector"
+PART_NUMBERS = 2**20
+"""A vector travels in parts of so many numbers: Flower takes four times an array's size in memory to put it together again."""
 SHA256 = re.compile("[0-9a-f]{64}")
 MOST_SECONDS = 1e9
 MOST_LOSS = 1e6
@@ -163,27 +167,27 @@ def pack_request(request: TrainRequest) -> RecordDict:
         "layout-id": request.layout_id,
         "source-sha256": request.source_sha256,
     }
-    return RecordDict({"request": ConfigRecord(values), "adapter": ArrayRecord({ARRAY_KEY: to_array(request.adapter)})})
+    return RecordDict({"request": ConfigRecord(values), "adapter": ArrayRecord(to_arrays(request.adapter))})
 
 
 def unpack_request(content: RecordDict) -> TrainRequest:
     """Bank side. BankError for anything that is not as `pack_request` makes it."""
-    import numpy as np
-
     try:
         values = content.config_records["request"]
         config = build(json.loads(str(values["config"])))
         run, round_number, layout_id = str(values["run"]), int(values["round"]), str(values["layout-id"])  # type: ignore[arg-type]
         source = str(values["source-sha256"])
-        array = content.array_records["adapter"][ARRAY_KEY]
-    except (KeyError, ValueError, TypeError, RecursionError, UserError) as error:
+        arrays = content.array_records["adapter"]
+        _ = arrays[ARRAY_KEY]
+        size = sum(int(array.shape[0]) for array in arrays.values())
+    except (KeyError, IndexError, ValueError, TypeError, RecursionError, UserError) as error:
         raise BankError("config", f"unusable request: {error}") from error
     if not run or "/" in run or run in (".", ".."):
         raise BankError("config", "unusable run name in the request")
     if not 1 <= round_number <= config.num_server_rounds:
         raise BankError("config", f"round {round_number} in the request")
     try:
-        vector = from_array(array, array.shape[0] if len(array.shape) == 1 else -1)
+        vector = from_arrays(arrays, size)
     except ValueError as error:
         raise BankError("layout", f"unusable adapter array: {error}") from error
     if not np.isfinite(vector).all():
@@ -200,7 +204,7 @@ def pack_reply(
     return RecordDict(
         {
             "reply": ConfigRecord({"status": "ok", "bank": bank, "layout-id": layout_id, "policy-sha256": policy_sha256}),
-            "delta": ArrayRecord({ARRAY_KEY: to_array(delta)}),
+            "delta": ArrayRecord(to_arrays(delta)),
             "figures": MetricRecord(
                 {name: value for name, value in asdict(figures).items() if name in (*ALWAYS_TOLD, *reveal)}
             ),
@@ -224,8 +228,6 @@ def unpack_reply(
     Sizes are checked before the array is made, the norm in float64. `max_update_norm` 0 means no limit. A `private` reply withholds rows and
     losses (`Figures.withheld`) and says what it has spent. Where rows are no weights (`needs_rows`) a bank may keep them to itself.
     """
-    import numpy as np
-
     try:
         head = content.config_records["reply"]
         bank = str(head["bank"])
@@ -236,14 +238,15 @@ def unpack_reply(
         layout_id, policy_sha256 = head["layout-id"], str(head.get("policy-sha256", ""))
         if policy_sha256 and not SHA256.fullmatch(policy_sha256):
             raise ValueError("policy-sha256")
-        array = content.array_records["delta"][ARRAY_KEY]
+        arrays = content.array_records["delta"]
+        _ = arrays[ARRAY_KEY]
         figures, withheld = _figures(dict(content.metric_records["figures"]))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise RejectedReply("malformed", f"The reply lacks or garbles something ({type(error).__name__}).") from error
     if layout_id != layout.id:
         raise RejectedReply("layout", f"The delta has another layout than {layout.id}.")
     try:
-        delta = from_array(array, layout.size)
+        delta = from_arrays(arrays, layout.size)
     except ValueError as error:
         raise RejectedReply("layout", f"The delta is not as agreed: {error}.") from error
     if not np.isfinite(delta).all():
@@ -286,9 +289,38 @@ def _figures(values: dict[str, Any]) -> tuple[Figures, tuple[str, ...]]:
     return Figures(**found), withheld
 
 
+def part_names(size: int) -> list[str]:
+    """The names of the arrays in which a vector of `size` numbers travels.
+
+    >>> part_names(1), part_names(2**20 + 1)
+    (['vector'], ['vector', 'vector-1'])
+    """
+    return [ARRAY_KEY, *(f"{ARRAY_KEY}-{part}" for part in range(1, -(-size // PART_NUMBERS)))]
+
+
+def to_arrays(vector: Vector) -> dict[str, Any]:
+    """A vector of shape (size,) as Flower's Arrays of PART_NUMBERS numbers each, the last with what is left."""
+    starts = range(0, max(1, vector.size), PART_NUMBERS)
+    parts = [to_array(vector[start : start + PART_NUMBERS]) for start in starts]
+    return dict(zip(part_names(vector.size), parts, strict=True))
+
+
+def from_arrays(arrays: Mapping[str, Any], size: int) -> Vector:
+    """The vector again, (size,) float32. ValueError unless there are exactly the parts that such a vector has, each exactly right."""
+    names = part_names(size)
+    if set(arrays) != set(names):
+        raise ValueError(f"it comes in {len(arrays)} parts, expected {len(names)} for {size} numbers")
+    if len(names) == 1:
+        return from_array(arrays[ARRAY_KEY], size)
+    vector = np.empty(size, np.float32)
+    for name, start in zip(names, range(0, size, PART_NUMBERS), strict=True):
+        part = vector[start : start + PART_NUMBERS]
+        part[:] = from_array(arrays[name], part.size)
+    return vector
+
+
 def to_array(vector: Vector) -> Any:
     """A vector of shape (size,) as Flower's Array: the bare little-endian float32 numbers, no header that would need parsing."""
-    import numpy as np
     from flwr.app import Array
 
     data = np.ascontiguousarray(vector, dtype=vector.dtype.newbyteorder("<")).tobytes()
@@ -297,8 +329,6 @@ def to_array(vector: Vector) -> Any:
 
 def from_array(array: Any, size: int) -> Vector:
     """The numbers of an Array, (size,) float32, read-only and where it has them. ValueError unless format, shape and length in bytes are exactly right."""
-    import numpy as np
-
     if array.stype != FLAT_FLOAT32 or array.dtype != "float32":
         raise ValueError("its numbers are not flat float32")
     if tuple(array.shape) != (size,) or len(array.data) != 4 * size:

@@ -46,18 +46,20 @@ class StoredDeltas:
             raise unwritable(self._folder, error) from error
         self._places[bank] = place
 
-    def read(self, banks: Iterable[str]) -> Iterator[Vector]:
-        """The deltas of `banks`, in that order, one after the other in the same memory: each is good until the next is asked for."""
-        delta = np.empty(self._bytes // 4, np.float32)
-        content = memoryview(delta.view(np.uint8).data)
+    def read(self, banks: Iterable[str], block: slice) -> Iterator[Vector]:
+        """Numbers block.start to block.stop of the deltas of `banks`, in that order, one after the other in the same memory: each is good until the
+        next is asked for.
+        """
+        numbers = np.empty(block.stop - block.start, np.float32)
+        content = memoryview(numbers.view(np.uint8).data)
         for bank in banks:
-            read, place = 0, self._places[bank]
-            while read < self._bytes:
+            read, place = 0, self._places[bank] + 4 * block.start
+            while read < len(content):
                 got = os.preadv(self._file.fileno(), [content[read:]], place + read)
                 if not got:
                     raise UserError(f"A delta in {self._folder} cannot be read again.")
                 read += got
-            yield delta
+            yield numbers
 
     def __enter__(self) -> StoredDeltas:
         return self

@@ -6,12 +6,14 @@ reply ends the run (docs/adr/0002-own-round-loop.md).
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -89,10 +91,10 @@ def roster(
                 "Start the missing banks, or lower strategy.min_banks, or raise strategy.wait_s."
             )
         time.sleep(POLL_S)
-    requests = {node: RecordDict({"request": ConfigRecord({"hello": "fedfinlora"})}) for node in nodes}
+    hello = RecordDict({"request": ConfigRecord({"hello": "fedfinlora"})})
     banks: dict[str, int] = {}
     refusals: list[str] = []
-    for node, reply in collect(grid, requests, "query", strategy.wait_s):
+    for node, reply in exchange(grid, nodes, hello, "query", strategy.wait_s):
         if reply is None or reply.has_error():
             refusals.append(f"node {node} did not answer")
             continue
@@ -132,25 +134,25 @@ def draw(banks: Sequence[str], strategy: StrategyConfig, seed: int, round_number
     return sorted(banks[index] for index in chosen)
 
 
-def collect(
-    grid: MessageGrid, contents: Mapping[int, RecordDict], message_type: str, deadline_s: float, group: str = ""
-) -> list[tuple[int, Message | None]]:
-    """Send one message to each node and return (node, reply) as they come; None for those still silent at the deadline (0 = none)."""
-    return list(exchange(grid, contents, message_type, deadline_s, group))
-
-
 def exchange(
     grid: MessageGrid,
-    contents: Mapping[int, RecordDict],
+    nodes: Sequence[int],
+    content: RecordDict,
     message_type: str,
     deadline_s: float,
     group: str = "",
     reply_bytes: int = 0,
 ) -> Iterator[tuple[int, Message | None]]:
-    """The generator behind `collect`. Of replies that may have `reply_bytes` each, no more are fetched at once than PULLED_BYTES hold, or one."""
+    """Send one content to each node and give (node, reply) as they come; None for those still silent at the deadline (0 = none).
+
+    Of replies that may have `reply_bytes` each, no more are fetched at once than PULLED_BYTES hold, or one.
+    """
     started = time.monotonic()
-    ids = list(grid.push_messages([Message(content, node, message_type, group_id=group) for node, content in contents.items()]))
-    waiting = {str(message_id): node for message_id, node in zip(ids, contents, strict=False)}
+    ids = list(grid.push_messages([Message(content, node, message_type, group_id=group) for node in nodes]))
+    del content  # the grid has it; here it would only take memory until the last reply
+    if reply_bytes > PULLED_BYTES:
+        gc.collect()  # Flower's records hold each other
+    waiting = {str(message_id): node for message_id, node in zip(ids, nodes, strict=False)}
     together = max(1, PULLED_BYTES // reply_bytes) if reply_bytes else len(ids)
     while waiting and not (deadline_s and time.monotonic() - started > deadline_s):
         asked, before = list(waiting), len(waiting)
@@ -164,9 +166,7 @@ def exchange(
                 del reply
         if len(waiting) == before:
             time.sleep(POLL_S)
-    for node in waiting.values():
-        yield node, None
-    for node in list(contents)[len(ids) :]:
+    for node in [*waiting.values(), *nodes[len(ids) :]]:
         yield node, None
 
 
@@ -209,7 +209,7 @@ def _run_round(
     strategy = config.strategy
     drawn = central.drawn(list(banks), number) if central else draw(sorted(banks), strategy, config.seed, number)
     quorum = min(strategy.quorum, len(drawn)) if central else strategy.quorum
-    content = pack_request(TrainRequest(config, run_id, number, layout.id, source_fingerprint(), state.adapter))
+    request = TrainRequest(config, run_id, number, layout.id, source_fingerprint(), state.adapter)
     # The slowest first: where fewer workers than banks share a machine, none then waits long for a last big bank.
     queue = sorted(drawn, key=lambda name: (-expected_s.get(name, 0.0), name))
     names = {banks[name]: name for name in queue}
@@ -217,8 +217,10 @@ def _run_round(
     entries: dict[str, dict[str, Any]] = {}
     bank_timings: dict[str, dict[str, float]] = {}
     bytes_down = state.adapter.nbytes
-    asked = dict.fromkeys(names, content)
-    for node, message in exchange(grid, asked, "train", strategy.deadline_s, str(number), state.adapter.nbytes):
+    arriving = exchange(
+        grid, list(names), pack_request(request), "train", strategy.deadline_s, str(number), state.adapter.nbytes
+    )
+    for node, message in arriving:
         name = names[node]
         reply, entry, timing = _taken_in(message, name, layout, config, deltas)
         del message  # nor held while the next is fetched
@@ -237,7 +239,7 @@ def _run_round(
             f"Round {number}: {len(replies)} of {len(drawn)} replies are usable, strategy.quorum={strategy.quorum}. {reasons}"
         )
     ordered = [replies[name] for name in sorted(replies)]
-    stored = deltas.read(sorted(replies))
+    stored = partial(deltas.read, sorted(replies))
     following, update_norm = take_step(ordered, state, strategy, config.num_server_rounds, central, stored)
     line = {
         "round": number,
@@ -264,38 +266,44 @@ def take_step(
     strategy: StrategyConfig,
     rounds: int,
     central: CentralMechanism | None = None,
-    stored: Iterable[Vector] | None = None,
+    stored: Callable[[slice], Iterable[Vector]] | None = None,
 ) -> tuple[RoundState, float]:
     """The server's step in one of `rounds` rounds, from checked replies in a fixed order: the next state and the norm of the step. UserError if not finite.
 
-    `stored` gives the replies' deltas, in the same order, where the replies do not hold them.
+    `stored` gives a block of numbers of each reply's delta, in the same order, where the replies do not hold them.
     """
-    deltas = (reply.delta for reply in replies) if stored is None else stored
+    size = state.adapter.size
+    deltas_in = stored or (lambda block: (reply.delta[block] for reply in replies))
     private_state = {}
     if central:
         clip_norm = float(state.server.get(CLIP_NORM, [central.clip_norm])[0])
         noise = central.draws("noise", state.round + 1)
-        mean_delta, clip_norm = private_mean(deltas, state.adapter.size, central, clip_norm, noise)
+        mean, clip_norm = private_mean(deltas_in(slice(0, size)), size, central, clip_norm, noise)
+        mean_in: Callable[[slice], NDArray[np.float64]] = mean.__getitem__
         private_state = {CLIP_NORM: np.array([clip_norm])}
     else:
-        mean_delta = weighted_mean(deltas, weights_of(replies, strategy))
+        weights = weights_of(replies, strategy)
+
+        def mean_in(block: slice) -> NDArray[np.float64]:
+            return weighted_mean(deltas_in(block), weights)
+
     factor = schedule_factor(state.round, rounds, strategy.warmup_rounds, strategy.schedule)
     now = replace(strategy, server_learning_rate=strategy.server_learning_rate * factor)
-    adapter, server, length = _moved(state, mean_delta, now)
+    adapter, server, length = _moved(state, mean_in, now)
     if not np.isfinite(adapter).all():
         raise UserError(f"Round {state.round + 1} gives an adapter that is not finite. Lower strategy.server_learning_rate.")
     return RoundState(state.round + 1, adapter, {**server, **private_state}), length
 
 
 def _moved(
-    state: RoundState, mean_delta: NDArray[np.float64], strategy: StrategyConfig
+    state: RoundState, mean_in: Callable[[slice], NDArray[np.float64]], strategy: StrategyConfig
 ) -> tuple[Vector, dict[str, NDArray[np.float64]], float]:
-    """(next adapter, the rule's next vectors, norm of the step). The rules work number by number, so they are given a block at a time."""
-    size = mean_delta.size
+    """(next adapter, the rule's next vectors, norm of the step). The mean and the rules work number by number, so both are taken a block at a time."""
+    size = state.adapter.size
     adapter, server, squares = np.empty(size, np.float32), {}, 0.0
     for block in blocks(size):
         own = {name: vector[block] if vector.size == size else vector for name, vector in state.server.items()}
-        step, following = STEPS[strategy.name](mean_delta[block], own, strategy)
+        step, following = STEPS[strategy.name](mean_in(block), own, strategy)
         adapter[block] = state.adapter[block].astype(np.float64) + step
         squares += float(step @ step)
         for name, value in following.items():
@@ -326,6 +334,9 @@ def _taken_in(
         found = {"status": _status_of(rejection), "code": rejection.code, "reason": str(rejection)}
         return None, _blank_entry(name) | found, {}
     deltas.keep(name, reply.delta)
+    assert message is not None
+    for record in message.content.array_records.values():
+        record.clear()  # for the same reason: else these bytes stay until the garbage is collected
     train_s = reply.figures.train_s
     speed = reply.figures.tokens / train_s if train_s > 0 else 0.0
     timing = {"train_s": train_s, "load_s": reply.figures.load_s, "tokens_per_s": speed}

@@ -89,7 +89,7 @@ class FakeGrid:
             else:
                 replies = [reply]
             fetched += [self._through_the_wire(each) for each in replies]
-        self.arrived += fetched
+        self.arrived += [message_from_proto(message_to_proto(message)) for message in fetched]  # the server empties its own
         return fetched
 
     def trained(self) -> list[tuple[int, str]]:

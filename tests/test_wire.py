@@ -22,6 +22,7 @@ from fedfinlora.wire import (
     ALWAYS_TOLD,
     ARRAY_KEY,
     FLAT_FLOAT32,
+    PART_NUMBERS,
     REVEALABLE,
     SAFE_REASONS,
     BankError,
@@ -193,6 +194,20 @@ def test_a_reply_without_one_of_its_headings_is_malformed(key: str) -> None:
     content = reply()
     del content.config_records["reply"][key]
     assert rejected(content).code == "malformed"
+
+
+def test_a_large_vector_travels_in_parts_and_each_must_be_there() -> None:
+    large = np.random.default_rng(0).normal(size=2 * PART_NUMBERS + 3).astype(np.float32)
+    layout = Layout(("a",), ((large.size,),))
+    content = over_the_wire(reply(delta=large, layout_id=layout.id))
+    assert [array.shape[0] for array in content.array_records["delta"].values()] == [PART_NUMBERS, PART_NUMBERS, 3]
+    assert unpack_reply(content, layout, 0).delta.tobytes() == large.tobytes()
+    request = TrainRequest(Config(), "run", 1, layout.id, "0" * 64, large)
+    assert unpack_request(over_the_wire(pack_request(request))).adapter.tobytes() == large.tobytes()
+    del content.array_records["delta"]["vector-1"]
+    with pytest.raises(RejectedReply, match="2 parts, expected 3") as error:
+        unpack_reply(content, layout, 0)
+    assert error.value.code == "layout"
 
 
 def without_figure(name: str) -> RecordDict:

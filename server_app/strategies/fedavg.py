@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fedfinlora.adapter import blocks
 from fedfinlora.config import StrategyConfig
 
 Vector64 = NDArray[np.float64]
@@ -27,8 +26,7 @@ def weighted_mean(deltas: Iterable[NDArray[np.float32]], weights: Sequence[float
             total = np.zeros(delta.shape, np.float64)
         if delta.shape != total.shape:
             raise ValueError("the deltas have different shapes")
-        for block in blocks(delta.size):
-            total[block] += np.float64(weight) * delta[block]
+        total += np.float64(weight) * delta
     assert total is not None
     total /= np.float64(sum(weights))
     return total

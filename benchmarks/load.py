@@ -1,0 +1,270 @@
+"""How the aggregator copes with many banks: `python -m benchmarks.load --banks 200 [--rounds 2] [--numbers 4718592] [--json FILE]`.
+
+The aggregator is the real one: `coordinator init`, `start` and `run` on loopback, TLS and node authentication on, a tiny model whose adapter has as many numbers as that of
+Llama 3.1 8B with rank 8 on q, k and v. The banks are two hundred identities in this one process, each with its own enrolled key and connection, which speak Flower's Fleet API and
+answer each request with random numbers at once: two hundred SuperNodes would not fit on one machine, and their training is not what is measured. The times are therefore those of
+sending, checking, storing and averaging. Memory is resident memory, sampled ten times a second, beyond what the process had when the first round began.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from fedfinlora.commands.coordinator import Coordinator
+from fedfinlora.commands.simulate import end_family, free_port
+from fedfinlora.compose import PROJECT_ROOT
+from fedfinlora.deployment.certificates import make_node_key
+from fedfinlora.errors import UserError
+from fedfinlora.runfolder import read_lines, source_fingerprint, write_json
+from fedfinlora.wire import Figures, pack_reply, unpack_request
+
+LLAMA_NUMBERS = 4_718_592
+"""Numbers of the adapter of Llama 3.1 8B with rank 8 on q, k and v."""
+TINY_NUMBERS_A_RANK = 640
+"""Numbers of the tiny model's adapter on q, k and v, for each rank: two layers of 64 + 64, 64 + 32 and 64 + 32."""
+START_S = 180.0
+
+
+@dataclass
+class Memory:
+    """Resident memory of some processes, in bytes: the largest, and that at the time `mark` was called."""
+
+    find: Callable[[], list[psutil.Process]]
+    most: int = 0
+    marked: int = 0
+    now: int = 0
+    _ended: threading.Event = field(default_factory=threading.Event)
+
+    def watch(self) -> None:
+        """Sample until `end`."""
+        while not self._ended.wait(0.1):
+            total = 0
+            for process in self.find():
+                try:
+                    total += process.memory_info().rss
+                except psutil.Error:
+                    continue
+            self.now = total or self.now
+            self.most = max(self.most, total)
+
+    def mark(self) -> None:
+        """What is in memory now is the start; the largest counts from here on."""
+        self.marked = self.most = self.now
+
+    def end(self) -> None:
+        """Sample no more."""
+        self._ended.set()
+
+    @property
+    def beyond(self) -> int:
+        """The largest less the start."""
+        return self.most - self.marked
+
+
+def measure(banks: int, rounds: int, numbers: int) -> dict[str, Any]:
+    """One deployment with so many banks; its figures."""
+    with tempfile.TemporaryDirectory(prefix="fedfinlora-load-") as place, ExitStack() as stack:
+        folder, home = Path(place), Path(place) / "coordinator"
+        names = [f"bank-{index:04d}" for index in range(banks)]
+        port = free_port()
+        _type("coordinator", "init", "--home", str(home), "--listen", "127.0.0.1", "--port", str(port))
+        superlink = stack.enter_context(_coordinator(home))
+        keys = _enroll(home, port, names, folder / "keys")
+        connections = [stack.enter_context(_connected(port, home / "ca.crt", folder / "keys" / name)) for name in keys]
+        print(f"{len(connections)} banks are connected", flush=True)
+        server = Memory(lambda: _named(superlink, "flwr-serverapp"))
+        link = Memory(lambda: _named(superlink, "flower-superlink"))
+        for memory in (server, link):
+            threading.Thread(target=memory.watch, daemon=True).start()
+            stack.callback(memory.end)
+        rank = round(numbers / TINY_NUMBERS_A_RANK)
+        words = [
+            "model=tiny-random", "model.threads=1", "peft.target_modules=[q_proj,k_proj,v_proj]", f"peft.rank={rank}", f"num_server_rounds={rounds}", "evaluation=none",
+            "strategy.wait_s=600", f"output_dir={folder}", "run_name=run",
+        ]  # fmt: skip
+        run = subprocess.Popen(
+            [sys.executable, "-m", "fedfinlora", "coordinator", "run", "--home", str(home), "--banks", str(banks), *words],
+            cwd=PROJECT_ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        stack.callback(run.kill)
+        answers = Answers(names, numbers, lambda: [memory.mark() for memory in (server, link)])
+        while run.poll() is None:
+            if not sum(answers.answer(index, connection) for index, connection in enumerate(connections)):
+                time.sleep(0.05)
+        said = run.communicate()[0]
+        if run.returncode:
+            raise UserError(f"The run failed: {said}")
+        lines = read_lines(folder / "run" / "rounds.jsonl")
+    adapter_bytes = 4 * rank * TINY_NUMBERS_A_RANK
+    assert all(bank["status"] == "ok" for line in lines for bank in line["banks"])
+    return {
+        "banks": banks,
+        "adapter_bytes": adapter_bytes,
+        "round_s": [line["timings"]["total_s"] for line in lines],
+        "aggregate_s": [line["timings"]["aggregate_s"] for line in lines],
+        "bytes_up": lines[-1]["bytes_up"],
+        "bytes_down": lines[-1]["bytes_down"],
+        "server_beyond_start_adapters": server.beyond / adapter_bytes,
+        "server_start_bytes": server.marked,
+        "superlink_beyond_start_adapters": link.beyond / adapter_bytes,
+        "superlink_start_bytes": link.marked,
+    }
+
+
+class Answers:
+    """What the banks answer: who they are, and random numbers. One thread, since Flower keeps the identity of a process in one place."""
+
+    def __init__(self, names: Sequence[str], numbers: int, on_first_request: Callable[[], Any]) -> None:
+        rank = round(numbers / TINY_NUMBERS_A_RANK)
+        self._names, self._on_first_request = names, on_first_request
+        self._delta = np.random.default_rng(0).normal(0.0, 1e-4, rank * TINY_NUMBERS_A_RANK).astype(np.float32)
+        self._begun = False
+
+    def answer(self, index: int, connection: tuple[Any, ...]) -> bool:
+        """Answer the message that waits for one bank, if there is one."""
+        from flwr.app import ConfigRecord, Message, RecordDict
+        from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, iterate_object_tree
+        from flwr.supercore.inflatable.inflatable_utils import (
+            inflate_object_from_contents,
+            pull_objects,
+            push_object_contents_from_iterable,
+        )
+        from flwr.supercore.task_identity import TaskIdentity
+
+        node, receive, send, _, _, pull, push, confirm = connection
+        received = receive()
+        if received is None:
+            return False
+        head, tree = received
+        run, name = head.metadata.run_id, self._names[index]
+        contents = pull_objects([one.object_id for one in iterate_object_tree(tree)], lambda object_id: pull(run, object_id))
+        confirm(run, head.metadata.message_id)
+        message: Any = inflate_object_from_contents(head.metadata.message_id, contents)
+        message.metadata.__dict__["_message_id"] = head.metadata.message_id
+        TaskIdentity.node_id, TaskIdentity.run_id, TaskIdentity.task_id = node, run, 1
+        if head.metadata.message_type == "query":
+            reply = RecordDict({"reply": ConfigRecord({"status": "ok", "bank": name, "source-sha256": source_fingerprint()})})
+        else:
+            if not self._begun:
+                self._on_first_request()
+                self._begun = True
+            request = unpack_request(message.content)
+            figures = Figures(
+                rows=32, steps=1, tokens=1000, answer_tokens=100, train_loss=1.0, holdout_rows=0, holdout_loss=float("nan"), train_s=0.0, load_s=0.0, bank_rows=32,
+                skipped_rows=0,
+            )  # fmt: skip
+            delta = self._delta * np.float32(1 + 1e-3 * index)  # every bank sends other bytes: Flower stores equal ones once
+            reply = pack_reply(name, request.layout_id, delta, figures)
+        answer = Message(reply, reply_to=message)
+        answer.metadata.__dict__["_message_id"] = answer.object_id
+        objects = get_all_nested_objects(answer)
+        wanted, session = send(answer, get_object_tree(answer), 0.0)
+        push_object_contents_from_iterable(
+            ((object_id, objects[object_id].deflate()) for object_id in wanted),
+            lambda object_id, content: push(run, session, object_id, content),
+        )
+        return True
+
+
+@contextmanager
+def _coordinator(home: Path) -> Iterator[psutil.Process]:
+    with open(home / "load.log", "wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fedfinlora", "coordinator", "start", "--home", str(home)],
+            cwd=PROJECT_ROOT, stdout=log, stderr=log, env=dict(os.environ),
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + START_S
+        while b"coordinator is up" not in (home / "load.log").read_bytes():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise UserError(f"The coordinator did not come up: {(home / 'load.log').read_text('utf-8')}")
+            time.sleep(0.2)
+        yield psutil.Process(process.pid)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            end_family(process)
+
+
+def _enroll(home: Path, port: int, names: Sequence[str], keys: Path) -> list[str]:
+    """Make and register a key for each name. Over one connection: `coordinator enroll` starts Flower's command line for each."""
+    from flwr.cli.supernode.register import try_load_public_key
+    from flwr.proto.control_pb2 import RegisterNodeRequest
+    from flwr.supercore.control.control_http_client import ControlHttpClient
+    from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+
+    keys.mkdir()
+    ids = {}
+    version = RuntimeVersionHttpInterceptor(component_name="flwr CLI")
+    with ControlHttpClient.from_server_address(f"127.0.0.1:{port}", False, (home / "ca.crt").read_bytes(), [version]) as client:
+        for name in names:
+            make_node_key(keys / name, name)
+            public = keys / f"{name}.pub"
+            (home / "enrolled" / f"{name}.pub").write_bytes(public.read_bytes())
+            ids[name] = str(client.RegisterNode(RegisterNodeRequest(public_key=try_load_public_key(public), name=name)).node_id)
+    write_json(Coordinator(home).banks_file, ids)
+    return list(names)
+
+
+@contextmanager
+def _connected(port: int, authority: Path, key: Path) -> Iterator[tuple[Any, ...]]:
+    from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+    from flwr.supernode.fleet_http_connection import http_request_response
+
+    private: Any = load_ssh_private_key(key.read_bytes(), None)
+    with http_request_response(
+        f"127.0.0.1:{port}", False, authority.read_bytes(), (private, private.public_key()), None, None
+    ) as connection:
+        yield connection
+
+
+def _named(parent: psutil.Process, program: str) -> list[psutil.Process]:
+    """The processes of a program below `parent`."""
+    try:
+        family = parent.children(recursive=True)
+        return [process for process in family if any(program in word for word in process.cmdline()[:3])]
+    except psutil.Error:
+        return []
+
+
+def _type(*words: str) -> None:
+    subprocess.run([sys.executable, "-m", "fedfinlora", *words], cwd=PROJECT_ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__.splitlines()[0])
+    parser.add_argument("--banks", type=int, nargs="+", default=[10, 50, 200])
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--numbers", type=int, default=LLAMA_NUMBERS, help="of the adapter")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    options = parser.parse_args(arguments)
+    found = []
+    for banks in options.banks:
+        found.append(measure(banks, options.rounds, options.numbers))
+        print(json.dumps(found[-1]), flush=True)
+        if options.json:
+            options.json.write_text(json.dumps({"bench": "load", "runs": found}, indent=2) + "\n", "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
