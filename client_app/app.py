@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 
 from client_app.bank import bank_facts, train_round
 from client_app.worker import train_in_worker
-from fedfinlora.logs import show_logs
+from fedfinlora.logs import about, belongs, show_logs
 from fedfinlora.runfolder import source_fingerprint
 from fedfinlora.wire import BankError, pack_error, pack_reply, unpack_request
 
@@ -36,6 +36,7 @@ def train(message: Message, context: Context) -> Message:
     def answer() -> RecordDict:
         facts = bank_facts(context.node_config)
         request = unpack_request(message.content)
+        belongs(run=request.run, round=request.round, bank=facts.name)
         if context.node_config.get("worker"):
             delta, layout_id, figures = train_in_worker(request, facts, context.node_config)
         else:
@@ -47,6 +48,11 @@ def train(message: Message, context: Context) -> Message:
 
 def _safely(message: Message, context: Context, answer: Callable[[], RecordDict]) -> Message:
     show_logs()
+    with about():
+        return _answered(message, context, answer)
+
+
+def _answered(message: Message, context: Context, answer: Callable[[], RecordDict]) -> Message:
     try:
         return Message(answer(), reply_to=message)
     except BankError as error:

@@ -269,7 +269,12 @@ def _noted_round(request: TrainRequest, facts: BankFacts) -> tuple[Vector, str, 
 
     def note(outcome: str, **values: Any) -> None:
         privacy = request.config.privacy.mode
-        event = Event(request.run, request.round, outcome, privacy=privacy, policy_sha256=facts.policy_sha256, **values)
+        common: dict[str, Any] = {
+            "privacy": privacy,
+            "policy_sha256": facts.policy_sha256,
+            "bytes_received": request.adapter.nbytes,
+        }
+        event = Event(request.run, request.round, outcome, **common, **values)
         try:
             record(facts.history_file, event)
         except UserError as error:

@@ -34,7 +34,7 @@ from client_app.bank import BankFacts, bank_facts, train_round
 from fedfinlora.adapter import Vector
 from fedfinlora.config import build, to_json
 from fedfinlora.errors import UserError
-from fedfinlora.logs import show_logs
+from fedfinlora.logs import about, show_logs
 from fedfinlora.runfolder import source_fingerprint
 from fedfinlora.wire import SAFE_REASONS, BankError, Figures, TrainRequest
 
@@ -119,21 +119,27 @@ def _serve_one(stream: Any) -> None:
     except (OSError, ValueError, KeyError, TypeError, UserError) as error:
         log.warning("an unusable request: %s", error)
         return
+    with about(run=request.run, round=request.round, bank=facts.name):
+        answer, delta = _answer_to(request, facts)
+    with contextlib.suppress(OSError):  # who asked may have gone
+        _send(stream, answer, delta)
+
+
+def _answer_to(request: TrainRequest, facts: BankFacts) -> tuple[dict[str, Any], Vector]:
+    """The head of the answer and its numbers, whatever happens."""
     try:
         delta, layout_id, figures = train_round(request, facts)
-        answer: dict[str, Any] = {"status": "ok", "layout_id": layout_id, "figures": asdict(figures)}
+        return {"status": "ok", "layout_id": layout_id, "figures": asdict(figures)}, delta
     except BankError as error:
         log.error("%s", error)
-        answer, delta = {"status": "error", "code": error.code, "detail": str(error)}, np.zeros(0, np.float32)
+        return {"status": "error", "code": error.code, "detail": str(error)}, np.zeros(0, np.float32)
     except MemoryError:
         log.exception("out of memory")
-        answer, delta = {"status": "error", "code": "memory", "detail": "out of memory"}, np.zeros(0, np.float32)
+        return {"status": "error", "code": "memory", "detail": "out of memory"}, np.zeros(0, np.float32)
     except Exception as error:
         log.exception("unexpected error")
         code = "memory" if "out of memory" in str(error).lower() else "internal"
-        answer, delta = {"status": "error", "code": code, "detail": type(error).__name__}, np.zeros(0, np.float32)
-    with contextlib.suppress(OSError):  # who asked may have gone
-        _send(stream, answer, delta)
+        return {"status": "error", "code": code, "detail": type(error).__name__}, np.zeros(0, np.float32)
 
 
 def end_worker(state_folder: Path) -> None:
@@ -179,7 +185,7 @@ def _start(path: Path, facts: BankFacts, node_config: Mapping[str, Any]) -> sock
     facts.state_folder.mkdir(parents=True, exist_ok=True)
     with open(facts.state_folder / "worker.log", "ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "client_app.worker", str(path), str(idle_s), str(memory_gib)],
+            [sys.executable, "-m", "client_app.worker", str(path), str(idle_s), str(memory_gib), facts.name],
             cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, close_fds=True,
         )  # fmt: skip
     (facts.state_folder / PROCESS_FILE).write_text(str(process.pid))
@@ -238,4 +244,5 @@ def _receive(stream: Any) -> tuple[dict[str, Any], Vector]:
 
 if __name__ == "__main__":
     show_logs()
-    serve(Path(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3]))
+    with about(bank=sys.argv[4]):
+        serve(Path(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3]))

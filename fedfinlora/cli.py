@@ -152,12 +152,19 @@ def _add_coordinator(commands: Any) -> None:
     for action in ("init", "renew"):
         days = "how long the server's certificate is good (default: 365)"
         found[action].add_argument("--days", type=int, default=365, metavar="N", help=days)
+    _add_listen(found["start"], "status page and metrics")
     found["enroll"].add_argument("key", type=Path, metavar="PUBKEY", help="the bank's node.key.pub")
     found["enroll"].add_argument("--name", required=True, metavar="BANK", help="the bank's name")
     found["revoke"].add_argument("name", metavar="BANK", help="the bank's name")
     found["run"].add_argument("overrides", nargs="*", metavar="key=value", help=KEY_VALUE_HELP)
     waits = "wait for so many banks (default: all that are enrolled)"
     found["run"].add_argument("--banks", type=int, default=0, metavar="N", help=waits)
+
+
+def _add_listen(start: argparse.ArgumentParser, what: str) -> None:
+    start.add_argument("--metrics-port", type=int, default=0, metavar="N", help=f"{what}, over HTTP (default: 0, none)")
+    where = "where they listen (default: 127.0.0.1, this machine alone)"
+    start.add_argument("--metrics-listen", default="127.0.0.1", metavar="ADDRESS", help=where)
 
 
 def _add_bank(commands: Any) -> None:
@@ -174,6 +181,7 @@ def _add_bank(commands: Any) -> None:
     init.add_argument("--coordinator", required=True, metavar="HOST:PORT", help="the aggregator's address")
     init.add_argument("--ca", type=Path, required=True, metavar="FILE", help="the coordinator's ca.crt")
     init.add_argument("overrides", nargs="*", metavar="key=value", help="model=… is tried and allowed by the policy")
+    _add_listen(found["start"], "metrics")
     found["start"].add_argument("--no-worker", action="store_true", help="load the base model for every message anew")
 
 
@@ -244,6 +252,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _coordinator(options: argparse.Namespace) -> int:
     from fedfinlora.commands import coordinator
+    from fedfinlora.deployment.watching import Listen
 
     home = options.home.expanduser().absolute()
     if options.action == "init":
@@ -256,17 +265,20 @@ def _coordinator(options: argparse.Namespace) -> int:
         return coordinator.renew(home, options.days)
     if options.action == "run":
         return coordinator.run(home, options.overrides, options.banks)
-    return coordinator.start(home) if options.action == "start" else coordinator.status(home)
+    if options.action == "start":
+        return coordinator.start(home, Listen(options.metrics_port, options.metrics_listen))
+    return coordinator.status(home)
 
 
 def _bank(options: argparse.Namespace) -> int:
     from fedfinlora.commands import bank
+    from fedfinlora.deployment.watching import Listen
 
     home = options.home.expanduser().absolute()
     if options.action == "init":
         return bank.init(home, options.name, options.data, options.coordinator, options.ca, options.overrides)
     if options.action == "start":
-        return bank.start(home, worker=not options.no_worker)
+        return bank.start(home, Listen(options.metrics_port, options.metrics_listen), worker=not options.no_worker)
     act = {"status": bank.status, "history": bank.history}
     return act[options.action](home)
 

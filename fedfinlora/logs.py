@@ -39,6 +39,13 @@ def about(**values: Any) -> Iterator[None]:
         _about.reset(token)
 
 
+def belongs(**values: Any) -> None:
+    """To the end of the `about` around it, lines belong to these too: what is known only after something was read. Without one, nothing."""
+    known = _about.get()
+    if known is not None:
+        _about.set({**known, **values})
+
+
 class JsonLines(logging.Formatter):
     """One JSON object a line, whatever the message holds."""
 

@@ -214,6 +214,9 @@ class ProgressState:
         self.round_started_t = t
         self.banks = {name: BankLine() for name in self.banks}
 
+    def _on_banks_drawn(self, event: Event, t: float) -> None:
+        self.banks = {clean(name): BankLine() for name in event.get("banks") or ()}
+
     def _on_bank_done(self, event: Event, t: float) -> None:
         self.banks[clean(event.get("bank", "?"))] = BankLine(
             status=clean(event.get("status", "")),

@@ -14,7 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedfinlora.compose import compose
 from fedfinlora.config import Config
 from fedfinlora.errors import ConfigError, UserError
-from fedfinlora.logs import show_logs
+from fedfinlora.logs import about, show_logs
 from fedfinlora.runs import configuration_of
 from server_app.federated import run_federated
 
@@ -57,8 +57,9 @@ def config_of(run_config: Mapping[str, Any]) -> Config:
 def main(grid: Grid, context: Context) -> None:
     """Run to the end. An error is raised as one line, so that Flower marks the run as failed."""
     show_logs()
-    try:
-        run_federated(grid, config_of(context.run_config))
-    except UserError as error:
-        log.error("%s", error)
-        raise RuntimeError(f"fedfinlora: {error}") from None
+    with about():
+        try:
+            run_federated(grid, config_of(context.run_config))
+        except UserError as error:
+            log.error("%s", error)
+            raise RuntimeError(f"fedfinlora: {error}") from None

@@ -17,7 +17,7 @@ from fedfinlora.checkpoint import Checkpoint, save_checkpoint
 from fedfinlora.config import Config
 from fedfinlora.deployment.enrolled import enrolled_banks
 from fedfinlora.errors import UserError
-from fedfinlora.logs import about
+from fedfinlora.logs import about, belongs
 from fedfinlora.models import Session, get_session, initial_adapter
 from fedfinlora.privacy.card import privacy_card
 from fedfinlora.progress import EventWriter
@@ -32,6 +32,7 @@ log = logging.getLogger("fedfinlora.server")
 
 def run_federated(grid: MessageGrid, config: Config) -> Path:
     """The whole run. Returns its folder; raises UserError after writing a result.json with status "failed"."""
+    belongs(run=Path(config.resume).name or config.run_name)
     banks = roster(grid, config.strategy, config.strategy.min_banks, enrolled_banks())
     run = open_run(config, len(banks), "federated")
     if len(banks) != run.config.banks and not run.config.dataset.source == "jsonl":
@@ -39,6 +40,7 @@ def run_federated(grid: MessageGrid, config: Config) -> Path:
             f"{run.folder} was started with {run.config.banks} banks, {len(banks)} are here. Resume it with as many: the rows would "
             "otherwise be divided anew."
         )
+    belongs(run=run.run_id)  # as the banks know it
     log.info("run folder: %s", run.folder)
     started = time.monotonic()
     with EventWriter(run.folder / "progress.jsonl") as events:
@@ -131,10 +133,18 @@ def _one_round(
         figures: dict[str, Any] = {"rows": entry["rows"], "train_loss": entry["train_loss"], "seconds": train_s}
         figures |= {"rows_per_s": entry["rows"] / train_s if train_s else 0.0, "tokens_per_s": timing.get("tokens_per_s", 0.0)}
         events.write(
-            "bank_done", round=number, **{key: entry[key] for key in ("bank", "status", "reason")}, **(private or figures)
+            "bank_done",
+            round=number,
+            **{key: entry[key] for key in ("bank", "status", "code", "reason")},
+            **(private or figures),
         )
 
-    result = run_round(grid, banks, state, config, session.layout, run.run_id, run.folder / "state", on_bank, seconds, central)
+    def on_drawn(names: Sequence[str]) -> None:
+        events.write("banks_drawn", round=number, banks=list(names))
+
+    result = run_round(
+        grid, banks, state, config, session.layout, run.run_id, run.folder / "state", on_bank, seconds, central, on_drawn
+    )
     state, line, timings = result.state, result.line, result.timings
     seconds.update((name, timing.get("train_s", 0.0)) for name, timing in timings["banks"].items())
     if number == 1 and not config.privacy.in_the_bank and line["banks"]:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from fedfinlora.adapter import Layout, Vector, blocks
 from fedfinlora.config import Config, StrategyConfig
 from fedfinlora.errors import UserError
+from fedfinlora.logs import about
 from fedfinlora.runfolder import source_fingerprint
 from fedfinlora.seeds import generator
 from fedfinlora.training import schedule_factor
@@ -71,6 +72,7 @@ class RoundResult:
     timings: dict[str, Any]
 
 
+OnDrawn = Callable[[Sequence[str]], None]
 OnBank = Callable[[Mapping[str, Any], Mapping[str, Any]], None]
 
 
@@ -181,6 +183,7 @@ def run_round(
     on_bank: OnBank | None = None,
     expected_s: Mapping[str, float] | None = None,
     central: CentralMechanism | None = None,
+    on_drawn: OnDrawn | None = None,
 ) -> RoundResult:
     """Send the adapter, gather and check the deltas, and take the server's step.
 
@@ -188,59 +191,44 @@ def run_round(
     banks and makes their mean private. Raises UserError when fewer than strategy.quorum replies are usable (with `central` of those drawn,
     who may be fewer or nobody); `state` is then unchanged and the run can be resumed.
     """
-    with StoredDeltas(folder, layout.size) as deltas:
-        return _run_round(grid, banks, state, config, layout, run_id, deltas, on_bank, expected_s or {}, central)
-
-
-def _run_round(
-    grid: MessageGrid,
-    banks: Mapping[str, int],
-    state: RoundState,
-    config: Config,
-    layout: Layout,
-    run_id: str,
-    deltas: StoredDeltas,
-    on_bank: OnBank | None,
-    expected_s: Mapping[str, float],
-    central: CentralMechanism | None,
-) -> RoundResult:
     started = time.monotonic()
     number = state.round + 1
     strategy = config.strategy
     drawn = central.drawn(list(banks), number) if central else draw(sorted(banks), strategy, config.seed, number)
+    if on_drawn is not None:
+        on_drawn(drawn)
     quorum = min(strategy.quorum, len(drawn)) if central else strategy.quorum
     request = TrainRequest(config, run_id, number, layout.id, source_fingerprint(), state.adapter)
     # The slowest first: where fewer workers than banks share a machine, none then waits long for a last big bank.
-    queue = sorted(drawn, key=lambda name: (-expected_s.get(name, 0.0), name))
+    queue = sorted(drawn, key=lambda name: (-(expected_s or {}).get(name, 0.0), name))
     names = {banks[name]: name for name in queue}
+    bytes_down = state.adapter.nbytes
+    arriving = exchange(grid, list(names), pack_request(request), "train", strategy.deadline_s, str(number), bytes_down)
     replies: dict[str, Reply] = {}
     entries: dict[str, dict[str, Any]] = {}
     bank_timings: dict[str, dict[str, float]] = {}
-    bytes_down = state.adapter.nbytes
-    arriving = exchange(
-        grid, list(names), pack_request(request), "train", strategy.deadline_s, str(number), state.adapter.nbytes
-    )
-    for node, message in arriving:
-        name = names[node]
-        reply, entry, timing = _taken_in(message, name, layout, config, deltas)
-        del message  # nor held while the next is fetched
-        entry, timing = {**entry, "bytes_down": bytes_down}, {"reply_s": time.monotonic() - started, **timing}
-        if reply is not None:
-            replies[name] = reply
-        else:
-            log.warning("round %d: %s left out (%s): %s", number, name, entry["code"], entry["reason"])
-        entries[name], bank_timings[name] = entry, timing
-        if on_bank is not None:
-            on_bank(entry, timing)
-    collected = time.monotonic()
-    if len(replies) < quorum:
-        reasons = "; ".join(f"{name}: {entries[name]['reason']}" for name in sorted(entries) if name not in replies)
-        raise UserError(
-            f"Round {number}: {len(replies)} of {len(drawn)} replies are usable, strategy.quorum={strategy.quorum}. {reasons}"
-        )
-    ordered = [replies[name] for name in sorted(replies)]
-    stored = partial(deltas.read, sorted(replies))
-    following, update_norm = take_step(ordered, state, strategy, config.num_server_rounds, central, stored)
+    with StoredDeltas(folder, layout.size) as deltas:
+        for node, message in arriving:
+            name = names[node]
+            reply, entry, timing = _taken_in(message, name, layout, config, deltas)
+            del message  # nor held while the next is fetched
+            if reply is not None:
+                replies[name] = reply
+            else:
+                with about(bank=name):
+                    log.warning("round %d: %s left out (%s): %s", number, name, entry["code"], entry["reason"])
+            entries[name] = {**entry, "bytes_down": bytes_down}
+            bank_timings[name] = {"reply_s": time.monotonic() - started, **timing}
+            if on_bank is not None:
+                on_bank(entries[name], bank_timings[name])
+        collected = time.monotonic()
+        if len(replies) < quorum:
+            reasons = "; ".join(f"{name}: {entries[name]['reason']}" for name in sorted(entries) if name not in replies)
+            raise UserError(
+                f"Round {number}: {len(replies)} of {len(drawn)} replies are usable, strategy.quorum={strategy.quorum}. {reasons}"
+            )
+        ordered, stored = [replies[name] for name in sorted(replies)], partial(deltas.read, sorted(replies))
+        following, update_norm = take_step(ordered, state, strategy, config.num_server_rounds, central, stored)
     line = {
         "round": number,
         "status": "ok",

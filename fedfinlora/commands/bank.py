@@ -22,7 +22,9 @@ from fedfinlora.compose import compose
 from fedfinlora.config import Config
 from fedfinlora.deployment.certificates import days_left, expiry_words, make_node_key
 from fedfinlora.deployment.history import read_history
+from fedfinlora.deployment.http import close
 from fedfinlora.deployment.policy import BankSettings, Policy, read_settings, settings_text
+from fedfinlora.deployment.watching import Listen, watch_bank
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.model_files import model_sha256
 from fedfinlora.privacy.accounting import Steps, epsilon
@@ -75,8 +77,11 @@ def _try(config: Config, facts: BankFacts) -> None:
     print(f"one step on {few} rows: loss {result.loss:.3f}, {result.wall_s:.1f} s")
 
 
-def start(home: Path, worker: bool = True) -> int:
-    """Run the SuperNode in the foreground until it is ended by SIGTERM or Ctrl-C. `worker` keeps the base model loaded between messages."""
+def start(home: Path, listen: Listen, worker: bool = True) -> int:
+    """Run the SuperNode in the foreground until it is ended by SIGTERM or Ctrl-C. `worker` keeps the base model loaded between messages.
+
+    Metrics are served as `listen` says.
+    """
     settings, digest = _settings(home)
     print(f"policy {digest[:16]}: {home / SETTINGS}")
     print(expiry_words(home / AUTHORITY))
@@ -95,7 +100,9 @@ def start(home: Path, worker: bool = True) -> int:
     }
     with open(home / "supernode.log", "ab") as log:
         process = subprocess.Popen(command, env=environment, cwd=home, stdout=log, stderr=log)
+    watching = None
     try:
+        watching = watch_bank(home, settings.name, lambda: process.poll() is None, listen)
         status = process.wait()
         raise UserError(
             f"The SuperNode ended with status {status}. If the coordinator has not enrolled node.key.pub, or has revoked it, that is why; "
@@ -105,6 +112,7 @@ def start(home: Path, worker: bool = True) -> int:
         print("bank ended", flush=True)
         return 0
     finally:
+        close(watching)
         end_family(process)
         end_worker(home / "state")
 

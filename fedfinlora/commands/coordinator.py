@@ -24,7 +24,10 @@ from fedfinlora.commands.simulate import Link, end_family, program, watch
 from fedfinlora.compose import PROJECT_ROOT, compose
 from fedfinlora.deployment.certificates import check_public_key, expiry_words, issue_server, make_authority
 from fedfinlora.deployment.enrolled import ENROLLED
+from fedfinlora.deployment.http import close
 from fedfinlora.deployment.policy import BANK_NAME
+from fedfinlora.deployment.run_list import note_run
+from fedfinlora.deployment.watching import Listen, watch_coordinator
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.runfolder import (
     ORIGIN_FILE,
@@ -161,8 +164,11 @@ def renew(home: Path, days: int) -> int:
     return 0
 
 
-def start(home: Path) -> int:
-    """Run the SuperLink in the foreground until it is ended by SIGTERM or Ctrl-C; register enrolled banks as soon as it answers."""
+def start(home: Path, listen: Listen) -> int:
+    """Run the SuperLink in the foreground until it is ended by SIGTERM or Ctrl-C; register enrolled banks as soon as it answers.
+
+    Metrics and the status page are served as `listen` says.
+    """
     coordinator = Coordinator(home)
     settings = coordinator.settings
     print(expiry_words(home / "server.crt"))
@@ -172,6 +178,7 @@ def start(home: Path) -> int:
         str(home / "state.db"), "--isolation", "subprocess", "--disable-runtime-dependency-installation",
     ]  # fmt: skip
     print(shlex.join([Path(command[0]).name, *command[1:]]), flush=True)
+    watching = watch_coordinator(home, str(settings["hosts"][0]), coordinator.healthy, listen)
     with open(home / "superlink.log", "ab") as log:
         environment = coordinator.environment | {ENROLLED: str(coordinator.banks_file)}
         process = subprocess.Popen(command, env=environment, cwd=home, stdout=log, stderr=log)
@@ -191,6 +198,7 @@ def start(home: Path) -> int:
         print("coordinator ended", flush=True)
         return 0
     finally:
+        close(watching)
         end_family(process)
 
 
@@ -236,6 +244,7 @@ def run(home: Path, overrides: Sequence[str], min_banks: int) -> int:
             words += [f'model.path="{config.model.path}"', f'model.name="{config.model.name}"']
     print(f"run folder: {folder}", flush=True)
     write_json(folder / ORIGIN_FILE, origin_of_this_process())
+    note_run(home, folder)
     link = coordinator.link(folder)
     run_id = link.start(config, words)
     print(

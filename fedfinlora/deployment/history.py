@@ -27,6 +27,8 @@ class Event:
     """Rows trained on; they are told here also where the reply withholds them."""
     steps: int = 0
     bytes_sent: int = 0
+    bytes_received: int = 0
+    """Of the global adapter that the request brought."""
     figures: tuple[str, ...] = ()
     """Figures that left in clear."""
     privacy: str = "none"

@@ -1,0 +1,215 @@
+"""Prometheus metrics of an aggregator and of a bank, computed at each scrape from what is on disk: there are no counters to lose.
+
+An aggregator's come from its run folders, its SuperLink's table of banks and its certificates; a bank's from its history and its ledgers.
+No metric holds text of a row, a path or a key. Names of runs and banks are labels at the aggregator; a bank's own have neither.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+
+from fedfinlora.deployment.certificates import days_left
+from fedfinlora.deployment.connections import connections
+from fedfinlora.deployment.history import read_history
+from fedfinlora.deployment.http import Answer
+from fedfinlora.deployment.processes import resident
+from fedfinlora.deployment.run_list import Watched, watched_runs
+from fedfinlora.errors import UserError
+from fedfinlora.report.markup import number
+from fedfinlora.report.reading import banks_of, timings_of
+from fedfinlora.runfolder import read_lines
+
+PARTS = {"round": "total_s", "train": "train_s", "aggregate": "aggregate_s"}
+"""Part of a round -> its name in a line's timings. `train` is the wait for all replies."""
+
+
+@dataclass
+class _Samples:
+    """Label values -> a sum and how many were added."""
+
+    sums: dict[tuple[str, ...], float] = field(default_factory=dict)
+    counts: dict[tuple[str, ...], int] = field(default_factory=dict)
+
+    def add(self, labels: tuple[str, ...], value: object, times: int = 1) -> None:
+        self.sums[labels] = self.sums.get(labels, 0.0) + (number(value) or 0.0)
+        self.counts[labels] = self.counts.get(labels, 0) + times
+
+    def counter(self, name: str, meaning: str, labels: Sequence[str]) -> Metric:
+        return _filled(CounterMetricFamily(name, meaning, labels=labels), self.sums)
+
+    def summary(self, name: str, meaning: str, labels: Sequence[str]) -> Metric:
+        family = SummaryMetricFamily(name, meaning, labels=labels)
+        for values, total in self.sums.items():
+            family.add_metric(values, count_value=self.counts[values], sum_value=total)
+        return family
+
+
+class CoordinatorMetrics(Collector):
+    """What an aggregator shows."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+
+    def collect(self) -> Iterator[Metric]:
+        runs = watched_runs(self.home)
+        yield from _of_runs(runs)
+        yield from _of_rounds(runs)
+        states = connections(self.home)
+        online = {(bank,): float(state == "online") for bank, state in states.items()}
+        yield _gauge("fedfinlora_bank_online", "1 while the SuperLink hears the bank's heartbeat", ("bank",), online)
+        yield from _of_the_machine([self.home / "ca.crt", self.home / "server.crt"])
+
+
+class BankMetrics(Collector):
+    """What a bank shows on its own machine."""
+
+    def __init__(self, home: Path, name: str) -> None:
+        self.home, self.name = home, name
+
+    def collect(self) -> Iterator[Metric]:
+        state = self.home / "state"
+        yield from _of_history(read_history(state / "history" / f"{self.name}.jsonl"))
+        spent = {(file.stem[:12],): ledger_epsilon(file) for file in sorted((self.home / "ledger" / self.name).glob("*.jsonl"))}
+        meaning = "Epsilon of everything in one ledger of the bank, at the delta of its last line"
+        yield _gauge("fedfinlora_bank_epsilon_spent", meaning, ("data_set",), spent)
+        yield from _of_the_machine([self.home / "ca.crt"], state / "worker.pid")
+
+
+def page(collector: Collector) -> Answer:
+    """The metrics as Prometheus reads them."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(collector)
+    return Answer(generate_latest(registry).decode(), CONTENT_TYPE_LATEST)
+
+
+def ledger_epsilon(file: Path) -> float:
+    """Epsilon at the end of a ledger, as its last line says. The chain of hashes is checked where it is spent, not here."""
+    lines = read_lines(file)
+    return (number(lines[-1].get("epsilon")) or 0.0) if lines else 0.0
+
+
+def _of_runs(runs: Iterable[Watched]) -> Iterator[Metric]:
+    states: dict[tuple[str, ...], float] = {}
+    planned: dict[tuple[str, ...], float] = {}
+    awaited: dict[tuple[str, ...], float] = {}
+    replies: dict[tuple[str, ...], float] = {}
+    refusals: dict[tuple[str, ...], float] = {}
+    epsilon: dict[tuple[str, ...], float] = {}
+    for one in runs:
+        states[(one.name, one.state)] = 1.0
+        planned[(one.name,)] = float(one.progress.rounds or number(one.run.config.get("num_server_rounds")) or 0)
+        awaited[(one.name,)] = float(len(one.awaited))
+        for bank, replied in one.replies.items():
+            replies |= {(one.name, bank, outcome): float(times) for outcome, times in replied.outcomes.items()}
+        refusals |= {(one.name, refused.bank, refused.rule): float(refused.rounds) for refused in one.refusals}
+        epsilon |= {(one.name, bank): spent for bank, (spent, _) in one.epsilon.items() if spent is not None}
+    yield _gauge("fedfinlora_run_state", "1 for the state that a run is in", ("run", "state"), states)
+    yield _gauge("fedfinlora_rounds_planned", "Rounds that a run is to have", ("run",), planned)
+    yield _gauge("fedfinlora_banks_awaited", "Banks still to answer in the present round", ("run",), awaited)
+    family = CounterMetricFamily(
+        "fedfinlora_replies", "Requests by what became of them: ok, late, error, rejected, refused", labels=("run", "bank", "outcome")
+    )  # fmt: skip
+    yield _filled(family, replies)
+    family = CounterMetricFamily("fedfinlora_refusals", "Refusals by the bank's rule", labels=("run", "bank", "rule"))
+    yield _filled(family, refusals)
+    yield _gauge(
+        "fedfinlora_epsilon_spent", "Epsilon that a bank has spent over all runs, as last told", ("run", "bank"), epsilon
+    )
+
+
+def _of_rounds(runs: Iterable[Watched]) -> Iterator[Metric]:
+    rounds, moved, took, trained = _Samples(), _Samples(), _Samples(), _Samples()
+    loss: dict[tuple[str, ...], float] = {}
+    for one in runs:
+        rounds.add((one.name,), len(one.run.rounds))
+        for record in one.run.rounds:
+            for part, name in PARTS.items():
+                took.add((one.name, part), timings_of(record).get(name))
+            for bank in banks_of(record):
+                who = (one.name, str(bank.get("bank")))
+                moved.add((*who, "up"), bank.get("bytes_up"))
+                moved.add((*who, "down"), bank.get("bytes_down"))
+                if bank.get("status") == "ok":
+                    trained.add(who, timings_of(record, who[1]).get("train_s"))
+            for kind in ("train", "holdout"):
+                value = number(record.get(f"{kind}_loss"))
+                loss |= {} if value is None else {(one.name, kind): value}
+    yield rounds.counter("fedfinlora_rounds", "Rounds that are done and saved", ("run",))
+    yield moved.counter("fedfinlora_bytes", "Adapter bytes from banks (up) and to banks (down)", ("run", "bank", "direction"))
+    yield took.summary("fedfinlora_round_seconds", "Seconds of a round: all of it, the wait for replies (train), the server's step", ("run", "part"))  # fmt: skip
+    yield trained.summary("fedfinlora_bank_train_seconds", "Seconds that a bank says it trained in a round", ("run", "bank"))
+    yield _gauge("fedfinlora_loss", "Loss of the last round, mean over answer tokens", ("run", "rows"), loss)
+
+
+def _of_history(lines: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
+    requests, work, took = _Samples(), _Samples(), _Samples()
+    begun: tuple[Any, float] | None = None
+    for line in lines:
+        request, outcome, at = (line.get("run"), line.get("round")), str(line.get("outcome")), _seconds_of(line)
+        if outcome == "begun":
+            begun = (request, at)
+            continue
+        requests.add((outcome, str(line.get("code") or "").removeprefix("policy-")), 1)
+        for name in ("rows", "steps", "bytes_sent", "bytes_received"):
+            work.add((name,), line.get(name))
+        if begun is not None and begun[0] == request:
+            took.add((outcome,), at - begun[1])
+            begun = None
+    meaning = "Requests that reached the bank, by outcome (sent, refused, failed) and by rule or code"
+    yield requests.counter("fedfinlora_bank_requests", meaning, ("outcome", "code"))
+    for name, meaning in (
+        ("rows", "Rows trained on, repeats counted"), ("steps", "Optimiser steps"), ("bytes_sent", "Bytes of deltas that left"),
+        ("bytes_received", "Bytes of adapters that came"),
+    ):  # fmt: skip
+        yield CounterMetricFamily(f"fedfinlora_bank_{name}", meaning, value=work.sums.get((name,), 0.0))
+    yield took.summary("fedfinlora_bank_request_seconds", "From begun to the end of a request, in whole seconds", ("outcome",))
+    yield GaugeMetricFamily(
+        "fedfinlora_bank_requests_open", "1 while a request is being worked on", value=float(begun is not None)
+    )
+    last = _seconds_of(lines[-1]) if lines else 0.0
+    yield GaugeMetricFamily("fedfinlora_bank_last_request_timestamp_seconds", "When the history was last added to", value=last)
+
+
+def _of_the_machine(certificates: Sequence[Path], worker_file: Path | None = None) -> Iterator[Metric]:
+    found = resident(worker_file)
+    rss = {(program,): float(one.rss_bytes) for program, one in found.items()}
+    yield _gauge("fedfinlora_resident_memory_bytes", "Resident memory (RSS) of this party's processes", ("program",), rss)
+    counts = {(program,): float(one.processes) for program, one in found.items()}
+    yield _gauge("fedfinlora_processes", "This party's processes", ("program",), counts)
+    ends = {}
+    for file in certificates:
+        try:
+            ends[(file.name,)] = float(round(time.time() + 86400 * days_left(file)))
+        except UserError:
+            continue
+    meaning = "When a certificate ends, Unix seconds"
+    yield _gauge("fedfinlora_certificate_expiry_timestamp_seconds", meaning, ("certificate",), ends)
+
+
+def _gauge(name: str, meaning: str, labels: Sequence[str], values: Mapping[Any, float]) -> Metric:
+    return _filled(GaugeMetricFamily(name, meaning, labels=labels), values)
+
+
+def _filled(family: Any, values: Mapping[Any, float]) -> Metric:
+    for labels, value in values.items():
+        family.add_metric(labels, value)
+    filled: Metric = family
+    return filled
+
+
+def _seconds_of(line: Mapping[str, Any]) -> float:
+    """The time of a line of the history as Unix seconds; 0 where it has none."""
+    try:
+        return datetime.strptime(str(line.get("time")), "%Y-%m-%dT%H:%M:%S%z").timestamp()
+    except ValueError:
+        return 0.0

@@ -1,0 +1,192 @@
+"""The runs that a coordinator started: `runs.jsonl` in its folder, one line a start, and what their own folders say of them.
+
+Nothing else is kept: the metrics and the status page read the run folders anew, so a restart loses nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from fedfinlora.progress import FILE_NAME, Event, ProgressState, follow
+from fedfinlora.report.reading import Run, read_run
+from fedfinlora.runfolder import append_line, read_lines
+
+LIST_FILE = "runs.jsonl"
+READ_FILES = ("result.json", "rounds.jsonl", "config.yaml", FILE_NAME)
+REFUSED_CODES = ("policy-", "budget")
+"""How the codes of a bank's refusals begin: its policy's rules, and its privacy budget."""
+
+
+@dataclass(frozen=True)
+class Replies:
+    """What became of the requests to one bank in a run; rounds that were broken off or done again count too."""
+
+    outcomes: Mapping[str, int]
+    """ok, late, error, rejected (by the server's checks), refused (by the bank) -> how often."""
+    last_outcome: str = ""
+    last_reason: str = ""
+    last_round: int = 0
+    last_t: float = 0.0
+    """Unix seconds."""
+
+
+@dataclass(frozen=True)
+class Refusals:
+    """One rule by which a bank refused rounds of a run."""
+
+    bank: str
+    rule: str
+    rounds: int
+    last_round: int
+
+
+@dataclass(frozen=True)
+class Watched:
+    """One run as its folder shows it."""
+
+    number: int
+    """Its place in runs.jsonl, from 1."""
+    run: Run
+    progress: ProgressState
+    """Of the last attempt: a resumed run begins anew."""
+    replies: Mapping[str, Replies]
+    """Bank -> its replies, sorted."""
+    refusals: tuple[Refusals, ...]
+    listed_t: float
+    """When the run was started or last resumed, Unix seconds."""
+    process: int
+    """The server's process of the last attempt; 0 before it has begun."""
+
+    @property
+    def name(self) -> str:
+        return self.run.folder.name
+
+    @property
+    def state(self) -> str:
+        """waiting (for banks), running, completed, failed, stopped, or died: its process ended without a result."""
+        done = self.progress.done
+        if done is not None:
+            return str(done.get("status") or "failed")
+        if self.process and _alive(self.process, self.progress.started_t or 0.0):
+            return "running"
+        ended = self.run.folder / "result.json"
+        began = self.progress.started_t or self.listed_t
+        if self.run.result and ended.is_file() and ended.stat().st_mtime >= began:
+            return self.run.status
+        return "died" if self.process else "waiting"
+
+    @property
+    def awaited(self) -> list[str]:
+        """Banks that were drawn for the present round and have not answered yet."""
+        in_round = self.state == "running" and self.progress.round > self.progress.rounds_done
+        return [name for name, bank in self.progress.banks.items() if bank.status == "training"] if in_round else []
+
+    @property
+    def epsilon(self) -> dict[str, tuple[float | None, float | None]]:
+        """Bank -> (spent over all runs, planned for this run), as last told; {} without privacy."""
+        found: dict[str, tuple[float | None, float | None]] = {}
+        for record in self.run.rounds:
+            for bank in record.get("banks", ()):
+                told = bank.get("privacy") or record.get("privacy")
+                if told:
+                    found[str(bank.get("bank"))] = (told.get("epsilon_spent"), told.get("epsilon_planned"))
+        for name, line in self.progress.banks.items():
+            if line.epsilon_spent is not None:
+                found[name] = (line.epsilon_spent, line.epsilon_planned)
+        return dict(sorted(found.items()))
+
+
+def note_run(home: Path, folder: Path) -> None:
+    """Write down that a run was started or resumed. UserError if the disk does not take it."""
+    append_line(home / LIST_FILE, {"time": time.time(), "folder": str(folder)})
+
+
+def watched_runs(home: Path) -> list[Watched]:
+    """The runs whose folders are still there, the one that was started last first."""
+    listed: dict[str, tuple[int, float]] = {}
+    for line in read_lines(home / LIST_FILE):
+        folder = str(line.get("folder"))
+        number = listed[folder][0] if folder in listed else len(listed) + 1
+        listed[folder] = (number, float(line.get("time") or 0.0))
+    found = [_watched(Path(folder), *place) for folder, place in listed.items() if Path(folder).is_dir()]
+    return sorted(found, key=lambda one: one.listed_t, reverse=True)
+
+
+def _watched(folder: Path, number: int, listed_t: float) -> Watched:
+    files = [folder / name for name in READ_FILES] + sorted((folder / "eval").glob("*/metrics.json"))
+    return _read(folder, number, listed_t, tuple(_version(file) for file in files))
+
+
+def _version(file: Path) -> tuple[int, int]:
+    """(time of the last change in ns, bytes); (0, 0) where there is no file."""
+    try:
+        found = file.stat()
+    except FileNotFoundError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_size
+
+
+@lru_cache(maxsize=64)
+def _read(folder: Path, number: int, listed_t: float, versions: tuple[tuple[int, int], ...]) -> Watched:
+    """The folder, read; again only when one of its files has changed."""
+    events = list(follow(folder / FILE_NAME, stop=lambda: True))
+    state, process = ProgressState(), 0
+    for event in events:
+        if event["event"] == "run_start":
+            state, process = ProgressState(), int(event.get("process") or 0)
+        state.update(event)
+    answers = [event for event in events if event["event"] == "bank_done"]
+    return Watched(number, read_run(folder), state, _replies(answers), _refusals(answers), listed_t, process)
+
+
+def outcome_of(event: Event) -> str:
+    """The outcome of one request from its event: the status, but `refused` where the bank itself said no."""
+    return "refused" if str(event.get("code") or "").startswith(REFUSED_CODES) else str(event.get("status") or "error")
+
+
+def rule_of(event: Event) -> str:
+    """The policy's rule, or `budget`, by which a bank refused."""
+    return str(event.get("code") or "").removeprefix("policy-")
+
+
+def _replies(answers: list[Event]) -> dict[str, Replies]:
+    found: dict[str, Replies] = {}
+    for event in answers:
+        name, outcome = str(event.get("bank")), outcome_of(event)
+        before = found[name].outcomes if name in found else {}
+        outcomes = {**before, outcome: before.get(outcome, 0) + 1}
+        reason, number, at = str(event.get("reason") or ""), int(event.get("round") or 0), float(event.get("t") or 0.0)
+        found[name] = Replies(outcomes, outcome, reason, number, at)
+    return dict(sorted(found.items()))
+
+
+def _refusals(answers: list[Event]) -> tuple[Refusals, ...]:
+    found: dict[tuple[str, str], list[int]] = {}
+    for event in answers:
+        if outcome_of(event) == "refused":
+            found.setdefault((str(event.get("bank")), rule_of(event)), []).append(int(event.get("round") or 0))
+    return tuple(Refusals(bank, rule, len(rounds), rounds[-1]) for (bank, rule), rounds in sorted(found.items()))
+
+
+def _alive(process: int, since_t: float) -> bool:
+    """Whether the process that wrote its first event at `since_t` (Unix seconds) still runs, and is no younger one with its number."""
+    import psutil
+
+    try:
+        found = psutil.Process(process)
+        return bool(found.status() != psutil.STATUS_ZOMBIE and found.create_time() <= since_t + 1.0)
+    except psutil.Error:
+        return False
+
+
+def last_epsilon(runs: list[Watched]) -> dict[str, float]:
+    """Bank -> epsilon spent over all runs, as last told in any of them."""
+    found: dict[str, Any] = {}
+    for one in reversed(runs):
+        found |= {bank: spent for bank, (spent, _) in one.epsilon.items() if spent is not None}
+    return dict(sorted(found.items()))
