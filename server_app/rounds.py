@@ -36,10 +36,14 @@ from server_app.strategies.fedavg import weighted_mean
 
 log = logging.getLogger("fedfinlora.server")
 POLL_S = 0.05
+ASKING_PART = 4
+"""Of five seconds in which nothing came at most one is spent with asking for it."""
 PULLED_BYTES = 16 * 2**20
 """Replies of this size together are fetched at once: many small ones, a large one alone, so that memory does not grow with the number of banks."""
 NOT_HERE = np.zeros(0, np.float32)
 """In the place of a delta that lies on the disk."""
+UNREADABLE = 1000
+"""Code of the error that stands for a reply which was not taken in (`server_app.guarded_grid`); Flower's end below 10."""
 BANK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -157,7 +161,7 @@ def exchange(
     waiting = {str(message_id): node for message_id, node in zip(ids, nodes, strict=False)}
     together = max(1, PULLED_BYTES // reply_bytes) if reply_bytes else len(ids)
     while waiting and not (deadline_s and time.monotonic() - started > deadline_s):
-        asked, before = list(waiting), len(waiting)
+        asked, sweep = list(waiting), time.monotonic()
         for first in range(0, len(asked), together):
             replies = list(grid.pull_messages(asked[first : first + together]))[::-1]
             while replies:  # none is held longer than it is worked on
@@ -166,8 +170,8 @@ def exchange(
                 if node is not None:  # a second answer to the same message, or one nobody asked for, is not looked at
                     yield node, reply
                 del reply
-        if len(waiting) == before:
-            time.sleep(POLL_S)
+        if len(waiting) == len(asked):  # with many banks asking takes longer, and is done the less often
+            time.sleep(max(POLL_S, ASKING_PART * (time.monotonic() - sweep)))
     for node in [*waiting.values(), *nodes[len(ids) :]]:
         yield node, None
 
@@ -335,6 +339,8 @@ def _check(message: Message | None, name: str, layout: Layout, config: Config) -
     strategy = config.strategy
     if message is None:
         raise RejectedReply("late", f"No reply within strategy.deadline_s={strategy.deadline_s:g} s.")
+    if message.has_error() and message.error.code == UNREADABLE:
+        raise RejectedReply("unreadable", str(message.error.reason))
     if message.has_error():
         raise RejectedReply("crashed", f"The bank's process failed (Flower error {message.error.code}).")
     needs_rows = strategy.weighting == "rows"

@@ -2,72 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import re
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from parties import TINY, Machine, until
 from tiny_runs import rounds_of, write_rows
 
 from fedfinlora.cli import main
 from fedfinlora.commands.simulate import end_family, free_port
 from fedfinlora.deployment.certificates import make_authority
 from fedfinlora.deployment.history import read_history
-
-ROOT = Path(__file__).resolve().parents[1]
-TINY = ("model=tiny-random", "model.threads=1")
-
-
-class Machine:
-    """One party: a HOME of its own, and the commands that it types."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.home.mkdir(parents=True)
-        self.running: list[subprocess.Popen[bytes]] = []
-
-    def environment(self) -> dict[str, str]:
-        return {**os.environ, "HOME": str(self.home), "PYTHONPATH": "", "XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"]}
-
-    def types(self, *words: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "fedfinlora", *words]
-        return subprocess.run(
-            command, cwd=ROOT, env=self.environment(), capture_output=True, text=True, timeout=timeout, check=False
-        )
-
-    def starts(self, *words: str) -> subprocess.Popen[bytes]:
-        with open(self.home / f"{words[0]}.log", "ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "fedfinlora", *words], cwd=ROOT, env=self.environment(), stdout=log, stderr=log
-            )
-        self.running.append(process)
-        return process
-
-    def said(self, name: str) -> str:
-        return (self.home / f"{name}.log").read_text("utf-8")
-
-    def ends(self) -> None:
-        for process in self.running:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-        for process in self.running:
-            try:
-                process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                end_family(process)
-
-
-def until(condition: str, machine: Machine, name: str, seconds: float = 90) -> None:
-    """Wait until a party has said something."""
-    deadline = time.monotonic() + seconds
-    while not re.search(condition, machine.said(name)):
-        assert time.monotonic() < deadline, f"{condition!r} was not said: {machine.said(name)}"
-        time.sleep(0.2)
 
 
 @pytest.fixture
@@ -115,7 +60,7 @@ def test_a_federation_from_nothing(machines: dict[str, Machine], tmp_path: Path)
     assert "already enrolled" in aggregator.types("coordinator", "enroll", key.format(north.home), "--name", "twin").stderr
 
     aggregator.starts("coordinator", "start")
-    until("coordinator is up", aggregator, "coordinator")
+    until("coordinator is up", aggregator, "coordinator start")
     assert aggregator.types("coordinator", "enroll", key.format(south.home), "--name", "south").returncode == 0
 
     # South allows adapters of rank 2 only and refuses; the run goes on with north.
@@ -128,7 +73,7 @@ def test_a_federation_from_nothing(machines: dict[str, Machine], tmp_path: Path)
     # Neither an unregistered key nor another authority gets in.
     outsider = stranger.starts("bank", "start")
     assert outsider.wait(timeout=90) == 1
-    assert "has not enrolled" in stranger.said("bank")
+    assert "has not enrolled" in stranger.said("bank start")
     make_authority(tmp_path / "other", 10)
     (stranger.home / ".fedfinlora" / "bank" / "ca.crt").write_bytes((tmp_path / "other" / "ca.crt").read_bytes())
 
@@ -178,7 +123,7 @@ def test_a_federation_from_nothing(machines: dict[str, Machine], tmp_path: Path)
     assert status.returncode == 0
     assert "bank north: online" in status.stdout
     assert aggregator.types("coordinator", "revoke", "south").returncode == 0
-    until("has revoked it", south, "bank")
+    until("has revoked it", south, "bank start")
 
 
 def test_a_certificate_that_ends_soon_is_renewed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,13 +17,14 @@ from typing import Any
 
 from client_app.bank import BankFacts, bank_dataset, bank_facts, bank_rows
 from client_app.worker import end_worker
-from fedfinlora.commands.simulate import end_family, free_port, program
+from fedfinlora.commands.simulate import end_family, flower, free_port
 from fedfinlora.compose import compose
 from fedfinlora.config import Config
 from fedfinlora.deployment.certificates import days_left, expiry_words, make_node_key
 from fedfinlora.deployment.history import read_history
 from fedfinlora.deployment.http import close
 from fedfinlora.deployment.policy import BankSettings, Policy, read_settings, settings_text
+from fedfinlora.deployment.reach import trouble
 from fedfinlora.deployment.watching import Listen, watch_bank
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.model_files import model_sha256
@@ -88,7 +89,7 @@ def start(home: Path, listen: Listen, worker: bool = True) -> int:
     paths = {"settings": home / SETTINGS, "state-dir": home / "state", "ledger-dir": home / "ledger"}
     node_config = " ".join([*(f'{key}="{path}"' for key, path in paths.items()), f"worker={str(worker).lower()}"])
     command = [
-        program("flower-supernode"), "--root-certificates", str(home / AUTHORITY), "--superlink", settings.coordinator,
+        *flower("supernode"), "--root-certificates", str(home / AUTHORITY), "--superlink", settings.coordinator,
         "--auth-supernode-private-key", str(home / KEY), "--host", "127.0.0.1", "--port", str(free_port()), "--node-config", node_config,
     ]  # fmt: skip
     print(shlex.join([Path(command[0]).name, *command[1:]]), flush=True)
@@ -104,10 +105,9 @@ def start(home: Path, listen: Listen, worker: bool = True) -> int:
     try:
         watching = watch_bank(home, settings.name, lambda: process.poll() is None, listen)
         status = process.wait()
-        raise UserError(
-            f"The SuperNode ended with status {status}. If the coordinator has not enrolled node.key.pub, or has revoked it, that is why; "
-            f"else see {home / 'supernode.log'}."
-        )
+        why = trouble(settings.coordinator, home / AUTHORITY)
+        why = why or "If the coordinator has not enrolled node.key.pub, or has revoked it, that is why."
+        raise UserError(f"The SuperNode ended with status {status}. {why} Its log: {home / 'supernode.log'}")
     except KeyboardInterrupt:
         print("bank ended", flush=True)
         return 0

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedfinlora.commands.simulate import Link, end_family, program, watch
+from fedfinlora.commands.simulate import Link, end_family, flower, watch
 from fedfinlora.compose import PROJECT_ROOT, compose
 from fedfinlora.deployment.certificates import check_public_key, expiry_words, issue_server, make_authority
 from fedfinlora.deployment.enrolled import ENROLLED
@@ -173,7 +173,7 @@ def start(home: Path, listen: Listen) -> int:
     settings = coordinator.settings
     print(expiry_words(home / "server.crt"))
     command = [
-        program("flower-superlink"), "--ssl-ca-certfile", str(home / "ca.crt"), "--ssl-certfile", str(home / "server.crt"), "--ssl-keyfile",
+        *flower("superlink"), "--ssl-ca-certfile", str(home / "ca.crt"), "--ssl-certfile", str(home / "server.crt"), "--ssl-keyfile",
         str(home / "server.key"), "--enable-supernode-auth", "--host", str(settings["listen"]), "--port", str(settings["port"]), "--database",
         str(home / "state.db"), "--isolation", "subprocess", "--disable-runtime-dependency-installation",
     ]  # fmt: skip
@@ -252,15 +252,22 @@ def run(home: Path, overrides: Sequence[str], min_banks: int) -> int:
     )
     try:
         watch(link, folder, run_id)
+    except UserError as error:
+        raise UserError(f"{error} {_how_to_go_on(coordinator, folder)}") from error
     except KeyboardInterrupt:
         stop = f"FLWR_HOME={home / 'flwr'} flwr stop {run_id} {CONNECTION}"
         print(f"\nThe run goes on without you, in {folder}. To end it: {stop}", file=sys.stderr)
         return 1
     result = read_json(folder / "result.json")
     if result["status"] != "completed":
-        raise UserError(f"{result['reason']} Go on with: python -m fedfinlora coordinator run resume={folder}")
+        raise UserError(f"{result['reason']} {_how_to_go_on(coordinator, folder)}")
     print(f"report: {folder / 'report.html'}")
     return 0
+
+
+def _how_to_go_on(coordinator: Coordinator, folder: Path) -> str:
+    first = "" if coordinator.healthy() else "The coordinator is not running: start it again. "
+    return f"{first}Go on with: python -m fedfinlora coordinator run resume={folder}"
 
 
 def _register(coordinator: Coordinator) -> None:

@@ -138,7 +138,7 @@ class Link:
         try:
             done = subprocess.run(command, env=self.environment, cwd=PROJECT_ROOT, capture_output=True, check=False, timeout=30)
             write_bytes(self.run / "state" / "flower.log", done.stdout + done.stderr)
-        except (OSError, subprocess.SubprocessError):
+        except (OSError, subprocess.SubprocessError, UserError):
             return
 
 
@@ -237,7 +237,7 @@ def watch(link: Link, run: Path, run_id: str) -> None:
         if link.process is not None and link.process.poll() is not None:
             ended["reason"] = "Flower's SuperLink has ended."
         elif server_process and not _alive(server_process):
-            ended["reason"] = "The server's process has died."
+            ended["reason"] = _last_words(link, run_id) or "The server's process has died."
         elif not server_process and time.monotonic() - asked > ASK_EVERY_S:
             status, details = link.status(run_id)
             asked = time.monotonic()
@@ -257,6 +257,15 @@ def watch(link: Link, run: Path, run_id: str) -> None:
         link.save_log(run_id)
     if "status" not in ended:
         _record_end(run, "failed", ended.get("reason", "The run ended without a result."))
+
+
+def _last_words(link: Link, run_id: str) -> str:
+    """Why Flower says that a run has failed; "" where it does not (yet) know, or cannot be asked."""
+    try:
+        status, details = link.status(run_id)
+    except UserError:
+        return ""
+    return _reason(details) if status == "finished:failed" else ""
 
 
 def _record_end(run: Path, status: str, reason: str) -> None:
@@ -315,6 +324,11 @@ def program(name: str) -> str:
     if not found:
         raise UserError(f"{name} is not installed in this environment. Run `make venv` and use .venv/bin/python.")
     return found
+
+
+def flower(name: str) -> list[str]:
+    """The command that starts Flower's superlink or supernode as a deployment wants it (`fedfinlora.deployment.flower`)."""
+    return [sys.executable, "-P", str(PROJECT_ROOT / "fedfinlora" / "deployment" / "flower.py"), name]
 
 
 def free_port() -> int:

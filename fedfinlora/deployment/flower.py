@@ -1,0 +1,95 @@
+"""Start Flower's SuperLink or SuperNode with two of its habits changed: `python -P flower.py superlink|supernode OPTIONS`.
+
+The SuperLink takes request bodies of any size into memory; here one over MOST_BYTES is refused with status 413 before it is read. Flower sends an
+array in pieces (5 MiB unless FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE says otherwise) and an app bundle has 10 MiB at most, so nothing honest is as large.
+
+The SuperNode (1.41) retries for ever when the link fails, except where the failure's text has "ssl" or "tls" in it: then it throws its answer away, or
+ends. A connection that is dropped gives just such a text; here it is retried like every other lost connection, and a certificate that does
+not verify stays final.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+MOST_BYTES = 16 * 2**20
+LOST = ("eof", "timed out", "closed", "close_notify")
+"""In the text of a TLS error: the connection went away. All others speak of the peer itself."""
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class Limited:
+    """An ASGI application that is spared large bodies."""
+
+    def __init__(self, app: Any, most_bytes: int = MOST_BYTES) -> None:
+        self._app, self._most_bytes = app, most_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        if not announced.isdigit() or int(announced) > self._most_bytes:
+            await send({"type": "http.response.start", "status": 413, "headers": [(b"connection", b"close")]})
+            await send({"type": "http.response.body", "body": b"The request is too large."})
+            return
+        taken = 0
+
+        async def counted() -> MutableMapping[str, Any]:
+            nonlocal taken
+            part = await receive()
+            taken += len(part.get("body", b""))
+            return part if taken <= self._most_bytes else {"type": "http.disconnect"}
+
+        await self._app(scope, counted, send)
+
+
+def is_lost_link(error: Exception) -> bool:
+    """Whether a connection was lost, which time may mend."""
+    import httpx
+
+    return isinstance(error, httpx.TransportError) and any(word in str(error).lower() for word in LOST)
+
+
+def patient(make_invoker: Callable[[], Any]) -> Callable[[], Any]:
+    """Flower's maker of retrying callers, whose callers do not give up on a lost link."""
+
+    def made() -> Any:
+        invoker = make_invoker()
+        gives_up = invoker.should_giveup
+        invoker.should_giveup = lambda error: not is_lost_link(error) and gives_up(error)
+        return invoker
+
+    return made
+
+
+def superlink() -> None:
+    """Flower's SuperLink behind `Limited`."""
+    import uvicorn
+    from flwr.superlink.cli.flower_superlink import flower_superlink
+
+    run = uvicorn.run
+    uvicorn.run = lambda app, **settings: run(Limited(app), **settings)
+    flower_superlink()
+
+
+def supernode() -> None:
+    """Flower's SuperNode with `patient` calls to the SuperLink."""
+    from importlib import import_module
+
+    from flwr.supernode.cli.flower_supernode import flower_supernode
+
+    fleet_http_connection: Any = import_module("flwr.supernode.fleet_http_connection")
+    fleet_http_connection.make_simple_http_retry_invoker = patient(fleet_http_connection.make_simple_http_retry_invoker)
+    flower_supernode()
+
+
+if __name__ == "__main__":
+    program = {"superlink": superlink, "supernode": supernode}[sys.argv.pop(1)]
+    sys.argv[0] = f"flower-{program.__name__}"
+    program()
