@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from parties import TINY, Machine, until
@@ -13,6 +15,21 @@ from fedfinlora.cli import main
 from fedfinlora.commands.simulate import end_family, free_port
 from fedfinlora.deployment.certificates import make_authority
 from fedfinlora.deployment.history import read_history
+
+
+AS_JSON = {"FEDFINLORA_LOG": "json"}
+
+
+def metrics_of(port: str) -> str:
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
+        return str(answer.read().decode())
+
+
+def json_lines(log: Path) -> list[dict[str, object]]:
+    """The project's own lines of a log; Flower's stand between them as text."""
+    found = [json.loads(line) for line in log.read_text("utf-8").splitlines() if line.startswith('{"time"')]
+    assert found
+    return found
 
 
 @pytest.fixture
@@ -59,7 +76,8 @@ def test_a_federation_from_nothing(machines: dict[str, Machine], tmp_path: Path)
     assert "another key" in aggregator.types("coordinator", "enroll", key.format(south.home), "--name", "north").stderr
     assert "already enrolled" in aggregator.types("coordinator", "enroll", key.format(north.home), "--name", "twin").stderr
 
-    aggregator.starts("coordinator", "start")
+    page, own_page = str(free_port()), str(free_port())
+    aggregator.starts("coordinator", "start", "--metrics-port", page, also=AS_JSON)
     until("coordinator is up", aggregator, "coordinator start")
     assert aggregator.types("coordinator", "enroll", key.format(south.home), "--name", "south").returncode == 0
 
@@ -67,8 +85,8 @@ def test_a_federation_from_nothing(machines: dict[str, Machine], tmp_path: Path)
     settings = south.home / ".fedfinlora" / "bank" / "bank.yaml"
     allowing = settings.read_text()
     settings.write_text(allowing.replace("max_rank: 64", "max_rank: 2"))
-    north_bank = north.starts("bank", "start")
-    south.starts("bank", "start")
+    north_bank = north.starts("bank", "start", also=AS_JSON)
+    south.starts("bank", "start", also=AS_JSON)
 
     # Neither an unregistered key nor another authority gets in.
     outsider = stranger.starts("bank", "start")
@@ -97,7 +115,7 @@ def test_a_federation_from_nothing(machines: dict[str, Machine], tmp_path: Path)
     # North is killed and started again: the same identity, history and ledger; south allows the run now, north must be private.
     end_family(north_bank)
     settings.write_text(allowing)
-    north.starts("bank", "start")
+    north.starts("bank", "start", "--metrics-port", own_page, also=AS_JSON)
     done = aggregator.types(*run, "run_name=private", "privacy=example", "privacy.epsilon=8", "num_server_rounds=2")
     assert done.returncode == 0, done.stderr + done.stdout
     lines = rounds_of(runs / "private")
@@ -112,6 +130,21 @@ def test_a_federation_from_nothing(machines: dict[str, Machine], tmp_path: Path)
     loads = [line["timings"]["banks"]["north"]["load_s"] for line in lines]
     assert loads[1] < 0.1 < loads[0]
     assert "listens on" in (north.home / ".fedfinlora" / "bank" / "state" / "worker.log").read_text("utf-8")
+
+    # What aggregator and bank show of it while they run, and what their logs say they belong to.
+    shown = metrics_of(page)
+    assert 'fedfinlora_run_state{run="private",state="completed"} 1.0' in shown
+    assert 'fedfinlora_refusals_total{bank="south",rule="max_rank",run="refused"} 1.0' in shown
+    assert 'fedfinlora_bank_online{bank="north"} 1.0' in shown
+    assert 'fedfinlora_resident_memory_bytes{program="flower-superlink"}' in shown
+    own = metrics_of(own_page)
+    assert 'fedfinlora_bank_requests_total{code="",outcome="sent"} 3.0' in own
+    assert 'fedfinlora_resident_memory_bytes{program="client_app.worker"}' in own
+    for line in json_lines(aggregator.home / ".fedfinlora" / "coordinator" / "superlink.log"):
+        assert line["run"]
+    for line in json_lines(south.home / ".fedfinlora" / "bank" / "state" / "worker.log"):
+        assert line["bank"] == "south"
+        assert "listens" in line["message"] or (line["run"] and line["round"])
 
     # Nothing of the rows, no path and no key is in what the aggregator holds.
     held = b"".join(file.read_bytes() for file in (aggregator.home / ".fedfinlora").rglob("*") if file.is_file())
