@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fedfinlora.logs import about, show_logs
+from fedfinlora.logs import about, belongs, show_logs
 
 
 @pytest.fixture
@@ -48,3 +48,19 @@ def test_json_lines_name_run_round_and_bank(
     assert first["message"] == "two\nlines, \u20ac"
     assert "run" not in second
     assert "ValueError: no" in second["exception"]
+
+
+def test_what_is_known_later_holds_to_the_end_of_its_block(
+    logger: logging.Logger, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDFINLORA_LOG", "json")
+    show_logs()
+    log = logging.getLogger("fedfinlora.bank")
+    belongs(run="outside of any block")
+    with about(bank="north"):
+        log.info("before")
+        belongs(run="r", round=3)
+        log.error("after")
+    log.info("outside")
+    before, after, outside = (json.loads(line) for line in capfd.readouterr().err.splitlines())
+    assert ("run" in before, after["run"], after["round"], after["bank"], "run" in outside) == (False, "r", 3, "north", False)

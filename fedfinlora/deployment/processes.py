@@ -37,16 +37,25 @@ def resident(worker_file: Path | None = None) -> dict[str, Resident]:
 
 
 def program_of(words: list[str]) -> str:
-    """The name of what a command line runs; "" for a process without one.
+    """The name of what a command line runs; "" for a process without one. `flower.py superlink` is called flower-superlink, as Flower's own program.
 
     >>> program_of(["/x/python", "/x/flower-superlink", "--port", "1"]), program_of(["python3.11", "-m", "client_app.worker", "/s"])
     ('flower-superlink', 'client_app.worker')
+    >>> program_of(["/x/python", "-P", "/x/flower.py", "supernode"]), program_of(["python", "-c", "pass"])
+    ('flower-supernode', 'python')
     """
     if not words:
         return ""
-    rest = words[1:] if Path(words[0]).name.startswith("python") else words
-    while rest and rest[0] in ("-u", "-I", "-B"):
-        rest = rest[1:]
-    if rest[:1] == ["-m"]:
-        rest = rest[1:]
-    return Path(rest[0]).name if rest and not rest[0].startswith("-") else Path(words[0]).name
+    program = Path(words[0]).name
+    if not program.startswith("python"):
+        return program
+    for place, word in enumerate(words[1:], start=1):
+        rest = words[place + 1 : place + 2]
+        if word == "-c":
+            break
+        if word == "-m":
+            return Path(rest[0]).name if rest else program
+        if not word.startswith("-"):
+            file = Path(word)
+            return f"{file.stem}-{rest[0]}" if file.suffix == ".py" and rest else file.name
+    return program
