@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from fedfinlora.cli import parser
-from fedfinlora.deployment.http import Answer, close, serve
+from fedfinlora.deployment.local_server import Answer, close, serve
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "docs" / "deploy"

@@ -16,7 +16,6 @@ from fedfinlora.commands.simulate import end_family, free_port
 from fedfinlora.deployment.certificates import make_authority
 from fedfinlora.deployment.history import read_history
 
-
 AS_JSON = {"FEDFINLORA_LOG": "json"}
 
 

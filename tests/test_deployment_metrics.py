@@ -18,7 +18,7 @@ from watched_runs import make_home, without_the_run_folder
 from fedfinlora.deployment import status_page
 from fedfinlora.deployment.connections import connections
 from fedfinlora.deployment.history import Event, record
-from fedfinlora.deployment.http import close, serve
+from fedfinlora.deployment.local_server import close, serve
 from fedfinlora.deployment.metrics import BankMetrics, CoordinatorMetrics, page
 from fedfinlora.deployment.processes import resident
 from fedfinlora.deployment.run_list import note_run, watched_runs

@@ -16,7 +16,7 @@ from test_report_browser import CHROMIUM, CHROMIUM_OPTIONS
 from watched_runs import HOSTILE, make_home
 
 from fedfinlora.deployment import status_page
-from fedfinlora.deployment.http import Answer, close, serve
+from fedfinlora.deployment.local_server import Answer, close, serve
 
 
 def shown(home: Path, query: str = "") -> str:

@@ -22,7 +22,7 @@ from fedfinlora.compose import compose
 from fedfinlora.config import Config
 from fedfinlora.deployment.certificates import days_left, expiry_words, make_node_key
 from fedfinlora.deployment.history import read_history
-from fedfinlora.deployment.http import close
+from fedfinlora.deployment.local_server import close
 from fedfinlora.deployment.policy import BankSettings, Policy, read_settings, settings_text
 from fedfinlora.deployment.reach import trouble
 from fedfinlora.deployment.watching import Listen, watch_bank

@@ -24,7 +24,7 @@ from fedfinlora.commands.simulate import Link, end_family, flower, watch
 from fedfinlora.compose import PROJECT_ROOT, compose
 from fedfinlora.deployment.certificates import check_public_key, expiry_words, issue_server, make_authority
 from fedfinlora.deployment.enrolled import ENROLLED
-from fedfinlora.deployment.http import close
+from fedfinlora.deployment.local_server import close
 from fedfinlora.deployment.policy import BANK_NAME
 from fedfinlora.deployment.run_list import note_run
 from fedfinlora.deployment.watching import Listen, watch_coordinator

@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 from fedfinlora.deployment.certificates import days_left
 from fedfinlora.deployment.connections import connections
 from fedfinlora.deployment.history import read_history
-from fedfinlora.deployment.http import Answer
+from fedfinlora.deployment.local_server import Answer
 from fedfinlora.deployment.processes import resident
 from fedfinlora.deployment.run_list import Watched, watched_runs
 from fedfinlora.errors import UserError

@@ -16,7 +16,7 @@ from urllib.parse import parse_qs
 
 from fedfinlora.deployment.certificates import WARN_DAYS, days_left
 from fedfinlora.deployment.connections import connections
-from fedfinlora.deployment.http import Answer
+from fedfinlora.deployment.local_server import Answer
 from fedfinlora.deployment.run_list import Replies, Watched, last_epsilon, watched_runs
 from fedfinlora.errors import UserError
 from fedfinlora.progress import BankLine
@@ -69,7 +69,7 @@ LOOKS = {
 
 
 def answer(home: Path, title: str, query: str) -> Answer:
-    """The page as `fedfinlora.deployment.http` sends it; `run=N` in the query chooses the run to show."""
+    """The page as `fedfinlora.deployment.local_server` sends it; `run=N` in the query chooses the run to show."""
     runs = watched_runs(home)
     wanted = parse_qs(query).get("run", [""])[0]
     shown = next((one for one in runs if str(one.number) == wanted), runs[0] if runs else None)

@@ -7,7 +7,7 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 
-from fedfinlora.deployment.http import LOOPBACK, Answer, serve
+from fedfinlora.deployment.local_server import LOOPBACK, Answer, serve
 
 
 class Listen(NamedTuple):
