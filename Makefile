@@ -1,10 +1,10 @@
-# Everything a checkout needs; only Python 3.11 and pip must be there. `make demo` and `make test` set themselves up.
+# Everything a checkout needs; only Python 3.11 and pip must be there. `make demo`, `make deploy-demo` and `make test` set themselves up.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: venv demo test test-fast check clean
+.PHONY: venv demo deploy-demo test test-fast check clean
 
 venv: $(STAMP)
 
@@ -19,6 +19,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/python -m fedfinlora simulate experiment=demo
+
+# DATA=FOLDER takes real rows in FinLoRA's layout; without it the bundled sample.
+deploy-demo: $(STAMP)
+	$(BIN)/python -m benchmarks.deploy_demo $(if $(DATA),--data "$(DATA)")
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from data.catalog import BENCHMARKS
+from data.sample import FOLDER as SAMPLE_FOLDER
 from data.sources import data_fingerprints, load_rows
 from data.sources.files import SourceFile, read_file
 from data.sources.issuers import issuer_in_question, issuer_of
@@ -305,6 +307,12 @@ def test_real_rows_load_in_full() -> None:
     test = load_rows(finlora(REAL_ROWS), "test")
     assert set(test.missing) == {"cfa_level1", "cfa_level2", "cfa_level3", "cpa_reg"}
     assert not test.bad_rows
+
+
+def test_copies_of_the_sample_are_known_as_synthetic(tmp_path: Path) -> None:
+    shutil.copy(SAMPLE_FOLDER / "train" / "fpb_train.jsonl", tmp_path / "fpb_train.jsonl")
+    assert load_rows(DatasetConfig(source="jsonl", root=str(tmp_path)), "train").synthetic
+    assert load_rows(DatasetConfig(source="finlora", root=str(SAMPLE_FOLDER)), "test", ["fpb"]).synthetic
 
 
 def test_the_sample_has_every_benchmark_in_both_splits() -> None:

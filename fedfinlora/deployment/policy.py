@@ -171,7 +171,8 @@ def settings_text(settings: BankSettings) -> str:
     import inspect
 
     lines = [
-        "# What may run on this bank's rows. The hash of this file goes with every reply. Restart the bank after a change."
+        "# What may run on this bank's rows. The hash of this file goes with every reply. A change holds from the next request on; one of",
+        "# `coordinator` needs a restart of the bank.",
     ]
     for cls, values, indent in ((BankSettings, to_plain_group(settings), ""), (Policy, to_plain_group(settings.policy), "  ")):
         meanings = dict(re.findall(r"^    (\w+): [^\n]*\n    \"\"\"(.*?)\"\"\"", inspect.getsource(cls), re.S | re.M))
