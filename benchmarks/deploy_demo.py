@@ -1,6 +1,6 @@
 """`make deploy-demo`: one aggregator and three banks on loopback, told on the terminal as it goes, and compared with a simulation.
 
-    python -m benchmarks.deploy_demo [--data FOLDER] [--output FOLDER] [key=value …]
+    python -m benchmarks.deploy_demo [--data FOLDER] [--output FOLDER] [--together] [key=value …]
 
 Each party has its own HOME, node key, policy and rows; the banks' rows are divided by desk. Five rounds, by the documented commands: in round 2 a bank
 is killed while it trains, and comes back; in round 4 another refuses by its policy. The twin is `simulate` with the same rows, names and
@@ -42,7 +42,7 @@ from fedfinlora.runfolder import read_json, read_lines
 
 ROUNDS = 5
 KILLED, REFUSED = 2, 4
-"""Rounds in which bank-2 is killed, with time to be back in the last one, and bank-1 refuses."""
+"""Rounds in which bank-1 is killed, with time to be back in the last one, and bank-2 refuses."""
 MARK = ".deploy-demo"
 """Says that a folder is this demonstration's, and may be replaced. Locked while it runs."""
 LONGEST_S = 900.0
@@ -70,7 +70,7 @@ LONG = ("xbrl_tags_extract", "xbrl_value_extract")
 """Left out of the run: a prompt of 5,000 tokens takes a CPU minutes."""
 WORK = (
     "model=smollm2-135m", "model.threads=1", f"num_server_rounds={ROUNDS}", "train.steps_per_round=3", "train.batch_rows=8",
-    "train.holdout_max_rows=0", "train.warmup_steps=3", "dataset.max_rows_per_task=200", "evaluation.limit=24", "strategy.deadline_s=600",
+    "train.holdout_max_rows=0", "train.warmup_steps=3", "dataset.max_rows_per_task=200", "evaluation.limit=16", "strategy.deadline_s=600",
 )  # fmt: skip
 """The run, deployed and simulated: a 4-bit base (QLoRA is the default), little work, one thread for each of the parties that share this machine."""
 
@@ -291,28 +291,32 @@ def set_up(aggregator: Party, banks: Sequence[Bank], words: Sequence[str]) -> di
     return running
 
 
-def follow_run(banks: Sequence[Bank], deployed: Path, running: dict[str, Running]) -> None:
-    """What happens while the rounds go on. `running` holds the commands that must not end; the restarted bank takes the place of the killed one."""
-    _, refusing, dying = banks
-    until(f"bank-2 has begun round {KILLED}", lambda: "begun" in dying.outcomes(KILLED), running)
+def follow_run(banks: Sequence[Bank], deployed: Path, running: dict[str, Running], meanwhile: Callable[[], object]) -> None:
+    """What happens while the rounds go on. `running` holds the commands that must not end; the restarted bank takes the place of the killed one.
+
+    `meanwhile` is called where there is nothing to do but to wait.
+    """
+    _, dying, refusing = banks
+    until(f"bank-1 has begun round {KILLED}", lambda: "begun" in dying.outcomes(KILLED), running)
     count = dying.killed()
     del running[dying.name]
     say(
         f"SIGKILL to all {count} processes, while it trains round {KILLED}; its history: {', '.join(dying.outcomes(KILLED))}",
         dying.name,
     )
-    say("Flower misses a bank after a minute without a sign of life. The others' replies are here; the round waits.")
+    say("Flower misses a bank after a minute without a sign of life; until then the round waits for it.")
+    meanwhile()
     until(f"round {KILLED} is closed", lambda: len(read_lines(deployed / "rounds.jsonl")) >= KILLED, running)
-    say(f"Round {KILLED} is closed without bank-2, which starts again, with the same key. Round {KILLED + 1} finds it away.")
+    say(f"Round {KILLED} is closed without bank-1, which starts again, with the same key. Round {KILLED + 1} finds it away.")
     running[dying.name] = dying.starts("bank", "start")
-    until(f"bank-1 has sent round {REFUSED - 1}", lambda: "sent" in refusing.outcomes(REFUSED - 1), running)
+    until(f"bank-2 has sent round {REFUSED - 1}", lambda: "sent" in refusing.outcomes(REFUSED - 1), running)
     say("needs its machine today: at most one step a round", refusing.name)
     refusing.allows(ALLOWED, TIGHTER)
-    until("bank-1 refuses", lambda: f"refused policy-{RULE}" in refusing.outcomes(REFUSED), running)
+    until("bank-2 refuses", lambda: f"refused policy-{RULE}" in refusing.outcomes(REFUSED), running)
     say(f"has refused round {REFUSED}, by the rule {RULE}; the round goes on without it", refusing.name)
     refusing.allows(TIGHTER, ALLOWED)
     back = range(KILLED + 1, ROUNDS + 1)
-    until("bank-2 is back", lambda: any("sent" in dying.outcomes(number) for number in back), running)
+    until("bank-1 is back", lambda: any("sent" in dying.outcomes(number) for number in back), running)
     say("is back: it has sent a round", dying.name)
 
 
@@ -324,7 +328,7 @@ def complaints(deployed: Path, simulated: Path, banks: Sequence[Bank]) -> list[s
     lines = {line["round"]: line for line in read_lines(deployed / "rounds.jsonl")}
     twin = read_lines(simulated / "rounds.jsonl")
     codes = {number: {bank["bank"]: bank["code"] for bank in line["banks"]} for number, line in lines.items()}
-    _, refusing, dying = banks
+    _, dying, refusing = banks
     refusals = [
         (number, name) for number, by_bank in codes.items() for name, code in by_bank.items() if code.startswith("policy-")
     ]
@@ -336,10 +340,10 @@ def complaints(deployed: Path, simulated: Path, banks: Sequence[Bank]) -> list[s
     seen = {
         f"{ROUNDS} rounds": list(lines) == list(range(1, ROUNDS + 1)),
         "all banks in round 1": not any(codes[1].values()),
-        "exactly one refusal, bank-1's": refusals == [(REFUSED, refusing.name)]
+        "exactly one refusal, bank-2's": refusals == [(REFUSED, refusing.name)]
         and codes[REFUSED][refusing.name] == f"policy-{RULE}",
-        "the refusal in bank-1's history": f"refused policy-{RULE}" in refusing.outcomes(REFUSED),
-        f"round {KILLED} begun and not sent by bank-2": dying.outcomes(KILLED) == ["begun"] and bool(codes[KILLED][dying.name]),
+        "the refusal in bank-2's history": f"refused policy-{RULE}" in refusing.outcomes(REFUSED),
+        f"round {KILLED} begun and not sent by bank-1": dying.outcomes(KILLED) == ["begun"] and bool(codes[KILLED][dying.name]),
         "all banks in the last round": not any(codes[ROUNDS].values()) and ROUNDS in sent,
         "the same adapter as the simulation's after round 1": same,
     }
@@ -363,8 +367,8 @@ def outside(deployed: Path, simulated: Path) -> list[str]:
     return found
 
 
-def tell(data: Path, output: Path, overrides: Sequence[str]) -> list[str]:
-    """The whole story. Returns what was not as it should be."""
+def tell(data: Path, output: Path, overrides: Sequence[str], together: bool) -> list[str]:
+    """The whole story. `together`: the simulation goes on beside the run. Returns what was not as it should be."""
     aggregator, simulation = Party("aggregator", output / "aggregator"), Party("simulation", output / "simulation")
     banks = [Bank(name, output / name) for name in DESKS]
     parties = [*banks, aggregator, simulation]
@@ -375,13 +379,28 @@ def tell(data: Path, output: Path, overrides: Sequence[str]) -> list[str]:
         running = set_up(aggregator, banks, words)
         words += ["dataset=jsonl", f'output_dir="{output}"', f'evaluation.answers_dir="{output / "answers"}"']
         roots = {party.name: f'dataset.root="{party.home / "rows"}"' for party in (aggregator, simulation)}
+        twin = [
+            "simulate",
+            "--banks",
+            str(len(banks)),
+            *words,
+            roots["simulation"],
+            "run_name=simulated",
+            "partition=by_path",
+        ]
+        simulated: list[Running] = []
+
+        def simulate() -> None:
+            say("The same without trouble: the same rows, names and seeds.")
+            simulated.append(simulation.starts(*twin))
+
         running["the run"] = run = aggregator.starts("coordinator", "run", *words, roots["aggregator"], "run_name=deployed")
-        follow_run(banks, output / "deployed", running)
+        follow_run(banks, output / "deployed", running, simulate if together else lambda: None)
         aggregator.finishes(run)
         aggregator.types("coordinator", "status")
-        say("The same without trouble: the same rows, names and seeds, in one process after the other.")
-        twin = [*words, roots["simulation"], "run_name=simulated", "partition=by_path", "workers=1"]
-        simulation.types("simulate", "--banks", str(len(banks)), *twin)
+        if not together:
+            simulate()
+        simulation.finishes(simulated[0])
         aggregator.types("report", str(output / "deployed"), str(output / "simulated"), "--output", str(output / "report.html"))
         aggregator.types("compare", str(output / "simulated"), str(output / "deployed"))
         wrong = complaints(output / "deployed", output / "simulated", banks)
@@ -407,6 +426,9 @@ def main() -> int:
         "--data", type=Path, default=SAMPLE, metavar="FOLDER", help="FinLoRA's layout (default: the bundled sample)"
     )
     options.add_argument("--output", type=Path, default=PROJECT_ROOT / "outputs" / "deploy-demo", metavar="FOLDER")
+    options.add_argument(
+        "--together", action="store_true", help="simulate while the run waits for the killed bank: sooner, with more memory"
+    )
     options.add_argument("overrides", nargs="*", metavar="key=value", help="for every command that takes overrides")
     chosen = options.parse_args()
     for kind in (signal.SIGTERM, signal.SIGHUP):
@@ -414,7 +436,7 @@ def main() -> int:
     output = chosen.output.expanduser().absolute()
     try:
         with fresh(output):
-            wrong = tell(chosen.data.expanduser().absolute(), output, chosen.overrides)
+            wrong = tell(chosen.data.expanduser().absolute(), output, chosen.overrides, chosen.together)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

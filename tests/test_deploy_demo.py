@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,13 @@ TINY = (
 
 def deploy_demo(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "benchmarks.deploy_demo", *words]
-    return subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=500, check=False)
+    return subprocess.run(
+        command, cwd=PROJECT_ROOT, env={**os.environ, **QUICK}, capture_output=True, text=True, timeout=500, check=False
+    )
+
+
+QUICK = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
+"""Flower looks for work ten times a second."""
 
 
 def processes_in(folder: Path) -> list[str]:
@@ -42,7 +49,7 @@ def processes_in(folder: Path) -> list[str]:
 @pytest.mark.slow
 def test_the_story_is_in_the_files(tmp_path: Path) -> None:
     output = tmp_path / "a folder" / ("deep" * 12)
-    done = deploy_demo("--output", str(output), *TINY)
+    done = deploy_demo("--output", str(output), "--together", *TINY)
     assert done.returncode == 0, done.stdout + done.stderr
     assert not processes_in(output)
 
@@ -51,18 +58,18 @@ def test_the_story_is_in_the_files(tmp_path: Path) -> None:
     codes = [{bank["bank"]: bank["code"] for bank in line["banks"]} for line in lines]
     assert len(lines) == ROUNDS
     assert codes[0] == codes[-1] == dict.fromkeys(DESKS, "")
-    assert codes[REFUSED - 1]["bank-1"] == f"policy-{RULE}"
-    assert codes[KILLED - 1] == {"bank-0": "", "bank-1": "", "bank-2": "crashed"}
-    hashes = {line["round"]: line["banks"][1].get("policy_sha256") for line in lines}
+    assert codes[REFUSED - 1]["bank-2"] == f"policy-{RULE}"
+    assert codes[KILLED - 1] == {"bank-0": "", "bank-1": "crashed", "bank-2": ""}
+    hashes = {line["round"]: line["banks"][2].get("policy_sha256") for line in lines}
     assert hashes[REFUSED - 1] == hashes[REFUSED + 1] != hashes[REFUSED]
 
     def history(bank: str) -> list[tuple[int, str, str]]:
         kept = output / bank / ".fedfinlora" / "bank" / "state" / "history" / f"{bank}.jsonl"
         return [(line["round"], line["outcome"], line["code"]) for line in read_history(kept)]
 
-    assert [event for event in history("bank-1") if event[1] == "refused"] == [(REFUSED, "refused", f"policy-{RULE}")]
-    assert [event for event in history("bank-2") if event[0] == KILLED] == [(KILLED, "begun", "")]
-    assert (ROUNDS, "sent", "") in history("bank-2")
+    assert [event for event in history("bank-2") if event[1] == "refused"] == [(REFUSED, "refused", f"policy-{RULE}")]
+    assert [event for event in history("bank-1") if event[0] == KILLED] == [(KILLED, "begun", "")]
+    assert (ROUNDS, "sent", "") in history("bank-1")
 
     assert lines[0]["adapter_sha256"] == rounds_of(simulated)[0]["adapter_sha256"]
     assert result_of(deployed)["synthetic"]
@@ -70,6 +77,23 @@ def test_the_story_is_in_the_files(tmp_path: Path) -> None:
     assert (output / "report.html").is_file()
     assert f"refused policy-{RULE}" in done.stdout
     assert done.stdout.splitlines()[-1].endswith("All was seen as told.")
+
+
+@pytest.mark.slow
+def test_an_interrupt_leaves_nobody_running(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.deploy_demo", "--output", str(tmp_path / "out"), *TINY]
+    demo = subprocess.Popen(
+        command, cwd=PROJECT_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert demo.stdout is not None
+    for line in demo.stdout:
+        if "bank-2" in line and "bank init" in line:
+            break
+    assert processes_in(tmp_path)
+    demo.send_signal(signal.SIGINT)
+    _, errors = demo.communicate(timeout=120)
+    assert (demo.returncode, errors.splitlines()[-1]) == (1, "stopped")
+    assert not processes_in(tmp_path)
 
 
 def test_each_desk_gets_the_train_files_of_its_own_tasks_only(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_every_command_is_one(command: Command) -> None:
     match words:
         case ["make", *targets]:
             recipes = re.findall(r"^([\w-]+):", (PROJECT_ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
-            assert set(targets) <= set(recipes)
+            assert {target for target in targets if not target.startswith("DATA=")} <= set(recipes)
         case ["python", "-m", "fedfinlora", *rest]:
             parser().parse_args(rest)
         case ["python", "-m", module, *_]:
