@@ -407,7 +407,7 @@ def tell(data: Path, output: Path, overrides: Sequence[str], together: bool) -> 
         for bank in banks:
             bank.types("bank", "history")
     finally:
-        for kind in (signal.SIGINT, signal.SIGTERM):
+        for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(kind, signal.SIG_IGN)
         say("ends every process that was started")
         end_all(parties)
