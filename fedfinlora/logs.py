@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 _about: ContextVar[dict[str, Any] | None] = ContextVar("fedfinlora_log_about", default=None)
@@ -23,10 +24,28 @@ def show_logs() -> None:
     logger.setLevel(logging.INFO)
     if not logger.handlers:
         handler = logging.StreamHandler()
-        as_json = os.environ.get("FEDFINLORA_LOG", "") == "json"
-        handler.setFormatter(JsonLines() if as_json else logging.Formatter("%(levelname)s: %(name)s: %(message)s"))
+        handler.setFormatter(_formatter())
         logger.addHandler(handler)
         logger.propagate = False
+
+
+@contextmanager
+def also_in(file: Path) -> Iterator[None]:
+    """The lines inside are appended to a file too: Flower hands a ServerApp's output to `flwr log` and to no file."""
+    handler = logging.FileHandler(file, encoding="utf-8", delay=True)
+    handler.setFormatter(_formatter())
+    logger = logging.getLogger("fedfinlora")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def _formatter() -> logging.Formatter:
+    as_json = os.environ.get("FEDFINLORA_LOG", "") == "json"
+    return JsonLines() if as_json else logging.Formatter("%(levelname)s: %(name)s: %(message)s")
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from fedfinlora.checkpoint import Checkpoint, save_checkpoint
 from fedfinlora.config import Config
 from fedfinlora.deployment.enrolled import enrolled_banks
 from fedfinlora.errors import UserError
-from fedfinlora.logs import about, belongs
+from fedfinlora.logs import about, also_in, belongs
 from fedfinlora.models import Session, get_session, initial_adapter
 from fedfinlora.privacy.card import privacy_card
 from fedfinlora.progress import EventWriter
@@ -43,7 +43,7 @@ def run_federated(grid: MessageGrid, config: Config) -> Path:
     belongs(run=run.run_id)  # as the banks know it
     log.info("run folder: %s", run.folder)
     started = time.monotonic()
-    with EventWriter(run.folder / "progress.jsonl") as events:
+    with EventWriter(run.folder / "progress.jsonl") as events, also_in(run.folder / "state" / "server.log"):
         try:
             _train(grid, banks, run, events, started)
         except UserError as error:

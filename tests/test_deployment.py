@@ -139,7 +139,7 @@ def test_a_federation_from_nothing(machines: dict[str, Machine], tmp_path: Path)
     own = metrics_of(own_page)
     assert 'fedfinlora_bank_requests_total{code="",outcome="sent"} 3.0' in own
     assert 'fedfinlora_resident_memory_bytes{program="client_app.worker"}' in own
-    for line in json_lines(aggregator.home / ".fedfinlora" / "coordinator" / "superlink.log"):
+    for line in json_lines(runs / "private" / "state" / "server.log"):
         assert line["run"]
     for line in json_lines(south.home / ".fedfinlora" / "bank" / "state" / "worker.log"):
         assert line["bank"] == "south"
