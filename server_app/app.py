@@ -17,7 +17,7 @@ from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.logs import about, show_logs
 from fedfinlora.runs import configuration_of
 from server_app.federated import run_federated
-from server_app.guarded_grid import GuardedGrid
+from server_app.guarded_grid import guarded
 
 log = logging.getLogger("fedfinlora.server")
 app = ServerApp()
@@ -60,7 +60,7 @@ def main(grid: Grid, context: Context) -> None:
     show_logs()
     with about():
         try:
-            run_federated(GuardedGrid(grid), config_of(context.run_config))
+            run_federated(guarded(grid), config_of(context.run_config))
         except UserError as error:
             log.error("%s", error)
             raise RuntimeError(f"fedfinlora: {error}") from None

@@ -1,20 +1,27 @@
-"""Flower's Grid as the server should see banks that it does not trust: one reply at a time, none larger than what it answers.
+"""Flower's Grid as the server should see banks that it does not trust: a reply is fetched piece by piece, and none may be larger than what it answers.
 
-Flower's own `pull_messages` fetches all objects of all replies before anybody can look at them, and raises where one of them is no message, which
-loses the others with it. Here every reply is asked for alone. One that cannot be read, or is too large, comes back as Flower's error with
-our code UNREADABLE; the rest of it is not fetched.
+Flower's own `pull_messages` fetches everything of all replies before anybody can look at it, waits inside the call for pieces that are still on their way
+(for minutes where a bank never sends them, and all other banks with it), and raises where one of them is no message, which ends the run. Here the
+pieces are taken as they are there; what cannot be a reply comes back as Flower's error with our code UNREADABLE, and the rest of it is not fetched.
 """
 
 from __future__ import annotations
 
+import gc
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 from flwr.app import Error, Message, Metadata
 from flwr.app.message import make_message
-from flwr.supercore.run import RunNotRunningException
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.superlink.grid.http_grid import HttpGrid
 
 from fedfinlora.errors import UserError
 from server_app.rounds import UNREADABLE, MessageGrid
@@ -22,85 +29,120 @@ from server_app.rounds import UNREADABLE, MessageGrid
 log = logging.getLogger("fedfinlora.server")
 SLACK_BYTES = 2**20
 """What a reply may have beyond the arrays of the message that it answers: its head, figures and Flower's own framing."""
+MOST_SMALL_OBJECTS = 64
+"""Flower cuts a message into objects: a handful, and one for each piece of an array."""
+MUCH = 2**22
+"""Bytes that are worth a tenth of a second to have back."""
+SMALLEST_PIECE = 2**18
+"""Bytes of a piece of an array, at least, but for the last."""
 
 
-class TooLarge(Exception):
-    """More was sent than a reply may have."""
+def guarded(grid: Any) -> MessageGrid:
+    """The grid to use: GuardedGrid in a deployment; a simulation's own, whose banks are processes of ours."""
+    return GuardedGrid(grid) if isinstance(grid, HttpGrid) else grid
 
 
-class Meter:
-    """Counts the bytes of objects that come from the SuperLink, by their announced length, before they are read."""
+@dataclass
+class Coming:
+    """A reply of which not everything is here."""
 
-    def __init__(self) -> None:
-        self.left = 0
-
-    def __call__(self, response: httpx.Response) -> None:
-        if not response.request.url.path.endswith("/pull-object"):
-            return
-        self.left -= int(response.headers.get("content-length", 0))
-        if self.left < 0:
-            raise TooLarge
+    message_id: str
+    missing: list[str]
+    """Ids of the objects still to fetch."""
+    bytes_left: int
+    contents: dict[str, bytes] = field(default_factory=dict)
 
 
 class GuardedGrid:
-    """A MessageGrid around Flower's. The size limit holds where Flower speaks HTTP, as in a deployment; a simulation's banks are our own."""
+    """A MessageGrid around Flower's HTTP grid."""
 
-    def __init__(self, grid: MessageGrid) -> None:
+    def __init__(self, grid: HttpGrid) -> None:
         self._grid = grid
         self._allowed: dict[str, int] = {}
-        self._meter: Meter | None = None
+        """Message id -> bytes that its reply may have."""
+        self._coming: dict[str, Coming] = {}
 
     def get_node_ids(self) -> Any:
-        return self._grid.get_node_ids()
+        with _said_plainly():
+            return self._grid.get_node_ids()
 
     def push_messages(self, messages: Iterable[Message]) -> Any:
         messages = list(messages)
-        ids = list(self._grid.push_messages(messages))
-        self._allowed |= {str(each): _array_bytes(message) + SLACK_BYTES for each, message in zip(ids, messages, strict=False)}
+        with _said_plainly():
+            ids = list(self._grid.push_messages(messages))
+        sizes = [_array_bytes(message) for message in messages]
+        self._allowed = {str(each): size + SLACK_BYTES for each, size in zip(ids, sizes, strict=False)}
+        del messages
+        if max(sizes, default=0) >= MUCH:
+            gc.collect()  # Flower's records of what was sent hold each other, and would stay until the last reply
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """The replies that are there. How many may be in memory together is for the caller to decide, by what it asks for."""
-        return [reply for message_id in message_ids for reply in self._pull(message_id)]
+        """The first reply that is here as a whole; the others wait for the next call."""
+        ids = list(message_ids)
+        with _said_plainly():
+            self._take_heads([each for each in ids if each not in self._coming])
+            for each in ids:
+                reply = self._go_on(each) if each in self._coming else None
+                if reply is not None:
+                    del self._coming[each]
+                    return [reply]
+        return []
 
-    def _pull(self, message_id: str) -> list[Message]:
-        meter = self._metered()
-        if meter:
-            meter.left = self._allowed.get(message_id, SLACK_BYTES)
+    def _take_heads(self, message_ids: list[str]) -> None:
+        """See which replies have begun to come, and of which objects they are made."""
+        if not message_ids:
+            return
+        found = self._grid._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=message_ids))
+        for head, tree in zip(found.messages_list, found.message_object_trees, strict=True):
+            objects = list(dict.fromkeys(str(part.object_id) for part in iterate_object_tree(tree)))
+            answers = str(head.metadata.reply_to_message_id)
+            allowed = self._allowed.get(answers, SLACK_BYTES)
+            self._coming[answers] = Coming(str(head.metadata.message_id), objects, allowed)
+
+    def _go_on(self, answers: str) -> Message | None:
+        """Fetch what is there of a reply to message `answers`; None while something is on its way."""
+        coming, allowed = self._coming[answers], self._allowed.get(answers, SLACK_BYTES)
+        if len(coming.missing) + len(coming.contents) > MOST_SMALL_OBJECTS + allowed // SMALLEST_PIECE:
+            return unreadable(answers, "The reply is cut into too many pieces.")
+        client, node, run = self._grid._runtime_client, self._grid.node, self._grid.run.run_id
+        while coming.missing:
+            found = client.PullObject(PullObjectRequest(node=node, run_id=run, object_id=coming.missing[-1]))
+            if not found.object_found:
+                return unreadable(answers, "The reply was not sent as a whole.")
+            if not found.object_available:
+                return None
+            coming.bytes_left -= len(found.object_content)
+            if coming.bytes_left < 0:
+                return unreadable(answers, f"The reply has more than {allowed:,} bytes.")
+            coming.contents[coming.missing.pop()] = found.object_content
+        client.ConfirmMessageReceived(ConfirmMessageReceivedRequest(node=node, run_id=run, message_object_id=coming.message_id))
         try:
-            return list(self._grid.pull_messages([message_id]))
-        except TooLarge:
-            return [unreadable(message_id, f"The reply has more than {self._allowed.get(message_id, SLACK_BYTES):,} bytes.")]
-        except RunNotRunningException:
-            raise
-        except httpx.HTTPError as error:
-            raise UserError(f"The SuperLink does not answer as it should ({error}); see superlink.log.") from error
-        except Exception as error:
-            return [unreadable(message_id, f"The reply cannot be read ({type(error).__name__}).")]
-        finally:
-            if meter:
-                meter.left = 2**62
-
-    def _metered(self) -> Meter | None:
-        """The meter on Flower's HTTP connection; None where it has none."""
-        if self._meter is None:
-            connection = getattr(getattr(self._grid, "_runtime_client", None), "_client", None)
-            if isinstance(connection, httpx.Client):
-                self._meter = Meter()
-                connection.event_hooks["response"].append(self._meter)
-        return self._meter
+            message = inflate_object_from_contents(coming.message_id, coming.contents)
+        except Exception as error:  # whatever a bank's bytes do to Flower's readers
+            return unreadable(answers, f"The reply cannot be read ({type(error).__name__}).")
+        if not isinstance(message, Message) or message.metadata.reply_to_message_id != answers:
+            return unreadable(answers, "What came is no reply.")
+        return message
 
 
-def unreadable(message_id: str, reason: str) -> Message:
+def unreadable(answers: str, reason: str) -> Message:
     """What stands for a reply that was not taken in."""
-    log.warning("message %s: %s", message_id[:12], reason)
     metadata = Metadata(
-        run_id=0, message_id="", src_node_id=0, dst_node_id=0, message_type="system", group_id="", ttl=0.0, created_at=0.0,
-        reply_to_message_id=message_id,
+        run_id=0, message_id="", src_node_id=0, dst_node_id=0, reply_to_message_id=answers, group_id="", created_at=0.0, ttl=0.0,
+        message_type="system",
     )  # fmt: skip
     return make_message(metadata=metadata, error=Error(UNREADABLE, reason))
 
 
+@contextmanager
+def _said_plainly() -> Iterator[None]:
+    """A SuperLink that answers with an error ends the run with one line."""
+    try:
+        yield
+    except httpx.HTTPError as error:
+        raise UserError(f"The SuperLink does not answer as it should ({error}); see its superlink.log.") from error
+
+
 def _array_bytes(message: Message) -> int:
-    records = message.content.array_records.values()
-    return sum(len(array.data) for record in records for array in record.values())
+    return sum(len(array.data) for record in message.content.array_records.values() for array in record.values())

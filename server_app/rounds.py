@@ -6,7 +6,6 @@ reply ends the run (docs/adr/0002-own-round-loop.md).
 
 from __future__ import annotations
 
-import gc
 import logging
 import math
 import re
@@ -38,12 +37,12 @@ log = logging.getLogger("fedfinlora.server")
 POLL_S = 0.05
 ASKING_PART = 4
 """Of five seconds in which nothing came at most one is spent with asking for it."""
-PULLED_BYTES = 16 * 2**20
-"""Replies of this size together are fetched at once: many small ones, a large one alone, so that memory does not grow with the number of banks."""
 NOT_HERE = np.zeros(0, np.float32)
 """In the place of a delta that lies on the disk."""
 UNREADABLE = 1000
 """Code of the error that stands for a reply which was not taken in (`server_app.guarded_grid`); Flower's end below 10."""
+NODE_UNAVAILABLE = 5
+"""Flower's code where a bank has gone."""
 BANK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -141,37 +140,30 @@ def draw(banks: Sequence[str], strategy: StrategyConfig, seed: int, round_number
 
 
 def exchange(
-    grid: MessageGrid,
-    nodes: Sequence[int],
-    content: RecordDict,
-    message_type: str,
-    deadline_s: float,
-    group: str = "",
-    reply_bytes: int = 0,
+    grid: MessageGrid, nodes: Sequence[int], content: RecordDict, message_type: str, deadline_s: float, group: str = ""
 ) -> Iterator[tuple[int, Message | None]]:
     """Send one content to each node and give (node, reply) as they come; None for those still silent at the deadline (0 = none).
 
-    Of replies that may have `reply_bytes` each, no more are fetched at once than PULLED_BYTES hold, or one.
+    What has come by then is taken in, however long that takes.
     """
     started = time.monotonic()
     ids = list(grid.push_messages([Message(content, node, message_type, group_id=group) for node in nodes]))
     del content  # the grid has it; here it would only take memory until the last reply
-    if reply_bytes > PULLED_BYTES:
-        gc.collect()  # Flower's records hold each other
     waiting = {str(message_id): node for message_id, node in zip(ids, nodes, strict=False)}
-    together = max(1, PULLED_BYTES // reply_bytes) if reply_bytes else len(ids)
-    while waiting and not (deadline_s and time.monotonic() - started > deadline_s):
-        asked, sweep = list(waiting), time.monotonic()
-        for first in range(0, len(asked), together):
-            replies = list(grid.pull_messages(asked[first : first + together]))[::-1]
-            while replies:  # none is held longer than it is worked on
-                reply = replies.pop()
-                node = waiting.pop(str(reply.metadata.reply_to_message_id), None)
-                if node is not None:  # a second answer to the same message, or one nobody asked for, is not looked at
-                    yield node, reply
-                del reply
-        if len(waiting) == len(asked):  # with many banks asking takes longer, and is done the less often
-            time.sleep(max(POLL_S, ASKING_PART * (time.monotonic() - sweep)))
+    while waiting:
+        asked_at = time.monotonic()
+        replies = list(grid.pull_messages(list(waiting)))[::-1]
+        if not replies:
+            if deadline_s and asked_at - started > deadline_s:
+                break
+            # With many banks asking takes longer, and is done the less often.
+            time.sleep(max(POLL_S, ASKING_PART * (time.monotonic() - asked_at)))
+        while replies:  # none is held longer than it is worked on
+            reply = replies.pop()
+            node = waiting.pop(str(reply.metadata.reply_to_message_id), None)
+            if node is not None:  # a second answer to the same message, or one nobody asked for, is not looked at
+                yield node, reply
+            del reply
     for node in [*waiting.values(), *nodes[len(ids) :]]:
         yield node, None
 
@@ -207,7 +199,7 @@ def run_round(
     queue = sorted(drawn, key=lambda name: (-(expected_s or {}).get(name, 0.0), name))
     names = {banks[name]: name for name in queue}
     bytes_down = state.adapter.nbytes
-    arriving = exchange(grid, list(names), pack_request(request), "train", strategy.deadline_s, str(number), bytes_down)
+    arriving = exchange(grid, list(names), pack_request(request), "train", strategy.deadline_s, str(number))
     replies: dict[str, Reply] = {}
     entries: dict[str, dict[str, Any]] = {}
     bank_timings: dict[str, dict[str, float]] = {}
@@ -328,7 +320,7 @@ def _taken_in(
     deltas.keep(name, reply.delta)
     assert message is not None
     for record in message.content.array_records.values():
-        record.clear()  # for the same reason: else these bytes stay until the garbage is collected
+        record.clear()  # Flower's records hold each other: else these bytes stay until the garbage is collected
     train_s = reply.figures.train_s
     speed = reply.figures.tokens / train_s if train_s > 0 else 0.0
     timing = {"train_s": train_s, "load_s": reply.figures.load_s, "tokens_per_s": speed}
@@ -341,6 +333,8 @@ def _check(message: Message | None, name: str, layout: Layout, config: Config) -
         raise RejectedReply("late", f"No reply within strategy.deadline_s={strategy.deadline_s:g} s.")
     if message.has_error() and message.error.code == UNREADABLE:
         raise RejectedReply("unreadable", str(message.error.reason))
+    if message.has_error() and message.error.code == NODE_UNAVAILABLE:
+        raise RejectedReply("away", "The bank is not connected.")
     if message.has_error():
         raise RejectedReply("crashed", f"The bank's process failed (Flower error {message.error.code}).")
     needs_rows = strategy.weighting == "rows"
@@ -353,7 +347,7 @@ def _check(message: Message | None, name: str, layout: Layout, config: Config) -
 def _status_of(rejection: RejectedReply) -> str:
     if rejection.code == "late":
         return "late"
-    return "error" if rejection.said_by_bank or rejection.code == "crashed" else "rejected"
+    return "error" if rejection.said_by_bank or rejection.code in ("crashed", "away") else "rejected"
 
 
 def _blank_entry(name: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.server
 import os
 import re
 import signal
@@ -15,13 +16,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psutil
+from fake_grid import FakeGrid
 from tiny_runs import write_rows
 
 from fedfinlora.commands import coordinator
 from fedfinlora.commands.simulate import end_family, free_port
+from fedfinlora.compose import compose
 from fedfinlora.deployment.certificates import make_node_key
 from fedfinlora.deployment.history import read_history
 from fedfinlora.deployment.policy import BankSettings, Policy, settings_text
+from server_app.federated import run_federated
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ("model=tiny-random", "model.threads=1")
@@ -47,7 +51,9 @@ class Machine:
         return self.home / ".fedfinlora" / "coordinator"
 
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "HOME": str(self.home), "PYTHONPATH": "", "XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"]}
+        """Its own HOME; the models that are converted already; Flower looks for work ten times a second."""
+        own = {"HOME": str(self.home), "PYTHONPATH": "", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
+        return {**os.environ, **own, "XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"]}
 
     def types(self, *words: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "fedfinlora", *words]
@@ -77,10 +83,13 @@ class Machine:
         lines = [line for file in (self.bank / "state" / "history").glob("*.jsonl") for line in read_history(file)]
         return [(int(line["round"]), str(line["outcome"])) for line in lines]
 
-    def ends(self) -> None:
+    def is_told_to_end(self) -> None:
         for process in self.running:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
+
+    def ends(self) -> None:
+        self.is_told_to_end()
         for process in self.running:
             try:
                 process.wait(timeout=30)
@@ -193,11 +202,16 @@ class Federation:
         self.port = free_port()
         self.way = Way(self.port)
         self.guests: list[Machine] = []
+        self.plain = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+        """Somebody else's server, without TLS."""
+        self.plain_port = int(self.plain.server_port)
+        threading.Thread(target=self.plain.serve_forever, daemon=True).start()
 
     def begins(self) -> None:
         coordinator.init(self.aggregator.coordinator, [], self.port, "127.0.0.1", 10)
         self.enrolls(self.north, self.port)
         self.enrolls(self.south, self.way.port)
+        self.strangers = [self.guest(name, enrolled=True) for name in ("east", "west", "up")]
         self.starts_coordinator()
         self.north_bank = self.north.starts("bank", "start")
         self.south_bank = self.south.starts("bank", "start")
@@ -231,17 +245,30 @@ class Federation:
         (self.enrolls if enrolled else self.settles)(machine, port or self.port)
         return machine
 
-    def run(self, folder: Path, *more: str) -> subprocess.Popen[bytes]:
-        """`coordinator run` in the background."""
-        return self.aggregator.starts(
-            "coordinator", "run", *TINY, *SMALL, f"output_dir={folder.parent}", f"run_name={folder.name}", *more
-        )
+    def run(self, folder: Path, *more: str, banks: int = 2) -> subprocess.Popen[bytes]:
+        """`coordinator run` in the background, as soon as `banks` are connected."""
+        where = (f"output_dir={folder.parent}", f"run_name={folder.name}")
+        return self.aggregator.starts("coordinator", "run", "--banks", str(banks), *TINY, *SMALL, *where, *more)
+
+    def in_one_process(self) -> Path:
+        """The folder of the run that `run` makes, made without Flower's processes and without any fault."""
+        folder = self.home / "undisturbed"
+        nodes = {}
+        for node, bank in enumerate((self.north, self.south), 1):
+            own = {"state-dir": str(folder / bank.home.name), "ledger-dir": str(folder / bank.home.name)}
+            nodes[node] = {"settings": str(bank.bank / "bank.yaml"), **own}
+        return run_federated(FakeGrid(nodes), compose([*TINY, *SMALL, f"output_dir={folder}", "run_name=run", "banks=2"]))
 
     def resume(self, folder: Path) -> subprocess.Popen[bytes]:
         return self.aggregator.starts("coordinator", "run", f"resume={folder}")
 
     def ends(self) -> None:
         self.way.mend()
-        for machine in (*self.guests, self.south, self.north, self.aggregator):
+        banks = (*self.guests, self.south, self.north)
+        for machine in banks:
+            machine.is_told_to_end()
+        for machine in (*banks, self.aggregator):
             machine.ends()
         self.way.close()
+        self.plain.shutdown()
+        self.plain.server_close()

@@ -6,6 +6,7 @@ Flower's SuperNode, which connects to the coordinator and hands each request to 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shlex
 import subprocess
@@ -99,6 +100,11 @@ def start(home: Path, listen: Listen, worker: bool = True) -> int:
         "FLWR_TELEMETRY_ENABLED": "0",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
+    running = open(home / "running.lock", "w")  # noqa: SIM115 - held until this process ends, in whatever way
+    try:
+        fcntl.flock(running, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise UserError(f"The bank of {home} is already running.") from error
     with open(home / "supernode.log", "ab") as log:
         process = subprocess.Popen(command, env=environment, cwd=home, stdout=log, stderr=log)
     watching = None

@@ -242,6 +242,11 @@ def run(home: Path, overrides: Sequence[str], min_banks: int) -> int:
         words += [f"run_name={folder.name}", f"strategy.min_banks={config.strategy.min_banks or banks}", f"banks={banks}"]
         if any(word.startswith("model.path=") for word in overrides):
             words += [f'model.path="{config.model.path}"', f'model.name="{config.model.name}"']
+        if not config.strategy.deadline_s:
+            print(
+                "warning: with strategy.deadline_s=0 a round waits for ever for an answer that was lost on its way",
+                file=sys.stderr,
+            )
     print(f"run folder: {folder}", flush=True)
     write_json(folder / ORIGIN_FILE, origin_of_this_process())
     note_run(home, folder)

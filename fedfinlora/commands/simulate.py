@@ -255,8 +255,9 @@ def watch(link: Link, run: Path, run_id: str) -> None:
                 ended.update(event)
     if ended.get("status") != "completed":
         link.save_log(run_id)
-    if "status" not in ended:
-        _record_end(run, "failed", ended.get("reason", "The run ended without a result."))
+    status, reason = ended.get("status", "failed"), ended.get("reason", "The run ended without a result.")
+    if not _recorded(run, status, reason):
+        _record_end(run, status, reason)
 
 
 def _last_words(link: Link, run_id: str) -> str:
@@ -266,6 +267,15 @@ def _last_words(link: Link, run_id: str) -> str:
     except UserError:
         return ""
     return _reason(details) if status == "finished:failed" else ""
+
+
+def _recorded(run: Path, status: str, reason: str) -> bool:
+    """Whether result.json says so already; it may be an earlier attempt's, or missing where the disk was full."""
+    try:
+        result = read_json(run / "result.json")
+    except UserError:
+        return False
+    return bool(result["status"] == status and result["reason"] == reason)
 
 
 def _record_end(run: Path, status: str, reason: str) -> None:

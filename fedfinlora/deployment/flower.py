@@ -1,4 +1,6 @@
-"""Start Flower's SuperLink or SuperNode with two of its habits changed: `python -P flower.py superlink|supernode OPTIONS`.
+"""Start Flower's SuperLink or SuperNode with some of its habits changed: `python -P flower.py superlink|supernode OPTIONS`.
+
+Either ends with the process that started it, so that a killed `coordinator start` or `bank start` leaves nobody behind.
 
 The SuperLink takes request bodies of any size into memory; here one over MOST_BYTES is refused with status 413 before it is read. Flower sends an
 array in pieces (5 MiB unless FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE says otherwise) and an app bundle has 10 MiB at most, so nothing honest is as large.
@@ -6,14 +8,21 @@ array in pieces (5 MiB unless FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE says otherwise) 
 The SuperNode (1.41) retries for ever when the link fails, except where the failure's text has "ssl" or "tls" in it: then it throws its answer away, or
 ends. A connection that is dropped gives just such a text; here it is retried like every other lost connection, and a certificate that does
 not verify stays final.
+
+A SuperNode that was killed counts as connected for another minute, and for so long its key is not let in. Here it keeps its node id in the
+file node.id of its folder, and who starts in the same folder with the same key first ends what the killed one left.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
 from typing import Any
 
+NODE_ID = Path("node.id")
 MOST_BYTES = 16 * 2**20
 LOST = ("eof", "timed out", "closed", "close_notify")
 """In the text of a TLS error: the connection went away. All others speak of the peer itself."""
@@ -68,6 +77,28 @@ def patient(make_invoker: Callable[[], Any]) -> Callable[[], Any]:
     return made
 
 
+def returning(client_class: type[Any]) -> type[Any]:
+    """Flower's client of the SuperLink, whose node may take the place of its own former self."""
+    import httpx
+    from flwr.proto.fleet_pb2 import DeactivateNodeRequest
+
+    class Returning(client_class):  # type: ignore[misc]
+        def ActivateNode(self, request: Any) -> Any:
+            try:
+                answer = super().ActivateNode(request)
+            except httpx.HTTPStatusError as refusal:
+                try:
+                    self.DeactivateNode(DeactivateNodeRequest(node_id=int(NODE_ID.read_text())))
+                    answer = super().ActivateNode(request)
+                except (OSError, ValueError, httpx.HTTPError):
+                    raise refusal from None
+            with contextlib.suppress(OSError):
+                NODE_ID.write_text(str(answer.node_id))
+            return answer
+
+    return Returning
+
+
 def superlink() -> None:
     """Flower's SuperLink behind `Limited`."""
     import uvicorn
@@ -79,17 +110,21 @@ def superlink() -> None:
 
 
 def supernode() -> None:
-    """Flower's SuperNode with `patient` calls to the SuperLink."""
+    """Flower's SuperNode with `patient` calls to the SuperLink, `returning` after it was killed."""
     from importlib import import_module
 
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
     fleet_http_connection: Any = import_module("flwr.supernode.fleet_http_connection")
     fleet_http_connection.make_simple_http_retry_invoker = patient(fleet_http_connection.make_simple_http_retry_invoker)
+    fleet_http_connection.FleetHttpClient = returning(fleet_http_connection.FleetHttpClient)
     flower_supernode()
 
 
 if __name__ == "__main__":
+    from flwr.supercore.app_utils import start_parent_process_monitor
+
     program = {"superlink": superlink, "supernode": supernode}[sys.argv.pop(1)]
     sys.argv[0] = f"flower-{program.__name__}"
+    start_parent_process_monitor(os.getppid())
     program()

@@ -1,0 +1,144 @@
+"""What a deployment does when something breaks or lies: the table behind docs/reliability.md and the tests that play it.
+
+    python -m tests.reliability > docs/reliability.md
+
+`says` holds words that the operator really gets to read: the test that is named takes them from here and looks for them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FAULTS, DEPLOYMENT, WIRE, POLICY, WORKER = (
+    f"tests/test_{name}.py" for name in ("faults", "deployment", "wire", "policy", "worker")
+)
+DEADLINE_S = 40
+LATE = f"late: No reply within strategy.deadline_s={DEADLINE_S} s."
+THROUGH = "test_a_run_through_everything_ends_in_the_same_bytes"
+HOSTILE = "test_killed_late_and_hostile_banks_cost_their_own_answers_only"
+OUTSIDE = "test_who_cannot_get_in_is_told_why"
+SIZE = "test_a_request_of_two_gigabytes_is_refused_before_it_is_read"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One row of the table."""
+
+    fault: str
+    does: str
+    """What the federation does."""
+    says: str
+    """Words that the operator reads; "" where nothing is said."""
+    where: str
+    """Where they stand."""
+    kept: str
+    file: str
+    test: str
+
+
+OUTCOMES = {
+    "slow": Outcome(
+        "A bank's link has 1 Mbit/s", "The round takes as long as the bytes need; the result has the same bytes.", "", "", "Everything.", FAULTS, THROUGH
+    ),
+    "cut": Outcome(
+        "A bank's link is cut for a while", "The bank tries again until it is back and then sends what it has; nothing is trained twice, the result has the same bytes.",
+        "retrying in", "the bank's supernode.log", "The answer that could not be sent.", FAULTS, THROUGH,
+    ),
+    "server killed": Outcome(
+        "The server's process is killed in a round", "`coordinator run` ends with status 1; `resume=` does the round again; the result has the same bytes.",
+        "The server's process has died. Go on with: python -m fedfinlora coordinator run resume=", "coordinator run", "All closed rounds, in checkpoints.", FAULTS, THROUGH,
+    ),
+    "disk full": Outcome(
+        "The coordinator's disk is full", "The run ends with status 1, no file is half-written; with space again `resume=` does the round again; the result has the same bytes.",
+        "No space left on device", "coordinator run", "All closed rounds.", FAULTS, THROUGH,
+    ),
+    "superlink killed": Outcome(
+        "The SuperLink is killed in a round", "The server's process ends with it, `coordinator start` and `coordinator run` end with status 1. Started again it has "
+        "its database, and the banks come back by themselves; `resume=` does the round again; the result has the same bytes.",
+        "The coordinator is not running: start it again. Go on with: python -m fedfinlora coordinator run resume=", "coordinator run",
+        "Enrolled banks, all closed rounds.", FAULTS, THROUGH,
+    ),
+    "bank killed": Outcome(
+        "A bank is killed while it trains", "The round goes on without it when it starts again, or at `strategy.deadline_s`. Started again it is the same bank, at once, and takes part in the "
+        "next round.", f"away: The bank is not connected., or {LATE}", "rounds.jsonl, coordinator run",
+        "Key, history and ledger. The broken round stays booked: its noise was drawn.", FAULTS, HOSTILE,
+    ),
+    "bank late": Outcome(
+        "A bank answers after the deadline", "Its late answer is not looked at; the bank takes part in the next round.", LATE,
+        "rounds.jsonl, coordinator run", "The other answers.", FAULTS, HOSTILE,
+    ),
+    "twice": Outcome("A bank answers twice", "The SuperLink takes the first answer only.", "", "", "The first answer.", FAULTS, HOSTILE),
+    "older": Outcome(
+        "A bank sends a message of an older round again", "The SuperLink does not take it: every answer belongs to one request. The same numbers in a new answer are "
+        "an answer like any other, within the limits on norm and weight.", "", "", "Everything.", FAULTS, HOSTILE,
+    ),
+    "nan": Outcome("A bank sends NaN", "Its answer is rejected, the round goes on.", "not-finite: 2560 of 2560 numbers are NaN or infinite.", "rounds.jsonl, coordinator run", "The other answers.", FAULTS, HOSTILE),
+    "norm": Outcome("A bank sends a huge delta", "Rejected.", "norm: The delta's norm is 1000, more than strategy.max_update_norm=100.", "rounds.jsonl, coordinator run", "The other answers.", FAULTS, HOSTILE),
+    "layout": Outcome("A bank sends another layout", "Rejected.", "layout: The delta has another layout than", "rounds.jsonl, coordinator run", "The other answers.", FAULTS, HOSTILE),
+    "name": Outcome("A bank signs with another bank's name", "Rejected.", "malformed: The reply names another bank.", "rounds.jsonl, coordinator run", "The other bank's own answer.", FAULTS, HOSTILE),
+    "no message": Outcome("A bank sends bytes that are no message", "Rejected. (Flower alone would end the run.)", "unreadable: What came is no reply.", "rounds.jsonl, coordinator run", "The other answers.", FAULTS, HOSTILE),
+    "stall": Outcome(
+        "A bank announces an answer and never sends it", "The others are taken in meanwhile, the round closes at the deadline. (Flower alone would wait inside for three minutes.)",
+        LATE, "rounds.jsonl, coordinator run", "The other answers.", FAULTS, HOSTILE,
+    ),
+    "large": Outcome(
+        "A bank sends an answer of 64 MiB", "The server's process fetches at most a mebibyte more than the adapter has, and rejects it. The SuperLink stores it on its disk in pieces.",
+        "unreadable: The reply has more than 1,058,816 bytes.", "rounds.jsonl, coordinator run", "The other answers.", FAULTS, HOSTILE,
+    ),
+    "two gigabytes": Outcome("Anybody sends the SuperLink one request of 2 GB", "Refused by its announced length; without one, the connection ends after 16 MiB.", "413", "HTTP status", "Everything.", FAULTS, SIZE),
+    "clock behind": Outcome("A bank's clock is 4 minutes behind", "Nothing: it works.", "", "", "Everything.", FAULTS, OUTSIDE),
+    "clock far behind": Outcome("A bank's clock is 6 minutes behind", "It is not let in.", "minutes behind the coordinator's", "bank start", "Everything.", FAULTS, OUTSIDE),
+    "clock ahead": Outcome("A bank's clock is a minute ahead", "It is not let in: Flower takes 5 seconds ahead at most.", "minutes ahead of the coordinator's", "bank start", "Everything.", FAULTS, OUTSIDE),
+    "authority": Outcome("A bank has another authority's ca.crt, or meets an impostor", "It sends nothing and ends.", "Do not go on: it may be somebody else.", "bank start", "Everything.", FAULTS, OUTSIDE),
+    "plain": Outcome("A bank is led to a server without TLS", "It sends nothing and ends.", "does not speak TLS", "bank start", "Everything.", FAULTS, OUTSIDE),
+    "plain client": Outcome("Somebody speaks plain HTTP to the coordinator", "The connection ends without an answer.", "", "", "Everything.", FAULTS, OUTSIDE),
+    "unregistered": Outcome("An unknown key", "It is not let in.", "has not enrolled", "bank start", "Everything.", DEPLOYMENT, "test_a_federation_from_nothing"),
+    "revoked": Outcome("A revoked bank", "Its connection ends, and it is not let in again.", "has revoked it", "bank start", "Its own history.", DEPLOYMENT, "test_a_federation_from_nothing"),
+    "policy": Outcome(
+        "The server asks for a model, a method, privacy, steps, rows, code or an hour outside the bank's policy", "The bank refuses before a model is loaded; the run goes on with the others.",
+        "policy-max_rank", "rounds.jsonl, bank history", "The other answers.", DEPLOYMENT, "test_a_federation_from_nothing",
+    ),
+    "server nan": Outcome("The server sends an adapter with NaN, or not as declared", "The bank refuses.", "adapter", "rounds.jsonl", "The bank's state.", WIRE, "test_an_adapter_that_is_not_as_declared_is_refused"),
+    "server path": Outcome("The server sends a path as a run's name", "The bank refuses; nothing is written outside its folder.", "config", "rounds.jsonl", "The bank's state.", WIRE, "test_a_run_name_that_leaves_its_folder_is_refused"),
+    "worker killed": Outcome("A bank's worker dies at work", "The round fails at this bank and is not done again: it may be booked. The next one has a new worker.", "internal", "rounds.jsonl, worker.log", "The ledger.", WORKER, "test_one_that_dies_at_work_is_an_error_and_not_done_again"),
+}  # fmt: skip
+"""Fault -> what comes of it."""
+
+HEAD = """\
+# When something breaks, or lies
+
+Every row is played by the test that it names, in a deployment of real processes over TLS wherever a process, a link or a disk is what breaks. The page is written by
+`python -m tests.reliability > docs/reliability.md` from the table that the tests use, and a test compares the two.
+
+| fault | what the federation does | what the operator reads | what is kept | test |
+|---|---|---|---|---|
+"""
+
+TAIL = """
+## Set a deadline
+
+With `strategy.deadline_s=0`, the default, a round waits for every bank. Flower sees within a minute that a bank has gone, and the round goes on without it; but a request or an answer that
+is lost in the moment in which the link breaks is not sent again, and such a round would wait for ever. Give a deployment `strategy.deadline_s` well above the
+slowest bank's round, and `strategy.quorum`.
+
+## What remains
+
+- An enrolled bank can fill the SuperLink's disk: a request has 16 MiB at most, but the number of its requests has no limit. Its traffic is in `superlink.log`; revoke it. What a full disk does to a run is above.
+- A bank that lies within the limits (a finite delta of acceptable norm, rows that it does not have) is averaged. `strategy.weighting=declared` or `equal` takes its say on the weight away.
+- Flower marks a killed run as failed only after it has missed the server's signs of life; until then `coordinator status` calls it running. It holds nobody up.
+- Flower's signed time may be 5 minutes old, but only 5 seconds ahead: keep the banks' clocks on NTP.
+"""
+
+
+def page() -> str:
+    """docs/reliability.md."""
+    lines = []
+    for row in OUTCOMES.values():
+        says = f"`{row.says}` ({row.where})" if row.says else "nothing"
+        test = f"[{row.test.removeprefix('test_').replace('_', ' ')}](../{row.file})"
+        lines.append(f"| {row.fault} | {row.does} | {says} | {row.kept} | {test} |\n")
+    return HEAD + "".join(lines) + TAIL
+
+
+if __name__ == "__main__":
+    print(page(), end="")
