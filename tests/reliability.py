@@ -76,9 +76,9 @@ OUTCOMES = {
     "norm": Outcome("A bank sends a huge delta", "Rejected.", "norm: The delta's norm is 1000, more than strategy.max_update_norm=100.", "rounds.jsonl, coordinator run", "The other answers.", FAULTS, HOSTILE),
     "layout": Outcome("A bank sends another layout", "Rejected.", "layout: The delta has another layout than", "rounds.jsonl, coordinator run", "The other answers.", FAULTS, HOSTILE),
     "name": Outcome("A bank signs with another bank's name", "Rejected.", "malformed: The reply names another bank.", "rounds.jsonl, coordinator run", "The other bank's own answer.", FAULTS, HOSTILE),
-    "no message": Outcome("A bank sends bytes that are no message", "Rejected. (Flower alone would end the run.)", "unreadable: What came is no reply.", "rounds.jsonl, coordinator run", "The other answers.", FAULTS, HOSTILE),
+    "no message": Outcome("A bank sends bytes that are no message", "Rejected.", "unreadable: What came is no reply.", "rounds.jsonl, coordinator run", "The other answers.", FAULTS, HOSTILE),
     "stall": Outcome(
-        "A bank announces an answer and never sends it", "The others are taken in meanwhile, the round closes at the deadline. (Flower alone would wait inside for three minutes.)",
+        "A bank announces an answer and never sends it", "The others are taken in meanwhile, the round closes at the deadline.",
         LATE, "rounds.jsonl, coordinator run", "The other answers.", FAULTS, HOSTILE,
     ),
     "large": Outcome(
