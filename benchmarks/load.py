@@ -31,7 +31,7 @@ from fedfinlora.commands.simulate import end_family, free_port
 from fedfinlora.compose import PROJECT_ROOT
 from fedfinlora.deployment.certificates import make_node_key
 from fedfinlora.errors import UserError
-from fedfinlora.runfolder import read_lines, source_fingerprint, write_json
+from fedfinlora.runfolder import git_commit, read_lines, source_fingerprint, write_json
 from fedfinlora.wire import Figures, pack_reply, unpack_request
 
 LLAMA_NUMBERS = 4_718_592
@@ -262,7 +262,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found.append(measure(banks, options.rounds, options.numbers))
         print(json.dumps(found[-1]), flush=True)
         if options.json:
-            options.json.write_text(json.dumps({"bench": "load", "runs": found}, indent=2) + "\n", "utf-8")
+            command = f"python -m benchmarks.load --banks {' '.join(map(str, options.banks))} --rounds {options.rounds}"
+            origin = {"command": command, "git_commit": git_commit(), "cpus": len(os.sched_getaffinity(0))}
+            write_json(options.json, {"bench": "load", **origin, "runs": found})
     return 0
 
 

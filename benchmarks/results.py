@@ -46,6 +46,7 @@ SECTIONS = {
     "private": "What privacy costs",
     "pass": "A full pass over the benchmarks",
     "speed": "Speed",
+    "banks": "Many banks",
     "demo": "The demonstration",
 }
 """Section -> heading, in the order of docs/results.md."""
@@ -65,6 +66,8 @@ def main() -> None:
     options.add_argument("--names", nargs="*", default=[], metavar="LABEL=NAME", help="what the tables call a label")
     options.add_argument("--trained", type=Path, nargs="*", default=[], help="the runs that the adapters come from")
     options.add_argument("--bench", type=Path, nargs="*", default=[])
+    options.add_argument("--load", type=Path, help="what `python -m benchmarks.load --json FILE` wrote")
+    options.add_argument("--crowd", type=Path, help="a simulated run of a thousand banks with the tiny model")
     options.add_argument("--private", type=Path, nargs="*", default=[], help="federated runs with and without privacy")
     options.add_argument("--pass", dest="full_pass", type=Path, help="an `evaluate` run over everything, timed")
     options.add_argument("--demo", type=Path)
@@ -85,6 +88,8 @@ def main() -> None:
         found["filings"] = filings(chosen.filings, names, chosen.trained)
     if chosen.bench:
         found["speed"] = speed([read_json(file) for file in chosen.bench])
+    if chosen.load:
+        found["banks"] = many_banks(read_json(chosen.load), chosen.crowd)
     if chosen.private:
         origins = [_provenance(run.name, run) for run in chosen.private]
         found["private"] = "\n".join(
@@ -392,6 +397,40 @@ def _differing(figures: Mapping[str, Any]) -> str:
     """Outputs that are not the reference's, and how many of them its padding explains."""
     shown = f"{figures['differs']} of {figures['compared']} outputs"
     return f"{shown} ({figures['differs_row_by_row']} row by row)" if figures["differs"] else shown
+
+
+def many_banks(load: Mapping[str, Any], crowd: Path | None) -> str:
+    """A line for each number of banks that the aggregator was measured with; and the simulated run, where there is one."""
+    lines = [
+        "| banks | a round | s a bank | averaging | up and down a round | server memory beyond its start, in adapters | SuperLink's |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for run in load["runs"]:
+        seconds = fmean(run["round_s"])
+        lines.append(
+            f"| {run['banks']} | {seconds:.1f} s | {seconds / run['banks']:.2f} | {fmean(run['aggregate_s']):.2f} s | "
+            f"{(run['bytes_up'] + run['bytes_down']) / 1e9:.2f} GB | {run['server_beyond_start_adapters']:.1f} | "
+            f"{run['superlink_beyond_start_adapters']:.1f} |"
+        )
+    first = load["runs"][0]
+    told = (
+        f"The aggregator alone, on loopback with TLS and node authentication: the banks answer at once with {first['adapter_bytes'] / 4:,.0f} random numbers "
+        f"({first['adapter_bytes'] / 1e6:.1f} MB), as many as the adapter of Llama 3.1 8B with rank 8 on q, k and v. All banks run in one process on the same "
+        f"{load['cpus']} CPUs. The server starts with {fmean(run['server_start_bytes'] for run in load['runs']) / 2**20:.0f} MiB. What it keeps of a round lies on its "
+        "disk; the SuperLink is Flower's, and holds what was not fetched yet."
+    )
+    lines += ["", told, "", f"- `{load['command']}`, commit `{load['git_commit']}`."]
+    if crowd:
+        rounds, result = read_lines(crowd / "rounds.jsonl"), read_json(crowd / "result.json")
+        seconds = fmean(line["timings"]["total_s"] for line in rounds)
+        gathered = sum(bank["status"] == "ok" for line in rounds for bank in line["banks"])
+        lines[-2:-2] = [
+            "",
+            f"In simulation, {result['banks']:,} banks with the tiny model and one step of one row each: {seconds:.1f} s a round "
+            f"({1000 * seconds / result['banks']:.0f} ms a bank), {gathered:,} of {len(rounds) * result['banks']:,} replies taken in.",
+        ]
+        lines.append(_provenance("simulation", crowd))
+    return "\n".join(lines)
 
 
 def full_pass(run: Path) -> str:
