@@ -41,7 +41,7 @@ OUTCOMES = {
         "A bank's link has 1 Mbit/s", "The round takes as long as the bytes need; the result has the same bytes.", "", "", "Everything.", FAULTS, THROUGH
     ),
     "cut": Outcome(
-        "A bank's link is cut for a while", "The bank tries again until it is back and then sends what it has; nothing is trained twice, the result has the same bytes.",
+        "A bank's link is cut for a while", "The bank tries again until it is back and then sends what it has; nothing is trained twice, the result has the same bytes. The test cuts for some ten seconds; a minute was tried by hand. After four minutes the round goes on without the bank.",
         "retrying in", "the bank's supernode.log", "The answer that could not be sent.", FAULTS, THROUGH,
     ),
     "server killed": Outcome(
@@ -117,7 +117,7 @@ Every row is played by the test that it names, in a deployment of real processes
 TAIL = """
 ## Set a deadline
 
-With `strategy.deadline_s=0`, the default, a round waits for every bank. Flower sees within a minute that a bank has gone, and the round goes on without it; but a request or an answer that
+With `strategy.deadline_s=0`, the default, a round waits for every bank. The SuperLink sees after four minutes that a bank has gone, and the round goes on without it; but a request or an answer that
 is lost in the moment in which the link breaks is not sent again, and such a round would wait for ever. Give a deployment `strategy.deadline_s` well above the
 slowest bank's round, and `strategy.quorum`.
 
