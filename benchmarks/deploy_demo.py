@@ -1,6 +1,6 @@
 """`make deploy-demo`: one aggregator and three banks on loopback, told on the terminal as it goes, and compared with a simulation.
 
-    python -m benchmarks.deploy_demo [--data FOLDER] [--output FOLDER] [--together] [key=value …]
+    python -m benchmarks.deploy_demo [--data FOLDER] [--output FOLDER] [key=value …]
 
 Each party has its own HOME, node key, policy and rows; the banks' rows are divided by desk. Five rounds, by the documented commands: in round 2 a bank
 is killed while it trains, and comes back; in round 4 another refuses by its policy. The twin is `simulate` with the same rows, names and
@@ -46,7 +46,7 @@ KILLED, REFUSED = 2, 4
 MARK = ".deploy-demo"
 """Says that a folder is this demonstration's, and may be replaced. Locked while it runs."""
 LONGEST_S = 900.0
-"""Longest wait for anything: on a slow machine a round may take minutes, and Flower misses a silent bank after one."""
+"""Longest wait for anything: on a slow machine a round may take minutes."""
 NOISE = re.compile(r"\s*evaluating \w+: ")
 """Lines of the progress display that are left out."""
 RULE, ALLOWED, TIGHTER = "max_steps_per_round", 100, 1
@@ -291,11 +291,8 @@ def set_up(aggregator: Party, banks: Sequence[Bank], words: Sequence[str]) -> di
     return running
 
 
-def follow_run(banks: Sequence[Bank], deployed: Path, running: dict[str, Running], meanwhile: Callable[[], object]) -> None:
-    """What happens while the rounds go on. `running` holds the commands that must not end; the restarted bank takes the place of the killed one.
-
-    `meanwhile` is called where there is nothing to do but to wait.
-    """
+def follow_run(banks: Sequence[Bank], deployed: Path, running: dict[str, Running]) -> None:
+    """What happens while the rounds go on. `running` holds the commands that must not end; the restarted bank takes the place of the killed one."""
     _, dying, refusing = banks
     until(f"bank-1 has begun round {KILLED}", lambda: "begun" in dying.outcomes(KILLED), running)
     count = dying.killed()
@@ -304,11 +301,9 @@ def follow_run(banks: Sequence[Bank], deployed: Path, running: dict[str, Running
         f"SIGKILL to all {count} processes, while it trains round {KILLED}; its history: {', '.join(dying.outcomes(KILLED))}",
         dying.name,
     )
-    say("Flower misses a bank after a minute without a sign of life; until then the round waits for it.")
-    meanwhile()
-    until(f"round {KILLED} is closed", lambda: len(read_lines(deployed / "rounds.jsonl")) >= KILLED, running)
-    say(f"Round {KILLED} is closed without bank-1, which starts again, with the same key. Round {KILLED + 1} finds it away.")
     running[dying.name] = dying.starts("bank", "start")
+    say(f"starts again, with the same key; what it was asked is lost, and round {KILLED} goes on without it", dying.name)
+    until(f"round {KILLED} is closed", lambda: len(read_lines(deployed / "rounds.jsonl")) >= KILLED, running)
     until(f"bank-2 has sent round {REFUSED - 1}", lambda: "sent" in refusing.outcomes(REFUSED - 1), running)
     say("needs its machine today: at most one step a round", refusing.name)
     refusing.allows(ALLOWED, TIGHTER)
@@ -367,8 +362,8 @@ def outside(deployed: Path, simulated: Path) -> list[str]:
     return found
 
 
-def tell(data: Path, output: Path, overrides: Sequence[str], together: bool) -> list[str]:
-    """The whole story. `together`: the simulation goes on beside the run. Returns what was not as it should be."""
+def tell(data: Path, output: Path, overrides: Sequence[str]) -> list[str]:
+    """The whole story. Returns what was not as it should be."""
     aggregator, simulation = Party("aggregator", output / "aggregator"), Party("simulation", output / "simulation")
     banks = [Bank(name, output / name) for name in DESKS]
     parties = [*banks, aggregator, simulation]
@@ -388,19 +383,12 @@ def tell(data: Path, output: Path, overrides: Sequence[str], together: bool) -> 
             "run_name=simulated",
             "partition=by_path",
         ]
-        simulated: list[Running] = []
-
-        def simulate() -> None:
-            say("The same without trouble: the same rows, names and seeds.")
-            simulated.append(simulation.starts(*twin))
-
         running["the run"] = run = aggregator.starts("coordinator", "run", *words, roots["aggregator"], "run_name=deployed")
-        follow_run(banks, output / "deployed", running, simulate if together else lambda: None)
+        follow_run(banks, output / "deployed", running)
         aggregator.finishes(run)
         aggregator.types("coordinator", "status")
-        if not together:
-            simulate()
-        simulation.finishes(simulated[0])
+        say("The same without trouble: the same rows, names and seeds.")
+        simulation.finishes(simulation.starts(*twin))
         aggregator.types("report", str(output / "deployed"), str(output / "simulated"), "--output", str(output / "report.html"))
         aggregator.types("compare", str(output / "simulated"), str(output / "deployed"))
         wrong = complaints(output / "deployed", output / "simulated", banks)
@@ -426,9 +414,6 @@ def main() -> int:
         "--data", type=Path, default=SAMPLE, metavar="FOLDER", help="FinLoRA's layout (default: the bundled sample)"
     )
     options.add_argument("--output", type=Path, default=PROJECT_ROOT / "outputs" / "deploy-demo", metavar="FOLDER")
-    options.add_argument(
-        "--together", action="store_true", help="simulate while the run waits for the killed bank: sooner, with more memory"
-    )
     options.add_argument("overrides", nargs="*", metavar="key=value", help="for every command that takes overrides")
     chosen = options.parse_args()
     for kind in (signal.SIGTERM, signal.SIGHUP):
@@ -436,7 +421,7 @@ def main() -> int:
     output = chosen.output.expanduser().absolute()
     try:
         with fresh(output):
-            wrong = tell(chosen.data.expanduser().absolute(), output, chosen.overrides, chosen.together)
+            wrong = tell(chosen.data.expanduser().absolute(), output, chosen.overrides)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

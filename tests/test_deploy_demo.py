@@ -49,7 +49,7 @@ def processes_in(folder: Path) -> list[str]:
 @pytest.mark.slow
 def test_the_story_is_in_the_files(tmp_path: Path) -> None:
     output = tmp_path / "a folder" / ("deep" * 12)
-    done = deploy_demo("--output", str(output), "--together", *TINY)
+    done = deploy_demo("--output", str(output), *TINY)
     assert done.returncode == 0, done.stdout + done.stderr
     assert not processes_in(output)
 

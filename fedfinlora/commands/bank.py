@@ -112,10 +112,7 @@ def start(home: Path, listen: Listen, worker: bool = True) -> int:
         watching = watch_bank(home, settings.name, lambda: process.poll() is None, listen)
         status = process.wait()
         why = trouble(settings.coordinator, home / AUTHORITY)
-        why = (
-            why
-            or "If the coordinator has not enrolled node.key.pub, or has revoked it, that is why; a bank that was killed is let in again after a minute."
-        )
+        why = why or "If the coordinator has not enrolled node.key.pub, or has revoked it, that is why."
         raise UserError(f"The SuperNode ended with status {status}. {why} Its log: {home / 'supernode.log'}")
     except KeyboardInterrupt:
         print("bank ended", flush=True)
