@@ -24,9 +24,8 @@ demo: $(STAMP)
 deploy-demo: $(STAMP)
 	$(BIN)/python -m benchmarks.deploy_demo $(if $(DATA),--data "$(DATA)")
 
-# Two tests at a time, each file's in one process and on one thread: many of them wait for Flower's processes.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest
 
 # The ring for while you work: no real model, no Flower processes.
 test-fast: $(STAMP)

@@ -416,7 +416,7 @@ def main() -> int:
     options.add_argument("--output", type=Path, default=PROJECT_ROOT / "outputs" / "deploy-demo", metavar="FOLDER")
     options.add_argument("overrides", nargs="*", metavar="key=value", help="for every command that takes overrides")
     chosen = options.parse_args()
-    for kind in (signal.SIGTERM, signal.SIGHUP):
+    for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(kind, _interrupt)
     output = chosen.output.expanduser().absolute()
     try:

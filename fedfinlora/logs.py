@@ -31,9 +31,13 @@ def show_logs() -> None:
 
 @contextmanager
 def also_in(file: Path) -> Iterator[None]:
-    """The lines inside are appended to a file too: Flower hands a ServerApp's output to `flwr log` and to no file."""
+    """The lines inside are appended to a file too: Flower hands a ServerApp's output to `flwr log` and to no file.
+
+    Not a bank's own lines, where one runs in the same process: what they name stays out of a run's folder.
+    """
     handler = logging.FileHandler(file, encoding="utf-8", delay=True)
     handler.setFormatter(_formatter())
+    handler.addFilter(lambda record: not record.name.startswith("fedfinlora.bank"))
     logger = logging.getLogger("fedfinlora")
     logger.addHandler(handler)
     try:

@@ -6,6 +6,7 @@ every figure can be saved from it, or written beside it (`write_exports`).
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -76,4 +77,6 @@ def _write(file: Path, content: str, way_out: str) -> None:
             os.fsync(opened.fileno())
         unfinished.replace(file)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
         raise UserError(f"Cannot write {file}: {error.strerror}. Choose another place with {way_out}.") from error
