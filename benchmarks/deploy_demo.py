@@ -70,7 +70,7 @@ LONG = ("xbrl_tags_extract", "xbrl_value_extract")
 """Left out of the run: a prompt of 5,000 tokens takes a CPU minutes."""
 WORK = (
     "model=smollm2-135m", "model.threads=1", f"num_server_rounds={ROUNDS}", "train.steps_per_round=3", "train.batch_rows=8",
-    "train.holdout_max_rows=0", "train.warmup_steps=3", "dataset.max_rows_per_task=200", "evaluation.limit=16", "strategy.deadline_s=600",
+    "train.holdout_max_rows=0", "train.warmup_steps=3", "dataset.max_rows_per_task=200", "evaluation.limit=16", "strategy.deadline_s=180",
 )  # fmt: skip
 """The run, deployed and simulated: a 4-bit base (QLoRA is the default), little work, one thread for each of the parties that share this machine."""
 
