@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -26,10 +25,12 @@ from typing import Any
 import numpy as np
 import psutil
 
+from fedfinlora.commands.bench_round import running, typed
 from fedfinlora.commands.coordinator import Coordinator
-from fedfinlora.commands.simulate import end_family, free_port
+from fedfinlora.commands.simulate import free_port
 from fedfinlora.compose import PROJECT_ROOT
 from fedfinlora.deployment.certificates import make_node_key
+from fedfinlora.deployment.processes import program_of
 from fedfinlora.errors import UserError
 from fedfinlora.runfolder import git_commit, read_lines, source_fingerprint, write_json
 from fedfinlora.wire import Figures, pack_reply, unpack_request
@@ -38,7 +39,6 @@ LLAMA_NUMBERS = 4_718_592
 """Numbers of the adapter of Llama 3.1 8B with rank 8 on q, k and v."""
 TINY_NUMBERS_A_RANK = 640
 """Numbers of the tiny model's adapter on q, k and v, for each rank: two layers of 64 + 64, 64 + 32 and 64 + 32."""
-START_S = 180.0
 
 
 @dataclass
@@ -83,13 +83,14 @@ def measure(banks: int, rounds: int, numbers: int) -> dict[str, Any]:
         folder, home = Path(place), Path(place) / "coordinator"
         names = [f"bank-{index:04d}" for index in range(banks)]
         port = free_port()
-        _type("coordinator", "init", "--home", str(home), "--listen", "127.0.0.1", "--port", str(port))
-        superlink = stack.enter_context(_coordinator(home))
+        typed("coordinator", "init", "--home", str(home), "--listen", "127.0.0.1", "--port", str(port))
+        start = ["coordinator", "start", "--home", str(home)]
+        coordinator = psutil.Process(stack.enter_context(running(home, *start, until="coordinator is up")))
         keys = _enroll(home, port, names, folder / "keys")
         connections = [stack.enter_context(_connected(port, home / "ca.crt", folder / "keys" / name)) for name in keys]
         print(f"{len(connections)} banks are connected", flush=True)
-        server = Memory(lambda: _named(superlink, "flwr-serverapp"))
-        link = Memory(lambda: _named(superlink, "flower-superlink"))
+        server = Memory(lambda: _named(coordinator, "flwr-serverapp"))
+        link = Memory(lambda: _named(coordinator, "flower-superlink"))
         for memory in (server, link):
             threading.Thread(target=memory.watch, daemon=True).start()
             stack.callback(memory.end)
@@ -182,28 +183,6 @@ class Answers:
         return True
 
 
-@contextmanager
-def _coordinator(home: Path) -> Iterator[psutil.Process]:
-    with open(home / "load.log", "wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "fedfinlora", "coordinator", "start", "--home", str(home)],
-            cwd=PROJECT_ROOT, stdout=log, stderr=log, env=dict(os.environ),
-        )  # fmt: skip
-    try:
-        deadline = time.monotonic() + START_S
-        while b"coordinator is up" not in (home / "load.log").read_bytes():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise UserError(f"The coordinator did not come up: {(home / 'load.log').read_text('utf-8')}")
-            time.sleep(0.2)
-        yield psutil.Process(process.pid)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            end_family(process)
-
-
 def _enroll(home: Path, port: int, names: Sequence[str], keys: Path) -> list[str]:
     """Make and register a key for each name. Over one connection: `coordinator enroll` starts Flower's command line for each."""
     from flwr.cli.supernode.register import try_load_public_key
@@ -240,13 +219,9 @@ def _named(parent: psutil.Process, program: str) -> list[psutil.Process]:
     """The processes of a program below `parent`."""
     try:
         family = parent.children(recursive=True)
-        return [process for process in family if any(program in word for word in process.cmdline()[:3])]
+        return [process for process in family if program_of(process.cmdline()) == program]
     except psutil.Error:
         return []
-
-
-def _type(*words: str) -> None:
-    subprocess.run([sys.executable, "-m", "fedfinlora", *words], cwd=PROJECT_ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

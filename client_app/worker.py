@@ -32,7 +32,7 @@ import numpy as np
 
 from client_app.bank import BankFacts, bank_facts, train_round
 from fedfinlora.adapter import Vector
-from fedfinlora.config import build, to_json
+from fedfinlora.config_values import build, to_json
 from fedfinlora.errors import UserError
 from fedfinlora.logs import about, show_logs
 from fedfinlora.runfolder import source_fingerprint

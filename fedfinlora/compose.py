@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from fedfinlora.config import Config, build, describe, to_plain
+from fedfinlora.config import Config
+from fedfinlora.config_values import build, describe, to_plain
 from fedfinlora.errors import ConfigError, UserError
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]

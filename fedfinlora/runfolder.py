@@ -17,7 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fedfinlora.config import Config, build, to_plain
+from fedfinlora.config import Config
+from fedfinlora.config_values import build, to_plain
 from fedfinlora.errors import UserError
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]

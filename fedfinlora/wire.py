@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedfinlora.adapter import Layout, Vector, norm
-from fedfinlora.config import Config, build
+from fedfinlora.config import Config
+from fedfinlora.config_values import build, to_json
 from fedfinlora.errors import UserError
 
 if TYPE_CHECKING:
@@ -157,8 +158,6 @@ class Reply:
 def pack_request(request: TrainRequest) -> RecordDict:
     """Server side."""
     from flwr.app import ArrayRecord, ConfigRecord, RecordDict
-
-    from fedfinlora.config import to_json
 
     values: dict[str, Any] = {
         "config": to_json(request.config),

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from fedfinlora.config import build, to_plain
+from fedfinlora.config_values import build, to_plain
 from fedfinlora.report import BenchmarkInfo, write_report
 
 GROUP_KEYS = {

@@ -13,7 +13,8 @@ import yaml
 
 from fedfinlora.cli import main
 from fedfinlora.compose import CONF_FOLDER, absolute_paths, compose, group_options
-from fedfinlora.config import Config, DatasetConfig, ModelConfig, to_plain
+from fedfinlora.config import Config, DatasetConfig, ModelConfig
+from fedfinlora.config_values import to_plain
 from fedfinlora.errors import ConfigError, UserError
 
 ROOT = Path(__file__).resolve().parents[1]

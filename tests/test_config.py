@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedfinlora import config as schema
-from fedfinlora.config import Config, DatasetConfig, TrainConfig, build, describe, to_json, to_plain
+from fedfinlora.config import Config, DatasetConfig, TrainConfig
+from fedfinlora.config_values import build, describe, to_json, to_plain
 from fedfinlora.errors import ConfigError, UserError
 
 ROOT = Path(__file__).resolve().parents[1]

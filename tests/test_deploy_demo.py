@@ -13,6 +13,7 @@ import pytest
 from tiny_runs import result_of, rounds_of
 
 from benchmarks.deploy_demo import DESKS, KILLED, LONG, MARK, PROJECT_ROOT, REFUSED, ROUNDS, RULE, SAMPLE, share_out
+from fedfinlora.commands.simulate import end_family
 from fedfinlora.deployment.history import read_history
 from fedfinlora.errors import UserError
 
@@ -88,12 +89,15 @@ def test_an_interrupt_leaves_nobody_running(tmp_path: Path) -> None:
         command, cwd=PROJECT_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     assert demo.stdout is not None
-    for line in demo.stdout:
-        if "bank-2" in line and "bank init" in line:
-            break
-    assert processes_in(tmp_path)
-    demo.send_signal(signal.SIGINT)
-    _, errors = demo.communicate(timeout=120)
+    try:
+        for line in demo.stdout:
+            if "bank-2" in line and "bank init" in line:
+                break
+        assert processes_in(tmp_path)
+        demo.send_signal(signal.SIGINT)
+        _, errors = demo.communicate(timeout=120)
+    finally:
+        end_family(demo)
     assert (demo.returncode, errors.splitlines()[-1]) == (1, "stopped")
     assert not processes_in(tmp_path)
 

@@ -30,7 +30,8 @@ from fedfinlora import config_reference
 from fedfinlora.cli import parser
 from fedfinlora.commands.bench import bench
 from fedfinlora.compose import PROJECT_ROOT, compose
-from fedfinlora.config import STRATEGIES, Config, describe
+from fedfinlora.config import STRATEGIES, Config
+from fedfinlora.config_values import describe
 from fedfinlora.errors import ConfigError
 
 README = PROJECT_ROOT / "README.md"

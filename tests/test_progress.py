@@ -17,7 +17,8 @@ import pytest
 from rich.console import Console
 
 from fedfinlora.errors import UserError
-from fedfinlora.progress import EventWriter, ProgressDisplay, ProgressState, follow, format_seconds
+from fedfinlora.progress import EventWriter, ProgressState, follow
+from fedfinlora.progress_display import ProgressDisplay, format_seconds
 from fedfinlora.tensorboard import TensorBoardWriter, round_scalars, write_events
 
 
@@ -291,7 +292,7 @@ def test_without_tensorboard_nothing_is_written_and_it_is_said_once(tmp_path: Pa
 
 def test_importing_progress_report_and_tensorboard_is_light() -> None:
     code = (
-        "import sys, fedfinlora.progress, fedfinlora.report, fedfinlora.tensorboard;"
+        "import sys, fedfinlora.progress, fedfinlora.progress_display, fedfinlora.report, fedfinlora.tensorboard;"
         "print([name for name in ('rich', 'torch', 'numpy', 'yaml', 'tensorboard') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

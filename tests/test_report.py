@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_runs import Page, add_evaluations, catalogue, detailed, element, make_run, metrics, report, round_record
 
-from fedfinlora.config import build, to_plain
+from fedfinlora.config_values import build, to_plain
 from fedfinlora.errors import UserError
 from fedfinlora.report import Published, write_report
 from fedfinlora.report.charts import IntervalRow, Series, bar_chart, interval_chart, line_chart, nice_ticks

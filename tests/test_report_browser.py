@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import re
-import shutil
-import subprocess
-from html import unescape
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import CHROMIUM, result_of_page
 from report_runs import add_evaluations, catalogue, make_run
 
 from fedfinlora.report import write_report
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-CHROMIUM_OPTIONS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--allow-file-access-from-files",
-    "--enable-logging=stderr",
-)
 
 # Chromium's window cannot be narrower than 500 pixels: a frame of the wanted width stands for the phone.
 FRAME = """<!doctype html><iframe src="FILE" width="WIDTH" height="844" style="border:0"></iframe><script>
@@ -80,30 +62,9 @@ def one(tmp_path: Path) -> Path:
 
 def look(file: Path, width: int, dark: bool) -> dict[str, Any]:
     """What the browser finds; AssertionError if the page logs anything."""
-    assert CHROMIUM is not None
     frame = file.with_name("frame.html")
     frame.write_text(FRAME.replace("FILE", file.name).replace("WIDTH", str(width)))
-    done = subprocess.run(
-        [
-            CHROMIUM,
-            *CHROMIUM_OPTIONS,
-            *(["--blink-settings=preferredColorScheme=0"] if dark else []),
-            f"--user-data-dir={file.parent / 'profile'}",
-            "--window-size=1400,900",
-            "--virtual-time-budget=5000",
-            "--dump-dom",
-            frame.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    assert "CONSOLE" not in done.stderr, done.stderr
-    found = re.search(r'data-result="([^"]*)"', done.stdout)
-    assert found, done.stdout[-2000:]
-    result: dict[str, Any] = json.loads(unescape(found[1]))
-    return result
+    return result_of_page(frame.as_uri(), file.parent / "profile", dark, 5000)
 
 
 @pytest.mark.slow

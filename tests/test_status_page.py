@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import re
-import subprocess
 import time
-from html import unescape
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import CHROMIUM, result_of_page
 from report_runs import Page
-from test_report_browser import CHROMIUM, CHROMIUM_OPTIONS
 from watched_runs import HOSTILE, make_home
 
 from fedfinlora.deployment import status_page
@@ -98,21 +94,10 @@ def look(home: Path, path: str, width: int, dark: bool) -> dict[str, Any]:
     }
     server = serve(pages, 0)
     try:
-        done = subprocess.run(
-            [
-                CHROMIUM, *CHROMIUM_OPTIONS, *(["--blink-settings=preferredColorScheme=0"] if dark else []),
-                f"--user-data-dir={home.parent / f'profile-{time.monotonic_ns()}'}", "--window-size=1400,900",
-                "--virtual-time-budget=9000", "--dump-dom", f"http://127.0.0.1:{server.server_port}/frame",
-            ],
-            capture_output=True, text=True, timeout=120, check=True,
-        )  # fmt: skip
+        profile = home.parent / f"profile-{time.monotonic_ns()}"
+        return result_of_page(f"http://127.0.0.1:{server.server_port}/frame", profile, dark, 9000)
     finally:
         close(server)
-    assert "CONSOLE" not in done.stderr, done.stderr
-    found = re.search(r'data-result="([^"]*)"', done.stdout)
-    assert found, done.stdout[-2000:]
-    result: dict[str, Any] = json.loads(unescape(found[1]))
-    return result
 
 
 @pytest.mark.slow

@@ -31,7 +31,8 @@ from fedfinlora.commands.baselines import centralized, local
 from fedfinlora.compose import compose
 from fedfinlora.config import Config, DatasetConfig, EvaluationConfig, TrainConfig
 from fedfinlora.errors import UserError
-from fedfinlora.progress import ProgressState, plain_line
+from fedfinlora.progress import ProgressState
+from fedfinlora.progress_display import plain_line
 from fedfinlora.runfolder import config_fingerprint, read_config, write_json
 from fedfinlora.runs import OpenRun, differences, run_result
 from fedfinlora.selection import Selection, selection_of

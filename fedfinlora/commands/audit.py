@@ -28,7 +28,8 @@ from data.rows import Row
 from eval.report import write_run_report
 from fedfinlora.adapter import read_adapter, trainable, write_adapter
 from fedfinlora.compose import compose
-from fedfinlora.config import Config, to_plain_group
+from fedfinlora.config import Config
+from fedfinlora.config_values import to_plain_group
 from fedfinlora.errors import ConfigError
 from fedfinlora.models import Session, get_session, initial_adapter
 from fedfinlora.packing import Example

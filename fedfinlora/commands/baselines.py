@@ -29,7 +29,8 @@ from fedfinlora.config import Config
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.models import Session, get_session, initial_adapter
 from fedfinlora.packing import Example
-from fedfinlora.progress import EventWriter, ProgressDisplay
+from fedfinlora.progress import EventWriter
+from fedfinlora.progress_display import ProgressDisplay
 from fedfinlora.runfolder import write_manifest, write_result
 from fedfinlora.runs import OpenRun, configuration_of, open_run, run_result
 from fedfinlora.tensorboard import TensorBoardWriter

@@ -58,18 +58,18 @@ def _rounds(place: Path, overrides: Sequence[str], worker: bool) -> list[dict[st
     """One deployment from nothing, and what each of its rounds took."""
     port, coordinator = free_port(), place / "coordinator"
     model = [word for word in overrides if word.split("=")[0].split(".")[0] in ("model", "peft")]
-    _type("coordinator", "init", "--home", str(coordinator), "--listen", "127.0.0.1", "--port", str(port))
+    typed("coordinator", "init", "--home", str(coordinator), "--listen", "127.0.0.1", "--port", str(port))
     for bank in BANKS:
-        _type(
+        typed(
             "bank", "init", "--home", str(place / bank), "--name", bank, "--data", str(PROJECT_ROOT / "data" / "sample"), "--coordinator", f"127.0.0.1:{port}", "--ca",
             str(coordinator / "ca.crt"), *model,
         )  # fmt: skip
-        _type("coordinator", "enroll", str(place / bank / "node.key.pub"), "--name", bank, "--home", str(coordinator))
+        typed("coordinator", "enroll", str(place / bank / "node.key.pub"), "--name", bank, "--home", str(coordinator))
     alone = [] if worker else ["--no-worker"]
     with (
-        _running(coordinator, "coordinator", "start", "--home", str(coordinator), until="coordinator is up"),
-        _running(place / BANKS[0], "bank", "start", "--home", str(place / BANKS[0]), *alone),
-        _running(place / BANKS[1], "bank", "start", "--home", str(place / BANKS[1]), *alone),
+        running(coordinator, "coordinator", "start", "--home", str(coordinator), until="coordinator is up"),
+        running(place / BANKS[0], "bank", "start", "--home", str(place / BANKS[0]), *alone),
+        running(place / BANKS[1], "bank", "start", "--home", str(place / BANKS[1]), *alone),
     ):
         # The loss of held-out rows is work of its own, neither training nor overhead.
         words = [
@@ -79,7 +79,7 @@ def _rounds(place: Path, overrides: Sequence[str], worker: bool) -> list[dict[st
             "evaluation=none",
             *overrides,
         ]
-        _type("coordinator", "run", "--home", str(coordinator), *words, f"output_dir={place}", "run_name=run")
+        typed("coordinator", "run", "--home", str(coordinator), *words, f"output_dir={place}", "run_name=run")
     found = []
     for line in read_lines(place / "run" / "rounds.jsonl"):
         banks = line["timings"]["banks"].values()
@@ -97,7 +97,8 @@ def _rounds(place: Path, overrides: Sequence[str], worker: bool) -> list[dict[st
     return found
 
 
-def _type(*words: str) -> None:
+def typed(*words: str) -> None:
+    """Type one of the deployment's commands. UserError if it fails."""
     done = subprocess.run(
         [sys.executable, "-m", "fedfinlora", *words], cwd=PROJECT_ROOT, capture_output=True, text=True, check=False
     )
@@ -108,8 +109,8 @@ def _type(*words: str) -> None:
 
 
 @contextmanager
-def _running(place: Path, *words: str, until: str = "") -> Iterator[None]:
-    """One of the deployment's own long-running commands, ended afterwards."""
+def running(place: Path, *words: str, until: str = "") -> Iterator[int]:
+    """One of the deployment's own long-running commands, ended afterwards; gives its process id once it has said `until`."""
     file = place / "bench.log"
     with open(file, "wb") as log:
         process = subprocess.Popen(
@@ -121,7 +122,7 @@ def _running(place: Path, *words: str, until: str = "") -> Iterator[None]:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise UserError(f"`fedfinlora {' '.join(words[:2])}` did not come up: {file.read_text('utf-8').strip()}")
             time.sleep(0.2)
-        yield
+        yield process.pid
     finally:
         process.send_signal(signal.SIGTERM)
         try:

@@ -18,7 +18,8 @@ from fedfinlora.compose import compose
 from fedfinlora.config import Config, PeftConfig
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.models import get_session, initial_adapter
-from fedfinlora.progress import EventWriter, ProgressDisplay
+from fedfinlora.progress import EventWriter
+from fedfinlora.progress_display import ProgressDisplay
 from fedfinlora.runfolder import new_run_folder, read_config, read_json, write_config, write_json, write_manifest, write_result
 from fedfinlora.runs import OpenRun, resumed_configuration, run_result
 

@@ -23,7 +23,8 @@ from fedfinlora.checkpoint import latest_round
 from fedfinlora.compose import PROJECT_ROOT, compose
 from fedfinlora.config import Config
 from fedfinlora.errors import UserError
-from fedfinlora.progress import ProgressDisplay, follow
+from fedfinlora.progress import follow
+from fedfinlora.progress_display import ProgressDisplay
 from fedfinlora.runfolder import (
     ORIGIN_FILE,
     new_run_folder,

@@ -16,7 +16,8 @@ from typing import Any
 
 import yaml
 
-from fedfinlora.config import PEFT_METHODS, PRIVACY_MODES, Config, build_group, to_plain_group
+from fedfinlora.config import PEFT_METHODS, PRIVACY_MODES, Config
+from fedfinlora.config_values import build_group, to_plain_group
 from fedfinlora.errors import ConfigError, UserError, choose
 from fedfinlora.wire import REVEALABLE
 

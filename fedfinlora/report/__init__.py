@@ -36,7 +36,8 @@ def write_report(
     paired differences out). Configuration values are marked where they differ from `defaults` (nested plain values; None means
     those of the schema). Raises UserError if a path is no run folder or the file cannot be written.
     """
-    from fedfinlora.config import Config, to_plain
+    from fedfinlora.config import Config
+    from fedfinlora.config_values import to_plain
     from fedfinlora.report.page import page
     from fedfinlora.report.reading import read_runs
 
