@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedfinlora.config import Config, PeftConfig
 from fedfinlora.errors import UserError
-from fedfinlora.runfolder import read_json
+from fedfinlora.runfolder import read_json, sha256_of
 
 if TYPE_CHECKING:
     import torch
@@ -91,6 +91,32 @@ def peft_settings(folder: Path, config: Config) -> PeftConfig:
         dropout=_dropout(values, config.peft.dropout),
         target_modules=_target_modules(folder, file, values),
     )
+
+
+def check_start(config: Config) -> None:
+    """UserError where the adapter in config.start_adapter is of another kind than the run's. Reads no tensors."""
+    if not config.start_adapter:
+        return
+    found, wanted = peft_settings(Path(config.start_adapter), config), config.peft
+    kinds = {"qlora": "lora"}  # the same adapter, on a base of 4 bits
+    differing = [
+        f"peft.{name}={there} (here {here})"
+        for name, there, here in (
+            ("method", found.method, kinds.get(wanted.method, wanted.method)),
+            ("rank", found.rank, wanted.rank),
+            ("alpha", found.alpha, wanted.alpha),
+            ("target_modules", sorted(found.target_modules), sorted(wanted.target_modules)),
+        )
+        if there != here
+    ]
+    if differing:
+        raise UserError(f"start_adapter={config.start_adapter} is of another kind. Set {', '.join(differing)}.")
+
+
+def start_files(config: Config) -> dict[str, str]:
+    """The file that a run starts from and its SHA-256, for the manifest; none where the adapter is drawn."""
+    file = Path(config.start_adapter) / WEIGHTS_FILE
+    return {f"start_adapter/{WEIGHTS_FILE}": sha256_of(file.read_bytes())} if config.start_adapter and file.is_file() else {}
 
 
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -61,10 +61,22 @@ def absolute_paths(config: Config, folder: Path) -> Config:
         config,
         output_dir=absolute(config.output_dir),
         resume=absolute(config.resume),
+        start_adapter=absolute(config.start_adapter),
         dataset=dataclasses.replace(config.dataset, root=absolute(config.dataset.root)),
         model=dataclasses.replace(config.model, path=model_path),
         evaluation=dataclasses.replace(config.evaluation, answers_dir=absolute(config.evaluation.answers_dir)),
     )
+
+
+OWN_PATHS = ("model.path", "start_adapter")
+"""Paths that a typed override may give relative to where it is typed."""
+
+
+def absolute_words(config: Config, overrides: Sequence[str]) -> list[str]:
+    """Those of `overrides` that give such a path, for a server that does not run where they were typed."""
+    named = {word.split("=")[0].lstrip("+~") for word in overrides} & set(OWN_PATHS)
+    words = [f'model.path="{config.model.path}"', f'model.name="{config.model.name}"'] if "model.path" in named else []
+    return words + ([f'start_adapter="{config.start_adapter}"'] if "start_adapter" in named else [])
 
 
 def group_options(group: str) -> list[str]:

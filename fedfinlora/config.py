@@ -459,6 +459,9 @@ class Config:
     """A run's folder to go on with."""
     overwrite: bool = False
     """Replace an earlier run of the same name."""
+    start_adapter: str = ""
+    """A PEFT folder whose adapter the run goes on from; empty = A drawn from the seed, B zero. A private run does not protect the rows that
+    it was trained on."""
     model: ModelConfig = field(default_factory=ModelConfig)
     peft: PeftConfig = field(default_factory=PeftConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +22,13 @@ from fedfinlora.adapter import (
     Vector,
     frozen_tensors,
     layout_of,
+    load_adapter,
     peft_config_values,
     read_adapter,
     trainable,
     write_adapter,
 )
+from fedfinlora.adapter_folder import check_start
 from fedfinlora.attention import use_packed_attention
 from fedfinlora.config import Config, ModelConfig, PeftConfig
 from fedfinlora.embedded import embedded_folder, is_embedded
@@ -121,7 +124,8 @@ def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
     model.requires_grad_(False)
     model.eval()
     model.config.use_cache = False
-    model.config.name_or_path = config.path  # else adapters would name a cache folder of this machine as their base
+    # Else adapters would name a cache folder of this machine as their base.
+    model.name_or_path = model.config.name_or_path = config.path
     use_packed_attention(model)
     if device.type == "cpu":
         steady_on_cpu(model, config.unpack)
@@ -137,7 +141,10 @@ def add_adapter(base: nn.Module, model_config: ModelConfig, peft_config: PeftCon
     import torch
     from peft import LoraConfig, get_peft_model
 
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "`is_gradient_checkpointing`", FutureWarning
+        )  # PEFT asks transformers by its old name
         torch.manual_seed(derive_seed(seed, "adapter"))
         try:
             model = get_peft_model(
@@ -183,6 +190,15 @@ def initial_adapter(session: Session, config: Config) -> Vector:
             view[:] = untrained[name]
     write_adapter(session.model, start)
     return start
+
+
+def first_adapter(session: Session, config: Config) -> Vector:
+    """Where a run starts: the adapter in config.start_adapter, else the initial one. (layout.size,) float32; UserError if it does not fit."""
+    start = initial_adapter(session, config)
+    if not config.start_adapter:
+        return start
+    check_start(config)
+    return load_adapter(Path(config.start_adapter), session.layout, config.model, session.frozen)
 
 
 def prove(session: Session) -> None:

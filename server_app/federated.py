@@ -13,12 +13,13 @@ from typing import Any
 from eval.evaluate import data_files
 from eval.report import write_run_report
 from eval.rounds import RunScores, validation_rows
+from fedfinlora.adapter_folder import start_files
 from fedfinlora.checkpoint import Checkpoint, save_checkpoint
 from fedfinlora.config import Config
 from fedfinlora.deployment.enrolled import enrolled_banks
 from fedfinlora.errors import UserError
 from fedfinlora.logs import about, also_in, belongs
-from fedfinlora.models import Session, get_session, initial_adapter
+from fedfinlora.models import Session, first_adapter, get_session
 from fedfinlora.privacy.card import privacy_card
 from fedfinlora.progress import EventWriter
 from fedfinlora.runfolder import read_json, read_lines, write_json, write_manifest, write_result
@@ -82,7 +83,7 @@ def _train(grid: MessageGrid, banks: Mapping[str, int], run: OpenRun, events: Ev
     board = TensorBoardWriter(folder, log.warning)
     state = _first_state(run, session)
     if run.checkpoint is None:
-        write_manifest(folder, config, data_files(config))
+        write_manifest(folder, config, data_files(config) | start_files(config))
         save_checkpoint(folder, Checkpoint(0, session.layout.id, {"adapter": state.adapter}, {}))
     scores = RunScores(session, config, folder, validation, events.write, board)
     scores.base()
@@ -99,7 +100,7 @@ def _train(grid: MessageGrid, banks: Mapping[str, int], run: OpenRun, events: Ev
 
 def _first_state(run: OpenRun, session: Session) -> RoundState:
     if run.checkpoint is None:
-        return RoundState(0, initial_adapter(session, run.config), {})
+        return RoundState(0, first_adapter(session, run.config), {})
     if run.checkpoint.layout_id != session.layout.id:
         raise UserError(f"The checkpoint in {run.folder} belongs to another adapter. Start the run anew.")
     arrays = dict(run.checkpoint.arrays)

@@ -23,11 +23,12 @@ from eval.evaluate import data_files
 from eval.report import write_run_report
 from eval.rounds import RunScores, validation_rows
 from fedfinlora.adapter import Vector, read_adapter, write_adapter
+from fedfinlora.adapter_folder import start_files
 from fedfinlora.checkpoint import Checkpoint, latest_round, save_checkpoint
 from fedfinlora.compose import compose
 from fedfinlora.config import Config
 from fedfinlora.errors import ConfigError, UserError
-from fedfinlora.models import Session, get_session, initial_adapter
+from fedfinlora.models import Session, first_adapter, get_session
 from fedfinlora.packing import Example
 from fedfinlora.progress import EventWriter
 from fedfinlora.progress_display import ProgressDisplay
@@ -214,7 +215,7 @@ def _train(run: OpenRun, mode: str, bank: str, rows_of: RowsOf, events: EventWri
     board = TensorBoardWriter(folder)
     adapter, optimizer, done = _first_state(run, session)
     if run.checkpoint is None:
-        write_manifest(folder, config, data_files(config))
+        write_manifest(folder, config, data_files(config) | start_files(config))
         save_checkpoint(folder, Checkpoint(0, session.layout.id, {"adapter": adapter}, {}))
     scores = RunScores(session, config, folder, validation, events.write, board)
     scores.base()
@@ -263,7 +264,7 @@ def _stretch(
 
 def _first_state(run: OpenRun, session: Session) -> tuple[Vector, OptimizerState | None, int]:
     if run.checkpoint is None:
-        return initial_adapter(session, run.config), None, 0
+        return first_adapter(session, run.config), None, 0
     arrays = run.checkpoint.arrays
     if run.checkpoint.round == 0:
         return arrays["adapter"], None, 0

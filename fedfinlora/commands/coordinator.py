@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedfinlora.adapter_folder import check_start
 from fedfinlora.commands.simulate import Link, end_family, flower, watch
-from fedfinlora.compose import PROJECT_ROOT, compose
+from fedfinlora.compose import OWN_PATHS, PROJECT_ROOT, absolute_words, compose
 from fedfinlora.deployment.certificates import check_public_key, expiry_words, issue_server, make_authority
 from fedfinlora.deployment.enrolled import ENROLLED
 from fedfinlora.deployment.local_server import close
@@ -236,12 +237,12 @@ def run(home: Path, overrides: Sequence[str], min_banks: int) -> int:
     if config.resume:
         folder, words = Path(config.resume), []
     else:
+        check_start(config)
         folder = new_run_folder(config)
-        decided = ("output_dir", "run_name", "dataset.root", "model.path", "overwrite", "banks", "strategy.min_banks")
+        decided = ("output_dir", "run_name", "dataset.root", "overwrite", "banks", "strategy.min_banks", *OWN_PATHS)
         words = [word for word in overrides if word.split("=")[0].lstrip("+~") not in decided]
         words += [f"run_name={folder.name}", f"strategy.min_banks={config.strategy.min_banks or banks}", f"banks={banks}"]
-        if any(word.startswith("model.path=") for word in overrides):
-            words += [f'model.path="{config.model.path}"', f'model.name="{config.model.name}"']
+        words += absolute_words(config, overrides)
         if not config.strategy.deadline_s:
             print(
                 "warning: with strategy.deadline_s=0 a round waits for ever for an answer that was lost on its way",

@@ -19,8 +19,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fedfinlora.adapter_folder import check_start
 from fedfinlora.checkpoint import latest_round
-from fedfinlora.compose import PROJECT_ROOT, compose
+from fedfinlora.compose import OWN_PATHS, PROJECT_ROOT, absolute_words, compose
 from fedfinlora.config import Config
 from fedfinlora.errors import UserError
 from fedfinlora.progress import follow
@@ -82,18 +83,16 @@ def prepare(overrides: Sequence[str]) -> tuple[Config, list[str]]:
         return replace(resumed_configuration(folder, asked), resume=config.resume), []
     from client_app.bank import divide
 
+    check_start(config)
     divide(config, config.banks)  # what is wrong with the rows is said here: from inside, a bank may only send a code
     folder = new_run_folder(config)
     config = replace(config, run_name=folder.name)
     words = [
         word
         for word in overrides
-        if word.split("=")[0].lstrip("+~") not in ("output_dir", "run_name", "dataset.root", "model.path", "overwrite")
+        if word.split("=")[0].lstrip("+~") not in ("output_dir", "run_name", "dataset.root", "overwrite", *OWN_PATHS)
     ]
-    words += [f"run_name={folder.name}"]
-    if any(word.startswith("model.path=") for word in overrides):  # absolute: the server does not run where it was typed
-        words += [f'model.path="{config.model.path}"', f'model.name="{config.model.name}"']
-    return config, words
+    return config, [*words, f"run_name={folder.name}", *absolute_words(config, overrides)]
 
 
 class Link:

@@ -27,6 +27,10 @@ WITHHELD = (
     "skipped rows",
     "exception texts",
 )
+OUTSIDE_START = (
+    "The run went on from an adapter that was given to it (start_adapter). The rows that this one was trained on are not protected here: they must be "
+    "public, or have a promise of their own."
+)
 COMMON_LIMITS = (
     "Settings that were chosen by looking at results on private rows spend privacy too, and are booked only if every trial was a private run.",
     "Noise is drawn as 64-bit floating-point numbers from a generator that the operating system's entropy seeds; attacks on how such numbers "
@@ -137,7 +141,7 @@ def privacy_card(config: Config, rounds: Sequence[Mapping[str, Any]], audit: Map
         "banks": banks,
         "leaves": dict(words.leaves),
         "withheld": list(words.withheld),
-        "limits": list(words.limits),
+        "limits": [*([OUTSIDE_START] if config.start_adapter else []), *words.limits],
         "audit": str(audit["sentence"]) if audit else NO_AUDIT,
     }
 
