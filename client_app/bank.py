@@ -31,7 +31,7 @@ from data.sources import load_rows
 from data.validation import set_aside
 from fedfinlora.adapter import Vector, read_adapter, write_adapter
 from fedfinlora.config import Config, DatasetConfig, PartitionConfig, PrivacyConfig
-from fedfinlora.deployment.history import Event, record, rounds_today
+from fedfinlora.deployment.history import Event, history_file, record, rounds_today
 from fedfinlora.deployment.policy import Policy, Work, broken_rule, read_settings
 from fedfinlora.errors import UserError
 from fedfinlora.logs import about
@@ -80,7 +80,7 @@ class BankFacts:
     @property
     def history_file(self) -> Path:
         """Where a bank with a policy writes down what ran."""
-        return self.state_folder / "history" / f"{self.name}.jsonl"
+        return history_file(self.state_folder, self.name)
 
 
 @dataclass(frozen=True)
@@ -305,7 +305,7 @@ def check_policy(request: TrainRequest, facts: BankFacts, steps: int = 0, rows: 
     # Once begun, this round is among those of today.
     begun_before = max(0, today - 1) if steps else today
     config = request.config
-    work = Work(config, steps, rows, request.source_sha256, begun_before, now, lambda: model_sha256(config.model))
+    work = Work(config, steps, rows, begun_before, now, lambda: model_sha256(config.model))
     try:
         rule = broken_rule(facts.policy, work)
     except UserError as error:

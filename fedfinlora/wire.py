@@ -55,7 +55,7 @@ SAFE_REASONS = {
     "policy-privacy": "The bank's policy does not allow this privacy mode (rule: privacy).",
     "policy-privacy_units": "The bank's policy does not allow this privacy unit (rule: privacy_units).",
     "policy-max_epsilon": "The bank's policy does not allow this epsilon (rule: max_epsilon).",
-    "policy-code": "The bank's policy does not allow this version of the code (rule: code).",
+    "policy-code": "The bank runs no other code than it has installed or its policy lists (rule: code).",
     "policy-reveal": "The bank's policy does not reveal its number of rows, which strategy.weighting=rows needs (rule: reveal).",
     "policy-hours": "The bank's policy does not allow a round at this time of day (rule: hours).",
 }

@@ -27,7 +27,7 @@ from fedfinlora.logs import about
 from fedfinlora.runfolder import source_fingerprint
 from fedfinlora.seeds import generator
 from fedfinlora.training import schedule_factor
-from fedfinlora.wire import Figures, RejectedReply, Reply, TrainRequest, pack_request, unpack_reply
+from fedfinlora.wire import SAFE_REASONS, Figures, RejectedReply, Reply, TrainRequest, pack_request, unpack_reply
 from server_app.central_privacy import CLIP_NORM, CentralMechanism, private_mean
 from server_app.replies import StoredDeltas
 from server_app.strategies import STEPS
@@ -41,8 +41,8 @@ NOT_HERE = np.zeros(0, np.float32)
 """In the place of a delta that lies on the disk."""
 UNREADABLE = 1000
 """Code of the error that stands for a reply which was not taken in (`server_app.guarded_grid`); Flower's end below 10."""
-NODE_UNAVAILABLE = 5
-"""Flower's code where a bank has gone."""
+NODE_UNAVAILABLE, INVALID_FAB = 5, 7
+"""Flower's codes where a bank has gone, and where its gate has refused the app bundle (`fedfinlora.deployment.gate`)."""
 BANK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -85,7 +85,8 @@ def roster(
     """Bank name -> node id of every connected bank, sorted by name.
 
     Waits up to strategy.wait_s for `expected` banks. With `enrolled`, the name under which each node's key was enrolled, a bank that calls
-    itself otherwise is left out. Raises UserError when too few are there, two share a name, or none runs the server's code.
+    itself otherwise is left out; one whose gate refuses the server's code has no other name, and is asked again in each round, as after any refusal
+    by its policy. Raises UserError when too few are there, two share a name, or fewer than strategy.quorum run the server's code.
     """
     wanted = max(1, expected)
     deadline = time.monotonic() + strategy.wait_s
@@ -99,7 +100,13 @@ def roster(
     hello = RecordDict({"request": ConfigRecord({"hello": "fedfinlora"})})
     banks: dict[str, int] = {}
     refusals: list[str] = []
+    gates: list[str] = []
+    """Of banks whose gate refuses."""
     for node, reply in exchange(grid, nodes, hello, "query", strategy.wait_s):
+        if enrolled and node in enrolled and reply is not None and reply.has_error() and reply.error.code == INVALID_FAB:
+            banks[enrolled[node]] = node
+            gates.append(f"{enrolled[node]}: {SAFE_REASONS['policy-code']}")
+            continue
         if reply is None or reply.has_error():
             refusals.append(f"node {node} did not answer")
             continue
@@ -123,10 +130,13 @@ def roster(
             raise UserError(f"strategy.sizes does not name {', '.join(undeclared)}. Add each as BANK:ROWS.")
     for refusal in refusals:
         log.warning("left out: %s", refusal)
+    for refusal in gates:
+        log.warning("asked again in each round: %s", refusal)
     needed = max(wanted, strategy.quorum)
-    if len(banks) < needed:
+    if len(banks) < needed or len(banks) - len(gates) < strategy.quorum:
         raise UserError(
-            f"{len(banks)} usable banks, {needed} are needed (strategy.min_banks, strategy.quorum). {'; '.join(refusals)}"
+            f"{len(banks) - len(gates)} usable banks, {needed} are needed (strategy.min_banks, strategy.quorum). "
+            f"{'; '.join([*refusals, *gates])}"
         )
     return dict(sorted(banks.items()))
 
@@ -335,6 +345,8 @@ def _check(message: Message | None, name: str, layout: Layout, config: Config) -
         raise RejectedReply("unreadable", str(message.error.reason))
     if message.has_error() and message.error.code == NODE_UNAVAILABLE:
         raise RejectedReply("away", "The bank is not connected.")
+    if message.has_error() and message.error.code == INVALID_FAB:
+        raise RejectedReply("policy-code", SAFE_REASONS["policy-code"], said_by_bank=True)
     if message.has_error():
         raise RejectedReply("crashed", f"The bank's process failed (Flower error {message.error.code}).")
     needs_rows = strategy.weighting == "rows"

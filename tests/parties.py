@@ -61,12 +61,12 @@ class Machine:
             command, cwd=ROOT, env=self.environment(), capture_output=True, text=True, timeout=timeout, check=False
         )
 
-    def starts(self, *words: str, also: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-        """Run a command in the background, its output in e.g. `bank start.log`; `also` is added to its environment."""
+    def starts(self, *words: str, also: Mapping[str, str] | None = None, checkout: Path = ROOT) -> subprocess.Popen[bytes]:
+        """Run a command of a checkout in the background, its output in e.g. `bank start.log`; `also` is added to its environment."""
         with open(self.home / f"{' '.join(words[:2])}.log", "ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "fedfinlora", *words],
-                cwd=ROOT,
+                cwd=checkout,
                 env={**self.environment(), **(also or {})},
                 stdout=log,
                 stderr=log,
@@ -245,10 +245,12 @@ class Federation:
         (self.enrolls if enrolled else self.settles)(machine, port or self.port)
         return machine
 
-    def run(self, folder: Path, *more: str, banks: int = 2) -> subprocess.Popen[bytes]:
-        """`coordinator run` in the background, as soon as `banks` are connected."""
+    def run(self, folder: Path, *more: str, banks: int = 2, checkout: Path = ROOT) -> subprocess.Popen[bytes]:
+        """`coordinator run` in the background, with the code of `checkout`, as soon as `banks` are connected."""
         where = (f"output_dir={folder.parent}", f"run_name={folder.name}")
-        return self.aggregator.starts("coordinator", "run", "--banks", str(banks), *TINY, *SMALL, *where, *more)
+        return self.aggregator.starts(
+            "coordinator", "run", "--banks", str(banks), *TINY, *SMALL, *where, *more, checkout=checkout
+        )
 
     def in_one_process(self) -> Path:
         """The folder of the run that `run` makes, made without Flower's processes and without any fault."""

@@ -17,6 +17,7 @@ LATE = f"late: No reply within strategy.deadline_s={DEADLINE_S} s."
 THROUGH = "test_a_run_through_everything_ends_in_the_same_bytes"
 HOSTILE = "test_killed_late_and_hostile_banks_cost_their_own_answers_only"
 OUTSIDE = "test_who_cannot_get_in_is_told_why"
+CODE = "test_code_that_a_bank_has_not_installed_does_not_run_there"
 SIZE = "test_a_request_of_two_gigabytes_is_refused_before_it_is_read"
 
 
@@ -97,6 +98,11 @@ OUTCOMES = {
     "policy": Outcome(
         "The server asks for a model, a method, privacy, steps, rows, code or an hour outside the bank's policy", "The bank refuses before a model is loaded; the run goes on with the others.",
         "policy-max_rank", "rounds.jsonl, bank history", "The other answers.", DEPLOYMENT, "test_a_federation_from_nothing",
+    ),
+    "other code": Outcome(
+        "The server sends the banks other code than they have installed",
+        "A bank's gate refuses the app bundle before anything of it is unpacked, and nothing of it runs; the run goes on with the banks whose policy lists its hash.",
+        "client_app/app.py differs from what is installed here", "bank history; `policy-code` in rounds.jsonl", "Everything.", FAULTS, CODE,
     ),
     "server nan": Outcome("The server sends an adapter with NaN, or not as declared", "The bank refuses.", "adapter", "rounds.jsonl", "The bank's state.", WIRE, "test_an_adapter_that_is_not_as_declared_is_refused"),
     "server path": Outcome("The server sends a path as a run's name", "The bank refuses; nothing is written outside its folder.", "config", "rounds.jsonl", "The bank's state.", WIRE, "test_a_run_name_that_leaves_its_folder_is_refused"),

@@ -24,12 +24,13 @@ from flwr.app.message.arraychunk import ArrayChunk
 from flwr.supercore.inflatable.inflatable_object import get_object_tree
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from hostile_bank import HostileBank
-from parties import Federation, Machine, shoot, when
+from parties import ROOT, Federation, Machine, shoot, when
 from reliability import DEADLINE_S, OUTCOMES
 from tiny_runs import adapter_bytes, rounds_bytes, rounds_of
 
+from fedfinlora.deployment.app_bundle import code_sha256, installed_files
 from fedfinlora.deployment.certificates import make_authority
-from fedfinlora.wire import TrainRequest
+from fedfinlora.wire import SAFE_REASONS, TrainRequest
 
 SHIFTED_CLOCK = Path(__file__).parent / "shifted_clock"
 
@@ -270,6 +271,38 @@ def peak_bytes(process: int) -> int:
     """The most memory that a process has had at once."""
     words = Path(f"/proc/{process}/status").read_text().split()
     return int(words[words.index("VmHWM:") + 1]) * 1024
+
+
+@pytest.mark.slow
+def test_code_that_a_bank_has_not_installed_does_not_run_there(federation: Federation, tmp_path: Path) -> None:
+    """One line of client_app is another in the aggregator's checkout. South's security team has read it."""
+    aggregator, north, south = federation.aggregator, federation.north, federation.south
+    for name in (*installed_files(), ".gitignore"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    with open(tmp_path / "client_app" / "app.py", "a", encoding="utf-8") as stream:
+        stream.write('__import__("pathlib").Path.home().joinpath("it ran").touch()\n')
+    settings = south.bank / "bank.yaml"
+    own = settings.read_text("utf-8")
+    settings.write_text(own.replace("code: []", f"code: [{code_sha256(installed_files(tmp_path))}]"), "utf-8")
+    run = aggregator.home / "runs" / "changed"
+    earlier = [len(bank.history()) for bank in (north, south)]
+    try:
+        command = federation.run(run, "num_server_rounds=1", checkout=tmp_path)
+        assert command.wait(timeout=240) == 0, aggregator.said("coordinator run")
+    finally:
+        settings.write_text(own, "utf-8")
+    assert heard(run, 1) == {"north": f"policy-code: {SAFE_REASONS['policy-code']}", "south": "ok"}
+    assert not (north.home / "it ran").exists()
+    assert (south.home / "it ran").exists(), "else nothing was tried"
+    assert north.history()[earlier[0] :] == [(0, "refused"), (1, "refused")]
+    assert south.history()[earlier[1] :] == [(1, "begun"), (1, "sent")]
+    last = north.types("bank", "history").stdout.splitlines()[-1]
+    assert "refused policy-code" in last
+    assert OUTCOMES["other code"].says in last
+    assert not [file for file in (north.bank / "flwr").rglob("*.py") if b"it ran" in file.read_bytes()]
+    for file in (*run.rglob("*"), aggregator.coordinator / "superlink.log"):
+        assert file.is_dir() or str(north.home).encode() not in file.read_bytes()
 
 
 @pytest.mark.slow

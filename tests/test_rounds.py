@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from fake_grid import FakeGrid, only, with_delta, with_figures, with_head
 from flwr.app import Array, ConfigRecord, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from hypothesis import given
 from hypothesis import strategies as st
 from round_runs import Runs, raising
@@ -575,6 +576,35 @@ class TestRoster:
         monkeypatch.setattr(client_app.bank, "source_fingerprint", lambda: "1" * 64)
         with pytest.raises(UserError, match="another version of the code"):
             runs.start("run")
+
+    def test_a_bank_whose_gate_refuses_the_code_is_in_every_round_with_its_rule(
+        self, runs: Runs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It comes back in round 2, when its policy allows the code; it has a name because its key was enrolled."""
+        node, other = runs.nodes(2)
+        enrolled = runs.folder / "banks.json"
+        enrolled.write_text(json.dumps({"bank-0": str(node), "bank-1": str(other)}))
+        monkeypatch.setenv("FEDFINLORA_ENROLLED", str(enrolled))
+
+        def refused(bank: str, message: Message, reply: Message) -> Message:
+            gate_is_shut = bank == "bank-1" and message.metadata.group_id in ("", "1")
+            return Message(Error(ErrorCode.INVALID_FAB, f"/secret/{MARKER}"), reply_to=message) if gate_is_shut else reply
+
+        run = runs.start("run", "strategy.min_banks=2", tamper=refused)
+        first, second = (entry(run, number, "bank-1") for number in (1, 2))
+        assert (first["status"], first["code"], first["reason"]) == ("error", "policy-code", SAFE_REASONS["policy-code"])
+        assert (second["status"], entry(run, 1, "bank-0")["status"]) == ("ok", "ok")
+        assert MARKER not in (run / "rounds.jsonl").read_text()
+
+    def test_code_that_every_bank_refuses_is_an_error_before_anything_is_done(
+        self, runs: Runs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        enrolled = runs.folder / "banks.json"
+        enrolled.write_text(json.dumps({f"bank-{index}": str(node) for index, node in enumerate(runs.nodes(2))}))
+        monkeypatch.setenv("FEDFINLORA_ENROLLED", str(enrolled))
+        with pytest.raises(UserError, match=r"0 usable banks, 1 are needed .*bank-0: .*rule: code.*bank-1: "):
+            runs.start("run", tamper=lambda bank, message, reply: Message(Error(ErrorCode.INVALID_FAB, ""), reply_to=message))
+        assert not (runs.folder / "run").exists()
 
     def test_a_bank_that_does_not_say_hello_is_left_out(self, runs: Runs) -> None:
         run = runs.start("run", "strategy.wait_s=0.3", tamper=only("bank-1", lambda message, reply: None, "query"))

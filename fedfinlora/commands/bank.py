@@ -21,19 +21,20 @@ from client_app.worker import end_worker
 from fedfinlora.commands.simulate import end_family, flower, free_port
 from fedfinlora.compose import compose
 from fedfinlora.config import Config
+from fedfinlora.deployment.app_bundle import code_sha256, installed_files
 from fedfinlora.deployment.certificates import days_left, expiry_words, make_node_key
 from fedfinlora.deployment.history import read_history
 from fedfinlora.deployment.local_server import close
-from fedfinlora.deployment.policy import BankSettings, Policy, read_settings, settings_text
+from fedfinlora.deployment.policy import SETTINGS, BankSettings, Policy, read_settings, settings_text
 from fedfinlora.deployment.reach import trouble
 from fedfinlora.deployment.watching import Listen, watch_bank
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.model_files import model_sha256
 from fedfinlora.privacy.accounting import Steps, epsilon
 from fedfinlora.privacy.ledger import read_ledger
-from fedfinlora.runfolder import source_fingerprint, write_bytes
+from fedfinlora.runfolder import write_bytes
 
-SETTINGS, KEY, AUTHORITY = "bank.yaml", "node.key", "ca.crt"
+KEY, AUTHORITY = "node.key", "ca.crt"
 
 
 def init(home: Path, name: str, data: Path, coordinator: str, authority: Path, overrides: Sequence[str]) -> int:
@@ -128,7 +129,7 @@ def status(home: Path) -> int:
     settings, digest = _settings(home)
     print(f"bank {settings.name}, rows in {settings.data}, coordinator {settings.coordinator}")
     print(f"policy {digest}")
-    print(f"code   {source_fingerprint()}")
+    print(f"code   {code_sha256(installed_files())}")
     print(expiry_words(home / AUTHORITY))
     mode = (home / KEY).stat().st_mode & 0o777
     print(f"node.key: mode {mode:04o}" + ("" if mode == 0o600 else " - OTHERS CAN READ IT: chmod 600"))
@@ -168,7 +169,7 @@ def _line_of(line: dict[str, Any]) -> str:
     outcome = f"{line['outcome']} {line['code']}".strip()
     return (
         f"{line['time']}  {line['run'][:40]}  round {line['round']}  {outcome}  {line['rows']} rows  {line['steps']} steps  "
-        f"{line['bytes_sent']:,} bytes sent  {spent}"
+        f"{line['bytes_sent']:,} bytes sent  {spent}  {line.get('detail', '')}"
     ).rstrip()
 
 

@@ -23,6 +23,7 @@ from typing import Any
 from fedfinlora.adapter_folder import check_start
 from fedfinlora.commands.simulate import Link, end_family, flower, watch
 from fedfinlora.compose import OWN_PATHS, PROJECT_ROOT, absolute_words, compose
+from fedfinlora.deployment.app_bundle import code_sha256, installed_files
 from fedfinlora.deployment.certificates import check_public_key, expiry_words, issue_server, make_authority
 from fedfinlora.deployment.enrolled import ENROLLED
 from fedfinlora.deployment.local_server import close
@@ -204,11 +205,12 @@ def start(home: Path, listen: Listen) -> int:
 
 
 def status(home: Path) -> int:
-    """Certificates, banks and runs; 0 when the SuperLink answers."""
+    """Certificates, the hash of the code that a run sends to the banks, banks and runs; 0 when the SuperLink answers."""
     coordinator = Coordinator(home)
     _ = coordinator.settings
     for name in ("ca.crt", "server.crt"):
         print(expiry_words(home / name))
+    print(f"code {code_sha256(installed_files())}")
     if not coordinator.healthy():
         print("coordinator: NOT RUNNING")
         return 1

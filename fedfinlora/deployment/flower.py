@@ -9,6 +9,8 @@ The SuperNode (1.41) retries for ever when the link fails, except where the fail
 ends. A connection that is dropped gives just such a text; here it is retried like every other lost connection, and a certificate that does
 not verify stays final.
 
+It also runs whatever app bundle it is sent. Here the bank's gate looks at each first (`fedfinlora.deployment.gate`).
+
 A SuperNode that was killed counts as connected for another four minutes, and for so long its key is not let in. Here it keeps its node id in the
 file node.id of its folder, and who starts in the same folder with the same key first ends what the killed one left.
 """
@@ -113,15 +115,22 @@ def superlink() -> None:
 
 
 def supernode() -> None:
-    """Flower's SuperNode with `patient` calls to the SuperLink, `returning` after it was killed."""
+    """Flower's SuperNode with `patient` calls to the SuperLink, `returning` after it was killed, and the bank's gate before what it is sent to run."""
     from importlib import import_module
 
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the project beside this file, whatever else is installed
+    from fedfinlora.deployment.gate import Gate, gated
+    from fedfinlora.logs import show_logs
+
+    show_logs()
+    gate = Gate(Path.cwd())
+    sys.argv += gate.begins()
     fleet_http_connection: Any = import_module("flwr.supernode.fleet_http_connection")
     fleet_http_connection.make_simple_http_retry_invoker = patient(fleet_http_connection.make_simple_http_retry_invoker)
     fleet_http_connection.HEARTBEAT_DEFAULT_INTERVAL = PROMISED_S
-    fleet_http_connection.FleetHttpClient = returning(fleet_http_connection.FleetHttpClient)
+    fleet_http_connection.FleetHttpClient = gated(returning(fleet_http_connection.FleetHttpClient), gate)
     flower_supernode()
 
 

@@ -18,11 +18,15 @@ class Event:
     """One request and what became of it."""
 
     run: str
+    """The run's name; of a run whose app bundle was refused, Flower's number."""
     round: int
+    """0 before the first."""
     outcome: str
     """begun (nothing has left yet), sent, refused or failed."""
     code: str = ""
     """Why it was refused or failed, one of `fedfinlora.wire.SAFE_REASONS`."""
+    detail: str = ""
+    """What was wrong with an app bundle; this stays at the bank."""
     rows: int = 0
     """Rows trained on; they are told here also where the reply withholds them."""
     steps: int = 0
@@ -34,6 +38,11 @@ class Event:
     privacy: str = "none"
     epsilon_spent: float | None = None
     policy_sha256: str = ""
+
+
+def history_file(state_folder: Path, bank: str) -> Path:
+    """Where a bank writes down what ran."""
+    return state_folder / "history" / f"{bank}.jsonl"
 
 
 def record(file: Path, event: Event) -> None:

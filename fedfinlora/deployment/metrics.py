@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 
 from fedfinlora.deployment.certificates import days_left
 from fedfinlora.deployment.connections import connections
-from fedfinlora.deployment.history import read_history
+from fedfinlora.deployment.history import history_file, read_history
 from fedfinlora.deployment.local_server import Answer
 from fedfinlora.deployment.processes import resident
 from fedfinlora.deployment.run_list import Watched, watched_runs
@@ -78,7 +78,7 @@ class BankMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         state = self.home / "state"
-        yield from _of_history(read_history(state / "history" / f"{self.name}.jsonl"))
+        yield from _of_history(read_history(history_file(state, self.name)))
         spent = {(file.stem[:12],): ledger_epsilon(file) for file in sorted((self.home / "ledger" / self.name).glob("*.jsonl"))}
         meaning = "Epsilon of everything in one ledger of the bank, at the delta of its last line"
         yield _gauge("fedfinlora_bank_epsilon_spent", meaning, ("data_set",), spent)

@@ -19,8 +19,10 @@ import yaml
 from fedfinlora.config import PEFT_METHODS, PRIVACY_MODES, Config
 from fedfinlora.config_values import build_group, to_plain_group
 from fedfinlora.errors import ConfigError, UserError, choose
-from fedfinlora.wire import REVEALABLE
+from fedfinlora.wire import REVEALABLE, SHA256
 
+SETTINGS = "bank.yaml"
+"""In the bank's folder."""
 BANK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MODEL = re.compile(r"((?:(?! sha256:).)+)(?: sha256:([0-9a-f]{64}))?")
 HOURS = re.compile(r"([01][0-9]|2[0-4]):([0-5][0-9])-([01][0-9]|2[0-4]):([0-5][0-9])")
@@ -50,7 +52,8 @@ class Policy:
     max_epsilon: float = 8.0
     """Largest privacy.epsilon of a run; a noise multiplier given instead is refused. With privacy=none it has no meaning."""
     code: tuple[str, ...] = ()
-    """Allowed source hashes of the project, as `bank status` shows them; empty = the one that is installed here, which is checked anyway."""
+    """App bundles that may run, by the hash of all their files, which `bank status` and `coordinator status` show of the code beside them; empty = the
+    code that is installed here and no other. Checked before anything of a bundle is unpacked; a change holds from the next run on."""
     reveal: tuple[str, ...] = REVEALABLE
     """Figures that may leave with a delta. Steps and what privacy has spent are always told; without rows, strategy.weighting=rows is refused."""
     hours: str = "00:00-24:00"
@@ -68,6 +71,9 @@ class Policy:
                 raise ConfigError(
                     f"policy.models: {model!r} must be PATH, PATH@REVISION, or either with ' sha256:' and 64 digits after it."
                 )
+        for code in self.code:
+            if not SHA256.fullmatch(code):
+                raise ConfigError(f"policy.code: {code!r} is not a hash of 64 digits, as `bank status` shows it.")
         for unit in self.privacy_units:
             choose(unit, ("example", "customer", "bank"), "policy.privacy_units")
         for name in ("max_rank", "max_steps_per_round", "max_rows_per_round", "max_rounds_per_day", "max_epsilon"):
@@ -110,7 +116,6 @@ class Work:
     config: Config
     steps: int
     rows: int
-    source_sha256: str
     rounds_today: int
     now: datetime
     model_sha256: Callable[[], str] = lambda: ""
@@ -127,11 +132,11 @@ RULES: dict[str, Callable[[Policy, Work], bool]] = {
     "privacy": lambda policy, work: work.config.privacy.mode not in policy.privacy,
     "privacy_units": lambda policy, work: work.config.privacy.mode != "none" and work.config.privacy.unit not in policy.privacy_units,
     "max_epsilon": lambda policy, work: work.config.privacy.mode != "none" and _too_much(policy.max_epsilon, work.config.privacy.epsilon),
-    "code": lambda policy, work: bool(policy.code) and work.source_sha256 not in policy.code,
     "reveal": lambda policy, work: _weighs_by_rows(work.config) and "rows" not in policy.reveal,
     "hours": lambda policy, work: not within(policy.hours, work.now),
 }  # fmt: skip
-"""Rule -> whether the work breaks it. A new rule needs a line here, a field of Policy and a sentence in `fedfinlora.wire.SAFE_REASONS`."""
+"""Rule -> whether the work breaks it. A new rule needs a line here, a field of Policy and a sentence in `fedfinlora.wire.SAFE_REASONS`. The rule `code` is not
+among them: it judges the code that would run these, and is kept by `fedfinlora.deployment.gate`."""
 
 
 def broken_rule(policy: Policy, work: Work) -> str:

@@ -1,0 +1,119 @@
+"""Flower's app bundle (FAB) as data: what a bank reads of one before anything of it is unpacked, imported or run.
+
+`flwr build` (1.41) makes a zip of uncompressed files with the list `.info/CONTENT` of their hashes. It copies every file as it is but pyproject.toml, which
+it parses and writes anew, so that comments and order are lost; that one is compared by its parsed values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import stat
+import tomllib
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from fedfinlora.compose import PROJECT_ROOT
+from fedfinlora.errors import UserError
+
+LIST, SETTINGS = ".info/CONTENT", "pyproject.toml"
+MOST_BYTES = 10 * 2**20
+"""What `flwr build` lets a bundle have. Files are not compressed, so nothing larger can come out of it."""
+PLAIN_NAME = re.compile(r"(?!\.{1,2}(/|$))[A-Za-z0-9_.-]+(/(?!\.{1,2}(/|$))[A-Za-z0-9_.-]+)*")
+
+Files = Mapping[str, bytes]
+"""Name -> content of each file that runs or is read; pyproject.toml as JSON of its values."""
+
+
+class RefusedBundle(Exception):
+    """A bundle that must not be unpacked; the message is plain ASCII and names the first file that is wrong."""
+
+
+def read_bundle(content: bytes, sha256: str) -> Files:
+    """The files of a bundle that was asked for by its hash. RefusedBundle unless it is just as `flwr build` makes one."""
+    if len(content) > MOST_BYTES:
+        raise RefusedBundle(f"it has {len(content):,} bytes, more than {MOST_BYTES:,}")
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise RefusedBundle("it is not the bundle whose hash the run names")
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            entries = archive.infolist()
+            _check_entries(entries, len(content))
+            files = {entry.filename: archive.read(entry) for entry in entries}
+        return _checked_list(files)
+    except RefusedBundle:
+        raise
+    except Exception as error:  # whatever a hostile archive does to the readers
+        raise RefusedBundle(f"it cannot be read ({type(error).__name__})") from error
+
+
+def _check_entries(entries: list[zipfile.ZipInfo], most_bytes: int) -> None:
+    """Whether all entries can be taken out in memory: plain names, each once, and no more bytes than the archive has."""
+    seen: set[str] = set()
+    for entry in entries:
+        name = f"{entry.orig_filename!a:.100}"
+        if not PLAIN_NAME.fullmatch(entry.orig_filename) or entry.orig_filename != entry.filename:
+            raise RefusedBundle(f"{name} is no plain relative path")
+        if entry.filename in seen:
+            raise RefusedBundle(f"{name} is in it twice")
+        if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
+            raise RefusedBundle(f"{name} is no plain file")
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+            raise RefusedBundle(f"{name} is compressed")
+        seen.add(entry.filename)
+    if sum(entry.file_size for entry in entries) > most_bytes:
+        raise RefusedBundle("its files have more bytes than it has itself")
+
+
+def _checked_list(files: dict[str, bytes]) -> Files:
+    """The files without Flower's list of them, which must tell the truth: Flower looks for the files that it names before they are installed."""
+    told = [f"{name},{hashlib.sha256(data).hexdigest()},{8 * len(data)}" for name, data in files.items() if name != LIST]
+    if files.pop(LIST, b"").decode() != "\n".join(told):
+        raise RefusedBundle(f"{LIST} is not the list of its files")
+    values = tomllib.loads(files[SETTINGS].decode())
+    return files | {SETTINGS: json.dumps(values, sort_keys=True, default=str).encode()}
+
+
+def installed_files(root: Path = PROJECT_ROOT) -> Files:
+    """The files of the bundle that `flwr build` would make of the project installed here. UserError where that fails."""
+    from flwr.cli.build import build_fab_from_files
+
+    try:
+        include = tomllib.loads((root / SETTINGS).read_text("utf-8"))["tool"]["flwr"]["app"]["fab-include"]
+        # Flower itself would look at every file of the checkout, .venv and all runs among them.
+        places = [root / name for name in sorted({pattern.partition("/")[0] for pattern in (*include, ".gitignore")})]
+        found = [file for place in places for file in (place.rglob("*") if place.is_dir() else [place])]
+        files = {file.relative_to(root).as_posix(): file for file in found if file.is_file() and not file.is_symlink()}
+        content, _ = build_fab_from_files(files)
+        return read_bundle(content, hashlib.sha256(content).hexdigest())
+    except (OSError, ValueError, KeyError, RefusedBundle) as error:
+        raise UserError(f"No app bundle can be made of the project in {root}: {error}") from error
+
+
+def code_sha256(files: Files) -> str:
+    """One hash of all files and their names, which does not depend on how they are packed."""
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        digest.update(f"{name}\0{hashlib.sha256(files[name]).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def first_difference(files: Files, installed: Files) -> str:
+    """The first file that is not as it is installed here, in words; "" where all are."""
+    for name in sorted({*files, *installed}):
+        if name not in installed:
+            return f"{name} is not installed here"
+        if name not in files:
+            return f"{name} is missing"
+        if files[name] != installed[name]:
+            return f"{name} differs from what is installed here"
+    return ""
+
+
+def app_named_by(files: Files) -> tuple[str, str]:
+    """(publisher/name, version) of a bundle's app: Flower makes the name of the folder from which it is run out of them."""
+    values = json.loads(files[SETTINGS])
+    return f"{values['tool']['flwr']['app']['publisher']}/{values['project']['name']}", str(values["project"]["version"])
