@@ -183,6 +183,7 @@ def _connected(facts: BankFacts, node_config: Mapping[str, Any]) -> socket.socke
 def _start(path: Path, facts: BankFacts, node_config: Mapping[str, Any]) -> socket.socket:
     idle_s, memory_gib = float(node_config.get("worker-idle-s", IDLE_S)), float(node_config.get("worker-memory-gib", 0.0))
     facts.state_folder.mkdir(parents=True, exist_ok=True)
+    end_worker(facts.state_folder)  # one of other code: two would hold two models
     with open(facts.state_folder / "worker.log", "ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "client_app.worker", str(path), str(idle_s), str(memory_gib), facts.name],

@@ -276,7 +276,7 @@ class TestArchive:
 
     @pytest.mark.parametrize("name", [
         "../a.py", "b/../../a.py", "..", ".", "./a.py", "b/./a.py", "b//a.py", "/etc/cron.d/x", "//host/x", "b\\a.py", "C:/a.py", "b/", "",
-        "a.py\0.txt", "b c.py", "ä.py", "\x1b[2Jx.py",
+        "a.py\0.txt", "b c.py", "ä.py", "\x1b[2Jx.py", "a" * 256,
     ])  # fmt: skip
     def test_names_that_are_no_plain_relative_path_are_refused(self, name: str) -> None:
         content = packed((entry(name), b""))

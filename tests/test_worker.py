@@ -87,13 +87,17 @@ def test_an_error_comes_back_as_its_code(bank: Bank) -> None:
     bank.ask()
 
 
-def test_one_that_was_killed_is_started_anew(bank: Bank) -> None:
+def test_one_that_was_killed_or_has_other_code_is_started_anew(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
     bank.ask()
     killed = bank.process
     os.kill(killed, signal.SIGKILL)
     psutil.wait_procs([psutil.Process(killed)] if psutil.pid_exists(killed) else [], timeout=10)
     bank.ask()
     assert bank.process != killed
+    earlier = psutil.Process(bank.process)
+    monkeypatch.setattr(worker, "source_fingerprint", lambda: "0" * 64)
+    bank.ask()
+    assert not earlier.is_running(), "two would hold two models"
 
 
 def test_one_that_dies_at_work_is_an_error_and_not_done_again(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:

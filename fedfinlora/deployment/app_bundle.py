@@ -22,7 +22,7 @@ from fedfinlora.errors import UserError
 LIST, SETTINGS = ".info/CONTENT", "pyproject.toml"
 MOST_BYTES = 10 * 2**20
 """What `flwr build` lets a bundle have. Files are not compressed, so nothing larger can come out of it."""
-PLAIN_NAME = re.compile(r"(?!\.{1,2}(/|$))[A-Za-z0-9_.-]+(/(?!\.{1,2}(/|$))[A-Za-z0-9_.-]+)*")
+PLAIN_NAME = re.compile(r"(?=.{1,255}\Z)(?!\.{1,2}(/|$))[A-Za-z0-9_.-]+(/(?!\.{1,2}(/|$))[A-Za-z0-9_.-]+)*")
 
 Files = Mapping[str, bytes]
 """Name -> content of each file that runs or is read; pyproject.toml as JSON of its values."""
