@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 from fake_grid import FakeGrid
 from tiny_runs import write_rows
+from wiretap import Tap
 
 from fedfinlora.commands import coordinator
 from fedfinlora.commands.simulate import end_family, free_port
@@ -29,6 +30,8 @@ from server_app.federated import run_federated
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ("model=tiny-random", "model.threads=1")
+HASTY = {"PYTHONPATH": str(Path(__file__).parent / "hasty"), "WAIT_S": "5"}
+"""Who starts with it waits five seconds for an answer, not Flower's thirty."""
 SMALL = ("num_server_rounds=2", "evaluation=none", "train.steps_per_round=2", "train.batch_rows=4")
 
 
@@ -38,6 +41,7 @@ class Machine:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.home.mkdir(parents=True)
+        self.user = f"clerk-of-{home.name}"
         self.running: list[subprocess.Popen[bytes]] = []
 
     @property
@@ -51,8 +55,8 @@ class Machine:
         return self.home / ".fedfinlora" / "coordinator"
 
     def environment(self) -> dict[str, str]:
-        """Its own HOME; the models that are converted already; Flower looks for work ten times a second."""
-        own = {"HOME": str(self.home), "PYTHONPATH": "", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
+        """Its own HOME and user's name; the models that are converted already; Flower looks for work ten times a second."""
+        own = {"HOME": str(self.home), "LOGNAME": self.user, "PYTHONPATH": "", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
         return {**os.environ, **own, "XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"]}
 
     def types(self, *words: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
@@ -126,10 +130,25 @@ def shoot(process: subprocess.Popen[bytes], *others: int) -> None:
     process.wait(timeout=30)
 
 
+class Line:
+    """One direction of a way: what is sent at the same time goes one after the other."""
+
+    def __init__(self) -> None:
+        self._free_at = 0.0
+        self._lock = threading.Lock()
+
+    def takes(self, seconds: float) -> None:
+        """Wait for one's turn and then for so long."""
+        with self._lock:
+            self._free_at = max(self._free_at, time.monotonic()) + seconds
+            free_at = self._free_at
+        time.sleep(max(0.0, free_at - time.monotonic()))
+
+
 class Way:
     """A TCP way from a party to `port` on this machine, which can be cut and made slow. Bytes are counted.
 
-    `speed` is in bytes a second in each direction, 0 = as fast as it goes.
+    `speed` is in bytes a second in each direction, which all its connections share as on a real line; 0 = as fast as it goes.
     """
 
     def __init__(self, port: int) -> None:
@@ -138,6 +157,7 @@ class Way:
         self._open: set[socket.socket] = set()
         self.speed = 0.0
         self.bytes = 0
+        self._lines = Line(), Line()
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listening.getsockname()[1])
         threading.Thread(target=self._accept, daemon=True).start()
@@ -169,14 +189,14 @@ class Way:
                 _end(near)
                 continue
             self._open |= {near, far}
-            for source, sink in ((near, far), (far, near)):
-                threading.Thread(target=self._carry, args=(source, sink), daemon=True).start()
+            for line, source, sink in zip(self._lines, (near, far), (far, near), strict=True):
+                threading.Thread(target=self._carry, args=(line, source, sink), daemon=True).start()
 
-    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
+    def _carry(self, line: Line, source: socket.socket, sink: socket.socket) -> None:
         try:
             while data := source.recv(8192):
                 if self.speed:
-                    time.sleep(len(data) / self.speed)
+                    line.takes(len(data) / self.speed)
                 sink.sendall(data)
                 self.bytes += len(data)
         except OSError:
@@ -194,13 +214,12 @@ def _end(one: socket.socket) -> None:
 
 
 class Federation:
-    """A coordinator that is up, and two enrolled banks that are connected to it: north directly, south by `way`."""
+    """A coordinator that is up, and two enrolled banks that are connected to it: north directly, south by `way` and then by `tap`."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
         self.aggregator, self.north, self.south = (Machine(home / name) for name in ("aggregator", "north", "south"))
         self.port = free_port()
-        self.way = Way(self.port)
         self.guests: list[Machine] = []
         self.plain = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
         """Somebody else's server, without TLS."""
@@ -209,12 +228,14 @@ class Federation:
 
     def begins(self) -> None:
         coordinator.init(self.aggregator.coordinator, [], self.port, "127.0.0.1", 10)
+        self.tap = Tap(self.port, self.aggregator.coordinator, self.home / "tap")
+        self.way = Way(self.tap.port)
         self.enrolls(self.north, self.port)
         self.enrolls(self.south, self.way.port)
         self.strangers = [self.guest(name, enrolled=True) for name in ("east", "west", "up")]
         self.starts_coordinator()
         self.north_bank = self.north.starts("bank", "start")
-        self.south_bank = self.south.starts("bank", "start")
+        self.south_bank = self.south.starts("bank", "start", also=HASTY)
 
     def starts_coordinator(self) -> None:
         before = self._ups()
@@ -228,7 +249,7 @@ class Federation:
     def settles(self, machine: Machine, port: int) -> None:
         """Make a bank's folder as `bank init` does, without its trial of model and rows (tests/test_deployment.py has it)."""
         rows = write_rows(machine.home / "rows", train=40, word=machine.home.name)
-        policy = Policy(models=("memory:tiny-random",))
+        policy = Policy(models=("memory:tiny-random",), max_rank=0)
         settings = BankSettings(name=machine.home.name, data=str(rows), coordinator=f"127.0.0.1:{port}", policy=policy)
         make_node_key(machine.bank / "node.key", machine.home.name)
         (machine.bank / "ca.crt").write_bytes((self.aggregator.coordinator / "ca.crt").read_bytes())
@@ -252,14 +273,16 @@ class Federation:
             "coordinator", "run", "--banks", str(banks), *TINY, *SMALL, *where, *more, checkout=checkout
         )
 
-    def in_one_process(self) -> Path:
+    def in_one_process(self, name: str, *more: str) -> Path:
         """The folder of the run that `run` makes, made without Flower's processes and without any fault."""
-        folder = self.home / "undisturbed"
+        folder = self.home / name
         nodes = {}
         for node, bank in enumerate((self.north, self.south), 1):
             own = {"state-dir": str(folder / bank.home.name), "ledger-dir": str(folder / bank.home.name)}
             nodes[node] = {"settings": str(bank.bank / "bank.yaml"), **own}
-        return run_federated(FakeGrid(nodes), compose([*TINY, *SMALL, f"output_dir={folder}", "run_name=run", "banks=2"]))
+        return run_federated(
+            FakeGrid(nodes), compose([*TINY, *SMALL, *more, f"output_dir={folder}", "run_name=run", "banks=2"])
+        )
 
     def resume(self, folder: Path) -> subprocess.Popen[bytes]:
         return self.aggregator.starts("coordinator", "run", f"resume={folder}")
@@ -272,5 +295,6 @@ class Federation:
         for machine in (*banks, self.aggregator):
             machine.ends()
         self.way.close()
+        self.tap.close()
         self.plain.shutdown()
         self.plain.server_close()

@@ -123,7 +123,7 @@ Every row is played by the test that it names, in a deployment of real processes
 TAIL = """
 ## Set a deadline
 
-With `strategy.deadline_s=0`, the default, a round waits for every bank. The SuperLink sees after four minutes that a bank has gone, and the round goes on without it; but a request or an answer that
+With `strategy.deadline_s=0`, the default, a round waits for every bank. The SuperLink sees after four minutes that a bank has gone, and the round goes on without it; but a request that
 is lost in the moment in which the link breaks is not sent again, and such a round would wait for ever. Give a deployment `strategy.deadline_s` well above the
 slowest bank's round, and `strategy.quorum`.
 

@@ -1,6 +1,6 @@
-"""What a deployment does when something breaks: parties are killed, the way is cut or slow, the disk is full.
+"""What leaves a bank, and what a deployment does when something breaks: parties are killed, the way is cut or slow, the disk is full.
 
-One coordinator and two banks serve all tests of this file. South reaches the coordinator by a way that the test can cut.
+One coordinator and two banks serve all tests of this file. South reaches the coordinator by a way that the test can cut, and that is read along.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ import os
 import socket
 import ssl
 import subprocess
+import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
@@ -21,18 +24,27 @@ import psutil
 import pytest
 from flwr.app import Message, RecordDict
 from flwr.app.message.arraychunk import ArrayChunk
+from flwr.proto.message_pb2 import PushObjectRequest
 from flwr.supercore.inflatable.inflatable_object import get_object_tree
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from hostile_bank import HostileBank
 from parties import ROOT, Federation, Machine, shoot, when
 from reliability import DEADLINE_S, OUTCOMES
-from tiny_runs import adapter_bytes, rounds_bytes, rounds_of
+from tiny_runs import adapter_bytes, rounds_of, same_run
+from wiretap import found_in, pushed, secrets_of, words_in
 
+from fedfinlora.adapter import norm
+from fedfinlora.checkpoint import load_checkpoint
 from fedfinlora.deployment.app_bundle import code_sha256, installed_files
 from fedfinlora.deployment.certificates import make_authority
-from fedfinlora.wire import SAFE_REASONS, TrainRequest
+from fedfinlora.deployment.flower import PIECE_BYTES
+from fedfinlora.deployment.policy import read_settings, settings_text
+from fedfinlora.runfolder import source_fingerprint
+from fedfinlora.wire import ALWAYS_TOLD, SAFE_REASONS, TrainRequest, from_arrays
 
 SHIFTED_CLOCK = Path(__file__).parent / "shifted_clock"
+LARGE = ("peft.rank=1228",)
+"""785,920 numbers."""
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +70,11 @@ def begins(machine: Machine, round_number: int) -> None:
     """Wait until a bank begins a round once more."""
     before = machine.history().count((round_number, "begun"))
     when(lambda: machine.history().count((round_number, "begun")) > before, f"{machine.home.name} begins round {round_number}")
+
+
+def retries(machine: Machine) -> int:
+    """How often a bank's SuperNode has found nobody so far."""
+    return (machine.bank / "supernode.log").read_text("utf-8").count(OUTCOMES["cut"].says)
 
 
 def server_process(run: Path) -> psutil.Process:
@@ -100,50 +117,209 @@ def fill(disk: Path, run: Path) -> None:
             return
 
 
-@pytest.mark.slow
-def test_a_run_through_everything_ends_in_the_same_bytes(federation: Federation) -> None:
-    aggregator, south, way = federation.aggregator, federation.south, federation.way
-    undisturbed = federation.in_one_process()
-    with small_disk(aggregator.home / "disk") as disk:
-        run = disk / "disturbed"
+class SlowRun(NamedTuple):
+    """A run and what south has sent in it."""
 
-        # South's way is slow, 1 Mbit a second, and is cut while it works on round 1.
-        way.speed, carried = 125_000, way.bytes
-        command = federation.run(run)
-        begins(south, 1)
-        assert way.bytes - carried > 500_000, OUTCOMES["slow"].does
-        log = south.bank / "supernode.log"
-        tries = log.read_text().count(OUTCOMES["cut"].says)
+    folder: Path
+    replies: list[Message]
+
+
+@pytest.fixture(scope="module")
+def slow_run(federation: Federation) -> SlowRun:
+    """A run of two rounds and an adapter of 3 MB. South keeps most figures back; its line is slow in round 1, and is cut while it sends.
+
+    A line on which 1.75 MB pass while south waits for an answer: harder than 1 Mbit/s and Flower's 30 seconds, in which 3.75 MB pass.
+    """
+    south, way = federation.south, federation.way
+    run = federation.aggregator.home / "runs" / "slow"
+    settings = south.bank / "bank.yaml"
+    before = settings.read_text("utf-8")
+    bank = read_settings(settings)[0]
+    settings.write_text(settings_text(replace(bank, policy=replace(bank.policy, reveal=("rows",)))))
+    earlier = len(south.history())
+    way.speed = 350_000
+    try:
+        command = federation.run(run, *LARGE)
+        when(lambda: (1, "sent") in south.history()[earlier:], "south has trained")
+        carried = way.bytes
+        when(lambda: way.bytes > carried + 1_000_000, "south has sent a third")
+        tries = retries(south)
         way.cut()
-        when(lambda: log.read_text().count(OUTCOMES["cut"].says) >= tries + 4, "south tries to connect")
-        way.speed = 0
+        when(lambda: retries(south) >= tries + 2, "south tries to connect")
         way.mend()
+        when(lambda: len(events(run, "round_done")) == 1, "round 1 is closed")
+        way.speed = 0
+        assert command.wait(timeout=240) == 0, federation.aggregator.said("coordinator run")
+    finally:
+        way.speed = 0
+        settings.write_text(before)
+    replies = pushed(federation.tap.requests())
+    return SlowRun(run, [reply for reply in replies if reply.metadata.run_id == replies[-1].metadata.run_id])
 
-        # The server's process is killed in round 2.
-        begins(south, 2)
-        server_process(run).kill()
-        assert OUTCOMES["server killed"].says in failed(command, aggregator)
 
-        # The disk is full at the end of round 2.
-        command = federation.resume(run)
-        begins(south, 2)
-        fill(disk, run)
-        said = failed(command, aggregator)
-        assert OUTCOMES["disk full"].says in said
-        assert not list(run.rglob("*.tmp"))
-        (disk / "ballast").unlink(missing_ok=True)
+@pytest.mark.slow
+def test_a_reply_is_the_delta_its_layout_id_and_the_figures_that_the_policy_allows(
+    federation: Federation, slow_run: SlowRun
+) -> None:
+    tap = federation.tap
+    hello, *replies = slow_run.replies
+    assert configs(hello) == {"reply": {"status": "ok", "bank": "south", "source-sha256": source_fingerprint()}}
+    for line, reply in zip(rounds_of(slow_run.folder), replies, strict=True):
+        assert set(reply.content) == {"reply", "delta", "figures"}
+        [south] = [bank for bank in line["banks"] if bank["bank"] == "south"]
+        head = {"status": "ok", "bank": "south", "layout-id": load_checkpoint(slow_run.folder).layout_id}
+        assert configs(reply) == {"reply": {**head, "policy-sha256": south["policy_sha256"]}}
+        assert set(reply.content.metric_records["figures"]) == {*ALWAYS_TOLD, "rows"}
+        # The delta is the one that the round's record speaks of, and the search for secrets would find it.
+        arrays = reply.content.array_records["delta"]
+        delta = from_arrays(arrays, sum(array.shape[0] for array in arrays.values()))
+        assert norm(delta) == south["delta_norm"]
+        assert found_in(tap.sent(), {"delta": [delta[:1000].tobytes()]}) == {"delta"}
+    nothing_private_has_left(federation)
 
-        # The SuperLink is killed in round 2; the banks come back by themselves to the one that takes its place.
-        command = federation.resume(run)
-        begins(south, 2)
-        psutil.Process(federation.coordinator.pid).children()[0].kill()
-        assert federation.coordinator.wait(timeout=60) == 1
-        assert OUTCOMES["superlink killed"].says in failed(command, aggregator)
-        federation.starts_coordinator()
-        assert federation.resume(run).wait(timeout=240) == 0, aggregator.said("coordinator run")
-        assert adapter_bytes(run) == adapter_bytes(undisturbed)
-        assert rounds_bytes(run) == rounds_bytes(undisturbed)
-        assert federation.south_bank.poll() is None
+
+@pytest.mark.slow
+def test_a_large_adapter_passes_a_slow_line_in_pieces_that_are_sent_once(federation: Federation, slow_run: SlowRun) -> None:
+    assert [bank["status"] for line in rounds_of(slow_run.folder) for bank in line["banks"]] == ["ok"] * 4, OUTCOMES[
+        "slow"
+    ].does
+    paths = [request for request in federation.tap.requests() if request.path == "/v1/fleet/push-object"]
+    pieces = [PushObjectRequest.FromString(request.body) for request in paths]
+    assert max(len(piece.object_content) for piece in pieces) < PIECE_BYTES + 100
+    times = Counter(piece.object_id for piece in pieces)
+    assert len(times) > 2 * 3_000_000 / PIECE_BYTES
+    assert times.total() - len(times) <= 2, "no more than the two that were on their way when the line was cut"
+    assert adapter_bytes(slow_run.folder) == adapter_bytes(federation.in_one_process("unhurried", *LARGE))
+
+
+def configs(message: Message) -> dict[str, dict[str, Any]]:
+    return {name: dict(record) for name, record in message.content.config_records.items()}
+
+
+def nothing_private_has_left(federation: Federation) -> None:
+    """No row, path, key or name of south's machine in what it has sent so far, nor in what the aggregator holds, its database above all."""
+    south, tap = federation.south, federation.tap
+    secrets = secrets_of(south.bank, south.home / "rows")
+    assert found_in(tap.sent(), {**secrets, "any key": [b"PRIVATE KEY"]}) == set()
+    assert words_in(tap.requests(), [socket.gethostname(), south.user]) == set()
+    held = [file.read_bytes() for file in federation.aggregator.home.rglob("*") if file.is_file()]
+    assert found_in(held, {**secrets, "paths": [str(south.home).encode()]}) == set()
+
+
+class CutRun(NamedTuple):
+    """A run in whose first round south's line is cut."""
+
+    folder: Path
+    command: subprocess.Popen[bytes]
+    since: float
+    """When it was cut, in seconds."""
+    tries: int
+    """How often south had found nobody before."""
+
+
+@pytest.fixture(scope="module")
+def cut_run(federation: Federation) -> Iterator[CutRun]:
+    """South's line is cut while it trains in round 1, on a small disk of the aggregator's. What concerns others is tried in the meantime."""
+    south = federation.south
+    with small_disk(federation.aggregator.home / "disk") as disk:
+        command = federation.run(disk / "disturbed")
+        begins(south, 1)
+        tries = retries(south)
+        federation.way.cut()
+        yield CutRun(disk / "disturbed", command, time.monotonic(), tries)
+
+
+@pytest.mark.slow
+def test_who_cannot_get_in_is_told_why(federation: Federation, cut_run: CutRun, tmp_path: Path) -> None:
+    make_authority(tmp_path / "other", 10)
+    cousin, misled = federation.guest("cousin"), federation.guest("misled", port=federation.plain_port)
+    (cousin.bank / "ca.crt").write_bytes((tmp_path / "other" / "ca.crt").read_bytes())
+    behind, far_behind, ahead = federation.strangers
+    for machine, shift_s in ((behind, -240), (far_behind, -360), (ahead, 60)):
+        machine.starts("bank", "start", also={"PYTHONPATH": str(SHIFTED_CLOCK), "CLOCK_SHIFT_S": str(shift_s)})
+    for machine in (cousin, misled):
+        machine.starts("bank", "start")
+    assert OUTCOMES["clock far behind"].says in refused(far_behind)
+    assert OUTCOMES["clock ahead"].says in refused(ahead)
+    assert OUTCOMES["authority"].says in refused(cousin)
+    assert OUTCOMES["plain"].says in refused(misled)
+    log = behind.bank / "supernode.log"
+    when(lambda: "SuperNode ID" in log.read_text(), OUTCOMES["clock behind"].does)
+    try:
+        answer = httpx.get(f"http://127.0.0.1:{federation.port}/health", timeout=10)
+    except httpx.TransportError:
+        answer = None
+    assert answer is None, OUTCOMES["plain client"].does
+    behind.ends()
+
+
+def refused(machine: Machine) -> str:
+    """What `bank start` said before it ended with status 1."""
+    assert machine.running[-1].wait(timeout=90) == 1
+    return machine.said("bank start")
+
+
+@pytest.mark.slow
+def test_a_request_of_two_gigabytes_is_refused_before_it_is_read(federation: Federation) -> None:
+    superlink = psutil.Process(federation.coordinator.pid).children()[0].pid
+    before = peak_from_now(superlink)
+    trusted = ssl.create_default_context(cafile=str(federation.aggregator.coordinator / "ca.crt"))
+    head = f"POST /v1/fleet/push-object HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {PROTOBUF_MEDIA_TYPE}\r\n"
+
+    def answer(more: str, pieces: int) -> str:
+        """The first line that the SuperLink says to a request with so many pieces of a mebibyte; "" where it just closes."""
+        with (
+            socket.create_connection(("127.0.0.1", federation.port), timeout=60) as plain,
+            trusted.wrap_socket(plain, server_hostname="127.0.0.1") as link,
+        ):
+            try:
+                link.sendall(f"{head}{more}\r\n\r\n".encode())
+                for _ in range(pieces):
+                    link.sendall(b"100000\r\n" + bytes(2**20) + b"\r\n")
+                return link.recv(4096).decode().partition("\r\n")[0]
+            except OSError:
+                return ""
+
+    assert OUTCOMES["two gigabytes"].says in answer(f"Content-Length: {2 * 2**30}", 0)
+    assert "200" not in answer("Transfer-Encoding: chunked", 64)
+    assert peak_bytes(superlink) - before < 48 * 2**20
+
+
+@pytest.mark.slow
+def test_a_run_through_everything_ends_in_the_same_bytes(federation: Federation, cut_run: CutRun) -> None:
+    aggregator, south, run = federation.aggregator, federation.south, cut_run.folder
+    undisturbed = federation.in_one_process("undisturbed")
+
+    # A minute after the cut south's line is whole again.
+    when(lambda: time.monotonic() - cut_run.since > 60, "a minute has passed")
+    assert retries(south) >= cut_run.tries + 4
+    federation.way.mend()
+
+    # The server's process is killed in round 2.
+    begins(south, 2)
+    assert south.history()[-3:] == [(1, "begun"), (1, "sent"), (2, "begun")], OUTCOMES["cut"].does
+    server_process(run).kill()
+    assert OUTCOMES["server killed"].says in failed(cut_run.command, aggregator)
+
+    # The disk is full at the end of round 2.
+    command = federation.resume(run)
+    begins(south, 2)
+    fill(run.parent, run)
+    said = failed(command, aggregator)
+    assert OUTCOMES["disk full"].says in said
+    assert not list(run.rglob("*.tmp"))
+    (run.parent / "ballast").unlink(missing_ok=True)
+
+    # The SuperLink is killed in round 2; the banks come back by themselves to the one that takes its place.
+    command = federation.resume(run)
+    begins(south, 2)
+    psutil.Process(federation.coordinator.pid).children()[0].kill()
+    assert federation.coordinator.wait(timeout=60) == 1
+    assert OUTCOMES["superlink killed"].says in failed(command, aggregator)
+    federation.starts_coordinator()
+    assert federation.resume(run).wait(timeout=240) == 0, aggregator.said("coordinator run")
+    assert same_run(run, undisturbed)
+    assert federation.south_bank.poll() is None
 
 
 class Play:
@@ -235,6 +411,7 @@ def test_killed_late_and_hostile_banks_cost_their_own_answers_only(federation: F
     # What was begun is booked, what was sent is written down.
     assert south.history()[earlier:] == [(1, "begun"), (1, "sent"), (2, "begun"), (3, "begun"), (3, "sent")]
     assert booked(south) == [1, 2, 3]
+    nothing_private_has_left(federation)
 
 
 @contextmanager
@@ -303,58 +480,3 @@ def test_code_that_a_bank_has_not_installed_does_not_run_there(federation: Feder
     assert not [file for file in (north.bank / "flwr").rglob("*.py") if b"it ran" in file.read_bytes()]
     for file in (*run.rglob("*"), aggregator.coordinator / "superlink.log"):
         assert file.is_dir() or str(north.home).encode() not in file.read_bytes()
-
-
-@pytest.mark.slow
-def test_who_cannot_get_in_is_told_why(federation: Federation, tmp_path: Path) -> None:
-    make_authority(tmp_path / "other", 10)
-    cousin, misled = federation.guest("cousin"), federation.guest("misled", port=federation.plain_port)
-    (cousin.bank / "ca.crt").write_bytes((tmp_path / "other" / "ca.crt").read_bytes())
-    behind, far_behind, ahead = federation.strangers
-    for machine, shift_s in ((behind, -240), (far_behind, -360), (ahead, 60)):
-        machine.starts("bank", "start", also={"PYTHONPATH": str(SHIFTED_CLOCK), "CLOCK_SHIFT_S": str(shift_s)})
-    for machine in (cousin, misled):
-        machine.starts("bank", "start")
-    assert OUTCOMES["clock far behind"].says in refused(far_behind)
-    assert OUTCOMES["clock ahead"].says in refused(ahead)
-    assert OUTCOMES["authority"].says in refused(cousin)
-    assert OUTCOMES["plain"].says in refused(misled)
-    log = behind.bank / "supernode.log"
-    when(lambda: "SuperNode ID" in log.read_text(), OUTCOMES["clock behind"].does)
-    try:
-        answer = httpx.get(f"http://127.0.0.1:{federation.port}/health", timeout=10)
-    except httpx.TransportError:
-        answer = None
-    assert answer is None, OUTCOMES["plain client"].does
-
-
-def refused(machine: Machine) -> str:
-    """What `bank start` said before it ended with status 1."""
-    assert machine.running[-1].wait(timeout=90) == 1
-    return machine.said("bank start")
-
-
-@pytest.mark.slow
-def test_a_request_of_two_gigabytes_is_refused_before_it_is_read(federation: Federation) -> None:
-    superlink = psutil.Process(federation.coordinator.pid).children()[0].pid
-    before = peak_from_now(superlink)
-    trusted = ssl.create_default_context(cafile=str(federation.aggregator.coordinator / "ca.crt"))
-    head = f"POST /v1/fleet/push-object HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {PROTOBUF_MEDIA_TYPE}\r\n"
-
-    def answer(more: str, pieces: int) -> str:
-        """The first line that the SuperLink says to a request with so many pieces of a mebibyte; "" where it just closes."""
-        with (
-            socket.create_connection(("127.0.0.1", federation.port), timeout=60) as plain,
-            trusted.wrap_socket(plain, server_hostname="127.0.0.1") as link,
-        ):
-            try:
-                link.sendall(f"{head}{more}\r\n\r\n".encode())
-                for _ in range(pieces):
-                    link.sendall(b"100000\r\n" + bytes(2**20) + b"\r\n")
-                return link.recv(4096).decode().partition("\r\n")[0]
-            except OSError:
-                return ""
-
-    assert OUTCOMES["two gigabytes"].says in answer(f"Content-Length: {2 * 2**30}", 0)
-    assert "200" not in answer("Transfer-Encoding: chunked", 64)
-    assert peak_bytes(superlink) - before < 48 * 2**20

@@ -8,9 +8,15 @@ from typing import Any
 
 import httpx
 import pytest
+from flwr.app import ConfigRecord, RecordDict
+from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.server.superlink.linkstate import LinkStateFactory
+from flwr.supercore.inflatable.inflatable_object import get_object_tree
+from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.superlink.federation import NoOpFederationManager
 
-from fedfinlora.deployment.flower import Limited, is_lost_link, patient, returning
+from fedfinlora.deployment.flower import Limited, is_lost_link, patient, returning, stored_again
 from fedfinlora.deployment.reach import clock_trouble
 
 
@@ -71,6 +77,20 @@ def test_a_peer_that_is_wrong_stays_final(error: Exception) -> None:
     assert patient(make_simple_http_retry_invoker)().should_giveup(error)
 
 
+def test_a_piece_whose_answer_was_lost_is_taken_again_where_flower_refuses_it(tmp_path: Path) -> None:
+    database = f"sqlite:///{tmp_path / 'state.db'}"
+    state = LinkStateFactory(database, NoOpFederationManager(), ObjectStoreFactory(database)).state()
+    ours = stored_again(type(state).store_object)
+    piece, run = ConfigRecord({"a": 1}), 5
+    session = state.start_session(run)
+    state.preregister_object_tree(get_object_tree(RecordDict({"piece": piece})), session)
+    assert ours(state, run, session, piece.object_id, piece.deflate())
+    assert not state.store_object(run, session, piece.object_id, piece.deflate())  # if not, this code can go
+    assert ours(state, run, session, piece.object_id, piece.deflate())
+    assert not ours(state, run, session, piece.object_id, b"other bytes")
+    assert not ours(state, run, session, ConfigRecord({"a": 2}).object_id, b"never announced")
+
+
 class Client:
     """Lets a node in when nobody with its key is in."""
 
@@ -87,6 +107,14 @@ class Client:
         if request.node_id != self.own:
             raise httpx.HTTPStatusError("no", request=httpx.Request("POST", "https://c"), response=httpx.Response(401))
         self.inside = None
+
+    def PushMessages(self, request: Any) -> Any:
+        return request
+
+
+def test_how_long_a_bank_has_worked_does_not_leave_it() -> None:
+    request = PushMessagesRequest(clientapp_runtime_list=[12.5])
+    assert returning(Client)(inside=None).PushMessages(request) == PushMessagesRequest()
 
 
 def test_a_killed_node_takes_its_own_place_and_nobody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,11 @@
 Either ends with the process that started it, so that a killed `coordinator start` or `bank start` leaves nobody behind.
 
 The SuperLink takes request bodies of any size into memory; here one over MOST_BYTES is refused with status 413 before it is read. Flower sends an
-array in pieces (5 MiB unless FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE says otherwise) and an app bundle has 10 MiB at most, so nothing honest is as large.
+array in pieces, one request each, and an app bundle has 10 MiB at most, so nothing honest is as large.
+
+Flower's pieces have 5 MiB, two at a time, and it waits 30 seconds for the answer to one: on a line of 1 Mbit/s they never arrive, and are sent again for ever.
+Here they have PIECE_BYTES. A piece whose answer was lost is sent again, to a SuperLink (1.41) that says that it does not want it, whereupon the SuperNode throws
+its answer away; here what is there already counts as taken (`stored_again`). An answer that is cut off may go on after as long a cut as its bank may be unheard.
 
 The SuperNode (1.41) retries for ever when the link fails, except where the failure's text has "ssl" or "tls" in it: then it throws its answer away, or
 ends. A connection that is dropped gives just such a text; here it is retried like every other lost connection, and a certificate that does
@@ -29,6 +33,8 @@ MOST_BYTES = 16 * 2**20
 PROMISED_S = 120
 """A SuperNode shows a sign of life every 20 seconds. The SuperLink gives a bank up after twice what the bank promises: Flower's own 30 seconds make a
 link that is cut for a minute cost the bank its round."""
+PIECE_BYTES = 2**18
+"""Bytes of a piece of an array: two seconds at 1 Mbit/s."""
 LOST = ("eof", "timed out", "closed", "close_notify")
 """In the text of a TLS error: the connection went away. All others speak of the peer itself."""
 
@@ -63,6 +69,15 @@ class Limited:
         await self._app(scope, counted, send)
 
 
+def stored_again(store_object: Callable[..., bool]) -> Callable[..., bool]:
+    """Flower's way to store an object of a message, to which one that is stored already is no failure: its sender may not have heard of it."""
+
+    def stored(state: Any, run_id: int, session_id: str, object_id: str, content: bytes) -> bool:
+        return store_object(state, run_id, session_id, object_id, content) or state.object_store.get(object_id) == content
+
+    return stored
+
+
 def is_lost_link(error: Exception) -> bool:
     """Whether a connection was lost, which time may mend."""
     import httpx
@@ -83,7 +98,10 @@ def patient(make_invoker: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def returning(client_class: type[Any]) -> type[Any]:
-    """Flower's client of the SuperLink, whose node may take the place of its own former self."""
+    """Flower's client of the SuperLink, whose node may take the place of its own former self, and does not tell how long it has worked.
+
+    Flower sends the seconds with each answer; a bank's policy may withhold them, and under example-level privacy its rows decide them.
+    """
     import httpx
     from flwr.proto.fleet_pb2 import DeactivateNodeRequest
 
@@ -101,14 +119,23 @@ def returning(client_class: type[Any]) -> type[Any]:
                 NODE_ID.write_text(str(answer.node_id))
             return answer
 
+        def PushMessages(self, request: Any) -> Any:
+            request.ClearField("clientapp_runtime_list")
+            return super().PushMessages(request)
+
     return Returning
 
 
 def superlink() -> None:
-    """Flower's SuperLink behind `Limited`."""
+    """Flower's SuperLink behind `Limited`, with `stored_again`."""
+    from importlib import import_module
+
     import uvicorn
     from flwr.superlink.cli.flower_superlink import flower_superlink
 
+    sql_corestate: Any = import_module("flwr.supercore.corestate.sql_corestate")
+    sql_corestate.SqlCoreState.store_object = stored_again(sql_corestate.SqlCoreState.store_object)
+    sql_corestate.OBJECT_PUSH_SESSION_TTL_SECONDS = 2 * PROMISED_S
     run = uvicorn.run
     uvicorn.run = lambda app, **settings: run(Limited(app), **settings)
     flower_superlink()
@@ -135,6 +162,9 @@ def supernode() -> None:
 
 
 if __name__ == "__main__":
+    os.environ.setdefault(
+        "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE", str(PIECE_BYTES)
+    )  # before Flower is imported; also for what it starts
     from flwr.supercore.app_utils import start_parent_process_monitor
 
     program = {"superlink": superlink, "supernode": supernode}[sys.argv.pop(1)]
