@@ -30,6 +30,7 @@ from fedfinlora.commands.coordinator import Coordinator
 from fedfinlora.commands.simulate import free_port
 from fedfinlora.compose import PROJECT_ROOT
 from fedfinlora.deployment.certificates import make_node_key
+from fedfinlora.deployment.flower import PIECES
 from fedfinlora.deployment.processes import program_of
 from fedfinlora.errors import UserError
 from fedfinlora.runfolder import git_commit, read_lines, source_fingerprint, write_json
@@ -232,6 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--numbers", type=int, default=LLAMA_NUMBERS, help="of the adapter")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args(arguments)
+    os.environ.update(PIECES)  # these banks send as SuperNodes do
     found = []
     for banks in options.banks:
         found.append(measure(banks, options.rounds, options.numbers))

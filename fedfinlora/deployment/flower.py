@@ -35,6 +35,8 @@ PROMISED_S = 120
 link that is cut for a minute cost the bank its round."""
 PIECE_BYTES = 2**18
 """Bytes of a piece of an array: two seconds at 1 Mbit/s."""
+PIECES = {"FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(PIECE_BYTES)}
+"""What must be in the environment before Flower is imported."""
 LOST = ("eof", "timed out", "closed", "close_notify")
 """In the text of a TLS error: the connection went away. All others speak of the peer itself."""
 
