@@ -30,8 +30,8 @@ from server_app.federated import run_federated
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ("model=tiny-random", "model.threads=1")
-HASTY = {"PYTHONPATH": str(Path(__file__).parent / "hasty"), "WAIT_S": "5"}
-"""Who starts with it waits five seconds for an answer, not Flower's thirty."""
+HASTY = {"PYTHONPATH": str(Path(__file__).parent / "hasty"), "WAIT_S": "6"}
+"""Who starts with it waits six seconds for an answer, not Flower's thirty."""
 SMALL = ("num_server_rounds=2", "evaluation=none", "train.steps_per_round=2", "train.batch_rows=4")
 
 

@@ -128,7 +128,7 @@ class SlowRun(NamedTuple):
 def slow_run(federation: Federation) -> SlowRun:
     """A run of two rounds and an adapter of 3 MB. South keeps most figures back; its line is slow in round 1, and is cut while it sends.
 
-    A line on which 1.75 MB pass while south waits for an answer: harder than 1 Mbit/s and Flower's 30 seconds, in which 3.75 MB pass.
+    A line on which 2.1 MB pass while south waits for an answer: harder than 1 Mbit/s and Flower's 30 seconds, in which 3.75 MB pass.
     """
     south, way = federation.south, federation.way
     run = federation.aggregator.home / "runs" / "slow"
