@@ -7,11 +7,12 @@ raised; and int8 layers compute training and evaluation differently. See docs/ad
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -104,6 +105,7 @@ def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+    import_bitsandbytes()
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     _set_threads(config)
     device = pick_device(config.device)
@@ -134,6 +136,26 @@ def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
             f"The tokenizer of {config.path} has no end-of-sequence token, so answers could not end. Choose another model."
         )
     return model, tokenizer
+
+
+def import_bitsandbytes() -> None:
+    """Import bitsandbytes without torch's compiler behind it, which takes 0.9 of a process's 5 seconds until its model is loaded.
+
+    bitsandbytes has four functions compiled as it is imported, which neither CPUs nor CUDA call; here they are compiled when they are called.
+    """
+    import torch
+
+    compile_now = torch.compile
+
+    def compile_later(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        compiled = functools.cache(lambda: compile_now(function, **options))
+        return lambda *arguments, **values: compiled()(*arguments, **values)
+
+    torch.compile = compile_later  # type: ignore[assignment]
+    try:
+        import bitsandbytes  # noqa: F401
+    finally:
+        torch.compile = compile_now
 
 
 def add_adapter(base: nn.Module, model_config: ModelConfig, peft_config: PeftConfig, seed: int) -> nn.Module:

@@ -125,6 +125,22 @@ def test_importing_the_apps_has_no_effect_on_the_process() -> None:
     assert shown.stdout.strip() == "True"
 
 
+def test_what_starts_often_loads_little() -> None:
+    """A command that loads no model, the client process of every message and the worker's other end start without torch and what belongs to it."""
+    program = (
+        "import sys\nimport fedfinlora.commands.bank, fedfinlora.commands.compare, fedfinlora.commands.coordinator, fedfinlora.commands.report\n"
+        "print(*sorted(sys.modules), sep=',')\nimport client_app.app\nprint(*sorted(sys.modules), sep=',')\n"
+        "from fedfinlora.models import import_bitsandbytes\nimport_bitsandbytes()\nprint(*sorted(sys.modules), sep=',')\n"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    commands, client, bitsandbytes = (set(line.split(",")) for line in shown.stdout.splitlines())
+    heavy = {*HEAVY, "scipy", "pandas", "opacus", "tensorboard"}
+    assert not heavy & commands
+    assert heavy & client == {"flwr"}
+    assert "bitsandbytes" in bitsandbytes
+    assert "torch._inductor.compile_fx" not in bitsandbytes, "torch's compiler"
+
+
 # --- what ships -------------------------------------------------------------------------------------------------------------------------
 
 
