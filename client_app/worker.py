@@ -48,6 +48,8 @@ START_S = 60.0
 LONGEST_LINE = 2**20
 LARGEST_VECTOR = 2**28
 """Numbers of an adapter at most: a gibibyte."""
+LONGEST_SOCKET_PATH = 107
+"""Bytes of a Unix socket's path."""
 PROCESS_FILE = "worker.pid"
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -159,10 +161,11 @@ def end_worker(state_folder: Path) -> None:
 
 
 def socket_path(facts: BankFacts) -> Path:
-    """Where the worker of this bank and this code listens. Not in the bank's own folder: a socket's path may have 107 bytes at most."""
+    """Where the worker of this bank and this code listens: in $XDG_RUNTIME_DIR, else in $TMPDIR, else in /tmp, where the path is short enough."""
     what = f"{facts.state_folder.absolute()}|{facts.name}|{ROOT}|{source_fingerprint()}"
-    folder = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()) / f"fedfinlora-{os.getuid()}"
-    return folder / f"{hashlib.sha256(what.encode()).hexdigest()[:24]}.sock"
+    own = Path(f"fedfinlora-{os.getuid()}") / f"{hashlib.sha256(what.encode()).hexdigest()[:24]}.sock"
+    places = [Path(place) / own for place in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir()) if place]
+    return next((path for path in places if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH), Path("/tmp") / own)
 
 
 def _connected(facts: BankFacts, node_config: Mapping[str, Any]) -> socket.socket:

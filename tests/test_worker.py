@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,9 +56,16 @@ class Bank:
         return int((self.facts.state_folder / PROCESS_FILE).read_text())
 
 
+@pytest.fixture(autouse=True)
+def sockets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of the test's own, with a short name."""
+    with tempfile.TemporaryDirectory(prefix="worker-") as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        yield Path(folder)
+
+
 @pytest.fixture
-def bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bank]:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+def bank(tmp_path: Path, sockets: Path) -> Iterator[Bank]:
     made = Bank(tmp_path)
     yield made
     end_worker(made.facts.state_folder)
@@ -117,8 +125,7 @@ def test_one_that_dies_at_work_is_an_error_and_not_done_again(bank: Bank, monkey
     assert (error.value.code, len(sent)) == ("internal", 1)
 
 
-def test_without_work_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+def test_without_work_it_ends(tmp_path: Path) -> None:
     bank = Bank(tmp_path, **{"worker-idle-s": 1.0})
     bank.ask()
     deadline = time.monotonic() + 30
@@ -152,10 +159,16 @@ def test_garbage_on_the_socket_changes_nothing(bank: Bank) -> None:
     assert bank.process == process
 
 
-def test_a_worker_within_its_memory_limit_answers_and_beyond_it_fails_with_its_code(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+def test_a_socket_lies_where_its_path_is_short_enough(bank: Bank, sockets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    near = socket_path(bank.facts)
+    assert near.is_relative_to(sockets)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(sockets / ("deep" * 20)))
+    assert socket_path(bank.facts) == Path(tempfile.gettempdir()) / near.relative_to(sockets)
+    monkeypatch.setattr(tempfile, "tempdir", str(sockets / ("deep" * 20)))
+    assert socket_path(bank.facts) == Path("/tmp") / near.relative_to(sockets)
+
+
+def test_a_worker_within_its_memory_limit_answers_and_beyond_it_fails_with_its_code(tmp_path: Path) -> None:
     bank = Bank(tmp_path, **{"worker-memory-gib": 0.15})
     with pytest.raises(BankError) as error:
         bank.ask()
