@@ -23,16 +23,19 @@ from typing import NamedTuple
 
 import pytest
 import yaml
+from fake_grid import FakeGrid, simulated_banks
 
 from data.catalog import BENCHMARKS
 from eval import benchmarks_reference
 from fedfinlora import config_reference
 from fedfinlora.cli import parser
 from fedfinlora.commands.bench import bench
+from fedfinlora.commands.simulate import prepare
 from fedfinlora.compose import PROJECT_ROOT, compose
 from fedfinlora.config import STRATEGIES, Config
 from fedfinlora.config_values import describe
 from fedfinlora.errors import ConfigError
+from server_app.federated import run_federated
 
 README = PROJECT_ROOT / "README.md"
 DOCUMENTS = [
@@ -294,6 +297,14 @@ def demo(place: Path) -> Path:
     return folder
 
 
+def simulate_here(words: list[str], banks: Path) -> int:
+    """`simulate` with both apps in this process and no Flower between them. `banks` is where the banks keep what they keep."""
+    options = parser().parse_args(words)
+    config, _ = prepare([*options.overrides, *([f"banks={options.banks}"] if options.banks else [])])
+    run_federated(FakeGrid(simulated_banks(config.banks, banks)), config)
+    return 0
+
+
 @pytest.mark.slow
 def test_make_demo_leaves_what_the_readme_lists(demo: Path) -> None:
     listed = README.read_text("utf-8").split("## What a run leaves behind")[1].split("```")[1]
@@ -329,11 +340,12 @@ def test_every_command_of_the_readme_runs(demo: Path, place: Path, monkeypatch: 
             continue
         if words[0] in ("coordinator", "bank") or "--run" in words:  # tests/test_deployment.py types them; there is no such run
             continue
-        if words[0] == "simulate" and "privacy=example" not in words:  # the baselines have no privacy
+        if words[0] == "simulate" and "privacy=example" not in words:
             words[0] = "centralized"
         if words[0] in OVERRIDDEN and not any(word.startswith("run_name=") for word in words):
             words.append(f"run_name=command-{number}")
-        assert main(words) == 0, f"{command.text}\nrun as: {shlex.join(words)}"
+        status = simulate_here(words, place / f"banks-{number}") if words[0] == "simulate" else main(words)
+        assert status == 0, f"{command.text}\nrun as: {shlex.join(words)}"
         ran += 1
     assert ran >= 12
     assert (place / "outputs" / "compared.html").is_file()

@@ -78,7 +78,7 @@ def cuts_short(handler: Handler, body: dict[str, Any]) -> None:
 
 
 def hangs(handler: Handler, body: dict[str, Any]) -> None:
-    handler.server.closing.wait(10)
+    handler.server.closing.wait(90)
     handler.close_connection = True
 
 
@@ -232,7 +232,7 @@ def test_an_interrupt_does_not_wait_for_requests_under_way(server: Server) -> No
     while not server.requests and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=8)  # the server keeps silent for longer
+    _, error = process.communicate(timeout=60)  # the server keeps silent for longer
     assert error.splitlines()[-1] == "KeyboardInterrupt"
 
 
