@@ -30,6 +30,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ROUNDS = 3
 STEPS = 60
 """Long enough for a round to be interrupted, at some ten milliseconds a step."""
+ONE_WORKER = "workers=1"
+"""Both banks in one process: a model is loaded once less, and nothing else is different."""
 PATIENCE_S = 240.0
 QUIET = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
@@ -205,7 +207,7 @@ class TestSimulate:
 
     def test_a_failed_app_is_status_1_and_one_line(self, place: Path, rows: Path) -> None:
         """Flower itself would call this run completed: no row fits the window, so no bank has anything to train on."""
-        status, _, err = simulate(*words(rows, place, "failing", "model.context_tokens=12", "evaluation=none"))
+        status, _, err = simulate(*words(rows, place, "failing", "model.context_tokens=12", "evaluation=none", ONE_WORKER))
         run = place / "failing"
         said = error_of(err)
         assert status == 1
@@ -218,7 +220,7 @@ class TestSimulate:
 class TestInterrupted:
     def test_kill_9_of_the_server_in_the_middle_of_a_round_then_resume(self, place: Path, rows: Path, whole: Path) -> None:
         run = place / "killed"
-        process = start("simulate", *words(rows, place, "killed"))
+        process = start("simulate", *words(rows, place, "killed", ONE_WORKER))
         server = int(wait_for(process, in_the_middle_of_round_2(run))["process"])
         time.sleep(0.1)
         os.kill(server, signal.SIGKILL)
@@ -240,7 +242,7 @@ class TestInterrupted:
 
     def test_ctrl_c_saves_the_state_and_says_how_to_go_on(self, place: Path, rows: Path, whole: Path) -> None:
         run = place / "stopped"
-        process = start("simulate", *words(rows, place, "stopped"))
+        process = start("simulate", *words(rows, place, "stopped", ONE_WORKER))
         wait_for(process, in_the_middle_of_round_2(run))
         os.killpg(process.pid, signal.SIGINT)
         status, _, err = finish(process)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import random_adapter, tiny_config
+from fake_grid import FakeGrid, simulated_banks
 from tiny_runs import overrides, result_of, write_rows
 
 from fedfinlora.adapter import load_adapter, read_adapter, save_adapter, trainable, write_adapter
@@ -17,6 +18,7 @@ from fedfinlora.config import Config, StrategyConfig
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.models import Session, get_session, initial_adapter
 from fedfinlora.wire import Figures, Reply
+from server_app.federated import run_federated
 from server_app.rounds import RoundState, take_step
 
 
@@ -128,7 +130,8 @@ def test_a_run_trains_scores_and_resumes_with_it(tmp_path: Path, capsys: pytest.
     )
     assert main(["simulate", *words]) == 0
     whole = result_of(tmp_path / "runs" / "run")["bytes_up"]
-    assert main(["simulate", *overrides(rows, tmp_path / "runs", name="plain")]) == 0
+    plain = compose(overrides(rows, tmp_path / "runs", name="plain"))
+    run_federated(FakeGrid(simulated_banks(plain.banks, tmp_path / "banks")), plain)
     assert whole < result_of(tmp_path / "runs" / "plain")["bytes_up"]
     capsys.readouterr()
     final = tmp_path / "runs" / "run" / "adapters" / "final"

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_grid import FakeGrid, simulated_banks
 from tiny_runs import overrides, result_of, rounds_of, write_lines, write_rows
 
 import client_app.bank
@@ -23,13 +24,14 @@ from fedfinlora.adapter import Vector
 from fedfinlora.cli import main
 from fedfinlora.compose import compose
 from fedfinlora.config import Config
-from fedfinlora.errors import ConfigError
+from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.models import get_session, initial_adapter
 from fedfinlora.privacy import ledger
 from fedfinlora.privacy.accounting import Steps, epsilon
 from fedfinlora.privacy.ledger import read_ledger
 from fedfinlora.runfolder import source_fingerprint
 from fedfinlora.wire import BankError, Figures, RejectedReply, TrainRequest, pack_reply, unpack_reply
+from server_app.federated import run_federated
 
 PRIVATE = ("privacy=example", "privacy.epsilon=8")
 
@@ -329,9 +331,9 @@ def test_a_real_run_has_a_card_and_a_second_one_stops_at_the_budget(
     assert "What else leaves a bank" in page
     assert f"ε = {card['epsilon']:.3g}" in page
 
-    again = [*words[:3], "run_name=again", *words[4:], f"privacy.budget_epsilon={card['epsilon'] * 1.001}"]
-    assert main(["simulate", *again]) == 1
-    assert "The bank's privacy budget would be exceeded." in capsys.readouterr().err
+    again = compose([*words, "run_name=again", f"privacy.budget_epsilon={card['epsilon'] * 1.001}"])
+    with pytest.raises(UserError, match=r"The bank's privacy budget would be exceeded\."):
+        run_federated(FakeGrid(simulated_banks(again.banks, tmp_path / "banks")), again)
 
 
 @pytest.mark.slow
