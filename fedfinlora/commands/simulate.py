@@ -191,6 +191,7 @@ def _superlink(run: Path) -> Iterator[Link]:
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",  # seconds; Flower's own second is for many runs on one SuperLink
         "RAY_USAGE_STATS_ENABLED": "0",
         "FEDFINLORA_BANK_STATE": str(run / "state" / "banks"),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
