@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import stat
+import sys
 import time
 import tomllib
 import zipfile
@@ -15,24 +16,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import ConfigRecord, Metadata, RecordDict
+from flwr.app import ConfigRecord, Message, Metadata, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
 from flwr.cli.archive_utils import safe_extract_zip
 from flwr.cli.build import build_fab_from_files
 from flwr.cli.install import install_from_fab
 from flwr.common.constant import APP_DIR, FAB_HASH_TRUNCATION, FAB_MAX_SIZE, ErrorCode
-from flwr.common.serde import message_to_proto
-from flwr.proto.fab_pb2 import Fab, GetFabResponse
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.fab_pb2 import Fab, GetFabRequest, GetFabResponse
 from flwr.proto.fleet_pb2 import (
     ActivateNodeResponse,
     DeactivateNodeResponse,
     PullMessagesRequest,
     PullMessagesResponse,
+    PushMessagesResponse,
     RegisterNodeFleetResponse,
     UnregisterNodeFleetResponse,
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatResponse
-from flwr.proto.message_pb2 import ConfirmMessageReceivedResponse
+from flwr.proto.message_pb2 import ConfirmMessageReceivedResponse, PullObjectResponse, PushObjectResponse
 from flwr.proto.run_pb2 import GetRunResponse, Run
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.object_store import ObjectStoreFactory
@@ -47,6 +49,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedfinlora.compose import PROJECT_ROOT
+from fedfinlora.deployment import flower
 from fedfinlora.deployment import gate as gate_module
 from fedfinlora.deployment.app_bundle import (
     LIST,
@@ -362,6 +365,9 @@ class SuperLink:
     content = b""
     confirmed: list[str]
     """Messages that the bank has said to have."""
+    answers: list[Message]
+    pushed: list[bytes]
+    """Contents of the objects of its answers."""
 
     @classmethod
     def from_server_address(cls, *arguments: Any, **options: Any) -> Any:
@@ -408,13 +414,25 @@ class SuperLink:
         )
 
     def PullObject(self, request: Any) -> Any:
-        from flwr.proto.message_pb2 import PullObjectResponse
-
         return PullObjectResponse(object_found=True, object_available=True, object_content=self.objects[request.object_id])
+
+    def PushMessages(self, request: Any) -> Any:
+        self.answers.extend(message_from_proto(message) for message in request.messages_list)
+        wanted = [each.object_id for each in request.message_object_trees]
+        return PushMessagesResponse(objects_to_push=wanted, session_id="s")
+
+    def PushObject(self, request: Any) -> Any:
+        self.pushed.append(request.object_content)
+        return PushObjectResponse(stored=True)
 
     def ConfirmMessageReceived(self, request: Any) -> Any:
         self.confirmed.append(request.message_object_id)
         return ConfirmMessageReceivedResponse()
+
+
+def superlink(content: bytes, **more: Any) -> type[Any]:
+    """A class of its own, so that each test has its own lists."""
+    return type("OneSuperLink", (SuperLink,), {"content": content, "confirmed": [], "answers": [], "pushed": [], **more})
 
 
 @contextmanager
@@ -437,14 +455,14 @@ class Node:
         trusted = _try_obtain_trusted_entities(_parse_args_run_supernode().parse_args(bank.gate.begins()).trusted_entities)
         assert trusted
         _validate_public_keys_ed25519(trusted)
-        with connected(client, monkeypatch) as (_, receive, _, get_run, get_fab, pull_object, _, confirm):
+        with connected(client, monkeypatch) as (_, receive, send, get_run, get_fab, pull_object, push_object, confirm):
             start_client_internal._pull_and_store_message(
                 self.state, stores.store(), {}, receive, get_run, get_fab, pull_object, confirm, trusted_entities=trusted
             )
-
-    @property
-    def errors(self) -> list[int]:
-        return [message.error.code for message in self.state.get_messages_legacy(is_reply=True) if message.has_error()]
+            if not self.has(client.content):
+                start_client_internal._push_messages(self.state, stores.store(), send, push_object)
+        self.errors = [message.error.code for message in client.answers]
+        self.told = b"".join(client.pushed)
 
     def has(self, content: bytes) -> bool:
         """Whether anything could run of a bundle: a process gets it from here."""
@@ -457,7 +475,7 @@ class TestBehindTheGate:
     """These fail where a new Flower takes another way than the one on which the gate stands."""
 
     def test_what_the_gate_lets_in_is_run(self, bank: Bank, installed: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
-        client = type("Honest", (SuperLink,), {"content": built(installed), "confirmed": []})
+        client = superlink(built(installed))
         node = Node(gated(client, bank.gate), bank, monkeypatch)
         assert node.has(client.content)
         assert node.errors == []
@@ -466,16 +484,19 @@ class TestBehindTheGate:
     def test_what_it_refuses_is_answered_and_not_kept(
         self, bank: Bank, installed: Sources, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        client = type("Hostile", (SuperLink,), {"content": built(installed, other_line), "confirmed": []})
+        client = superlink(built(installed, other_line))
         node = Node(gated(client, bank.gate), bank, monkeypatch)
         assert not node.has(client.content)
         assert node.errors == [ErrorCode.INVALID_FAB]
+        assert b"The FAB could not be verified." in node.told
+        assert b"client_app" not in node.told
+        assert str(bank.home).encode() not in node.told
         assert len(client.confirmed) == 1
         assert len(bank.said) == 1
 
     def test_what_it_has_not_seen_is_refused(self, bank: Bank, installed: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
         """As if Flower got bundles by another way: they have no signature, even one with what is installed."""
-        client = type("Moved", (SuperLink,), {"content": built(installed)})
+        client = superlink(built(installed))
         node = Node(client, bank, monkeypatch)
         assert not node.has(client.content)
         assert node.errors == [ErrorCode.INVALID_FAB]
@@ -490,7 +511,7 @@ class TestBehindTheGate:
             def get_fab(self: Any, request: Any) -> Any:
                 return GetFabResponse(fab=Fab(hash_str=request.hash_str, content=content, verifications=signature))
 
-            return type("Replayed", (SuperLink,), {"content": content, "confirmed": [], "GetFab": get_fab})
+            return superlink(content, GetFab=get_fab)
 
         assert Node(replayed(honest), bank, monkeypatch).has(honest)
         assert not Node(replayed(honest + b"\n"), bank, monkeypatch).has(honest + b"\n")
@@ -512,8 +533,34 @@ class TestBehindTheGate:
         assert (gate_module.APPS, gate_module.HASH_DIGITS) == (APP_DIR, FAB_HASH_TRUNCATION)
         assert FAB_MAX_SIZE == MOST_BYTES
 
+    def test_bank_start_puts_the_gate_there(self, bank: Bank, installed: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The whole of `flower.py supernode` but for Flower's main loop."""
+        connection: Any = import_module("flwr.supernode.fleet_http_connection")
+        for name in ("make_simple_http_retry_invoker", "HEARTBEAT_DEFAULT_INTERVAL"):
+            monkeypatch.setattr(connection, name, getattr(connection, name))
+        honest, other = (superlink(built(installed, change)) for change in (lambda sources: None, other_line))
+        found: list[bytes] = []
+
+        def flower_supernode() -> None:
+            assert _try_obtain_trusted_entities(_parse_args_run_supernode().parse_args().trusted_entities)
+            client = connection.FleetHttpClient()
+            client.GetRun(None)
+            fab = client.GetFab(GetFabRequest(hash_str=sha256(client.content), run_id=RUN_ID)).fab
+            assert "me" not in fab.verifications, "the aggregator's own word is taken away"
+            found.append(fab.content)
+
+        monkeypatch.setattr(import_module("flwr.supernode.cli.flower_supernode"), "flower_supernode", flower_supernode)
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        monkeypatch.setenv("FLWR_HOME", str(bank.home / "flwr"))
+        monkeypatch.chdir(bank.home)
+        for client in (honest, other):
+            monkeypatch.setattr(sys, "argv", ["flower-supernode"])
+            monkeypatch.setattr(connection, "FleetHttpClient", client)
+            flower.supernode()
+        assert found == [honest.content, b""]
+
     def test_a_round_stands_in_the_history_as_flower_has_it(self, bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
-        client = gated(type("Hostile", (SuperLink,), {"content": b"x", "confirmed": []}), bank.gate)()
+        client = gated(superlink(b"x"), bank.gate)()
         client.PullMessages(PullMessagesRequest())
-        client.GetFab(type("Request", (), {"hash_str": "", "run_id": RUN_ID, "node": None}))
+        client.GetFab(GetFabRequest(hash_str="", run_id=RUN_ID))
         assert bank.said == ["it is not the bundle whose hash the run names"]
