@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +20,11 @@ from flwr.app import Error, Message, Metadata
 from flwr.app.message import make_message
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
-from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.inflatable.inflatable_object import (
+    get_object_children_ids_from_object_content,
+    get_object_type_from_object_content,
+    iterate_object_tree,
+)
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.superlink.grid.http_grid import HttpGrid
 
@@ -118,12 +123,30 @@ class GuardedGrid:
             coming.contents[coming.missing.pop()] = found.object_content
         client.ConfirmMessageReceived(ConfirmMessageReceivedRequest(node=node, run_id=run, message_object_id=coming.message_id))
         try:
-            message = inflate_object_from_contents(coming.message_id, coming.contents)
+            message = put_together(coming)
         except Exception as error:  # whatever a bank's bytes do to Flower's readers
             return unreadable(answers, f"The reply cannot be read ({type(error).__name__}).")
         if not isinstance(message, Message) or message.metadata.reply_to_message_id != answers:
             return unreadable(answers, "What came is no reply.")
         return message
+
+
+def put_together(coming: Coming) -> Any:
+    """Flower's object from the contents of all its parts. Raises whatever Flower's readers do.
+
+    One array after the other: Flower keeps each part until the object that it began with is done, which for a message is all of its numbers twice.
+    """
+    contents = coming.contents
+    arrays = [each for each, content in contents.items() if get_object_type_from_object_content(content) == "Array"]
+    pieces = {each: get_object_children_ids_from_object_content(contents[each]) for each in arrays}
+    uses = Counter(piece for found in pieces.values() for piece in found)  # Flower stores equal pieces once
+    done = {}
+    for each in arrays:
+        done[each] = inflate_object_from_contents(each, contents, keep_object_contents=True)
+        uses.subtract(pieces[each])
+        for piece in [each, *(piece for piece in pieces[each] if not uses[piece])]:
+            del contents[piece]
+    return inflate_object_from_contents(coming.message_id, contents, objects=done)
 
 
 def unreadable(answers: str, reason: str) -> Message:

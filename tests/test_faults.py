@@ -481,6 +481,6 @@ def test_code_that_a_bank_has_not_installed_does_not_run_there(federation: Feder
     last = north.types("bank", "history").stdout.splitlines()[-1]
     assert "refused policy-code" in last
     assert OUTCOMES["other code"].says in last
-    assert not [file for file in (north.bank / "flwr").rglob("*.py") if b"it ran" in file.read_bytes()]
+    assert not [file for file in (north.bank / "flwr").rglob("*.py") if b'"it ran"' in file.read_bytes()]
     for file in (*run.rglob("*"), aggregator.coordinator / "superlink.log"):
         assert file.is_dir() or str(north.home).encode() not in file.read_bytes()
