@@ -43,6 +43,23 @@ def own_end_on_sigterm() -> Iterator[None]:
     signal.signal(signal.SIGTERM, before)
 
 
+TOGETHER = {
+    "test_deploy_demo": "deployments", "test_deployment": "deployments", "test_faults": "deployments", "test_worker": "deployments",
+    "test_flower": "simulations", "test_docs": "simulations", "test_private_bank": "simulations", "test_frozen_a": "simulations",
+}  # fmt: skip
+"""Test files that start many processes: no two deployments and no two simulations run at once, else their deadlines would be those of another machine."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """For `make test`, which has two workers: the tests of a file, or of TOGETHER, stay in one of them; what takes longest is begun first."""
+    if not hasattr(config, "workerinput"):
+        return
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path.stem not in TOGETHER, item.path not in slow))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(TOGETHER.get(item.path.stem, item.path.stem)))
+
+
 MakeConfig = Callable[..., Config]
 MakeSession = Callable[..., "Session"]
 NF4_PACKED = "nf4 packed"

@@ -233,21 +233,30 @@ def test_the_estimate_of_what_is_kept_is_what_autograd_keeps(session_of: MakeSes
     assert difference == pytest.approx(found.layers * found.layer_bytes * 100, rel=0.1)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("checkpointed", [0, 10, 30])
-def test_the_estimate_is_close_to_the_measured_peak(smollm2_config: Config, checkpointed: int) -> None:
-    """In a process that has computed other things before, so with the heap as it is in earnest; docs/adr/0013 has the figures."""
+@pytest.fixture(scope="module")
+def worked(smollm2_config: Config) -> tuple[Any, Any]:
+    """The embedded model and a long pack, forward and backward through which it has gone once: what memory is like in earnest."""
     from fedfinlora.models import get_session
 
-    model = get_session(smollm2_config).model.train()
+    model = get_session(smollm2_config).model
     draw = np.random.default_rng(0)
     beginning = tuple(draw.integers(5, 4000, 1000).tolist())
     pack = make_pack([Example(beginning + tuple(draw.integers(5, 4000, 39).tolist()), (5,) * 12, row) for row in range(10)])
+    model.train()
+    answer_loss(model, pack).backward()  # type: ignore[no-untyped-call]
+    model.zero_grad(set_to_none=True)
+    return model, pack
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointed", [0, 10, 30])
+def test_the_estimate_is_close_to_the_measured_peak(worked: tuple[Any, Any], checkpointed: int) -> None:
+    """In a process that has computed other things before, so with the heap as it is in earnest; docs/adr/0013 has the figures."""
+    model, pack = worked
+    model.train()
     layers = decoder_layers(model)
     with own_checkpointing(layers):
         checkpoint_first(layers, checkpointed)
-        answer_loss(model, pack).backward()  # type: ignore[no-untyped-call]
-        model.zero_grad(set_to_none=True)
         _trim()
         reset_peak(CPU)
         before = peak_bytes(CPU)
