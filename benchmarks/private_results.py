@@ -1,4 +1,7 @@
-"""The table and the chart of what privacy costs: one run a line, from run folders, for docs/results.md and docs/privacy.svg."""
+"""The table and the chart of what privacy costs: one run a line, from run folders, for docs/results.md and docs/privacy.svg.
+
+A run of `evaluate` among them is the public adapter that the others went on from: epsilon 0, since no bank's row is in it.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +24,14 @@ ADAPTERS = {False: "LoRA", True: "FFA-LoRA"}
 
 
 def private_table(runs: Sequence[Path]) -> str:
-    """One line a run, without privacy first, then by falling epsilon; plain LoRA before FFA-LoRA."""
-    keys = [key for key in BENCHMARKS if key in read_json(runs[0] / "result.json")["scores"]["final"]]
+    """One line a run, without privacy first, then by falling epsilon; plain LoRA before FFA-LoRA; the public start last."""
+    keys = _benchmarks(runs)
     heads = ["epsilon", "adapter", "numbers sent", "sigma", *(BENCHMARKS[key].title for key in keys), "mean", "mean Matthews"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for run in sorted(runs, key=_order):
-        config, scores = _config(run), read_json(run / "result.json")["scores"]["final"]
-        cells = [_epsilon_words(run), _adapter(config), f"{_numbers(run):,}", _noise(run)]
+        config, scores = _config(run), _scores(run)
+        sent = "–" if _is_start(run) else f"{_numbers(run):,}"
+        cells = [_epsilon_words(run), _adapter(config), sent, _noise(run)]
         cells += [f"{100 * (headline_score(scores[key], 'honest') or 0):.1f}" for key in keys]
         mean, half = mean_of(scores, keys)
         matthews = fmean(scores[key].get("matthews") or 0.0 for key in keys)
@@ -37,33 +41,32 @@ def private_table(runs: Sequence[Path]) -> str:
 
 def private_words(runs: Sequence[Path]) -> str:
     """How to read the table, and what limits it; figures from the run without privacy, which alone tells its rows."""
-    open_runs = [run for run in runs if _config(run)["privacy"]["mode"] == "none"]
-    result, config = read_json(open_runs[0] / "result.json"), _config(open_runs[0])
-    rounds, banks = result["rounds"], result["banks"]
+    open_run = next(run for run in runs if not _is_start(run) and _config(run)["privacy"]["mode"] == "none")
+    result, config = read_json(open_run / "result.json"), _config(open_run)
+    rounds, banks, trained = result["rounds"], result["banks"], result["rows_trained"]
+    rate = config["train"]["epochs"] / rounds
     return (
-        f"{banks} banks with unequal shares, equal weights, {config['train']['epochs']:g} pass of each over its rows ({result['rows_trained']:,} in all) in {rounds} "
-        "steps; sigma is found by each bank for its own delta, a power of ten below one over its rows. Mean accuracy with half its 95 % interval, and the mean "
-        "Matthews correlation, which is 0 for an adapter that gives every row the same answer. Read both: where Matthews is near 0 the adapter has learned the "
-        "form of an answer and the commonest label, and an accuracy near that without privacy says nothing more. What limits it is the number of rows: the noise "
-        "of a step has as many numbers as the adapter, beside the clipped gradients of "
-        f"{result['rows_trained'] / rounds / banks:.0f} rows of a bank on average, and so few steps over so few rows are too few without noise too (compare "
-        "the first table of this page). The runs went on with one ledger, so the epsilon spent on these rows over all runs is larger than each one's own; "
-        "noise is fresh, so another run gives other scores."
+        f"{banks} banks with unequal shares and equal weights. Each step takes {100 * rate:.1f} % of a bank's rows, {trained / rounds / banks:.0f} on average; "
+        f"{rounds} rounds of one step each, {trained:,} rows in all. Sigma is found by each bank for its own delta, a power of ten below one over its rows. Mean "
+        "accuracy with half its 95 % interval, and the mean Matthews correlation, which is 0 for an adapter that gives every row the same answer. Epsilon 0 is the "
+        "adapter that the runs began from: trained on the bundled synthetic rows alone, it tells nothing of any bank, and what stands above it is what the banks' rows "
+        f"added. What limits them is the number of rows: the noise of a step has as many numbers as the adapter, beside the mean of {trained / rounds / banks:.0f} "
+        f"clipped gradients, and {rounds} steps over {trained:,} rows teach little without noise too (compare the first table of this page). The runs went on with one "
+        "ledger, so the epsilon spent on these rows over all runs is larger than each one's own; noise is fresh, so another run gives other scores."
     )
 
 
 def private_chart(runs: Sequence[Path]) -> str:
     """The means with their intervals, a row for each epsilon, as the content of an SVG file."""
-    keys = [key for key in BENCHMARKS if key in read_json(runs[0] / "result.json")["scores"]["final"]]
+    keys = _benchmarks(runs)
     by_epsilon: dict[str, list[Interval]] = {}
     for run in sorted(runs, key=_order):
-        mean, half = mean_of(read_json(run / "result.json")["scores"]["final"], keys)
+        mean, half = mean_of(_scores(run), keys)
         frozen = bool(_config(run)["peft"]["freeze_a"])
         item = Interval(ADAPTERS[frozen], mean, max(0.0, mean - half), min(1.0, mean + half), int(frozen))
         by_epsilon.setdefault(_epsilon_words(run), []).append(item)
-    rows = [
-        IntervalRow("without privacy" if words == "none" else f"epsilon {words}", items) for words, items in by_epsilon.items()
-    ]
+    titles = {"none": "without privacy", "0": "public start"}
+    rows = [IntervalRow(titles.get(words, f"epsilon {words}"), items) for words, items in by_epsilon.items()]
     chart = interval_chart("privacy", "What privacy costs", f"mean accuracy of {', '.join(keys)}, with 95 % intervals", rows)
     assert chart is not None
     return standalone(chart)
@@ -76,6 +79,20 @@ def mean_of(scores: Mapping[str, Mapping[str, Any]], keys: Sequence[str]) -> tup
     return fmean(shares), 1.96 * math.sqrt(variance) / len(keys)
 
 
+def _is_start(run: Path) -> bool:
+    return bool(read_json(run / "result.json")["mode"] == "evaluate")
+
+
+def _scores(run: Path) -> dict[str, Any]:
+    """Benchmark -> metrics of a run's one adapter."""
+    found: dict[str, Any] = read_json(run / "result.json")["scores"]["final"]
+    return found
+
+
+def _benchmarks(runs: Sequence[Path]) -> list[str]:
+    return [key for key in BENCHMARKS if key in _scores(runs[0])]
+
+
 def _config(run: Path) -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text("utf-8"))
     return found
@@ -83,7 +100,7 @@ def _config(run: Path) -> dict[str, Any]:
 
 def _order(run: Path) -> tuple[float, bool]:
     config = _config(run)
-    wanted = config["privacy"]["epsilon"] if config["privacy"]["mode"] != "none" else math.inf
+    wanted = 0.0 if _is_start(run) else config["privacy"]["epsilon"] if config["privacy"]["mode"] != "none" else math.inf
     return -wanted, bool(config["peft"]["freeze_a"])
 
 
@@ -94,6 +111,8 @@ def _adapter(config: Mapping[str, Any]) -> str:
 
 def _epsilon_words(run: Path) -> str:
     config = _config(run)
+    if _is_start(run):
+        return "0"
     return "none" if config["privacy"]["mode"] == "none" else f"{config['privacy']['epsilon']:g}"
 
 

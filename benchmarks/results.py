@@ -68,7 +68,13 @@ def main() -> None:
     options.add_argument("--bench", type=Path, nargs="*", default=[])
     options.add_argument("--load", type=Path, help="what `python -m benchmarks.load --json FILE` wrote")
     options.add_argument("--crowd", type=Path, help="a simulated run of a thousand banks with the tiny model")
-    options.add_argument("--private", type=Path, nargs="*", default=[], help="federated runs with and without privacy")
+    options.add_argument(
+        "--private",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="federated runs with and without privacy, the runs that gave their start and its scores",
+    )
     options.add_argument("--pass", dest="full_pass", type=Path, help="an `evaluate` run over everything, timed")
     options.add_argument("--demo", type=Path)
     chosen = options.parse_args()
@@ -92,18 +98,19 @@ def main() -> None:
         found["banks"] = many_banks(read_json(chosen.load), chosen.crowd)
     if chosen.private:
         origins = [_provenance(run.name, run) for run in chosen.private]
+        measured = [run for run in chosen.private if read_json(run / "result.json")["scores"]]
         found["private"] = "\n".join(
             [
-                private_table(chosen.private),
+                private_table(measured),
                 "",
                 "![Mean accuracy by epsilon](privacy.svg)",
                 "",
-                private_words(chosen.private),
+                private_words(measured),
                 "",
                 *origins,
             ]
         )
-        (ROOT / "docs" / "privacy.svg").write_text(private_chart(chosen.private), encoding="utf-8")
+        (ROOT / "docs" / "privacy.svg").write_text(private_chart(measured), encoding="utf-8")
     if chosen.full_pass:
         found["pass"] = full_pass(chosen.full_pass)
     if chosen.demo:
@@ -489,7 +496,8 @@ def shown_command(command: str) -> str:
         if word.startswith("dataset.root="):
             word = f"dataset.root=/data/{Path(word).name}"
         elif "/adapters/" in word:
-            word = "/".join(Path(word).parts[-3:])
+            key, _, folder = word.rpartition("=")
+            word = (f"{key}=" if key else "") + "/".join(Path(folder).parts[-3:])
         shown.append(word)
     return shlex.join(shown)
 

@@ -91,10 +91,11 @@ def test_only_the_sections_that_are_given_are_written_anew() -> None:
 def test_commands_are_shown_without_the_places_of_one_machine() -> None:
     command = (
         "python -m fedfinlora evaluate --base --adapter /tmp/x/pooled/adapters/final dataset.root=/home/me/finlora-few output_dir=/tmp/x "
-        "run_name=scores overwrite=true evaluation.limit=50 --json /tmp/x.json"
+        "run_name=scores overwrite=true evaluation.limit=50 start_adapter=/tmp/x/public/lora/adapters/final --json /tmp/x.json"
     )
     assert shown_command(command) == (
-        "python -m fedfinlora evaluate --base --adapter pooled/adapters/final dataset.root=/data/finlora-few evaluation.limit=50"
+        "python -m fedfinlora evaluate --base --adapter pooled/adapters/final dataset.root=/data/finlora-few evaluation.limit=50 "
+        "start_adapter=lora/adapters/final"
     )
 
 
@@ -136,8 +137,8 @@ def test_speed_names_benchmark_group_bound_and_what_differs() -> None:
     assert "commit `def`" in table
 
 
-def private_run(place: Path, mode: str, epsilon: float, frozen: bool, accuracy: float) -> Path:
-    """A run's folder as far as the table of what privacy costs reads it."""
+def private_run(place: Path, mode: str, epsilon: float, frozen: bool, accuracy: float, *, start: bool = False) -> Path:
+    """A run's folder as far as the table of what privacy costs reads it; with start, that of `evaluate` on what the others began from."""
     import numpy as np
     from safetensors.numpy import save_file
 
@@ -150,13 +151,18 @@ def private_run(place: Path, mode: str, epsilon: float, frozen: bool, accuracy: 
     }  # fmt: skip
     (place / "config.yaml").write_text(yaml.safe_dump(config))
     scores = {"final": {"fpb": {"n": 100, "accuracy": accuracy, "matthews": 0.25}}}
-    (place / "result.json").write_text(json.dumps({"scores": scores, "rounds": 20, "banks": 4, "rows_trained": 1958}))
+    (place / "result.json").write_text(
+        json.dumps(
+            {"scores": scores, "rounds": 20, "banks": 4, "rows_trained": 1958, "mode": "evaluate" if start else "federated"}
+        )
+    )
     (place / "privacy.json").write_text(json.dumps({"banks": {"a": {"delta": 1e-3}, "b": {"delta": 1e-2}}}))
     return place
 
 
 def test_what_privacy_costs_is_ordered_and_comes_from_the_runs(tmp_path: Path) -> None:
     runs = [
+        private_run(tmp_path / "public", "none", 0.0, False, 0.4, start=True),
         private_run(tmp_path / "one", "example", 1.0, True, 0.3),
         private_run(tmp_path / "eight", "example", 8.0, False, 0.5),
         private_run(tmp_path / "open", "none", 0.0, False, 0.5),
@@ -166,7 +172,9 @@ def test_what_privacy_costs_is_ordered_and_comes_from_the_runs(tmp_path: Path) -
     assert lines[2] == "| none | LoRA, rank 2 on v_proj | 24 | – | 50.0 | 50.0 (±9.8) | 0.25 |"
     assert lines[3].startswith("| 8 | LoRA, rank 2 on v_proj | 24 | 0.38 to 0.45 | 50.0 |"), "both banks' sigmas"
     assert lines[4].startswith("| 1 | FFA-LoRA, rank 2 on v_proj | 8 |"), "A is not sent"
-    assert "4 banks" in private_words(runs)
-    assert "(1,958 in all) in 20 steps" in private_words(runs)
-    assert "24 rows of a bank" in private_words(runs)
+    assert lines[5] == "| 0 | LoRA, rank 2 on v_proj | – | – | 40.0 | 40.0 (±9.6) | 0.25 |", "nothing of a bank is in it"
+    words = private_words(runs)
+    assert "4 banks" in words
+    assert "5.0 % of a bank's rows, 24 on average; 20 rounds of one step each, 1,958 rows in all" in words
     assert "epsilon 8" in private_chart(runs)
+    assert "public start" in private_chart(runs)
