@@ -27,8 +27,11 @@ settings.load_profile("steady")
 
 def pytest_configure(config: pytest.Config) -> None:
     """A home of its own for the tests and for every process that they start: no answer, run or state reaches the user's, and none comes
-    from there. Models that were converted or downloaded before are still found.
+    from there. Models that were converted or downloaded before are still found. One of several workers computes with one thread:
+    two that take two each on two cores wait for one another.
     """
+    if hasattr(config, "workerinput"):
+        os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, here and in the processes that tests start
     home = tempfile.TemporaryDirectory(prefix="fedfinlora-home-")
     config.add_cleanup(home.cleanup)
     os.environ.setdefault("XDG_CACHE_HOME", str(Path.home() / ".cache"))

@@ -225,7 +225,8 @@ def test_a_caller_that_leaves_ends_the_requests(server: Server) -> None:
 def test_an_interrupt_does_not_wait_for_requests_under_way(server: Server) -> None:
     server.behaviour = hangs
     program = (
-        "import sys\nfrom eval.remote import RemoteModel, RemoteSession\nfrom fedfinlora.config import EvaluationConfig\n"
+        "import signal, sys\nfrom eval.remote import RemoteModel, RemoteSession\nfrom fedfinlora.config import EvaluationConfig\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore it\n"
         "with RemoteSession(RemoteModel(sys.argv[1], 'm', EvaluationConfig())) as opened:\n    list(opened.answers(['a'] * 9, 10))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", program, server.url], cwd=ROOT, stderr=subprocess.PIPE, text=True)
