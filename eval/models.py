@@ -15,8 +15,9 @@ from data.catalog import Benchmark
 from data.encode import encode_prompts
 from data.rows import Row
 from eval.answers import prompt_id
-from eval.generation import Answer, generate, generate_plainly
+from eval.generation import Answer, generate
 from eval.labels import label_logprobs
+from eval.plain_generation import generate_plainly
 from eval.scoring import read_answer
 from eval.settling import READ_BY_FIRST_LABEL, Settling, fewest_marker_tokens
 from fedfinlora.adapter import Vector, read_adapter, write_adapter

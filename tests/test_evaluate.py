@@ -28,8 +28,9 @@ from data.rows import Row
 from eval import models
 from eval.answers import read_answers
 from eval.evaluate import EvaluationRows, evaluate, evaluate_models
-from eval.generation import Answer, Generated, generate_plainly
+from eval.generation import Answer, Generated
 from eval.models import LocalModel, OnAnswer, Work
+from eval.plain_generation import generate_plainly
 from eval.remote import KEY_VARIABLES
 from fedfinlora.adapter import save_adapter
 from fedfinlora.cli import main

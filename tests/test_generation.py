@@ -20,23 +20,21 @@ from hypothesis import strategies as st
 from data.catalog import BENCHMARKS
 from data.encode import encode_prompts
 from data.sources import load_rows
-from eval import generation
-from eval.generation import (
+from eval import generation, kept_keys
+from eval.cached_attention import Writing, weighted
+from eval.generation import Answer, generate
+from eval.kept_keys import (
     LONG_PREFIX_TOKENS,
     WIDTHS,
-    Answer,
-    _Buffer,
-    _Layers,
-    _Prefix,
-    _weighted,
-    _width,
-    _Writing,
+    Buffer,
+    Layers,
+    Prefix,
+    buffer_width,
     cache_bytes_per_token,
-    generate,
-    generate_plainly,
     long_prefixes,
 )
 from eval.models import LocalModel, end_ids
+from eval.plain_generation import generate_plainly
 from fedfinlora.adapter import read_adapter, write_adapter
 from fedfinlora.config import Config, DatasetConfig
 from fedfinlora.models import get_session, initial_adapter
@@ -158,18 +156,18 @@ def test_the_families_take_every_way_through_the_code(tiny: Session, monkeypatch
     """Rows one by one, several pools, long beginnings kept once, buffers of one width joined."""
     pools: list[int] = []
     joined: list[int] = []
-    decode, join = generation._Engine._decode, generation._joined
+    decode, join = generation._Engine._decode, generation.joined
 
     def noted(engine: Any) -> None:
         pools.append(len(engine.pool.first_tokens))
         decode(engine)
 
-    def noted_join(buffers: Sequence[_Buffer]) -> _Buffer:
+    def noted_join(buffers: Sequence[Buffer]) -> Buffer:
         joined.append(len(buffers))
         return join(buffers)
 
     monkeypatch.setattr(generation._Engine, "_decode", noted)
-    monkeypatch.setattr(generation, "_joined", noted_join)
+    monkeypatch.setattr(generation, "joined", noted_join)
     prompts = prompts_of("nested_beginnings", 0)
     generate(tiny.model, prompts, 2, [EOS], cache_gib=ONE_ROW_GIB)
     assert set(pools) == {1}
@@ -292,7 +290,7 @@ def test_keys_and_values_stay_within_cache_gib_when_it_allows_a_row(tiny: Sessio
     layers = tiny.model.config.num_hidden_layers  # type: ignore[union-attr]
     longest = max(map(len, prompts))
     # The prompt itself, its own part in a buffer, a long beginning kept once, and one layer twice while it is copied.
-    row_tokens = longest + _width(longest) + MOST + longest + 8
+    row_tokens = longest + buffer_width(longest) + MOST + longest + 8
     row_bytes = row_tokens * cache_bytes_per_token(tiny.model) * (1 + 1 / layers)  # type: ignore[operator]
     peaks = []
     for times in (1.0, 1.5, 3.0):
@@ -324,7 +322,7 @@ ORDERED = st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=14).map(tupl
 def test_long_beginnings_are_shared_by_neighbours_and_keep_fewer_tokens(ordered: Prompts) -> None:
     least = 4
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generation, "LONG_PREFIX_TOKENS", least)
+        patch.setattr(kept_keys, "LONG_PREFIX_TOKENS", least)
         kept = long_prefixes(ordered)
     assert len(kept) == len(ordered)
     beginnings = [tokens[:length] for tokens, length in zip(ordered, kept, strict=True)]
@@ -355,7 +353,7 @@ def test_a_beginning_is_long_from_a_number_of_tokens_on(common: int) -> None:
 
 @given(st.integers(1, 20_000))
 def test_buffers_are_as_wide_as_their_rows_and_little_wider(tokens: int) -> None:
-    width = _width(tokens)
+    width = buffer_width(tokens)
     assert width >= tokens
     assert width in WIDTHS or width % 4096 == 0
     assert width <= max(8, 2 * tokens)
@@ -390,16 +388,16 @@ def test_buffers_are_cut_down_when_rows_have_left(tiny: Session, monkeypatch: py
     prompts = list(dict.fromkeys(prompts))
     full = texts(tiny, prompts, MOST)
     sizes: list[tuple[int, int]] = []
-    compact = generation._compacted
+    compact = generation.compacted
 
-    def noted(buffers: Sequence[_Buffer], alive: Sequence[bool]) -> list[_Buffer]:
+    def noted(buffers: Sequence[Buffer], alive: Sequence[bool]) -> list[Buffer]:
         smaller = compact(buffers, alive)
         assert sum(len(buffer.rows) for buffer in smaller) == sum(alive)
         assert all(buffer.layers.keys[0].shape[0] == len(buffer.rows) == len(buffer.hidden) for buffer in smaller)
         sizes.append((len(alive), sum(alive)))
         return smaller
 
-    monkeypatch.setattr(generation, "_compacted", noted)
+    monkeypatch.setattr(generation, "compacted", noted)
     found = generate(tiny.model, prompts, MOST, [EOS], settled=lambda number, tokens, left: len(tokens) > number % 6)
     assert [list(answer.tokens) for answer in found.answers] == [tokens[: number % 6 + 1] for number, tokens in enumerate(full)]
     assert len(sizes) > 1
@@ -446,11 +444,11 @@ def test_two_parts_merged_by_their_normalisers_are_one_softmax(seed: int, first:
     scores = torch.randn(3, 2, first + second, generator=draw) * spread
     scores[0, 0, : first - 1] = -math.inf
     values = torch.randn(3, first + second, 4, generator=draw)
-    whole, normaliser = _weighted(scores.clone(), values)
+    whole, normaliser = weighted(scores.clone(), values)
     torch.testing.assert_close(whole, scores.softmax(-1) @ values, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(normaliser, scores.logsumexp(-1), rtol=1e-5, atol=1e-5)
-    one, weight = _weighted(scores[..., :first].clone(), values[:, :first])
-    other, other_weight = _weighted(scores[..., first:].clone(), values[:, first:])
+    one, weight = weighted(scores[..., :first].clone(), values[:, :first])
+    other, other_weight = weighted(scores[..., first:].clone(), values[:, first:])
     merged = torch.lerp(one, other, torch.sigmoid(other_weight - weight).unsqueeze(-1))
     torch.testing.assert_close(merged, whole, rtol=1e-4, atol=1e-5)
 
@@ -472,15 +470,13 @@ def test_a_decoding_step_is_dense_attention_of_each_row(seed: int, scaling: floa
         for row, length in enumerate(own):
             hidden[row, : width - length] = -math.inf
         keys, values = random(len(own), groups, width + 4, numbers), random(len(own), groups, width + 4, numbers)
-        buffers.append(_Buffer(width, list(range(len(own))), _Layers([keys], [values]), hidden))
+        buffers.append(Buffer(width, list(range(len(own))), Layers([keys], [values]), hidden))
     members = [[0, 3], [1, 4]]
-    prefixes = [
-        _Prefix((), _Layers([random(groups, tokens, numbers)], [random(groups, tokens, numbers)])) for tokens in (7, 300)
-    ]
+    prefixes = [Prefix((), Layers([random(groups, tokens, numbers)], [random(groups, tokens, numbers)])) for tokens in (7, 300)]
     rows = sum(map(len, lengths.values()))
     query, key, value = random(1, heads, rows, numbers), random(1, groups, rows, numbers), random(1, groups, rows, numbers)
     shared = [(prefix, torch.tensor(slots)) for prefix, slots in zip(prefixes, members, strict=True)]
-    found = _Writing(buffers, shared, step).attend(0, query, key, value, scaling)
+    found = Writing(buffers, shared, step).attend(0, query, key, value, scaling)
     assert found.shape == (1, rows, heads, numbers)
     places = [
         (buffer, row, length) for buffer, own in zip(buffers, lengths.values(), strict=True) for row, length in enumerate(own)

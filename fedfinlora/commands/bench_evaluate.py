@@ -23,8 +23,8 @@ from data.catalog import BENCHMARKS, Benchmark
 from data.encode import encode_prompts
 from data.rows import Row
 from eval.evaluate import rows_to_score
-from eval.generation import generate_plainly
 from eval.models import LocalModel, end_ids
+from eval.plain_generation import generate_plainly
 from fedfinlora.compose import compose
 from fedfinlora.config import Config
 from fedfinlora.errors import UserError
