@@ -183,21 +183,21 @@ def load_adapter(
     With `model`, an adapter that names another base model is told apart: a warning if it fits all the same, else in the error.
     """
     tensors = read_tensors(folder)
-    for name, expected in (frozen or {}).items():
-        found = tensors.pop(name, None)
-        if found is None or not np.array_equal(found.float().numpy(), expected):
-            raise UserError(
-                f"{folder / WEIGHTS_FILE}: {name} is not what peft.freeze_a=true and this seed give. Set seed= as in its run, or peft.freeze_a=false."
-            )
     made_for = base_name(folder)
     other_base = model is not None and made_for != "" and not same_base(made_for, model.path)
-    shapes = dict(zip(layout.names, layout.shapes, strict=True))
+    frozen = frozen or {}
+    shapes = dict(zip(layout.names, layout.shapes, strict=True)) | {name: expected.shape for name, expected in frozen.items()}
     if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != shapes:
         origin = f" It was made for {made_for}, the model here is {model.path}." if model is not None and other_base else ""
         raise UserError(
             f"{folder / WEIGHTS_FILE} does not fit this model and peft: {_misfit(tensors, shapes)}.{origin} "
             "Set model=, peft=, peft.rank= and peft.target_modules= as in its run."
         )
+    for name, expected in frozen.items():
+        if not np.array_equal(tensors[name].numpy(), expected):
+            raise UserError(
+                f"{folder / WEIGHTS_FILE}: {name} is not what peft.freeze_a=true and this seed give. Set seed= as in its run, or peft.freeze_a=false."
+            )
     if model is not None and other_base:
         log.warning("The adapter in %s was made for %s, the model here is %s: its shapes fit.", folder, made_for, model.path)
     return np.concatenate([tensors[name].numpy().reshape(-1) for name in layout.names])

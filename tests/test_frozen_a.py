@@ -108,6 +108,9 @@ def test_the_folder_holds_both_and_plain_peft_loads_it(tmp_path: Path, method: s
     other = get_session(frozen_config(6, method))
     with pytest.raises(UserError, match="Set seed="):
         load_adapter(tmp_path, other.layout, frozen=other.frozen)
+    narrow = get_session(dataclasses.replace(config, peft=dataclasses.replace(config.peft, rank=config.peft.rank + 1)))
+    with pytest.raises(UserError, match="does not fit this model and peft"):
+        load_adapter(tmp_path, narrow.layout, frozen=narrow.frozen)
 
 
 def test_dora_is_refused(tmp_path: Path) -> None:
