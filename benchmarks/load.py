@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ class Memory:
     most: int = 0
     marked: int = 0
     now: int = 0
+    samples: int = 0
     _ended: threading.Event = field(default_factory=threading.Event)
 
     def watch(self) -> None:
@@ -57,16 +58,16 @@ class Memory:
         while not self._ended.wait(0.1):
             total = 0
             for process in self.find():
-                try:
+                with suppress(psutil.Error):
                     total += process.memory_info().rss
-                except psutil.Error:
-                    continue
+            self.samples += bool(total)
             self.now = total or self.now
             self.most = max(self.most, total)
 
     def mark(self) -> None:
         """What is in memory now is the start; the largest counts from here on."""
         self.marked = self.most = self.now
+        self.samples = 0
 
     def end(self) -> None:
         """Sample no more."""
@@ -74,7 +75,9 @@ class Memory:
 
     @property
     def beyond(self) -> int:
-        """The largest less the start."""
+        """The largest less the start. UserError if hardly anything was seen of the processes."""
+        if self.samples < 10:
+            raise UserError("The processes' memory was not seen: are they called otherwise in this version of Flower?")
         return self.most - self.marked
 
 
@@ -218,11 +221,11 @@ def _connected(port: int, authority: Path, key: Path) -> Iterator[tuple[Any, ...
 
 def _named(parent: psutil.Process, program: str) -> list[psutil.Process]:
     """The processes of a program below `parent`."""
-    try:
-        family = parent.children(recursive=True)
-        return [process for process in family if program_of(process.cmdline()) == program]
-    except psutil.Error:
-        return []
+    found = []
+    for process in parent.children(recursive=True):
+        with suppress(psutil.Error):  # it has ended; nobody else is missed because of that
+            found += [process] if program_of(process.cmdline()) == program else []
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
