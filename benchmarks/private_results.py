@@ -1,6 +1,7 @@
 """The table and the chart of what privacy costs: one run a line, from run folders, for docs/results.md and docs/privacy.svg.
 
-A run of `evaluate` among them is the public adapter that the others went on from: epsilon 0, since no bank's row is in it.
+A run of `evaluate` among them is the public adapter that the others went on from: epsilon 0, since no bank's row is in it. A run with a noise multiplier
+of its own stands at the epsilon that follows from it.
 """
 
 from __future__ import annotations
@@ -50,9 +51,21 @@ def private_words(runs: Sequence[Path]) -> str:
         f"{rounds} rounds of one step each, {trained:,} rows in all. Sigma is found by each bank for its own delta, a power of ten below one over its rows. Mean "
         "accuracy with half its 95 % interval, and the mean Matthews correlation, which is 0 for an adapter that gives every row the same answer. Epsilon 0 is the "
         "adapter that the runs began from: trained on the bundled synthetic rows alone, it tells nothing of any bank, and what stands above it is what the banks' rows "
-        f"added. What limits them is the number of rows: the noise of a step has as many numbers as the adapter, beside the mean of {trained / rounds / banks:.0f} "
+        f"added.{_noise_alone(runs)} What limits them is the number of rows: the noise of a step has as many numbers as the adapter, beside the mean of {trained / rounds / banks:.0f} "
         f"clipped gradients, and {rounds} steps over {trained:,} rows teach little without noise too (compare the first table of this page). The runs went on with one "
         "ledger, so the epsilon spent on these rows over all runs is larger than each one's own; noise is fresh, so another run gives other scores."
+    )
+
+
+def _noise_alone(runs: Sequence[Path]) -> str:
+    """What a run with a noise multiplier of its own is for, if one is there: as good as nothing of a row is left in it."""
+    alone = next((run for run in runs if _config(run)["privacy"]["noise_multiplier"]), None)
+    if alone is None:
+        return ""
+    mean, _ = mean_of(_scores(alone), _benchmarks(runs))
+    return (
+        f" At sigma {_noise(alone)} (epsilon {_epsilon_words(alone)}) noise is all that moves the adapter, as far as in the other runs, since the server's step is as "
+        f"long: {100 * mean:.1f} is what one draw of it gave, and no run that lies near it has learnt more from rows than such a draw."
     )
 
 
@@ -99,9 +112,19 @@ def _config(run: Path) -> dict[str, Any]:
 
 
 def _order(run: Path) -> tuple[float, bool]:
-    config = _config(run)
-    wanted = 0.0 if _is_start(run) else config["privacy"]["epsilon"] if config["privacy"]["mode"] != "none" else math.inf
-    return -wanted, bool(config["peft"]["freeze_a"])
+    return -_promised(run), bool(_config(run)["peft"]["freeze_a"])
+
+
+def _promised(run: Path) -> float:
+    """Epsilon of the run alone: infinite without privacy, 0 for the public start, the banks' largest for a given noise multiplier."""
+    privacy = _config(run)["privacy"]
+    if _is_start(run):
+        return 0.0
+    if privacy["mode"] == "none":
+        return math.inf
+    if not privacy["noise_multiplier"]:
+        return float(privacy["epsilon"])
+    return float(max(bank["epsilon_planned"] for bank in read_json(run / "privacy.json")["banks"].values()))
 
 
 def _adapter(config: Mapping[str, Any]) -> str:
@@ -110,10 +133,8 @@ def _adapter(config: Mapping[str, Any]) -> str:
 
 
 def _epsilon_words(run: Path) -> str:
-    config = _config(run)
-    if _is_start(run):
-        return "0"
-    return "none" if config["privacy"]["mode"] == "none" else f"{config['privacy']['epsilon']:g}"
+    promised = _promised(run)
+    return "none" if math.isinf(promised) else f"{promised:.2g}"
 
 
 def _noise(run: Path) -> str:
@@ -121,6 +142,8 @@ def _noise(run: Path) -> str:
     config = _config(run)
     if config["privacy"]["mode"] == "none":
         return "–"
+    if config["privacy"]["noise_multiplier"]:
+        return f"{config['privacy']['noise_multiplier']:g}"
     from fedfinlora.privacy.accounting import noise_multiplier_for
 
     card = read_json(run / "privacy.json")

@@ -137,7 +137,9 @@ def test_speed_names_benchmark_group_bound_and_what_differs() -> None:
     assert "commit `def`" in table
 
 
-def private_run(place: Path, mode: str, epsilon: float, frozen: bool, accuracy: float, *, start: bool = False) -> Path:
+def private_run(
+    place: Path, mode: str, epsilon: float, frozen: bool, accuracy: float, *, start: bool = False, sigma: float = 0.0
+) -> Path:
     """A run's folder as far as the table of what privacy costs reads it; with start, that of `evaluate` on what the others began from."""
     import numpy as np
     from safetensors.numpy import save_file
@@ -146,7 +148,7 @@ def private_run(place: Path, mode: str, epsilon: float, frozen: bool, accuracy: 
     tensors = {"layer.lora_A.weight": np.zeros((2, 8), np.float32), "layer.lora_B.weight": np.zeros((4, 2), np.float32)}
     save_file(tensors, place / "adapters" / "final" / "adapter_model.safetensors")
     config = {
-        "privacy": {"mode": mode, "epsilon": epsilon}, "peft": {"freeze_a": frozen, "rank": 2, "target_modules": ["v_proj"]},
+        "privacy": {"mode": mode, "epsilon": epsilon, "noise_multiplier": sigma}, "peft": {"freeze_a": frozen, "rank": 2, "target_modules": ["v_proj"]},
         "train": {"epochs": 1.0}, "num_server_rounds": 20,
     }  # fmt: skip
     (place / "config.yaml").write_text(yaml.safe_dump(config))
@@ -156,7 +158,8 @@ def private_run(place: Path, mode: str, epsilon: float, frozen: bool, accuracy: 
             {"scores": scores, "rounds": 20, "banks": 4, "rows_trained": 1958, "mode": "evaluate" if start else "federated"}
         )
     )
-    (place / "privacy.json").write_text(json.dumps({"banks": {"a": {"delta": 1e-3}, "b": {"delta": 1e-2}}}))
+    banks = {"a": {"delta": 1e-3, "epsilon_planned": 0.012}, "b": {"delta": 1e-2, "epsilon_planned": 0.01}}
+    (place / "privacy.json").write_text(json.dumps({"banks": banks}))
     return place
 
 
@@ -167,13 +170,18 @@ def test_what_privacy_costs_is_ordered_and_comes_from_the_runs(tmp_path: Path) -
         private_run(tmp_path / "eight", "example", 8.0, False, 0.5),
         private_run(tmp_path / "open", "none", 0.0, False, 0.5),
     ]
+    assert "draw" not in private_words(runs)
+    runs.append(private_run(tmp_path / "noise", "example", 0.0, False, 0.35, sigma=20.0))
     lines = private_table(runs).splitlines()
     assert lines[0].split(" | ")[0] == "| epsilon"
     assert lines[2] == "| none | LoRA, rank 2 on v_proj | 24 | – | 50.0 | 50.0 (±9.8) | 0.25 |"
     assert lines[3].startswith("| 8 | LoRA, rank 2 on v_proj | 24 | 0.38 to 0.45 | 50.0 |"), "both banks' sigmas"
     assert lines[4].startswith("| 1 | FFA-LoRA, rank 2 on v_proj | 8 |"), "A is not sent"
-    assert lines[5] == "| 0 | LoRA, rank 2 on v_proj | – | – | 40.0 | 40.0 (±9.6) | 0.25 |", "nothing of a bank is in it"
+    assert lines[5].startswith("| 0.012 | LoRA, rank 2 on v_proj | 24 | 20 | 35.0 |"), "the largest of the banks' epsilons"
+    assert lines[6] == "| 0 | LoRA, rank 2 on v_proj | – | – | 40.0 | 40.0 (±9.6) | 0.25 |", "nothing of a bank is in it"
     words = private_words(runs)
+    assert "At sigma 20 (epsilon 0.012) noise is all that moves the adapter" in words
+    assert "35.0 is what one draw of it gave" in words
     assert "4 banks" in words
     assert "5.0 % of a bank's rows, 24 on average; 20 rounds of one step each, 1,958 rows in all" in words
     assert "epsilon 8" in private_chart(runs)
