@@ -46,6 +46,7 @@ SECTIONS = {
     "private": "What privacy costs",
     "pass": "A full pass over the benchmarks",
     "speed": "Speed",
+    "round": "A deployed round beside its training",
     "banks": "Many banks",
     "demo": "The demonstration",
 }
@@ -66,6 +67,7 @@ def main() -> None:
     options.add_argument("--names", nargs="*", default=[], metavar="LABEL=NAME", help="what the tables call a label")
     options.add_argument("--trained", type=Path, nargs="*", default=[], help="the runs that the adapters come from")
     options.add_argument("--bench", type=Path, nargs="*", default=[])
+    options.add_argument("--round", type=Path, help="what `python -m fedfinlora bench round --json FILE` wrote")
     options.add_argument("--load", type=Path, help="what `python -m benchmarks.load --json FILE` wrote")
     options.add_argument("--crowd", type=Path, help="a simulated run of a thousand banks with the tiny model")
     options.add_argument(
@@ -94,6 +96,8 @@ def main() -> None:
         found["filings"] = filings(chosen.filings, names, chosen.trained)
     if chosen.bench:
         found["speed"] = speed([read_json(file) for file in chosen.bench])
+    if chosen.round:
+        found["round"] = deployed_round(read_json(chosen.round))
     if chosen.load:
         found["banks"] = many_banks(read_json(chosen.load), chosen.crowd)
     if chosen.private:
@@ -404,6 +408,22 @@ def _differing(figures: Mapping[str, Any]) -> str:
     """Outputs that are not the reference's, and how many of them its padding explains."""
     shown = f"{figures['differs']} of {figures['compared']} outputs"
     return f"{shown} ({figures['differs_row_by_row']} row by row)" if figures["differs"] else shown
+
+
+def deployed_round(figures: Mapping[str, Any]) -> str:
+    """Each round's seconds beside the longest training of a bank, with resident workers and with a process that loads the model for each message."""
+    found = figures["rounds"]
+    heads = ["round", "with workers", "of it loading", "without", "of it loading"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for number, (resident, alone) in enumerate(zip(found["worker"], found["no worker"], strict=True), 1):
+        seconds = [one[key] for one in (resident, alone) for key in ("overhead_s", "load_s")]
+        lines.append(f"| {number} | {' | '.join(f'{value:.1f} s' for value in seconds)} |")
+    told = (
+        f"Two banks and their aggregator on one machine with {figures['machine']['cpus']} CPUs, TLS and node authentication on; {figures['model']}, "
+        f"{figures['quantization']}. After the first round {figures['ours']['overhead_s']:.1f} s a round pass beside training with workers "
+        f"and {figures['reference']['overhead_s']:.1f} s without (aim: at most 10 s with them)."
+    )
+    return "\n".join([*lines, "", told, "", f"- `{shown_command(figures['command'])}`, commit `{figures['git_commit']}`."])
 
 
 def many_banks(load: Mapping[str, Any], crowd: Path | None) -> str:

@@ -11,7 +11,16 @@ from conftest import random_adapter, tiny_config
 from tiny_runs import write_lines
 
 from benchmarks.private_results import private_chart, private_table, private_words
-from benchmarks.results import all_benchmarks, filings, metrics_of, shown_command, speed, with_sections
+from benchmarks.results import (
+    all_benchmarks,
+    deployed_round,
+    filings,
+    many_banks,
+    metrics_of,
+    shown_command,
+    speed,
+    with_sections,
+)
 from eval.evaluate import evaluate_models
 from eval.models import LocalModel
 from fedfinlora.config import Config, DatasetConfig, EvaluationConfig
@@ -186,3 +195,26 @@ def test_what_privacy_costs_is_ordered_and_comes_from_the_runs(tmp_path: Path) -
     assert "5.0 % of a bank's rows, 24 on average; 20 rounds of one step each, 1,958 rows in all" in words
     assert "epsilon 8" in private_chart(runs)
     assert "public start" in private_chart(runs)
+
+
+def test_a_deployed_round_shows_what_a_worker_saves() -> None:
+    rounds = [{"overhead_s": seconds, "load_s": seconds / 2} for seconds in (20.0, 3.0)]
+    figures = {
+        "rounds": {"worker": rounds, "no worker": [rounds[0], {"overhead_s": 18.0, "load_s": 9.0}]}, "machine": {"cpus": 2}, "model": "smollm2-135m", "quantization": "nf4",
+        "ours": {"overhead_s": 3.0}, "reference": {"overhead_s": 18.0}, "command": "python -m fedfinlora bench round --json /tmp/a.json", "git_commit": "abc",
+    }  # fmt: skip
+    text = deployed_round(figures)
+    assert "| 2 | 3.0 s | 1.5 s | 18.0 s | 9.0 s |" in text
+    assert "3.0 s a round pass beside training with workers and 18.0 s without" in text
+    assert text.endswith("- `python -m fedfinlora bench round`, commit `abc`.")
+
+
+def test_many_banks_show_seconds_and_memory_by_their_number() -> None:
+    run = {
+        "banks": 10, "adapter_bytes": 2e7, "round_s": [4.0, 6.0], "aggregate_s": [1.0, 1.5], "bytes_up": 4e8, "bytes_down": 1e8, "server_beyond_start_adapters": 3.5,
+        "server_start_bytes": 100 * 2**20, "superlink_beyond_start_adapters": 12.0,
+    }  # fmt: skip
+    text = many_banks({"runs": [run], "cpus": 2, "command": "python -m benchmarks.load --banks 10", "git_commit": "abc"}, None)
+    assert "| 10 | 5.0 s | 0.50 | 1.25 s | 0.50 GB | 3.5 | 12.0 |" in text
+    assert "5,000,000 random numbers (20.0 MB)" in text
+    assert text.endswith("- `python -m benchmarks.load --banks 10`, commit `abc`.")
