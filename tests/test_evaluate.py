@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -12,114 +11,50 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import EOS, random_adapter, tiny_config
-from fake_server import Server, fails_for, prompt_of, says, sends, serving
-from tiny_runs import result_of, write_lines, write_rows
+from evaluations import (
+    Said,
+    assert_same,
+    cost_of,
+    files_of,
+    folder_of_rows,
+    fpb_config,
+    fpb_rows,
+    lines_in,
+    metrics_of,
+    records_of,
+    scored,
+    words_for,
+)  # fmt: skip
+from tiny_runs import result_of
 
-from data.catalog import BENCHMARKS, Benchmark
+from data.catalog import BENCHMARKS
 from data.encode import encode_prompts
-from data.rows import Row
 from eval import models
 from eval.answers import read_answers
 from eval.evaluate import EvaluationRows, evaluate, evaluate_models
 from eval.generation import Answer, Generated
-from eval.models import LocalModel, OnAnswer, Work
+from eval.models import LocalModel
 from eval.plain_generation import generate_plainly
-from eval.remote import KEY_VARIABLES
 from fedfinlora.adapter import save_adapter
 from fedfinlora.cli import main
 from fedfinlora.commands.bench_evaluate import products_flop
-from fedfinlora.config import Config, EvaluationConfig, PeftConfig
+from fedfinlora.config import EvaluationConfig, PeftConfig
 from fedfinlora.errors import UserError
 from fedfinlora.models import Session, get_session, initial_adapter
 
 ROOT = Path(__file__).resolve().parents[1]
-KEY = "sk-test-0123456789abcdef"
-VOLATILE = ("seconds", "work", "reused", "rows_per_s", "tokens", "peak_cache_gib")
-"""What an evaluation cost, as against what came out."""
-
-
-# --- rows, runs and what they leave -------------------------------------------------------------------------------------------------------
-
-
-def folder_of_rows(root: Path, fpb: int = 24, formula: int = 6) -> Path:
-    """Test and train rows of three benchmarks in FinLoRA's layout: labels, numbers, lists of tags."""
-    write_rows(root, train=12, test=fpb)
-    lines = {
-        "formula": [{"context": f"What is {n} plus {n * 3}? Answer:", "target": f"{n * 4}.0"} for n in range(formula)],
-        "finer": [
-            {"context": f"Tag {n} and {n + 1} of {'these ' * n}. Output US GAAP tags:", "target": "Assets,Revenues"}
-            for n in range(3)
-        ],
-    }
-    write_lines(root / "test" / "formula_test.jsonl", [json.dumps(line) for line in lines["formula"]])
-    write_lines(root / "test" / "finer_test_batched.jsonl", [json.dumps(line) for line in lines["finer"]])
-    return root
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder_of_rows(tmp_path_factory.mktemp("rows"))
-
-
-def words_for(rows: Path, output: Path, *more: str, benchmarks: str = "fpb,formula,xbrl_finer", name: str = "run") -> list[str]:
-    """The words of an evaluation of all rows with the tiny model; answers are kept beside the runs."""
-    return [
-        "dataset=finlora", f"dataset.root={rows}", f"output_dir={output}", f"run_name={name}", "model=tiny-random",
-        "model.threads=1", f"evaluation.benchmarks=[{benchmarks}]", "evaluation.limit=0",
-        f"evaluation.answers_dir={output / 'answers'}", *more,
-    ]  # fmt: skip
-
-
-def scored(words: Sequence[str], *options: str) -> Path:
-    """Run an evaluation that is to succeed; returns the run's folder."""
-    assert main(["evaluate", *options, *words]) == 0
-    named = {word.split("=")[0]: word.split("=", 1)[1] for word in words if "=" in word}
-    return Path(named["resume"]) if "resume" in named else Path(named["output_dir"]) / named["run_name"]
-
-
-def metrics_of(run: Path, label: str = "base") -> dict[str, Any]:
-    """metrics.json without what it cost."""
-    values = json.loads((run / "eval" / label / "metrics.json").read_text("utf-8"))
-    return {name: value for name, value in values.items() if name not in VOLATILE}
-
-
-def cost_of(run: Path, label: str = "base") -> dict[str, Any]:
-    values = json.loads((run / "eval" / label / "metrics.json").read_text("utf-8"))
-    return {name: values[name] for name in VOLATILE}
-
-
-def files_of(run: Path, label: str = "base") -> dict[str, bytes]:
-    """Name -> content of everything in eval/<label>/, the metrics without what they cost."""
-    folder = run / "eval" / label
-    found = {file.name: file.read_bytes() for file in folder.iterdir()}
-    return found | {"metrics.json": json.dumps(metrics_of(run, label)).encode()}
-
-
-def assert_same(one: Path, other: Path, label: str = "base") -> None:
-    """The same bytes, but for log-probabilities of labels: their last digits depend on what shares a pass."""
-    first, second = files_of(one, label), files_of(other, label)
-    assert set(first) == set(second)
-    for name in first:
-        if name != "metrics.json":
-            for mine, theirs in zip(
-                records_of(one, name[: -len(".jsonl")], label), records_of(other, name[: -len(".jsonl")], label), strict=True
-            ):
-                assert mine.pop("label_logprobs", None) == pytest.approx(theirs.pop("label_logprobs", None), abs=1e-4)
-                assert list(mine.items()) == list(theirs.items())
-        if "label_logprobs" not in first[name].decode("utf-8", "surrogatepass"):
-            assert first[name] == second[name]
-
-
-def records_of(run: Path, benchmark: str, label: str = "base") -> list[dict[str, Any]]:
-    lines = (run / "eval" / label / f"{benchmark}.jsonl").read_text("utf-8").splitlines()
-    return [json.loads(line) for line in lines]
 
 
 @dataclass
@@ -148,52 +83,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     return noted
 
 
-@dataclass
-class Said:
-    """A model that says what a table holds for each prompt."""
-
-    texts: Mapping[str, str]
-    logprobs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    work: Work = field(default_factory=Work)
-    calls: list[str] = field(default_factory=list)
-    identity: Mapping[str, Any] = field(default_factory=lambda: {"model": "said"})
-
-    def account(self) -> dict[str, Any]:
-        return {}
-
-    def length(self) -> Any:
-        return len
-
-    def settings(self, benchmark: Benchmark, rows: Sequence[Row], labels: bool) -> dict[str, Any]:
-        return {**self.identity, "benchmark": benchmark.key, "labels": labels}
-
-    def prompts(self, rows: Sequence[Row], benchmark: Benchmark) -> list[str | None]:
-        return [row.prompt if row.prompt in self.texts or row.prompt in self.logprobs else None for row in rows]
-
-    def generate(self, benchmark: Benchmark, rows: Sequence[Row], asked: Sequence[int], on_answer: OnAnswer) -> None:
-        for number in asked:
-            self.calls.append(rows[number].prompt)
-            on_answer(number, {"text": self.texts[rows[number].prompt], "stopped": "end"})
-
-    def compare_labels(self, benchmark: Benchmark, rows: Sequence[Row], asked: Sequence[int], on_answer: OnAnswer) -> None:
-        for number in asked:
-            on_answer(number, {"label_logprobs": dict(self.logprobs[rows[number].prompt])})
-
-
-def fpb_rows(*pairs: tuple[str, str]) -> EvaluationRows:
-    rows = [Row(f"fpb/test/{number}", "fpb", prompt, target) for number, (prompt, target) in enumerate(pairs)]
-    return EvaluationRows({"fpb": rows}, {}, {}, False)
-
-
-def fpb_config(**values: Any) -> Config:
-    return tiny_config(evaluation=EvaluationConfig(benchmarks=("fpb",), reuse=False, **values))
-
-
 # --- killed and gone on with --------------------------------------------------------------------------------------------------------------
-
-
-def lines_in(file: Path) -> int:
-    return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
 def kill_in_the_middle(words: Sequence[str], partial: Path, lines: int) -> None:
@@ -677,230 +567,7 @@ def test_a_settled_row_agrees_with_what_it_is_the_beginning_of(
     assert differ <= broken, "only half a character at the end is no beginning of the whole text"
 
 
-# --- a model behind a server ----------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    for variable in KEY_VARIABLES:
-        monkeypatch.delenv(variable, raising=False)
-    with serving() as server:
-        server.behaviour = says("positive")
-        yield server
-
-
-@pytest.fixture
-def few_rows(tmp_path: Path) -> Path:
-    return write_rows(tmp_path / "rows", test=6)
-
-
-def remote_words(rows: Path, output: Path, *more: str, name: str = "run") -> list[str]:
-    quick = ("evaluation.requests_at_once=1", "evaluation.request_retries=0")
-    return words_for(rows, output, *quick, *more, benchmarks="fpb", name=name)
-
-
-def remote_options(server: Server) -> list[str]:
-    return ["--model-url", server.url, "--model-name", "some/model"]
-
-
-def test_a_remote_model_is_scored_like_any_other(server: Server, few_rows: Path, tmp_path: Path) -> None:
-    run = scored(remote_words(few_rows, tmp_path), *remote_options(server))
-    assert len(server.requests) == 6
-    metrics = metrics_of(run, "remote")
-    assert metrics["scores"]["fpb"]["accuracy"] == pytest.approx(2 / 6)
-    assert metrics["model"] == {"url": server.url, "model": "some/model", "chat": False}
-    assert (metrics["served_models"], metrics["api"]) == (["dated-2026-01-01"], "completions")
-    assert {record["stopped"] for record in records_of(run, "fpb", "remote")} == {"stop"}
-    result = result_of(run)
-    assert (result["status"], result["model"], result["quantization"], result["peft"]) == (
-        "completed",
-        "some/model",
-        "unknown",
-        "none",
-    )
-    second = scored(remote_words(few_rows, tmp_path, name="second"), *remote_options(server))
-    assert len(server.requests) == 6
-    same = ("scores", "skipped", "model", "groups", "finlora_overall")
-    assert [metrics_of(second, "remote")[name] for name in same] == [metrics[name] for name in same]
-
-
-@pytest.mark.parametrize("way", ["the same command", "resume", "resume without reuse"])
-def test_unanswered_rows_fail_and_the_others_are_not_asked_again(
-    server: Server, few_rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], way: str
-) -> None:
-    bad = json.loads((few_rows / "test" / "fpb_test.jsonl").read_text().splitlines()[2])["context"]
-    server.behaviour = fails_for(bad, sends(500))
-    words = remote_words(few_rows, tmp_path, *(["evaluation.reuse=false"] if "without" in way else []))
-    assert main(["evaluate", *remote_options(server), *words]) == 1
-    error = capsys.readouterr().err
-    assert "fpb: 1 of 6 rows are unanswered" in error
-    assert "Nothing is scored without them" in error
-    run = tmp_path / "run"
-    result = result_of(run)
-    assert (result["status"], result["scores"]) == ("failed", {})
-    assert "1 of 6 rows are unanswered" in result["reason"]
-    assert not (run / "eval" / "remote" / "metrics.json").exists()
-    server.requests.clear()
-    server.behaviour = says("positive")
-    if way == "the same command":
-        run = scored(remote_words(few_rows, tmp_path, name="again"), *remote_options(server))
-    else:
-        scored([f"resume={run}"])
-    assert [prompt_of(body) for _, body, _ in server.requests] == [bad]
-    assert result_of(run)["status"] == "completed"
-    assert metrics_of(run, "remote")["scores"]["fpb"]["n"] == 6
-    assert cost_of(run, "remote")["reused"] == 5
-
-
-def test_rows_that_the_server_finds_too_long_are_counted(server: Server, few_rows: Path, tmp_path: Path) -> None:
-    bad = json.loads((few_rows / "test" / "fpb_test.jsonl").read_text().splitlines()[2])["context"]
-    server.behaviour = lambda handler, body: (
-        handler.reply(400, {"error": {"message": "too long", "code": "context_length_exceeded"}})
-        if prompt_of(body) == bad
-        else says("positive")(handler, body)
-    )
-    run = scored(remote_words(few_rows, tmp_path), *remote_options(server))
-    assert metrics_of(run, "remote")["scores"]["fpb"]["too_long"] == 1
-    assert [record.get("too_long", False) for record in records_of(run, "fpb", "remote")].count(True) == 1
-
-
-def test_the_key_is_sent_and_is_in_no_file(
-    server: Server, few_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Whatever becomes of the evaluation, and also where the server repeats it."""
-    monkeypatch.setenv("FEDFINLORA_API_KEY", KEY)
-    server.behaviour = says(f"positive {KEY}")
-    scored(remote_words(few_rows, tmp_path), *remote_options(server))
-    assert {headers["authorization"] for _, _, headers in server.requests} == {f"Bearer {KEY}"}
-    server.behaviour = sends(401, {"error": {"message": f"bad key {KEY}"}})
-    words = remote_words(few_rows, tmp_path, "evaluation.reuse=false", name="refused")
-    assert main(["evaluate", *remote_options(server), *words]) == 1
-    assert main(["evaluate", *remote_options(server), "--dry-run", *words]) == 0
-    files = [file for file in tmp_path.rglob("*") if file.is_file()]
-    assert {"answers", "run", "refused"} <= {file.relative_to(tmp_path).parts[0] for file in files}
-    assert [file for file in files if KEY.encode() in file.read_bytes()] == []
-    assert KEY not in "".join(capfd.readouterr())
-
-
-def test_a_dry_run_sends_nothing_and_counts_what_is_left(
-    server: Server, few_rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def dry(*more: str) -> str:
-        words = remote_words(few_rows, tmp_path, name="dry")
-        assert main(["evaluate", *remote_options(server), "--dry-run", *words, *more]) == 0
-        return capsys.readouterr().out
-
-    def requests(shown: str) -> int:
-        found = re.search(r"^fpb +(\d+)", shown, re.MULTILINE)
-        assert found
-        return int(found[1])
-
-    assert requests(dry()) == 6
-    assert server.requests == []
-    server.script = [says("positive")] * 4
-    server.behaviour = sends(401)
-    assert main(["evaluate", *remote_options(server), *remote_words(few_rows, tmp_path)]) == 1
-    server.requests.clear()
-    capsys.readouterr()
-    assert requests(dry()) == 2
-    assert requests(dry("evaluation.reuse=false")) == 6
-    assert requests(dry("evaluation.shots=1")) == 6, "with examples in front they are other prompts"
-    assert "USD" in dry("--price-in", "2", "--price-out", "8")
-    assert server.requests == []
-    assert not (tmp_path / "dry").exists()
-
-
-def test_equal_prompts_are_sent_once(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = tmp_path / "rows"
-    lines = [json.dumps({"context": "Up? Answer:", "target": target}) for target in ("positive", "neutral", "positive")]
-    write_lines(rows / "test" / "fpb_test.jsonl", lines)
-    words = remote_words(rows, tmp_path)
-    assert main(["evaluate", *remote_options(server), "--dry-run", *words]) == 0
-    assert re.search(r"^fpb +1 ", capsys.readouterr().out, re.MULTILINE)
-    run = scored(words, *remote_options(server))
-    assert len(server.requests) == 1
-    assert metrics_of(run, "remote")["scores"]["fpb"]["accuracy"] == pytest.approx(2 / 3)
-
-
-def test_a_server_that_is_interrupted_keeps_what_came(server: Server, few_rows: Path, tmp_path: Path) -> None:
-    words = remote_words(few_rows, tmp_path)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    answered: list[int] = []
-
-    def answer_then_hang(handler: Any, body: dict[str, Any]) -> None:
-        if len(answered) == 3:
-            handler.server.closing.wait(20)
-            handler.close_connection = True
-            return
-        answered.append(1)
-        says("positive")(handler, body)
-
-    server.behaviour = answer_then_hang
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fedfinlora", "evaluate", *remote_options(server), *words], cwd=ROOT, env=environment,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 120
-        while len(server.requests) < 4:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
-        _, error = process.communicate(timeout=30)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-    assert process.returncode == 1
-    assert f"resume={tmp_path / 'run'}" in error
-    assert result_of(tmp_path / "run")["status"] == "stopped"
-    server.behaviour = says("positive")
-    scored([f"resume={tmp_path / 'run'}"])
-    assert cost_of(tmp_path / "run", "remote")["reused"] == 3
-
-
-# --- bad usage ------------------------------------------------------------------------------------------------------------------------------
-
-URL = "http://127.0.0.1:9/v1"
-
-
-@pytest.mark.parametrize(
-    ("words", "says_what"),
-    [
-        (["--model-name", "m"], "go with --model-url"),
-        (["--dry-run"], "go with --model-url"),
-        (["--price-in", "1"], "go with --dry-run"),
-        (["--model-url", URL, "--model-name", "m", "--price-out", "1"], "go with --dry-run"),
-        (["--model-url", URL, "--model-name", "m", "--dry-run", "--price-out", "-1"], "price"),
-        (["--model-url", URL], "--model-name"),
-        (["--model-url", "127.0.0.1:9", "--model-name", "m"], "--model-url must be an address"),
-        (["--model-url", URL, "--model-name", "m", "--base"], "leave --adapter and --base out"),
-        (["--model-url", URL, "--model-name", "m", "--adapter", "x"], "leave --adapter and --base out"),
-        (["--model-url", URL, "--model-name", "m", "evaluation.mode=labels"], "evaluation.mode must be generate"),
-        (["--model-url", URL, "--model-name", "m", "--dry-run", "evaluation.mode=both"], "evaluation.mode must be generate"),
-        (["evaluation.mode=label"], "generate, labels"),
-        (["evaluation.stop=never"], "exact, verdict"),
-        (["evaluation.cache_gib=0"], "evaluation.cache_gib must be above 0"),
-        (["evaluation.benchmarks=[fbp]"], "fpb"),
-        (["--adapter"], "expected one argument"),
-        (["--price-in", "two"], "invalid float"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_bad_usage_is_status_2_and_one_line(
-    few_rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], says_what: str
-) -> None:
-    own = {word.split("=")[0] for word in words if "=" in word}
-    with_rows = [word for word in remote_words(few_rows, tmp_path) if word.split("=")[0] not in own]
-    try:
-        status = main(["evaluate", *words, *(with_rows if "--adapter" not in words[-1:] else [])])
-    except SystemExit as ended:
-        status = int(ended.code or 0)
-    error = capsys.readouterr().err
-    assert status == 2
-    assert says_what in error.splitlines()[-1]
-    assert "Traceback" not in error
-    assert not (tmp_path / "run").exists()
+# --- names, faults, costs -----------------------------------------------------------------------------------------------------------------
 
 
 def test_adapters_that_cannot_be_told_apart_by_name_get_longer_names(
