@@ -439,12 +439,15 @@ def many_banks(load: Mapping[str, Any], crowd: Path | None) -> str:
             f"{(run['bytes_up'] + run['bytes_down']) / 1e9:.2f} GB | {run['server_beyond_start_adapters']:.1f} | "
             f"{run['superlink_beyond_start_adapters']:.1f} |"
         )
-    first = load["runs"][0]
+    first, last = load["runs"][0], load["runs"][-1]
     told = (
         f"The aggregator alone, on loopback with TLS and node authentication: the banks answer at once with {first['adapter_bytes'] / 4:,.0f} random numbers "
         f"({first['adapter_bytes'] / 1e6:.1f} MB), as many as the adapter of Llama 3.1 8B with rank 8 on q, k and v. All banks run in one process on the same "
         f"{load['cpus']} CPUs. The server starts with {fmean(run['server_start_bytes'] for run in load['runs']) / 2**20:.0f} MiB. What it keeps of a round lies on its "
-        "disk; the SuperLink is Flower's, and holds what was not fetched yet."
+        "disk; the SuperLink is Flower's, and holds what was not fetched yet. How cost grows: time and bytes with the number of banks "
+        f"({fmean(first['round_s']) / first['banks']:.2f} s a bank with {first['banks']}, {fmean(last['round_s']) / last['banks']:.2f} with {last['banks']}), memory hardly "
+        f"({first['server_beyond_start_adapters']:.1f} adapters at the server and {first['superlink_beyond_start_adapters']:.1f} at the SuperLink with {first['banks']}, "
+        f"{last['server_beyond_start_adapters']:.1f} and {last['superlink_beyond_start_adapters']:.1f} with {last['banks']})."
     )
     lines += ["", told, "", f"- `{load['command']}`, commit `{load['git_commit']}`."]
     if crowd:

@@ -214,7 +214,11 @@ def test_many_banks_show_seconds_and_memory_by_their_number() -> None:
         "banks": 10, "adapter_bytes": 2e7, "round_s": [4.0, 6.0], "aggregate_s": [1.0, 1.5], "bytes_up": 4e8, "bytes_down": 1e8, "server_beyond_start_adapters": 3.5,
         "server_start_bytes": 100 * 2**20, "superlink_beyond_start_adapters": 12.0,
     }  # fmt: skip
-    text = many_banks({"runs": [run], "cpus": 2, "command": "python -m benchmarks.load --banks 10", "git_commit": "abc"}, None)
+    more = {**run, "banks": 100, "round_s": [60.0], "server_beyond_start_adapters": 3.6}
+    text = many_banks(
+        {"runs": [run, more], "cpus": 2, "command": "python -m benchmarks.load --banks 10", "git_commit": "abc"}, None
+    )
     assert "| 10 | 5.0 s | 0.50 | 1.25 s | 0.50 GB | 3.5 | 12.0 |" in text
     assert "5,000,000 random numbers (20.0 MB)" in text
+    assert "(0.50 s a bank with 10, 0.60 with 100)" in text
     assert text.endswith("- `python -m benchmarks.load --banks 10`, commit `abc`.")
