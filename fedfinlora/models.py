@@ -106,7 +106,6 @@ def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
 
     transformers_logging.disable_progress_bar()
     import_bitsandbytes()
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     _set_threads(config)
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
@@ -142,9 +141,11 @@ def import_bitsandbytes() -> None:
     """Import bitsandbytes without torch's compiler behind it, which takes 0.9 of a process's 5 seconds until its model is loaded.
 
     bitsandbytes has four functions compiled as it is imported, which neither CPUs nor CUDA call; here they are compiled when they are called.
+    Its advice to install kernels from the hub, given on CPUs with AVX512-BF16, is not passed on: what would be fetched and run is not in constraints.txt.
     """
     import torch
 
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     compile_now = torch.compile
 
     def compile_later(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:

@@ -139,6 +139,7 @@ def test_what_starts_often_loads_little() -> None:
     assert heavy & client == {"flwr"}
     assert "bitsandbytes" in bitsandbytes
     assert "torch._inductor.compile_fx" not in bitsandbytes, "torch's compiler"
+    assert "kernels" not in shown.stderr, "bitsandbytes' advice to fetch kernels from the hub"
 
 
 # --- what ships -------------------------------------------------------------------------------------------------------------------------
