@@ -41,8 +41,9 @@ NOT_HERE = np.zeros(0, np.float32)
 """In the place of a delta that lies on the disk."""
 UNREADABLE = 1000
 """Code of the error that stands for a reply which was not taken in (`server_app.guarded_grid`); Flower's end below 10."""
-NODE_UNAVAILABLE, INVALID_FAB = 5, 7
-"""Flower's codes where a bank has gone, and where its gate has refused the app bundle (`fedfinlora.deployment.gate`)."""
+MESSAGE_UNAVAILABLE, NODE_UNAVAILABLE, INVALID_FAB = 3, 5, 7
+"""Flower's codes where a request has expired, as it does when its bank starts anew (`fedfinlora.deployment.flower`), where a bank has gone, and where its gate has refused
+the app bundle (`fedfinlora.deployment.gate`)."""
 BANK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -345,6 +346,8 @@ def _check(message: Message | None, name: str, layout: Layout, config: Config) -
         raise RejectedReply("unreadable", str(message.error.reason))
     if message.has_error() and message.error.code == NODE_UNAVAILABLE:
         raise RejectedReply("away", "The bank is not connected.")
+    if message.has_error() and message.error.code == MESSAGE_UNAVAILABLE:
+        raise RejectedReply("away", "The bank has started again and lost what it was asked.")
     if message.has_error() and message.error.code == INVALID_FAB:
         raise RejectedReply("policy-code", SAFE_REASONS["policy-code"], said_by_bank=True)
     if message.has_error():

@@ -63,8 +63,8 @@ OUTCOMES = {
         "Enrolled banks, all closed rounds.", FAULTS, THROUGH,
     ),
     "bank killed": Outcome(
-        "A bank is killed while it trains", "The round goes on without it when it starts again, or at `strategy.deadline_s`. Started again it is the same bank, at once, and takes part in the "
-        "next round.", f"away: The bank is not connected., or {LATE}", "rounds.jsonl, coordinator run",
+        "A bank is killed while it trains", "The round goes on without it when it starts again, or at `strategy.deadline_s`, or after four minutes. Started again it is the same bank, at once, and takes part in the "
+        "next round.", "away: The bank has started again and lost what it was asked., or away: The bank is not connected.", "rounds.jsonl, coordinator run",
         "Key, history and ledger. The broken round stays booked: its noise was drawn.", FAULTS, HOSTILE,
     ),
     "bank late": Outcome(

@@ -393,9 +393,8 @@ def test_killed_late_and_hostile_banks_cost_their_own_answers_only(federation: F
     assert first["east"] == OUTCOMES["nan"].says
     assert first["west"] == OUTCOMES["no message"].says
     assert first["up"] == OUTCOMES["norm"].says
-    assert second["south"] in OUTCOMES["bank killed"].says.split(
-        ", or "
-    )  # it may or may not be seen between leaving and coming back
+    # It may or may not be seen between leaving and coming back.
+    assert second["south"] in OUTCOMES["bank killed"].says.split(", or ")
     assert second["east"] == OUTCOMES["bank late"].says
     assert second["west"] == OUTCOMES["large"].says
     assert second["up"] == OUTCOMES["stall"].says

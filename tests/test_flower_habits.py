@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, Message, Metadata, RecordDict
+from flwr.app.message import make_message
+from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.server.superlink.linkstate import LinkStateFactory
+from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
 from flwr.supercore.inflatable.inflatable_object import get_object_tree
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.superlink.federation import NoOpFederationManager
 
-from fedfinlora.deployment.flower import Limited, is_lost_link, patient, returning, stored_again
+from fedfinlora.deployment.flower import Limited, forgetting, is_lost_link, patient, returning, stored_again
 from fedfinlora.deployment.reach import clock_trouble
+from server_app.rounds import MESSAGE_UNAVAILABLE
 
 
 def asked(parts: list[bytes], headers: list[tuple[bytes, bytes]]) -> tuple[list[bytes], list[int]]:
@@ -134,3 +139,45 @@ def test_a_killed_node_takes_its_own_place_and_nobody_elses(tmp_path: Path, monk
 def test_a_clock_is_judged_as_flower_judges_it(ahead_s: float, said: str) -> None:
     assert said in clock_trouble(ahead_s)
     assert bool(clock_trouble(ahead_s)) == bool(said)
+
+
+def message(name: str, run: int, source: int, destination: int, answers: str = "") -> Message:
+    """An empty message as Flower's SuperLink stores it."""
+    metadata = Metadata(
+        run_id=run, message_id=name, src_node_id=source, dst_node_id=destination, reply_to_message_id=answers, group_id="", created_at=time.time(),
+        ttl=60.0, message_type="train",
+    )  # fmt: skip
+    return make_message(metadata=metadata, content=RecordDict())
+
+
+def asked_of(state: Any) -> tuple[int, int, list[str]]:
+    """(Node, run, three requests), of which a connected node has taken along the first two and answered the second."""
+    run = state.create_run("", "", "", {}, NOOP_FEDERATION_ID, None, None, TaskType.SERVER_APP)
+    node = state.create_node("", "", b"key", 60.0)
+    assert state.activate_node(node, 60.0)
+    for number in range(3):
+        assert state.store_message_ins(message(f"request {number}", run, SUPERLINK_NODE_ID, node))
+    for _ in range(2):
+        [taken] = state.get_message_ins(node, 1)
+    assert state.store_message_res(message("reply", run, node, SUPERLINK_NODE_ID, taken.metadata.message_id))
+    return node, run, ["request 0", "request 1", "request 2"]
+
+
+def test_what_a_former_process_took_along_and_did_not_answer_is_not_waited_for(tmp_path: Path) -> None:
+    database = f"sqlite:///{tmp_path / 'state.db'}"
+    state: Any = LinkStateFactory(database, NoOpFederationManager(), ObjectStoreFactory(database)).state()
+    node, run, (taken, answered, waiting) = asked_of(state)
+    ours = forgetting(type(state).activate_node)
+    assert not ours(state, node, 60.0), "it is still connected"
+    assert state.deactivate_node(node)
+    assert state.activate_node(node, 60.0)
+    assert state.get_message_res({taken}, run) == []  # if not, this code can go
+    assert state.deactivate_node(node)
+    assert ours(state, node, 60.0)
+    [lost] = state.get_message_res({taken}, run)
+    assert lost.error.code == MESSAGE_UNAVAILABLE
+    [reply] = state.get_message_res({answered}, run)
+    assert reply.metadata.message_id == "reply"
+    assert state.get_message_res({waiting}, run) == []
+    [left] = state.get_message_ins(node, None)
+    assert left.metadata.message_id == waiting

@@ -16,7 +16,8 @@ not verify stays final.
 It also runs whatever app bundle it is sent. Here the bank's gate looks at each first (`fedfinlora.deployment.gate`).
 
 A SuperNode that was killed counts as connected for another four minutes, and for so long its key is not let in. Here it keeps its node id in the
-file node.id of its folder, and who starts in the same folder with the same key first ends what the killed one left.
+file node.id of its folder, and who starts in the same folder with the same key first ends what the killed one left. What the killed one had been asked, the SuperLink
+(1.41) would wait for as long as its successor is there; here letting a node in closes what an earlier process of it has taken and not answered (`forgetting`).
 """
 
 from __future__ import annotations
@@ -80,6 +81,24 @@ def stored_again(store_object: Callable[..., bool]) -> Callable[..., bool]:
     return stored
 
 
+def forgetting(activate_node: Callable[..., bool]) -> Callable[..., bool]:
+    """Flower's way to let a node in, by which the requests expire that its former process took along and never answered: nobody works on them any more."""
+    from flwr.supercore.state.schema.linkstate_models import MessageIns, MessageRes
+    from flwr.supercore.utils import uint64_to_int64
+    from sqlalchemy import select, update
+
+    def activated(state: Any, node_id: int, heartbeat_interval: float) -> bool:
+        let_in = activate_node(state, node_id, heartbeat_interval)
+        if let_in:
+            taken = (MessageIns.dst_node_id == uint64_to_int64(node_id), MessageIns.delivered_at != "")
+            answered = select(MessageRes.reply_to_message_id).where(MessageRes.reply_to_message_id == MessageIns.message_id)
+            with state.session() as session:
+                session.execute(update(MessageIns).where(*taken, ~answered.exists()).values(ttl=0.0))
+        return let_in
+
+    return activated
+
+
 def is_lost_link(error: Exception) -> bool:
     """Whether a connection was lost, which time may mend."""
     import httpx
@@ -129,7 +148,7 @@ def returning(client_class: type[Any]) -> type[Any]:
 
 
 def superlink() -> None:
-    """Flower's SuperLink behind `Limited`, with `stored_again`."""
+    """Flower's SuperLink behind `Limited`, with `stored_again` and `forgetting`."""
     from importlib import import_module
 
     import uvicorn
@@ -138,6 +157,8 @@ def superlink() -> None:
     sql_corestate: Any = import_module("flwr.supercore.corestate.sql_corestate")
     sql_corestate.SqlCoreState.store_object = stored_again(sql_corestate.SqlCoreState.store_object)
     sql_corestate.OBJECT_PUSH_SESSION_TTL_SECONDS = 2 * PROMISED_S
+    sql_linkstate: Any = import_module("flwr.server.superlink.linkstate.sql_linkstate")
+    sql_linkstate.SqlLinkState.activate_node = forgetting(sql_linkstate.SqlLinkState.activate_node)
     run = uvicorn.run
     uvicorn.run = lambda app, **settings: run(Limited(app), **settings)
     flower_superlink()
