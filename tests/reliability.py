@@ -48,6 +48,9 @@ OUTCOMES = {
         "A bank's link is cut for a minute", "The bank tries again until it is back and then sends what it has; nothing is trained twice, the result has the same bytes. After four minutes the round goes on without the bank.",
         "retrying in", "the bank's supernode.log", "The answer that could not be sent.", FAULTS, THROUGH,
     ),
+    "request lost": Outcome(
+        "A bank's link breaks while a request comes to it", "The bank gets it again when its link is back.", "", "", "Everything.", FAULTS, HOSTILE,
+    ),
     "server killed": Outcome(
         "The server's process is killed in a round", "`coordinator run` ends with status 1; `resume=` does the round again; the result has the same bytes.",
         "The server's process has died. Go on with: python -m fedfinlora coordinator run resume=", "coordinator run", "All closed rounds, in checkpoints.", FAULTS, THROUGH,
@@ -126,8 +129,8 @@ Every row is played by the test that it names, in a deployment of real processes
 TAIL = """
 ## Set a deadline
 
-With `strategy.deadline_s=0`, the default, a round waits for every bank. The SuperLink sees after four minutes that a bank has gone, and the round goes on without it; but a request that
-is lost in the moment in which the link breaks is not sent again, and such a round would wait for ever. Give a deployment `strategy.deadline_s` well above the
+With `strategy.deadline_s=0`, the default, a round waits for every bank. The SuperLink sees after four minutes that a bank has gone, and the round goes on without it; but a bank
+whose process hangs, or that announces an answer and never sends it, is there, and would be waited for for ever. Give a deployment `strategy.deadline_s` well above the
 slowest bank's round, and `strategy.quorum`: seconds of training, and for a line of so many Mbit/s twice the adapter's megabytes times 8, divided by them, and a tenth more. Llama 3.1 8B at rank 8
 (19 MB) over 1 Mbit/s is 330 seconds and the training. Below 0.3 Mbit/s a piece takes longer than Flower waits for its answer.
 

@@ -15,12 +15,21 @@ from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.server.superlink.linkstate import LinkStateFactory
 from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
-from flwr.supercore.inflatable.inflatable_object import get_object_tree
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.superlink.federation import NoOpFederationManager
 
-from fedfinlora.deployment.flower import Limited, forgetting, is_lost_link, patient, returning, stored_again
+from fedfinlora.deployment.flower import (
+    MOST_OFFERS,
+    Limited,
+    forgetting,
+    is_lost_link,
+    offered_again,
+    patient,
+    returning,
+    stored_again,
+)
 from fedfinlora.deployment.reach import clock_trouble
 from server_app.rounds import MESSAGE_UNAVAILABLE
 
@@ -141,43 +150,68 @@ def test_a_clock_is_judged_as_flower_judges_it(ahead_s: float, said: str) -> Non
     assert bool(clock_trouble(ahead_s)) == bool(said)
 
 
-def message(name: str, run: int, source: int, destination: int, answers: str = "") -> Message:
-    """An empty message as Flower's SuperLink stores it."""
+def message(run: int, source: int, destination: int, answers: str = "") -> Message:
+    """An empty message as Flower's SuperLink stores it. Its id is made from its content and the time."""
     metadata = Metadata(
-        run_id=run, message_id=name, src_node_id=source, dst_node_id=destination, reply_to_message_id=answers, group_id="", created_at=time.time(),
+        run_id=run, message_id="", src_node_id=source, dst_node_id=destination, reply_to_message_id=answers, group_id="", created_at=time.time(),
         ttl=60.0, message_type="train",
     )  # fmt: skip
-    return make_message(metadata=metadata, content=RecordDict())
+    made = make_message(metadata=metadata, content=RecordDict())
+    made.metadata.__dict__["_message_id"] = made.object_id
+    return made
 
 
-def asked_of(state: Any) -> tuple[int, int, list[str]]:
-    """(Node, run, three requests), of which a connected node has taken along the first two and answered the second."""
-    run = state.create_run("", "", "", {}, NOOP_FEDERATION_ID, None, None, TaskType.SERVER_APP)
-    node = state.create_node("", "", b"key", 60.0)
-    assert state.activate_node(node, 60.0)
-    for number in range(3):
-        assert state.store_message_ins(message(f"request {number}", run, SUPERLINK_NODE_ID, node))
-    for _ in range(2):
-        [taken] = state.get_message_ins(node, 1)
-    assert state.store_message_res(message("reply", run, node, SUPERLINK_NODE_ID, taken.metadata.message_id))
-    return node, run, ["request 0", "request 1", "request 2"]
+class Asked:
+    """A SuperLink's state with one connected node, which was sent three requests, has taken along the first two, and answered the second."""
+
+    def __init__(self, place: Path) -> None:
+        database = f"sqlite:///{place / 'state.db'}"
+        self.state: Any = LinkStateFactory(database, NoOpFederationManager(), ObjectStoreFactory(database)).state()
+        self.run = self.state.create_run("", "", "", {}, NOOP_FEDERATION_ID, None, None, TaskType.SERVER_APP)
+        self.node = self.state.create_node("", "", b"key", 60.0)
+        assert self.state.activate_node(self.node, 60.0)
+        requests = [message(self.run, SUPERLINK_NODE_ID, self.node) for _ in range(3)]
+        for each in requests:
+            assert self.state.store_message_ins(each)
+            self.state.object_store.preregister(self.run, get_object_tree(each))
+            for name, part in get_all_nested_objects(each).items():
+                self.state.object_store.put(name, part.deflate())
+        self.lost, self.answered, self.waiting = (each.metadata.message_id for each in requests)
+        assert [self.takes(type(self.state).get_message_ins) for _ in range(2)] == [[self.lost], [self.answered]]
+        self.reply = message(self.run, self.node, SUPERLINK_NODE_ID, self.answered)
+        assert self.state.store_message_res(self.reply)
+
+    def takes(self, get_message_ins: Any) -> list[str]:
+        """The request that the node is handed."""
+        return [each.metadata.message_id for each in get_message_ins(self.state, self.node, 1)]
+
+    def hears(self, request: str) -> Any:
+        """The answer that stands for a request's; None while it is waited for."""
+        return next(iter(self.state.get_message_res({request}, self.run)), None)
 
 
 def test_what_a_former_process_took_along_and_did_not_answer_is_not_waited_for(tmp_path: Path) -> None:
-    database = f"sqlite:///{tmp_path / 'state.db'}"
-    state: Any = LinkStateFactory(database, NoOpFederationManager(), ObjectStoreFactory(database)).state()
-    node, run, (taken, answered, waiting) = asked_of(state)
+    asked = Asked(tmp_path)
+    state, node = asked.state, asked.node
     ours = forgetting(type(state).activate_node)
     assert not ours(state, node, 60.0), "it is still connected"
     assert state.deactivate_node(node)
     assert state.activate_node(node, 60.0)
-    assert state.get_message_res({taken}, run) == []  # if not, this code can go
+    assert asked.hears(asked.lost) is None  # if not, this code can go
     assert state.deactivate_node(node)
     assert ours(state, node, 60.0)
-    [lost] = state.get_message_res({taken}, run)
-    assert lost.error.code == MESSAGE_UNAVAILABLE
-    [reply] = state.get_message_res({answered}, run)
-    assert reply.metadata.message_id == "reply"
-    assert state.get_message_res({waiting}, run) == []
-    [left] = state.get_message_ins(node, None)
-    assert left.metadata.message_id == waiting
+    assert asked.hears(asked.lost).error.code == MESSAGE_UNAVAILABLE
+    assert asked.hears(asked.answered).metadata.message_id == asked.reply.metadata.message_id
+    assert asked.hears(asked.waiting) is None
+    assert asked.takes(type(state).get_message_ins) == [asked.waiting]
+
+
+def test_a_request_is_handed_out_until_the_node_confirms_it(tmp_path: Path) -> None:
+    asked = Asked(tmp_path)
+    flowers = type(asked.state).get_message_ins
+    ours = offered_again(flowers)
+    assert asked.takes(flowers) == [asked.waiting]  # if it is the lost one, this code can go
+    assert [asked.takes(ours) for _ in range(2)] == [[asked.lost], [asked.lost]]
+    asked.state.object_store.delete(asked.lost)  # as when the node has it
+    assert [asked.takes(ours) for _ in range(MOST_OFFERS)] == [[asked.waiting]] * MOST_OFFERS
+    assert asked.takes(ours) == [], "not for ever"

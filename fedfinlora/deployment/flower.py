@@ -7,7 +7,8 @@ array in pieces, one request each, and an app bundle has 10 MiB at most, so noth
 
 Flower's pieces have 5 MiB, two at a time, and it waits 30 seconds for the answer to one: on a line of 1 Mbit/s they never arrive, and are sent again for ever.
 Here they have PIECE_BYTES. A piece whose answer was lost is sent again, to a SuperLink (1.41) that says that it does not want it, whereupon the SuperNode throws
-its answer away; here what is there already counts as taken (`stored_again`). An answer that is cut off may go on after as long a cut as its bank may be unheard.
+its answer away; here what is there already counts as taken (`stored_again`). A request that is lost on its way to the bank counts as handed out, and is waited for; here it is
+handed out until the bank confirms it (`offered_again`). An answer that is cut off may go on after as long a cut as its bank may be unheard.
 
 The SuperNode (1.41) retries for ever when the link fails, except where the failure's text has "ssl" or "tls" in it: then it throws its answer away, or
 ends. A connection that is dropped gives just such a text; here it is retried like every other lost connection, and a certificate that does
@@ -25,6 +26,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,8 @@ PROMISED_S = 120
 link that is cut for a minute cost the bank its round."""
 PIECE_BYTES = 2**19
 """Bytes of a piece of an array. Two at a time take 8.4 seconds at 1 Mbit/s. Each costs the SuperLink about 10 ms, so smaller ones would hold up fast lines."""
+MOST_OFFERS = 10
+"""Times that a request is handed out again. One that a bank can never take, as of a run that has ended, stands in the way of its next one for so long."""
 PIECES = {"FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(PIECE_BYTES)}
 """What must be in the environment before Flower is imported."""
 LOST = ("eof", "timed out", "closed", "close_notify")
@@ -83,20 +87,48 @@ def stored_again(store_object: Callable[..., bool]) -> Callable[..., bool]:
 
 def forgetting(activate_node: Callable[..., bool]) -> Callable[..., bool]:
     """Flower's way to let a node in, by which the requests expire that its former process took along and never answered: nobody works on them any more."""
-    from flwr.supercore.state.schema.linkstate_models import MessageIns, MessageRes
-    from flwr.supercore.utils import uint64_to_int64
-    from sqlalchemy import select, update
+    from flwr.supercore.state.schema.linkstate_models import MessageIns
+    from sqlalchemy import update
 
     def activated(state: Any, node_id: int, heartbeat_interval: float) -> bool:
         let_in = activate_node(state, node_id, heartbeat_interval)
         if let_in:
-            taken = (MessageIns.dst_node_id == uint64_to_int64(node_id), MessageIns.delivered_at != "")
-            answered = select(MessageRes.reply_to_message_id).where(MessageRes.reply_to_message_id == MessageIns.message_id)
             with state.session() as session:
-                session.execute(update(MessageIns).where(*taken, ~answered.exists()).values(ttl=0.0))
+                session.execute(update(MessageIns).where(*_unanswered(node_id)).values(ttl=0.0))
         return let_in
 
     return activated
+
+
+def offered_again(get_message_ins: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+    """Flower's way to hand a node its requests, by which one comes again, MOST_OFFERS times at most, that the node has not confirmed before it asks for the next.
+
+    A SuperNode asks for nothing while it fetches a request, and the SuperLink keeps the request's objects until it has confirmed them.
+    """
+    from flwr.supercore.state.schema.linkstate_models import MessageIns
+    from sqlalchemy import select, update
+
+    offers: Counter[str] = Counter()
+
+    def handed_out(state: Any, node_id: int, limit: int | None, **chosen: Any) -> list[Any]:
+        with state.session() as session:
+            for request in session.scalars(select(MessageIns.message_id).where(*_unanswered(node_id))).all():
+                if offers[request] < MOST_OFFERS and state.object_store.get(request):
+                    offers[request] += 1
+                    session.execute(update(MessageIns).where(MessageIns.message_id == request).values(delivered_at=""))
+        return get_message_ins(state, node_id, limit, **chosen)
+
+    return handed_out
+
+
+def _unanswered(node_id: int) -> tuple[Any, ...]:
+    """Conditions on a request in the SuperLink's database: handed out to the node, and without an answer."""
+    from flwr.supercore.state.schema.linkstate_models import MessageIns, MessageRes
+    from flwr.supercore.utils import uint64_to_int64
+    from sqlalchemy import select
+
+    answers = select(MessageRes.message_id).where(MessageRes.reply_to_message_id == MessageIns.message_id)
+    return MessageIns.dst_node_id == uint64_to_int64(node_id), MessageIns.delivered_at != "", ~answers.exists()
 
 
 def is_lost_link(error: Exception) -> bool:
@@ -148,7 +180,7 @@ def returning(client_class: type[Any]) -> type[Any]:
 
 
 def superlink() -> None:
-    """Flower's SuperLink behind `Limited`, with `stored_again` and `forgetting`."""
+    """Flower's SuperLink behind `Limited`, with `stored_again`, `offered_again` and `forgetting`."""
     from importlib import import_module
 
     import uvicorn
@@ -159,6 +191,7 @@ def superlink() -> None:
     sql_corestate.OBJECT_PUSH_SESSION_TTL_SECONDS = 2 * PROMISED_S
     sql_linkstate: Any = import_module("flwr.server.superlink.linkstate.sql_linkstate")
     sql_linkstate.SqlLinkState.activate_node = forgetting(sql_linkstate.SqlLinkState.activate_node)
+    sql_linkstate.SqlLinkState.get_message_ins = offered_again(sql_linkstate.SqlLinkState.get_message_ins)
     run = uvicorn.run
     uvicorn.run = lambda app, **settings: run(Limited(app), **settings)
     flower_superlink()
