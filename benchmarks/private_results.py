@@ -1,7 +1,7 @@
 """The table and the chart of what privacy costs: one run a line, from run folders, for docs/results.md and docs/privacy.svg.
 
-A run of `evaluate` among them is the public adapter that the others went on from: epsilon 0, since no bank's row is in it. A run with a noise multiplier
-of its own stands at the epsilon that follows from it.
+A run of `evaluate` among them is the public adapter that the others went on from: epsilon 0, since no bank's row is in it. Runs with a noise multiplier
+of their own are draws of noise alone, which the words compare with: as good as nothing of a row is left in them.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ ADAPTERS = {False: "LoRA", True: "FFA-LoRA"}
 
 def private_table(runs: Sequence[Path]) -> str:
     """One line a run, without privacy first, then by falling epsilon; plain LoRA before FFA-LoRA; the public start last."""
+    runs = [run for run in runs if not _is_noise(run)]
     keys = _benchmarks(runs)
     heads = ["epsilon", "adapter", "numbers sent", "sigma", *(BENCHMARKS[key].title for key in keys), "mean", "mean Matthews"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
@@ -58,19 +59,27 @@ def private_words(runs: Sequence[Path]) -> str:
 
 
 def _noise_alone(runs: Sequence[Path]) -> str:
-    """What a run with a noise multiplier of its own is for, if one is there: as good as nothing of a row is left in it."""
-    alone = next((run for run in runs if _config(run)["privacy"]["noise_multiplier"]), None)
-    if alone is None:
+    """What the draws of noise alone gave, if there are any."""
+    draws = [run for run in runs if _is_noise(run)]
+    if not draws:
         return ""
-    mean, _ = mean_of(_scores(alone), _benchmarks(runs))
+    sigma = _config(draws[0])["privacy"]["noise_multiplier"]
+    epsilon = max(bank["epsilon_planned"] for run in draws for bank in read_json(run / "privacy.json")["banks"].values())
+    means: dict[str, list[str]] = {}
+    for run in draws:
+        means.setdefault(ADAPTERS[bool(_config(run)["peft"]["freeze_a"])], []).append(
+            f"{100 * mean_of(_scores(run), _benchmarks(runs))[0]:.1f}"
+        )
+    gave = "; ".join(f"{adapter} {', '.join(found)}" for adapter, found in means.items())
     return (
-        f" At sigma {_noise(alone)} (epsilon {_epsilon_words(alone)}) noise is all that moves the adapter, as far as in the other runs, since the server's step is as "
-        f"long: {100 * mean:.1f} is what one draw of it gave, and no run that lies near it has learnt more from rows than such a draw."
+        f" At sigma {sigma:g} (epsilon {epsilon:.2g}) noise is all that moves the adapter, as far as in the other runs, since the server's step is as long: draws of it gave "
+        f"mean accuracies of {gave}. A run that lies among them has not shown that it learnt more from rows than such a draw."
     )
 
 
 def private_chart(runs: Sequence[Path]) -> str:
     """The means with their intervals, a row for each epsilon, as the content of an SVG file."""
+    runs = [run for run in runs if not _is_noise(run)]
     keys = _benchmarks(runs)
     by_epsilon: dict[str, list[Interval]] = {}
     for run in sorted(runs, key=_order):
@@ -96,6 +105,10 @@ def _is_start(run: Path) -> bool:
     return bool(read_json(run / "result.json")["mode"] == "evaluate")
 
 
+def _is_noise(run: Path) -> bool:
+    return bool(_config(run)["privacy"]["noise_multiplier"])
+
+
 def _scores(run: Path) -> dict[str, Any]:
     """Benchmark -> metrics of a run's one adapter."""
     found: dict[str, Any] = read_json(run / "result.json")["scores"]["final"]
@@ -116,15 +129,11 @@ def _order(run: Path) -> tuple[float, bool]:
 
 
 def _promised(run: Path) -> float:
-    """Epsilon of the run alone: infinite without privacy, 0 for the public start, the banks' largest for a given noise multiplier."""
+    """Epsilon of the run alone: infinite without privacy, 0 for the public start."""
     privacy = _config(run)["privacy"]
     if _is_start(run):
         return 0.0
-    if privacy["mode"] == "none":
-        return math.inf
-    if not privacy["noise_multiplier"]:
-        return float(privacy["epsilon"])
-    return float(max(bank["epsilon_planned"] for bank in read_json(run / "privacy.json")["banks"].values()))
+    return math.inf if privacy["mode"] == "none" else float(privacy["epsilon"])
 
 
 def _adapter(config: Mapping[str, Any]) -> str:
@@ -142,8 +151,6 @@ def _noise(run: Path) -> str:
     config = _config(run)
     if config["privacy"]["mode"] == "none":
         return "–"
-    if config["privacy"]["noise_multiplier"]:
-        return f"{config['privacy']['noise_multiplier']:g}"
     from fedfinlora.privacy.accounting import noise_multiplier_for
 
     card = read_json(run / "privacy.json")
