@@ -58,6 +58,28 @@ def private_words(runs: Sequence[Path]) -> str:
     )
 
 
+def private_short(runs: Sequence[Path]) -> str:
+    """The means in a sentence or two, for the README."""
+    keys = _benchmarks(runs)
+    said = []
+    for frozen, adapter in ADAPTERS.items():
+        own = sorted(
+            (run for run in runs if bool(_config(run)["peft"]["freeze_a"]) == frozen and not _is_noise(run)), key=_order
+        )
+        names = {"none": "without privacy", "0": "the public start"}
+        means = [
+            f"{names.get(words := _epsilon_words(run), f'epsilon {words}')} {100 * mean_of(_scores(run), keys)[0]:.1f}"
+            for run in own
+        ]
+        said += [f"{adapter}: {', '.join(means)}."] if means else []
+    half = max(mean_of(_scores(run), keys)[1] for run in runs)
+    draws = [100 * mean_of(_scores(run), keys)[0] for run in runs if _is_noise(run)]
+    alone = f" Noise alone gives {min(draws):.1f} to {max(draws):.1f}." if draws else ""
+    return (
+        f"Mean accuracy of {', '.join(BENCHMARKS[key].title for key in keys)}, % (±{100 * half:.0f}). {' '.join(said)}{alone}"
+    )
+
+
 def _noise_alone(runs: Sequence[Path]) -> str:
     """What the draws of noise alone gave, if there are any."""
     draws = [run for run in runs if _is_noise(run)]

@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.private_results import private_chart, private_table, private_words
+from benchmarks.private_results import private_chart, private_short, private_table, private_words
 from data.catalog import BENCHMARKS, PUBLISHED_FEDERATED
 from eval.metrics import headline_score
 from fedfinlora.commands.bench_evaluate import TARGETS, grouped
@@ -85,9 +85,7 @@ def main() -> None:
     if chosen.federated and chosen.centralized:
         table = comparison(chosen.federated, chosen.centralized, chosen.local)
         found["sentiment"] = f"{table}\n\n{LIMITS}"
-        readme = ROOT / "README.md"
-        block = f"<!-- results:start -->\n{table}\n\n{LIMITS}\n<!-- results:end -->"
-        readme.write_text(_between(readme.read_text("utf-8"), "results", block), encoding="utf-8")
+        _into_readme("results", f"{table}\n\n{LIMITS}")
     if chosen.tried:
         found["tried"] = tried(chosen.tried)
     if chosen.scored:
@@ -115,6 +113,7 @@ def main() -> None:
             ]
         )
         (ROOT / "docs" / "privacy.svg").write_text(private_chart(measured), encoding="utf-8")
+        _into_readme("privacy", private_short(measured))
     if chosen.full_pass:
         found["pass"] = full_pass(chosen.full_pass)
     if chosen.demo:
@@ -131,6 +130,12 @@ def with_sections(text: str, found: Mapping[str, str]) -> str:
         if name in present:
             parts += [f"## {heading}", "", f"<!-- {name}:start -->", present[name], f"<!-- {name}:end -->", ""]
     return "\n".join(parts)
+
+
+def _into_readme(name: str, block: str) -> None:
+    readme = ROOT / "README.md"
+    marked = f"<!-- {name}:start -->\n{block}\n<!-- {name}:end -->"
+    readme.write_text(_between(readme.read_text("utf-8"), name, marked), encoding="utf-8")
 
 
 def _between(text: str, name: str, block: str) -> str:

@@ -10,7 +10,7 @@ import yaml
 from conftest import random_adapter, tiny_config
 from tiny_runs import write_lines
 
-from benchmarks.private_results import private_chart, private_table, private_words
+from benchmarks.private_results import private_chart, private_short, private_table, private_words
 from benchmarks.results import (
     all_benchmarks,
     deployed_round,
@@ -193,6 +193,11 @@ def test_what_privacy_costs_is_ordered_and_comes_from_the_runs(tmp_path: Path) -
     assert "draws of it gave mean accuracies of LoRA 35.0, 45.0." in words
     assert "4 banks" in words
     assert "5.0 % of a bank's rows, 24 on average; 20 rounds of one step each, 1,958 rows in all" in words
+    short = private_short(runs)
+    assert short.startswith(
+        "Mean accuracy of FPB, % (±10). LoRA: without privacy 50.0, epsilon 8 50.0, the public start 40.0. FFA-LoRA: epsilon 1 30.0."
+    )
+    assert short.endswith("Noise alone gives 35.0 to 45.0.")
     assert "epsilon 8" in private_chart(runs)
     assert "public start" in private_chart(runs)
 
