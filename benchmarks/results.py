@@ -13,19 +13,18 @@ from __future__ import annotations
 import argparse
 import math
 import re
-import shlex
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import yaml
 
+from benchmarks.cost_results import deployed_round, many_banks, speed
 from benchmarks.private_results import private_chart, private_short, private_table, private_words
+from benchmarks.provenance import provenance
 from data.catalog import BENCHMARKS, PUBLISHED_FEDERATED
 from eval.metrics import headline_score
-from fedfinlora.commands.bench_evaluate import TARGETS, grouped
 from fedfinlora.runfolder import read_json, read_lines
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,7 +74,7 @@ def main() -> None:
         type=Path,
         nargs="*",
         default=[],
-        help="federated runs with and without privacy, the runs that gave their start and its scores",
+        help="federated runs with and without privacy, draws of noise alone, the runs that gave their start and its scores",
     )
     options.add_argument("--pass", dest="full_pass", type=Path, help="an `evaluate` run over everything, timed")
     options.add_argument("--demo", type=Path)
@@ -99,7 +98,7 @@ def main() -> None:
     if chosen.load:
         found["banks"] = many_banks(read_json(chosen.load), chosen.crowd)
     if chosen.private:
-        origins = [_provenance(run.name, run) for run in chosen.private]
+        origins = [provenance(run.name, run) for run in chosen.private]
         measured = [run for run in chosen.private if read_json(run / "result.json")["scores"]]
         found["private"] = "\n".join(
             [
@@ -183,8 +182,8 @@ def all_benchmarks(run: Path, names: Mapping[str, str], trained: Sequence[Path])
         "output is the answer and its F1 flatters; BERTScore sets show the same F1 in both tables. With so few rows most differences of less "
         "than ten points are within the noise.",
         "",
-        _provenance("scores", run),
-        *(_provenance(read_json(one / "result.json")["mode"], one) for one in trained),
+        provenance("scores", run),
+        *(provenance(read_json(one / "result.json")["mode"], one) for one in trained),
     ]
     return "\n".join(lines)
 
@@ -218,8 +217,8 @@ def filings(run: Path, names: Mapping[str, str], trained: Sequence[Path]) -> str
         f"{published['centralized']['mean']:.2f}.",
         "",
         *_what_keeps_the_gap(results),
-        _provenance("scores", run),
-        *(_provenance(one.name, one) for one in trained),
+        provenance("scores", run),
+        *(provenance(one.name, one) for one in trained),
     ]
     return "\n".join(lines)
 
@@ -307,8 +306,8 @@ def comparison(federated: Path, centralized: Path, local: Sequence[Path]) -> str
     gap = 100 * (_mean(columns["centralised"], keys) - _mean(columns["federated"], keys))
     lines += ["", f"Centralised is {gap:+.1f} points from federated on the mean, with the same {one['rows_trained']:,} rows and "
               f"{one['steps_trained']:,} optimiser steps ({other['rows_trained']:,} and {other['steps_trained']:,}).", ""]  # fmt: skip
-    lines += [_provenance("federated", federated), _provenance("centralised", centralized)]
-    lines += [_provenance(f"bank {number} alone", run) for number, run in enumerate(local)]
+    lines += [provenance("federated", federated), provenance("centralised", centralized)]
+    lines += [provenance(f"bank {number} alone", run) for number, run in enumerate(local)]
     return "\n".join(lines)
 
 
@@ -324,7 +323,7 @@ def tried(runs: Sequence[Path]) -> str:
             f"| {setting(run)} | {result['rounds']} | {result['rows_trained']:,} | {result['steps_trained']:,} | {' | '.join(cells)} | "
             f"{100 * _mean(scores, keys):.1f} |"
         )
-    return "\n".join([*lines, "", *(_provenance(setting(run), run) for run in runs)])
+    return "\n".join([*lines, "", *(provenance(setting(run), run) for run in runs)])
 
 
 def setting(run: Path) -> str:
@@ -344,130 +343,6 @@ def setting(run: Path) -> str:
     return ", ".join(words)
 
 
-def speed(measured: Sequence[Mapping[str, Any]]) -> str:
-    """One line a benchmark, and one for each group and set of `bench evaluate`."""
-    lines = ["| benchmark | ratio | aim | bound | ours | reference | difference | rows |", "|---|---|---|---|---|---|---|---|"]
-    shown = merged(measured)
-    for figures in shown:
-        lines.append(
-            f"| `{bench_name(figures)}` | {figures['ratio']:.2f} | | | {_short(figures['ours'])} | {_short(figures['reference'])} | "
-            f"{_short(figures['differs'])} | {figures['rows']} |"
-        )
-        for title, group in figures.get("groups", {}).items():
-            lines.append(
-                f"| {title} | {group['ratio']:.2f} | {group['aim']:g} | {group['bound']:.1f} | {group['ours_rows_per_s']:.3g} rows a second | "
-                f"{group['reference_rows_per_s']:.3g} rows a second | {_differing(group)} | {group['rows']} |"
-            )
-        for key, one in figures.get("benchmarks", {}).items():
-            lines.append(
-                f"| – {BENCHMARKS[key].title}, {one['prompt_tokens']:.0f} prompt tokens, {one['read_tokens_per_row']:.0f} read | "
-                f"{one['ratio']:.2f} | | {one['reference_s_per_row'] / one['products_s_per_row']:.1f} | {one['ours_s_per_row']:.3f} s a row | "
-                f"{one['reference_s_per_row']:.3f} s a row | {_differing(one)} | {one['rows']} |"
-            )
-    machine = measured[0]["machine"]
-    told = f"On {machine['cpus']} CPUs, {machine['gpu'] or 'no GPU'}."
-    for figures in shown:
-        if "peak_cache_gib" in figures:
-            told += (
-                f" `bench evaluate`: {figures['peak_cache_gib']:.2f} GiB of keys and values at most (limit {figures['cache_gib']:g}), "
-                f"{figures['peak_memory_gib']:.1f} GiB in all. Bound: the ratio if the matrix products of the tokens that ours reads and writes "
-                f"were all that takes time, at the {figures['products_flop_per_s'] / 1e9:.0f} GFLOP/s that this machine reaches in "
-                f"{figures['dtype']}; no evaluator that reads these tokens in this precision can do better."
-            )
-    origins = [f"- `{shown_command(one['command'])}`, commit `{one['git_commit']}`." for one in measured if one.get("command")]
-    return "\n".join([*lines, "", told, *(["", *origins] if origins else [])])
-
-
-def merged(measured: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Several files of `bench evaluate` as one: a benchmark that was measured again counts as measured last, sums are made anew."""
-    evaluations = [figures for figures in measured if figures["bench"] == "evaluate"]
-    if len(evaluations) < 2:
-        return list(measured)
-    benchmarks: dict[str, Any] = {}
-    for figures in evaluations:
-        benchmarks |= figures["benchmarks"]
-    everything = grouped(benchmarks)
-    one = dict(evaluations[0]) | {"benchmarks": benchmarks, "ratio": everything["ratio"], "rows": everything["rows"]}
-    one["ours"] = {"rows_per_s": everything["ours_rows_per_s"]}
-    one["reference"] = evaluations[0]["reference"] | {"rows_per_s": everything["reference_rows_per_s"]}
-    one["differs"] = {
-        "outputs": everything["differs"], "row_by_row": everything["differs_row_by_row"], "of": everything["compared"],
-    }  # fmt: skip
-    one["groups"] = {
-        title: group | grouped({key: benchmarks[key] for key in TARGETS[title][0] if key in benchmarks})
-        for title, group in evaluations[0]["groups"].items()
-    }
-    for name in ("peak_cache_gib", "peak_memory_gib"):
-        one[name] = max(figures[name] for figures in evaluations)
-    return [one, *(figures for figures in measured if figures["bench"] != "evaluate")]
-
-
-def bench_name(figures: Mapping[str, Any]) -> str:
-    """`bench train`, with the rows it was run on where they are not the usual ones."""
-    words = shlex.split(figures.get("command", ""))
-    rows = words[words.index("--rows") : words.index("--rows") + 2] if "--rows" in words else []
-    return " ".join(["bench", figures["bench"], *rows])
-
-
-def _differing(figures: Mapping[str, Any]) -> str:
-    """Outputs that are not the reference's, and how many of them its padding explains."""
-    shown = f"{figures['differs']} of {figures['compared']} outputs"
-    return f"{shown} ({figures['differs_row_by_row']} row by row)" if figures["differs"] else shown
-
-
-def deployed_round(figures: Mapping[str, Any]) -> str:
-    """Each round's seconds beside the longest training of a bank, with resident workers and with a process that loads the model for each message."""
-    found = figures["rounds"]
-    heads = ["round", "with workers", "of it loading", "without", "of it loading"]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for number, (resident, alone) in enumerate(zip(found["worker"], found["no worker"], strict=True), 1):
-        seconds = [one[key] for one in (resident, alone) for key in ("overhead_s", "load_s")]
-        lines.append(f"| {number} | {' | '.join(f'{value:.1f} s' for value in seconds)} |")
-    told = (
-        f"Two banks and their aggregator on one machine with {figures['machine']['cpus']} CPUs, TLS and node authentication on; {figures['model']}, "
-        f"{figures['quantization']}. After the first round {figures['ours']['overhead_s']:.1f} s a round pass beside training with workers "
-        f"and {figures['reference']['overhead_s']:.1f} s without (aim: at most 10 s with them)."
-    )
-    return "\n".join([*lines, "", told, "", f"- `{shown_command(figures['command'])}`, commit `{figures['git_commit']}`."])
-
-
-def many_banks(load: Mapping[str, Any], crowd: Path | None) -> str:
-    """A line for each number of banks that the aggregator was measured with; and the simulated run, where there is one."""
-    lines = [
-        "| banks | a round | s a bank | averaging | up and down a round | server memory beyond its start, in adapters | SuperLink's |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for run in load["runs"]:
-        seconds = fmean(run["round_s"])
-        lines.append(
-            f"| {run['banks']} | {seconds:.1f} s | {seconds / run['banks']:.2f} | {fmean(run['aggregate_s']):.2f} s | "
-            f"{(run['bytes_up'] + run['bytes_down']) / 1e9:.2f} GB | {run['server_beyond_start_adapters']:.1f} | "
-            f"{run['superlink_beyond_start_adapters']:.1f} |"
-        )
-    first, last = load["runs"][0], load["runs"][-1]
-    told = (
-        f"The aggregator alone, on loopback with TLS and node authentication: the banks answer at once with {first['adapter_bytes'] / 4:,.0f} random numbers "
-        f"({first['adapter_bytes'] / 1e6:.1f} MB), as many as the adapter of Llama 3.1 8B with rank 8 on q, k and v. All banks run in one process on the same "
-        f"{load['cpus']} CPUs. The server starts with {fmean(run['server_start_bytes'] for run in load['runs']) / 2**20:.0f} MiB. What it keeps of a round lies on its "
-        "disk; the SuperLink is Flower's, and holds what was not fetched yet. How cost grows: time and bytes with the number of banks "
-        f"({fmean(first['round_s']) / first['banks']:.2f} s a bank with {first['banks']}, {fmean(last['round_s']) / last['banks']:.2f} with {last['banks']}), memory hardly "
-        f"({first['server_beyond_start_adapters']:.1f} adapters at the server and {first['superlink_beyond_start_adapters']:.1f} at the SuperLink with {first['banks']}, "
-        f"{last['server_beyond_start_adapters']:.1f} and {last['superlink_beyond_start_adapters']:.1f} with {last['banks']})."
-    )
-    lines += ["", told, "", f"- `{load['command']}`, commit `{load['git_commit']}`."]
-    if crowd:
-        rounds, result = read_lines(crowd / "rounds.jsonl"), read_json(crowd / "result.json")
-        seconds = fmean(line["timings"]["total_s"] for line in rounds)
-        gathered = sum(bank["status"] == "ok" for line in rounds for bank in line["banks"])
-        lines[-2:-2] = [
-            "",
-            f"In simulation, {result['banks']:,} banks with the tiny model and one step of one row each: {seconds:.1f} s a round "
-            f"({1000 * seconds / result['banks']:.0f} ms a bank), {gathered:,} of {len(rounds) * result['banks']:,} replies taken in.",
-        ]
-        lines.append(_provenance("simulation", crowd))
-    return "\n".join(lines)
-
-
 def full_pass(run: Path) -> str:
     """How long one system takes on all benchmarks, and which of them take it."""
     result = read_json(run / "result.json")
@@ -477,7 +352,7 @@ def full_pass(run: Path) -> str:
     shown = ", ".join(f"{BENCHMARKS[key].title} {seconds:.0f} s" for key, seconds in slowest)
     return (
         f"{len(metrics['seconds'])} benchmarks in {result['wall_s']['total'] / 60:.1f} minutes, nothing reused; most of it {shown}; "
-        f"{metrics['peak_cache_gib']:.2f} GiB of keys and values at most.\n\n" + _provenance(label, run)
+        f"{metrics['peak_cache_gib']:.2f} GiB of keys and values at most.\n\n" + provenance(label, run)
     )
 
 
@@ -488,7 +363,7 @@ def demo(run: Path) -> str:
     return (
         f"{len(final)} benchmarks of synthetic rows (no measure of quality), {result['rounds']} rounds of {result['banks']} banks: mean score "
         f"{100 * _mean(base, list(final)):.1f} before, {100 * _mean(final, list(final)):.1f} after, in {result['wall_s']['total'] / 60:.1f} minutes. "
-        "\n\n" + _provenance("demo", run)
+        "\n\n" + provenance("demo", run)
     )
 
 
@@ -500,34 +375,6 @@ def _mean_cell(scores: Mapping[str, Mapping[str, Any]], keys: Sequence[str]) -> 
     mean = f"{100 * _mean(scores, keys):.1f}"
     interval = scores[keys[0]].get("accuracy_ci95") if len(keys) == 1 else None
     return f"{mean} ({100 * interval[0]:.0f} to {100 * interval[1]:.0f})" if interval else mean
-
-
-def _short(figures: Mapping[str, Any]) -> str:
-    shown = [f"{key.replace('_', ' ')} {value:.4g}" for key, value in figures.items() if isinstance(value, int | float)]
-    return ", ".join(shown)
-
-
-def _provenance(name: str, run: Path) -> str:
-    result, manifest = read_json(run / "result.json"), read_json(run / "manifest.json")
-    commit = manifest["git_commit"] or "unknown"
-    minutes = result["wall_s"]["total"] / 60
-    return f"- {name}: `{shown_command(manifest['command'])}`, commit `{commit}`, {minutes:.1f} minutes on {manifest['cpus']} CPUs."
-
-
-def shown_command(command: str) -> str:
-    """The command as a reader would type it: without where the run was put, with the data and other runs in places of theirs."""
-    words = [word for word in shlex.split(command) if word.split("=")[0] not in ("output_dir", "run_name", "overwrite")]
-    shown: list[str] = []
-    for before, word in pairwise(["", *words]):
-        if "--json" in (before, word):
-            continue
-        if word.startswith("dataset.root="):
-            word = f"dataset.root=/data/{Path(word).name}"
-        elif "/adapters/" in word:
-            key, _, folder = word.rpartition("=")
-            word = (f"{key}=" if key else "") + "/".join(Path(folder).parts[-3:])
-        shown.append(word)
-    return shlex.join(shown)
 
 
 if __name__ == "__main__":

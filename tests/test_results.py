@@ -10,17 +10,10 @@ import yaml
 from conftest import random_adapter, tiny_config
 from tiny_runs import write_lines
 
+from benchmarks.cost_results import deployed_round, many_banks, speed
 from benchmarks.private_results import private_chart, private_short, private_table, private_words
-from benchmarks.results import (
-    all_benchmarks,
-    deployed_round,
-    filings,
-    many_banks,
-    metrics_of,
-    shown_command,
-    speed,
-    with_sections,
-)
+from benchmarks.provenance import shown_command
+from benchmarks.results import all_benchmarks, filings, metrics_of, with_sections
 from eval.evaluate import evaluate_models
 from eval.models import LocalModel
 from fedfinlora.config import Config, DatasetConfig, EvaluationConfig
