@@ -3,6 +3,7 @@
     python -m benchmarks.results --federated RUN --centralized RUN [--local RUN …] [--tried RUN …]
     python -m benchmarks.results --scored RUN [--filings RUN] --names fed-final=federated pooled-final=centralised --trained RUN …
     python -m benchmarks.results --bench FILE …
+    python -m benchmarks.results --private
 
 RUN is a run's folder (of `evaluate`, for --scored and --filings), FILE what `bench NAME --json FILE` wrote. Each table names the command and
 the commit that gave it. Only the sections whose sources are given are written anew.
@@ -21,7 +22,15 @@ from typing import Any
 import yaml
 
 from benchmarks.cost_results import deployed_round, many_banks, speed
-from benchmarks.private_results import private_chart, private_short, private_table, private_words
+from benchmarks.private_results import (
+    noise_curve,
+    origins,
+    private_chart,
+    private_short,
+    private_table,
+    private_words,
+    read_cells,
+)
 from benchmarks.provenance import provenance
 from data.catalog import BENCHMARKS, PUBLISHED_FEDERATED
 from eval.metrics import headline_score
@@ -69,13 +78,7 @@ def main() -> None:
     options.add_argument("--round", type=Path, help="what `python -m fedfinlora bench round --json FILE` wrote")
     options.add_argument("--load", type=Path, help="what `python -m benchmarks.load --json FILE` wrote")
     options.add_argument("--crowd", type=Path, help="a simulated run of a thousand banks with the tiny model")
-    options.add_argument(
-        "--private",
-        type=Path,
-        nargs="*",
-        default=[],
-        help="federated runs with and without privacy, draws of noise alone, the runs that gave their start and its scores",
-    )
+    options.add_argument("--private", action="store_true", help="what privacy costs, from the figures in docs/private")
     options.add_argument("--pass", dest="full_pass", type=Path, help="an `evaluate` run over everything, timed")
     options.add_argument("--demo", type=Path)
     chosen = options.parse_args()
@@ -98,21 +101,20 @@ def main() -> None:
     if chosen.load:
         found["banks"] = many_banks(read_json(chosen.load), chosen.crowd)
     if chosen.private:
-        origins = [provenance(run.name, run) for run in chosen.private]
-        measured = [run for run in chosen.private if read_json(run / "result.json")["scores"]]
-        found["private"] = "\n".join(
-            [
-                private_table(measured),
-                "",
-                "![Mean accuracy by epsilon](privacy.svg)",
-                "",
-                private_words(measured),
-                "",
-                *origins,
-            ]
-        )
-        (ROOT / "docs" / "privacy.svg").write_text(private_chart(measured), encoding="utf-8")
-        _into_readme("privacy", private_short(measured))
+        cells = read_cells(ROOT / "docs" / "private")
+        if not cells:
+            options.error("docs/private has no figures: run `python -m benchmarks.private_grid` first.")
+        pictures = {
+            "privacy.svg": ("Mean accuracy by epsilon", private_chart(cells)),
+            "privacy-noise.svg": ("Mean accuracy by signal to noise", noise_curve(cells)),
+        }
+        shown = []
+        for name, (title, picture) in pictures.items():
+            if picture:
+                (ROOT / "docs" / name).write_text(picture, encoding="utf-8")
+                shown.append(f"![{title}]({name})")
+        found["private"] = "\n".join([private_table(cells), "", *shown, "", private_words(cells), "", *origins(cells)])
+        _into_readme("privacy", private_short(cells))
     if chosen.full_pass:
         found["pass"] = full_pass(chosen.full_pass)
     if chosen.demo:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client_app.bank import bank_facts, train_round
+from client_app.bank import bank_facts, note_unusable, train_round
 from client_app.worker import train_in_worker
 from fedfinlora.logs import about, belongs, show_logs
 from fedfinlora.runfolder import source_fingerprint
@@ -35,13 +35,17 @@ def train(message: Message, context: Context) -> Message:
 
     def answer() -> RecordDict:
         facts = bank_facts(context.node_config)
-        request = unpack_request(message.content)
+        try:
+            request = unpack_request(message.content)
+        except BankError as error:
+            note_unusable(facts, str(message.metadata.run_id), error)
+            raise
         belongs(run=request.run, round=request.round, bank=facts.name)
         if context.node_config.get("worker"):
-            delta, layout_id, figures = train_in_worker(request, facts, context.node_config)
+            done = train_in_worker(request, facts, context.node_config)
         else:
-            delta, layout_id, figures = train_round(request, facts)
-        return pack_reply(facts.name, layout_id, delta, figures, facts.policy_sha256, facts.reveal)
+            done = train_round(request, facts)
+        return pack_reply(facts.name, done.layout_id, done.delta, done.figures, facts.policy_sha256, facts.reveal, done.ledger)
 
     return _safely(message, context, answer)
 

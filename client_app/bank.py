@@ -11,7 +11,8 @@ import math
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from functools import lru_cache
@@ -22,7 +23,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from client_app.promise import make_promise
+from client_app.privacy_plan import CUSTOMERS, NAMES, PrivacyPlan, book_round, declared_size, delta_of, make_plan
 from data.catalog import select
 from data.encode import encode_rows
 from data.partition import hold_out, partition
@@ -32,16 +33,19 @@ from data.validation import set_aside
 from fedfinlora.adapter import Vector, read_adapter, write_adapter
 from fedfinlora.config import Config, DatasetConfig, PartitionConfig, PrivacyConfig
 from fedfinlora.deployment.history import Event, history_file, record, rounds_today
-from fedfinlora.deployment.policy import Policy, Work, broken_rule, read_settings
+from fedfinlora.deployment.policy import Policy, Work, broken_rule, declared_sizes, read_settings, rounded_rows
 from fedfinlora.errors import UserError
 from fedfinlora.logs import about
 from fedfinlora.model_files import model_sha256
 from fedfinlora.models import Session, get_session
 from fedfinlora.packing import Example
-from fedfinlora.privacy.ledger import fingerprint, ledger_root
+from fedfinlora.privacy.accounting import Steps
+from fedfinlora.privacy.ledger import Head, Rows, Version1, fingerprint, ledger_root
+from fedfinlora.privacy.mechanism import Mechanism
+from fedfinlora.privacy.randomness import noise_is_reproducible
 from fedfinlora.runfolder import source_fingerprint, write_bytes
-from fedfinlora.seeds import generator
-from fedfinlora.training import OptimizerState, mean_loss, stretch_of_round, total_steps, train
+from fedfinlora.seeds import derive_seed, generator
+from fedfinlora.training import OptimizerState, Stretch, TrainResult, mean_loss, stretch_of_round, total_steps, train
 from fedfinlora.wire import ALWAYS_TOLD, REVEALABLE, BankError, Figures, TrainRequest
 
 log = logging.getLogger("fedfinlora.bank")
@@ -51,6 +55,10 @@ _SetAside = tuple[tuple[str, ...], int]
 """(Benchmarks, rows of each) of the public validation rows."""
 KEPT_STATES = 4
 """The server keeps two checkpoints, so it may ask for the round after the older of them again."""
+
+
+LONGEST_DETAIL = 500
+"""Letters of a request's fault in the history: the server decides how long a request is."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +73,27 @@ class BankFacts:
     data_path: str
     state_folder: Path
     ledger_folder: Path = field(default_factory=ledger_root)
-    """Where what was spent on the bank's rows is written, for all runs together."""
+    """Where what was spent on each row is written, for all runs and all banks of this machine together."""
     budget_epsilon: float = 0.0
-    """The bank's own limit over all runs; 0 = that of the run, if it has one."""
+    """The bank's own limit on what any row may spend over all runs; 0 = that of the run, if it has one."""
+    declared_rows: tuple[str, ...] = ()
+    """TASK:ROWS, public and rounded: what stands for the bank's row counts in private rounds. () = its own counts, rounded."""
+    delta: float = 0.0
+    """0 = min(1e-5, N^-1.2) with N the declared rows; a smaller one is used, also one from the request."""
+    min_units: int = 0
+    """Fewest units of a private round."""
+    min_rows: int = 0
+    """Fewest rows of any round."""
+    reproducible_noise: bool = False
+    """For tests: all private draws come from the run's seed. Such rounds are booked as rounds without noise."""
     policy: Policy | None = None
     """What may run here; None = anything."""
     policy_sha256: str = ""
+
+    @property
+    def deployed(self) -> bool:
+        """Whether this is a bank with rows of its own, not a part of a simulated data set."""
+        return self.policy is not None or self.banks == 0
 
     @property
     def reveal(self) -> tuple[str, ...]:
@@ -93,13 +116,29 @@ class BankRows:
     """Bad rows in the files (in a simulation, those of all banks) and rows too long for the context window."""
     units: tuple[tuple[int, ...], ...] = ()
     """Places in `train` of each privacy unit's examples; () without privacy."""
-    data_sets: Mapping[str, str] = field(default_factory=dict)
-    """Fingerprint -> task of the data sets whose ledgers a private round is written to."""
+    in_ledger: Rows = field(default_factory=lambda: Rows(()))
+    """What the ledger knows the rows by: those of `train`, then those of `holdout`."""
+    declared: Mapping[str, int] = field(default_factory=dict)
+    """Task -> declared rows, of the bank's whole data set; under "customers" how many customers."""
+    version_1: Version1 | None = None
+    """Where ledgers of the first version may be."""
+
+
+class RoundReply(NamedTuple):
+    """What leaves a bank after a round."""
+
+    delta: Vector
+    """(layout.size,) float32: local adapter minus global one."""
+    layout_id: str
+    figures: Figures
+    ledger: Head | None
+    """Of the bank's ledger with this round's line; None where the round was not booked."""
 
 
 def bank_facts(node_config: Mapping[str, Any]) -> BankFacts:
-    """Read the node config: partition-id and num-partitions (Flower's simulation), or bank, data-path, state-dir, ledger-dir and
-    budget-epsilon. `settings`, a bank.yaml, takes the place of bank, data-path and budget-epsilon and brings the policy.
+    """Read the node config: partition-id and num-partitions (Flower's simulation), or bank, data-path, state-dir, ledger-dir, budget-epsilon,
+    declared-rows ("fpb:1200,fiqa:400"), delta, min-units, min-rows and, for tests, reproducible-noise. `settings`, a bank.yaml, takes the
+    place of all that it can say and brings the policy.
     """
     policy, policy_sha256 = None, ""
     if "settings" in node_config:
@@ -108,7 +147,10 @@ def bank_facts(node_config: Mapping[str, Any]) -> BankFacts:
         except UserError as error:
             raise BankError("config", str(error)) from error
         policy = own.policy
-        node_config = {**node_config, "bank": own.name, "data-path": own.data, "budget-epsilon": own.budget_epsilon}
+        node_config = {
+            **node_config, "bank": own.name, "data-path": own.data, "budget-epsilon": own.budget_epsilon, "delta": own.delta,
+            "declared-rows": ",".join(own.declared_rows), "min-units": own.min_units, "min-rows": own.min_rows,
+        }  # fmt: skip
     try:
         index, parts = int(node_config.get("partition-id", 0)), int(node_config.get("num-partitions", 1))
     except (TypeError, ValueError) as error:
@@ -121,14 +163,31 @@ def bank_facts(node_config: Mapping[str, Any]) -> BankFacts:
     home = Path.home() / ".fedfinlora"
     state = node_config.get("state-dir", os.environ.get("FEDFINLORA_BANK_STATE") or home / "banks")
     ledger = node_config.get("ledger-dir", ledger_root())
+    budget, delta = _number(node_config, "budget-epsilon"), _number(node_config, "delta")
+    min_units, min_rows = int(_number(node_config, "min-units")), int(_number(node_config, "min-rows"))
+    declared = tuple(entry for entry in str(node_config.get("declared-rows", "")).split(",") if entry)
     try:
-        budget = float(node_config.get("budget-epsilon", 0.0))
-    except (TypeError, ValueError) as error:
-        raise BankError("config", "the node config's budget-epsilon must be a number") from error
-    if not budget >= 0:
-        raise BankError("config", "the node config's budget-epsilon must be 0 (none) or more")
+        declared_sizes(declared)
+    except UserError as error:
+        raise BankError("config", str(error)) from error
+    if delta >= 1:
+        raise BankError("config", "the node config's delta must be below 1")
+    reproducible = str(node_config.get("reproducible-noise", "")).lower() in ("true", "1") or noise_is_reproducible()
     state, ledger = Path(str(state)).expanduser(), Path(str(ledger)).expanduser()
-    return BankFacts(name, index, banks, data_path, state, ledger, budget, policy, policy_sha256)
+    return BankFacts(
+        name, index, banks, data_path, state, ledger, budget, declared, delta, min_units, min_rows, reproducible, policy, policy_sha256
+    )  # fmt: skip
+
+
+def _number(node_config: Mapping[str, Any], key: str) -> float:
+    """A number of the node config that is 0 (none) or more. BankError for anything else."""
+    try:
+        value = float(node_config.get(key, 0.0))
+    except (TypeError, ValueError) as error:
+        raise BankError("config", f"the node config's {key} must be a number") from error
+    if not (value >= 0 and math.isfinite(value)):
+        raise BankError("config", f"the node config's {key} must be 0 (none) or more")
+    return value
 
 
 def bank_dataset(dataset: DatasetConfig, facts: BankFacts) -> DatasetConfig:
@@ -178,8 +237,29 @@ def _own_rows(config: Config, facts: BankFacts) -> tuple[list[Row], int]:
         parts, bad_rows = _divided_for(config, facts.banks)
         return list(parts[facts.index]), bad_rows
     dataset = bank_dataset(config.dataset, facts)
+    if config.privacy.mode == "example":  # `sampled_rows` takes its part
+        dataset = replace(dataset, max_rows_per_task=0)
     loaded = load_rows(dataset, "train", dataset.tasks, config.seed)
     return list(loaded.rows), len(loaded.bad_rows)
+
+
+def sampled_rows(rows: Sequence[Row], config: Config, facts: BankFacts, declared: Mapping[str, int]) -> list[Row]:
+    """The part of a bank's rows that dataset.max_rows_per_task and train.max_rows leave to a round of privacy=example.
+
+    Each row is in or out by its own prompt and the run's seed, whatever other rows there are: in a sample of a fixed size one row more would
+    change which others are in it, and so the sum by far more than its own clipped gradient. The limits hold of the declared sizes, so the sample
+    has about so many rows.
+    """
+    per_task = 0 if facts.banks else config.dataset.max_rows_per_task
+    whole = declared_size(config, declared, is_sample=bool(facts.banks), max_rows=0)
+    overall = config.train.max_rows / whole if config.train.max_rows and whole else 1.0
+
+    def takes_part(row: Row) -> bool:
+        of_task = per_task / declared[row.task] if per_task and declared.get(row.task) else 1.0
+        rate = min(of_task, 1.0) * min(overall, 1.0)
+        return rate >= 1.0 or derive_seed(config.seed, "private sample", facts.name, row.prompt) < rate * 2**63
+
+    return [row for row in rows if takes_part(row)]
 
 
 def split_rows(rows: list[Row], config: Config, bank: str) -> tuple[list[Row], list[Row]]:
@@ -212,7 +292,11 @@ def bank_rows(config: Config, facts: BankFacts, tokenizer: Any) -> BankRows:
     if key not in _rows:
         try:
             rows, bad = _own_rows(config, facts)
-            kept, held_out = split_rows(rows, config, facts.name)
+            declared = _declared(config, facts, rows) if config.privacy.in_the_bank or facts.deployed else {}
+            if config.privacy.mode == "example":
+                kept, held_out = sampled_rows(rows, config, facts, declared), list[Row]()
+            else:
+                kept, held_out = split_rows(rows, config, facts.name)
             how = (config.model.context_tokens, config.dataset.on_bad_row, config.dataset.chat_template)
             train_rows, holdout_rows = encode_rows(tokenizer, kept, *how), encode_rows(tokenizer, held_out, *how)
         except UserError as error:
@@ -224,7 +308,18 @@ def bank_rows(config: Config, facts: BankFacts, tokenizer: Any) -> BankRows:
             log.warning("%s: %d rows skipped; `python -m fedfinlora data check` names them", facts.name, skipped)
         found = BankRows(train_rows.examples, holdout_rows.examples, skipped)
         if config.privacy.in_the_bank:
-            found = replace(found, units=units_of(train_rows.rows, config.privacy), data_sets=data_sets_of(config, facts, rows))
+            found = replace(found, units=units_of(train_rows.rows, config.privacy))
+        if config.privacy.in_the_bank or facts.deployed:
+            in_use = [*train_rows.rows, *holdout_rows.rows]
+            has_customers = any(row.issuer for row in in_use)
+            found = replace(
+                found,
+                in_ledger=Rows(
+                    tuple(row.prompt for row in in_use), tuple(row.issuer for row in in_use) if has_customers else ()
+                ),
+                declared=declared,
+                version_1=Version1(_old_ledgers(facts), lambda: data_sets_of(config, facts, rows)),
+            )
         _rows[key] = found
     return _rows[key]
 
@@ -244,57 +339,113 @@ def units_of(rows: Sequence[Row], privacy: PrivacyConfig) -> tuple[tuple[int, ..
     return tuple(map(tuple, places.values()))
 
 
-def data_sets_of(config: Config, facts: BankFacts, rows: Sequence[Row]) -> dict[str, str]:
-    """Fingerprint -> task of every data set that `rows` come from. A bank's own files count whole, whatever part of them a run samples."""
-    tasks = {row.task for row in rows}
-    if not facts.banks:
-        dataset = replace(bank_dataset(config.dataset, facts), max_rows_per_task=0, on_bad_row="skip")
-        rows = load_rows(dataset, "train", tuple(sorted(tasks)), config.seed).rows
-    return {fingerprint([(row.prompt, row.target) for row in rows if row.task == task]): task for task in sorted(tasks)}
+def _whole_data_set(config: Config, facts: BankFacts, rows: Sequence[Row]) -> Sequence[Row]:
+    """All train rows of the bank: those of a simulated bank as they are, a bank's own files whole, whatever part of them a run samples."""
+    if facts.banks:
+        return rows
+    dataset = replace(bank_dataset(config.dataset, facts), max_rows_per_task=0, on_bad_row="skip", tasks=())
+    return load_rows(dataset, "train", (), config.seed).rows
 
 
-def train_round(request: TrainRequest, facts: BankFacts) -> tuple[Vector, str, Figures]:
-    """Train the received global adapter on this bank's rows. Returns the delta, (size,) float32, its layout id and the figures.
+def _declared(config: Config, facts: BankFacts, rows: Sequence[Row]) -> dict[str, int]:
+    """Task -> declared rows, and the customers; what nobody declared is the bank's own count, rounded."""
+    if facts.declared_rows:
+        return declared_sizes(facts.declared_rows)
+    whole = _whole_data_set(config, facts, rows)
+    found = {task: rounded_rows(count) for task, count in sorted(Counter(row.task for row in whole).items())}
+    customers = {row.issuer.casefold() for row in whole if row.issuer}
+    return found | ({CUSTOMERS: rounded_rows(len(customers))} if customers else {})
 
-    A bank with a policy writes each request and what became of it into its history.
+
+def _old_ledgers(facts: BankFacts) -> tuple[Path, ...]:
+    """Folders of the first ledger version: a simulated bank's own, and every one where a bank has its machine for itself, whatever it was called."""
+    if not facts.deployed:
+        return (facts.ledger_folder / facts.name,)
+    try:
+        return tuple(sorted(path for path in facts.ledger_folder.iterdir() if path.is_dir() and path.name != "server"))
+    except OSError:
+        return ()
+
+
+def data_sets_of(config: Config, facts: BankFacts, rows: Sequence[Row]) -> dict[str, Rows]:
+    """Account of the first ledger version -> its rows of today, a task each."""
+    by_task: dict[str, list[Row]] = {}
+    for row in _whole_data_set(config, facts, rows):
+        by_task.setdefault(row.task, []).append(row)
+    return {
+        fingerprint([(row.prompt, row.target) for row in own]): Rows(
+            tuple(row.prompt for row in own), tuple(row.issuer for row in own) if any(row.issuer for row in own) else ()
+        )
+        for own in by_task.values()
+    }
+
+
+def train_round(request: TrainRequest, facts: BankFacts) -> RoundReply:
+    """Train the received global adapter on this bank's rows.
+
+    A bank with a policy writes each request and what became of it into its history. In a private round everything that goes wrong once the request was
+    accepted is the same BankError: which it was may depend on the rows.
     """
     with about(run=request.run, round=request.round, bank=facts.name):
         return _noted_round(request, facts)
 
 
-def _noted_round(request: TrainRequest, facts: BankFacts) -> tuple[Vector, str, Figures]:
+def _noted_round(request: TrainRequest, facts: BankFacts) -> RoundReply:
     """The round and its history."""
-    if facts.policy is None:
-        return _train_round(request, facts)[:3]
+    common: dict[str, Any] = {
+        "privacy": request.config.privacy.mode,
+        "policy_sha256": facts.policy_sha256,
+        "bytes_received": request.adapter.nbytes,
+    }
 
     def note(outcome: str, **values: Any) -> None:
-        privacy = request.config.privacy.mode
-        common: dict[str, Any] = {
-            "privacy": privacy,
-            "policy_sha256": facts.policy_sha256,
-            "bytes_received": request.adapter.nbytes,
-        }
-        event = Event(request.run, request.round, outcome, **common, **values)
+        if facts.policy is None:
+            return
         try:
-            record(facts.history_file, event)
+            record(facts.history_file, Event(request.run, request.round, outcome, **common, **values))
         except UserError as error:
             raise BankError("disk", str(error)) from error
 
     try:
         check_policy(request, facts)
+        refuse_unaccounted(request, facts)
         note("begun")
-        delta, layout_id, figures, rows = _train_round(request, facts)
+        done = _train_round(request, facts, lambda spending: note("booked", **spending))
     except BankError as error:
-        note("refused" if error.code.startswith("policy-") or error.code == "budget" else "failed", code=error.code)
+        refused = error.code.startswith("policy-") or error.code == "privacy"
+        note("refused" if refused else "failed", code=error.code, detail=str(error))
         raise
-    except BaseException:
-        note("failed", code="internal")
+    except BaseException as error:
+        note("failed", code="internal", detail=type(error).__name__)
         raise
     leave = (*ALWAYS_TOLD, *facts.reveal)
+    figures = done.reply.figures
     told = tuple(name for name, value in asdict(figures).items() if name in leave and value and not math.isnan(value))
     spent = figures.epsilon_spent if math.isfinite(figures.epsilon_spent) else None
-    note("sent", rows=rows, steps=figures.steps, bytes_sent=delta.nbytes, figures=told, epsilon_spent=spent)
-    return delta, layout_id, figures
+    note(
+        "sent", rows=done.rows, steps=figures.steps, bytes_sent=done.reply.delta.nbytes, figures=told, epsilon_spent=spent, **done.spending
+    )  # fmt: skip
+    return done.reply
+
+
+def note_unusable(facts: BankFacts, run: str, error: BankError) -> None:
+    """Write a request that is none, refused before it could be read, into the history of a bank with a policy; `run` is Flower's number."""
+    if facts.policy is None:
+        return
+    event = Event(run, 0, "refused", code=error.code, detail=str(error)[:LONGEST_DETAIL], policy_sha256=facts.policy_sha256)
+    try:
+        record(facts.history_file, event)
+    except UserError as unwritable:  # it stays refused
+        log.error("%s", unwritable)
+
+
+def refuse_unaccounted(request: TrainRequest, facts: BankFacts) -> None:
+    """A deployed bank that has a budget sends nothing that is not accounted for: BankError for a request without noise of the bank's own."""
+    if facts.deployed and facts.budget_epsilon and not request.config.privacy.in_the_bank:
+        raise BankError(
+            "policy-privacy",
+            f"{facts.name} has budget_epsilon={facts.budget_epsilon:g}, and privacy={request.config.privacy.mode} would spend without limit",
+        )
 
 
 def check_policy(request: TrainRequest, facts: BankFacts, steps: int = 0, rows: int = 0) -> None:
@@ -316,8 +467,18 @@ def check_policy(request: TrainRequest, facts: BankFacts, steps: int = 0, rows: 
         )
 
 
-def _train_round(request: TrainRequest, facts: BankFacts) -> tuple[Vector, str, Figures, int]:
-    """The round itself; the last value is the number of rows trained on, whatever the figures say."""
+class _Done(NamedTuple):
+    """A round that was trained."""
+
+    reply: RoundReply
+    rows: int
+    """Rows trained on, whatever the figures say."""
+    spending: Mapping[str, Any]
+    """What was booked, as fields of an Event."""
+
+
+def _train_round(request: TrainRequest, facts: BankFacts, on_booked: Callable[[Mapping[str, Any]], None]) -> _Done:
+    """The round itself."""
     if request.source_sha256 != source_fingerprint():
         raise BankError("source", "the server's source hash differs from this bank's")
     config = request.config
@@ -329,40 +490,41 @@ def _train_round(request: TrainRequest, facts: BankFacts) -> tuple[Vector, str, 
     if request.layout_id != session.layout.id or request.adapter.shape != (session.layout.size,):
         raise BankError("layout", f"layout {request.layout_id} received, {session.layout.id} here")
     load_s = time.monotonic() - started
+    if not config.privacy.in_the_bank:
+        return _open_round(request, facts, session, load_s, on_booked)
+    try:
+        return _private_round(request, facts, session, load_s, on_booked)
+    except BankError as error:
+        if error.code.startswith("policy-"):
+            raise
+        raise BankError("privacy", f"{error.code}: {error}") from error
+    except Exception as error:
+        log.exception("unexpected error")
+        raise BankError("privacy", f"internal: {type(error).__name__}") from error
+
+
+def _open_round(
+    request: TrainRequest, facts: BankFacts, session: Session, load_s: float, on_booked: Callable[[Mapping[str, Any]], None]
+) -> _Done:
+    """A round whose delta leaves without noise of the bank's own; a deployed bank books it as infinite."""
+    config = request.config
     rows = bank_rows(config, facts, session.tokenizer)
-    holdout_loss = _holdout_loss(request, rows, session)
-    write_adapter(session.model, request.adapter)
-    folder = facts.state_folder / request.run / facts.name
-    keeps_moments = config.train.optimizer_state == "keep" and config.train.optimizer == "adamw"
-    optimizer = _load_state(folder, request.round) if keeps_moments else None
+    _check_least_rows(rows, facts)
     steps = total_steps(len(rows.train), config.num_server_rounds, config.train)
     stretch = stretch_of_round(request.round, config.num_server_rounds, steps, len(rows.train), config.train)
     check_policy(request, facts, stretch.steps, math.ceil(stretch.steps * stretch.rows_per_step))
-    promise = make_promise(request, facts, rows, stretch, session) if config.privacy.in_the_bank else None
-    try:
-        result = train(
-            session.model,
-            rows.train,
-            stretch,
-            config.train,
-            seed=config.seed,
-            bank=facts.name,
-            optimizer=optimizer,
-            privately=promise.mechanism if promise else None,
-        )
-    except UserError as error:
-        raise BankError("diverged", str(error)) from error
-    delta = read_adapter(session.model) - request.adapter
-    if not np.isfinite(delta).all():
-        raise BankError("diverged", "the trained adapter is not finite")
-    if keeps_moments:
-        _save_state(folder, request.round, result.optimizer)
-    log.info("%s: round %d, %d rows, loss %.4f, %.1f s", facts.name, request.round, result.rows, result.loss, result.wall_s)
-    if promise:
-        if not delta.any():
-            raise BankError("privacy", "the private steps did not move the adapter")
-        spent = (promise.epsilon_planned, promise.epsilon_spent, promise.delta)
-        return delta, session.layout.id, Figures.withheld(result.steps, load_s, *spent), result.rows
+    spending: dict[str, Any] = {}
+    head = None
+    if facts.deployed:
+        without_noise = Steps(1.0, 0.0, stretch.steps)
+        try:
+            booked = book_round(request, facts, rows, without_noise, delta_of(config, facts, rows.declared))
+        except UserError as error:
+            raise BankError("privacy", str(error)) from error
+        head, spending = booked.head, _spending(config, without_noise, "example", booked.head, 0)
+        on_booked(spending)
+    holdout_loss = _holdout_loss(request, rows, session)
+    delta, result = _trained(request, facts, session, rows.train, stretch, None)
     figures = Figures(
         rows=result.rows,
         steps=result.steps,
@@ -376,7 +538,86 @@ def _train_round(request: TrainRequest, facts: BankFacts) -> tuple[Vector, str, 
         bank_rows=len(rows.train),
         skipped_rows=rows.skipped,
     )
-    return delta, session.layout.id, figures, result.rows
+    return _Done(RoundReply(delta, session.layout.id, figures, head), result.rows, spending)
+
+
+def _private_round(
+    request: TrainRequest, facts: BankFacts, session: Session, load_s: float, on_booked: Callable[[Mapping[str, Any]], None]
+) -> _Done:
+    """A round under privacy=example or dp_lora: planned with declared sizes, booked, then trained."""
+    config = request.config
+    rows = bank_rows(config, facts, session.tokenizer)
+    _check_least_rows(rows, facts)
+    size = declared_size(config, rows.declared, is_sample=not facts.deployed)
+    if not size:
+        raise BankError("privacy", f"the declared_rows of {facts.name} name none of the tasks asked for")
+    steps = total_steps(size, config.num_server_rounds, config.train)
+    stretch = stretch_of_round(request.round, config.num_server_rounds, steps, size, config.train)
+    check_policy(request, facts, stretch.steps, math.ceil(stretch.steps * stretch.rows_per_step))
+    plan = make_plan(request, facts, rows, stretch, session)
+    spending = _spending(config, plan.steps, config.privacy.unit, plan.booked.head, plan.booked.left_out)
+    if facts.reproducible_noise:
+        spending["noise_multiplier"] = 0.0
+    on_booked(spending)
+    examples = rows.train if isinstance(plan.mechanism, Mechanism) else _taking_part(rows, plan)
+    delta, result = _trained(request, facts, session, examples, stretch, plan)
+    if not delta.any():
+        raise BankError("privacy", "the private steps did not move the adapter")
+    figures = Figures.withheld(result.steps, load_s, plan.epsilon_planned, plan.booked.epsilon, plan.delta)
+    return _Done(RoundReply(delta, session.layout.id, figures, plan.booked.head), result.rows, spending)
+
+
+def _taking_part(rows: BankRows, plan: PrivacyPlan) -> tuple[Example, ...]:
+    return tuple(row for row, takes_part in zip(rows.train, plan.booked.taking_part, strict=True) if takes_part)
+
+
+def _spending(config: Config, steps: Steps, unit: str, head: Head, left_out: int) -> dict[str, Any]:
+    """What was booked, as the history has it."""
+    return {
+        "unit": unit, "mechanism": NAMES[config.privacy.mode], "sampling_rate": steps.sampling_rate, "noise_multiplier": steps.noise_multiplier, "noise_steps": steps.count,
+        "ledger_number": head.number, "ledger_hash": head.hash, "left_out": left_out,
+    }  # fmt: skip
+
+
+def _check_least_rows(rows: BankRows, facts: BankFacts) -> None:
+    count = len(rows.train) + len(rows.holdout)
+    if count < facts.min_rows:
+        raise BankError("privacy", f"{count} rows, fewer than min_rows={facts.min_rows} of {facts.name}")
+
+
+def _trained(
+    request: TrainRequest,
+    facts: BankFacts,
+    session: Session,
+    examples: Sequence[Example],
+    stretch: Stretch,
+    plan: PrivacyPlan | None,
+) -> tuple[Vector, TrainResult]:
+    """(delta, what the training was) of the received adapter on `examples`. BankError where either is not finite."""
+    config = request.config
+    write_adapter(session.model, request.adapter)
+    folder = facts.state_folder / request.run / facts.name
+    keeps_moments = config.train.optimizer_state == "keep" and config.train.optimizer == "adamw"
+    try:
+        result = train(
+            session.model,
+            examples,
+            stretch,
+            config.train,
+            seed=config.seed,
+            bank=facts.name,
+            optimizer=_load_state(folder, request.round) if keeps_moments else None,
+            privately=plan.mechanism if plan else None,
+        )
+    except UserError as error:
+        raise BankError("diverged", str(error)) from error
+    delta = read_adapter(session.model) - request.adapter
+    if not np.isfinite(delta).all():
+        raise BankError("diverged", "the trained adapter is not finite")
+    if keeps_moments:
+        _save_state(folder, request.round, result.optimizer)
+    log.info("%s: round %d, %d rows, loss %.4f, %.1f s", facts.name, request.round, result.rows, result.loss, result.wall_s)
+    return delta, result
 
 
 def _holdout_loss(request: TrainRequest, rows: BankRows, session: Session) -> float:

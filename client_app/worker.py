@@ -30,11 +30,12 @@ from typing import Any
 
 import numpy as np
 
-from client_app.bank import BankFacts, bank_facts, train_round
+from client_app.bank import BankFacts, RoundReply, bank_facts, train_round
 from fedfinlora.adapter import Vector
 from fedfinlora.config_values import build, to_json
 from fedfinlora.errors import UserError
 from fedfinlora.logs import about, show_logs
+from fedfinlora.privacy.head import Head
 from fedfinlora.runfolder import source_fingerprint
 from fedfinlora.wire import SAFE_REASONS, BankError, Figures, TrainRequest
 
@@ -58,7 +59,7 @@ class WorkerGone(Exception):
     """There is no worker to talk to; nothing was handed over."""
 
 
-def train_in_worker(request: TrainRequest, facts: BankFacts, node_config: Mapping[str, Any]) -> tuple[Vector, str, Figures]:
+def train_in_worker(request: TrainRequest, facts: BankFacts, node_config: Mapping[str, Any]) -> RoundReply:
     """`train_round` in the bank's worker, or here where none can be had. A worker that dies at work is a BankError: the round may be booked."""
     try:
         connection = _connected(facts, node_config)
@@ -68,16 +69,19 @@ def train_in_worker(request: TrainRequest, facts: BankFacts, node_config: Mappin
     values = {
         "node_config": dict(node_config), "config": to_json(request.config), "run": request.run, "round": request.round,
         "layout_id": request.layout_id, "source_sha256": request.source_sha256,
+        "ledger_heads": {bank: asdict(head) for bank, head in request.ledger_heads.items()},
     }  # fmt: skip
     with connection, connection.makefile("rwb") as stream:
         try:
             _send(stream, values, request.adapter)
             answer, delta = _receive(stream)
         except (OSError, ValueError) as error:
-            raise BankError("internal", f"the worker ended while it worked ({error}); the next round starts another") from error
+            code = "privacy" if request.config.privacy.in_the_bank else "internal"
+            raise BankError(code, f"the worker ended while it worked ({error}); the next round starts another") from error
     if answer["status"] != "ok":
         raise BankError(str(answer["code"]) if answer["code"] in SAFE_REASONS else "internal", str(answer["detail"]))
-    return delta, str(answer["layout_id"]), Figures(**answer["figures"])
+    ledger = Head(**answer["ledger"]) if answer["ledger"] else None
+    return RoundReply(delta, str(answer["layout_id"]), Figures(**answer["figures"]), ledger)
 
 
 def serve(path: Path, idle_s: float, memory_gib: float) -> None:
@@ -115,7 +119,7 @@ def _serve_one(stream: Any) -> None:
         values, adapter = _receive(stream)
         request = TrainRequest(
             build(json.loads(values["config"])), str(values["run"]), int(values["round"]), str(values["layout_id"]),
-            str(values["source_sha256"]), adapter,
+            str(values["source_sha256"]), adapter, {bank: Head(**head) for bank, head in values["ledger_heads"].items()},
         )  # fmt: skip
         facts = bank_facts(values["node_config"])
     except (OSError, ValueError, KeyError, TypeError, UserError) as error:
@@ -130,8 +134,9 @@ def _serve_one(stream: Any) -> None:
 def _answer_to(request: TrainRequest, facts: BankFacts) -> tuple[dict[str, Any], Vector]:
     """The head of the answer and its numbers, whatever happens."""
     try:
-        delta, layout_id, figures = train_round(request, facts)
-        return {"status": "ok", "layout_id": layout_id, "figures": asdict(figures)}, delta
+        delta, layout_id, figures, head = train_round(request, facts)
+        ledger = asdict(head) if head else None
+        return {"status": "ok", "layout_id": layout_id, "figures": asdict(figures), "ledger": ledger}, delta
     except BankError as error:
         log.error("%s", error)
         return {"status": "error", "code": error.code, "detail": str(error)}, np.zeros(0, np.float32)

@@ -118,6 +118,7 @@ class LocalModel:
             "revision": model.revision,
             "weights": weights_fingerprint(self.session, self.config),
             "quantization": model.quantization,
+            **({"int8_threshold": model.int8_threshold} if model.quantization == "int8" else {}),
             "dtype": str(pick_dtype(model.dtype, self.session.device)).removeprefix("torch."),
             "device": self.session.device.type,
             **adapter,

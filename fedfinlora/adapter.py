@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from fedfinlora.adapter_folder import WEIGHTS_FILE, base_name, read_tensors, same_base
 from fedfinlora.config import ModelConfig, PeftConfig
 from fedfinlora.errors import UserError
+from fedfinlora.lora_xs import TRAINED, folded, unfolded
 from fedfinlora.runfolder import write_bytes
 
 if TYPE_CHECKING:
@@ -102,12 +103,17 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def frozen_tensors(model: nn.Module) -> dict[str, NDArray[np.float32]]:
-    """Saved name -> copy of every A that is not trained (peft.freeze_a); {} where all are."""
+    """Saved name -> copy of each of the adapter's tensors that is not trained: A with peft.freeze_a, A and B of LoRA-XS."""
     return {
         saved_name(name): parameter.detach().float().cpu().numpy().copy()
         for name, parameter in model.named_parameters()
-        if ".lora_A." in name and not parameter.requires_grad
+        if ".lora_" in name and not parameter.requires_grad
     }
+
+
+def is_lora_xs(layout: Layout) -> bool:
+    """Whether the vector holds R of LoRA-XS (`fedfinlora.lora_xs`)."""
+    return any(name.endswith(TRAINED) for name in layout.names)
 
 
 def layout_of(model: nn.Module) -> Layout:
@@ -160,12 +166,14 @@ def save_adapter(
 ) -> None:
     """Write a folder that plain `PeftModel.from_pretrained` loads: adapter_config.json and adapter_model.safetensors.
 
-    `frozen` holds the adapter's tensors that are not trained and so not in the vector.
+    `frozen` holds the adapter's tensors that are not trained and so not in the vector. LoRA-XS is saved as the ordinary
+    LoRA that it equals.
     """
     from peft import LoraConfig
     from safetensors.numpy import save
 
-    tensors = dict(frozen or {}) | layout.views(vector)
+    frozen = dict(frozen or {})
+    tensors = folded(layout.views(vector), frozen) if is_lora_xs(layout) else frozen | layout.views(vector)
     config = LoraConfig(**peft_config_values(peft, model), inference_mode=True).to_dict()
     write_bytes(folder / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
     write_bytes(folder / "adapter_config.json", (json.dumps(config, indent=2, sort_keys=True, default=sorted) + "\n").encode())
@@ -178,7 +186,7 @@ def load_adapter(
     frozen: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> Vector:
     """Read a PEFT folder into a vector of shape (layout.size,). UserError if it is another adapter's, or its tensors that are not trained
-    are not those in `frozen`.
+    are not those in `frozen`. LoRA-XS's R is solved for, from the ordinary LoRA in the folder.
 
     With `model`, an adapter that names another base model is told apart: a warning if it fits all the same, else in the error.
     """
@@ -187,20 +195,27 @@ def load_adapter(
     other_base = model is not None and made_for != "" and not same_base(made_for, model.path)
     frozen = frozen or {}
     shapes = dict(zip(layout.names, layout.shapes, strict=True)) | {name: expected.shape for name, expected in frozen.items()}
+    if is_lora_xs(layout):
+        nothing = layout.views(np.zeros(layout.size, np.float32))
+        shapes = {name: tensor.shape for name, tensor in folded(nothing, frozen).items()}
     if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != shapes:
         origin = f" It was made for {made_for}, the model here is {model.path}." if model is not None and other_base else ""
         raise UserError(
             f"{folder / WEIGHTS_FILE} does not fit this model and peft: {_misfit(tensors, shapes)}.{origin} "
             "Set model=, peft=, peft.rank= and peft.target_modules= as in its run."
         )
-    for name, expected in frozen.items():
-        if not np.array_equal(tensors[name].numpy(), expected):
-            raise UserError(
-                f"{folder / WEIGHTS_FILE}: {name} is not what peft.freeze_a=true and this seed give. Set seed= as in its run, or peft.freeze_a=false."
-            )
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    if is_lora_xs(layout):
+        arrays = unfolded(arrays, frozen, folder / WEIGHTS_FILE)
+    else:
+        for name, expected in frozen.items():
+            if not np.array_equal(arrays[name], expected):
+                raise UserError(
+                    f"{folder / WEIGHTS_FILE}: {name} is not what peft.freeze_a=true and this seed give. Set seed= as in its run, or peft.freeze_a=false."
+                )
     if model is not None and other_base:
         log.warning("The adapter in %s was made for %s, the model here is %s: its shapes fit.", folder, made_for, model.path)
-    return np.concatenate([tensors[name].numpy().reshape(-1) for name in layout.names])
+    return np.concatenate([arrays[name].reshape(-1) for name in layout.names])
 
 
 def _misfit(tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> str:

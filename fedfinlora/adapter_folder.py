@@ -98,7 +98,8 @@ def check_start(config: Config) -> None:
     if not config.start_adapter:
         return
     found, wanted = peft_settings(Path(config.start_adapter), config), config.peft
-    kinds = {"qlora": "lora"}  # the same adapter, on a base of 4 bits
+    # QLoRA is LoRA on a base of 4 bits; the folder of LoRA-XS holds the LoRA that it equals.
+    kinds = {"qlora": "lora", "lora_xs": "lora"}
     differing = [
         f"peft.{name}={there} (here {here})"
         for name, there, here in (

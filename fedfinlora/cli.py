@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="python -m fedfinlora",
         formatter_class=_ListOfCommands,
-        description="Several banks fine-tune one quantized Llama together on financial text that none of them may show to the others.",
+        description="Banks fine-tune one quantized Llama on text that they may not share.",
         epilog="Runs land in ~/.fedfinlora/runs. Exit status: 0 done, 1 failed, 2 bad usage.",
     )
     top.add_argument("--version", action="version", version=__version__)
@@ -98,13 +98,15 @@ def parser() -> argparse.ArgumentParser:
         help="of `train`: FPB rows (default) or the questions on one filing",
     )
     bench.usage = "python -m fedfinlora bench NAME [--json FILE] [key=value …]"
-    audit = add("audit", "Try to refute the claimed epsilon with canaries.", "Exit status 1 when it is refuted.")
+    audit = add("audit", "Try to refute the claimed epsilon.", "Exit status: 0 it stands, 1 refuted, 3 inconclusive.")
     audit.add_argument(
         "--run", type=Path, metavar="RUN", help="audit a run's configuration; its card and report tell the result"
     )
-    audit.add_argument("--canaries", type=int, default=200, metavar="N", help="how many (default: 200)")
-    audit.add_argument("--confidence", type=float, default=0.95, metavar="P", help="of the lower bound (default: 0.95)")
+    audit.add_argument("--checks", default="", metavar="A,B", help="of sensitivity, noise, canaries, ledger (default: all)")
+    audit.add_argument("--canaries", type=int, default=2000, metavar="N", help="how many (default: 2000)")
+    audit.add_argument("--confidence", type=float, default=0.95, metavar="P", help="of the canaries' bounds (default: 0.95)")
     audit.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
+    _add_privacy(commands)
     _add_coordinator(commands)
     _add_bank(commands)
     data = commands.add_parser(
@@ -117,6 +119,14 @@ def parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="key=value", help="model=… names the tokenizer that counts prompt tokens"
     )
     return top
+
+
+def _add_privacy(commands: Any) -> None:
+    from fedfinlora.commands.privacy import add_actions
+
+    summary = "Plan a private run; check a privacy ledger."
+    actions = commands.add_parser("privacy", help=summary, description=summary)
+    add_actions(actions.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=_Parser), KEY_VALUE_HELP)
 
 
 def _add_party(
@@ -180,6 +190,8 @@ def _add_bank(commands: Any) -> None:
     init.add_argument("--data", type=Path, required=True, metavar="DIR", help="the folder of its rows")
     init.add_argument("--coordinator", required=True, metavar="HOST:PORT", help="the aggregator's address")
     init.add_argument("--ca", type=Path, required=True, metavar="FILE", help="the coordinator's ca.crt")
+    budget = "most epsilon for any row, over all runs; 0 = no limit (default: asked for on a terminal, else 8)"
+    init.add_argument("--budget-epsilon", type=float, metavar="EPSILON", help=budget)
     init.add_argument("overrides", nargs="*", metavar="key=value", help="model=… is tried and allowed by the policy")
     _add_listen(found["start"], "metrics")
     found["start"].add_argument("--no-worker", action="store_true", help="load the base model for every message anew")
@@ -240,7 +252,12 @@ def _run(options: argparse.Namespace) -> int:
     if options.command == "audit":
         from fedfinlora.commands.audit import audit
 
-        return audit(options.overrides, options.run, options.canaries, options.confidence, options.json)
+        wanted = (options.canaries, options.confidence, options.json, options.checks)
+        return audit(options.overrides, options.run, *wanted)
+    if options.command == "privacy":
+        from fedfinlora.commands.privacy import privacy
+
+        return privacy(options)
     if options.command == "coordinator":
         return _coordinator(options)
     if options.command == "bank":
@@ -276,7 +293,8 @@ def _bank(options: argparse.Namespace) -> int:
 
     home = options.home.expanduser().absolute()
     if options.action == "init":
-        return bank.init(home, options.name, options.data, options.coordinator, options.ca, options.overrides)
+        authority, budget = options.ca, options.budget_epsilon
+        return bank.init(home, options.name, options.data, options.coordinator, authority, options.overrides, budget)
     if options.action == "start":
         return bank.start(home, Listen(options.metrics_port, options.metrics_listen), worker=not options.no_worker)
     act = {"status": bank.status, "history": bank.history}

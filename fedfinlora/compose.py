@@ -63,12 +63,13 @@ def absolute_paths(config: Config, folder: Path) -> Config:
         resume=absolute(config.resume),
         start_adapter=absolute(config.start_adapter),
         dataset=dataclasses.replace(config.dataset, root=absolute(config.dataset.root)),
+        strategy=dataclasses.replace(config.strategy, second_moments=absolute(config.strategy.second_moments)),
         model=dataclasses.replace(config.model, path=model_path),
         evaluation=dataclasses.replace(config.evaluation, answers_dir=absolute(config.evaluation.answers_dir)),
     )
 
 
-OWN_PATHS = ("model.path", "start_adapter")
+OWN_PATHS = ("model.path", "start_adapter", "strategy.second_moments")
 """Paths that a typed override may give relative to where it is typed."""
 
 
@@ -76,7 +77,8 @@ def absolute_words(config: Config, overrides: Sequence[str]) -> list[str]:
     """Those of `overrides` that give such a path, for a server that does not run where they were typed."""
     named = {word.split("=")[0].lstrip("+~") for word in overrides} & set(OWN_PATHS)
     words = [f'model.path="{config.model.path}"', f'model.name="{config.model.name}"'] if "model.path" in named else []
-    return words + ([f'start_adapter="{config.start_adapter}"'] if "start_adapter" in named else [])
+    values = {"start_adapter": config.start_adapter, "strategy.second_moments": config.strategy.second_moments}
+    return words + [f'{key}="{value}"' for key, value in values.items() if key in named]
 
 
 def group_options(group: str) -> list[str]:

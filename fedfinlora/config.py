@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from fedfinlora.errors import ConfigError, choose
 
 QUANTIZATIONS = ("none", "int8", "nf4")
-PEFT_METHODS = ("lora", "qlora", "dora", "rslora")
+PEFT_METHODS = ("lora", "qlora", "dora", "rslora", "lora_xs")
 SOURCES = ("sample", "finlora", "jsonl", "hub")
 PARTITIONERS = ("iid", "dirichlet", "by_task", "by_issuer", "by_path")
 STRATEGIES = ("fedavg", "fedavgm", "fedadam")
@@ -35,6 +35,9 @@ class ModelConfig:
     """Branch, tag or commit of a Hugging Face id."""
     quantization: str = "nf4"
     """none, int8 (LLM.int8) or nf4 (4-bit NormalFloat with double quantization; Dettmers et al. 2023)."""
+    int8_threshold: float = 6.0
+    """LLM.int8's outlier threshold (Dettmers et al. 2022): where one row of a batch has a larger input, that column is
+    computed in 16 bits for all rows. 0 = each row by itself in 8 bits, which privacy=example needs. No effect on CPUs."""
     unpack: str = "auto"
     """On a CPU: yes keeps nf4 weights as float32 copies of their 4-bit values (the same numbers to the bit, no dequantization in
     each pass, the memory of an unquantized model), no keeps them packed, auto unpacks what needs at most a quarter of the memory."""
@@ -51,6 +54,10 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         choose(self.quantization, QUANTIZATIONS, "model.quantization")
+        _require(
+            self.int8_threshold >= 0 and math.isfinite(self.int8_threshold),
+            f"model.int8_threshold must be 0 (no outliers) or more, not {self.int8_threshold}.",
+        )
         choose(self.unpack, ("auto", "yes", "no"), "model.unpack")
         choose(self.dtype, ("auto", "float32", "bfloat16"), "model.dtype")
         _require(
@@ -66,9 +73,11 @@ class PeftConfig:
     """The trainable adapter. Defaults are FinLoRA's for an 8-bit base (r 8, alpha 16, dropout 0.05, q, k, v)."""
 
     method: str = "lora"
-    """lora (Hu et al. 2021), qlora (the same on an nf4 base; Dettmers et al. 2023), dora (Liu et al. 2024), rslora (Kalajdzievski 2023)."""
+    """lora (Hu et al. 2021), qlora (the same on an nf4 base; Dettmers et al. 2023), dora (Liu et al. 2024),
+    rslora (Kalajdzievski 2023), lora_xs (Bałazy et al. 2024): A and B are singular vectors of the base, and a rank x rank
+    matrix between them is trained and sent."""
     rank: int = 8
-    """Rows of A and columns of B."""
+    """Rows of A and columns of B; lora_xs sends rank² numbers a layer."""
     alpha: int = 16
     """Scaling numerator: s = alpha / rank (rslora: alpha / sqrt(rank))."""
     dropout: float = 0.05
@@ -88,6 +97,10 @@ class PeftConfig:
         _require(
             not (self.freeze_a and self.method == "dora"),
             "peft.freeze_a=true goes with lora, qlora and rslora: DoRA's magnitudes depend on A and B together.",
+        )
+        _require(
+            not (self.freeze_a and self.method == "lora_xs"),
+            "peft.freeze_a=true goes with lora, qlora and rslora: peft=lora_xs trains neither A nor B. Set peft.freeze_a=false.",
         )
 
 
@@ -242,6 +255,9 @@ class StrategyConfig:
     """fedadam only: the adaptivity floor added to sqrt(v)."""
     bias_correction: bool = False
     """fedadam only: divide the moments by 1 - beta^t as Adam does (Kingma and Ba 2015). The paper does not."""
+    second_moments: str = ""
+    """fedadam only: folder of a finished `centralized` run on public rows with the same adapter, whose second moments are used, unchanged, instead of
+    the server's own, which under privacy=example are mostly noise. Empty = the server's own."""
     schedule: str = "constant"
     """constant or cosine: how server_learning_rate goes over the rounds."""
     warmup_rounds: int = 0
@@ -273,6 +289,10 @@ class StrategyConfig:
         for name in ("momentum", "beta1", "beta2"):
             _require(0 <= getattr(self, name) < 1, f"strategy.{name} must be in [0, 1), not {getattr(self, name)}.")
         _require(self.tau > 0, f"strategy.tau must be above 0, not {self.tau}.")
+        _require(
+            self.name == "fedadam" or not self.second_moments,
+            f"strategy.second_moments belongs to strategy=fedadam, not {self.name}. Leave it empty.",
+        )
         _require(self.quorum >= 1, f"strategy.quorum must be 1 or more, not {self.quorum}.")
         for name in ("warmup_rounds", "min_banks", "wait_s", "deadline_s", "max_update_norm"):
             _require(getattr(self, name) >= 0, f"strategy.{name} must be 0 or more, not {getattr(self, name)}.")
@@ -306,8 +326,8 @@ class PrivacyConfig:
     epsilon: float = 0.0
     """Wanted at the end of the run; the noise multiplier is found for the planned steps. 0 = privacy.noise_multiplier is given instead."""
     delta: float = 0.0
-    """Probability with which the promise may fail; 0 = 1 / units of the bank, rounded down to a power of ten (with privacy=bank 1 / banks, and
-    at most 1e-5)."""
+    """Probability with which the guarantee may fail; 0 = min(1e-5, N^-1.2), with N the declared rows of a bank's whole data set (with privacy=bank
+    the number of banks). A bank takes this one only where it is smaller than its own."""
     noise_multiplier: float = 0.0
     """Standard deviation of the noise over clip_norm; 0 = found from privacy.epsilon."""
     clip_norm: float = 1.0
@@ -321,8 +341,8 @@ class PrivacyConfig:
     """privacy=bank: go on although the noise on a round's mean is longer than a delta can be, as it is with few banks."""
     budget_epsilon: float = 0.0
     """A bank refuses a round that would bring its data's epsilon over all runs above this; 0 = no limit. A bank's own, lower limit wins."""
-    reproducible_noise: bool = False
-    """For tests: noise and sampling from the run's seed, which everybody knows. Voids the guarantee; ledger and report say so."""
+    augmentations: int = 1
+    """privacy=example: each unit's gradient is the mean over so many copies of it with dropout masks of their own, before the clip (De et al. 2022)."""
 
     def __post_init__(self) -> None:
         choose(self.mode, PRIVACY_MODES, "privacy")
@@ -346,6 +366,8 @@ class PrivacyConfig:
             f"privacy.adaptive_quantile must be in [0, 1), 0 for a fixed clip norm, not {self.adaptive_quantile}.",
         )
         _require(self.adaptive_rate > 0, f"privacy.adaptive_rate must be above 0, not {self.adaptive_rate}.")
+        _require(self.augmentations >= 1, f"privacy.augmentations must be 1 or more, not {self.augmentations}.")
+        _require(self.augmentations == 1 or self.mode == "example", "privacy.augmentations belongs to privacy=example.")
         bank_only = [name for name in ("adaptive_quantile", "accept_noise") if getattr(self, name) and self.mode != "bank"]
         _require(not bank_only, f"privacy.{bank_only[0] if bank_only else ''} belongs to privacy=bank.")
         both = self.epsilon > 0 and self.noise_multiplier > 0
@@ -498,11 +520,14 @@ class Config:
         """
         train, mode = self.train, self.privacy.mode
         example, in_the_bank, every = ("example",), ("example", "dp_lora"), PRIVACY_MODES
+        int8_mixes = self.model.quantization == "int8" and self.model.int8_threshold > 0
         steps_by_rows = train.epochs > 0 and train.batch_rows > 0
         for modes, wrong, key, instead, why in (
             (example, train.share_prefix, "train.share_prefix=true", "false", "rows that share tokens have no gradient of their own"),
             (example, train.gradient_checkpointing, "train.gradient_checkpointing=true", "false", "the layers' inputs would be seen twice"),
             (example, self.dataset.equalize_tasks, "dataset.equalize_tasks=true", "false", "a row would be there several times"),
+            (example, int8_mixes, f"model.int8_threshold={self.model.int8_threshold:g}", "0", "on a GPU int8 would compute a row with its neighbours' outliers"),
+            (example, self.privacy.augmentations > 1 and not self.peft.dropout, f"privacy.augmentations={self.privacy.augmentations}", "1", "without peft.dropout all copies of a row are the same"),
             (example, self.peft.method == "dora", "peft=dora", "lora", "its magnitudes are no weights of linear layers"),
             (("dp_lora",), self.peft.method == "dora", "peft=dora", "lora", "the published algorithm clips A and B, and knows no magnitudes"),
             (in_the_bank, train.holdout_max_rows > 0, f"train.holdout_max_rows={train.holdout_max_rows}", "0", "the loss of held-out rows would leave"),

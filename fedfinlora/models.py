@@ -22,6 +22,7 @@ from fedfinlora.adapter import (
     Layout,
     Vector,
     frozen_tensors,
+    is_lora_xs,
     layout_of,
     load_adapter,
     peft_config_values,
@@ -34,6 +35,7 @@ from fedfinlora.attention import use_packed_attention
 from fedfinlora.config import Config, ModelConfig, PeftConfig
 from fedfinlora.embedded import embedded_folder, is_embedded
 from fedfinlora.errors import UserError
+from fedfinlora.lora_xs import insert
 from fedfinlora.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ class Session:
     untrained: Vector
     """(layout.size,) float32: the adapter as PEFT made it, for DoRA's magnitudes, which are norms of the base's weights."""
     frozen: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    """Saved name -> the adapter's tensors that are not trained: every A with peft.freeze_a."""
+    """Saved name -> the adapter's tensors that are not trained: A with peft.freeze_a, A and B with peft=lora_xs."""
 
 
 _bases: dict[tuple[Any, ...], tuple[nn.Module, Any]] = {}
@@ -73,7 +75,8 @@ def get_session(config: Config) -> Session:
     import dataclasses
 
     model_config, peft_config = config.model, config.peft
-    base_key = (*(getattr(model_config, name) for name in ("path", "revision", "quantization", "unpack", "dtype", "device")),)
+    what_is_loaded = ("path", "revision", "quantization", "int8_threshold", "unpack", "dtype", "device")
+    base_key = tuple(getattr(model_config, name) for name in what_is_loaded)
     key = (*base_key, peft_config, config.seed if peft_config.freeze_a else None)
     if key in _sessions:
         _set_threads(model_config)
@@ -111,7 +114,7 @@ def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
     dtype = pick_dtype(config.dtype, device)
     folder = str(embedded_folder(config.path)) if is_embedded(config.path) else config.path
     options: dict[str, Any] = {"dtype": dtype, "revision": config.revision}
-    quantization = _quantization_config(config.quantization, dtype)
+    quantization = _quantization_config(config, dtype)
     if quantization is not None:
         options["quantization_config"] = quantization
     if device.type != "cpu":
@@ -160,7 +163,7 @@ def import_bitsandbytes() -> None:
 
 
 def add_adapter(base: nn.Module, model_config: ModelConfig, peft_config: PeftConfig, seed: int) -> nn.Module:
-    """Put a fresh adapter into the base model: A drawn from the run's seed, B zero."""
+    """Put a fresh adapter into the base model: A drawn from the run's seed, B zero; for LoRA-XS A and B from the base, R zero."""
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -182,6 +185,12 @@ def add_adapter(base: nn.Module, model_config: ModelConfig, peft_config: PeftCon
             ) from error
     for parameter in trainable(model).values():
         parameter.data = parameter.data.float()
+    if peft_config.method == "lora_xs":
+        try:
+            insert(model, peft_config.rank, ADAPTER_NAME)
+        except UserError:
+            cast(Any, model).unload()
+            raise
     if peft_config.freeze_a:
         for name, parameter in model.named_parameters():
             if ".lora_A." in name:
@@ -190,9 +199,13 @@ def add_adapter(base: nn.Module, model_config: ModelConfig, peft_config: PeftCon
 
 
 def _draw(model: nn.Module, seed: int) -> None:
-    """Set A as the run's seed gives it, B to zero."""
+    """Set A as the run's seed gives it, B to zero; of LoRA-XS R to zero."""
     import torch
 
+    if is_lora_xs(layout_of(model)):
+        for parameter in trainable(model).values():
+            parameter.data.zero_()
+        return
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "adapter"))
         for module in model.modules():
@@ -203,7 +216,8 @@ def _draw(model: nn.Module, seed: int) -> None:
 def initial_adapter(session: Session, config: Config) -> Vector:
     """The start of every run: the adapter as drawn from the seed, whatever was trained in this process before.
 
-    Returns a vector of shape (layout.size,) float32. A is Kaiming-uniform as in PEFT, B zero, DoRA's magnitudes the base's norms.
+    Returns a vector of shape (layout.size,) float32. A is Kaiming-uniform as in PEFT, B zero, DoRA's magnitudes the base's norms;
+    LoRA-XS's R is zero.
     """
     _draw(session.model, config.seed)
     start = read_adapter(session.model)
@@ -355,13 +369,13 @@ def _set_threads(config: ModelConfig) -> None:
         torch.set_num_threads(threads)
 
 
-def _quantization_config(name: str, dtype: torch.dtype) -> Any:
-    if name == "none":
+def _quantization_config(config: ModelConfig, dtype: torch.dtype) -> Any:
+    if config.quantization == "none":
         return None
     from transformers import BitsAndBytesConfig
 
-    if name == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
+    if config.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=config.int8_threshold)
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )

@@ -1,7 +1,8 @@
 """What crosses the network: the server's request and a bank's reply, packed into Flower records and checked on arrival.
 
-A request holds the global adapter as one float32 array; a reply holds the delta, local minus global, in the same layout, and a
-fixed list of figures. Nothing else is read from either.
+A request holds the global adapter as one float32 array, and the newest head of the bank's privacy ledger that the
+server has seen; a reply holds the delta, local minus global, in the same layout, a fixed list of figures, and the
+ledger's head. Nothing else is read from either.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,14 +20,15 @@ from fedfinlora.adapter import Layout, Vector, norm
 from fedfinlora.config import Config
 from fedfinlora.config_values import build, to_json
 from fedfinlora.errors import UserError
+from fedfinlora.privacy.head import SHA256, Head
 
 if TYPE_CHECKING:
-    from flwr.app import RecordDict
+    from flwr.app import ConfigRecord, RecordDict
 
 ARRAY_KEY = "vector"
 PART_NUMBERS = 2**20
 """A vector travels in parts of so many numbers: Flower takes four times an array's size in memory to put it together again."""
-SHA256 = re.compile("[0-9a-f]{64}")
+BANK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MOST_SECONDS = 1e9
 MOST_LOSS = 1e6
 """Nats a token. Figures beyond these are no measurements."""
@@ -43,8 +45,7 @@ SAFE_REASONS = {
     "diverged": "Training gave a loss or an adapter that is not finite.",
     "memory": "The bank ran out of memory.",
     "disk": "The bank could not write its own state.",
-    "privacy": "The bank's rows or its privacy ledger do not allow private training as it was asked for.",
-    "budget": "The bank's privacy budget would be exceeded.",
+    "privacy": "The bank's rows, ledger or budget do not allow this round, or its work on it failed; it does not say which.",
     "internal": "The bank failed; the details are in its own log.",
     "policy-model": "The bank's policy does not allow this base model (rule: models).",
     "policy-peft_methods": "The bank's policy does not allow this kind of adapter (rule: peft_methods).",
@@ -93,6 +94,9 @@ class TrainRequest:
     source_sha256: str
     adapter: Vector
     """(size,) float32: the global adapter."""
+    ledger_heads: Mapping[str, Head] = field(default_factory=dict)
+    """Bank -> the newest head of its privacy ledger that the server has seen, in any run: the bank's own ledger must
+    still have that line."""
 
 
 @dataclass(frozen=True)
@@ -153,20 +157,47 @@ class Reply:
     """The hash of the bank's settings and policy; "" where it has none."""
     withheld: tuple[str, ...] = ()
     """Figures that the bank did not tell; they are 0 or NaN."""
+    ledger: Head | None = None
+    """Of the bank's privacy ledger, with this round's line; None where the round was not booked."""
 
 
 def pack_request(request: TrainRequest) -> RecordDict:
-    """Server side."""
-    from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+    """Server side: the request with every ledger head that it has."""
+    from flwr.app import ArrayRecord, RecordDict
 
-    values: dict[str, Any] = {
-        "config": to_json(request.config),
-        "run": request.run,
-        "round": request.round,
-        "layout-id": request.layout_id,
-        "source-sha256": request.source_sha256,
+    return RecordDict(
+        {"request": _request_record(request, request.ledger_heads), "adapter": ArrayRecord(to_arrays(request.adapter))}
+    )
+
+
+def pack_requests(request: TrainRequest, banks: Iterable[str]) -> dict[str, RecordDict]:
+    """Server side: one request for each bank, all with the same adapter in memory, each with that bank's ledger head
+    alone: how many private rounds a bank has had is no other bank's business.
+    """
+    from flwr.app import ArrayRecord, RecordDict
+
+    adapter, heads = ArrayRecord(to_arrays(request.adapter)), request.ledger_heads
+    return {
+        bank: RecordDict(
+            {"request": _request_record(request, {bank: heads[bank]} if bank in heads else {}), "adapter": adapter}
+        )
+        for bank in banks
     }
-    return RecordDict({"request": ConfigRecord(values), "adapter": ArrayRecord(to_arrays(request.adapter))})
+
+
+def _request_record(request: TrainRequest, heads: Mapping[str, Head]) -> ConfigRecord:
+    from flwr.app import ConfigRecord
+
+    return ConfigRecord(
+        {
+            "config": to_json(request.config),
+            "run": request.run,
+            "round": request.round,
+            "layout-id": request.layout_id,
+            "source-sha256": request.source_sha256,
+            "ledger-heads": json.dumps({bank: asdict(head) for bank, head in sorted(heads.items())}),
+        }
+    )
 
 
 def unpack_request(content: RecordDict) -> TrainRequest:
@@ -176,6 +207,7 @@ def unpack_request(content: RecordDict) -> TrainRequest:
         config = build(json.loads(str(values["config"])))
         run, round_number, layout_id = str(values["run"]), int(values["round"]), str(values["layout-id"])  # type: ignore[arg-type]
         source = str(values["source-sha256"])
+        heads = _ledger_heads(str(values.get("ledger-heads", "{}")))
         arrays = content.array_records["adapter"]
         _ = arrays[ARRAY_KEY]
         size = sum(int(array.shape[0]) for array in arrays.values())
@@ -191,18 +223,36 @@ def unpack_request(content: RecordDict) -> TrainRequest:
         raise BankError("layout", f"unusable adapter array: {error}") from error
     if not np.isfinite(vector).all():
         raise BankError("adapter", "the received adapter is not finite")
-    return TrainRequest(config, run, round_number, layout_id, source, vector)
+    return TrainRequest(config, run, round_number, layout_id, source, vector, heads)
+
+
+def _ledger_heads(text: str) -> dict[str, Head]:
+    """Bank -> head. ValueError or TypeError for anything else."""
+    values = json.loads(text)
+    if not isinstance(values, dict) or not all(BANK_NAME.fullmatch(name) for name in values):
+        raise ValueError("ledger-heads")
+    return {name: Head(**head) for name, head in values.items()}
 
 
 def pack_reply(
-    bank: str, layout_id: str, delta: Vector, figures: Figures, policy_sha256: str = "", reveal: Sequence[str] = REVEALABLE
+    bank: str,
+    layout_id: str,
+    delta: Vector,
+    figures: Figures,
+    policy_sha256: str = "",
+    reveal: Sequence[str] = REVEALABLE,
+    ledger: Head | None = None,
 ) -> RecordDict:
-    """Bank side. Figures that are not in `reveal` stay at the bank."""
+    """Bank side. Figures that are not in `reveal` stay at the bank; `ledger` is the head with this round's line, if it
+    was booked."""
     from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+    head: dict[str, Any] = {"status": "ok", "bank": bank, "layout-id": layout_id, "policy-sha256": policy_sha256}
+    if ledger is not None:
+        head |= {"ledger-number": ledger.number, "ledger-hash": ledger.hash}
     return RecordDict(
         {
-            "reply": ConfigRecord({"status": "ok", "bank": bank, "layout-id": layout_id, "policy-sha256": policy_sha256}),
+            "reply": ConfigRecord(head),
             "delta": ArrayRecord(to_arrays(delta)),
             "figures": MetricRecord(
                 {name: value for name, value in asdict(figures).items() if name in (*ALWAYS_TOLD, *reveal)}
@@ -224,8 +274,9 @@ def unpack_reply(
 ) -> Reply:
     """Server side: check one reply; RejectedReply says why it must not be averaged.
 
-    Sizes are checked before the array is made, the norm in float64. `max_update_norm` 0 means no limit. A `private` reply withholds rows and
-    losses (`Figures.withheld`) and says what it has spent. Where rows are no weights (`needs_rows`) a bank may keep them to itself.
+    Sizes are checked before the array is made, the norm in float64. `max_update_norm` 0 means no limit. A `private`
+    reply withholds rows and losses (`Figures.withheld`), says what it has spent and where its ledger is. Where rows are
+    no weights (`needs_rows`) a bank may keep them to itself.
     """
     try:
         head = content.config_records["reply"]
@@ -237,6 +288,7 @@ def unpack_reply(
         layout_id, policy_sha256 = head["layout-id"], str(head.get("policy-sha256", ""))
         if policy_sha256 and not SHA256.fullmatch(policy_sha256):
             raise ValueError("policy-sha256")
+        ledger = _ledger_head(head)
         arrays = content.array_records["delta"]
         _ = arrays[ARRAY_KEY]
         figures, withheld = _figures(dict(content.metric_records["figures"]))
@@ -254,6 +306,8 @@ def unpack_reply(
         figures = Figures.withheld(figures.steps, figures.load_s, figures.epsilon_planned, figures.epsilon_spent, figures.delta)
         if figures.steps <= 0 or not (figures.epsilon_spent >= 0 and figures.epsilon_planned >= 0 and 0 < figures.delta < 1):
             raise RejectedReply("malformed", "The bank does not say what its private steps have spent.")
+        if ledger is None:
+            raise RejectedReply("malformed", "The bank does not say where its privacy ledger is.")
     elif figures.steps <= 0 or (figures.rows <= 0 and (needs_rows or "rows" not in withheld)):
         raise RejectedReply("no-rows", f"The bank says that it trained on {figures.rows} rows in {figures.steps} steps.")
     elif "train_loss" not in withheld and not math.isfinite(figures.train_loss):
@@ -266,7 +320,14 @@ def unpack_reply(
         raise RejectedReply(
             "norm", f"The delta's norm is {length:.4g}, more than strategy.max_update_norm={max_update_norm:g}."
         )
-    return Reply(bank, delta, figures, length, policy_sha256, withheld)
+    return Reply(bank, delta, figures, length, policy_sha256, withheld, ledger)
+
+
+def _ledger_head(values: Mapping[str, Any]) -> Head | None:
+    """The head in a reply; None where there is none. ValueError or KeyError for half of one, or one that no ledger has."""
+    if "ledger-number" not in values and "ledger-hash" not in values:
+        return None
+    return Head(values["ledger-number"], values["ledger-hash"])
 
 
 def _figures(values: dict[str, Any]) -> tuple[Figures, tuple[str, ...]]:

@@ -1,20 +1,27 @@
-"""Bank-level central privacy: the trusted server hides whether a bank took part (McMahan, Ramage, Talwar and Zhang 2018, DP-FedAvg).
+"""Bank-level central privacy: the trusted server hides whether a bank took part (McMahan, Ramage, Talwar and Zhang
+2018, DP-FedAvg).
 
-Each round every connected bank is drawn with probability q, secretly; the whole delta of each is clipped to norm S, the clipped deltas are
-summed with equal weights, N(0, (z S)^2 I) is added to the sum, and the sum is divided by the expected number of banks q K, whatever came.
-A bank that is there or not moves the sum by at most S, so a round is one step of the Poisson-subsampled Gaussian mechanism.
+Each round every connected bank is drawn with probability q, secretly; the whole delta of each is clipped to norm S and
+rounded to a grid of integers, the clipped deltas are summed with equal weights, noise of standard deviation z S is
+added to the sum, and the sum is divided by the expected number of banks q K, whatever came. A bank that is there or not
+moves the sum by at most S, so a round is one step of the Poisson-subsampled Gaussian mechanism. Sums and noise are
+integers, the noise discrete Gaussian (`fedfinlora.privacy.grid`), drawn from ChaCha20. How many banks were connected at
+the start, K, is taken as known.
 
-S is fixed, or follows a quantile of the norms (Andrew, Thakkar, McMahan and Ramaswamy 2021, algorithm 1): the number of deltas within S is
-counted with its own noise, and S is multiplied by exp(-eta (share within S - quantile)). Both noises together cost what z alone would cost.
+S is fixed, or follows a quantile of the norms (Andrew, Thakkar, McMahan and Ramaswamy 2021, algorithm 1): the number of
+deltas within S is counted with its own noise, and S is multiplied by exp(-eta (share within S - quantile)). Both noises
+together cost what z alone would cost.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import compress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +30,16 @@ from fedfinlora.adapter import Vector, blocks, norm
 from fedfinlora.config import Config
 from fedfinlora.errors import UserError
 from fedfinlora.privacy.accounting import Steps, default_delta, epsilon, noise_multiplier_for
-from fedfinlora.privacy.ledger import Spending, ledger_root, spend
-from fedfinlora.privacy.noise import gaussian, poisson_sample, reproducible_generator, secret_generator
+from fedfinlora.privacy.grid import Grid
+from fedfinlora.privacy.ledger import Rows, Spending, Version1, book, ledger_root
+from fedfinlora.privacy.randomness import (
+    Keys,
+    Stream,
+    noise_is_reproducible,
+    poisson_sample,
+    reproducible_keys,
+    secret_keys,
+)
 
 if TYPE_CHECKING:
     from fedfinlora.runs import OpenRun
@@ -32,8 +47,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("fedfinlora.server")
 CLIP_NORM = "bank_clip_norm"
 """Name under which an adaptive clip norm, shape (1,), passes from round to round with the server's other vectors."""
-LARGEST_DELTA = 1e-5
-"""The default delta is at most so much: with few banks one over their number would be no promise."""
+LEAST_NOISE_MULTIPLIER = 1e-3
+"""Epsilon is beyond 500,000 there, and the sums of a million banks are still far within 64 bits."""
+LARGEST_EXACT = 2**62
+"""Sums of squares below this are exact in int64."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +70,8 @@ class CentralMechanism:
     adaptive_quantile: float = 0.0
     adaptive_rate: float = 0.2
     reproducible_seed: int | None = None
-    """For tests: draws and noise from this seed, which voids the promise."""
+    """For tests, and only where the server's own environment says so: draws and noise from this seed, which voids the
+    guarantee."""
 
     @property
     def expected_banks(self) -> float:
@@ -72,11 +90,11 @@ class CentralMechanism:
             return self.noise_multiplier
         return float((self.noise_multiplier**-2 - (2 * self.count_deviation) ** -2) ** -0.5)
 
-    def draws(self, purpose: str, round_number: int) -> np.random.Generator:
-        """The generator of one round's sampling, or of its noise."""
+    def keys(self, round_number: int) -> Keys:
+        """The keys of one round's sampling and noise."""
         if self.reproducible_seed is None:
-            return secret_generator()
-        return reproducible_generator(self.reproducible_seed, purpose, round_number)
+            return secret_keys()
+        return reproducible_keys(self.reproducible_seed, "server", round_number)
 
     def spends(self, rounds: int) -> Steps:
         """What `rounds` rounds are to the accountant."""
@@ -85,23 +103,30 @@ class CentralMechanism:
     def drawn(self, banks: Sequence[str], round_number: int) -> list[str]:
         """The banks of a round, sorted; may be empty."""
         names = sorted(banks)
-        draw = self.draws("sampling", round_number)
-        return [names[place] for place in poisson_sample(len(names), self.sampling_rate, draw)]
+        return [names[place] for place in poisson_sample(len(names), self.sampling_rate, Stream(self.keys(round_number).draws))]
 
 
 def make_mechanism(config: Config, banks: Sequence[str], size: int) -> CentralMechanism | None:
     """The mechanism of a run with these banks and an adapter of `size` numbers; None without privacy=bank.
 
-    UserError where the noise on a round's mean is longer than any delta can be and privacy.accept_noise is not set.
+    UserError where privacy.delta is larger than the default, where the noise does not fit its grid, and where the noise
+    on a round's mean is longer than any delta can be and privacy.accept_noise is not set.
     """
     privacy, count = config.privacy, len(banks)
     if privacy.mode != "bank":
         return None
-    delta = privacy.delta or min(default_delta(count), LARGEST_DELTA)
-    if delta > 1 / count:
-        raise UserError(f"privacy.delta={delta:g} is more than 1 / {count} banks: lower it.")
+    delta = privacy.delta or default_delta(count)
+    if delta > default_delta(count):
+        raise UserError(
+            f"privacy.delta={delta:g} is more than {default_delta(count):.2g}, the largest that means something with {count} banks: lower it, or leave "
+            "it out."
+        )
     rate, rounds = config.strategy.fraction_train, config.num_server_rounds
     noise = privacy.noise_multiplier or noise_multiplier_for(privacy.epsilon, delta, rate, rounds)
+    if noise < LEAST_NOISE_MULTIPLIER:
+        raise UserError(
+            f"privacy.noise_multiplier={noise:.3g} is too small to protect anything: take {LEAST_NOISE_MULTIPLIER:g} or more."
+        )
     mechanism = CentralMechanism(
         clip_norm=privacy.clip_norm,
         noise_multiplier=noise,
@@ -111,13 +136,14 @@ def make_mechanism(config: Config, banks: Sequence[str], size: int) -> CentralMe
         epsilon_planned=epsilon([Steps(rate, noise, rounds)], delta),
         adaptive_quantile=privacy.adaptive_quantile,
         adaptive_rate=privacy.adaptive_rate,
-        reproducible_seed=config.seed if privacy.reproducible_noise else None,
+        reproducible_seed=config.seed if noise_is_reproducible() else None,
     )
     if mechanism.adaptive_quantile and noise >= 2 * mechanism.count_deviation:
         raise UserError(
             f"privacy.adaptive_quantile: noise multiplier {noise:.3g} leaves nothing for the clip norm with {count} banks. "
             "Set privacy.adaptive_quantile=0."
         )
+    _ = Grid(privacy.clip_norm, mechanism.delta_noise_multiplier, size)  # UserError where so much noise does not fit
     ratio = mechanism.delta_noise_multiplier * math.sqrt(size) / mechanism.expected_banks
     said = (
         f"privacy=bank with {count} banks ({mechanism.expected_banks:g} a round): epsilon {mechanism.epsilon_planned:.3g} at delta {delta:g} over "
@@ -134,53 +160,138 @@ def make_mechanism(config: Config, banks: Sequence[str], size: int) -> CentralMe
 
 
 def private_mean(
-    deltas: Iterable[Vector], size: int, mechanism: CentralMechanism, clip_norm: float, draw: np.random.Generator
+    deltas: Iterable[Vector], size: int, mechanism: CentralMechanism, clip_norm: float, noise: Stream
 ) -> tuple[NDArray[np.float64], float]:
-    """(noisy mean of clipped deltas, (size,) float64; the next round's clip norm). Deltas: vectors of shape (size,) of the banks that replied, one at
-    a time; none gives noise alone.
+    """(noisy mean of clipped deltas, (size,) float64; the next round's clip norm). Deltas: vectors of shape (size,) of
+    the banks that replied, one at a time; none gives noise alone.
 
-    A delta of zeros stays one; one that is not finite counts as zeros. Summed in the order given, in float64.
+    Guarantee: one delta more or less moves the sum, in whole grid steps, by at most `Grid.bound_squared`, whatever it
+    holds.
+
+    | edge case | what happens |
+    |---|---|
+    | a delta of zeros | stays one |
+    | a delta with NaN or infinite numbers | counts as zeros |
+    | clip norm 0, negative, NaN, infinite | ValueError of `Grid` |
     """
-    total = np.zeros(size, np.float64)
+    grid = Grid(clip_norm, mechanism.delta_noise_multiplier, size)
+    total, within, count = _sum_clipped(deltas, grid)
+    # The same memory holds the integers and then the mean.
+    mean = total.view(np.float64)
+    for block in blocks(size):
+        noisy = total[block] + grid.noise(total[block].size, noise)
+        mean[block] = noisy * (grid.step / mechanism.expected_banks)
+    return mean, _next_clip_norm(within, count, mechanism, clip_norm, noise)
+
+
+def _sum_clipped(deltas: Iterable[Vector], grid: Grid) -> tuple[NDArray[np.int64], int, int]:
+    """(sum of the clipped deltas in whole grid steps, (size,); how many were within the clip norm; how many there
+    were)."""
+    total = np.zeros(grid.size, np.int64)
     within = count = 0
     for delta in deltas:
         count += 1
         length = norm(delta)
-        if not math.isfinite(length):
-            continue
-        within += length <= clip_norm
-        factor = 1.0 if length <= clip_norm else clip_norm / length
-        for block in blocks(size):
-            total[block] += delta[block].astype(np.float64) * factor
-    for block in blocks(size):
-        total[block] += gaussian(total[block].size, mechanism.delta_noise_multiplier * clip_norm, draw)
-    total /= mechanism.expected_banks
-    return total, _next_clip_norm(within, count, mechanism, clip_norm, draw)
+        within += length <= grid.clip_norm
+        _add_clipped(total, delta, grid, length)
+    return total, within, count
 
 
-def _next_clip_norm(
-    within: int, deltas: int, mechanism: CentralMechanism, clip_norm: float, draw: np.random.Generator
-) -> float:
+def _add_clipped(total: NDArray[np.int64], delta: Vector, grid: Grid, length: float) -> None:
+    """Add a delta of this length to `total`, both (size,), in whole grid steps of squared length `grid.bound_squared`
+    at most: where rounding were to carry it further, which `grid.factor` leaves no room for, it is taken out again.
+    """
+    factor = grid.factor(length)
+    if not factor:
+        return
+
+    def in_steps(block: slice) -> NDArray[np.int64]:
+        scaled = delta[block].astype(np.float64)
+        scaled *= factor
+        return np.rint(scaled, out=scaled).astype(np.int64)
+
+    squared = 0
+    for block in blocks(total.size):
+        steps = in_steps(block)
+        squared += squared_length(steps)
+        total[block] += steps
+    if squared > grid.bound_squared:
+        for block in blocks(total.size):
+            total[block] -= in_steps(block)
+
+
+def squared_length(steps: NDArray[np.int64]) -> int:
+    """The exact sum of squares of integers.
+
+    >>> squared_length(np.array([3, -4])), squared_length(np.array([2**40, 1]))
+    (25, 1208925819614629174706177)
+    """
+    largest = max(int(steps.max(initial=0)), -int(steps.min(initial=0)))
+    if largest**2 * steps.size < LARGEST_EXACT:
+        return int(steps @ steps)
+    return sum(step * step for step in steps.tolist())
+
+
+def _next_clip_norm(within: int, deltas: int, mechanism: CentralMechanism, clip_norm: float, noise: Stream) -> float:
     """S exp(-eta (noisy share within S - quantile)); S itself where it is fixed.
 
-    Each bank counts as +1/2 or -1/2, so that one more or less moves the sum by 1/2 and not by 1.
+    Each bank counts as +1/2 or -1/2, so that one more or less moves the sum by 1/2 and not by 1. A half is a whole
+    number of grid steps, rounded down: the noise is at least what the accounting assumes.
     """
     if not mechanism.adaptive_quantile:
         return clip_norm
-    noisy = within - deltas / 2 + draw.normal(0.0, mechanism.count_deviation)
+    grid = Grid(clip_norm=0.5, noise_multiplier=2 * mechanism.count_deviation, size=1)
+    half = math.floor(grid.bound_steps)
+    noisy = ((2 * within - deltas) * half + int(grid.noise(1, noise)[0])) / (2 * half)
     share = noisy / mechanism.expected_banks + 0.5
     return float(clip_norm * math.exp(-mechanism.adaptive_rate * (share - mechanism.adaptive_quantile)))
 
 
-def book_round(run: OpenRun, mechanism: CentralMechanism, banks: Sequence[str], round_number: int) -> Mapping[str, float]:
-    """Write one round to every connected bank's account on the server's disk; returns the figures of the round's line.
+@dataclass(frozen=True)
+class BookedRound:
+    """A round that is in the server's ledger."""
 
-    UserError where privacy.budget_epsilon would be exceeded: the run ends and can be resumed with a larger one.
+    banks: tuple[str, ...]
+    """Those that may be drawn: whose budget is not spent."""
+    figures: dict[str, Any]
+    """Of the round's line; an infinite epsilon is None."""
+
+
+def book_round(run: OpenRun, mechanism: CentralMechanism, banks: Sequence[str], round_number: int) -> BookedRound:
+    """Write one round of every connected bank to the server's ledger, as one line in which the banks are the units.
+
+    A bank whose budget is spent is left out of the round. UserError where privacy.budget_epsilon leaves none: the run
+    ends and can be resumed with a larger one.
     """
+    names = tuple(sorted(banks))
     spending = Spending(
-        run.run_id, round_number, "server", "bank-level DP-FedAvg", "bank", mechanism.spends(1), mechanism.delta,
-        mechanism.reproducible_seed is not None,
-    )  # fmt: skip
-    folder, budget = ledger_root() / "server", run.config.privacy.budget_epsilon
-    spent = max(spend(folder, {f"bank-{bank}": bank}, spending, budget) for bank in sorted(banks))
-    return {"epsilon_planned": mechanism.epsilon_planned, "epsilon_spent": spent, "delta": mechanism.delta}
+        run=run.run_id,
+        round=round_number,
+        bank="server",
+        mechanism="bank-level DP-FedAvg",
+        unit="bank",
+        steps=mechanism.spends(1),
+        reproducible_noise=mechanism.reproducible_seed is not None,
+    )
+    folder = ledger_root() / "server"
+    booked = book(
+        folder,
+        Rows(prompts=names),
+        spending,
+        delta=mechanism.delta,
+        budget_epsilon=run.config.privacy.budget_epsilon,
+        version_1=Version1((folder,), lambda: _old_accounts(folder)),
+    )
+    figures = {
+        "epsilon_planned": mechanism.epsilon_planned,
+        "epsilon_spent": booked.epsilon if math.isfinite(booked.epsilon) else None,
+        "delta": mechanism.delta,
+        **({"left_out": booked.left_out} if booked.left_out else {}),
+    }
+    return BookedRound(tuple(compress(names, booked.taking_part)), figures)
+
+
+def _old_accounts(folder: Path) -> dict[str, Rows]:
+    """Account -> its bank, of the ledgers of version 1: a file `bank-NAME.jsonl` for each."""
+    accounts = [file.stem for file in folder.glob("bank-*.jsonl")]
+    return {account: Rows(prompts=(account.removeprefix("bank-"),)) for account in accounts}

@@ -25,8 +25,10 @@ from fedfinlora.progress import EventWriter
 from fedfinlora.runfolder import read_json, read_lines, write_json, write_manifest, write_result
 from fedfinlora.runs import OpenRun, open_run, run_result
 from fedfinlora.tensorboard import TensorBoardWriter
-from server_app.central_privacy import CLIP_NORM, CentralMechanism, book_round, make_mechanism
+from server_app.central_privacy import CLIP_NORM, BookedRound, CentralMechanism, book_round, make_mechanism
 from server_app.rounds import MessageGrid, RoundState, roster, run_round
+from server_app.strategies.fedadam import public_state
+from server_app.witness import Witness, witness_root
 
 log = logging.getLogger("fedfinlora.server")
 
@@ -89,10 +91,11 @@ def _train(grid: MessageGrid, banks: Mapping[str, int], run: OpenRun, events: Ev
     scores.base()
     events.write("phase", name="training")
     selection = scores.go_on(run.checkpoint)
+    witness = Witness(witness_root(), read_lines(folder / "rounds.jsonl"))
     seconds: dict[str, float] = {}
     while scores.more(state.round, selection):
         with about(run=run.run_id, round=state.round + 1):
-            state, line = _one_round(grid, banks, run, session, state, events, seconds, central)
+            state, line = _one_round(grid, banks, run, session, state, events, seconds, central, witness)
         selection = scores.close_round({"adapter": state.adapter, **state.server}, line, selection)
     scores.finish(state.adapter, state.round, selection)
     board.close()
@@ -100,7 +103,7 @@ def _train(grid: MessageGrid, banks: Mapping[str, int], run: OpenRun, events: Ev
 
 def _first_state(run: OpenRun, session: Session) -> RoundState:
     if run.checkpoint is None:
-        return RoundState(0, first_adapter(session, run.config), {})
+        return RoundState(0, first_adapter(session, run.config), public_state(run.config.strategy, session.layout.id))
     if run.checkpoint.layout_id != session.layout.id:
         raise UserError(f"The checkpoint in {run.folder} belongs to another adapter. Start the run anew.")
     arrays = dict(run.checkpoint.arrays)
@@ -116,17 +119,18 @@ def _one_round(
     events: EventWriter,
     seconds: dict[str, float],
     central: CentralMechanism | None,
+    witness: Witness,
 ) -> tuple[RoundState, dict[str, Any]]:
     """The next state and the round's line of rounds.jsonl, still without scores."""
     config = run.config
     number = state.round + 1
     events.write("round_start", round=number)
-    booked: dict[str, Any] = {}
+    privacy: dict[str, Any] = {}
     if central:
-        spent = book_round(run, central, list(banks), number)
-        booked = {"privacy": {**spent, "clip_norm": clip_norm_of(state, central)}}
-        told = f"epsilon of every bank: {spent['epsilon_spent']:.3g} spent, {spent['epsilon_planned']:.3g} planned for this run"
-        events.write("message", level="info", text=f"{told}, at delta {spent['delta']:.0e}")
+        booked = book_round(run, central, list(banks), number)
+        banks = {name: banks[name] for name in booked.banks}
+        privacy = {"privacy": {**booked.figures, "clip_norm": clip_norm_of(state, central)}}
+        events.write("message", level="info", text=what_banks_have_spent(booked))
 
     def on_bank(entry: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
         train_s = timing.get("train_s") or 0.0
@@ -138,25 +142,51 @@ def _one_round(
             round=number,
             **{key: entry[key] for key in ("bank", "status", "code", "reason")},
             **(private or figures),
+            **({"ledger_number": entry["ledger"]["number"]} if "ledger" in entry else {}),
         )
 
     def on_drawn(names: Sequence[str]) -> None:
         events.write("banks_drawn", round=number, banks=list(names))
 
     result = run_round(
-        grid, banks, state, config, session.layout, run.run_id, run.folder / "state", on_bank, seconds, central, on_drawn
+        grid,
+        banks,
+        state,
+        config,
+        session.layout,
+        run.run_id,
+        run.folder / "state",
+        on_bank,
+        seconds,
+        central,
+        on_drawn,
+        witness,
     )
     state, line, timings = result.state, result.line, result.timings
     seconds.update((name, timing.get("train_s", 0.0)) for name, timing in timings["banks"].items())
     if number == 1 and not config.privacy.in_the_bank and line["banks"]:
         answers, tokens = (sum(bank[key] for bank in line["banks"]) for key in ("answer_tokens", "tokens"))
         events.write("message", level="info", text=f"{answers:,} of {tokens:,} tokens carry loss: answers and their ends only")
+    if line.get("noise_alone"):
+        events.write("message", level="warning", text=f"round {number}: no bank's reply came: the step is noise alone")
     if number == 1 and config.privacy.mode == "dp_lora":
         events.write("message", level="info", text=what_dp_lora_promises(line["banks"]))
     log.info(
         "round %d of %d: loss %s, %.1f s", number, config.num_server_rounds, _shown(line["train_loss"]), timings["total_s"]
     )
-    return state, {**line, **booked, "timings": timings}
+    return state, {**line, **privacy, "timings": timings}
+
+
+def what_banks_have_spent(booked: BookedRound) -> str:
+    """Epsilon after a round with privacy=bank, in a sentence."""
+    spent, planned = booked.figures["epsilon_spent"], booked.figures["epsilon_planned"]
+    left_out = (
+        f"; {booked.figures['left_out']} banks are left out, their budget is spent" if "left_out" in booked.figures else ""
+    )
+    return (
+        f"epsilon of every bank: {'infinite' if spent is None else f'{spent:.3g}'} spent, {planned:.3g} planned for this run, at delta "
+        f"{booked.figures['delta']:.0e}{left_out}"
+    )
 
 
 def what_dp_lora_promises(banks: Sequence[Mapping[str, Any]]) -> str:

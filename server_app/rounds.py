@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,14 +23,16 @@ from fedfinlora.adapter import Layout, Vector, blocks
 from fedfinlora.config import Config, StrategyConfig
 from fedfinlora.errors import UserError
 from fedfinlora.logs import about
+from fedfinlora.privacy.randomness import Stream
 from fedfinlora.runfolder import source_fingerprint
 from fedfinlora.seeds import generator
 from fedfinlora.training import schedule_factor
-from fedfinlora.wire import SAFE_REASONS, Figures, RejectedReply, Reply, TrainRequest, pack_request, unpack_reply
+from fedfinlora.wire import BANK_NAME, SAFE_REASONS, Figures, RejectedReply, Reply, TrainRequest, pack_requests, unpack_reply
 from server_app.central_privacy import CLIP_NORM, CentralMechanism, private_mean
 from server_app.replies import StoredDeltas
 from server_app.strategies import STEPS
 from server_app.strategies.fedavg import weighted_mean
+from server_app.witness import Witness
 
 log = logging.getLogger("fedfinlora.server")
 POLL_S = 0.05
@@ -44,7 +45,6 @@ UNREADABLE = 1000
 MESSAGE_UNAVAILABLE, NODE_UNAVAILABLE, INVALID_FAB = 3, 5, 7
 """Flower's codes where a request has expired, as it does when its bank starts anew (`fedfinlora.deployment.flower`), where a bank has gone, and where its gate has refused
 the app bundle (`fedfinlora.deployment.gate`)."""
-BANK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class MessageGrid(Protocol):
@@ -103,7 +103,7 @@ def roster(
     refusals: list[str] = []
     gates: list[str] = []
     """Of banks whose gate refuses."""
-    for node, reply in exchange(grid, nodes, hello, "query", strategy.wait_s):
+    for node, reply in exchange(grid, dict.fromkeys(nodes, hello), "query", strategy.wait_s):
         if enrolled and node in enrolled and reply is not None and reply.has_error() and reply.error.code == INVALID_FAB:
             banks[enrolled[node]] = node
             gates.append(f"{enrolled[node]}: {SAFE_REASONS['policy-code']}")
@@ -151,15 +151,17 @@ def draw(banks: Sequence[str], strategy: StrategyConfig, seed: int, round_number
 
 
 def exchange(
-    grid: MessageGrid, nodes: Sequence[int], content: RecordDict, message_type: str, deadline_s: float, group: str = ""
+    grid: MessageGrid, contents: dict[int, RecordDict], message_type: str, deadline_s: float, group: str = ""
 ) -> Iterator[tuple[int, Message | None]]:
-    """Send one content to each node and give (node, reply) as they come; None for those still silent at the deadline (0 = none).
+    """Send each node its content and give (node, reply) as they come; None for those still silent at the deadline (0 =
+    none).
 
-    What has come by then is taken in, however long that takes.
+    `contents` is emptied. What has come by the deadline is taken in, however long that takes.
     """
     started = time.monotonic()
-    ids = list(grid.push_messages([Message(content, node, message_type, group_id=group) for node in nodes]))
-    del content  # the grid has it; here it would only take memory until the last reply
+    nodes = list(contents)
+    ids = list(grid.push_messages([Message(content, node, message_type, group_id=group) for node, content in contents.items()]))
+    contents.clear()  # the grid has them; here they would only take memory until the last reply
     waiting = {str(message_id): node for message_id, node in zip(ids, nodes, strict=False)}
     while waiting:
         asked_at = time.monotonic()
@@ -191,12 +193,15 @@ def run_round(
     expected_s: Mapping[str, float] | None = None,
     central: CentralMechanism | None = None,
     on_drawn: OnDrawn | None = None,
+    witness: Witness | None = None,
 ) -> RoundResult:
     """Send the adapter, gather and check the deltas, and take the server's step.
 
-    The deltas rest in `folder` until all have come. `expected_s` is how long each bank took last time, in seconds; `central` draws the
-    banks and makes their mean private. Raises UserError when fewer than strategy.quorum replies are usable (with `central` of those drawn,
-    who may be fewer or nobody); `state` is then unchanged and the run can be resumed.
+    The deltas rest in `folder` until all have come. `expected_s` is how long each bank took last time, in seconds;
+    `witness` knows how far the banks' privacy ledgers had come. Raises UserError when fewer than strategy.quorum
+    replies are usable; `state` is then unchanged and the run can be resumed. `central` draws the banks and makes their
+    mean private: such a round closes with what came, be it nothing, for an end of the run that depends on who is a
+    member would tell who is.
     """
     started = time.monotonic()
     number = state.round + 1
@@ -204,20 +209,21 @@ def run_round(
     drawn = central.drawn(list(banks), number) if central else draw(sorted(banks), strategy, config.seed, number)
     if on_drawn is not None:
         on_drawn(drawn)
-    quorum = min(strategy.quorum, len(drawn)) if central else strategy.quorum
-    request = TrainRequest(config, run_id, number, layout.id, source_fingerprint(), state.adapter)
+    heads = witness.heads(drawn) if witness else {}
+    request = TrainRequest(config, run_id, number, layout.id, source_fingerprint(), state.adapter, heads)
     # The slowest first: where fewer workers than banks share a machine, none then waits long for a last big bank.
     queue = sorted(drawn, key=lambda name: (-(expected_s or {}).get(name, 0.0), name))
     names = {banks[name]: name for name in queue}
     bytes_down = state.adapter.nbytes
-    arriving = exchange(grid, list(names), pack_request(request), "train", strategy.deadline_s, str(number))
+    requests = {banks[name]: content for name, content in pack_requests(request, queue).items()}
+    arriving = exchange(grid, requests, "train", strategy.deadline_s, str(number))
     replies: dict[str, Reply] = {}
     entries: dict[str, dict[str, Any]] = {}
     bank_timings: dict[str, dict[str, float]] = {}
     with StoredDeltas(folder, layout.size) as deltas:
         for node, message in arriving:
             name = names[node]
-            reply, entry, timing = _taken_in(message, name, layout, config, deltas)
+            reply, entry, timing = _taken_in(message, name, request, layout, witness, deltas)
             del message  # nor held while the next is fetched
             if reply is not None:
                 replies[name] = reply
@@ -229,7 +235,7 @@ def run_round(
             if on_bank is not None:
                 on_bank(entries[name], bank_timings[name])
         collected = time.monotonic()
-        if len(replies) < quorum:
+        if len(replies) < strategy.quorum and central is None:
             reasons = "; ".join(f"{name}: {entries[name]['reason']}" for name in sorted(entries) if name not in replies)
             raise UserError(
                 f"Round {number}: {len(replies)} of {len(drawn)} replies are usable, strategy.quorum={strategy.quorum}. {reasons}"
@@ -239,6 +245,7 @@ def run_round(
     line = {
         "round": number,
         "status": "ok",
+        **({"noise_alone": True} if central and not replies else {}),
         "banks": [entries[name] for name in sorted(entries)],
         "train_loss": _weighted(replies.values(), "train_loss", "answer_tokens"),
         "holdout_loss": _weighted(replies.values(), "holdout_loss", "holdout_rows"),
@@ -272,7 +279,7 @@ def take_step(
     private_state = {}
     if central:
         clip_norm = float(state.server.get(CLIP_NORM, [central.clip_norm])[0])
-        noise = central.draws("noise", state.round + 1)
+        noise = Stream(central.keys(state.round + 1).noise)
         mean, clip_norm = private_mean(deltas_in(slice(0, size)), size, central, clip_norm, noise)
         mean_in: Callable[[slice], NDArray[np.float64]] = mean.__getitem__
         private_state = {CLIP_NORM: np.array([clip_norm])}
@@ -320,14 +327,18 @@ def weights_of(replies: Sequence[Reply], strategy: StrategyConfig) -> list[float
 
 
 def _taken_in(
-    message: Message | None, name: str, layout: Layout, config: Config, deltas: StoredDeltas
+    message: Message | None, name: str, request: TrainRequest, layout: Layout, witness: Witness | None, deltas: StoredDeltas
 ) -> tuple[Reply | None, dict[str, Any], dict[str, float]]:
     """(the checked reply, whose delta lies in `deltas` now, or None; the bank's entry in the round's line; its timings)."""
     try:
-        reply = _check(message, name, layout, config)
+        reply = _check(message, name, layout, request.config)
+        if witness and reply.ledger:
+            witness.check(name, reply.ledger, request.ledger_heads.get(name))
     except RejectedReply as rejection:
         found = {"status": _status_of(rejection), "code": rejection.code, "reason": str(rejection)}
         return None, _blank_entry(name) | found, {}
+    if witness and reply.ledger:
+        witness.keep(name, reply.ledger)
     deltas.keep(name, reply.delta)
     assert message is not None
     for record in message.content.array_records.values():
@@ -388,6 +399,7 @@ def _ok_entry(reply: Reply) -> dict[str, Any]:
         "delta_norm": reply.delta_norm,
         "bytes_up": reply.delta.nbytes,
         **_privacy_of(figures),
+        **({"ledger": asdict(reply.ledger)} if reply.ledger else {}),
         **({"policy_sha256": reply.policy_sha256} if reply.policy_sha256 else {}),
         **({"withheld": list(reply.withheld)} if reply.withheld else {}),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import signal
 import tempfile
@@ -44,6 +45,21 @@ def own_end_on_sigterm() -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
+
+
+WITNESSES = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def own_witness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A witness of the banks' ledgers for each test: their banks have the same names and other ledgers."""
+    before = os.environ.get("FEDFINLORA_WITNESS")
+    os.environ["FEDFINLORA_WITNESS"] = str(tmp_path_factory.getbasetemp() / f"witness-{next(WITNESSES)}")
+    yield
+    if before is None:
+        del os.environ["FEDFINLORA_WITNESS"]
+    else:
+        os.environ["FEDFINLORA_WITNESS"] = before
 
 
 TOGETHER = {

@@ -77,10 +77,11 @@ class HostileBank:
             self._error = error
 
     def content(self, request: TrainRequest, delta: np.ndarray | None = None, **head: Any) -> RecordDict:
-        """A reply's content as an honest bank would make it, but for what is given."""
+        """A reply's content as an honest bank would make it, but for what is given; `ledger` is a head of its privacy
+        ledger."""
         delta = np.full(request.adapter.size, 1e-4, np.float32) if delta is None else delta
         said: dict[str, Any] = {"bank": self.name, "layout_id": request.layout_id, **head}
-        return pack_reply(said["bank"], said["layout_id"], delta, FIGURES)
+        return pack_reply(said["bank"], said["layout_id"], delta, FIGURES, ledger=said.get("ledger"))
 
     def sends(self, message: Message, content: RecordDict, whole: bool = True) -> bool:
         """Answer a message. `whole` False announces everything and sends nothing. Returns whether the SuperLink wanted it."""

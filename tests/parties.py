@@ -83,9 +83,9 @@ class Machine:
         return (self.home / f"{name}.log").read_text("utf-8")
 
     def history(self) -> list[tuple[int, str]]:
-        """(round, outcome) of each request that reached its bank."""
+        """(round, outcome) of each request that reached its bank; that it was booked between the two is left out."""
         lines = [line for file in (self.bank / "state" / "history").glob("*.jsonl") for line in read_history(file)]
-        return [(int(line["round"]), str(line["outcome"])) for line in lines]
+        return [(int(line["round"]), str(line["outcome"])) for line in lines if line["outcome"] != "booked"]
 
     def is_told_to_end(self) -> None:
         for process in self.running:
@@ -247,10 +247,18 @@ class Federation:
         return file.read_text("utf-8").count("coordinator is up") if file.exists() else 0
 
     def settles(self, machine: Machine, port: int) -> None:
-        """Make a bank's folder as `bank init` does, without its trial of model and rows (tests/test_deployment.py has it)."""
+        """Make a bank's folder as `bank init --budget-epsilon 0` does, without its trial of model and rows
+        (tests/test_deployment.py has it)."""
         rows = write_rows(machine.home / "rows", train=40, word=machine.home.name)
         policy = Policy(models=("memory:tiny-random",), max_rank=0)
-        settings = BankSettings(name=machine.home.name, data=str(rows), coordinator=f"127.0.0.1:{port}", policy=policy)
+        settings = BankSettings(
+            name=machine.home.name,
+            data=str(rows),
+            coordinator=f"127.0.0.1:{port}",
+            declared_rows=("fpb:40",),
+            budget_epsilon=0.0,
+            policy=policy,
+        )
         make_node_key(machine.bank / "node.key", machine.home.name)
         (machine.bank / "ca.crt").write_bytes((self.aggregator.coordinator / "ca.crt").read_bytes())
         (machine.bank / "bank.yaml").write_text(settings_text(settings), "utf-8")

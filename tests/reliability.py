@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-FAULTS, DEPLOYMENT, WIRE, POLICY, WORKER = (
-    f"tests/test_{name}.py" for name in ("faults", "deployment", "wire", "policy", "worker")
+FAULTS, DEPLOYMENT, WIRE, POLICY, WORKER, LYING, PRIVATE = (
+    f"tests/test_{name}.py" for name in ("faults", "deployment", "wire", "policy", "worker", "hostile_server", "private_bank")
 )
 DEADLINE_S = 40
 LATE = f"late: No reply within strategy.deadline_s={DEADLINE_S} s."
@@ -112,7 +112,18 @@ OUTCOMES = {
     ),
     "server nan": Outcome("The server sends an adapter with NaN, or not as declared", "The bank refuses.", "adapter", "rounds.jsonl", "The bank's state.", WIRE, "test_an_adapter_that_is_not_as_declared_is_refused"),
     "server path": Outcome("The server sends a path as a run's name", "The bank refuses; nothing is written outside its folder.", "config", "rounds.jsonl", "The bank's state.", WIRE, "test_a_run_name_that_leaves_its_folder_is_refused"),
-    "worker killed": Outcome("A bank's worker dies at work", "The round fails at this bank and is not done again: it may be booked. The next one has a new worker.", "internal", "rounds.jsonl, worker.log", "The ledger.", WORKER, "test_one_that_dies_at_work_is_an_error_and_not_done_again"),
+    "server lies": Outcome(
+        "The server lies: it asks for noise that it can compute, a large delta, a round without privacy, the rows of one person, shows a ledger line that never was",
+        "The bank refuses and works on; nothing leaves that is not in its ledger, and its budget is never exceeded. All that depends on rows, ledger or budget is one code. "
+        "[The whole table](../tests/hostile_server.py) is played over a real deployment.",
+        "privacy", "rounds.jsonl; the reason in `bank history`", "The ledger; the other answers.", LYING, "test_a_server_that_lies_over_a_real_deployment_gets_nothing_and_the_run_goes_on",
+    ),
+    "two runs": Outcome("Two runs train on the same rows at once", "Each round waits for the ledger; both together stay within the budget.", "above privacy.budget_epsilon", "bank history", "The ledger.", PRIVATE, "test_two_runs_on_the_same_rows_at_once_stay_within_the_budget_together"),
+    "killed booked": Outcome("A bank is killed between booking and training, or between training and reply", "The round stays booked: what could have left is in the ledger.", "", "", "The ledger.", PRIVATE, "test_a_bank_killed_on_the_way_has_booked_all_that_could_have_left"),
+    "ledger disk": Outcome("A bank's ledger lies on a full, broken or read-only disk", "Nothing is trained and nothing leaves, open rounds included.", "nothing private may leave", "bank history", "The ledger.", PRIVATE, "test_a_disk_that_takes_no_line"),
+    "ledger rolled back": Outcome("A bank's ledger is replaced by an older copy", "The server's requests bring the newest head that it has seen: the bank refuses until its privacy officer has reconciled.", "rolled back or cut", "bank history", "The history, from which it is reconciled.", PRIVATE, "test_a_ledger_that_was_rolled_back_is_refused_by_the_head_that_the_server_has_seen"),
+    "clock back": Outcome("A bank's clock is set back", "What was spent stays spent: no time decides it.", "", "", "The ledger.", PRIVATE, "test_a_clock_that_is_set_back_changes_nothing"),
+    "worker killed": Outcome("A bank's worker dies at work", "The round fails at this bank and is not done again: it may be booked. The next one has a new worker.", "internal", "rounds.jsonl (`privacy` in a private round), worker.log", "The ledger.", WORKER, "test_one_that_dies_at_work_is_an_error_and_not_done_again"),
 }  # fmt: skip
 """Fault -> what comes of it."""
 

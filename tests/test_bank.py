@@ -16,14 +16,14 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from tiny_runs import overrides, write_lines, write_rows
 
 import client_app.bank
-from client_app.bank import BankFacts, bank_facts, bank_rows, split_rows, train_round
+from client_app.bank import BankFacts, RoundReply, bank_facts, bank_rows, split_rows, train_round
 from fedfinlora.adapter import Vector, write_adapter
 from fedfinlora.compose import compose
 from fedfinlora.config import Config
 from fedfinlora.models import get_session, initial_adapter
 from fedfinlora.runfolder import source_fingerprint
 from fedfinlora.training import mean_loss
-from fedfinlora.wire import SAFE_REASONS, BankError, Figures, TrainRequest, pack_request, to_array, unpack_request
+from fedfinlora.wire import SAFE_REASONS, BankError, TrainRequest, pack_request, to_array, unpack_request
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def facts(state: Path, index: int = 0, banks: int = 3, name: str = "") -> BankFa
 
 
 def own_rows(state: Path, folder: Path, name: str = "alpha") -> BankFacts:
-    return BankFacts(name, 0, 0, str(folder), state)
+    return BankFacts(name, 0, 0, str(folder), state, state / "ledger")
 
 
 def request(config: Config, round_number: int = 1, adapter: Vector | None = None, run: str = "run-1") -> TrainRequest:
@@ -58,10 +58,10 @@ def request(config: Config, round_number: int = 1, adapter: Vector | None = None
     return TrainRequest(config, run, round_number, session.layout.id, source_fingerprint(), start)
 
 
-def same(one: tuple[Vector, str, Figures], other: tuple[Vector, str, Figures]) -> bool:
+def same(one: RoundReply, other: RoundReply) -> bool:
     """Whether two replies are equal, timings apart."""
-    untimed = [{key: value for key, value in vars(figures).items() if not key.endswith("_s")} for _, _, figures in (one, other)]
-    return one[0].tobytes() == other[0].tobytes() and untimed[0] == untimed[1]
+    untimed = [{key: value for key, value in vars(reply.figures).items() if not key.endswith("_s")} for reply in (one, other)]
+    return one.delta.tobytes() == other.delta.tobytes() and untimed[0] == untimed[1]
 
 
 class TestNothingLeaks:
@@ -74,7 +74,7 @@ class TestNothingLeaks:
             train_round(asked, facts(tmp_path / f"before-{index}", index))
         after = train_round(asked, facts(tmp_path / "after", 1))
         assert same(alone, after)
-        assert np.abs(alone[0]).max() > 0
+        assert np.abs(alone.delta).max() > 0
 
     def test_another_run_before_leaves_no_trace(self, config: Config, tmp_path: Path) -> None:
         alone = train_round(request(config), facts(tmp_path / "a"))
@@ -117,13 +117,13 @@ class TestNothingLeaks:
     def test_different_banks_draw_differently(self, config: Config, tmp_path: Path) -> None:
         config = replace(config, train=replace(config.train, holdout_max_rows=0))
         one, two = (train_round(request(config), facts(tmp_path, 0, 1, name)) for name in ("one", "two"))
-        assert one[0].tobytes() != two[0].tobytes()
+        assert one.delta.tobytes() != two.delta.tobytes()
 
 
 class TestOptimizerState:
     """Adam's moments lie on the bank's disk, one file a round."""
 
-    def rounds(self, config: Config, at: BankFacts, first: int, last: int) -> list[tuple[Vector, str, Figures]]:
+    def rounds(self, config: Config, at: BankFacts, first: int, last: int) -> list[RoundReply]:
         return [train_round(request(config, number), at) for number in range(first, last + 1)]
 
     def test_a_repeated_round_gives_the_same_delta(self, config: Config, tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ class TestOptimizerState:
     def test_moments_are_carried_into_the_next_round(self, config: Config, tmp_path: Path) -> None:
         kept = self.rounds(config, facts(tmp_path / "kept"), 1, 2)[1]
         fresh = train_round(request(config, 2), facts(tmp_path / "fresh"))
-        assert kept[0].tobytes() != fresh[0].tobytes()
+        assert kept.delta.tobytes() != fresh.delta.tobytes()
 
     def test_reset_starts_each_round_afresh_and_writes_nothing(self, config: Config, tmp_path: Path) -> None:
         config = replace(config, train=replace(config.train, optimizer_state="reset"))
@@ -148,7 +148,7 @@ class TestOptimizerState:
         self.rounds(config, at, 1, 1)
         bridged = train_round(request(config, 3), at)
         fresh = train_round(request(config, 3), facts(tmp_path / "fresh"))
-        assert bridged[0].tobytes() != fresh[0].tobytes()
+        assert bridged.delta.tobytes() != fresh.delta.tobytes()
 
     def test_old_states_are_removed(self, config: Config, tmp_path: Path) -> None:
         self.rounds(config, facts(tmp_path), 1, 5)
@@ -192,10 +192,11 @@ class TestFigures:
         at = facts(tmp_path, banks=2)
         session = get_session(config)
         rows = bank_rows(config, at, session.tokenizer)
-        delta, layout_id, figures = train_round(request(config), at)
+        delta, layout_id, figures, head = train_round(request(config), at)
         assert delta.shape == (session.layout.size,)
         assert delta.dtype == np.float32
         assert layout_id == session.layout.id
+        assert head is None, "a part of a simulated data set books no round without privacy"
         assert (figures.steps, figures.rows) == (2, 8)
         assert figures.bank_rows == len(rows.train) == 20 - figures.holdout_rows
         assert figures.answer_tokens < figures.tokens
@@ -204,7 +205,7 @@ class TestFigures:
         asked = request(config)
         session = get_session(config)
         given = asked.adapter + np.float32(0.05)
-        figures = train_round(replace(asked, adapter=given), facts(tmp_path))[2]
+        figures = train_round(replace(asked, adapter=given), facts(tmp_path)).figures
         write_adapter(session.model, given)
         rows = bank_rows(config, facts(tmp_path), session.tokenizer)
         assert figures.holdout_rows == len(rows.holdout) == 1
@@ -212,14 +213,16 @@ class TestFigures:
 
     def test_the_held_out_loss_is_measured_every_so_many_rounds(self, config: Config, tmp_path: Path) -> None:
         config = replace(config, train=replace(config.train, holdout_every=2))
-        measured = [np.isfinite(train_round(request(config, number), facts(tmp_path))[2].holdout_loss) for number in (1, 2, 3)]
+        measured = [
+            np.isfinite(train_round(request(config, number), facts(tmp_path)).figures.holdout_loss) for number in (1, 2, 3)
+        ]
         assert measured == [True, False, True]
 
     def test_measuring_changes_no_delta(self, config: Config, tmp_path: Path) -> None:
         seldom = replace(config, train=replace(config.train, holdout_every=5))
         often = [train_round(request(config, number), facts(tmp_path / "often")) for number in (1, 2)]
         rarely = [train_round(request(seldom, number), facts(tmp_path / "rarely")) for number in (1, 2)]
-        assert often[1][0].tobytes() == rarely[1][0].tobytes()
+        assert often[1].delta.tobytes() == rarely[1].delta.tobytes()
 
     def test_held_out_rows_are_never_trained_on(self, config: Config, tmp_path: Path) -> None:
         session = get_session(config)
@@ -229,7 +232,7 @@ class TestFigures:
 
     def test_a_bank_of_one_row_trains(self, config: Config, tmp_path: Path) -> None:
         folder = write_rows(tmp_path / "one", train=1)
-        figures = train_round(request(config), own_rows(tmp_path / "states", folder))[2]
+        figures = train_round(request(config), own_rows(tmp_path / "states", folder)).figures
         assert (figures.rows, figures.steps, figures.holdout_rows, figures.bank_rows) == (2, 2, 0, 1)
 
     def test_max_rows_is_a_seeded_sample(self, config: Config) -> None:
@@ -437,7 +440,7 @@ class TestApp:
         reply = self.ask({"state-dir": str(tmp_path)}, "train", pack_request(request(config)))
         assert reply.content["reply"]["status"] == "ok"
         direct = train_round(request(config), facts(tmp_path / "other", 0, 1))
-        assert reply.content["delta"]["vector"].data == direct[0].tobytes()
+        assert reply.content["delta"]["vector"].data == direct.delta.tobytes()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read any file")

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import shutil
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
 from parties import TINY, Machine, until
-from tiny_runs import rounds_of, write_rows
+from tiny_runs import rounds_of, write_lines, write_rows
 
 from fedfinlora.cli import main
 from fedfinlora.commands.simulate import end_family, free_port
 from fedfinlora.deployment.certificates import make_authority
 from fedfinlora.deployment.history import read_history
+from fedfinlora.deployment.policy import read_settings
+from fedfinlora.privacy.accounting import Steps, epsilon
+from fedfinlora.privacy.ledger import Rows, Spending, book
 
 AS_JSON = {"FEDFINLORA_LOG": "json"}
 
@@ -66,6 +71,8 @@ def test_a_federation_from_nothing(machines: dict[str, Machine], tmp_path: Path)
         done = machine.types(*init, *TINY)
         assert done.returncode == 0, done.stderr
         assert "one step on 4 rows" in done.stdout
+        assert "budget: epsilon 8 for any row, over all runs; only private rounds may run" in done.stdout
+        assert "fpb:40" in done.stdout
     key = "{}/.fedfinlora/bank/node.key.pub"
     assert aggregator.types("coordinator", "enroll", key.format(north.home), "--name", "north").returncode == 0
     assert (
@@ -103,7 +110,8 @@ def test_a_federation_from_nothing(machines: dict[str, Machine], tmp_path: Path)
         "train.steps_per_round=1",
         "train.batch_rows=4",
     ]
-    done = aggregator.types(*run, "run_name=refused")
+    private = ["privacy=example", "privacy.epsilon=2"]
+    done = aggregator.types(*run, *private, "run_name=refused")
     assert done.returncode == 0, done.stderr + done.stdout
     runs = aggregator.home / ".fedfinlora" / "runs"
     (line,) = rounds_of(runs / "refused")
@@ -111,19 +119,29 @@ def test_a_federation_from_nothing(machines: dict[str, Machine], tmp_path: Path)
     told = south.types("bank", "history").stdout
     assert "refused policy-max_rank" in told
 
-    # North is killed and started again: the same identity, history and ledger; south allows the run now, north must be private.
+    # A run without privacy is refused by both: they have a budget, as `bank init` sets one.
+    done = aggregator.types(*run, "run_name=plain")
+    assert done.returncode == 1
+    assert "north: The bank's policy does not allow this privacy mode (rule: privacy)" in done.stderr
+
+    # North is killed and started again: the same identity, history and ledger; south allows the run now.
     end_family(north_bank)
     settings.write_text(allowing)
     north.starts("bank", "start", "--metrics-port", own_page, also=AS_JSON)
-    done = aggregator.types(*run, "run_name=private", "privacy=example", "privacy.epsilon=8", "num_server_rounds=2")
+    done = aggregator.types(*run, *private, "run_name=private", "num_server_rounds=2")
     assert done.returncode == 0, done.stderr + done.stdout
     lines = rounds_of(runs / "private")
     assert [bank["status"] for line in lines for bank in line["banks"]] == ["ok"] * 4
     outcomes = [
         line["outcome"] for line in read_history(north.home / ".fedfinlora" / "bank" / "state" / "history" / "north.jsonl")
     ]
-    assert outcomes == ["begun", "sent"] * 3
+    assert outcomes == ["begun", "booked", "sent", "refused", *["begun", "booked", "sent"] * 2]
     assert "epsilon spent" in north.types("bank", "status").stdout
+
+    # The coordinator has seen how far the banks' ledgers had come.
+    witnessed = json.loads((aggregator.home / ".fedfinlora" / "coordinator" / "witness" / "heads.json").read_text())
+    assert {name: seen["number"] for name, seen in witnessed.items()} == {"north": 3, "south": 2}
+    assert [bank["ledger"] for bank in lines[-1]["banks"]] == [witnessed["north"], witnessed["south"]]
 
     # A worker of the bank's kept the model: it was loaded for the first round after the start, not for the second.
     loads = [line["timings"]["banks"]["north"]["load_s"] for line in lines]
@@ -165,6 +183,92 @@ def test_a_certificate_that_ends_soon_is_renewed(tmp_path: Path, capsys: pytest.
     assert main(["coordinator", "renew", *home]) == 0
     assert "good for 365 more days" in capsys.readouterr().out
     assert (tmp_path / "c" / "ca.crt").read_bytes() == authority
+
+
+@pytest.fixture
+def bank_init(tmp_path: Path) -> Callable[..., tuple[int, Path]]:
+    """bank_init(word, …): (exit status, bank.yaml) of `bank init` on 137 and 40 rows."""
+    make_authority(tmp_path / "authority", 10)
+    rows = write_rows(tmp_path / "rows", train=137)
+    shutil.copy(write_rows(tmp_path / "others", train=40) / "train" / "fpb_train.jsonl", rows / "train" / "fiqa_train.jsonl")
+
+    def init(*words: str) -> tuple[int, Path]:
+        home = tmp_path / "home"
+        given = (
+            "--name",
+            "north",
+            "--data",
+            str(rows),
+            "--coordinator",
+            "host:1",
+            "--ca",
+            str(tmp_path / "authority" / "ca.crt"),
+        )
+        return main(["bank", "init", "--home", str(home), *given, *words, *TINY]), home / "bank.yaml"
+
+    return init
+
+
+InitBank = Callable[..., tuple[int, Path]]
+
+
+class TestBankInit:
+    def test_rows_are_counted_whatever_the_tasks_and_declared_rounded(
+        self, bank_init: InitBank, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        status, file = bank_init("dataset.tasks=[fiqa]", "dataset.max_rows_per_task=5")
+        assert status == 0
+        assert read_settings(file)[0].declared_rows == ("fiqa:40", "fpb:140")
+        assert "declared rows (rounded; the aggregator may come to know them): fiqa:40, fpb:140" in capsys.readouterr().out
+
+    def test_customers_are_counted_over_all_tasks(self, bank_init: InitBank, tmp_path: Path) -> None:
+        names = [("Acme", 3), ("acme", 4), ("Bolt", 5)]
+        lines = [{"context": f"about {name} {number}. Answer: ", "target": "neutral", "issuer": name} for name, number in names]
+        write_lines(tmp_path / "rows" / "train" / "tfns_train.jsonl", [json.dumps(line) for line in lines])
+        assert read_settings(bank_init()[1])[0].declared_rows == ("fiqa:40", "fpb:140", "tfns:3", "customers:2")
+
+    def test_without_a_terminal_there_is_a_budget_and_no_round_without_noise(self, bank_init: InitBank) -> None:
+        settings, _ = read_settings(bank_init()[1])
+        assert settings.budget_epsilon == 8
+        assert settings.policy.privacy == ("example",)
+
+    def test_on_a_terminal_it_is_asked_for(self, bank_init: InitBank, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+        asked: list[str] = []
+        monkeypatch.setattr("builtins.input", lambda text: asked.append(text) or "3.5")
+        assert read_settings(bank_init()[1])[0].budget_epsilon == 3.5
+        assert asked == ["budget_epsilon [8]: "]
+
+    @pytest.mark.parametrize("typed", ["much", "-1", "nan", "inf"])
+    def test_a_budget_that_is_none_leaves_nothing(
+        self, bank_init: InitBank, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], typed: str
+    ) -> None:
+        monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+        monkeypatch.setattr("builtins.input", lambda text: typed)
+        status, file = bank_init()
+        assert status == 2
+        assert "budget_epsilon must be" in capsys.readouterr().err
+        assert not file.exists()
+
+    def test_no_budget_only_where_it_is_said(self, bank_init: InitBank, capsys: pytest.CaptureFixture[str]) -> None:
+        settings, _ = read_settings(bank_init("--budget-epsilon", "0")[1])
+        assert (settings.budget_epsilon, settings.policy.privacy) == (0, ("none", "example"))
+        assert "budget: NONE" in capsys.readouterr().out
+
+    def test_status_says_what_is_spent_of_the_budget(
+        self, bank_init: InitBank, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        bank_init("--budget-epsilon", "5")
+        home = str(tmp_path / "home")
+        assert main(["bank", "status", "--home", home]) == 0
+        assert "largest epsilon" not in capsys.readouterr().out
+        spending = Spending("run", 1, "north", "example-level DP-SGD", "example", Steps(1.0, 4.0, 3))
+        book(tmp_path / "home" / "ledger", Rows(("one", "two")), spending, delta=1e-5)
+        assert main(["bank", "status", "--home", home]) == 0
+        told = capsys.readouterr().out
+        assert "budget: epsilon 5 for any row" in told
+        spent = epsilon([Steps(1.0, 4.0, 3)], 1e-5)
+        assert f"largest epsilon spent on any row: {spent:.3g} at delta 1.0e-05" in told
 
 
 def test_commands_before_init_say_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

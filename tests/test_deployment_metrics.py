@@ -24,8 +24,6 @@ from fedfinlora.deployment.processes import resident
 from fedfinlora.deployment.run_list import note_run, watched_runs
 from fedfinlora.deployment.watching import Listen, watch_bank, watch_coordinator
 from fedfinlora.errors import UserError
-from fedfinlora.privacy.accounting import Steps
-from fedfinlora.privacy.ledger import Spending, spend
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -97,18 +95,19 @@ def test_connections_are_unknown_without_a_database(tmp_path: Path) -> None:
     assert set(connections(home).values()) == {"unknown"}
 
 
-def test_a_banks_metrics_are_those_of_its_history_and_ledgers(tmp_path: Path) -> None:
+def test_a_banks_metrics_are_those_of_its_history(tmp_path: Path) -> None:
     file = tmp_path / "state" / "history" / "north.jsonl"
     common = {"bytes_received": 400}
     for event in (
         Event("secret-run", 1, "begun", **common),
-        Event("secret-run", 1, "sent", rows=8, steps=2, bytes_sent=400, **common),
+        Event(
+            "secret-run", 1, "sent", rows=8, steps=2, bytes_sent=400, **common, ledger_number=3, epsilon_spent=1.5, left_out=2
+        ),
         Event("secret-run", 2, "refused", code="policy-max_rank", **common),
         Event("secret-run", 3, "begun", **common),
+        Event("secret-run", 3, "booked", **common, ledger_number=4, noise_multiplier=0.7, left_out=2),
     ):
         record(file, event)
-    spending = Spending("secret-run", 1, "north", "example-level DP-SGD", "example", Steps(0.1, 1.0, 10), 1e-5, False)
-    spent = spend(tmp_path / "ledger" / "north", {"ab" * 32: "fpb"}, spending)
     text = page(BankMetrics(tmp_path, "north")).body
     found = samples(text)
     assert value(found, "fedfinlora_bank_requests_total", outcome="sent", code="") == 1
@@ -116,11 +115,21 @@ def test_a_banks_metrics_are_those_of_its_history_and_ledgers(tmp_path: Path) ->
     assert value(found, "fedfinlora_bank_rows_total") == 8
     assert value(found, "fedfinlora_bank_bytes_sent_total") == 400
     assert value(found, "fedfinlora_bank_bytes_received_total") == 800
+    assert not [name for name, labels in found if ("outcome", "booked") in labels]
     assert value(found, "fedfinlora_bank_requests_open") == 1
     assert value(found, "fedfinlora_bank_request_seconds_count", outcome="sent") == 1
-    assert value(found, "fedfinlora_bank_epsilon_spent", data_set="ab" * 6) == pytest.approx(spent)
+    assert value(found, "fedfinlora_bank_epsilon_spent") == 1.5
+    assert value(found, "fedfinlora_bank_ledger_lines") == 4
+    assert value(found, "fedfinlora_bank_units_left_out") == 2
     for private in ("secret-run", "north", str(tmp_path)):
         assert private not in text
+
+
+def test_a_round_that_was_booked_without_noise_shows_an_infinite_epsilon(tmp_path: Path) -> None:
+    file = tmp_path / "state" / "history" / "north.jsonl"
+    assert value(samples(page(BankMetrics(tmp_path, "north")).body), "fedfinlora_bank_epsilon_spent") == 0
+    record(file, Event("run", 1, "sent", ledger_number=1, noise_multiplier=0.0))
+    assert value(samples(page(BankMetrics(tmp_path, "north")).body), "fedfinlora_bank_epsilon_spent") == float("inf")
 
 
 def test_a_banks_worker_is_counted_though_it_is_nobodys_child(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ OVERRIDING = [command for command in OURS if command.words[3] in OVERRIDDEN]
 
 def test_the_readme_has_the_commands_that_it_promises() -> None:
     used = {command.words[3] for command in OURS if command.document == README}
-    assert used == {"simulate", "centralized", "local", "evaluate", "compare", "report", "bench", "data"}
+    assert used == {"simulate", "centralized", "local", "evaluate", "compare", "report", "bench", "data", "privacy"}
     assert commands_of(README)[0].words == ("make", "demo")
 
 
@@ -94,6 +94,8 @@ def test_every_command_is_one(command: Command) -> None:
             assert {target for target in targets if not target.startswith("DATA=")} <= set(recipes)
         case ["python", "-m", "fedfinlora", *rest]:
             parser().parse_args(rest)
+        case ["python", "-m", "pytest", *files]:
+            assert all((PROJECT_ROOT / file).is_file() for file in files)
         case ["python", "-m", module, *_]:
             assert importlib.util.find_spec(module)
         case ["python", "-c", code]:
@@ -237,7 +239,7 @@ def test_allowed_values_in_the_reference_come_from_the_checks() -> None:
     from fedfinlora.config import PartitionConfig, PeftConfig, StrategyConfig, TrainConfig
 
     assert config_reference.allowed(PeftConfig) == {
-        "method": "`lora`, `qlora`, `dora`, `rslora`", "rank": "> 0", "alpha": "> 0", "dropout": "in [0, 1)", "target_modules": "not empty",
+        "method": "`lora`, `qlora`, `dora`, `rslora`, `lora_xs`", "rank": "> 0", "alpha": "> 0", "dropout": "in [0, 1)", "target_modules": "not empty",
     }  # fmt: skip
     assert config_reference.allowed(PartitionConfig)["alpha"] == "> 0"
     assert config_reference.allowed(StrategyConfig)["fraction_train"] == "in (0, 1]"
@@ -340,12 +342,15 @@ def test_every_command_of_the_readme_runs(demo: Path, place: Path, monkeypatch: 
             continue
         if words[0] in ("coordinator", "bank") or "--run" in words:  # tests/test_deployment.py types them; there is no such run
             continue
+        if words[:2] == ["privacy", "ledger"]:  # tests/test_privacy_officer.py damages one first
+            continue
         if words[0] == "simulate" and "privacy=example" not in words:
             words[0] = "centralized"
         if words[0] in OVERRIDDEN and not any(word.startswith("run_name=") for word in words):
             words.append(f"run_name=command-{number}")
         status = simulate_here(words, place / f"banks-{number}") if words[0] == "simulate" else main(words)
-        assert status == 0, f"{command.text}\nrun as: {shlex.join(words)}"
+        # 20 canaries of a tiny model decide nothing, and the audit says so.
+        assert status in ((0, 3) if words[0] == "audit" else (0,)), f"{command.text}\nrun as: {shlex.join(words)}"
         ran += 1
     assert ran >= 12
     assert (place / "outputs" / "compared.html").is_file()

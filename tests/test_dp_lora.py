@@ -62,10 +62,11 @@ def mechanism(clip: float, noise: float) -> PublishedMechanism:
 def test_a_and_b_are_clipped_apart_and_keep_their_directions() -> None:
     session, before = with_gradients(8.0)
     found = after(session, mechanism(5.0, 0.0))
-    assert lengths(found) == pytest.approx([5.0, 4.0], rel=1e-5)
+    assert lengths(found) == pytest.approx([5.0, 4.0], rel=1e-3)
+    assert lengths(found)[0] <= 5.0, "on the grid of the noise, rounded to the inside"
     for name, value in before.items():
         factor = 5 / 8 if KINDS[0] in name else 1.0
-        np.testing.assert_allclose(found[name], factor * value, rtol=1e-5)
+        np.testing.assert_allclose(found[name], factor * value, rtol=1e-3, atol=5 / 1000 / math.sqrt(value.size))
 
 
 def test_noise_is_added_to_both_with_the_stated_deviation() -> None:

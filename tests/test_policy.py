@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_grid import FakeGrid
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_runs import overrides, rounds_of, write_rows
 
 import client_app.bank
@@ -19,11 +21,22 @@ from client_app.bank import bank_facts, check_policy, train_round
 from fedfinlora.compose import compose
 from fedfinlora.config import Config
 from fedfinlora.deployment.history import Event, read_history, record, rounds_today
-from fedfinlora.deployment.policy import RULES, BankSettings, Policy, Work, broken_rule, read_settings, settings_text
+from fedfinlora.deployment.policy import (
+    RULES,
+    BankSettings,
+    Policy,
+    Work,
+    broken_rule,
+    declared_sizes,
+    read_settings,
+    rounded_rows,
+    settings_text,
+)
 from fedfinlora.embedded import embedded_folder
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.model_files import model_sha256
 from fedfinlora.models import get_session, initial_adapter
+from fedfinlora.privacy.head import Head
 from fedfinlora.runfolder import source_fingerprint
 from fedfinlora.wire import SAFE_REASONS, BankError, TrainRequest
 from server_app.federated import run_federated
@@ -96,9 +109,21 @@ class TestFile:
         assert len(digest) == 64
         text = (tmp_path / "bank.yaml").read_text()
         lines = text.splitlines()
-        for item in fields(Policy):
-            place = next(number for number, line in enumerate(lines) if line.startswith(f"  {item.name}:"))
-            assert lines[place - 1].startswith("  # "), item.name
+        unexplained = ("version", "policy")
+        keys = [item.name for item in fields(BankSettings) if item.name not in unexplained]
+        for key in [*keys, *(f"  {item.name}" for item in fields(Policy))]:
+            place = next(number for number, line in enumerate(lines) if line.startswith(f"{key}:"))
+            assert lines[place - 1].lstrip().startswith("# "), key
+
+    def test_a_file_that_says_nothing_of_them_has_a_budget_and_least_sizes(self, tmp_path: Path) -> None:
+        (tmp_path / "bank.yaml").write_text("name: north\ndata: /x")
+        found, _ = read_settings(tmp_path / "bank.yaml")
+        assert (found.budget_epsilon, found.delta, found.min_units, found.min_rows) == (8.0, 0.0, 20, 20)
+
+    def test_declared_rows_are_read_as_they_stand_in_the_file(self, tmp_path: Path) -> None:
+        (tmp_path / "bank.yaml").write_text("name: north\ndata: /x\ndeclared_rows: [fpb:1200, 'sea loans:1:400']")
+        found, _ = read_settings(tmp_path / "bank.yaml")
+        assert declared_sizes(found.declared_rows) == {"fpb": 1200, "sea loans:1": 400}
 
     @pytest.mark.parametrize(
         ("text", "named"),
@@ -117,6 +142,21 @@ class TestFile:
             ("name: north\ndata: /x\npolicy: {hours: 8-18}", "hours"),
             ("name: north\ndata: /x\npolicy: {peft_methods: [prefix]}", "prefix"),
             ("name: north\ndata: /x\nbudget_epsilon: -1", "budget_epsilon"),
+            ("name: north\ndata: /x\nbudget_epsilon: .inf", "budget_epsilon"),
+            ("name: north\ndata: /x\nbudget_epsilon: .nan", "budget_epsilon"),
+            ("name: north\ndata: /x\ndelta: 0.001", "delta"),
+            ("name: north\ndata: /x\ndelta: -1", "delta"),
+            ("name: north\ndata: /x\ndelta: .nan", "delta"),
+            ("name: north\ndata: /x\nmin_units: -1", "min_units"),
+            ("name: north\ndata: /x\nmin_rows: -1", "min_rows"),
+            ("name: north\ndata: /x\ndeclared_rows: [fpb]", "declared_rows: 'fpb' must be TASK:ROWS"),
+            ("name: north\ndata: /x\ndeclared_rows: ['fpb:0']", "declared_rows"),
+            ("name: north\ndata: /x\ndeclared_rows: ['fpb:-5']", "declared_rows"),
+            ("name: north\ndata: /x\ndeclared_rows: ['fpb:1.5']", "declared_rows"),
+            ("name: north\ndata: /x\ndeclared_rows: [':5']", "declared_rows"),
+            ("name: north\ndata: /x\ndeclared_rows: ['a,b:5']", "declared_rows"),
+            ("name: north\ndata: /x\ndeclared_rows: ['fpb:5', 'fpb:6']", "declared_rows"),
+            ("name: north\ndata: /x\ndeclared_rows: {fpb: 5}", "declared_rows"),
         ],
     )
     def test_a_bad_file_is_refused_by_name_and_key(self, tmp_path: Path, text: str, named: str) -> None:
@@ -133,6 +173,14 @@ class TestFile:
         with pytest.raises(BankError, match="cannot be read") as error:
             bank_facts({"settings": str(tmp_path / "bank.yaml")})
         assert error.value.code == "config"
+
+
+@given(count=st.integers(1, 10**9))
+def test_a_rounded_number_of_rows_has_two_digits_and_is_near(count: int) -> None:
+    rounded = rounded_rows(count)
+    assert len(str(rounded).rstrip("0")) <= 2
+    assert abs(rounded - count) <= 0.05 * count
+    assert rounded_rows(rounded) == rounded
 
 
 class TestHistory:
@@ -160,11 +208,19 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Bank:
-    """A bank with a settings file."""
+    """A bank with a settings file, without a budget unless one is given."""
 
-    def __init__(self, rows: Path, place: Path, **policy: Any) -> None:
+    def __init__(self, rows: Path, place: Path, budget: float = 0.0, **policy: Any) -> None:
         self.rows = rows
-        settings = BankSettings(name="north", data=str(rows), coordinator="host:1", policy=replace(TINY, **policy))
+        allowed = replace(TINY, **policy)
+        settings = BankSettings(
+            name="north",
+            data=str(rows),
+            coordinator="host:1",
+            declared_rows=("fpb:40",),
+            budget_epsilon=budget,
+            policy=allowed,
+        )
         place.mkdir(parents=True, exist_ok=True)
         (place / "bank.yaml").write_text(settings_text(settings))
         self.node_config = {
@@ -196,21 +252,39 @@ class TestBank:
     def test_what_is_allowed_runs_and_is_written_down(self, rows: Path, tmp_path: Path) -> None:
         bank = bank_of(rows, tmp_path)
         ask(compose(overrides(rows, tmp_path / "runs")), bank)
-        assert bank.history == [("begun", ""), ("sent", "")]
+        assert bank.history == [("begun", ""), ("booked", ""), ("sent", "")]
         sent = read_history(bank.facts.history_file)[-1]
         assert (sent["rows"], sent["steps"]) == (8, 2)
         assert sent["bytes_sent"] > 0
         assert {"rows", "train_loss"} <= set(sent["figures"])
         assert sent["policy_sha256"] == bank.facts.policy_sha256
+        assert (sent["noise_multiplier"], sent["epsilon_spent"]) == (0, None), (
+            "without a budget it may run, and costs everything"
+        )
 
     def test_a_private_round_tells_its_rows_at_home_alone(self, rows: Path, tmp_path: Path) -> None:
         bank = bank_of(rows, tmp_path)
-        _, _, figures = ask(compose(overrides(rows, tmp_path / "runs", "privacy=example")), bank)
+        done = ask(compose(overrides(rows, tmp_path / "runs", "privacy=example")), bank)
+        figures = done.figures
         sent = read_history(bank.facts.history_file)[-1]
         assert figures.rows == 0
+        assert Head(sent["ledger_number"], sent["ledger_hash"]) == done.ledger
+        assert (sent["unit"], sent["noise_steps"], sent["left_out"]) == ("example", 2, 0)
+        assert sent["sampling_rate"] == 4 / 40
         assert sent["rows"] > 0
         assert not {"rows", "train_loss", "tokens"} & set(sent["figures"])
         assert sent["epsilon_spent"] == figures.epsilon_spent
+
+    def test_a_bank_with_a_budget_refuses_what_would_leave_without_noise(self, rows: Path, tmp_path: Path) -> None:
+        """Whatever its policy lists."""
+        bank = bank_of(rows, tmp_path, budget=8.0, privacy=("none", "example", "bank"))
+        for words in ((), ("privacy=bank", "privacy.accept_noise=true")):
+            with pytest.raises(BankError) as error:
+                ask(compose(overrides(rows, tmp_path / "runs", *words)), bank)
+            assert error.value.code == "policy-privacy"
+        assert bank.history == [("refused", "policy-privacy")] * 2
+        ask(compose(overrides(rows, tmp_path / "runs", "privacy=example", "privacy.epsilon=2")), bank)
+        assert bank.history[-1] == ("sent", "")
 
     @pytest.mark.parametrize(
         ("policy", "code"),
@@ -265,7 +339,7 @@ class TestBank:
         bank = bank_of(rows, tmp_path)
         with pytest.raises(BankError):
             ask(compose(overrides(rows, tmp_path / "runs")), bank)
-        assert bank.history == [("begun", ""), ("failed", "diverged")]
+        assert bank.history == [("begun", ""), ("booked", ""), ("failed", "diverged")]
 
 
 def test_a_refusal_stands_in_the_round_record_and_the_run_goes_on(rows: Path, tmp_path: Path) -> None:

@@ -17,6 +17,11 @@ SETTINGS = [
     (0.01, 1.0, 1000, 1e-5),
     (0.1, 2.0, 100, 1e-3),
     (1.0, 5.0, 10, 1e-5),
+    (0.0312, 0.461, 8, 1e-5),
+    (0.25, 1.5, 40, 1e-5),
+    (0.125, 3.0, 200, 1e-6),
+    (0.02, 0.8, 2000, 1e-6),
+    (0.5, 8.0, 100, 1e-5),
 ]
 """(sampling rate, noise multiplier, steps, delta)."""
 
@@ -117,9 +122,7 @@ def test_an_epsilon_that_no_noise_reaches_is_refused() -> None:
         noise_multiplier_for(1e-4, 1e-5, 1.0, 100_000)
 
 
-@pytest.mark.parametrize(
-    ("units", "delta"), [(1, 0.1), (9, 0.1), (10, 0.1), (11, 0.01), (1000, 1e-3), (1001, 1e-4), (12_000, 1e-5)]
-)
-def test_default_delta_is_at_most_one_over_the_units_and_a_power_of_ten(units: int, delta: float) -> None:
-    assert default_delta(units) == pytest.approx(delta)
-    assert default_delta(units) <= 1 / units * (1 + 1e-9)
+@pytest.mark.parametrize("units", [1, 9, 1000, 14_000, 15_000, 1_000_000])
+def test_default_delta_is_at_most_1e_5_and_far_below_one_over_the_units(units: int) -> None:
+    assert default_delta(units) == pytest.approx(min(1e-5, units**-1.2))
+    assert default_delta(units) <= 0.2 / units

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-import yaml
 from conftest import random_adapter, tiny_config
 from tiny_runs import write_lines
 
 from benchmarks.cost_results import deployed_round, many_banks, speed
-from benchmarks.private_results import private_chart, private_short, private_table, private_words
+from benchmarks.private_results import (
+    noise_curve,
+    origins,
+    private_chart,
+    private_short,
+    private_table,
+    private_words,
+    read_cells,
+)
 from benchmarks.provenance import shown_command
 from benchmarks.results import all_benchmarks, filings, metrics_of, with_sections
 from eval.evaluate import evaluate_models
@@ -139,60 +147,71 @@ def test_speed_names_benchmark_group_bound_and_what_differs() -> None:
     assert "commit `def`" in table
 
 
-def private_run(
-    place: Path, mode: str, epsilon: float, frozen: bool, accuracy: float, *, start: bool = False, sigma: float = 0.0
-) -> Path:
-    """A run's folder as far as the table of what privacy costs reads it; with start, that of `evaluate` on what the others began from."""
-    import numpy as np
-    from safetensors.numpy import save_file
-
-    (place / "adapters" / "final").mkdir(parents=True)
-    tensors = {"layer.lora_A.weight": np.zeros((2, 8), np.float32), "layer.lora_B.weight": np.zeros((4, 2), np.float32)}
-    save_file(tensors, place / "adapters" / "final" / "adapter_model.safetensors")
-    config = {
-        "privacy": {"mode": mode, "epsilon": epsilon, "noise_multiplier": sigma}, "peft": {"freeze_a": frozen, "rank": 2, "target_modules": ["v_proj"]},
-        "train": {"epochs": 1.0}, "num_server_rounds": 20,
+def private_cell(kind: str, seed: int, accuracy: float, *, adapter: str = "lora_xs", signal: float = 0.0) -> dict[str, Any]:
+    """The figures of one run, as benchmarks.private_grid writes them."""
+    method = "lora_xs" if adapter == "lora_xs" else "lora"
+    cell = {
+        "adapter": adapter, "kind": kind, "seed": seed, "mean": accuracy, "mean_half_interval": 0.098, "minutes": 12.0, "parameters": 7680,
+        "peft": {"method": method, "freeze_a": adapter == "ffa", "rank": 8, "target_modules": ["v_proj", "o_proj"]},
+        "scores": {"fpb": {"n": 100, "accuracy": accuracy, "accuracy_ci95": [0.1, 0.9], "matthews": 0.2}},
+        "command": f"python -m fedfinlora simulate seed={seed}", "commit": "abc", "machine": {"cpus": 2, "gpu": "", "platform": "x"},
     }  # fmt: skip
-    (place / "config.yaml").write_text(yaml.safe_dump(config))
-    scores = {"final": {"fpb": {"n": 100, "accuracy": accuracy, "matthews": 0.25}}}
-    (place / "result.json").write_text(
-        json.dumps(
-            {"scores": scores, "rounds": 20, "banks": 4, "rows_trained": 1958, "mode": "evaluate" if start else "federated"}
-        )
-    )
-    banks = {"a": {"delta": 1e-3, "epsilon_planned": 0.012}, "b": {"delta": 1e-2, "epsilon_planned": 0.01}}
-    (place / "privacy.json").write_text(json.dumps({"banks": banks}))
-    return place
+    if kind != "start":
+        cell |= {"banks": 4, "rounds": 50, "steps": 50, "rows_processed": 6700}
+    if signal:
+        bank = {"bank": "bank-0", "noise_multiplier": 0.5, "epsilon_spent": 7.9, "epsilon_planned": 7.9, "delta": 1e-5}
+        cell |= {"noise_to_signal": 0.75, "signal_to_noise": signal, "privacy": [bank, {**bank, "noise_multiplier": 0.64}]}
+    return cell
 
 
-def test_what_privacy_costs_is_ordered_and_comes_from_the_runs(tmp_path: Path) -> None:
-    runs = [
-        private_run(tmp_path / "public", "none", 0.0, False, 0.4, start=True),
-        private_run(tmp_path / "one", "example", 1.0, True, 0.3),
-        private_run(tmp_path / "eight", "example", 8.0, False, 0.5),
-        private_run(tmp_path / "open", "none", 0.0, False, 0.5),
+def private_cells(folder: Path) -> list[Any]:
+    """A grid of which two settings are finished, read from its files."""
+    cells = [
+        private_cell("start", 0, 0.4),
+        private_cell("noise", 0, 0.38, signal=3.2),
+        private_cell("3", 0, 0.6, signal=450.0),
+        *(private_cell("none", seed, 0.7 + seed / 50) for seed in (1, 0)),
+        *(private_cell("8", seed, 0.68 + seed / 50, signal=700.0) for seed in (0, 1)),
+        private_cell("none", 0, 0.75, adapter="ffa"),
     ]
-    assert "draw" not in private_words(runs)
-    for number in range(2):
-        runs.append(private_run(tmp_path / f"noise-{number}", "example", 0.0, False, 0.35 + number / 10, sigma=20.0))
-    lines = private_table(runs).splitlines()
-    assert lines[0].split(" | ")[0] == "| epsilon"
-    assert lines[2] == "| none | LoRA, rank 2 on v_proj | 24 | – | 50.0 | 50.0 (±9.8) | 0.25 |"
-    assert lines[3].startswith("| 8 | LoRA, rank 2 on v_proj | 24 | 0.38 to 0.45 | 50.0 |"), "both banks' sigmas"
-    assert lines[4].startswith("| 1 | FFA-LoRA, rank 2 on v_proj | 8 |"), "A is not sent"
-    assert lines[5] == "| 0 | LoRA, rank 2 on v_proj | – | – | 40.0 | 40.0 (±9.6) | 0.25 |", "nothing of a bank is in it"
-    words = private_words(runs)
-    assert "At sigma 20 (epsilon 0.012) noise is all that moves the adapter" in words
-    assert "draws of it gave mean accuracies of LoRA 35.0, 45.0." in words
-    assert "4 banks" in words
-    assert "5.0 % of a bank's rows, 24 on average; 20 rounds of one step each, 1,958 rows in all" in words
-    short = private_short(runs)
-    assert short.startswith(
-        "Mean accuracy of FPB, % (±10). LoRA: without privacy 50.0, epsilon 8 50.0, the public start 40.0. FFA-LoRA: epsilon 1 30.0."
+    folder.mkdir()
+    for cell in cells:
+        (folder / f"{cell['adapter']}-{cell['kind']}-{cell['seed']}.json").write_text(json.dumps(cell))
+    return read_cells(folder)
+
+
+def test_what_privacy_costs_is_ordered_and_comes_from_the_cells(tmp_path: Path) -> None:
+    lines = private_table(private_cells(tmp_path / "private")).splitlines()
+    xs = "LoRA-XS, rank 8 on v, o | 7,680"
+    assert lines[2] == f"| without privacy | {xs} | – | – | – | 71.0 | 71.0 (70.0 to 72.0) | – | 0, 1 |"
+    assert lines[3] == f"| 8 | {xs} | 0.50 to 0.64 | 0.75 C | 700 | 69.0 | 69.0 (68.0 to 70.0) | -2.0 | 0, 1 |"
+    assert lines[4] == f"| 3 | {xs} | 0.50 to 0.64 | 0.75 C | 450 | 60.0 | 60.0 | -10.0 | 0 |", "seed 0 against seed 0 alone"
+    assert lines[5].startswith(f"| noise alone | {xs} |")
+    assert lines[6] == f"| public start | {xs} | – | – | – | 40.0 | 40.0 | – | 0 |"
+    assert lines[7].startswith("| without privacy | FFA-LoRA, rank 8 on v, o |")
+
+
+def test_words_on_privacy_say_which_aims_are_reached(tmp_path: Path) -> None:
+    cells = private_cells(tmp_path / "private")
+    words = private_words(cells)
+    assert "4 banks with unequal shares, 50 rounds, 50 steps of each bank, 6,700 rows processed." in words
+    assert (
+        "71.0 without privacy, epsilon 8 -2.0 points (aim: at most 3 below; reached), epsilon 3 -10.0 points (aim: at most 6 below; missed)."
+        in words
     )
-    assert short.endswith("Noise alone gives 35.0 to 45.0.")
-    assert "epsilon 8" in private_chart(runs)
-    assert "public start" in private_chart(runs)
+    assert "the largest epsilon spent by a row of any is 7.90" in words
+    assert private_short(cells).startswith(
+        "Mean accuracy of FPB, % (one run: ±10). LoRA-XS, rank 8 on v, o: without privacy 71.0, epsilon 8 69.0, epsilon 3 60.0, noise alone 38.0, public start 40.0."
+    )
+    assert len(origins(cells)) == len(cells)
+
+
+def test_charts_on_privacy_show_every_setting(tmp_path: Path) -> None:
+    cells = private_cells(tmp_path / "private")
+    chart, curve = private_chart(cells), noise_curve(cells)
+    assert all(words in chart for words in ("without privacy", "epsilon 8", "noise alone", "public start", "FFA-LoRA"))
+    assert "mean accuracy by signal to noise: LoRA-XS, rank 8 on v, o from 38 % to 69 %." in curve
+    assert noise_curve([cell for cell in cells if cell["kind"] == "none"]) == "", "nothing private, no curve"
 
 
 def test_a_deployed_round_shows_what_a_worker_saves() -> None:

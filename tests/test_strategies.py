@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedfinlora.config import STRATEGIES, StrategyConfig
+from fedfinlora.checkpoint import Checkpoint, save_checkpoint
+from fedfinlora.compose import absolute_words, compose
+from fedfinlora.config import STRATEGIES, Config, StrategyConfig
+from fedfinlora.errors import ConfigError, UserError
+from fedfinlora.runfolder import write_config
 from server_app.strategies import STEPS
-from server_app.strategies.fedadam import fedadam_step
+from server_app.strategies.fedadam import fedadam_step, public_state
 from server_app.strategies.fedavg import fedavg_step, weighted_mean
 from server_app.strategies.fedavgm import fedavgm_step
 
@@ -232,6 +237,53 @@ def test_fedadam_of_no_movement_is_no_movement() -> None:
     for correction in (False, True):
         config = StrategyConfig(name="fedadam", bias_correction=correction)
         assert not np.any(steps_of(config, [np.zeros(3)] * 3))
+
+
+def test_public_second_moments_stay_and_scale_the_step_by_hand() -> None:
+    config = StrategyConfig(
+        name="fedadam", beta1=0.5, tau=0.5, server_learning_rate=2.0, bias_correction=True, second_moments="run"
+    )
+    state: dict[str, Any] = {"second_moment": np.float64([0.25, 6.25])}
+    first, state = fedadam_step(np.float64([1.0, 3.0]), state, config)
+    np.testing.assert_allclose(first, [2 * 1 / (0.5 + 0.5), 2 * 3 / (2.5 + 0.5)])  # m / (1 - b1) is the delta itself
+    second, state = fedadam_step(np.float64([3.0, -3.0]), state, config)
+    # m = 0.25 * [1, 3] + 0.5 * [3, -3] = [1.75, -0.75], over 1 - 0.25
+    np.testing.assert_allclose(second, [2 * (1.75 / 0.75) / 1.0, 2 * (-1.0) / 3.0])
+    np.testing.assert_array_equal(state["second_moment"], [0.25, 6.25])
+
+
+def public_run(folder: Path, layout_id: str = "one", **arrays: Any) -> Path:
+    """A finished baseline's folder as far as its moments are read."""
+    write_config(folder, Config())
+    save_checkpoint(folder, Checkpoint(1, layout_id, {"adapter": np.zeros(2, np.float32), **arrays}, {}))
+    return folder
+
+
+def test_public_second_moments_are_a_runs_with_adams_bias_taken_out(tmp_path: Path) -> None:
+    run = public_run(tmp_path, second_moment=np.float32([0.002, 0.004]), steps=np.array([2]))
+    config = StrategyConfig(name="fedadam", second_moments=str(run))
+    bias = 1 - Config().train.beta2 ** 2
+    np.testing.assert_allclose(public_state(config, "one")["second_moment"], np.float64([0.002, 0.004]) / bias, rtol=1e-6)
+    assert public_state(StrategyConfig(name="fedadam"), "one") == {}
+
+
+def test_public_second_moments_of_another_layout_or_of_no_adamw_are_refused(tmp_path: Path) -> None:
+    config = StrategyConfig(name="fedadam", second_moments=str(public_run(tmp_path)))
+    with pytest.raises(UserError, match="another adapter"):
+        public_state(config, "other")
+    with pytest.raises(UserError, match="no moments of AdamW"):
+        public_state(config, "one")
+    with pytest.raises(UserError, match="no checkpoint"):
+        public_state(StrategyConfig(name="fedadam", second_moments=str(tmp_path / "nowhere")), "one")
+    with pytest.raises(ConfigError, match=r"strategy\.second_moments belongs to strategy=fedadam"):
+        StrategyConfig(name="fedavg", second_moments="run")
+
+
+def test_the_place_of_public_second_moments_is_made_absolute_for_the_server(tmp_path: Path) -> None:
+    words = ["strategy=fedadam", "strategy.second_moments=public"]
+    config = compose(words, tmp_path)
+    assert config.strategy.second_moments == str(tmp_path / "public")
+    assert absolute_words(config, words) == [f'strategy.second_moments="{tmp_path / "public"}"']
 
 
 def test_fedadam_state_survives_as_plain_arrays() -> None:

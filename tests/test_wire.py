@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from fedfinlora.adapter import Layout
 from fedfinlora.config import Config, TrainConfig
+from fedfinlora.privacy.head import Head
 from fedfinlora.wire import (
     ALWAYS_TOLD,
     ARRAY_KEY,
@@ -32,6 +33,7 @@ from fedfinlora.wire import (
     pack_error,
     pack_reply,
     pack_request,
+    pack_requests,
     to_array,
     unpack_reply,
     unpack_request,
@@ -44,13 +46,14 @@ FIGURES = Figures(
     load_s=0.0, bank_rows=800,
     skipped_rows=3, epsilon_planned=8.0, epsilon_spent=2.5, delta=1e-4,
 )  # fmt: skip
+HEAD = Head(7, "a" * 64)
 REQUEST = TrainRequest(
-    Config(seed=3, train=TrainConfig(learning_rate=2e-4)), "run-1a2b", 2, LAYOUT.id, "0" * 64, DELTA
+    Config(seed=3, train=TrainConfig(learning_rate=2e-4)), "run-1a2b", 2, LAYOUT.id, "0" * 64, DELTA, {"bank-1": HEAD, "bank-2": Head(0, "0" * 64)},
 )  # fmt: skip
 
 
-def reply(figures: Figures = FIGURES, delta: Any = DELTA, layout_id: str = LAYOUT.id) -> RecordDict:
-    return pack_reply("bank-1", layout_id, delta, figures)
+def reply(figures: Figures = FIGURES, delta: Any = DELTA, layout_id: str = LAYOUT.id, ledger: Head | None = None) -> RecordDict:
+    return pack_reply("bank-1", layout_id, delta, figures, ledger=ledger)
 
 
 def over_the_wire(content: RecordDict) -> RecordDict:
@@ -106,6 +109,26 @@ def test_a_reply_arrives_as_it_was_sent() -> None:
     assert (found.bank, found.figures) == ("bank-1", FIGURES)
     assert found.delta.tobytes() == DELTA.tobytes()
     assert found.delta_norm == pytest.approx(float(np.linalg.norm(DELTA)), rel=1e-7)
+
+
+def test_a_ledgers_head_arrives_as_it_was_sent() -> None:
+    assert unpack_reply(over_the_wire(reply(ledger=HEAD)), LAYOUT, 0, private=True).ledger == HEAD
+    assert unpack_reply(over_the_wire(reply(ledger=HEAD)), LAYOUT, 0).ledger == HEAD
+    assert unpack_reply(over_the_wire(reply()), LAYOUT, 0).ledger is None
+
+
+def test_a_bank_is_sent_its_own_ledger_head_and_no_other_banks() -> None:
+    sent = pack_requests(REQUEST, ["bank-1", "bank-2", "bank-3"])
+    heads = {bank: unpack_request(over_the_wire(content)).ledger_heads for bank, content in sent.items()}
+    assert heads == {"bank-1": {"bank-1": HEAD}, "bank-2": {"bank-2": Head(0, "0" * 64)}, "bank-3": {}}
+    assert "a" * 64 not in str(sent["bank-2"].config_records["request"])
+    assert len({id(content.array_records["adapter"][ARRAY_KEY]) for content in sent.values()}) == 1, "one adapter in memory"
+
+
+def test_a_request_without_ledger_heads_has_none() -> None:
+    content = pack_request(REQUEST)
+    del content.config_records["request"]["ledger-heads"]
+    assert unpack_request(content).ledger_heads == {}
 
 
 def test_a_holdout_loss_that_was_not_measured_stays_nan() -> None:
@@ -208,6 +231,39 @@ def test_a_large_vector_travels_in_parts_and_each_must_be_there() -> None:
     with pytest.raises(RejectedReply, match="2 parts, expected 3") as error:
         unpack_reply(content, layout, 0)
     assert error.value.code == "layout"
+
+
+def test_a_private_reply_without_its_ledgers_head_is_malformed() -> None:
+    with pytest.raises(RejectedReply, match="ledger") as error:
+        unpack_reply(over_the_wire(reply()), LAYOUT, 0, private=True)
+    assert error.value.code == "malformed"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        {"ledger-number": 7},
+        {"ledger-hash": "a" * 64},
+        {"ledger-number": -1, "ledger-hash": "a" * 64},
+        {"ledger-number": 2**60, "ledger-hash": "a" * 64},
+        {"ledger-number": "7", "ledger-hash": "a" * 64},
+        {"ledger-number": 7.0, "ledger-hash": "a" * 64},
+        {"ledger-number": True, "ledger-hash": "a" * 64},
+        {"ledger-number": 7, "ledger-hash": "a" * 63},
+        {"ledger-number": 7, "ledger-hash": "A" * 64},
+        {"ledger-number": 7, "ledger-hash": 7},
+        {"ledger-number": 7, "ledger-hash": "Acme Corp will default".ljust(64, "x")},
+    ],
+)
+@pytest.mark.parametrize("private", [False, True])
+def test_a_ledger_head_that_is_none_is_malformed(head: dict[str, Any], private: bool) -> None:
+    content = reply()
+    for key, value in head.items():
+        content.config_records["reply"][key] = value
+    with pytest.raises(RejectedReply) as error:
+        unpack_reply(content, LAYOUT, 0, private=private)
+    assert error.value.code == "malformed"
+    assert "Acme" not in str(error.value)
 
 
 def without_figure(name: str) -> RecordDict:
@@ -414,6 +470,35 @@ def test_a_run_name_that_leaves_its_folder_is_refused(run: str) -> None:
 )
 def test_a_configuration_that_does_not_validate_is_refused(config: str) -> None:
     assert refused(request_with(config=config)) == "config"
+
+
+@pytest.mark.parametrize(
+    "heads",
+    [
+        "",
+        "[]",
+        "3",
+        "null",
+        '{"bank-1": 7}',
+        '{"bank-1": null}',
+        '{"bank-1": {"number": 7}}',
+        f'{{"bank-1": {{"number": -1, "hash": "{"a" * 64}"}}}}',
+        f'{{"bank-1": {{"number": 7.5, "hash": "{"a" * 64}"}}}}',
+        f'{{"bank-1": {{"number": true, "hash": "{"a" * 64}"}}}}',
+        f'{{"bank-1": {{"number": 1e999, "hash": "{"a" * 64}"}}}}',
+        f'{{"bank-1": {{"number": 7, "hash": "{"g" * 64}"}}}}',
+        f'{{"bank-1": {{"number": 7, "hash": "{"a" * 64}", "more": 1}}}}',
+        f'{{"../bank": {{"number": 7, "hash": "{"a" * 64}"}}}}',
+        "[" * 5000,
+    ],
+)
+def test_ledger_heads_that_are_none_are_refused(heads: str) -> None:
+    assert refused(request_with(ledger_heads=heads)) == "config"
+
+
+def test_one_code_stands_for_rows_ledger_and_budget() -> None:
+    assert "budget" not in SAFE_REASONS
+    assert all(word in SAFE_REASONS["privacy"] for word in ("rows", "ledger", "budget", "does not say which"))
 
 
 @pytest.mark.parametrize("key", ["config", "run", "round", "layout-id", "source-sha256"])

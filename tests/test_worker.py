@@ -10,6 +10,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,17 @@ from tiny_runs import overrides, write_rows
 
 import client_app.bank
 from client_app import worker
-from client_app.bank import bank_facts, train_round
+from client_app.bank import RoundReply, bank_facts, train_round
 from client_app.worker import PROCESS_FILE, end_worker, socket_path, train_in_worker
 from fedfinlora.compose import compose
 from fedfinlora.models import get_session, initial_adapter
+from fedfinlora.privacy.head import Head
+from fedfinlora.privacy.ledger import read_lines
 from fedfinlora.runfolder import source_fingerprint
 from fedfinlora.wire import BankError, TrainRequest
 
 pytestmark = pytest.mark.slow
+PRIVATE = ("privacy=example", "privacy.epsilon=8")
 
 
 class Bank:
@@ -48,8 +52,8 @@ class Bank:
         adapter = initial_adapter(session, config)
         return TrainRequest(config, "run", round_number, session.layout.id, source_fingerprint(), adapter)
 
-    def ask(self, *more: str) -> Any:
-        return train_in_worker(self.request(1, *more), self.facts, self.node_config)
+    def ask(self, *more: str, **changes: Any) -> RoundReply:
+        return train_in_worker(replace(self.request(1, *more), **changes), self.facts, self.node_config)
 
     @property
     def process(self) -> int:
@@ -73,15 +77,14 @@ def bank(tmp_path: Path, sockets: Path) -> Iterator[Bank]:
 
 
 def test_it_gives_the_same_bytes_and_keeps_the_model(bank: Bank) -> None:
-    here, layout, figures = train_round(bank.request(), bank.facts)
-    there, its_layout, its_figures = bank.ask()
-    assert np.array_equal(here, there)
-    assert layout == its_layout
-    assert figures.train_loss == its_figures.train_loss
+    here, there = train_round(bank.request(), bank.facts), bank.ask()
+    assert np.array_equal(here.delta, there.delta)
+    assert here.layout_id == there.layout_id
+    assert here.figures.train_loss == there.figures.train_loss
     first = bank.process
-    again, _, its_figures = bank.ask()
-    assert np.array_equal(here, again)
-    assert its_figures.load_s < 0.1, "it had the model"
+    again = bank.ask()
+    assert np.array_equal(here.delta, again.delta)
+    assert again.figures.load_s < 0.1, "it had the model"
     assert bank.process == first
     path = socket_path(bank.facts)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -93,6 +96,28 @@ def test_an_error_comes_back_as_its_code(bank: Bank) -> None:
         bank.ask("model.context_tokens=3")
     assert error.value.code == "data"
     bank.ask()
+
+
+def test_the_ledgers_head_comes_back_and_the_servers_is_handed_over(bank: Bank) -> None:
+    heads = [bank.ask(*PRIVATE).ledger for _ in range(2)]
+    written = read_lines(bank.facts.ledger_folder)
+    assert heads == [Head(line["number"], line["hash"]) for line in written]
+    assert [head and head.number for head in heads] == [1, 2]
+    seen = heads[1]
+    assert seen is not None
+    bank.ask(*PRIVATE, ledger_heads={"north": seen, "south": Head(7, "f" * 64)})
+    with pytest.raises(BankError, match="the aggregator has seen its line 2") as error:
+        bank.ask(*PRIVATE, ledger_heads={"north": Head(2, "f" * 64)})
+    assert error.value.code == "privacy"
+    assert len(read_lines(bank.facts.ledger_folder)) == 3
+
+
+def test_a_private_round_that_fails_in_it_is_privacy_whatever_the_reason(bank: Bank) -> None:
+    for wrong in (("model.context_tokens=3",), ("privacy.unit=customer",), ("privacy.budget_epsilon=0.001",)):
+        with pytest.raises(BankError) as error:
+            bank.ask(*PRIVATE, *wrong)
+        assert error.value.code == "privacy"
+    assert read_lines(bank.facts.ledger_folder) == []
 
 
 def test_one_that_was_killed_or_has_other_code_is_started_anew(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +133,10 @@ def test_one_that_was_killed_or_has_other_code_is_started_anew(bank: Bank, monke
     assert not earlier.is_running(), "two would hold two models"
 
 
-def test_one_that_dies_at_work_is_an_error_and_not_done_again(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("words", "code"), [((), "internal"), (PRIVATE, "privacy")], ids=["open", "private"])
+def test_one_that_dies_at_work_is_an_error_and_not_done_again(
+    bank: Bank, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], code: str
+) -> None:
     bank.ask()
     os.kill(bank.process, signal.SIGSTOP)
     sent: list[int] = []
@@ -121,8 +149,8 @@ def test_one_that_dies_at_work_is_an_error_and_not_done_again(bank: Bank, monkey
 
     monkeypatch.setattr(worker, "_send", send)
     with pytest.raises(BankError) as error:
-        bank.ask()
-    assert (error.value.code, len(sent)) == ("internal", 1)
+        bank.ask(*words)
+    assert (error.value.code, len(sent)) == (code, 1)
 
 
 def test_without_work_it_ends(tmp_path: Path) -> None:
@@ -135,13 +163,13 @@ def test_without_work_it_ends(tmp_path: Path) -> None:
 
 
 def test_where_none_can_be_had_the_work_is_done_here(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = train_round(bank.request(), bank.facts)[0]
+    here = train_round(bank.request(), bank.facts).delta
     socket_path(bank.facts).parent.mkdir(mode=0o777)
     os.chmod(socket_path(bank.facts).parent, 0o777)
-    assert np.array_equal(bank.ask()[0], here), "a folder that others can write to is not used"
+    assert np.array_equal(bank.ask().delta, here), "a folder that others can write to is not used"
     os.chmod(socket_path(bank.facts).parent, 0o700)
     monkeypatch.setattr(worker.sys, "executable", "/bin/false")
-    assert np.array_equal(bank.ask()[0], here)
+    assert np.array_equal(bank.ask().delta, here)
 
 
 def test_garbage_on_the_socket_changes_nothing(bank: Bank) -> None:

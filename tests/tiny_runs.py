@@ -56,10 +56,13 @@ def rounds_of(run: Path) -> list[dict[str, Any]]:
 
 
 def rounds_bytes(run: Path) -> str:
-    """rounds.jsonl without its timings, line by line, in the order and spelling of the file."""
+    """rounds.jsonl without its timings and the heads of the banks' ledgers, whose keys are secret, line by line, in the
+    order and spelling of the file."""
     lines = rounds_of(run)
     for line in lines:
         line.pop("timings")
+        for bank in line["banks"]:
+            bank.pop("ledger", None)
     return "\n".join(json.dumps(line) for line in lines)
 
 

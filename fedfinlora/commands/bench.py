@@ -21,7 +21,7 @@ def bench(words: Sequence[str], file: Path | None, rows: str = "short") -> int:
     run: Bench
     if rows != "short" and name != "train":
         raise ConfigError(f"--rows {rows} belongs to `bench train`.")
-    if choose(name, ("train", "evaluate", "federation", "private-step", "round"), "benchmark") == "evaluate":
+    if choose(name, ("train", "evaluate", "federation", "private-step", "round", "ledger"), "benchmark") == "evaluate":
         from fedfinlora.commands.bench_evaluate import bench_evaluate
 
         run = bench_evaluate
@@ -33,6 +33,10 @@ def bench(words: Sequence[str], file: Path | None, rows: str = "short") -> int:
         from fedfinlora.commands.bench_private import bench_private
 
         run = bench_private
+    elif name == "ledger":
+        from fedfinlora.commands.bench_ledger import bench_ledger
+
+        run = bench_ledger
     elif name == "train" and rows == "xbrl":
         from fedfinlora.commands.bench_filing import bench_filing
 

@@ -27,7 +27,6 @@ from fedfinlora.deployment.app_bundle import code_sha256, installed_files
 from fedfinlora.deployment.certificates import check_public_key, expiry_words, issue_server, make_authority
 from fedfinlora.deployment.enrolled import ENROLLED
 from fedfinlora.deployment.local_server import close
-from fedfinlora.deployment.policy import BANK_NAME
 from fedfinlora.deployment.run_list import note_run
 from fedfinlora.deployment.watching import Listen, watch_coordinator
 from fedfinlora.errors import ConfigError, UserError
@@ -39,6 +38,8 @@ from fedfinlora.runfolder import (
     write_bytes,
     write_json,
 )
+from fedfinlora.wire import BANK_NAME
+from server_app.witness import WITNESS_VARIABLE
 
 CONNECTION = "coordinator"
 START_TIMEOUT_S = 120.0
@@ -182,7 +183,8 @@ def start(home: Path, listen: Listen) -> int:
     print(shlex.join([Path(command[0]).name, *command[1:]]), flush=True)
     watching = watch_coordinator(home, str(settings["hosts"][0]), coordinator.healthy, listen)
     with open(home / "superlink.log", "ab") as log:
-        environment = coordinator.environment | {ENROLLED: str(coordinator.banks_file)}
+        own = {ENROLLED: str(coordinator.banks_file), WITNESS_VARIABLE: str(home / "witness")}
+        environment = coordinator.environment | own
         process = subprocess.Popen(command, env=environment, cwd=home, stdout=log, stderr=log)
     try:
         deadline = time.monotonic() + START_TIMEOUT_S

@@ -1,4 +1,9 @@
-"""What ran at a bank: one line for each request that reached it, on its own disk, with what left and what was refused."""
+"""What ran at a bank: lines for each request that reached it, on its own disk, with what was booked, what left and what
+was refused.
+
+A privacy ledger that was lost is booked again from these lines (`privacy ledger FOLDER --reconcile`), so they stay
+where the ledger does not.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +27,12 @@ class Event:
     round: int
     """0 before the first."""
     outcome: str
-    """begun (nothing has left yet), sent, refused or failed."""
+    """begun and, where it stands in the ledger, booked (nothing has left yet); then sent, refused or failed."""
     code: str = ""
     """Why it was refused or failed, one of `fedfinlora.wire.SAFE_REASONS`."""
     detail: str = ""
-    """What was wrong with an app bundle; this stays at the bank."""
+    """What was wrong, with the bank's own figures: of an app bundle, of the rows, the ledger or the budget. This stays
+    at the bank."""
     rows: int = 0
     """Rows trained on; they are told here also where the reply withholds them."""
     steps: int = 0
@@ -35,8 +41,22 @@ class Event:
     """Of the global adapter that the request brought."""
     figures: tuple[str, ...] = ()
     """Figures that left in clear."""
+    left_out: int = 0
+    """Units that took no part because their budget is spent; this stays at the bank."""
     privacy: str = "none"
+    unit: str = ""
+    """Of what was booked: example, customer or bank."""
+    mechanism: str = ""
+    sampling_rate: float | None = None
+    noise_multiplier: float | None = None
+    """0 = booked as a round without noise."""
+    noise_steps: int = 0
+    """Steps of the mechanism that were booked."""
+    ledger_number: int | None = None
+    ledger_hash: str = ""
+    """Head of the bank's privacy ledger with this round's line: what a lost ledger is reconciled with."""
     epsilon_spent: float | None = None
+    """The largest over the rows that took part, over all runs; None where it is infinite or there was no privacy."""
     policy_sha256: str = ""
 
 

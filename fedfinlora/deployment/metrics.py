@@ -1,11 +1,14 @@
-"""Prometheus metrics of an aggregator and of a bank, computed at each scrape from what is on disk: there are no counters to lose.
+"""Prometheus metrics of an aggregator and of a bank, computed at each scrape from what is on disk: there are no
+counters to lose.
 
-An aggregator's come from its run folders, its SuperLink's table of banks and its certificates; a bank's from its history and its ledgers.
-No metric holds text of a row, a path or a key. Names of runs and banks are labels at the aggregator; a bank's own have neither.
+An aggregator's come from its run folders, its SuperLink's table of banks and its certificates; a bank's from its
+history. No metric holds text of a row, a path or a key. Names of runs and banks are labels at the aggregator; a bank's
+own have neither.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +30,6 @@ from fedfinlora.deployment.run_list import Watched, watched_runs
 from fedfinlora.errors import UserError
 from fedfinlora.report.markup import number
 from fedfinlora.report.reading import banks_of, timings_of
-from fedfinlora.runfolder import read_lines
 
 PARTS = {"round": "total_s", "train": "train_s", "aggregate": "aggregate_s"}
 """Part of a round -> its name in a line's timings. `train` is the wait for all replies."""
@@ -78,10 +80,9 @@ class BankMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         state = self.home / "state"
-        yield from _of_history(read_history(history_file(state, self.name)))
-        spent = {(file.stem[:12],): ledger_epsilon(file) for file in sorted((self.home / "ledger" / self.name).glob("*.jsonl"))}
-        meaning = "Epsilon of everything in one ledger of the bank, at the delta of its last line"
-        yield _gauge("fedfinlora_bank_epsilon_spent", meaning, ("data_set",), spent)
+        history = read_history(history_file(state, self.name))
+        yield from _of_history(history)
+        yield from _of_bookings(history)
         yield from _of_the_machine([self.home / "ca.crt"], state / "worker.pid")
 
 
@@ -90,12 +91,6 @@ def page(collector: Collector) -> Answer:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(collector)
     return Answer(generate_latest(registry).decode(), CONTENT_TYPE_LATEST)
-
-
-def ledger_epsilon(file: Path) -> float:
-    """Epsilon at the end of a ledger, as its last line says. The chain of hashes is checked where it is spent, not here."""
-    lines = read_lines(file)
-    return (number(lines[-1].get("epsilon")) or 0.0) if lines else 0.0
 
 
 def _of_runs(runs: Iterable[Watched]) -> Iterator[Metric]:
@@ -158,6 +153,7 @@ def _of_history(lines: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
         request, outcome, at = (line.get("run"), line.get("round")), str(line.get("outcome")), _seconds_of(line)
         if outcome == "begun":
             begun = (request, at)
+        if outcome in ("begun", "booked"):
             continue
         requests.add((outcome, str(line.get("code") or "").removeprefix("policy-")), 1)
         for name in ("rows", "steps", "bytes_sent", "bytes_received"):
@@ -178,6 +174,22 @@ def _of_history(lines: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
     )
     last = _seconds_of(lines[-1]) if lines else 0.0
     yield GaugeMetricFamily("fedfinlora_bank_last_request_timestamp_seconds", "When the history was last added to", value=last)
+
+
+def _of_bookings(lines: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
+    """What the last booked round says. The ledger itself is checked where it is spent, and by `privacy ledger`."""
+    booked = [line for line in lines if line.get("ledger_number") is not None]
+    last = booked[-1] if booked else {}
+    sent = [line for line in booked if line.get("outcome") == "sent"]
+    epsilon = number(sent[-1].get("epsilon_spent")) if sent else 0.0
+    if epsilon is None:
+        epsilon = math.inf
+    meaning = "Largest epsilon of the rows in the last round that was booked and sent, over all runs"
+    yield GaugeMetricFamily("fedfinlora_bank_epsilon_spent", meaning, value=epsilon)
+    meaning = "Lines of the bank's privacy ledger after the last booked round"
+    yield GaugeMetricFamily("fedfinlora_bank_ledger_lines", meaning, value=number(last.get("ledger_number")) or 0.0)
+    meaning = "Units left out of the last booked round, their budget spent"
+    yield GaugeMetricFamily("fedfinlora_bank_units_left_out", meaning, value=number(last.get("left_out")) or 0.0)
 
 
 def _of_the_machine(certificates: Sequence[Path], worker_file: Path | None = None) -> Iterator[Metric]:

@@ -7,8 +7,9 @@ every reply, so that both sides can say later which policy was in force.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -19,12 +20,18 @@ import yaml
 from fedfinlora.config import PEFT_METHODS, PRIVACY_MODES, Config
 from fedfinlora.config_values import build_group, to_plain_group
 from fedfinlora.errors import ConfigError, UserError, choose
-from fedfinlora.wire import REVEALABLE, SHA256
+from fedfinlora.privacy.head import SHA256
+from fedfinlora.wire import BANK_NAME, REVEALABLE
 
 SETTINGS = "bank.yaml"
 """In the bank's folder."""
-BANK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MODEL = re.compile(r"((?:(?! sha256:).)+)(?: sha256:([0-9a-f]{64}))?")
+NEVER_WITH_A_BUDGET = ("none", "bank")
+"""Privacy modes in which a bank's reply leaves it without the bank's own noise: what it would spend has no limit."""
+LARGEST_DELTA = 1e-5
+FEWEST = 20
+"""Default of min_units and min_rows: twice the ten persons below which statistical offices publish no figure, and fewer
+than any task of the bundled sample has, so that every documented command runs. The guarantee does not rest on it."""
 HOURS = re.compile(r"([01][0-9]|2[0-4]):([0-5][0-9])-([01][0-9]|2[0-4]):([0-5][0-9])")
 
 
@@ -35,8 +42,8 @@ class Policy:
     models: tuple[str, ...] = ()
     """Base models by model.path, e.g. meta-llama/Llama-3.1-8B-Instruct; PATH@REVISION allows one revision only, and with " sha256:HASH" after
     either, as `bank init` writes it, only these very files."""
-    peft_methods: tuple[str, ...] = ("lora", "qlora", "rslora", "dora")
-    """lora, qlora, dora, rslora."""
+    peft_methods: tuple[str, ...] = ("lora", "qlora", "rslora", "dora", "lora_xs")
+    """lora, qlora, dora, rslora, lora_xs."""
     max_rank: int = 64
     """Largest peft.rank."""
     max_steps_per_round: int = 100
@@ -46,11 +53,13 @@ class Policy:
     max_rounds_per_day: int = 500
     """Most rounds begun in a calendar day of the bank's clock, refused ones not counted."""
     privacy: tuple[str, ...] = ("none", "example")
-    """Allowed privacy modes: none, example, dp_lora, bank. Leave out none (and bank, which trusts the server) to require privacy."""
+    """Allowed privacy modes: none, example, dp_lora, bank. Leave out none (and bank, which trusts the server) to
+    require privacy; with a budget_epsilon both are refused whatever stands here."""
     privacy_units: tuple[str, ...] = ("example", "customer", "bank")
     """Allowed privacy.unit; [customer] requires that a customer's rows are protected together."""
     max_epsilon: float = 8.0
-    """Largest privacy.epsilon of a run; a noise multiplier given instead is refused. With privacy=none it has no meaning."""
+    """Largest privacy.epsilon of a run; a noise multiplier given instead is refused. With privacy=none it has no
+    meaning. It binds one run; what binds all of them together is budget_epsilon."""
     code: tuple[str, ...] = ()
     """App bundles that may run, by the hash of all their files, which `bank status` and `coordinator status` show of the code beside them; empty = the
     code that is installed here and no other. Checked before anything of a bundle is unpacked; a change holds from the next run on."""
@@ -94,8 +103,24 @@ class BankSettings:
     """Folder of its rows: FinLoRA's layout, or JSON Lines."""
     coordinator: str = ""
     """HOST:PORT of the aggregator."""
-    budget_epsilon: float = 0.0
-    """The bank's own limit over all runs on the same rows; 0 = none but the run's."""
+    declared_rows: tuple[str, ...] = ()
+    """How many rows of each task the bank has, as TASK:ROWS, and how many customers, as customers:NUMBER, rounded, so
+    that they may be known: noise and sampling rate of private rounds follow from these numbers and not from the exact
+    ones, which a server could else read off the noise. Change them when the data has grown by half; a change does not
+    touch what was spent."""
+    budget_epsilon: float = 8.0
+    """The most that may be spent on any row (or customer), over all runs and for ever. A row that has spent it is left
+    out of later rounds. With a budget every round that would leave without the bank's own noise is refused. 0 = no
+    limit: rounds without noise may run, and are booked as infinite."""
+    delta: float = 0.0
+    """Probability with which the guarantee may fail; 0 = min(1e-5, N^-1.2) with N all declared rows. A smaller one,
+    here or in the request, is used; a larger one in the request is not."""
+    min_units: int = FEWEST
+    """Fewest units, rows or customers as privacy.unit says, on which a private round may be trained; with fewer it is
+    refused."""
+    min_rows: int = FEWEST
+    """Fewest rows on which any round may be trained, private or not: a request may name single tasks and
+    train.max_rows. 0 = no limit."""
     policy: Policy = field(default_factory=Policy)
 
     def __post_init__(self) -> None:
@@ -105,8 +130,44 @@ class BankSettings:
             raise ConfigError(f"name: {self.name!r} is not a plain name of letters, digits, '.', '_' and '-'.")
         if not Path(self.data).is_absolute():
             raise ConfigError(f"data: {self.data!r} must be an absolute path.")
-        if not self.budget_epsilon >= 0:
-            raise ConfigError("budget_epsilon must be 0 (none) or more.")
+        if not 0 <= self.budget_epsilon < math.inf:
+            raise ConfigError(f"budget_epsilon must be 0 (no limit) or a number above it, not {self.budget_epsilon}.")
+        if not 0 <= self.delta <= LARGEST_DELTA:
+            raise ConfigError(
+                f"delta must be 0 (min(1e-5, N^-1.2)) or a number above it, at most {LARGEST_DELTA:g}, not {self.delta}."
+            )
+        for name in ("min_units", "min_rows"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be 0 (no limit) or more, not {getattr(self, name)}.")
+        declared_sizes(self.declared_rows)
+
+
+def declared_sizes(entries: Iterable[str]) -> dict[str, int]:
+    """Task -> rows of a bank's declared_rows; under "customers" their number. ConfigError for an entry that is not
+    TASK:ROWS, or a task that is there twice.
+
+    >>> declared_sizes(["fpb:1200", "fiqa:400"])
+    {'fpb': 1200, 'fiqa': 400}
+    """
+    found: dict[str, int] = {}
+    for entry in entries:
+        task, _, rows = entry.rpartition(":")
+        if not task or "," in task or task in found or not re.fullmatch("[1-9][0-9]{0,14}", rows):
+            raise ConfigError(
+                f"declared_rows: {entry!r} must be TASK:ROWS, each task once, without comma, and a whole number of rows above 0."
+            )
+        found[task] = int(rows)
+    return found
+
+
+def rounded_rows(count: int) -> int:
+    """A number of rows to two significant digits, halves up: what may be known of it.
+
+    >>> [rounded_rows(count) for count in (7, 96, 104, 1672, 4846, 99500)]
+    [7, 96, 100, 1700, 4800, 100000]
+    """
+    unit: int = 10 ** max(0, len(str(count)) - 2)
+    return (count + unit // 2) // unit * unit
 
 
 @dataclass(frozen=True)

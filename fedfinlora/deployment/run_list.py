@@ -18,8 +18,8 @@ from fedfinlora.runfolder import append_line, read_lines
 
 LIST_FILE = "runs.jsonl"
 READ_FILES = ("result.json", "rounds.jsonl", "config.yaml", FILE_NAME)
-REFUSED_CODES = ("policy-", "budget")
-"""How the codes of a bank's refusals begin: its policy's rules, and its privacy budget."""
+REFUSED_CODES = ("policy-", "privacy")
+"""How the codes of a bank's refusals begin: its policy's rules, and what its rows, ledger or budget do not allow."""
 
 
 @dataclass(frozen=True)

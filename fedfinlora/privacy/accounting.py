@@ -25,6 +25,10 @@ LARGEST_EPSILON = 30.0
 """Where RDP's bound is beyond this it stands alone: nothing is promised any more, and PRV's tables would take gigabytes."""
 
 
+LARGEST_MU = 1000.0
+"""Beyond it the exact curve is beyond what floating-point numbers tell apart, and a bound from above is given."""
+
+
 @dataclass(frozen=True, order=True)
 class Steps:
     """Equal steps of the mechanism."""
@@ -76,9 +80,13 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
         first, second = log_ndtr(mu / 2 - eps / mu), eps + log_ndtr(-mu / 2 - eps / mu)
         return float(first + math.log1p(-math.exp(min(second - first, -1e-300))) - math.log(delta))
 
-    if mu <= 0 or excess(0.0) <= 0:
+    if mu <= 0:
         return 0.0
     highest = mu * mu / 2 + mu * math.sqrt(2 * math.log(1 / delta)) + 1
+    if mu > LARGEST_MU:
+        return highest
+    if excess(0.0) <= 0:
+        return 0.0
     return float(brentq(excess, 0.0, highest, xtol=1e-9))
 
 
@@ -123,13 +131,16 @@ def noise_multiplier_for(target_epsilon: float, delta: float, sampling_rate: flo
     return high
 
 
-def default_delta(units: int) -> float:
-    """1/units, rounded down to a power of ten: a promise that fails for less than one unit.
+LARGEST_DEFAULT_DELTA = 1e-5
 
-    >>> [default_delta(units) for units in (1672, 1000, 999)]
-    [0.0001, 0.001, 0.001]
+
+def default_delta(units: int) -> float:
+    """min(1e-5, N^-1.2): a guarantee that fails for far less than one unit of N.
+
+    >>> [f"{default_delta(units):.2g}" for units in (1, 1000, 100_000)]
+    ['1e-05', '1e-05', '1e-06']
     """
-    return float(10.0 ** -math.ceil(math.log10(units) - 1e-12)) if units > 1 else 0.1
+    return min(LARGEST_DEFAULT_DELTA, math.pow(max(1, units), -1.2))
 
 
 def _joined(spent: Iterable[Steps]) -> tuple[Steps, ...]:

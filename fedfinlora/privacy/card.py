@@ -1,4 +1,4 @@
-"""privacy.json: what a run promised, to whom, what it has spent, and what left the banks besides. The report shows it as the privacy card."""
+"""privacy.json: what a run guarantees, to whom, what it has spent, and what else left the banks. The report shows it as the privacy card."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from fedfinlora.privacy.accounting import accountant_name
 
 FIGURES = ("epsilon_planned", "epsilon_spent", "delta")
 LEAVES = {
-    "the noisy delta of each round": "the promise is about this, and about all that is made of it: the global adapter, its scores",
-    "epsilon planned, epsilon spent, delta": "delta's default tells the power of ten below which the bank's number of units lies",
+    "the noisy delta of each round": "the guarantee is about this, and about all that is made of it: the global adapter, its scores",
+    "epsilon planned, epsilon spent, delta": "of the ledger's lines and the bank's declared size, not of its rows",
+    "number and hash of the ledger's last line": "how many rounds were booked on the bank's machine; the aggregator is a witness of them",
     "the number of optimiser steps": "set by the configuration, the same for every bank",
     "seconds to load the base model": "of the machine, not of the rows",
     "when a reply arrives": "how long a round takes grows with the tokens drawn; nothing hides that from the server",
-    "a refusal's code": "one of a fixed list, with a fixed sentence; that a budget is spent tells how often the data was used",
+    "a refusal's code": "one code and one sentence for everything that depends on rows, ledger or budget",
 }
 """What leaves a bank that makes its own replies private -> what it tells."""
 WITHHELD = (
@@ -24,24 +25,22 @@ WITHHELD = (
     "training loss, losses of held-out rows",
     "gradient norms and how many gradients were clipped",
     "seconds of training",
-    "skipped rows",
+    "skipped rows, and rows left out because their budget is spent",
     "exception texts",
 )
 OUTSIDE_START = (
-    "The run went on from an adapter that was given to it (start_adapter). The rows that this one was trained on are not protected here: they must be "
-    "public, or have a promise of their own."
+    "The run began with an adapter that was given to it (start_adapter). The rows that this one was trained on are not protected here: they must be "
+    "public, or have a guarantee of their own."
 )
 COMMON_LIMITS = (
     "Settings that were chosen by looking at results on private rows spend privacy too, and are booked only if every trial was a private run.",
-    "Noise is drawn as 64-bit floating-point numbers from a generator that the operating system's entropy seeds; attacks on how such numbers "
-    "are spaced (Mironov 2012) are not covered by the proof.",
 )
 BANK_SIDE_LIMITS = (
-    "One row is protected, or all rows of one customer with privacy.unit=customer. Somebody with several rows under unit=example has a promise "
+    "One row is protected, or all rows of one customer with privacy.unit=customer. Somebody with several rows under unit=example has a guarantee "
     "for each of them only.",
-    "The number of a bank's units is taken as known: it decides the sampling rate and the denominator, as is usual for DP-SGD.",
-    "A data set is known by its rows of one task. Rows that are added, changed or taken away make it another data set with an account of its own.",
-    "Who can read the bank's disk reads its rows. Who can delete a ledger and its head file together begins a new account.",
+    "A row is known by its prompt. White space, labels, order and names change nothing; a prompt with other words is a new row.",
+    "What one row changes in the rounding of the others is measured on a few of the bank's rows before its first private round, not on all.",
+    "Who can read the bank's disk reads its rows. Who deletes ledger, key and history together begins anew, where no aggregator has seen the head.",
 )
 NO_AUDIT = "none was made of this run: `python -m fedfinlora audit --run RUN`"
 
@@ -63,19 +62,19 @@ class _Words:
 _OWN_NOISE = "Each bank with its own rows. Neither the server, nor the other banks, nor who reads the adapter is trusted."
 WORDS = {
     "example": _Words(
-        mechanism="DP-SGD on the adapter inside each bank: Poisson sampling, one clip over all trainable tensors of a unit, Gaussian noise "
-        "once per optimiser step on the sum (Abadi et al. 2016, algorithm 1)",
-        formula="g = (sum of min(1, C / |G_i|) G_i + N(0, (sigma C)^2 I)) / (q N)",
+        mechanism="DP-SGD on the adapter inside each bank: Poisson sampling, one clip over all trainable tensors of a unit, whole numbers on a grid, discrete "
+        "Gaussian noise once per optimiser step on the sum (Abadi et al. 2016, algorithm 1; Canonne, Kamath and Steinke 2020)",
+        formula="g = step (sum of round(c_i G_i) + N_Z(0, 2^(2 L))) / (q N declared), with |round(c_i G_i)| <= C / step and step = sigma C / 2^L",
         trusted=_OWN_NOISE,
         sampling="each unit is in a step with probability q, drawn from the operating system's entropy",
-        composition="over all rounds and all runs in each bank's ledger",
+        composition="by row, over all rounds and all runs in each bank's ledger: the largest over the rows of now",
         leaves=LEAVES,
         withheld=WITHHELD,
         limits=(*BANK_SIDE_LIMITS, *COMMON_LIMITS),
     ),
     "dp_lora": _Words(
         mechanism="DP-LoRA as published (Liu et al. 2023, algorithm 1): the gradient of a minibatch is clipped, that of all A and that of all B apart, "
-        "and Gaussian noise is added to both",
+        "and discrete Gaussian noise is added to both",
         formula="g_A = min(1, C / |G_A|) G_A + N(0, (sigma C)^2 I), and g_B likewise; G is the gradient of a minibatch's mean loss",
         trusted=_OWN_NOISE,
         sampling="none is counted on: the order of the rows comes from the run's seed, which everybody knows",
@@ -90,13 +89,13 @@ WORDS = {
         ),
     ),
     "bank": _Words(
-        mechanism="DP-FedAvg on the server: each bank's whole delta is clipped, Gaussian noise is added to their sum once a round (McMahan et al. 2018)",
+        mechanism="DP-FedAvg on the server: each bank's whole delta is clipped, discrete Gaussian noise is added to their sum once a round (McMahan et al. 2018)",
         formula="mean = (sum of min(1, S / |delta_k|) delta_k + N(0, (z S)^2 I)) / (q K)",
         trusted="The server, with every bank's delta, row count and losses. Who reads the global adapter, of any round, is not trusted.",
         sampling="each bank is in a round with probability q = strategy.fraction_train, drawn from the operating system's entropy",
         composition="over all rounds and all runs in the server's ledger, an account for each bank's name",
         leaves={
-            "the global adapter of each round": "what the promise is about; the banks receive it",
+            "the global adapter of each round": "what the guarantee is about; the banks receive it",
             "the run's folder on the server": "rounds.jsonl, progress and report hold each bank's rows, losses and norms in clear: they are the server's, "
             "and are to be shown to nobody else",
         },
@@ -120,14 +119,14 @@ def privacy_card(config: Config, rounds: Sequence[Mapping[str, Any]], audit: Map
     words = WORDS[privacy.mode]
     banks = _server_side(rounds) if privacy.mode == "bank" else _banks(rounds)
     spent = [bank["epsilon_spent"] for bank in banks.values() if bank["epsilon_spent"] is not None]
-    broken = privacy.reproducible_noise or any(bank["rounds"] and bank["epsilon_spent"] is None for bank in banks.values())
+    broken = any(bank["rounds"] and bank["epsilon_spent"] is None for bank in banks.values())
     unit = {"example": "one row", "customer": "all rows of one customer", "bank": "one bank with all its rows"}[privacy.unit]
     return {
         "schema_version": 1,
         "mode": privacy.mode,
         "epsilon": None if broken or not spent else max(spent),
         "delta": max((bank["delta"] for bank in banks.values() if bank["delta"] is not None), default=None),
-        "void": _void(config) if broken else "",
+        "void": NO_GUARANTEE if broken else "",
         "unit": unit if privacy.mode == "bank" else f"{unit} of one bank",
         "adjacency": f"two data sets that differ by {unit}, added or removed",
         "trusted": words.trusted,
@@ -163,12 +162,11 @@ def _banks(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
             if "privacy" in entry:
                 found["rounds"] += 1
                 found |= {name: entry["privacy"][name] for name in FIGURES}
-            found["refused"] += entry.get("code") in ("budget", "privacy")
+            found["refused"] += entry.get("code") == "privacy"
     return {name: bank for name, bank in sorted(banks.items()) if bank["rounds"] or bank["refused"]}
 
 
-def _void(config: Config) -> str:
-    """Why there is no promise."""
-    if config.privacy.reproducible_noise:
-        return "privacy.reproducible_noise: the noise comes from the run's seed, which everybody knows. Nothing is promised."
-    return "A bank trained without noise, in this run or an earlier one on the same data. Nothing is promised."
+NO_GUARANTEE = (
+    "A round was booked without noise, in this run or an earlier one on the same rows (privacy=none or bank at a bank with rows of its own, or noise that "
+    "can be repeated, for tests). Nothing is guaranteed."
+)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from fedfinlora.adapter import trainable
 from fedfinlora.privacy.accounting import Steps
-from fedfinlora.privacy.noise import gaussian, reproducible_generator, secret_generator
+from fedfinlora.privacy.grid import Grid
+from fedfinlora.privacy.randomness import Stream, reproducible_keys, secret_keys
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,19 +47,27 @@ def steps_of(noise_multiplier: float, count: int) -> Steps:
 
 
 def clip_and_noise(model: nn.Module, mechanism: PublishedMechanism, step: int) -> None:
-    """Change the parameters' `grad`, the gradient of a minibatch's mean loss, in place. One that is not finite becomes noise alone."""
+    """Change the parameters' `grad`, the gradient of a minibatch's mean loss, in place, on the integer grid. One that is not finite becomes noise alone."""
     import torch
 
-    draw = reproducible_generator(mechanism.seed, mechanism.bank, step) if mechanism.reproducible else secret_generator()
+    keys = reproducible_keys(mechanism.seed, mechanism.bank, step) if mechanism.reproducible else secret_keys()
+    stream = Stream(keys.noise)
     for kind in KINDS:
         gradients = [
             parameter.grad for name, parameter in trainable(model).items() if kind in name and parameter.grad is not None
         ]
         if not gradients:
             continue
+        grid = Grid(mechanism.clip_norm, mechanism.noise_multiplier, sum(gradient.numel() for gradient in gradients))
         norm = float(torch.stack([gradient.float().square().sum(dtype=torch.float64) for gradient in gradients]).sum().sqrt())
-        factor = min(1.0, mechanism.clip_norm / norm) if norm > 0 else 1.0
-        for gradient in gradients:
-            kept = gradient.float() * factor if math.isfinite(norm) else torch.zeros_like(gradient, dtype=torch.float32)
-            noise = gaussian(gradient.numel(), mechanism.noise_multiplier * mechanism.clip_norm, draw)
-            gradient.copy_(kept + torch.from_numpy(noise).reshape(gradient.shape).to(gradient.device))
+        factor = grid.factor(norm)
+        steps = [
+            gradient.double().mul(factor).round_() if factor else torch.zeros_like(gradient, dtype=torch.float64)
+            for gradient in gradients
+        ]
+        assert float(torch.stack([part.square().sum() for part in steps]).sum()) <= grid.bound_squared, (
+            "longer than C after the clip"
+        )
+        for gradient, part in zip(gradients, steps, strict=True):
+            noise = torch.from_numpy(grid.noise(gradient.numel(), stream)).reshape(gradient.shape).to(gradient.device)
+            gradient.copy_((part + noise.to(torch.float64)) * grid.step)

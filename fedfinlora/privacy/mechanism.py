@@ -1,42 +1,76 @@
 """One optimiser step of DP-SGD on the adapter (Abadi et al. 2016, algorithm 1): draw units, clip each one's gradient, add noise once.
 
-    g = (sum over drawn units i of min(1, C / |G_i|) G_i + N(0, (sigma C)^2 I)) / (q N)
+    g = step * (sum over drawn units i of round(c_i G_i) + N_Z(0, 2^(2 L))) / E
 
-G_i is the gradient of unit i's loss over all trainable tensors together, q the sampling rate, N the bank's units: the denominator is the
-expected size of a step, not the drawn one, which is private. How a step is cut into passes changes nothing but rounding. The loss of an
-example is the mean over its own answer tokens, so that no example's loss depends on another; a customer's is the sum over its examples'.
+G_i is the gradient of unit i's loss over all trainable tensors together; c_i scales it to at most C, in steps of the integer grid
+(`fedfinlora.privacy.grid`); E is the declared number of units of a step, not the drawn one, which is private. How a step is cut into passes changes
+nothing but rounding. The loss of an example is the mean over its own answer tokens, so that no example's loss depends on another; a customer's is
+the sum over its examples'.
+
+| edge case | what happens |
+|---|---|
+| no unit drawn | the step is noise alone |
+| one unit | the same, its contribution clipped |
+| a unit whose gradient is zero | contributes zeros, and counts as drawn |
+| a unit whose gradient is NaN or infinite | contributes zeros; the others are as they would be without it |
+| dropout | each unit has secret masks of its own (`fedfinlora.privacy.unit_passes`) |
+
+Neighbours. Products of other shapes round otherwise, so a unit's gradient among others is not to the last bit what it is alone. `self_test` measures by how much;
+NEIGHBOUR_SHARE of C is kept free for it, and where that would not do, units go one to a pass, which makes the difference nothing.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from functools import cached_property
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from fedfinlora.adapter import trainable
 from fedfinlora.errors import UserError
 from fedfinlora.packing import Example, Pack, answer_logits, make_pack
-from fedfinlora.privacy.noise import gaussian, poisson_sample, reproducible_generator, secret_generator
-from fedfinlora.privacy.per_example import Span, adapted_layers, add_clipped, clip_factors, gradient_norms, keeping
+from fedfinlora.privacy.grid import Grid
+from fedfinlora.privacy.per_example import (
+    Kept,
+    Span,
+    adapted_layers,
+    add_to_grid,
+    keeping,
+    norms_of,
+    unit_gradients,
+)
+from fedfinlora.privacy.randomness import Keys, Stream, poisson_sample, reproducible_keys, secret_keys, unit_seed
+from fedfinlora.privacy.unit_passes import (
+    dropout_of_units,
+    drops_out,
+    repeated_tokens,
+    shared_products,
+    spans_of_lengths,
+)
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from torch import nn
 
     from fedfinlora.memory import Footprint
 
 log = logging.getLogger("fedfinlora.privacy")
-PROOF_TOLERANCE = 1e-4
+NEIGHBOUR_SHARE = 0.02
+"""Contributions are clipped to (1 - this) C; the rest is for what one unit may change in the rounding of all others."""
+AUTOGRAD_TOLERANCE = 1e-4
 """Largest relative difference between a unit's norm as it is computed here and by plain autograd, in the same pass."""
-NEIGHBOUR_TOLERANCE = 1e-3
-"""Largest relative difference between a unit's norm among others and alone: products of other shapes round otherwise (1.2e-4 was seen with a
-135M model in float32)."""
 LOW_PRECISION_TOLERANCE = 0.05
-"""Both, where activations have 8 bits of precision (bfloat16) or 11 (float16)."""
+"""The same where activations have 8 bits of precision (bfloat16) or 11 (float16)."""
+TESTED_UNITS = 8
+"""Units of the self-test: of lengths from the shortest to the longest."""
+GRADIENTS_BYTES = 2**28
+"""Most memory for the gradients of single units that are held at the same time."""
+
+Unit = tuple[int, Sequence[Example]]
+"""(its number, which decides its masks; its examples)."""
 
 
 @dataclass(frozen=True)
@@ -50,20 +84,29 @@ class Mechanism:
     noise_multiplier: float
     """sigma."""
     units: tuple[tuple[int, ...], ...]
-    """Places of each unit's examples among the bank's; every example belongs to one unit."""
+    """Places of each unit's examples among the bank's; an example belongs to one unit at most."""
+    expected_units: float
+    """E, the denominator: q times the declared number of units."""
     seed: int
     bank: str
     reproducible: bool = False
     """Draws from the run's seed: for tests, and worth nothing as a guarantee."""
+    alone: bool = False
+    """One unit to a pass."""
+    augmentations: int = 1
+    """A unit's gradient is the mean over so many copies of it with masks of their own, before the clip (De et al. 2022, section 3.2)."""
 
-    @property
-    def expected_units(self) -> float:
-        """q N."""
-        return self.sampling_rate * len(self.units)
+    def keys(self, step: int) -> Keys:
+        """The keys of one step: fresh each time, also when a step is repeated."""
+        return reproducible_keys(self.seed, self.bank, step) if self.reproducible else secret_keys()
 
-    def draws(self, step: int) -> np.random.Generator:
-        """The generator of one step."""
-        return reproducible_generator(self.seed, self.bank, step) if self.reproducible else secret_generator()
+    def grid(self, size: int) -> Grid:
+        """The grid for an adapter of `size` numbers."""
+        return Grid(self.clip_norm, self.noise_multiplier, size, 1 - NEIGHBOUR_SHARE)
+
+    def sensitivity(self) -> float:
+        """By how much one unit, there or not, moves the sum of a step: C, for add/remove neighbours."""
+        return self.clip_norm
 
 
 @dataclass(frozen=True)
@@ -73,9 +116,14 @@ class PrivateStep:
     examples: tuple[Example, ...]
     """Those drawn."""
     loss_sum: float
-    """Negative log-likelihood of their answer tokens, in nats."""
-    left_out_units: int
-    """Units whose gradient was not finite."""
+    """Negative log-likelihood of their answer tokens, in nats; of one copy where there are several."""
+    norms: tuple[float, ...]
+    """Each drawn unit's gradient norm before the clip."""
+
+    @cached_property
+    def left_out_units(self) -> int:
+        """Units whose gradient was not finite."""
+        return sum(not math.isfinite(norm) for norm in self.norms)
 
 
 def private_step(
@@ -86,81 +134,110 @@ def private_step(
     batch_tokens: int,
     footprint: Footprint,
     memory_bytes: float,
+    extra: Sequence[Mapping[str, torch.Tensor]] = (),
 ) -> PrivateStep:
-    """Put the noisy gradient of one step into the parameters' `grad`, whatever was drawn: nothing at all is noise alone."""
+    """Put the noisy gradient of one step into the parameters' `grad`, whatever was drawn: nothing at all is noise alone.
+
+    `extra` are gradients by name, (out, in) each, that are clipped and added like a drawn unit's: an audit's canaries.
+    """
     import torch
 
-    draw = mechanism.draws(step)
+    keys = mechanism.keys(step)
     parameters = trainable(model)
-    sums = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in parameters.items()}
-    places = poisson_sample(len(mechanism.units), mechanism.sampling_rate, draw)
-    drawn = [[examples[place] for place in mechanism.units[unit]] for unit in places]
+    sums = _zeros(parameters)
+    grid = mechanism.grid(sum(parameter.numel() for parameter in parameters.values()))
+    places = poisson_sample(len(mechanism.units), mechanism.sampling_rate, Stream(keys.draws))
+    drawn = [(unit, [examples[place] for place in mechanism.units[unit]]) for unit in places]
     loss_sum, norms = 0.0, list[float]()
-    for units in private_passes(model, drawn, batch_tokens, footprint, memory_bytes):
-        losses, found = add_units(model, units, mechanism.clip_norm, sums)
+    passes = private_passes(
+        model, drawn, 0 if mechanism.alone else batch_tokens, footprint, memory_bytes, mechanism.augmentations
+    )
+    for units in passes:
+        losses, found = add_units(model, units, grid, sums, keys.masks, mechanism.augmentations)
         loss_sum += losses
         norms += found
-    deviation = mechanism.noise_multiplier * mechanism.clip_norm
+    for gradient in extra:
+        copies = {name: gradient[name].detach().to(parameters[name].device, torch.float32)[None].clone() for name in sums}
+        add_to_grid(copies, grid, sums)
+    noise = Stream(keys.noise)
     for name, parameter in parameters.items():
-        noise = torch.from_numpy(gaussian(parameter.numel(), deviation, draw)).reshape(parameter.shape).to(parameter.device)
-        parameter.grad = ((sums[name] + noise) / mechanism.expected_units).to(parameter.dtype)
-    finite = [norm for norm in norms if math.isfinite(norm)]
-    return PrivateStep(
-        examples=tuple(example for unit in drawn for example in unit),
-        loss_sum=loss_sum,
-        left_out_units=len(norms) - len(finite),
-    )
+        steps = torch.from_numpy(grid.noise(parameter.numel(), noise)).reshape(parameter.shape).to(parameter.device)
+        # Whole numbers below 2^53: the sum with the noise is exact, and all that follows is made of it alone.
+        noisy = sums[name] + steps.to(torch.float64)
+        parameter.grad = (noisy * (grid.step / mechanism.expected_units)).to(parameter.dtype)
+    return PrivateStep(tuple(example for _, unit in drawn for example in unit), loss_sum, tuple(norms))
 
 
 def add_units(
-    model: nn.Module, units: Sequence[Sequence[Example]], clip_norm: float, sums: dict[str, torch.Tensor]
+    model: nn.Module, units: Sequence[Unit], grid: Grid, sums: dict[str, torch.Tensor], masks: bytes, copies: int = 1
 ) -> tuple[float, list[float]]:
-    """One pass: add the units' clipped gradients to `sums`. Returns (sum of their answer tokens' losses in nats, each unit's norm).
+    """One pass: add the units' clipped gradients to `sums`, name -> (out, in) float64 in steps of the grid.
 
-    Where a gradient is not finite the units go one by one: in one sequence, zero weight times infinity would spoil its neighbours too.
+    Returns (sum of their answer tokens' losses in nats, each unit's norm). Where a gradient is not finite the units go one by one: in one sequence, zero
+    weight times infinity would spoil its neighbours too.
     """
-    pack = pack_units(units, next(model.parameters()).device)
-    with keeping(model) as kept:
-        losses = token_losses(model, pack)
-        (losses * answer_means(pack)).sum().backward()  # type: ignore[no-untyped-call]
-    model.zero_grad(set_to_none=True)  # the unclipped gradient that autograd made besides
-    spans = spans_of(units)
-    norms = gradient_norms(kept, spans)
+    losses, kept, spans = _one_pass(model, units, masks, copies)
+    size_bytes = 4 * sum(parameter.numel() for parameter in trainable(model).values())
+    at_once = max(1, GRADIENTS_BYTES // size_bytes)
+    norms: list[float] = []
+    pending = _zeros(trainable(model))
+    for first in range(0, len(spans), at_once):
+        norms += add_to_grid(unit_gradients(kept, spans[first : first + at_once]), grid, pending)
     if len(units) > 1 and not all(map(math.isfinite, norms)):
-        del kept, losses
-        parts = [add_units(model, [unit], clip_norm, sums) for unit in units]
+        del kept, pending
+        parts = [add_units(model, [unit], grid, sums, masks, copies) for unit in units]
         return sum(loss for loss, _ in parts), [norm for _, found in parts for norm in found]
-    add_clipped(kept, spans, clip_factors(norms, clip_norm), sums)
-    return (float(losses.detach().sum()) if all(map(math.isfinite, norms)) else 0.0), norms
+    for name, total in pending.items():
+        sums[name] += total
+    return (losses if all(map(math.isfinite, norms)) else 0.0), norms
+
+
+def _one_pass(model: nn.Module, units: Sequence[Unit], masks: bytes, copies: int) -> tuple[float, Kept, list[Span]]:
+    """(loss in nats of one copy of the units, what the backward pass left, where each unit lies)."""
+    rows = [example for _, unit in units for _ in range(copies) for example in unit]
+    spans = spans_of_lengths([copies * tokens_of(unit) for _, unit in units])
+    pack = make_pack(rows, next(model.parameters()).device, share=False, keep_order=True)
+    repeated = None if drops_out(model) else repeated_tokens(rows)
+    seeds = [unit_seed(masks, number) for number, _ in units]
+    with keeping(model) as kept, dropout_of_units(model, spans, seeds), shared_products(model, repeated):
+        losses = token_losses(model, pack)
+        ((losses * answer_means(pack)).sum() / copies).backward()  # type: ignore[no-untyped-call]
+    return float(losses.detach().sum()) / copies, kept, spans
 
 
 def private_passes(
-    model: nn.Module, units: Sequence[Sequence[Example]], batch_tokens: int, footprint: Footprint, memory_bytes: float
-) -> Iterator[list[Sequence[Example]]]:
-    """Cut a step's units into passes of `batch_tokens` or what memory allows; a unit is never cut, whatever its length.
+    model: nn.Module,
+    units: Sequence[Unit],
+    batch_tokens: int,
+    footprint: Footprint,
+    memory_bytes: float,
+    copies: int = 1,
+) -> Iterator[list[Unit]]:
+    """Cut a step's units into passes of `batch_tokens` (0 = one unit each) or what memory allows; a unit is never cut, whatever its length.
 
     Beside what any pass keeps, a private one keeps the gradients of the adapted layers' outputs.
     """
     kept_bytes = 4 * sum(layer.out_features for layer in adapted_layers(model).values())
-    waiting: list[list[Sequence[Example]]] = []
+    waiting: list[list[Unit]] = []
     used = 0
-    for unit in sorted(units, key=tokens_of):
-        if waiting and used + tokens_of(unit) <= batch_tokens:
+    for unit in sorted(units, key=lambda unit: (tokens_of(unit[1]), unit[0])):
+        tokens = copies * tokens_of(unit[1])
+        if waiting and used + tokens <= batch_tokens:
             waiting[-1].append(unit)
+            used += tokens
         else:
             waiting.append([unit])
-            used = 0
-        used += tokens_of(unit)
+            used = 0  # after its first unit a pass takes `batch_tokens` further tokens
     waiting.reverse()
     while waiting:
         part = waiting.pop()
-        pack = pack_units(part, "cpu")
-        fits = footprint.pass_bytes(pack, 0) + pack.tokens * kept_bytes <= memory_bytes
+        pack = pack_units([unit for _, unit in part], "cpu")
+        fits = copies * (footprint.pass_bytes(pack, 0) + pack.tokens * kept_bytes) <= memory_bytes
         if len(part) > 1 and not fits:
             waiting += [part[len(part) // 2 :], part[: len(part) // 2]]
             continue
         if not fits:
-            log.warning("one unit of %d tokens needs more memory than train.memory_gib allows", pack.tokens)
+            log.warning("one unit needs more memory than train.memory_gib allows")
         yield part
 
 
@@ -176,7 +253,7 @@ def pack_units(units: Sequence[Sequence[Example]], device: torch.device | str) -
 
 def spans_of(units: Sequence[Sequence[Example]]) -> list[Span]:
     """Where each unit lies in the packed sequence."""
-    return list(pairwise([0, *accumulate(tokens_of(unit) for unit in units)]))
+    return spans_of_lengths([tokens_of(unit) for unit in units])
 
 
 def token_losses(model: nn.Module, pack: Pack) -> torch.Tensor:
@@ -194,37 +271,81 @@ def answer_means(pack: Pack) -> torch.Tensor:
     return (1.0 / lengths).repeat_interleave(lengths)
 
 
-def prove(model: nn.Module, units: Sequence[Sequence[Example]]) -> None:
-    """Compare the units' norms in one pass with each one's alone, and those with plain autograd. UserError where they differ: nothing may then be
-    sent.
+def _zeros(parameters: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
+    """Name -> float64 zeros of each parameter's shape."""
+    import torch
+
+    return {name: torch.zeros_like(parameter, dtype=torch.float64) for name, parameter in parameters.items()}
+
+
+def units_to_test(units: Sequence[Sequence[Example]], most_tokens: int) -> list[Sequence[Example]]:
+    """At most TESTED_UNITS units of lengths spread from the shortest to the longest, together of about `most_tokens` tokens beside the longest."""
+    ordered = sorted(units, key=tokens_of)
+    places = sorted({round(number * (len(ordered) - 1) / (TESTED_UNITS - 1)) for number in range(TESTED_UNITS)})
+    chosen, used = [ordered[places.pop()]], 0
+    for place in places:
+        if used + tokens_of(ordered[place]) <= most_tokens:
+            chosen.append(ordered[place])
+            used += tokens_of(ordered[place])
+    return chosen
+
+
+def self_test(model: nn.Module, units: Sequence[Sequence[Example]], clip_norm: float) -> float:
+    """The mean change of a unit's clipped gradient, as a share of C, when it is computed among the others instead of alone.
+
+    In training mode, with the masks of one secret key. Also compares each norm with plain autograd's. UserError where they differ: nothing may then be sent.
     """
+    parameters = trainable(model)
+    grid = Grid(clip_norm, 0.0, sum(parameter.numel() for parameter in parameters.values()))
+    masks = secret_keys().masks
+    numbered = list(enumerate(units))
+    was_training = model.training
+    model.train()
+    try:
+        _, kept, spans = _one_pass(model, numbered, masks, copies=1)
+        together = unit_gradients(kept, spans)
+        changes = []
+        for number, unit in numbered:
+            _, kept, spans = _one_pass(model, [(number, unit)], masks, copies=1)
+            alone = unit_gradients(kept, spans)
+            (found,) = norms_of(alone)
+            _compare_with_autograd(model, unit, found, masks, number)
+            own = {name: per_unit[number : number + 1].clone() for name, per_unit in together.items()}
+            if math.isfinite(found):
+                changes.append(_distance(own, alone, grid) / grid.bound_steps)
+    finally:
+        model.train(was_training)
+    return fmean(changes) if changes else 0.0
+
+
+def _distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], grid: Grid) -> float:
+    """Distance in grid steps of two gradients' contributions, (1, out, in) each by name."""
+    import torch
+
+    sums = [{name: torch.zeros_like(values[0], dtype=torch.float64) for name, values in one.items()} for _ in range(2)]
+    for gradients, total in zip((one, other), sums, strict=True):
+        add_to_grid(gradients, grid, total)
+    return math.sqrt(sum(float((sums[0][name] - sums[1][name]).square().sum()) for name in one))
+
+
+def _compare_with_autograd(model: nn.Module, unit: Sequence[Example], found: float, masks: bytes, number: int) -> None:
     import torch
 
     parameters = trainable(model)
-
-    def norms_of(chosen: Sequence[Sequence[Example]]) -> list[float]:
-        sums = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in parameters.items()}
-        return add_units(model, chosen, 1.0, sums)[1]
-
-    precise = all(parameter.dtype in (torch.float32, torch.uint8, torch.int8) for parameter in model.parameters())
-    for unit, among_others in zip(units, norms_of(units), strict=True):
-        (alone,) = norms_of([unit])
-        pack = pack_units([unit], next(model.parameters()).device)
+    pack = pack_units([unit], next(model.parameters()).device)
+    with dropout_of_units(model, [(0, tokens_of(unit))], [unit_seed(masks, number)]):
         (token_losses(model, pack) * answer_means(pack)).sum().backward()  # type: ignore[no-untyped-call]
-        squares = [
-            parameter.grad.float().square().sum(dtype=torch.float64)
-            for parameter in parameters.values()
-            if parameter.grad is not None
-        ]
-        by_autograd = float(torch.stack(squares).sum().sqrt())
-        model.zero_grad(set_to_none=True)
-        for found, other, tolerance, how in (
-            (alone, by_autograd, PROOF_TOLERANCE, "by plain autograd"),
-            (among_others, alone, NEIGHBOUR_TOLERANCE, "alone, among others the former"),
-        ):
-            allowed = (tolerance if precise else LOW_PRECISION_TOLERANCE) * max(other, 1e-12)
-            if math.isfinite(other) and not abs(found - other) <= allowed:
-                raise UserError(
-                    f"The gradient norm of a unit is {found:.6g} here and {other:.6g} {how}: clipping cannot be relied on with this model. "
-                    "Nothing is sent."
-                )
+    squares = [
+        parameter.grad.float().square().sum(dtype=torch.float64)
+        for parameter in parameters.values()
+        if parameter.grad is not None
+    ]
+    by_autograd = float(torch.stack(squares).sum().sqrt())
+    model.zero_grad(set_to_none=True)
+    precise = all(parameter.dtype in (torch.float32, torch.uint8, torch.int8) for parameter in model.parameters())
+    allowed = (AUTOGRAD_TOLERANCE if precise else LOW_PRECISION_TOLERANCE) * max(by_autograd, 1e-12)
+    if math.isfinite(by_autograd) and not abs(found - by_autograd) <= allowed:
+        raise UserError(
+            f"The gradient norm of a unit is {found:.6g} here and {by_autograd:.6g} by plain autograd: clipping cannot be relied on with this model. "
+            "Nothing is sent."
+        )

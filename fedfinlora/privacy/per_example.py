@@ -1,22 +1,24 @@
-"""One clip over all trainable tensors of a unit together, without a gradient per unit in memory.
+"""The clipped gradients of units, from one backward pass over many of them.
 
 Units (examples, or customers with several) lie one after the other in a packed sequence, nothing shared. A linear layer y = W x of the
 adapter has, for unit i, the gradient G_i = sum over i's tokens of g_t x_t^T, with g_t the gradient of its output. Each layer's x and g
-are kept during one backward pass; the squared norms |G_i|^2, summed over layers, give the factors c_i = min(1, C / |G_i|), and the clipped sum is
-sum_t c_i(t) g_t x_t^T, one product more a layer (book-keeping: Bu, Wang, Zha and Karypis 2023, section 3). LoRA's tensors are so thin that G_i of one
-layer and one unit, made and thrown away, costs less than the ghost norm's token-by-token products. All in float32.
+are kept during one backward pass (book-keeping: Bu, Wang, Zha and Karypis 2023, section 3). LoRA's tensors are so thin that G_i itself, made
+for a few units at a time, costs less than the ghost norm's token-by-token products. Its length over all layers together gives the
+factor by which it is scaled; scaled, it is rounded to the grid (`fedfinlora.privacy.grid`), and its length there is checked in exact integers.
+
+Guarantee: the integer contribution of any unit has norm at most C, whatever its gradient, or nothing of the step is used.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fedfinlora.adapter import saved_name, trainable
 from fedfinlora.errors import UserError
+from fedfinlora.privacy.grid import Grid
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,72 +52,93 @@ def adapted_layers(model: nn.Module) -> dict[str, nn.Linear]:
     other = sorted(set(trainable(model)) - set(layers))
     if other:
         raise UserError(
-            f"privacy=example can clip the weights of linear layers only, not {other[0]}. Use peft=lora, qlora or rslora, not dora."
+            f"privacy=example can clip the weights of linear layers only, not {other[0]}. Use peft=lora, qlora, rslora or lora_xs, not dora."
         )
     return layers
 
 
 @contextmanager
 def keeping(model: nn.Module) -> Iterator[Kept]:
-    """Keep inputs and output gradients of the adapted layers of one forward and backward pass."""
+    """Keep inputs and output gradients of the adapted layers of one forward and backward pass. Their weights get no gradient of the whole batch."""
+    import torch
+
     kept = Kept()
 
-    def watch(name: str) -> Any:
-        def forward(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            if output.requires_grad:
-                kept.inputs[name] = inputs[0].detach().reshape(-1, inputs[0].shape[-1])
+    def forward_of(name: str, layer: nn.Linear) -> Callable[[torch.Tensor], torch.Tensor]:
+        def keep_gradient(gradient: torch.Tensor) -> None:
+            kept.output_gradients[name] = gradient.detach().reshape(-1, gradient.shape[-1])
 
-                def backward(gradient: torch.Tensor) -> None:
-                    kept.output_gradients[name] = gradient.detach().reshape(-1, gradient.shape[-1])
-
-                output.register_hook(backward)
+        def forward(values: torch.Tensor) -> torch.Tensor:
+            kept.inputs[name] = values.detach().reshape(-1, values.shape[-1])
+            output = torch.nn.functional.linear(values, layer.weight.detach(), layer.bias)
+            if not output.requires_grad:  # nothing in front of it is trained
+                output.requires_grad_()
+            output.register_hook(keep_gradient)
+            return output
 
         return forward
 
-    hooks = [layer.register_forward_hook(watch(name)) for name, layer in adapted_layers(model).items()]
-    try:
+    with ExitStack() as stack:
+        for name, layer in adapted_layers(model).items():
+            stack.enter_context(forward_instead(layer, forward_of(name, layer)))
         yield kept
+
+
+@contextmanager
+def forward_instead(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Another forward function for a while."""
+    layer.__dict__["forward"] = forward
+    try:
+        yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        del layer.__dict__["forward"]
 
 
-def gradient_norms(kept: Kept, spans: Sequence[Span]) -> list[float]:
+def unit_gradients(kept: Kept, spans: Sequence[Span]) -> dict[str, torch.Tensor]:
+    """Name of the weight -> (units, out, in) float32: G_i of each unit."""
+    import torch
+
+    found = {}
+    for name, inputs in kept.inputs.items():
+        gradients = kept.output_gradients[name]
+        per_unit = torch.empty(len(spans), gradients.shape[1], inputs.shape[1], device=inputs.device)
+        for place, (start, end) in enumerate(spans):
+            torch.mm(gradients[start:end].float().T, inputs[start:end].float(), out=per_unit[place])
+        found[name] = per_unit
+    return found
+
+
+def norms_of(gradients: Mapping[str, torch.Tensor]) -> list[float]:
     """|G_i| over all layers together, one a unit; not finite where a unit's gradient is not."""
     import torch
 
-    total = None
-    for name, inputs in kept.inputs.items():
-        gradients = kept.output_gradients[name]
-        squares = torch.stack(
-            [
-                (gradients[start:end].float().T @ inputs[start:end].float()).square().sum(dtype=torch.float64)
-                for start, end in spans
-            ]
-        )
-        total = squares if total is None else total + squares
-    return [] if total is None else [float(norm) for norm in total.sqrt().tolist()]
+    squares = [per_unit.square().sum(dim=(1, 2), dtype=torch.float64) for per_unit in gradients.values()]
+    return [float(norm) for norm in torch.stack(squares).sum(0).sqrt().tolist()]
 
 
-def clip_factors(norms: Sequence[float], clip_norm: float) -> list[float]:
-    """min(1, C / norm) for each unit; 0 for a gradient that is not finite, which is left out.
+def add_to_grid(gradients: Mapping[str, torch.Tensor], grid: Grid, sums: dict[str, torch.Tensor]) -> list[float]:
+    """Clip each unit's gradient, round it to the grid and add it to `sums`: name -> (out, in) float64 with whole numbers of steps.
 
-    >>> clip_factors([0.0, 0.5, 2.0, float("nan"), float("inf")], 1.0)
-    [1.0, 1.0, 0.5, 0.0, 0.0]
+    Returns the units' norms before the clip. `gradients`, name -> (units, out, in), is overwritten. A unit that is not finite counts as zeros.
+    UserError if a contribution were longer than C: then nothing of the step may be used.
     """
-    return [0.0 if not math.isfinite(norm) else 1.0 if norm <= clip_norm else clip_norm / norm for norm in norms]
-
-
-def add_clipped(kept: Kept, spans: Sequence[Span], factors: Sequence[float], sums: dict[str, torch.Tensor]) -> None:
-    """Add sum_i c_i G_i to `sums`: name of the weight -> (out, in) float32. A unit of factor 0 is left out even where it is not finite."""
     import torch
 
-    counted = [(start, end, factor) for (start, end), factor in zip(spans, factors, strict=True) if factor]
-    if not counted:
-        return
-    device = next(iter(kept.inputs.values())).device
-    tokens = torch.cat([torch.arange(start, end, device=device) for start, end, _ in counted])
-    scale = torch.cat([torch.full((end - start, 1), factor, device=device) for start, end, factor in counted])
-    for name, inputs in kept.inputs.items():
-        gradients = kept.output_gradients[name]
-        sums[name] += (gradients[tokens].float() * scale).T @ inputs[tokens].float()
+    norms = norms_of(gradients)
+    factors = [grid.factor(norm) for norm in norms]
+    device = next(iter(gradients.values())).device
+    scale = torch.tensor(factors, dtype=torch.float32, device=device).view(-1, 1, 1)
+    squares = torch.zeros(len(norms), dtype=torch.float64, device=device)
+    for per_unit in gradients.values():
+        per_unit.mul_(scale).round_()
+        for place, factor in enumerate(factors):
+            if factor == 0:
+                per_unit[place] = 0.0
+        squares += per_unit.double().square_().sum(dim=(1, 2))
+    if float(squares.max()) > grid.bound_squared:
+        raise UserError(
+            "A clipped gradient is longer than privacy.clip_norm: this machine's arithmetic cannot be relied on. Nothing is sent."
+        )
+    for name, per_unit in gradients.items():
+        sums[name] += per_unit.sum(dim=0, dtype=torch.float64)
+    return norms

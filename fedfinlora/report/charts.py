@@ -41,8 +41,9 @@ def line_chart(
     y_label: str,
     y_format: Format,
     best: int | None = None,
+    x_label: str = "round",
 ) -> Chart | None:
-    """Lines over the rounds in `places`, the round `best` marked. A lone point is a marker; None if there is no value at all."""
+    """Lines over the rounds (or what `x_label` says) in `places`, the round `best` marked. A lone point is a marker; None if there is no value at all."""
     values = [value for line in series for value in line.values if value is not None]
     if not values:
         return None
@@ -61,13 +62,13 @@ def line_chart(
         marked = set(_thinned(places, 20)) if len(points) > 1 else set(places)
         for place, value in zip(places, line.values, strict=True):
             if value is not None and place in marked:
-                label = f"{line.name}, round {place}: {y_format(value)}"
+                label = f"{line.name}, {x_label} {place}: {y_format(value)}"
                 parts.append(marker(line.slot, x_at(place), y_at(value), 3.6 if line.thick else 2.8, label))
     last = ", ".join(f"{line.name} {_ends(line, y_format)}" for line in series if any(v is not None for v in line.values))
     noted = f" Best round: {best}." if best is not None and best in places else ""
-    parts.append(_x_title("round"))
+    parts.append(_x_title(x_label))
     return Chart(
-        name, title, y_label, f"{y_label} by round: {last}.{noted}", WIDTH, HEIGHT, "".join(parts), legend(series)
+        name, title, y_label, f"{y_label} by {x_label}: {last}.{noted}", WIDTH, HEIGHT, "".join(parts), legend(series)
     )  # fmt: skip
 
 

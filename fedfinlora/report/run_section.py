@@ -222,13 +222,13 @@ def _privacy(run: Run) -> str:
     card = run.privacy
     epsilon, delta = number(card.get("epsilon")), number(card.get("delta"))
     if card.get("void"):
-        promise = f"<p><b>No promise.</b> {text(card['void'])}</p>"
+        guarantee = f"<p><b>No guarantee.</b> {text(card['void'])}</p>"
     elif epsilon is None or delta is None:
-        promise = "<p>No bank has trained privately yet: nothing is spent.</p>"
+        guarantee = "<p>No bank has trained privately yet: nothing is spent.</p>"
     else:
         # (epsilon, delta)-differential privacy as a bound on a guess: what was believed with even odds may rise to e^eps / (1 + e^eps).
         surest = 1 / (1 + math.exp(-epsilon))
-        promise = (
+        guarantee = (
             f"<p>For every unit ({text(card.get('unit'))}): <b>ε = {epsilon:.3g}</b> at δ = {delta:.0e}, over all runs in the banks' ledgers. "
             "Somebody who knows everything else and cannot tell beforehand whether the unit took part (even odds) can be at most "
             f"{100 * surest:.1f} % sure of it afterwards, except with probability δ.</p>"
@@ -240,7 +240,7 @@ def _privacy(run: Run) -> str:
         ("What is withheld", "withheld"), ("Known limits", "limits")
     ))]  # fmt: skip
     lists = "".join(details(title, "", f"<ul>{items}</ul>") for title, items in folded if items)
-    return f"<h3>Privacy</h3>{promise}{_privacy_of_banks(mapping(card.get('banks')))}{_pairs('Privacy', facts)}{lists}"
+    return f"<h3>Privacy</h3>{guarantee}{_privacy_of_banks(mapping(card.get('banks')))}{_pairs('Privacy', facts)}{lists}"
 
 
 def _items(values: Any) -> str:

@@ -1,0 +1,201 @@
+"""What a bank settles before a private round: delta and denominator from its own settings, the noise, a test of the gradients, the ledger's line.
+
+Whatever the server asks for, these come from the bank alone: whether noise may be repeated (tests only), delta, the declared sizes that stand for its
+row counts, the fewest units, and the budget. The request decides the rest (epsilon wanted, steps, clip norm, tasks), and all of it is in the accounting.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedfinlora.adapter import write_adapter
+from fedfinlora.config import Config
+from fedfinlora.config_values import to_json
+from fedfinlora.errors import UserError
+from fedfinlora.privacy.accounting import Steps, default_delta, epsilon, noise_multiplier_for
+from fedfinlora.privacy.dp_lora import SENSITIVITY, PublishedMechanism, steps_of
+from fedfinlora.privacy.ledger import Booked, Spending, book
+from fedfinlora.privacy.mechanism import NEIGHBOUR_SHARE, Mechanism, self_test, units_to_test
+from fedfinlora.wire import BankError, TrainRequest
+
+if TYPE_CHECKING:
+    from client_app.bank import BankFacts, BankRows
+    from fedfinlora.models import Session
+    from fedfinlora.training import Stretch
+
+log = logging.getLogger("fedfinlora.bank")
+NAMES = {
+    "example": "example-level DP-SGD", "dp_lora": "DP-LoRA as published",
+    "none": "none", "bank": "none in the bank (privacy=bank)",
+}  # fmt: skip
+"""privacy.mode -> what ledger and history call it."""
+CUSTOMERS = "customers"
+"""The entry of declared_rows that says how many customers there are."""
+
+
+@dataclass(frozen=True)
+class PrivacyPlan:
+    """What a private round does and costs; it is in the ledger when it is made."""
+
+    mechanism: Mechanism | PublishedMechanism
+    delta: float
+    epsilon_planned: float
+    steps: Steps
+    booked: Booked
+
+
+_tested: dict[tuple[str, str], tuple[str, bool]] = {}
+"""(Run, bank) whose gradients this process has tested -> (what was tested, whether units must go one to a pass)."""
+
+
+def declared_size(config: Config, declared: Mapping[str, int], is_sample: bool, max_rows: int | None = None) -> int:
+    """How many train rows the bank is taken to have for this request: the declared sizes of the tasks asked for, within the request's own limits.
+
+    `is_sample`: dataset.max_rows_per_task is already in the sizes (a simulated bank's). `max_rows` takes the place of train.max_rows; 0 = no
+    limit. Returns 0 where no declared task is asked for.
+    """
+    tasks = set(config.dataset.tasks) or declared.keys()
+    limit = 0 if is_sample else config.dataset.max_rows_per_task
+    sizes = [declared.get(task, 0) for task in tasks if task != CUSTOMERS]
+    rows = sum(min(size, limit or size) for size in sizes)
+    return min(rows, (config.train.max_rows if max_rows is None else max_rows) or rows)
+
+
+def delta_of(config: Config, facts: BankFacts, declared: Mapping[str, int]) -> float:
+    """The bank's delta: min(1e-5, N^-1.2) for its whole data set, or a smaller one from its settings or from the request."""
+    whole = sum(rows for task, rows in declared.items() if task != CUSTOMERS)
+    return min(default_delta(whole), facts.delta or 1.0, config.privacy.delta or 1.0)
+
+
+def make_plan(request: TrainRequest, facts: BankFacts, rows: BankRows, stretch: Stretch, session: Session) -> PrivacyPlan:
+    """Find the noise, test the gradients, and write the round into the ledger. BankError: nothing may be trained.
+
+    `stretch` is of a bank with the declared number of rows.
+    """
+    privacy = request.config.privacy
+    delta = delta_of(request.config, facts, rows.declared)
+    if len(rows.units) < max(1, facts.min_units):
+        raise BankError("privacy", f"{len(rows.units)} units for round {request.round}, fewer than min_units={facts.min_units}")
+    try:
+        mechanism: Mechanism | PublishedMechanism
+        if privacy.mode == "example":
+            mechanism, planned, steps = _example_level(request, facts, rows, stretch, session, delta)
+        else:
+            mechanism, planned, steps = _published(request, facts, stretch, delta)
+        booked = book_round(request, facts, rows, steps, delta)
+    except BankError:
+        raise
+    except (UserError, ValueError) as error:
+        raise BankError("privacy", str(error)) from error
+    log.info(
+        "%s: round %d: %s, noise multiplier %.3g, epsilon planned %.3g, spent on these rows %.3g at delta %.1e, %d units left out",
+        facts.name, request.round, NAMES[privacy.mode], mechanism.noise_multiplier, planned, booked.epsilon, delta, booked.left_out,
+    )  # fmt: skip
+    if isinstance(mechanism, Mechanism):
+        mechanism = _of_units(mechanism, booked.taking_part)
+    return PrivacyPlan(mechanism, delta, math.inf if facts.reproducible_noise else planned, steps, booked)
+
+
+def book_round(request: TrainRequest, facts: BankFacts, rows: BankRows, steps: Steps, delta: float) -> Booked:
+    """Write a round into the bank's ledger, with noise or without. UserError where the ledger or the budget does not allow it."""
+    privacy, unit = request.config.privacy, request.config.privacy.unit
+    limits = [limit for limit in (privacy.budget_epsilon, facts.budget_epsilon) if limit]
+    spending = Spending(
+        request.run, request.round, facts.name, NAMES[privacy.mode], unit if privacy.in_the_bank else "example", steps, facts.reproducible_noise
+    )  # fmt: skip
+    return book(
+        facts.ledger_folder,
+        rows.in_ledger,
+        spending,
+        delta=delta,
+        budget_epsilon=min(limits, default=0.0),
+        run_epsilon=facts.policy.max_epsilon if facts.policy and privacy.in_the_bank else 0.0,
+        witness=request.ledger_heads.get(facts.name),
+        version_1=rows.version_1,
+    )
+
+
+def _of_units(mechanism: Mechanism, taking_part: NDArray[np.bool_]) -> Mechanism:
+    """The same for the units whose rows may take part. The denominator stays: it is declared."""
+    return replace(mechanism, units=tuple(unit for unit in mechanism.units if taking_part[list(unit)].all()))
+
+
+def _example_level(
+    request: TrainRequest, facts: BankFacts, rows: BankRows, stretch: Stretch, session: Session, delta: float
+) -> tuple[Mechanism, float, Steps]:
+    """(mechanism, epsilon planned for the run, this round's steps) of DP-SGD."""
+    config, privacy = request.config, request.config.privacy
+    size = declared_size(config, rows.declared, is_sample=not facts.deployed)
+    sampling_rate = stretch.rows_per_step / size
+    if sampling_rate > 1:
+        wanted = f"train.batch_rows={config.train.batch_rows}" if config.train.batch_rows else "a step"
+        raise BankError("privacy", f"{wanted} is more than the {size} declared rows of {facts.name}: lower it")
+    declared_units = size if privacy.unit == "example" else rows.declared.get(CUSTOMERS, 0)
+    if not declared_units:
+        raise BankError("privacy", f"privacy.unit=customer needs {CUSTOMERS}:NUMBER among the declared_rows of {facts.name}")
+    noise = privacy.noise_multiplier
+    noise = noise or noise_multiplier_for(privacy.epsilon, delta, sampling_rate, stretch.total_steps)
+    planned = epsilon([Steps(sampling_rate, noise, stretch.total_steps)], delta)
+    expected_units = sampling_rate * declared_units
+    alone = _units_go_alone(request, facts, rows, session, expected_units)
+    mechanism = Mechanism(
+        clip_norm=privacy.clip_norm,
+        sampling_rate=sampling_rate,
+        noise_multiplier=noise,
+        units=rows.units,
+        expected_units=expected_units,
+        seed=config.seed,
+        bank=facts.name,
+        reproducible=facts.reproducible_noise,
+        alone=alone,
+        augmentations=privacy.augmentations,
+    )
+    return mechanism, planned, Steps(sampling_rate, noise, stretch.steps)
+
+
+def _units_go_alone(request: TrainRequest, facts: BankFacts, rows: BankRows, session: Session, expected_units: float) -> bool:
+    """Whether a unit's gradient changes too much when it is computed among others: measured on the adapter and with the settings of the request.
+
+    A deployed bank measures each adapter that it is sent, for a server could choose one that makes rounding large; simulated banks, whose server is theirs,
+    the first of a run.
+    """
+    config, what = request.config, hashlib.sha256(to_json(request.config).encode())
+    if facts.deployed:
+        what.update(request.adapter.tobytes())
+    tested, alone = _tested.get((request.run, facts.name), ("", True))
+    if tested == what.hexdigest():
+        return alone
+    write_adapter(session.model, request.adapter)
+    examples = [[rows.train[place] for place in unit] for unit in rows.units]
+    change = self_test(session.model, units_to_test(examples, config.train.batch_tokens), config.privacy.clip_norm)
+    alone = change * expected_units > NEIGHBOUR_SHARE
+    how = "one unit to a pass" if alone else "units packed together"
+    log.info("%s: computed among others a unit's gradient changes by %.2g of the clip norm: %s", facts.name, change, how)
+    _tested[request.run, facts.name] = what.hexdigest(), alone
+    return alone
+
+
+def _published(
+    request: TrainRequest, facts: BankFacts, stretch: Stretch, delta: float
+) -> tuple[PublishedMechanism, float, Steps]:
+    """The same of the published algorithm, at the epsilon that can honestly be stated for it."""
+    privacy = request.config.privacy
+    noise = privacy.noise_multiplier
+    noise = noise or SENSITIVITY * noise_multiplier_for(privacy.epsilon, delta, 1.0, stretch.total_steps)
+    planned = epsilon([steps_of(noise, stretch.total_steps)], delta)
+    mechanism = PublishedMechanism(privacy.clip_norm, noise, request.config.seed, facts.name, facts.reproducible_noise)
+    claimed = epsilon([Steps(1.0, noise, stretch.total_steps)], delta)
+    log.info(
+        "%s: DP-LoRA as published: epsilon %.3g at delta %.0e for %d steps, if one row may be in every minibatch and turn both clipped gradients "
+        "round; with the paper's own assumption, that a row moves them by C, it would be %.3g",
+        facts.name, planned, delta, stretch.total_steps, claimed,
+    )  # fmt: skip
+    return mechanism, planned, steps_of(noise, stretch.steps)

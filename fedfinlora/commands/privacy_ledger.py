@@ -1,0 +1,60 @@
+"""`privacy ledger FOLDER`: what a ledger says is spent, and the two ways to make a damaged one usable again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedfinlora.errors import ConfigError, UserError
+from fedfinlora.privacy.accounting import default_delta
+from fedfinlora.privacy.cohorts import CUSTOMER_BIT
+from fedfinlora.privacy.ledger_chain import Ledger, opened
+from fedfinlora.privacy.ledger_files import HEAD, LINES
+from fedfinlora.privacy.ledger_repair import Repair, book_as_spent, reconcile
+from fedfinlora.privacy.ledger_spent import histories, members
+
+
+def ledger_command(folder: Path, reconcile_with: Path | None, as_spent: bool, delta: float | None = None) -> int:
+    """Repair the ledger of a folder if asked to, and show it. `delta` None: the bank's default for as many rows as the
+    ledger knows.
+    """
+    if reconcile_with is not None and as_spent:
+        raise ConfigError("--reconcile and --book-as-spent are two ways out: choose one.")
+    if delta is not None and not 0 < delta < 1:
+        raise ConfigError(f"--delta {delta:g} must be between 0 and 1.")
+    if reconcile_with is not None:
+        print(_said(reconcile(folder, reconcile_with)))
+    elif as_spent:
+        print(_said(book_as_spent(folder)))
+        print("1 line without noise was booked on every row: no row of this ledger has any budget left")
+    if not (folder / LINES).exists() and not (folder / HEAD).exists():
+        raise UserError(f"There is no privacy ledger in {folder}.")
+    with opened(folder, writing=False) as ledger:
+        _show(ledger, delta)
+    return 0
+
+
+def _said(repair: Repair) -> str:
+    return (
+        f"{repair.kept} lines hold and are kept; {repair.booked_again} were booked again on the rows that they named, "
+        f"{repair.booked_on_every_row} on every row; the old files are in {repair.aside}"
+    )
+
+
+def _show(ledger: Ledger, delta: float | None) -> None:
+    hashes = ledger.index.hashes
+    customers = int((hashes >= CUSTOMER_BIT).sum())
+    rows = len(hashes) - customers
+    delta = delta or default_delta(max(rows, 1))
+    for line in ledger.lines[-20:]:
+        cohort = "every row" if line["cohort"] == "*" else f"cohort {line['cohort'][:12]}"
+        print(
+            f"{line['number']:>5}  {line['time']}  {line['run'][:40]}  round {line['round']}  {line['bank']}  by {line['unit']}  "
+            f"q {line['sampling_rate']:.3g}  sigma {line['noise_multiplier']:.3g}  {line['steps']} steps  {cohort}"
+        )
+    print(f"{len(ledger.lines)} lines, the last {min(20, len(ledger.lines))} shown; {rows} rows, {customers} customers")
+    for kind, by_customer in (("row", False), ("customer", True)):
+        units = members(ledger.index, by_customer)
+        if units.count:
+            largest = histories(ledger.lines, ledger.index, units).largest(delta)
+            print(f"largest epsilon of a {kind}: {largest:.4g} at delta {delta:.1e}")
+    print(f"head: line {ledger.head.number}, {ledger.head.hash}")
