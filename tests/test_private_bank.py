@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from fake_grid import FakeGrid, simulated_banks
 from hostile_server import BUDGET, Bank, code_of, write_bank
+from reliability import OUTCOMES
 from tiny_runs import overrides, result_of, rounds_of, write_lines, write_rows
 
 import client_app.bank
@@ -569,7 +570,7 @@ class TestFaults:
             [Steps(line["sampling_rate"], line["noise_multiplier"], line["steps"]) for line in booked(at)], 1e-5
         )
         assert second.figures.epsilon_spent > first.figures.epsilon_spent
-        assert [line["number"] for line in booked(at)] == [1, 2]
+        assert [line["number"] for line in booked(at)] == [1, 2], OUTCOMES["clock back"].does
         refused(config, replace(at, budget_epsilon=first.figures.epsilon_spent * 1.01), "above privacy.budget_epsilon", 3)
 
 
@@ -647,7 +648,7 @@ def test_a_bank_killed_on_the_way_has_booked_all_that_could_have_left(
         bank.kill()
         assert bank.wait(timeout=30) == -signal.SIGKILL
     at = facts(tmp_path)
-    assert len(booked(at)) == spent_rounds
+    assert len(booked(at)) == spent_rounds, OUTCOMES["killed booked"].does
     config = config_of(rows, tmp_path)
     spent = ask(config, at).figures.epsilon_spent
     alone = ask(config, facts(tmp_path / "elsewhere")).figures.epsilon_spent
@@ -702,6 +703,7 @@ def test_two_runs_on_the_same_rows_at_once_stay_within_the_budget_together(tmp_p
     assert set(told) == {"ok", "privacy"}
     assert told.count("ok") == len(bank.lines) > 2
     assert {line["run"] for line in bank.lines} == {"one", "two"}
+    assert any(OUTCOMES["two runs"].says in line["detail"] for line in bank.history)
     spent = epsilon([Steps(line["sampling_rate"], line["noise_multiplier"], line["steps"]) for line in bank.lines], 1e-5)
     assert spent <= BUDGET
     assert epsilon([Steps(1.0, bank.lines[0]["noise_multiplier"], len(bank.lines) + 1)], 1e-5) > BUDGET
