@@ -286,7 +286,7 @@ class Federation:
         folder = self.home / name
         nodes = {}
         for node, bank in enumerate((self.north, self.south), 1):
-            own = {"state-dir": str(folder / bank.home.name), "ledger-dir": str(folder / bank.home.name)}
+            own = {"state-dir": str(folder / bank.home.name), "ledger-dir": str(folder / f"{bank.home.name}-ledger")}
             nodes[node] = {"settings": str(bank.bank / "bank.yaml"), **own}
         return run_federated(
             FakeGrid(nodes), compose([*TINY, *SMALL, *more, f"output_dir={folder}", "run_name=run", "banks=2"])

@@ -316,6 +316,23 @@ def test_a_unit_alone_in_its_pass_is_the_same_to_the_bit_whoever_else_is_there()
         np.testing.assert_allclose(everybody[name] - without[name], last[name], atol=1e-6 * CLIP)
 
 
+def test_a_step_whose_units_change_among_others_is_computed_one_unit_to_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever adapter the server sends: neighbours that count are noticed in the step itself, and then there are none."""
+    session, examples = session_of(), rows(8)
+    how = mechanism_of([[place] for place in range(8)])
+    alone = step(session, examples, replace(how, alone=True))
+    honest = under_test.unit_gradients
+
+    def mixed(kept: Any, spans: Any) -> dict[str, Any]:
+        found = honest(kept, spans)
+        return {name: one + 0.1 * one.sum(0, keepdim=True) for name, one in found.items()} if len(spans) > 1 else found
+
+    monkeypatch.setattr(under_test, "unit_gradients", mixed)
+    found = step(session, examples, how)
+    for name in alone:
+        assert np.array_equal(found[name], alone[name])
+
+
 def test_products_of_common_beginnings_are_computed_once_and_change_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     session = session_of()
     draw = np.random.default_rng(3)

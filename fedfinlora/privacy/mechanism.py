@@ -15,19 +15,20 @@ the sum over its examples'.
 | a unit whose gradient is NaN or infinite | contributes zeros; the others are as they would be without it |
 | dropout | each unit has secret masks of its own (`fedfinlora.privacy.unit_passes`) |
 
-Neighbours. Products of other shapes round otherwise, so a unit's gradient among others is not to the last bit what it is alone. `self_test` measures by how much;
-NEIGHBOUR_SHARE of C is kept free for it, and where that would not do, units go one to a pass, which makes the difference nothing.
+Neighbours. Products of other shapes round otherwise, so a unit's gradient among others is not to the last bit what it is alone, and a hostile adapter could make much of
+it. NEIGHBOUR_SHARE of C is kept free for that. `self_test` measures it before a bank's first round, each step measures it again on the shortest of its units, and where
+it would not do, units go one to a pass, which makes the difference nothing.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from fedfinlora.adapter import trainable
 from fedfinlora.errors import UserError
@@ -144,18 +145,12 @@ def private_step(
 
     keys = mechanism.keys(step)
     parameters = trainable(model)
-    sums = _zeros(parameters)
     grid = mechanism.grid(sum(parameter.numel() for parameter in parameters.values()))
     places = poisson_sample(len(mechanism.units), mechanism.sampling_rate, Stream(keys.draws))
     drawn = [(unit, [examples[place] for place in mechanism.units[unit]]) for unit in places]
-    loss_sum, norms = 0.0, list[float]()
-    passes = private_passes(
-        model, drawn, 0 if mechanism.alone else batch_tokens, footprint, memory_bytes, mechanism.augmentations
-    )
-    for units in passes:
-        losses, found = add_units(model, units, grid, sums, keys.masks, mechanism.augmentations)
-        loss_sum += losses
-        norms += found
+    cut = partial(private_passes, model, drawn, footprint=footprint, memory_bytes=memory_bytes, copies=mechanism.augmentations)
+    summed = None if mechanism.alone else _summed(model, cut(batch_tokens), grid, keys.masks, mechanism)
+    sums, loss_sum, norms = summed or cast(_Summed, _summed(model, cut(0), grid, keys.masks, replace(mechanism, alone=True)))
     for gradient in extra:
         copies = {name: gradient[name].detach().to(parameters[name].device, torch.float32)[None].clone() for name in sums}
         add_to_grid(copies, grid, sums)
@@ -168,10 +163,48 @@ def private_step(
     return PrivateStep(tuple(example for _, unit in drawn for example in unit), loss_sum, tuple(norms))
 
 
+class _Summed(NamedTuple):
+    sums: dict[str, torch.Tensor]
+    """Name -> (out, in) float64, in steps of the grid."""
+    loss_sum: float
+    norms: list[float]
+
+
+def _summed(model: nn.Module, passes: Iterable[list[Unit]], grid: Grid, masks: bytes, mechanism: Mechanism) -> _Summed | None:
+    """The sum of the clipped gradients of all passes; None where the first pass shows that its units' neighbours change more than is kept free."""
+    sums = _zeros(trainable(model))
+    loss_sum, norms = 0.0, list[float]()
+    for number, units in enumerate(passes):
+        first = _zeros(sums) if number == 0 and len(units) > 1 and not mechanism.alone else None
+        losses, found = add_units(model, units, grid, sums, masks, mechanism.augmentations, first)
+        loss_sum += losses
+        norms += found
+        if first is not None and _changed(model, units[0], first, grid, masks, mechanism) > NEIGHBOUR_SHARE:
+            log.warning("a unit's gradient changes too much among others: the step is computed again, one unit to a pass")
+            return None
+    return _Summed(sums, loss_sum, norms)
+
+
+def _changed(
+    model: nn.Module, unit: Unit, among_others: Mapping[str, torch.Tensor], grid: Grid, masks: bytes, mechanism: Mechanism
+) -> float:
+    """What a change like this unit's, to its contribution alone, would be for all units of a step together, as a share of C."""
+    alone = _zeros(among_others)
+    add_units(model, [unit], grid, alone, masks, mechanism.augmentations)
+    squares = sum(float((alone[name] - among_others[name]).square().sum()) for name in alone)
+    return math.sqrt(squares) / grid.bound_steps * mechanism.expected_units
+
+
 def add_units(
-    model: nn.Module, units: Sequence[Unit], grid: Grid, sums: dict[str, torch.Tensor], masks: bytes, copies: int = 1
+    model: nn.Module,
+    units: Sequence[Unit],
+    grid: Grid,
+    sums: dict[str, torch.Tensor],
+    masks: bytes,
+    copies: int = 1,
+    first_unit: dict[str, torch.Tensor] | None = None,
 ) -> tuple[float, list[float]]:
-    """One pass: add the units' clipped gradients to `sums`, name -> (out, in) float64 in steps of the grid.
+    """One pass: add the units' clipped gradients to `sums`, name -> (out, in) float64 in steps of the grid; the first unit's to `first_unit` too.
 
     Returns (sum of their answer tokens' losses in nats, each unit's norm). Where a gradient is not finite the units go one by one: in one sequence, zero
     weight times infinity would spoil its neighbours too.
@@ -182,9 +215,17 @@ def add_units(
     norms: list[float] = []
     pending = _zeros(trainable(model))
     for first in range(0, len(spans), at_once):
-        norms += add_to_grid(unit_gradients(kept, spans[first : first + at_once]), grid, pending)
+        gradients = unit_gradients(kept, spans[first : first + at_once])
+        norms += add_to_grid(gradients, grid, pending)
+        if first_unit is not None and first == 0:
+            for name, steps in gradients.items():
+                first_unit[name] += steps[0]
     if len(units) > 1 and not all(map(math.isfinite, norms)):
         del kept, pending
+        if first_unit is not None:
+            for total in first_unit.values():
+                total.zero_()
+            add_units(model, units[:1], grid, first_unit, masks, copies)
         parts = [add_units(model, [unit], grid, sums, masks, copies) for unit in units]
         return sum(loss for loss, _ in parts), [norm for _, found in parts for norm in found]
     for name, total in pending.items():
@@ -271,11 +312,11 @@ def answer_means(pack: Pack) -> torch.Tensor:
     return (1.0 / lengths).repeat_interleave(lengths)
 
 
-def _zeros(parameters: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
-    """Name -> float64 zeros of each parameter's shape."""
+def _zeros(like: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Name -> float64 zeros of each tensor's shape."""
     import torch
 
-    return {name: torch.zeros_like(parameter, dtype=torch.float64) for name, parameter in parameters.items()}
+    return {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in like.items()}
 
 
 def units_to_test(units: Sequence[Sequence[Example]], most_tokens: int) -> list[Sequence[Example]]:

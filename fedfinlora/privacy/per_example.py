@@ -119,7 +119,7 @@ def norms_of(gradients: Mapping[str, torch.Tensor]) -> list[float]:
 def add_to_grid(gradients: Mapping[str, torch.Tensor], grid: Grid, sums: dict[str, torch.Tensor]) -> list[float]:
     """Clip each unit's gradient, round it to the grid and add it to `sums`: name -> (out, in) float64 with whole numbers of steps.
 
-    Returns the units' norms before the clip. `gradients`, name -> (units, out, in), is overwritten. A unit that is not finite counts as zeros.
+    Returns the units' norms before the clip. `gradients`, name -> (units, out, in), is overwritten with what was added. A unit that is not finite counts as zeros.
     UserError if a contribution were longer than C: then nothing of the step may be used.
     """
     import torch
