@@ -6,6 +6,7 @@ caches: Adam's moments are kept on the bank's own disk, by round, and a repeated
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -40,7 +41,8 @@ from fedfinlora.model_files import model_sha256
 from fedfinlora.models import Session, get_session
 from fedfinlora.packing import Example
 from fedfinlora.privacy.accounting import Steps
-from fedfinlora.privacy.ledger import Head, Rows, Version1, fingerprint, ledger_root
+from fedfinlora.privacy.cohorts import customer_of
+from fedfinlora.privacy.ledger import Booked, Head, Rows, Version1, fingerprint, ledger_root
 from fedfinlora.privacy.mechanism import Mechanism
 from fedfinlora.privacy.randomness import noise_is_reproducible
 from fedfinlora.runfolder import source_fingerprint, write_bytes
@@ -53,6 +55,8 @@ log = logging.getLogger("fedfinlora.bank")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SetAside = tuple[tuple[str, ...], int]
 """(Benchmarks, rows of each) of the public validation rows."""
+SAMPLE_KEY = "sample.key"
+"""In a deployed bank's state folder."""
 KEPT_STATES = 4
 """The server keeps two checkpoints, so it may ask for the round after the older of them again."""
 
@@ -196,7 +200,7 @@ def bank_dataset(dataset: DatasetConfig, facts: BankFacts) -> DatasetConfig:
         return dataset
     path = Path(facts.data_path).expanduser()
     source = "finlora" if (path / "train").is_dir() else "jsonl"
-    return replace(dataset, source=source, root=str(path.absolute()))
+    return replace(dataset, source=source, root=str(path.absolute()), on_bad_row="skip")
 
 
 def divide(config: Config, banks: int) -> list[list[Row]]:
@@ -237,29 +241,50 @@ def _own_rows(config: Config, facts: BankFacts) -> tuple[list[Row], int]:
         parts, bad_rows = _divided_for(config, facts.banks)
         return list(parts[facts.index]), bad_rows
     dataset = bank_dataset(config.dataset, facts)
-    if config.privacy.mode == "example":  # `sampled_rows` takes its part
+    if config.privacy.in_the_bank:  # `sampled_rows` takes its part
         dataset = replace(dataset, max_rows_per_task=0)
     loaded = load_rows(dataset, "train", dataset.tasks, config.seed)
     return list(loaded.rows), len(loaded.bad_rows)
 
 
 def sampled_rows(rows: Sequence[Row], config: Config, facts: BankFacts, declared: Mapping[str, int]) -> list[Row]:
-    """The part of a bank's rows that dataset.max_rows_per_task and train.max_rows leave to a round of privacy=example.
+    """The part of a bank's rows that dataset.max_rows_per_task and train.max_rows leave to a private round.
 
-    Each row is in or out by its own prompt and the run's seed, whatever other rows there are: in a sample of a fixed size one row more would
-    change which others are in it, and so the sum by far more than its own clipped gradient. The limits hold of the declared sizes, so the sample
-    has about so many rows.
+    Each row is in or out by its own prompt and a key, whatever other rows there are: in a sample of a fixed size one row more would
+    change which others are in it, and so the sum by far more than its own clipped gradient. A deployed bank's key is secret, so that no server can choose
+    a seed that singles rows out. The limits hold of the declared sizes, so the sample has about so many rows.
     """
     per_task = 0 if facts.banks else config.dataset.max_rows_per_task
     whole = declared_size(config, declared, is_sample=bool(facts.banks), max_rows=0)
     overall = config.train.max_rows / whole if config.train.max_rows and whole else 1.0
+    if not per_task and overall >= 1.0:
+        return list(rows)
+    key = _sample_key(facts) if facts.deployed else config.seed
 
     def takes_part(row: Row) -> bool:
         of_task = per_task / declared[row.task] if per_task and declared.get(row.task) else 1.0
         rate = min(of_task, 1.0) * min(overall, 1.0)
-        return rate >= 1.0 or derive_seed(config.seed, "private sample", facts.name, row.prompt) < rate * 2**63
+        return rate >= 1.0 or derive_seed(key, "private sample", facts.name, row.prompt) < rate * 2**63
 
     return [row for row in rows if takes_part(row)]
+
+
+def _sample_key(facts: BankFacts) -> int:
+    """The bank's secret key for samples of its rows, made once, in its state folder. UserError where it cannot be kept."""
+    file = facts.state_folder / SAMPLE_KEY
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            contextlib.suppress(FileExistsError),
+            open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream,
+        ):
+            stream.write(os.urandom(32))
+        key = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read or made ({error.strerror}).") from error
+    if len(key) != 32:
+        raise UserError(f"{file} is damaged: remove it, another one is made.")
+    return int.from_bytes(key, "big")
 
 
 def split_rows(rows: list[Row], config: Config, bank: str) -> tuple[list[Row], list[Row]]:
@@ -288,16 +313,23 @@ def bank_rows(config: Config, facts: BankFacts, tokenizer: Any) -> BankRows:
         config.seed,
         _set_aside_by(config),
         facts,
+        _state_of_files(facts),
     )
     if key not in _rows:
+        if facts.deployed:
+            _rows.clear()  # what was changed or deleted is not kept
         try:
             rows, bad = _own_rows(config, facts)
             declared = _declared(config, facts, rows) if config.privacy.in_the_bank or facts.deployed else {}
-            if config.privacy.mode == "example":
+            if config.privacy.in_the_bank:
                 kept, held_out = sampled_rows(rows, config, facts, declared), list[Row]()
             else:
                 kept, held_out = split_rows(rows, config, facts.name)
-            how = (config.model.context_tokens, config.dataset.on_bad_row, config.dataset.chat_template)
+            # Whether one bad row ends a round is not for a server to ask.
+            on_bad_row = "skip" if facts.deployed else config.dataset.on_bad_row
+            how = (config.model.context_tokens, on_bad_row, config.dataset.chat_template)
+            if config.privacy.in_the_bank and config.privacy.unit == "customer":
+                kept = with_customers(kept, facts.name)
             train_rows, holdout_rows = encode_rows(tokenizer, kept, *how), encode_rows(tokenizer, held_out, *how)
         except UserError as error:
             raise BankError("data", str(error)) from error
@@ -324,18 +356,37 @@ def bank_rows(config: Config, facts: BankFacts, tokenizer: Any) -> BankRows:
     return _rows[key]
 
 
+def _state_of_files(facts: BankFacts) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time of every file of a bank's own rows: a resident process notices that they were changed."""
+    if not facts.data_path:
+        return ()
+    found = []
+    for file in sorted(Path(facts.data_path).expanduser().rglob("*")):
+        with contextlib.suppress(OSError):
+            state = file.stat()
+            found.append((str(file), state.st_size, state.st_mtime_ns))
+    return tuple(found)
+
+
+def with_customers(rows: Sequence[Row], bank: str) -> list[Row]:
+    """The rows that say whose they are. BankError where none does."""
+    found = [row for row in rows if customer_of(row.issuer)]
+    if not found:
+        raise BankError(
+            "privacy", f"privacy.unit=customer: {len(rows)} of {len(rows)} rows have no `issuer` to tell customers by"
+        )
+    if len(found) < len(rows):
+        log.warning("%s: %d rows have no `issuer` and are left out under privacy.unit=customer", bank, len(rows) - len(found))
+    return found
+
+
 def units_of(rows: Sequence[Row], privacy: PrivacyConfig) -> tuple[tuple[int, ...], ...]:
-    """Places of each unit's rows: every row its own, or those with the same issuer together."""
+    """Places of each unit's rows: every row its own, or those of one customer together, as the ledger tells customers apart."""
     if privacy.unit == "example":
         return tuple((place,) for place in range(len(rows)))
-    without = sum(not row.issuer for row in rows)
-    if without:
-        raise BankError(
-            "privacy", f"privacy.unit=customer: {without} of {len(rows)} rows have no `issuer` to tell customers by"
-        )
     places: dict[str, list[int]] = {}
     for place, row in enumerate(rows):
-        places.setdefault(row.issuer.casefold(), []).append(place)
+        places.setdefault(customer_of(row.issuer), []).append(place)
     return tuple(map(tuple, places.values()))
 
 
@@ -343,7 +394,7 @@ def _whole_data_set(config: Config, facts: BankFacts, rows: Sequence[Row]) -> Se
     """All train rows of the bank: those of a simulated bank as they are, a bank's own files whole, whatever part of them a run samples."""
     if facts.banks:
         return rows
-    dataset = replace(bank_dataset(config.dataset, facts), max_rows_per_task=0, on_bad_row="skip", tasks=())
+    dataset = replace(bank_dataset(config.dataset, facts), max_rows_per_task=0, tasks=())
     return load_rows(dataset, "train", (), config.seed).rows
 
 
@@ -353,7 +404,7 @@ def _declared(config: Config, facts: BankFacts, rows: Sequence[Row]) -> dict[str
         return declared_sizes(facts.declared_rows)
     whole = _whole_data_set(config, facts, rows)
     found = {task: rounded_rows(count) for task, count in sorted(Counter(row.task for row in whole).items())}
-    customers = {row.issuer.casefold() for row in whole if row.issuer}
+    customers = {customer_of(row.issuer) for row in whole} - {""}
     return found | ({CUSTOMERS: rounded_rows(len(customers))} if customers else {})
 
 
@@ -421,9 +472,8 @@ def _noted_round(request: TrainRequest, facts: BankFacts) -> RoundReply:
     leave = (*ALWAYS_TOLD, *facts.reveal)
     figures = done.reply.figures
     told = tuple(name for name, value in asdict(figures).items() if name in leave and value and not math.isnan(value))
-    spent = figures.epsilon_spent if math.isfinite(figures.epsilon_spent) else None
     note(
-        "sent", rows=done.rows, steps=figures.steps, bytes_sent=done.reply.delta.nbytes, figures=told, epsilon_spent=spent, **done.spending
+        "sent", rows=done.rows, steps=figures.steps, bytes_sent=done.reply.delta.nbytes, figures=told, **done.spending
     )  # fmt: skip
     return done.reply
 
@@ -521,7 +571,7 @@ def _open_round(
             booked = book_round(request, facts, rows, without_noise, delta_of(config, facts, rows.declared))
         except UserError as error:
             raise BankError("privacy", str(error)) from error
-        head, spending = booked.head, _spending(config, without_noise, "example", booked.head, 0)
+        head, spending = booked.head, _spending(config, without_noise, "example", booked)
         on_booked(spending)
     holdout_loss = _holdout_loss(request, rows, session)
     delta, result = _trained(request, facts, session, rows.train, stretch, None)
@@ -555,7 +605,7 @@ def _private_round(
     stretch = stretch_of_round(request.round, config.num_server_rounds, steps, size, config.train)
     check_policy(request, facts, stretch.steps, math.ceil(stretch.steps * stretch.rows_per_step))
     plan = make_plan(request, facts, rows, stretch, session)
-    spending = _spending(config, plan.steps, config.privacy.unit, plan.booked.head, plan.booked.left_out)
+    spending = _spending(config, plan.steps, config.privacy.unit, plan.booked)
     if facts.reproducible_noise:
         spending["noise_multiplier"] = 0.0
     on_booked(spending)
@@ -563,7 +613,7 @@ def _private_round(
     delta, result = _trained(request, facts, session, examples, stretch, plan)
     if not delta.any():
         raise BankError("privacy", "the private steps did not move the adapter")
-    figures = Figures.withheld(result.steps, load_s, plan.epsilon_planned, plan.booked.epsilon, plan.delta)
+    figures = Figures.withheld(result.steps, load_s, plan.epsilon_planned, plan.booked.epsilon_told, plan.delta)
     return _Done(RoundReply(delta, session.layout.id, figures, plan.booked.head), result.rows, spending)
 
 
@@ -571,11 +621,12 @@ def _taking_part(rows: BankRows, plan: PrivacyPlan) -> tuple[Example, ...]:
     return tuple(row for row, takes_part in zip(rows.train, plan.booked.taking_part, strict=True) if takes_part)
 
 
-def _spending(config: Config, steps: Steps, unit: str, head: Head, left_out: int) -> dict[str, Any]:
+def _spending(config: Config, steps: Steps, unit: str, booked: Booked) -> dict[str, Any]:
     """What was booked, as the history has it."""
     return {
         "unit": unit, "mechanism": NAMES[config.privacy.mode], "sampling_rate": steps.sampling_rate, "noise_multiplier": steps.noise_multiplier, "noise_steps": steps.count,
-        "ledger_number": head.number, "ledger_hash": head.hash, "left_out": left_out,
+        "ledger_number": booked.head.number, "ledger_hash": booked.head.hash, "left_out": booked.left_out,
+        "epsilon_spent": booked.epsilon if math.isfinite(booked.epsilon) else None,
     }  # fmt: skip
 
 

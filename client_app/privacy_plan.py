@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from fedfinlora.adapter import write_adapter
 from fedfinlora.config import Config
 from fedfinlora.config_values import to_json
+from fedfinlora.deployment.history import newest_head
 from fedfinlora.errors import UserError
 from fedfinlora.privacy.accounting import Steps, default_delta, epsilon, noise_multiplier_for
 from fedfinlora.privacy.dp_lora import SENSITIVITY, PublishedMechanism, steps_of
@@ -119,6 +120,9 @@ def book_round(request: TrainRequest, facts: BankFacts, rows: BankRows, steps: S
         budget_epsilon=min(limits, default=0.0),
         run_epsilon=facts.policy.max_epsilon if facts.policy and privacy.in_the_bank else 0.0,
         witness=request.ledger_heads.get(facts.name),
+        own_witness=newest_head(facts.history_file) if facts.policy else None,
+        least_units=facts.min_units if privacy.in_the_bank else 0,
+        one_bank=facts.deployed,
         version_1=rows.version_1,
     )
 

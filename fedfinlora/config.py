@@ -15,6 +15,8 @@ PEFT_METHODS = ("lora", "qlora", "dora", "rslora", "lora_xs")
 SOURCES = ("sample", "finlora", "jsonl", "hub")
 PARTITIONERS = ("iid", "dirichlet", "by_task", "by_issuer", "by_path")
 STRATEGIES = ("fedavg", "fedavgm", "fedadam")
+MOST_ROUNDS = 100_000
+"""Of a run: what an accountant adds up within seconds."""
 PRIVACY_MODES = ("none", "example", "dp_lora", "bank")
 
 
@@ -119,7 +121,7 @@ class DatasetConfig:
     equalize_tasks: bool = False
     """Repeat the rows of small tasks up to max_rows_per_task (or the largest task), as FinLoRA repeats FPB, FiQA and TFNS."""
     on_bad_row: str = "skip"
-    """skip (count it and go on) or stop (end with file:line and the reason)."""
+    """skip (count it and go on) or stop (end with file:line and the reason). A bank with files of its own always skips: a refusal would tell of its rows."""
     chat_template: bool = False
     """Wrap prompts in the model's chat template. Off, as in FinLoRA: the row's context is the whole prompt."""
 
@@ -206,6 +208,8 @@ class TrainConfig:
         choose(self.optimizer, ("adamw", "sgd"), "train.optimizer")
         for name in ("learning_rate", "sgd_learning_rate", "batch_tokens", "holdout_every"):
             _require(getattr(self, name) > 0, f"train.{name} must be above 0, not {getattr(self, name)}.")
+        for name in ("learning_rate", "sgd_learning_rate"):
+            _require(math.isfinite(getattr(self, name)), f"train.{name} must be a finite number, not {getattr(self, name)}.")
         for name in [
             "batch_rows",
             "warmup_steps",
@@ -495,6 +499,10 @@ class Config:
 
     def __post_init__(self) -> None:
         _require(self.num_server_rounds >= 1, f"num_server_rounds must be 1 or more, not {self.num_server_rounds}.")
+        _require(
+            self.num_server_rounds <= MOST_ROUNDS,
+            f"num_server_rounds must be {MOST_ROUNDS:,} or fewer, not {self.num_server_rounds}.",
+        )
         _require(self.banks >= 1, f"banks must be 1 or more, not {self.banks}.")
         _require(self.workers >= 0, f"workers must be 0 (one a core or GPU) or more, not {self.workers}.")
         _require(self.seed >= 0, f"seed must be 0 or more, not {self.seed}.")

@@ -29,6 +29,8 @@ ARRAY_KEY = "vector"
 PART_NUMBERS = 2**20
 """A vector travels in parts of so many numbers: Flower takes four times an array's size in memory to put it together again."""
 BANK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+LONGEST_RUN_NAME = 200
+"""Bytes: it becomes the name of a folder."""
 MOST_SECONDS = 1e9
 MOST_LOSS = 1e6
 """Nats a token. Figures beyond these are no measurements."""
@@ -213,7 +215,13 @@ def unpack_request(content: RecordDict) -> TrainRequest:
         size = sum(int(array.shape[0]) for array in arrays.values())
     except (KeyError, IndexError, ValueError, TypeError, RecursionError, UserError) as error:
         raise BankError("config", f"unusable request: {error}") from error
-    if not run or "/" in run or run in (".", ".."):
+    if (
+        not run
+        or "/" in run
+        or run in (".", "..")
+        or not run.isprintable()
+        or len(run.encode("utf-8", "replace")) > LONGEST_RUN_NAME
+    ):
         raise BankError("config", "unusable run name in the request")
     if not 1 <= round_number <= config.num_server_rounds:
         raise BankError("config", f"round {round_number} in the request")

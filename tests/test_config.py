@@ -60,7 +60,7 @@ def test_json_gives_the_same_configuration_back() -> None:
 
 
 @given(
-    rounds=st.integers(1, 10**6),
+    rounds=st.integers(1, 10**5),
     seed=st.integers(0, 2**63 - 1),
     rate=st.floats(1e-9, 1e3),
     tasks=st.lists(st.text(min_size=1, max_size=8), max_size=4),

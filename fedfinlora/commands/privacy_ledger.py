@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedfinlora.errors import ConfigError, UserError
-from fedfinlora.privacy.accounting import default_delta
+from fedfinlora.privacy.accounting import Steps, default_delta, epsilon
 from fedfinlora.privacy.cohorts import CUSTOMER_BIT
 from fedfinlora.privacy.ledger_chain import Ledger, opened
-from fedfinlora.privacy.ledger_files import HEAD, LINES
+from fedfinlora.privacy.ledger_files import EVERY_ROW, HEAD, LINES
 from fedfinlora.privacy.ledger_repair import Repair, book_as_spent, reconcile
 from fedfinlora.privacy.ledger_spent import histories, members
 
@@ -57,4 +57,10 @@ def _show(ledger: Ledger, delta: float | None) -> None:
         if units.count:
             largest = histories(ledger.lines, ledger.index, units).largest(delta)
             print(f"largest epsilon of a {kind}: {largest:.4g} at delta {delta:.1e}")
+    on_every_row = [line for line in ledger.lines if line["cohort"] == EVERY_ROW]
+    if on_every_row:
+        steps = [Steps(line["sampling_rate"], line["noise_multiplier"], line["steps"]) for line in on_every_row]
+        print(
+            f"booked on every row, those that come later included: {len(on_every_row)} lines, epsilon {epsilon(steps, delta):.4g}"
+        )
     print(f"head: line {ledger.head.number}, {ledger.head.hash}")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fedfinlora.errors import UserError
+from fedfinlora.privacy.head import Head
 from fedfinlora.runfolder import unwritable
 
 
@@ -101,3 +102,10 @@ def rounds_today(file: Path) -> int:
     """Rounds that were begun today."""
     today = time.strftime("%Y-%m-%d")
     return sum(line["outcome"] == "begun" and line["day"] == today for line in read_history(file))
+
+
+def newest_head(file: Path) -> Head | None:
+    """The newest head of the bank's ledger that its history knows; None where it knows none."""
+    heads = [(line.get("ledger_number"), line.get("ledger_hash")) for line in read_history(file)]
+    known = [(number, value) for number, value in heads if number and value]
+    return Head(*max(known)) if known else None

@@ -62,7 +62,7 @@ def epsilon(spent: Iterable[Steps], delta: float) -> float:
         return math.inf
     if all(steps.sampling_rate == 1 for steps in together):
         return gaussian_epsilon(math.sqrt(sum(steps.count / steps.noise_multiplier**2 for steps in together)), delta)
-    return _prv(together, delta)
+    return max(0.0, _prv(together, delta))
 
 
 def gaussian_epsilon(mu: float, delta: float) -> float:

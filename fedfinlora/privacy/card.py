@@ -12,7 +12,7 @@ from fedfinlora.privacy.accounting import accountant_name
 FIGURES = ("epsilon_planned", "epsilon_spent", "delta")
 LEAVES = {
     "the noisy delta of each round": "the guarantee is about this, and about all that is made of it: the global adapter, its scores",
-    "epsilon planned, epsilon spent, delta": "of the ledger's lines and the bank's declared size, not of its rows",
+    "epsilon planned, epsilon spent, delta": "of the ledger's lines, added up as if one row had been in all of them, and of the bank's declared size; not of its rows",
     "number and hash of the ledger's last line": "how many rounds were booked on the bank's machine; the aggregator is a witness of them",
     "the number of optimiser steps": "set by the configuration, the same for every bank",
     "seconds to load the base model": "of the machine, not of the rows",
@@ -67,7 +67,7 @@ WORDS = {
         formula="g = step (sum of round(c_i G_i) + N_Z(0, 2^(2 L))) / (q N declared), with |round(c_i G_i)| <= C / step and step = sigma C / 2^L",
         trusted=_OWN_NOISE,
         sampling="each unit is in a step with probability q, drawn from the operating system's entropy",
-        composition="by row, over all rounds and all runs in each bank's ledger: the largest over the rows of now",
+        composition="over all rounds and all runs in each bank's ledger, as if one row had been in all of them; each bank counts by row, and no row has spent more",
         leaves=LEAVES,
         withheld=WITHHELD,
         limits=(*BANK_SIDE_LIMITS, *COMMON_LIMITS),

@@ -68,12 +68,23 @@ class Cohort(NamedTuple):
 
 
 def normalised(text: str) -> str:
-    """NFKC, every stretch of white space one space, none at the ends.
+    """NFKC without invisible format characters, every stretch of white space one space, none at the ends.
 
-    >>> normalised("  Is the  \\u00a0 news\\n good? ")
+    >>> normalised("  Is the  \\u00a0 news\\n good\\u200b? ")
     'Is the news good?'
     """
-    return " ".join((text if text.isascii() else unicodedata.normalize("NFKC", text)).split())
+    if not text.isascii():
+        text = "".join(letter for letter in unicodedata.normalize("NFKC", text) if unicodedata.category(letter) != "Cf")
+    return " ".join(text.split())
+
+
+def customer_of(issuer: str) -> str:
+    """How a customer is told from others: the normalised name without regard to case; "" where there is none.
+
+    >>> customer_of(" Ada\\u00a0 BANK "), customer_of("  ")
+    ('ada bank', '')
+    """
+    return normalised(normalised(issuer).casefold())
 
 
 @lru_cache(maxsize=4)
@@ -83,7 +94,7 @@ def hash_rows(rows: Rows, key: bytes) -> HashedRows:
     hashed = _hashes((normalised(prompt) for prompt in rows.prompts), key, b"row") & clear
     if not rows.customers:
         return HashedRows(hashed, np.zeros(len(hashed), dtype=np.uint64))
-    names = [normalised(normalised(name).casefold()) for name in rows.customers]
+    names = [customer_of(name) for name in rows.customers]
     has_one = np.array([bool(name) for name in names], dtype=bool)
     return HashedRows(hashed, np.where(has_one, _hashes(names, key, b"customer") | CUSTOMER_BIT, np.uint64(0)))
 

@@ -9,7 +9,9 @@ customer add up, `ledger_chain.py` which files there are.
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedfinlora.errors import UserError
-from fedfinlora.privacy.accounting import Steps
+from fedfinlora.privacy.accounting import Steps, epsilon
 from fedfinlora.privacy.cohorts import Rows, cohort_of, hash_rows
 from fedfinlora.privacy.head import Head
 from fedfinlora.privacy.ledger_chain import Entry, Ledger, opened
-from fedfinlora.privacy.ledger_files import HEAD, LINES, LedgerError, has_line, origins, refusal
+from fedfinlora.privacy.ledger_files import EVERY_ROW, HEAD, LINES, LedgerError, has_line, origins, refusal
 from fedfinlora.privacy.ledger_spent import Histories, Units, histories, units_of
 from fedfinlora.privacy.ledger_v1 import Version1, everything_is_spent, fingerprint, take_over
 
@@ -67,6 +69,8 @@ class Booked:
     """(rows,): the rows that the round may use."""
     left_out: int
     """Units whose budget is exhausted."""
+    epsilon_told: float
+    """What may leave the bank of it: the bank's lines added up as if one unit had been in all of them, so no row decides it, and no row has spent more."""
 
 
 def ledger_root() -> Path:
@@ -84,11 +88,15 @@ def book(
     run_epsilon: float = 0.0,
     witness: Head | None = None,
     version_1: Version1 | None = None,
+    own_witness: Head | None = None,
+    least_units: int = 0,
+    one_bank: bool = False,
 ) -> Booked:
     """Write one round on all units whose budget allows it; it is on the disk when this returns.
 
     `budget_epsilon`: what a unit may spend over all runs; `run_epsilon`: what any unit may spend in this run; 0 = no
-    limit. `witness`: the newest head that the aggregator has seen. Raises BudgetError before anything is written where
+    limit. `witness`: the newest head that the aggregator has seen; `own_witness`: the newest in the bank's own history; `one_bank`: all lines are this bank's, whatever name it had (else several simulated
+    banks share the ledger). Raises BudgetError before anything is written where
     no unit may take part or the run's own total would be too large; LedgerError for a ledger that is damaged, cut,
     rolled back or cannot be written (the round may then be booked already: too much, never too little); UserError for
     rows without a customer where the unit is the customer. Two processes book one after the other.
@@ -98,7 +106,8 @@ def book(
     by_customer = spending.unit == "customer"
     steps = spending.booked_steps
     with opened(folder) as ledger:
-        _check_witness(ledger, witness)
+        _check_witness(ledger, witness, "the aggregator has seen its")
+        _check_witness(ledger, own_witness, "the bank's own history has its")
         if version_1 is not None:
             take_over(ledger, version_1)
         hashed = hash_rows(rows, ledger.key)
@@ -113,6 +122,11 @@ def book(
                 f"{'customer' if by_customer else 'row'} above privacy.budget_epsilon={budget_epsilon:g}. Nothing was trained."
             )
         unit_allowed = allowed[after.of_unit]
+        if int(unit_allowed.sum()) < least_units:
+            raise BudgetError(
+                f"{spending.bank}: {int(unit_allowed.sum())} units still have budget for round {spending.round} of {spending.run}, fewer than "
+                f"min_units={least_units}. Nothing was trained."
+            )
         if run_epsilon:
             _check_run(ledger, units, unit_allowed, spending, run_epsilon, delta)
         taking_part = unit_allowed[units.of_row]
@@ -121,8 +135,9 @@ def book(
             Entry(spending.run, spending.round, spending.bank, spending.mechanism, spending.unit, steps, cohort)
         )  # fmt: skip
         ledger.commit()
+        told = _told(ledger.lines, spending, delta, one_bank)
         left_out = int((~unit_allowed).sum() if by_customer else (~taking_part).sum())
-        return Booked(ledger.head, after.largest(delta, allowed), taking_part, left_out)
+        return Booked(ledger.head, after.largest(delta, allowed), taking_part, left_out, told)
 
 
 def read_lines(folder: Path) -> list[dict[str, Any]]:
@@ -133,14 +148,24 @@ def read_lines(folder: Path) -> list[dict[str, Any]]:
         return ledger.lines
 
 
-def _check_witness(ledger: Ledger, witness: Head | None) -> None:
+def _told(lines: Sequence[Mapping[str, Any]], spending: Spending, delta: float, one_bank: bool) -> float:
+    """Epsilon of all lines of this bank, and of those that count for every row, together; infinite by customer after lines by row, whose cost to a
+    customer depends on how many rows it has.
+    """
+    own = [line for line in lines if one_bank or line["bank"] == spending.bank or line["cohort"] == EVERY_ROW]
+    if spending.unit == "customer" and any(line["unit"] != "customer" for line in own):
+        return math.inf
+    return epsilon([Steps(line["sampling_rate"], line["noise_multiplier"], line["steps"]) for line in own], delta)
+
+
+def _check_witness(ledger: Ledger, witness: Head | None, who: str) -> None:
     """The ledger must have the line that the aggregator has seen, itself or booked again."""
     if witness is None or has_line(ledger.lines, witness) or everything_is_spent(ledger):
         return
     if not any(origin["hash"] == witness.hash for line in ledger.lines for origin in origins(line)):
         raise refusal(
             ledger.folder,
-            f"the aggregator has seen its line {witness.number}, which it does not have: it was rolled back or cut",
+            f"{who} line {witness.number}, which it does not have: it was rolled back or cut",
         )
 
 

@@ -82,8 +82,12 @@ def reconcile(folder: Path, history_file: Path) -> Repair:
     """
     if not history_file.is_file():
         raise UserError(f"{history_file} is no file. It is the bank's state folder's history/NAME.jsonl.")
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no folder. Name the folder of the bank's ledger.")
+    _check_folder(folder)
+    events = _of_history(history_file)
+    if not events:
+        raise UserError(
+            f"{history_file} has no booked round. Name the bank's own history: its state folder's history/NAME.jsonl."
+        )
     with locked(folder):
         salvage = _salvage(folder)
         entries = [_again(line, cohort) for line, cohort in salvage.lost]
@@ -91,7 +95,7 @@ def reconcile(folder: Path, history_file: Path) -> Repair:
         numbers = {line["number"] for line in salvage.kept} | {line["number"] for line, _ in salvage.lost}
         for line in (*salvage.kept, *(line for line, _ in salvage.lost)):
             known |= {origin["hash"] for origin in origins(line)}
-        for number, entry in _of_history(history_file):
+        for number, entry in events:
             numbers.add(number)
             assert entry.origin is not None
             if entry.origin["hash"] not in known:
@@ -108,12 +112,20 @@ def reconcile(folder: Path, history_file: Path) -> Repair:
 
 def book_as_spent(folder: Path) -> Repair:
     """Keep what holds, and add a line without noise that counts for every row, those that come later included."""
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no folder. Name the folder of the bank's ledger.")
+    _check_folder(folder)
     with locked(folder):
         salvage = _salvage(folder)
         entry = Entry("", 0, "", "everything was booked as spent", "example", Steps(1.0, 0.0, 1), None)
         return _renew(folder, salvage, [entry])
+
+
+def _check_folder(folder: Path) -> None:
+    """UserError for a folder of something else: a repair of the wrong one would leave the right one as it is."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder. Name the folder of the bank's ledger.")
+    found = {path.name for path in folder.iterdir()}
+    if found and not found & {LINES, HEAD, KEY, INDEX, COHORTS, "lock"}:
+        raise UserError(f"{folder} has other things in it than a ledger. Name the folder of the bank's ledger.")
 
 
 def _salvage(folder: Path) -> _Salvage:

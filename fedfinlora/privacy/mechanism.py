@@ -356,7 +356,7 @@ def self_test(model: nn.Module, units: Sequence[Sequence[Example]], clip_norm: f
                 changes.append(_distance(own, alone, grid) / grid.bound_steps)
     finally:
         model.train(was_training)
-    return fmean(changes) if changes else 0.0
+    return fmean(changes) if changes else math.inf
 
 
 def _distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], grid: Grid) -> float:
