@@ -91,7 +91,8 @@ def private_words(cells: Sequence[Cell]) -> str:
     )
     if private:
         spent = max(bank["epsilon_spent"] or math.inf for cell in private for bank in cell["privacy"])
-        text += f"Every cell has ledgers of its own; the largest epsilon spent by a row of any is {spent:.2f}. "
+        text += f"Every cell has a ledger of its own; the largest epsilon spent by a row of any is {spent:.2f} (the "
+        text += "simulated banks of a cell share one, so a row whose text is at several of them counts for each). "
     return text + " ".join(said)
 
 

@@ -231,7 +231,7 @@ def _privacy(run: Run) -> str:
         guarantee = (
             f"<p>For every unit ({text(card.get('unit'))}): <b>ε = {epsilon:.3g}</b> at δ = {delta:.0e}, over all runs in the banks' ledgers. "
             "Somebody who knows everything else and cannot tell beforehand whether the unit took part (even odds) can be at most "
-            f"{100 * surest:.1f} % sure of it afterwards, except with probability δ.</p>"
+            f"{100 * surest:.5g} % sure of it afterwards, except with probability δ.</p>"
         )
     words = ("unit", "adjacency", "trusted", "mechanism", "formula", "sampling", "accountant", "composition", "audit")
     facts = {key: card[key] for key in (*words, "clip_norm", "noise_multiplier") if card.get(key) not in (None, "")}
