@@ -406,10 +406,10 @@ class TestNothingOfARowIsSaid:
         assert_not_said(runs, run, MARKER)
 
     def test_no_row_text_and_no_path_when_a_banks_own_rows_are_bad(self, runs: Runs, tmp_path: Path) -> None:
-        """bank-1 reads its own folder, whose third row is no JSON, and is told to stop at bad rows."""
+        """bank-1 reads its own folder, in which no line is a row."""
         own = write_rows(tmp_path / f"folder-{MARKER}", word=MARKER)
         file = own / "train" / "fpb_train.jsonl"
-        file.write_text(f'{file.read_text()}{{"context": "{MARKER}\n')
+        file.write_text(f'{{"context": "{MARKER}\n')
         nodes = runs.nodes(2)
         nodes[99] = {"bank": "bank-1", "data-path": str(own), "state-dir": str(tmp_path / "states")}
         runs.grid = FakeGrid(nodes)
