@@ -70,7 +70,7 @@ LIES = (
     Lie("asks for rows so short that there is one", "privacy", "fewer than min_", {"model.context_tokens": 18}),
     Lie("asks for rows so short that there is none", "privacy", "no usable train rows", {"model.context_tokens": 3}),
     Lie("asks for rows of a task that is not there", "privacy", "data: ", {"dataset.tasks": ["nwgi"]}),
-    Lie("asks to stop at a bad row, to learn whether there is one", "privacy", "data: ", {"dataset.on_bad_row": "stop"}),
+    Lie("asks to stop at a bad row, to learn whether there is one", "ok", "sent", {"dataset.on_bad_row": "stop"}),
     Lie("asks for a task twice", "ok", "sent", {"dataset.tasks": ["fpb", "fpb"]}),
     Lie("asks for steps of one row more than declared", "privacy", "is more than the 63 declared rows", {"train.batch_rows": 64}),
     Lie("asks for steps of a million rows", "privacy", "is more than the 63 declared rows", {"train.batch_rows": 10**6}),

@@ -348,6 +348,8 @@ def test_every_command_of_the_readme_runs(demo: Path, place: Path, monkeypatch: 
             words[0] = "centralized"
         if words[0] in OVERRIDDEN and not any(word.startswith("run_name=") for word in words):
             words.append(f"run_name=command-{number}")
+        # Each as on a machine of its own: the rows of all of them are the same, and one ledger would add them up.
+        monkeypatch.setenv("FEDFINLORA_LEDGER", str(place / f"ledger-{number}"))
         status = simulate_here(words, place / f"banks-{number}") if words[0] == "simulate" else main(words)
         # 20 canaries of a tiny model decide nothing, and the audit says so.
         assert status in ((0, 3) if words[0] == "audit" else (0,)), f"{command.text}\nrun as: {shlex.join(words)}"

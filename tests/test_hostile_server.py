@@ -98,7 +98,7 @@ def test_all_refusals_that_depend_on_rows_are_one(bank: Bank) -> None:
     asked = [{"train.batch_rows": rows} for rows in (64, 100, 10**6)]
     asked += [{"dataset.tasks": ["fiqa"], "train.batch_rows": rows} for rows in (1, 2, 3, 4)]
     asked += [{"model.context_tokens": tokens} for tokens in (3, 18)]
-    asked += [{"privacy.unit": "customer"}, {"dataset.on_bad_row": "stop"}, {"dataset.tasks": ["nwgi"]}]
+    asked += [{"privacy.unit": "customer"}, {"dataset.tasks": ["nwgi"]}]
     asked += [{"privacy.epsilon": 0.0, "privacy.noise_multiplier": 1e-3}, {"train.max_rows": 3, "train.batch_rows": 1}]
     answers = [bank.lied_to(Lie("", "privacy", "", config)) for config in asked]
     assert {json.dumps(dict(answer.config_records["reply"])) for answer in answers} == {
