@@ -350,6 +350,7 @@ def test_every_command_of_the_readme_runs(demo: Path, place: Path, monkeypatch: 
             words.append(f"run_name=command-{number}")
         # Each as on a machine of its own: the rows of all of them are the same, and one ledger would add them up.
         monkeypatch.setenv("FEDFINLORA_LEDGER", str(place / f"ledger-{number}"))
+        monkeypatch.setenv("FEDFINLORA_WITNESS", str(place / f"witness-{number}"))
         status = simulate_here(words, place / f"banks-{number}") if words[0] == "simulate" else main(words)
         # 20 canaries of a tiny model decide nothing, and the audit says so.
         assert status in ((0, 3) if words[0] == "audit" else (0,)), f"{command.text}\nrun as: {shlex.join(words)}"
