@@ -613,7 +613,7 @@ def _private_round(
     delta, result = _trained(request, facts, session, examples, stretch, plan)
     if not delta.any():
         raise BankError("privacy", "the private steps did not move the adapter")
-    figures = Figures.withheld(result.steps, load_s, plan.epsilon_planned, plan.booked.epsilon_told, plan.delta)
+    figures = Figures.withheld(result.steps, load_s, plan.epsilon_planned, plan.booked.epsilon_reported, plan.delta)
     return _Done(RoundReply(delta, session.layout.id, figures, plan.booked.head), result.rows, spending)
 
 

@@ -262,7 +262,7 @@ def rounds_booked_as_one(patch: Patch) -> None:
     def book(folder: Path, rows: Any, spending: Any, *, delta: float, **named: Any) -> Any:
         booked = real(folder, rows, spending, delta=delta, **named)
         first = privacy_plan.epsilon([spending.booked_steps], delta)
-        return replace(booked, epsilon=first, epsilon_told=first)
+        return replace(booked, epsilon=first, epsilon_reported=first)
 
     patch.setattr(privacy_plan, "book", book)
 

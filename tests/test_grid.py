@@ -146,8 +146,8 @@ class TestRandomness:
         assert np.abs(np.corrcoef(drawn.T) - np.eye(20)).max() < 0.09
         assert drawn.sum(axis=1).std() == pytest.approx(math.sqrt(20 * 0.3 * 0.7), rel=0.08)
 
-    def test_masks_of_units_and_copies_have_seeds_of_their_own(self) -> None:
+    def test_masks_of_units_have_seeds_of_their_own(self) -> None:
         masks = secret_keys().masks
-        seeds = {unit_seed(masks, unit, copy) for unit in range(100) for copy in range(3)}
+        seeds = {unit_seed(masks, unit) for unit in range(300)}
         assert len(seeds) == 300
         assert unit_seed(secret_keys().masks, 0) not in seeds

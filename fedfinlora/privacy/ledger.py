@@ -69,7 +69,7 @@ class Booked:
     """(rows,): the rows that the round may use."""
     left_out: int
     """Units whose budget is exhausted."""
-    epsilon_told: float
+    epsilon_reported: float
     """What may leave the bank of it: the bank's lines added up as if one unit had been in all of them, so no row decides it, and no row has spent more."""
 
 
@@ -135,9 +135,9 @@ def book(
             Entry(spending.run, spending.round, spending.bank, spending.mechanism, spending.unit, steps, cohort)
         )  # fmt: skip
         ledger.commit()
-        told = _told(ledger.lines, spending, delta, one_bank)
+        reported = _reported(ledger.lines, spending, delta, one_bank)
         left_out = int((~unit_allowed).sum() if by_customer else (~taking_part).sum())
-        return Booked(ledger.head, after.largest(delta, allowed), taking_part, left_out, told)
+        return Booked(ledger.head, after.largest(delta, allowed), taking_part, left_out, reported)
 
 
 def read_lines(folder: Path) -> list[dict[str, Any]]:
@@ -148,7 +148,7 @@ def read_lines(folder: Path) -> list[dict[str, Any]]:
         return ledger.lines
 
 
-def _told(lines: Sequence[Mapping[str, Any]], spending: Spending, delta: float, one_bank: bool) -> float:
+def _reported(lines: Sequence[Mapping[str, Any]], spending: Spending, delta: float, one_bank: bool) -> float:
     """Epsilon of all lines of this bank, and of those that count for every row, together; infinite by customer after lines by row, whose cost to a
     customer depends on how many rows it has.
     """

@@ -105,10 +105,6 @@ class Mechanism:
         """The grid for an adapter of `size` numbers."""
         return Grid(self.clip_norm, self.noise_multiplier, size, 1 - NEIGHBOUR_SHARE)
 
-    def sensitivity(self) -> float:
-        """By how much one unit, there or not, moves the sum of a step: C, for add/remove neighbours."""
-        return self.clip_norm
-
 
 @dataclass(frozen=True)
 class PrivateStep:
@@ -290,11 +286,6 @@ def tokens_of(unit: Sequence[Example]) -> int:
 def pack_units(units: Sequence[Sequence[Example]], device: torch.device | str) -> Pack:
     """The units one after the other, nothing shared."""
     return make_pack([example for unit in units for example in unit], device, share=False, keep_order=True)
-
-
-def spans_of(units: Sequence[Sequence[Example]]) -> list[Span]:
-    """Where each unit lies in the packed sequence."""
-    return spans_of_lengths([tokens_of(unit) for unit in units])
 
 
 def token_losses(model: nn.Module, pack: Pack) -> torch.Tensor:

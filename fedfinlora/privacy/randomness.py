@@ -68,9 +68,9 @@ def noise_is_reproducible() -> bool:
     return os.environ.get(REPRODUCIBLE_VARIABLE, "") == "1"
 
 
-def unit_seed(masks: bytes, unit: int, copy: int = 0) -> int:
+def unit_seed(masks: bytes, unit: int) -> int:
     """A 63-bit seed for the dropout masks of one unit of one step, independent of what else is in the step."""
-    digest = hashlib.blake2b(unit.to_bytes(8, "big") + copy.to_bytes(8, "big"), key=masks, digest_size=8).digest()
+    digest = hashlib.blake2b(unit.to_bytes(8, "big"), key=masks, digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
