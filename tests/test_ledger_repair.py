@@ -240,6 +240,15 @@ class TestCommand:
         assert ledger_command(folder, None, True, None) == 0
         assert "largest epsilon of a row: inf" in capsys.readouterr().out
 
+    def test_it_finds_a_damaged_cohort_that_no_booking_reads_and_the_history_mends_it(
+        self, folder: Path, history: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for file in (folder / "cohorts").iterdir():
+            file.write_bytes(file.read_bytes()[:-12] + b"\0" * 12)
+        assert ledger_command(folder, None, False, DELTA) == 1
+        assert "is damaged" in capsys.readouterr().out
+        assert ledger_command(folder, history, False, DELTA) == 0
+
     def test_what_makes_no_sense_is_refused(self, folder: Path, history: Path, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="choose one"):
             ledger_command(folder, history, True, DELTA)

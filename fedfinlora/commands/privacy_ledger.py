@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.privacy.accounting import Steps, default_delta, epsilon
-from fedfinlora.privacy.cohorts import CUSTOMER_BIT
+from fedfinlora.privacy.cohorts import CUSTOMER_BIT, CohortError
 from fedfinlora.privacy.ledger_chain import Ledger, opened
 from fedfinlora.privacy.ledger_files import EVERY_ROW, HEAD, LINES
 from fedfinlora.privacy.ledger_repair import Repair, book_as_spent, reconcile
@@ -30,7 +30,24 @@ def ledger_command(folder: Path, reconcile_with: Path | None, as_spent: bool, de
         raise UserError(f"There is no privacy ledger in {folder}.")
     with opened(folder, writing=False) as ledger:
         _show(ledger, delta)
-    return 0
+        return _check_cohorts(ledger)
+
+
+def _check_cohorts(ledger: Ledger) -> int:
+    """Read every cohort file, which a booking does for the newest only; 1 where one is damaged."""
+    damaged = []
+    for address in sorted({line["cohort"] for line in ledger.lines} - {EVERY_ROW}):
+        try:
+            ledger.files.read(address)
+        except CohortError as error:
+            damaged.append(str(error))
+    if not damaged:
+        return 0
+    print(
+        f"{'; '.join(damaged)}. What is spent is still right, out of the index; without the index these lines could not be read. "
+        "--reconcile HISTORY books them again."
+    )
+    return 1
 
 
 def _said(repair: Repair) -> str:

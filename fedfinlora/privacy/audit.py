@@ -15,8 +15,8 @@ CHECKS = {
     LEDGER: "the booked epsilon against another library, a changed row, the delta of the budget",
 }
 """Name -> what it does."""
-EXIT_STATUS = {REFUTED: 1, INCONCLUSIVE: 3, STANDS: 0, NO_CLAIM: 0}
-"""Of the worst verdict, in this order."""
+EXIT_STATUS = {REFUTED: 1, INCONCLUSIVE: 3, NO_CLAIM: 3, STANDS: 0}
+"""Of the worst verdict, in this order. Where nothing is claimed nothing was shown to stand."""
 
 
 @dataclass(frozen=True)
