@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from data.catalog import Benchmark
 from data.rows import Row
 from data.sources import load_rows
+from fedfinlora.base_checks import context_tokens
 from fedfinlora.config import Config
 from fedfinlora.errors import UserError
 from fedfinlora.seeds import generator
@@ -48,7 +49,7 @@ def few_shot_rows(config: Config, benchmark: Benchmark, rows: Sequence[Row], len
         if config.dataset.on_bad_row == "stop":
             raise
         return ShotRows((), (), "", f"no examples for evaluation.shots={config.evaluation.shots}: {error}")
-    room_tokens = config.model.context_tokens - benchmark.budget_tokens
+    room_tokens = context_tokens(config.model) - benchmark.budget_tokens
     return with_shots(rows, train_rows, config.evaluation.shots, config.seed, benchmark, length, room_tokens)
 
 

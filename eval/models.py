@@ -21,6 +21,7 @@ from eval.plain_generation import generate_plainly
 from eval.scoring import read_answer
 from eval.settling import READ_BY_FIRST_LABEL, Settling, fewest_marker_tokens
 from fedfinlora.adapter import Vector, read_adapter, write_adapter
+from fedfinlora.base_checks import context_tokens
 from fedfinlora.checkpoint import adapter_checksum
 from fedfinlora.config import Config
 from fedfinlora.embedded import CACHE_FORMAT, is_embedded
@@ -142,7 +143,7 @@ class LocalModel:
         return {**self.identity, **asked}
 
     def prompts(self, rows: Sequence[Row], benchmark: Benchmark) -> list[str | None]:
-        room = self.config.model.context_tokens - benchmark.budget_tokens
+        room = context_tokens(self.config.model) - benchmark.budget_tokens
         return [prompt_id(tokens) if len(tokens) <= room else None for tokens in self._tokens(rows)]
 
     def generate(self, benchmark: Benchmark, rows: Sequence[Row], asked: Sequence[int], on_answer: OnAnswer) -> None:

@@ -8,7 +8,7 @@ Whatever would change the mathematics and cannot be computed here is refused by 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,10 +97,17 @@ def check_start(config: Config) -> None:
     """UserError where the adapter in config.start_adapter is of another kind than the run's. Reads no tensors."""
     if not config.start_adapter:
         return
-    found, wanted = peft_settings(Path(config.start_adapter), config), config.peft
+    found = peft_settings(Path(config.start_adapter), config)
+    differing = differing_settings(found, config.peft, {"method", "rank", "alpha", "target_modules"})
+    if differing:
+        raise UserError(f"start_adapter={config.start_adapter} is of another kind. Set {', '.join(differing)}.")
+
+
+def differing_settings(found: PeftConfig, wanted: PeftConfig, names: Set[str]) -> list[str]:
+    """Which of the named settings of a folder's adapter are not as wanted, as `peft.rank=4 (here 8)`."""
     # QLoRA is LoRA on a base of 4 bits; the folder of LoRA-XS holds the LoRA that it equals.
     kinds = {"qlora": "lora", "lora_xs": "lora"}
-    differing = [
+    return [
         f"peft.{name}={there} (here {here})"
         for name, there, here in (
             ("method", found.method, kinds.get(wanted.method, wanted.method)),
@@ -108,10 +115,8 @@ def check_start(config: Config) -> None:
             ("alpha", found.alpha, wanted.alpha),
             ("target_modules", sorted(found.target_modules), sorted(wanted.target_modules)),
         )
-        if there != here
+        if name in names and there != here
     ]
-    if differing:
-        raise UserError(f"start_adapter={config.start_adapter} is of another kind. Set {', '.join(differing)}.")
 
 
 def start_files(config: Config) -> dict[str, str]:

@@ -10,8 +10,10 @@ from fedfinlora.config import ModelConfig
 from fedfinlora.embedded import embedded_folder, is_embedded
 from fedfinlora.errors import UserError
 
-SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja")
-"""What is read of a model's folder: its configuration, weights and tokenizer."""
+WANTED = (".json", ".safetensors", ".model", ".txt", ".jinja")
+"""What is fetched from a hub: a model's configuration, weights and tokenizer."""
+SUFFIXES = (*WANTED, ".bin", ".pt", ".pth", ".py", ".gguf", ".h5", ".msgpack")
+"""What counts in a model's hash: besides, everything else that some version of transformers would load or run."""
 
 
 def model_folder(model: ModelConfig) -> Path:
@@ -24,7 +26,7 @@ def model_folder(model: ModelConfig) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    wanted = [f"*{suffix}" for suffix in SUFFIXES]
+    wanted = [f"*{suffix}" for suffix in WANTED]
     try:
         return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:

@@ -32,6 +32,7 @@ from fedfinlora.adapter import (
 )
 from fedfinlora.adapter_folder import check_start
 from fedfinlora.attention import use_packed_attention
+from fedfinlora.base_checks import check_attention, check_packing, check_quantization, check_vocabulary, context_tokens
 from fedfinlora.config import Config, ModelConfig, PeftConfig
 from fedfinlora.embedded import embedded_folder, is_embedded
 from fedfinlora.errors import UserError
@@ -120,6 +121,8 @@ def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
     if device.type != "cpu":
         options["device_map"] = {"": device}
     try:
+        check_quantization(config)
+        check_attention(config)
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=config.revision)
         model = AutoModelForCausalLM.from_pretrained(folder, **options)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
@@ -130,9 +133,11 @@ def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
     model.config.use_cache = False
     # Else adapters would name a cache folder of this machine as their base.
     model.name_or_path = model.config.name_or_path = config.path
+    check_vocabulary(model, tokenizer, config.path)
     use_packed_attention(model)
     if device.type == "cpu":
         steady_on_cpu(model, config.unpack)
+    check_packing(model, config.path, context_tokens(config))
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"The tokenizer of {config.path} has no end-of-sequence token, so answers could not end. Choose another model."
@@ -167,6 +172,7 @@ def add_adapter(base: nn.Module, model_config: ModelConfig, peft_config: PeftCon
     import torch
     from peft import LoraConfig, get_peft_model
 
+    _check_targets(base, model_config, peft_config)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "`is_gradient_checkpointing`", FutureWarning
@@ -196,6 +202,29 @@ def add_adapter(base: nn.Module, model_config: ModelConfig, peft_config: PeftCon
             if ".lora_A." in name:
                 parameter.requires_grad_(False)
     return model.eval()
+
+
+def _check_targets(base: nn.Module, model_config: ModelConfig, peft_config: PeftConfig) -> None:
+    """UserError for a name in peft.target_modules that no linear layer has: PEFT passes over it where another one has a layer."""
+    import torch
+
+    layers = base.named_modules()
+    # An adapter that could not be taken off has left its layers' own ones one level below.
+    linear = [
+        name.removesuffix(".base_layer")
+        for name, module in layers
+        if isinstance(module, torch.nn.Linear) and "lora_" not in name
+    ]
+    there = sorted({name.rsplit(".", 1)[-1] for name in linear})
+    wrong = [
+        target
+        for target in peft_config.target_modules
+        if not any(name == target or name.endswith(f".{target}") for name in linear)
+    ]
+    if wrong:
+        raise UserError(
+            f"peft.target_modules: {model_config.name} has no linear layer {', '.join(wrong)}. It has {', '.join(there)}."
+        )
 
 
 def _draw(model: nn.Module, seed: int) -> None:

@@ -236,6 +236,25 @@ def test_resume_keeps_settings_of_the_adapter_that_were_typed(rows: Path, adapte
     assert files_of(run, "final") == before
 
 
+@pytest.mark.parametrize("typed", [(), ("peft.dropout=0",), ("model.quantization=none",)])
+def test_an_adapters_own_settings_hold_whatever_is_typed_beside_them(
+    rows: Path, tmp_path: Path, typed: tuple[str, ...]
+) -> None:
+    folder = adapter_folder(tmp_path / "large-alpha", 1, alpha=64, method="rslora")
+    run = scored(words_for(rows, tmp_path, *typed, benchmarks="fpb"), "--adapter", str(folder))
+    model = metrics_of(run, "final")["model"]
+    assert (model["alpha"], model["rank"], model["method"]) == ("64", "4", "rslora")
+
+
+def test_a_typed_setting_that_the_adapter_contradicts_is_refused(
+    rows: Path, adapters: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for word, says_what in (("peft.rank=8", "peft.rank=4 (here 8)"), ("peft=dora", "peft.method=lora (here dora)")):
+        words = words_for(rows, tmp_path, word, benchmarks="fpb")
+        assert main(["evaluate", "--adapter", str(adapters["one"]), *words]) == 2
+        assert says_what in capsys.readouterr().err
+
+
 def test_resume_takes_the_adapters_from_the_run_and_the_same_ones_from_the_command_line(
     rows: Path, adapters: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

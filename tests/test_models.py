@@ -181,7 +181,7 @@ def test_unknown_target_modules_are_a_user_error_that_leaves_nothing_behind(forg
     good = get_session(tiny_config())
     modules = len(list(good.model.modules()))
     bad = replace(tiny_config(), peft=PeftConfig(target_modules=("query", "value"), dropout=0.0))
-    with pytest.raises(UserError, match=r"target_modules=\['query', 'value'\].*q_proj"):
+    with pytest.raises(UserError, match=r"target_modules: .* query, value\. It has .*q_proj"):
         get_session(bad)
     session = get_session(tiny_config())
     assert session.layout == good.layout
@@ -337,7 +337,7 @@ def test_the_proof_catches_bitsandbytes_repacking_its_4_bit_weights(forget: None
             pytest.skip("this CPU has no AVX512-BF16, so bitsandbytes does not repack")
 
     monkeypatch.setattr(models, "steady_on_cpu", as_delivered)
-    with pytest.raises(UserError, match="no gradient after an evaluation"):
+    with pytest.raises(UserError, match="no gradient (before|after) an evaluation"):
         get_session(tiny_config("nf4"))
 
 

@@ -24,6 +24,7 @@ from client_app.bank import BankFacts
 from data.encode import encode_rows
 from data.rows import Row
 from fedfinlora.adapter import read_adapter, trainable, write_adapter
+from fedfinlora.base_checks import context_tokens
 from fedfinlora.commands.audit_workbench import Workbench, asked_of_the_bank
 from fedfinlora.packing import Example
 from fedfinlora.privacy.canary_audit import View
@@ -109,7 +110,7 @@ def reader_view(bench: Workbench, facts: BankFacts, rows: Sequence[Row], include
     """
     started = time.monotonic()
     config = bench.config
-    examples = encode_rows(bench.session.tokenizer, rows, config.model.context_tokens).examples
+    examples = encode_rows(bench.session.tokenizer, rows, context_tokens(config.model)).examples
     asked, state = asked_of_the_bank(config), RoundState(0, bench.start, {})
     strategy = replace(config.strategy, weighting="equal", sizes=())
     before = _losses(bench, state.adapter, examples)

@@ -12,6 +12,7 @@ import numpy as np
 
 from data.encode import encode_rows
 from data.rows import Row
+from fedfinlora.base_checks import context_tokens
 from fedfinlora.commands.audit_canaries import reader_view, server_view
 from fedfinlora.commands.audit_ledger import ledger_probes
 from fedfinlora.commands.audit_workbench import (
@@ -142,7 +143,7 @@ def draws_of_steps(bench: Workbench) -> Draws | None:
     mechanism = bench.plan(with_noise(asked_of_the_bank(bench.config)), facts).mechanism
     if isinstance(mechanism, PublishedMechanism) or mechanism.sampling_rate == 1:
         return None
-    row = encode_rows(bench.session.tokenizer, bench.own[:1], bench.config.model.context_tokens).examples[0]
+    row = encode_rows(bench.session.tokenizer, bench.own[:1], context_tokens(bench.config.model)).examples[0]
     tiny = [Example(row.prompt_ids[:1], row.answer_ids[:1])] * DRAW_TRIALS
     many = replace(mechanism, units=tuple((place,) for place in range(DRAW_TRIALS)))
     limits, train = PassLimits.of(bench.session.model, bench.config.train), bench.config.train

@@ -25,6 +25,7 @@ from data.rows import Row
 from eval.evaluate import rows_to_score
 from eval.models import LocalModel, end_ids
 from eval.plain_generation import generate_plainly
+from fedfinlora.base_checks import context_tokens
 from fedfinlora.compose import compose
 from fedfinlora.config import Config
 from fedfinlora.errors import UserError
@@ -105,7 +106,7 @@ def _one(
 ) -> dict[str, Any]:
     lengths = [len(tokens) for tokens in encode_prompts(session.tokenizer, [row.prompt for row in rows])]
     long = sum(lengths) / len(lengths) >= LONG_PROMPT_TOKENS
-    fitting = [place for place, tokens in enumerate(lengths) if tokens + benchmark.budget_tokens <= config.model.context_tokens]
+    fitting = [place for place, tokens in enumerate(lengths) if tokens + benchmark.budget_tokens <= context_tokens(config.model)]
     drawn = generator(config.seed, "bench evaluate", benchmark.key).permutation(len(fitting))
     places = sorted(fitting[index] for index in drawn[: REFERENCE_ROWS["long" if long else "short"]].tolist())
     batch_rows = 1 if long else BATCH_ROWS

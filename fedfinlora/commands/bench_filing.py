@@ -18,6 +18,7 @@ import numpy as np
 from data.encode import encode_rows
 from data.sources import load_rows
 from fedfinlora.adapter import Vector, trainable, write_adapter
+from fedfinlora.base_checks import context_tokens
 from fedfinlora.compose import compose
 from fedfinlora.config import Config
 from fedfinlora.errors import UserError
@@ -118,7 +119,7 @@ def bench_filing(overrides: Sequence[str]) -> dict[str, Any]:
 def _rows_of_a_filing(config: Config, session: Session) -> list[Example]:
     """train.batch_rows questions on one filing, both drawn by the run's seed; at least FEWEST_ROWS."""
     loaded = load_rows(config.dataset, "train", (TASK,), config.seed).rows
-    ordered = in_order(encode_rows(session.tokenizer, loaded, config.model.context_tokens).examples)
+    ordered = in_order(encode_rows(session.tokenizer, loaded, context_tokens(config.model)).examples)
     filings: list[list[Example]] = [ordered[:1]] if ordered else []
     for before, row in itertools.pairwise(ordered):
         common = common_prefix_tokens(before.read_ids, row.read_ids)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from data.encode import encode_rows
 from data.sources import load_rows
 from fedfinlora.adapter import trainable, write_adapter
+from fedfinlora.base_checks import context_tokens
 from fedfinlora.compose import compose
 from fedfinlora.errors import UserError
 from fedfinlora.memory import peak_bytes, reset_peak
@@ -43,7 +44,7 @@ def bench_private(overrides: Sequence[str]) -> dict[str, Any]:
     config = replace(given, peft=replace(given.peft, dropout=0.0), dataset=replace(given.dataset, tasks=("fpb",)))
     session = get_session(config)
     loaded = load_rows(config.dataset, "train", ("fpb",), config.seed).rows
-    examples = encode_rows(session.tokenizer, loaded, config.model.context_tokens).examples
+    examples = encode_rows(session.tokenizer, loaded, context_tokens(config.model)).examples
     count = config.train.batch_rows or 16
     if len(examples) < count:
         raise UserError(f"{len(examples)} FPB rows, fewer than one step of {count}. Set dataset.root or train.batch_rows.")

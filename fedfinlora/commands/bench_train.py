@@ -17,6 +17,7 @@ from typing import Any
 from data.encode import encode_rows
 from data.sources import load_rows
 from fedfinlora.adapter import write_adapter
+from fedfinlora.base_checks import context_tokens
 from fedfinlora.compose import compose
 from fedfinlora.config import Config
 from fedfinlora.errors import UserError
@@ -42,7 +43,7 @@ def bench_train(overrides: Sequence[str]) -> dict[str, Any]:
         raise UserError("`bench train` compares steps of a fixed size: set train.batch_rows=16 or another number above 0.")
     session = get_session(config)
     rows = load_rows(config.dataset, "train", ("fpb",), config.seed).rows
-    examples = encode_rows(session.tokenizer, rows, config.model.context_tokens).examples
+    examples = encode_rows(session.tokenizer, rows, context_tokens(config.model)).examples
     if len(examples) < config.train.batch_rows:
         raise UserError(
             f"{len(examples)} FPB rows, fewer than one step of {config.train.batch_rows}. Set dataset.root or train.batch_rows."

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data.check import check_folder, render
 from data.sources.layout import finlora_files
+from fedfinlora.base_checks import context_tokens
 from fedfinlora.compose import compose
 from fedfinlora.embedded import embedded_folder, is_embedded
 from fedfinlora.errors import UserError
@@ -29,6 +30,6 @@ def check(root: Path, overrides: Sequence[str]) -> int:
         return list(tokenizer(list(texts), add_special_tokens=False)["input_ids"])
 
     source = "finlora" if finlora_files(root, "train")[0] or finlora_files(root, "test")[0] else "jsonl"
-    report = check_folder(root, source, tokenize, config.model.context_tokens)
+    report = check_folder(root, source, tokenize, context_tokens(config.model))
     print(render(report))
     return 0 if report.ok else 1

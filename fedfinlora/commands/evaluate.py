@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from eval.evaluate import data_files, evaluate_models, prompts_to_send
 from eval.models import LocalModel
 from eval.report import write_run_report
 from fedfinlora.adapter import load_adapter
-from fedfinlora.adapter_folder import peft_settings
+from fedfinlora.adapter_folder import differing_settings, peft_settings
 from fedfinlora.compose import compose
 from fedfinlora.config import Config, PeftConfig
 from fedfinlora.errors import ConfigError, UserError
@@ -39,8 +39,8 @@ class Asked:
     """The untouched base model too; always if nothing else is named."""
     url: str = ""
     name: str = ""
-    own_peft: bool = False
-    """Take rank, alpha, method and targets of all adapters from the configuration, not from their folders."""
+    alpha: int = 0
+    """peft.alpha as typed, which then counts for all adapters instead of their folders' own; 0 = not typed."""
 
 
 def evaluate(overrides: Sequence[str], asked: Asked) -> int:
@@ -48,14 +48,16 @@ def evaluate(overrides: Sequence[str], asked: Asked) -> int:
 
     Labels are `base`, `final` for a single adapter, the folders' names for several, and `remote`.
     """
-    config = compose(overrides)
-    asked = replace(asked, adapters=_folders(asked), own_peft=any(word.startswith("peft") for word in overrides))
+    # An adapter's kind stands in its folder; the default, QLoRA, would refuse a base that is not quantized.
+    plain = ["peft=lora"] if asked.adapters and not _typed(overrides) else []
+    config = compose([*overrides, *plain])
+    asked = replace(asked, adapters=_folders(asked), alpha=config.peft.alpha if "alpha" in _typed(overrides) else 0)
     if config.resume:
         config, asked = _resumed(config, overrides, asked)
     select(config.evaluation.benchmarks)  # an unknown name is told before a folder is made
     remote = _remote_model(config, asked)
     labels = _labels(asked)
-    settings = {label: config.peft if asked.own_peft else peft_settings(folder, config) for label, folder in labels.items()}
+    settings = {label: _settings(folder, config, asked, _typed(overrides)) for label, folder in labels.items()}
     run = _open(config, asked, list(settings.values()), labels)
     folder = run.folder
     print(f"run folder: {folder}", flush=True)
@@ -167,6 +169,23 @@ def _remote_model(config: Config, asked: Asked) -> RemoteModel | None:
     return RemoteModel(asked.url, asked.name, config.evaluation, config.dataset.chat_template, config.seed)
 
 
+def _typed(overrides: Sequence[str]) -> set[str]:
+    """Which settings of the adapter the command line names: "method" (also as peft=NAME), "rank", …"""
+    keys = {word.lstrip("+~").split("=")[0] for word in overrides}
+    return {key.removeprefix("peft.") for key in keys if key.startswith("peft.")} | ({"method"} if "peft" in keys else set())
+
+
+def _settings(folder: Path, config: Config, asked: Asked, typed: Set[str]) -> PeftConfig:
+    """An adapter's settings are its folder's. What is typed must agree with them, but for alpha, which takes its place."""
+    found = peft_settings(folder, config)
+    differing = differing_settings(found, config.peft, typed - {"alpha"})
+    if differing:
+        raise ConfigError(
+            f"{folder} holds another kind of adapter. Leave the words that begin with peft out, or set {', '.join(differing)}."
+        )
+    return replace(found, alpha=asked.alpha) if asked.alpha else found
+
+
 def _labels(asked: Asked) -> dict[str, Path]:
     """A label for each adapter folder: `final` for one alone, else the last parts of its path that tell it from the others."""
     folders = _folders(asked)
@@ -208,11 +227,12 @@ def _resumed(config: Config, overrides: Sequence[str], asked: Asked) -> tuple[Co
     if not (folder / ASKED_FILE).is_file():
         raise UserError(f"{folder} is not the folder of an evaluation. Go on with it by the command that it was started with.")
     values = read_json(folder / ASKED_FILE)
+    values.pop("own_peft", None)  # of runs before alpha alone could be typed
     former = Asked(**{**values, "adapters": tuple(map(Path, values["adapters"]))})
     named = [word for word in overrides if not word.startswith("resume=")]
     if named:
         again = compose(named)
-        own = resumed_configuration(folder, again if asked.own_peft else replace(again, peft=own.peft))
-    if replace(asked, own_peft=False) not in (Asked(), replace(former, own_peft=False)):
+        own = resumed_configuration(folder, replace(again, peft=replace(own.peft, alpha=asked.alpha or own.peft.alpha)))
+    if replace(asked, alpha=0) not in (Asked(), replace(former, alpha=0)):
         raise UserError(f"{folder} is about other models. Give resume={folder} alone, which takes them from the run.")
     return replace(own, resume=config.resume), former

@@ -125,7 +125,7 @@ def _rdp_of_step(sampling_rate: float, noise_multiplier: float) -> NDArray[np.fl
 def _orders() -> list[float]:
     from opacus.accountants import RDPAccountant
 
-    return RDPAccountant.DEFAULT_ALPHAS
+    return list[float](RDPAccountant.DEFAULT_ALPHAS)
 
 
 @lru_cache(maxsize=256)
