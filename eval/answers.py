@@ -25,7 +25,7 @@ FORMAT = 1
 
 def settings_id(settings: Mapping[str, Any]) -> str:
     """SHA-256 of everything, besides the prompt, that decides an answer."""
-    return hashlib.sha256(json.dumps({"format": FORMAT, **settings}, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps({"format": FORMAT, **settings}, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def prompt_id(prompt: str | Iterable[int]) -> str:
@@ -86,7 +86,7 @@ class AnswerFile:
 
     def _write(self, values: Mapping[str, Any]) -> None:
         """One line in one write, so that a kill leaves whole lines or one broken one."""
-        content = (json.dumps(values, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+        content = (json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "surrogatepass")
         try:
             if self._stream.write(content) != len(content):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -7,6 +7,7 @@ on where it was, and what a model has answered is not asked again, in this run o
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -22,6 +23,7 @@ from eval.answers import AnswerFile, read_answers, settings_id
 from eval.metrics import headline_score, summarise, summarise_all
 from eval.models import TOO_LONG, LocalModel, Model, OnAnswer, choice_of
 from eval.records import score_rows
+from eval.said import is_unfinished
 from fedfinlora.config import Config
 from fedfinlora.errors import UserError
 from fedfinlora.models import Session
@@ -29,6 +31,9 @@ from fedfinlora.runfolder import write_bytes, write_json
 from fedfinlora.seeds import generator
 
 OnEvent = Callable[..., None]
+log = logging.getLogger("fedfinlora")
+CUT, MANY_CUT = ("budget", "length", "max_tokens"), 0.05
+"""Why a text ended at its budget, in ours and in servers' words; the share of such answers that is worth a warning."""
 PARTIAL = ".partial"
 """Ends the names of files that hold answers until all benchmarks are scored."""
 
@@ -120,7 +125,7 @@ def evaluate_models(
             task = _Task(benchmark, rows[benchmark.key], model, label, config, run)
             place = {"index": number, "of": len(benchmarks)}
             records, metrics, work = task.run_all(_reporter(on_event, label, benchmark.key, len(task.rows), place))
-            lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            lines = "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
             write_bytes(task.folder / f"{benchmark.key}.jsonl", lines.encode("utf-8", "surrogatepass"))
             summaries[label]["scores"][benchmark.key] = metrics
             summaries[label]["seconds"][benchmark.key] = work.pop("seconds")
@@ -146,7 +151,7 @@ def prompts_to_send(config: Config, model: Model) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for key, chosen in rows.items():
         file = _shared_file(config, model.settings(BENCHMARKS[key], chosen, labels=False))
-        known = read_answers(file) if config.evaluation.reuse else {}
+        known = read_answers(file) if config.evaluation.reuse and model.lasting else {}
         ids = model.prompts(chosen, BENCHMARKS[key])
         texts = {prompt: row.prompt for row, prompt in zip(chosen, ids, strict=True) if prompt not in known}
         found[key] = list(texts.values())
@@ -205,10 +210,23 @@ class _Task:
                 record["label_choice"] = choice_of(benchmark, choice["label_logprobs"]) if choice else None
             metrics = summarise(benchmark, records)
         metrics["too_long"] = len(too_long)
+        if evaluation.mode != "labels":
+            self._say_what_was_cut(records)
         if evaluation.check_rows and evaluation.mode != "labels":
             metrics["decoding"] = self._checked(records)
         work = {"rows": len(self.rows), "reused": reused, "seconds": time.monotonic() - started}
         return records, metrics, work
+
+    def _say_what_was_cut(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Warn where many texts reach the budget while they are empty or inside a thought: their score says little of the model."""
+        texts = [str(record["output"]) for record in records if record.get("stopped") in CUT]
+        cut = sum(not text.strip() or is_unfinished(text) for text in texts)
+        if cut >= max(1, MANY_CUT * len(records)):
+            log.warning(
+                "%s, %s: %d of %d answers were cut off at the benchmark's budget of %d tokens before they said anything. Ask for answers without "
+                "thoughts, or raise budget_tokens in data/catalog.py.",
+                self.label, self.benchmark.key, cut, len(records), self.benchmark.budget_tokens,
+            )  # fmt: skip
 
     def _answers(
         self,
@@ -221,7 +239,7 @@ class _Task:
         settings = self.model.settings(self.benchmark, self.rows, labels=what == "labels")
         with ExitStack() as stack:
             files = [stack.enter_context(AnswerFile(self.partial_file(what), settings))]
-            if self.config.evaluation.reuse:
+            if self.config.evaluation.reuse and self.model.lasting:
                 files.append(stack.enter_context(AnswerFile(_shared_file(self.config, settings), settings)))
             known: dict[str, dict[str, Any]] = {}
             for file in files:

@@ -65,6 +65,11 @@ class Model(Protocol):
         """How many tokens a prompt has, as far as is known here."""
         ...
 
+    @property
+    def lasting(self) -> bool:
+        """Whether `settings` tell the model from every other one, so that its answers may be kept for other evaluations."""
+        ...
+
     def settings(self, benchmark: Benchmark, rows: Sequence[Row], labels: bool) -> dict[str, Any]:
         """Everything, besides the prompt, that decides the answers to a benchmark (all of its evaluated rows are given)."""
         ...
@@ -91,6 +96,9 @@ class LocalModel:
     adapter: Vector
     """(layout.size,) float32, put into the session before it answers."""
     work: Work = field(default_factory=Work)
+
+    lasting = True
+    """Its weights are in `settings`."""
 
     @classmethod
     def as_it_is(cls, session: Session, config: Config) -> LocalModel:
@@ -219,6 +227,10 @@ class RemoteAnswers:
     work: Work = field(default_factory=Work)
 
     @property
+    def lasting(self) -> bool:
+        return self.config.evaluation.reuse and self.remote.served is not None
+
+    @property
     def identity(self) -> Mapping[str, Any]:
         model = self.remote.model
         return {"url": model.url, "model": model.name, "chat": model.chat}
@@ -234,7 +246,8 @@ class RemoteAnswers:
         return lambda prompt: len(tokenizer(prompt)["input_ids"])
 
     def settings(self, benchmark: Benchmark, rows: Sequence[Row], labels: bool) -> dict[str, Any]:
-        return {**self.identity, "what": "generate", "budget": benchmark.budget_tokens}
+        told = {"served": self.remote.served} if self.lasting else {}
+        return {**self.identity, **told, "what": "generate", "budget": benchmark.budget_tokens}
 
     def prompts(self, rows: Sequence[Row], benchmark: Benchmark) -> list[str | None]:
         return [prompt_id(row.prompt) for row in rows]

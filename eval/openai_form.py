@@ -153,6 +153,14 @@ def redacted(text: str, key: str) -> str:
 def _message_text(message: Any) -> Any:
     """A chat message's text. It is null where the model refused, was filtered or used its budget up before it answered."""
     content = message["content"]
+    if isinstance(content, list):  # parts: text among others, such as thoughts
+        return "".join(
+            str(part["text"])
+            for part in content
+            if isinstance(part, dict)
+            and isinstance(part.get("text"), str)
+            and part.get("type", "text") in ("text", "output_text")
+        )
     return (message.get("refusal") or "") if content is None else content
 
 

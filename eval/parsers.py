@@ -82,6 +82,18 @@ _SCALES = {
     "trillion": 1e12, "tn": 1e12,
 }  # fmt: skip
 _CURRENCY = r"(?:US\$|USD|EUR|GBP|[$€£¥₹])"
+_DASHES = "\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d"
+"""Hyphens, figure dash, en dash and minus signs that stand for a minus in front of a number."""
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
+_TYPESET = (
+    (re.compile(r"\\(?:times|cdot)\b"), "×"),
+    (re.compile(r"\\([$%€£])"), r"\1"),
+    (re.compile(r"\{,\}|(?<=\d)\\,(?=\d{3})"), ","),
+    (re.compile(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))"), ","),
+    (re.compile(r"10\s*\^\s*\{\s*([-+\u2212]?\d{1,4})\s*\}"), r"10^\1"),
+    (re.compile(rf"(?<![\w.,])[{_DASHES}](?=(?:US\$|USD|EUR|GBP|[$€£¥₹])?\s?\.?\d)"), "-"),
+)
+"""How typesetting writes numbers -> how they are typed. A dash behind a digit is a range, not a sign."""
 _NUMBER = re.compile(
     rf"""
     (?<![\w.,])                                                       # not inside a word, a tag name or another number
@@ -101,11 +113,12 @@ def parse_number(text: str, labels: Sequence[str] = ()) -> float | None:
     """The number that is answered: the first one, or on a line with "=" the first one behind its last "=".
 
     Thousands commas, currency signs and a percent sign are dropped ("12.5 %" is 12.5, not 0.125); accountants' brackets negate;
-    "e6", "x 10^6", "million", "bn", "5M" scale. Other units are ignored. Not finite is no number.
+    "e6", "x 10^6", "10⁶", "million", "bn", "5M" scale, LaTeX and other dashes are read as what they stand for. Other units are ignored. Not finite is no number.
 
     >>> parse_number("FV = 30,000 × 1.2 = $36,000.00"), parse_number("(5.2 million)"), parse_number("none")
     (36000.0, -5200000.0, None)
     """
+    text = _typed(text)
     line = next((line for line in text.splitlines() if _NUMBER.search(line)), "")
     found = _NUMBER.search(line.rpartition("=")[2]) or _NUMBER.search(line)
     if not found:
@@ -118,6 +131,18 @@ def parse_number(text: str, labels: Sequence[str] = ()) -> float | None:
     negative = {found["sign"], found["inner_sign"]} & {"-", "−"} or (found["open"] and found["close"])
     value = -value if negative else value
     return value if math.isfinite(value) else None
+
+
+def _typed(text: str) -> str:
+    """A text with its typeset numbers as they are typed: LaTeX, superscripts, thin blanks between thousands, other dashes.
+
+    >>> _typed(r"\u20135.0 and \\$1{,}234 \\times 10^{6}, 3 × 10⁻²")
+    '-5.0 and $1,234 × 10^6, 3 × 10^-2'
+    """
+    text = re.sub(r"(?<=10)[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,4}", lambda power: f"^{power[0].translate(_SUPERSCRIPTS)}", text)
+    for typeset, typed in _TYPESET:
+        text = typeset.sub(typed, text)
+    return text
 
 
 _PREFIX = r"us[-_\s]?gaap\s*[:_]\s*"

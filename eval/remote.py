@@ -8,6 +8,7 @@ The key comes from the environment only. It is sent to the given address and to 
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import queue
@@ -17,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
@@ -38,6 +40,8 @@ LONGEST_HOLD_S = 600.0
 """A server that asks for a longer wait than this ends the evaluation."""
 LARGEST_REPLY_BYTES = 8 * 2**20
 
+TELLING = ("created", "root", "fingerprint", "system_fingerprint", "sha256", "digest", "version")
+"""Fields of an entry of /models that change when another model takes the name."""
 _NO_ADDRESS = "--model-url must be an address such as http://127.0.0.1:8000/v1."
 _NO_CERTIFICATE = "an untrusted certificate"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -215,6 +219,27 @@ class RemoteSession:
                 f"Nothing is scored without them. {self._kept(answered)}".rstrip()
             )
 
+    @cached_property
+    def served(self) -> dict[str, Any] | None:
+        """What the server's list at /models says of the model: answers that are kept are for this one only. None where it says nothing of when
+        the model was made or what it is, so that another one behind the same address and name could not be told from it.
+        """
+        import httpx
+
+        try:
+            with self._client.stream("GET", f"{self.model.url.rstrip('/')}/models") as reply:
+                content = b""
+                for part in reply.iter_bytes():
+                    content += part
+                    if len(content) > LARGEST_REPLY_BYTES:
+                        return None
+            entries = json.loads(content)["data"] if reply.is_success else []
+            entry = next(entry for entry in entries if isinstance(entry, dict) and entry.get("id") == self.model.name)
+        except (httpx.HTTPError, ValueError, KeyError, TypeError, RecursionError, StopIteration):
+            return None
+        found = {key: str(entry[key]) for key in TELLING if isinstance(entry.get(key), str | int) and entry[key]}
+        return {key: redacted(value, self._key) for key, value in found.items()} or None
+
     def account(self) -> dict[str, Any]:
         """What is worth keeping beside the scores: how the model was asked, and how the server behaved."""
         with self._lock:
@@ -237,7 +262,7 @@ class RemoteSession:
         """What becomes of the answers that there are."""
         if not answered:
             return ""
-        if not self.model.limits.reuse:
+        if not self.model.limits.reuse or self.served is None:
             return f"The {answered} answers that came are kept in the run's folder: go on with resume=FOLDER."
         return f"The {answered} answers that came are kept: the same command goes on from there."
 

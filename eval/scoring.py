@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from data.catalog import Benchmark
 from eval.arithmetic import value_of
 from eval.parsers import PARSERS, Answer, parse_collapsed_sentiment, parse_tag, split_tags
+from eval.said import said
 
 RELATIVE_TOLERANCE = 1e-4
 """A number is right if it is within this share of the target's size. Zero has to be met exactly."""
@@ -58,8 +59,9 @@ class RowScore:
 
 
 def read_answer(benchmark: Benchmark, text: str) -> Answer | None:
-    """The canonical answer in a text, or None."""
-    return PARSERS[benchmark.parser](text, benchmark.labels)
+    """The canonical answer in a text, or None; thoughts and wrappings are left aside (`eval.said`)."""
+    answer = said(text)
+    return None if answer is None else PARSERS[benchmark.parser](answer, benchmark.labels)
 
 
 def closed_labels(benchmark: Benchmark) -> tuple[str, ...]:
@@ -73,7 +75,7 @@ def score_row(benchmark: Benchmark, target: str, output: str) -> RowScore:
     A target that the benchmark's own parser cannot read (a value where a tag should be, say) is compared as its first line of text,
     without regard to case; any other answer stays what the parser reads.
     """
-    score = SCORERS[benchmark.scorer](*_read_alike(benchmark, target, output), target, output)
+    score = SCORERS[benchmark.scorer](*_read_alike(benchmark, target, output), target, said(output) or "")
     if benchmark.judged_by_value:
         return replace(score, value_correct=bool(score.correct) or _same_value(score.expected, score.parsed))
     return score
@@ -84,7 +86,7 @@ def _read_alike(benchmark: Benchmark, target: str, output: str) -> tuple[Answer,
     parsed, expected = read_answer(benchmark, output), read_answer(benchmark, target)
     if expected is not None:
         return expected, parsed
-    expected, answer = plain_text(target) or "", plain_text(output)
+    expected, answer = plain_text(target) or "", plain_text(said(output) or "")
     return expected, (answer if answer == expected else parsed)
 
 

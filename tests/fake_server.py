@@ -25,6 +25,8 @@ class Server(ThreadingHTTPServer):
         self.behaviour: Behaviour = fine
         self.requests: list[tuple[str, dict[str, Any], dict[str, str]]] = []
         """(path, JSON, headers with lower-case names)."""
+        self.models: list[dict[str, Any]] = [{"id": name, "created": 1} for name in ("some/model", "some-model")]
+        """What /models says."""
         self.lock = threading.Lock()
         self.closing = threading.Event()
         self.now, self.most_at_once = 0, 0
@@ -54,6 +56,9 @@ class Handler(BaseHTTPRequestHandler):
         finally:
             with self.server.lock:
                 self.server.now -= 1
+
+    def do_GET(self) -> None:
+        self.reply(200, {"data": self.server.models})
 
     def reply(self, status: int, content: Any = b"", **headers: str) -> None:
         content = content if isinstance(content, bytes) else json.dumps(content).encode()

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from evaluations import cost_of, metrics_of, records_of, scored, words_for
-from fake_server import Server, fails_for, prompt_of, says, sends, serving
+from fake_server import Server, answer_body, fails_for, prompt_of, says, sends, serving
 from tiny_runs import result_of, write_lines, write_rows
 
 from eval.remote import KEY_VARIABLES
@@ -68,6 +68,33 @@ def test_a_remote_model_is_scored_like_any_other(server: Server, few_rows: Path,
     assert len(server.requests) == 6
     same = ("scores", "skipped", "model", "groups", "finlora_overall")
     assert [metrics_of(second, "remote")[name] for name in same] == [metrics[name] for name in same]
+
+
+@pytest.mark.parametrize("says_who", [True, False])
+def test_answers_of_another_model_behind_the_same_address_are_not_taken(
+    server: Server, few_rows: Path, tmp_path: Path, says_who: bool
+) -> None:
+    if not says_who:
+        server.models = [{"id": "some/model", "object": "model"}]
+    first = scored(remote_words(few_rows, tmp_path), *remote_options(server))
+    server.requests.clear()
+    server.behaviour = says("negative")
+    if says_who:
+        server.models[0]["created"] = 2
+    second = scored(remote_words(few_rows, tmp_path, name="second"), *remote_options(server))
+    assert len(server.requests) == 6
+    assert {record["output"] for record in records_of(second, "fpb", "remote")} == {"negative"}
+    assert metrics_of(first, "remote") != metrics_of(second, "remote")
+
+
+def test_many_answers_that_say_nothing_before_the_budget_are_warned_about(
+    server: Server, few_rows: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cut = {"choices": [{"finish_reason": "length", "text": "<think>It could be"}]}
+    server.behaviour = lambda handler, body: handler.reply(200, answer_body(body) | cut)
+    run = scored(remote_words(few_rows, tmp_path), *remote_options(server))
+    assert metrics_of(run, "remote")["scores"]["fpb"]["unparsed"] == 6
+    assert "6 of 6 answers were cut off at the benchmark's budget" in caplog.text
 
 
 @pytest.mark.parametrize("way", ["the same command", "resume", "resume without reuse"])

@@ -28,12 +28,57 @@ from eval.parsers import (
     parse_text,
 )
 from eval.records import score_rows
-from eval.scoring import closed_labels, finlora_labels, finlora_output, finlora_pieces, finlora_scores, score_row
+from eval.scoring import (
+    closed_labels,
+    finlora_labels,
+    finlora_output,
+    finlora_pieces,
+    finlora_score_row,
+    finlora_scores,
+    read_answer,
+    score_row,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL_ROWS = ROOT.parent / "shared" / "data" / "finlora"
 SENTIMENT = ("negative", "neutral", "positive")
 SCORED = [key for key, benchmark in BENCHMARKS.items() if benchmark.scorer != "bertscore"]
+
+
+# --- what is said at last -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "answer"),
+    [
+        ("fpb", "<think>could be negative ... it is positive</think>\n\npositive", "positive"),
+        ("fpb", "<THINKING>negative?</THINKING>neutral", "neutral"),
+        ("fpb", "it may be negative</think>\npositive", "positive"),
+        ("fpb", "<think>a</think>negative</think>positive", "positive"),
+        ("fpb", "<think>it could be negative", None),
+        ("fpb", "<think></think>", None),
+        ("fpb", "negative or not? <answer>positive</answer>", "positive"),
+        ("fpb", "<answer></answer> negative", "negative"),
+        ("fpb", "<answer>positive", "positive"),
+        ("fpb", "x < 5 is positive", "positive"),
+        ("cfa_level1", "A is wrong. So it is \\boxed{\\text{B}}.", "B"),
+        ("cfa_level1", "<answer>(C)</answer>", "C"),
+        ("cfa_level1", "$\\boxed{}$ so A", "A"),
+        ("xbrl_formula_extract", "<reasoning>5 / 2</reasoning> \\boxed{7 / 2}", "7/2"),
+        ("xbrl_finer", "<think>Assets, Goodwill</think>us-gaap:Revenues,us-gaap:Assets", ["revenues", "assets"]),
+    ],
+)
+def test_thoughts_and_wrappings_are_no_answer(key, text, answer) -> None:
+    assert read_answer(BENCHMARKS[key], text) == answer
+    target = {"fpb": "positive", "cfa_level1": "B", "xbrl_formula_extract": "7 / 2", "xbrl_finer": "us-gaap:Revenues,us-gaap:Assets"}[key]
+    wanted = read_answer(BENCHMARKS[key], target)
+    assert bool(score_row(BENCHMARKS[key], target, text).correct) == (answer == wanted)
+
+
+def test_finlora_reads_thoughts_as_it_always_did() -> None:
+    labels = finlora_labels(BENCHMARKS["fpb"], ["negative", "positive"])
+    pieces = finlora_score_row(BENCHMARKS["fpb"], "positive", "<think>negative?</think>positive", labels)
+    assert not pieces[0].correct
 
 
 # --- parsers ------------------------------------------------------------------------------------------------------------------
@@ -147,6 +192,16 @@ def test_choice_knows_only_the_letters_on_offer() -> None:
         ("1e999", None),
         ("9" * 400, None),
         ("1 x 10^9999", None),
+        ("–5.0", -5.0),
+        ("\u2010$3", -3.0),
+        ("between 10–20", 10.0),
+        ("pages 3—5", 3.0),
+        ("5.0 × 10⁶", 5e6),
+        ("3 × 10⁻²", 0.03),
+        (r"5.0 \times 10^{6}", 5e6),
+        (r"$\$1{,}234.5$", 1234.5),
+        (r"12.5\%", 12.5),
+        ("1\u202f234\u202f567", 1234567.0),
         ("", None),
     ],
 )
