@@ -96,6 +96,7 @@ def records_of(run: Path, benchmark: str, label: str = "base") -> list[dict[str,
 class Said:
     """A model that says what a table holds for each prompt."""
 
+    lasting = True
     texts: Mapping[str, str]
     logprobs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     work: Work = field(default_factory=Work)
