@@ -71,6 +71,7 @@ LONG = ("xbrl_tags_extract", "xbrl_value_extract")
 WORK = (
     "model=smollm2-135m", "model.threads=1", f"num_server_rounds={ROUNDS}", "train.steps_per_round=3", "train.batch_rows=8",
     "train.holdout_max_rows=0", "train.warmup_steps=3", "dataset.max_rows_per_task=200", "evaluation.limit=16", "strategy.deadline_s=180",
+    "strategy.weighting=equal",
 )  # fmt: skip
 """The run, deployed and simulated: a 4-bit base (QLoRA is the default), little work, one thread for each of the parties that share this machine."""
 
@@ -284,6 +285,7 @@ def set_up(aggregator: Party, banks: Sequence[Bank], words: Sequence[str]) -> di
     for bank, tried in zip(banks, tries, strict=True):
         bank.finishes(tried)
         aggregator.types("coordinator", "enroll", str(bank.folder / "node.key.pub"), "--name", bank.name)
+        bank.types("bank", "accept", str(coordinator / "enrolled" / f"{bank.name}.crt"))
     running = {"aggregator": aggregator.starts("coordinator", "start")}
     registered = coordinator / "banks.json"
     until("the banks are registered", lambda: registered.is_file() and len(read_json(registered)) == len(banks), running)

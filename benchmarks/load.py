@@ -29,9 +29,17 @@ from fedfinlora.commands.bench_round import running, typed
 from fedfinlora.commands.coordinator import Coordinator
 from fedfinlora.commands.simulate import free_port
 from fedfinlora.compose import PROJECT_ROOT
-from fedfinlora.deployment.certificates import make_node_key
-from fedfinlora.deployment.flower import PIECES
+from fedfinlora.deployment.certificates import (
+    CA_CERTIFICATE,
+    issue_bank,
+    make_node_key,
+    open_authority,
+    tls_key,
+    write_private,
+)
+from fedfinlora.deployment.flower import PIECES, presenting
 from fedfinlora.deployment.processes import program_of
+from fedfinlora.deployment.reach import AUTHORITY, CERTIFICATE, TLS_KEY
 from fedfinlora.errors import UserError
 from fedfinlora.runfolder import git_commit, read_lines, source_fingerprint, write_json
 from fedfinlora.wire import Figures, pack_reply, unpack_request
@@ -90,8 +98,8 @@ def measure(banks: int, rounds: int, numbers: int) -> dict[str, Any]:
         typed("coordinator", "init", "--home", str(home), "--listen", "127.0.0.1", "--port", str(port))
         start = ["coordinator", "start", "--home", str(home)]
         coordinator = psutil.Process(stack.enter_context(running(home, *start, until="coordinator is up")))
-        keys = _enroll(home, port, names, folder / "keys")
-        connections = [stack.enter_context(_connected(port, home / "ca.crt", folder / "keys" / name)) for name in keys]
+        keys = _enroll(home, names, folder / "keys")
+        connections = [stack.enter_context(_connected(port, folder / "keys" / name)) for name in keys]
         print(f"{len(connections)} banks are connected", flush=True)
         server = Memory(lambda: _named(coordinator, "flwr-serverapp"))
         link = Memory(lambda: _named(coordinator, "flower-superlink"))
@@ -187,20 +195,24 @@ class Answers:
         return True
 
 
-def _enroll(home: Path, port: int, names: Sequence[str], keys: Path) -> list[str]:
-    """Make and register a key for each name. Over one connection: `coordinator enroll` starts Flower's command line for each."""
+def _enroll(home: Path, names: Sequence[str], keys: Path) -> list[str]:
+    """Make and register key and certificate for each name. Over one connection: `coordinator enroll` starts Flower's command line for each."""
     from flwr.cli.supernode.register import try_load_public_key
     from flwr.proto.control_pb2 import RegisterNodeRequest
     from flwr.supercore.control.control_http_client import ControlHttpClient
     from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
-    keys.mkdir()
-    ids = {}
+    ids, authority = {}, open_authority(home)
     version = RuntimeVersionHttpInterceptor(component_name="flwr CLI")
-    with ControlHttpClient.from_server_address(f"127.0.0.1:{port}", False, (home / "ca.crt").read_bytes(), [version]) as client:
+    address = f"127.0.0.1:{Coordinator(home).settings['control_port']}"
+    with ControlHttpClient.from_server_address(address, False, (home / CA_CERTIFICATE).read_bytes(), [version]) as client:
         for name in names:
-            make_node_key(keys / name, name)
-            public = keys / f"{name}.pub"
+            folder = keys / name
+            make_node_key(folder / "node.key", name)
+            public = folder / "node.key.pub"
+            issue_bank(folder / CERTIFICATE, name, public.read_bytes(), 10, authority)
+            write_private(folder / TLS_KEY, tls_key(folder / "node.key"))
+            (folder / AUTHORITY).write_bytes((home / CA_CERTIFICATE).read_bytes())
             (home / "enrolled" / f"{name}.pub").write_bytes(public.read_bytes())
             ids[name] = str(client.RegisterNode(RegisterNodeRequest(public_key=try_load_public_key(public), name=name)).node_id)
     write_json(Coordinator(home).banks_file, ids)
@@ -208,15 +220,23 @@ def _enroll(home: Path, port: int, names: Sequence[str], keys: Path) -> list[str
 
 
 @contextmanager
-def _connected(port: int, authority: Path, key: Path) -> Iterator[tuple[Any, ...]]:
+def _connected(port: int, bank: Path) -> Iterator[tuple[Any, ...]]:
+    """Flower's connection of the bank in a folder, which shows its certificate."""
     from cryptography.hazmat.primitives.serialization import load_ssh_private_key
-    from flwr.supernode.fleet_http_connection import http_request_response
+    from flwr.supernode import fleet_http_connection
 
-    private: Any = load_ssh_private_key(key.read_bytes(), None)
-    with http_request_response(
-        f"127.0.0.1:{port}", False, authority.read_bytes(), (private, private.public_key()), None, None
-    ) as connection:
-        yield connection
+    private: Any = load_ssh_private_key((bank / "node.key").read_bytes(), None)
+    flowers: Any = fleet_http_connection
+    client = flowers.FleetHttpClient
+    flowers.FleetHttpClient = presenting(client)
+    try:
+        with fleet_http_connection.http_request_response(
+            f"127.0.0.1:{port}", False, str(bank / AUTHORITY), (private, private.public_key()), None, None
+        ) as connection:
+            flowers.FleetHttpClient = client
+            yield connection
+    finally:
+        flowers.FleetHttpClient = client
 
 
 def _named(parent: psutil.Process, program: str) -> list[psutil.Process]:
@@ -240,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = []
     for banks in options.banks:
         found.append(measure(banks, options.rounds, options.numbers))
-        print(json.dumps(found[-1]), flush=True)
+        print(json.dumps(found[-1], allow_nan=False), flush=True)
         if options.json:
             command = f"python -m benchmarks.load --banks {' '.join(map(str, options.banks))} --rounds {options.rounds}"
             origin = {"command": command, "git_commit": git_commit(), "cpus": len(os.sched_getaffinity(0))}

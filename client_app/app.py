@@ -9,6 +9,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client_app.bank import bank_facts, note_unusable, train_round
+from client_app.signed import bank_keys, check_request, sign_answer
 from client_app.worker import train_in_worker
 from fedfinlora.logs import about, belongs, show_logs
 from fedfinlora.runfolder import source_fingerprint
@@ -31,11 +32,12 @@ def hello(message: Message, context: Context) -> Message:
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """One round at this bank."""
+    """One round at this bank, if its coordinator signed the request; the answer is signed by the bank, errors too."""
 
     def answer() -> RecordDict:
         facts = bank_facts(context.node_config)
         try:
+            check_request(message.content, facts, bank_keys(context.node_config))
             request = unpack_request(message.content)
         except BankError as error:
             note_unusable(facts, str(message.metadata.run_id), error)
@@ -47,7 +49,17 @@ def train(message: Message, context: Context) -> Message:
             done = train_round(request, facts)
         return pack_reply(facts.name, done.layout_id, done.delta, done.figures, facts.policy_sha256, facts.reveal, done.ledger)
 
-    return _safely(message, context, answer)
+    return _signed(_safely(message, context, answer), message, context)
+
+
+def _signed(reply: Message, message: Message, context: Context) -> Message:
+    """The reply with the bank's signature, or an unsigned error where the bank's key or disk fails: nothing else leaves then."""
+    try:
+        sign_answer(reply.content, message.content, bank_facts(context.node_config), bank_keys(context.node_config))
+        return reply
+    except BankError as error:
+        log.error("%s", error)
+        return Message(pack_error(str(reply.content.config_records["reply"]["bank"]), error.code), reply_to=message)
 
 
 def _safely(message: Message, context: Context, answer: Callable[[], RecordDict]) -> Message:

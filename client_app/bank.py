@@ -13,7 +13,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from functools import lru_cache
@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 
+from client_app.kept_state import load_moments, save_moments
 from client_app.privacy_plan import CUSTOMERS, NAMES, PrivacyPlan, book_round, declared_size, delta_of, make_plan
 from data.catalog import select
 from data.encode import encode_rows
@@ -32,6 +31,8 @@ from data.rows import Row
 from data.sources import load_rows
 from data.validation import set_aside
 from fedfinlora.adapter import Vector, read_adapter, write_adapter
+from fedfinlora.base_checks import context_tokens
+from fedfinlora.bounded_cache import BoundedCache
 from fedfinlora.config import Config, DatasetConfig, PartitionConfig, PrivacyConfig
 from fedfinlora.deployment.history import Event, history_file, record, rounds_today
 from fedfinlora.deployment.policy import Policy, Work, broken_rule, declared_sizes, read_settings, rounded_rows
@@ -45,9 +46,9 @@ from fedfinlora.privacy.cohorts import customer_of
 from fedfinlora.privacy.ledger import Booked, Head, Rows, Version1, fingerprint, ledger_root
 from fedfinlora.privacy.mechanism import Mechanism
 from fedfinlora.privacy.randomness import noise_is_reproducible
-from fedfinlora.runfolder import source_fingerprint, write_bytes
+from fedfinlora.runfolder import source_fingerprint
 from fedfinlora.seeds import derive_seed, generator
-from fedfinlora.training import OptimizerState, Stretch, TrainResult, mean_loss, stretch_of_round, total_steps, train
+from fedfinlora.training import Stretch, TrainResult, mean_loss, stretch_of_round, total_steps, train
 from fedfinlora.wire import ALWAYS_TOLD, REVEALABLE, BankError, Figures, TrainRequest
 
 log = logging.getLogger("fedfinlora.bank")
@@ -57,8 +58,6 @@ _SetAside = tuple[tuple[str, ...], int]
 """(Benchmarks, rows of each) of the public validation rows."""
 SAMPLE_KEY = "sample.key"
 """In a deployed bank's state folder."""
-KEPT_STATES = 4
-"""The server keeps two checkpoints, so it may ask for the round after the older of them again."""
 
 
 LONGEST_DETAIL = 500
@@ -87,7 +86,7 @@ class BankFacts:
     min_units: int = 0
     """Fewest units of a private round."""
     min_rows: int = 0
-    """Fewest rows of any round."""
+    """Fewest rows of any round, and fewest that the steps of one without the bank's own noise take."""
     reproducible_noise: bool = False
     """For tests: all private draws come from the run's seed. Such rounds are booked as rounds without noise."""
     policy: Policy | None = None
@@ -299,7 +298,18 @@ def split_rows(rows: list[Row], config: Config, bank: str) -> tuple[list[Row], l
     return list(kept), list(held_out)
 
 
-_rows: dict[tuple[Any, ...], BankRows] = {}
+ROWS_BYTES = 2**30
+"""Of tokenized rows in memory: 30 million tokens. One of many simulated banks reads and tokenizes its rows again where they are more."""
+TOKEN_BYTES, ROW_BYTES = 36, 600
+"""Of a token id (an object and a pointer to it), and of what comes with a row beside its texts."""
+_rows: BoundedCache[BankRows] = BoundedCache(ROWS_BYTES)
+
+
+def size_of(rows: BankRows) -> int:
+    """About how many bytes the rows take in memory."""
+    tokens = sum(len(row.prompt_ids) + len(row.answer_ids) for row in (*rows.train, *rows.holdout))
+    texts = sum(map(len, (*rows.in_ledger.prompts, *rows.in_ledger.customers)))
+    return TOKEN_BYTES * tokens + texts + ROW_BYTES * (len(rows.train) + len(rows.holdout))
 
 
 def bank_rows(config: Config, facts: BankFacts, tokenizer: Any) -> BankRows:
@@ -315,7 +325,8 @@ def bank_rows(config: Config, facts: BankFacts, tokenizer: Any) -> BankRows:
         facts,
         _state_of_files(facts),
     )
-    if key not in _rows:
+    found = _rows.get(key)
+    if found is None:
         if facts.deployed:
             _rows.clear()  # what was changed or deleted is not kept
         try:
@@ -327,7 +338,7 @@ def bank_rows(config: Config, facts: BankFacts, tokenizer: Any) -> BankRows:
                 kept, held_out = split_rows(rows, config, facts.name)
             # Whether one bad row ends a round is not for a server to ask.
             on_bad_row = "skip" if facts.deployed else config.dataset.on_bad_row
-            how = (config.model.context_tokens, on_bad_row, config.dataset.chat_template)
+            how = (context_tokens(config.model), on_bad_row, config.dataset.chat_template)
             if config.privacy.in_the_bank and config.privacy.unit == "customer":
                 kept = with_customers(kept, facts.name)
             train_rows, holdout_rows = encode_rows(tokenizer, kept, *how), encode_rows(tokenizer, held_out, *how)
@@ -352,8 +363,8 @@ def bank_rows(config: Config, facts: BankFacts, tokenizer: Any) -> BankRows:
                 declared=declared,
                 version_1=Version1(_old_ledgers(facts), lambda: data_sets_of(config, facts, rows)),
             )
-        _rows[key] = found
-    return _rows[key]
+        _rows.put(key, found, size_of(found))
+    return found
 
 
 def _state_of_files(facts: BankFacts) -> tuple[tuple[str, int, int], ...]:
@@ -458,8 +469,7 @@ def _noted_round(request: TrainRequest, facts: BankFacts) -> RoundReply:
             raise BankError("disk", str(error)) from error
 
     try:
-        check_policy(request, facts)
-        refuse_unaccounted(request, facts)
+        admit(request, facts)
         note("begun")
         done = _train_round(request, facts, lambda spending: note("booked", **spending))
     except BankError as error:
@@ -489,32 +499,82 @@ def note_unusable(facts: BankFacts, run: str, error: BankError) -> None:
         log.error("%s", unwritable)
 
 
-def refuse_unaccounted(request: TrainRequest, facts: BankFacts) -> None:
-    """A deployed bank that has a budget sends nothing that is not accounted for: BankError for a request without noise of the bank's own."""
+def admit(request: TrainRequest, facts: BankFacts) -> None:
+    """What can be said of a request before a row is read. BankError where the bank does not do it.
+
+    A deployed bank that has a budget sends nothing that is not accounted for; and it does not make up the sizes that it declares, which would
+    tell its own row counts.
+    """
+    check_policy(request, facts)
+    if facts.deployed and request.config.privacy.in_the_bank and not facts.declared_rows:
+        raise BankError(
+            "privacy",
+            f"{facts.name} has no declared_rows, and a private round would round its secret row counts instead. Add declared_rows: [TASK:ROWS, …] to "
+            "bank.yaml, as `bank init` writes it",
+            "declared_rows",
+        )
     if facts.deployed and facts.budget_epsilon and not request.config.privacy.in_the_bank:
         raise BankError(
             "policy-privacy",
             f"{facts.name} has budget_epsilon={facts.budget_epsilon:g}, and privacy={request.config.privacy.mode} would spend without limit",
+            "budget_epsilon",
         )
+
+
+def work_of(request: TrainRequest, facts: BankFacts, steps: int = 0, rows: int = 0) -> Work:
+    """What the request asks for, as the rules of a policy see it now."""
+    now, today = datetime.now(), rounds_today(facts.history_file)
+    # Once begun, this round is among those of today.
+    begun_before = max(0, today - 1) if steps else today
+    config = request.config
+    return Work(config, steps, rows, begun_before, now, lambda: model_sha256(config.model))
 
 
 def check_policy(request: TrainRequest, facts: BankFacts, steps: int = 0, rows: int = 0) -> None:
     """BankError with the rule's name where the bank's policy does not allow the request. Steps and rows are 0 as long as they are not known."""
     if facts.policy is None:
         return
-    now, today = datetime.now(), rounds_today(facts.history_file)
-    # Once begun, this round is among those of today.
-    begun_before = max(0, today - 1) if steps else today
-    config = request.config
-    work = Work(config, steps, rows, begun_before, now, lambda: model_sha256(config.model))
     try:
-        rule = broken_rule(facts.policy, work)
+        rule = broken_rule(facts.policy, work_of(request, facts, steps, rows))
     except UserError as error:
         raise BankError("model", str(error)) from error
     if rule:
         raise BankError(
             f"policy-{rule}", f"{facts.name}: round {request.round} of {request.run} is against the policy's rule {rule}"
         )
+
+
+def check_source(request: TrainRequest) -> None:
+    """BankError where the server runs other code than the bank."""
+    if request.source_sha256 != source_fingerprint():
+        raise BankError("source", "the server's source hash differs from this bank's")
+
+
+class Settled(NamedTuple):
+    """What a round is trained on and for how long, allowed by all rules that depend on rows."""
+
+    rows: BankRows
+    stretch: Stretch
+
+
+def settle(request: TrainRequest, facts: BankFacts, tokenizer: Any) -> Settled:
+    """Read the bank's rows and see what a round would do with them. BankError where there are too few, or a rule forbids it.
+
+    The steps of a private round follow from the declared sizes alone.
+    """
+    config = request.config
+    rows = bank_rows(config, facts, tokenizer)
+    _check_least_rows(len(rows.train) + len(rows.holdout), facts, "there are")
+    size = declared_size(config, rows.declared, is_sample=not facts.deployed) if config.privacy.in_the_bank else len(rows.train)
+    if not size:
+        raise BankError("privacy", f"the declared_rows of {facts.name} name none of the tasks asked for", "declared_rows")
+    steps = total_steps(size, config.num_server_rounds, config.train)
+    stretch = stretch_of_round(request.round, config.num_server_rounds, steps, size, config.train)
+    wanted = math.ceil(stretch.steps * stretch.rows_per_step)
+    check_policy(request, facts, stretch.steps, wanted)
+    if not config.privacy.in_the_bank:
+        _check_least_rows(min(wanted, len(rows.train)), facts, "the round's steps take")
+    return Settled(rows, stretch)
 
 
 class _Done(NamedTuple):
@@ -529,8 +589,7 @@ class _Done(NamedTuple):
 
 def _train_round(request: TrainRequest, facts: BankFacts, on_booked: Callable[[Mapping[str, Any]], None]) -> _Done:
     """The round itself."""
-    if request.source_sha256 != source_fingerprint():
-        raise BankError("source", "the server's source hash differs from this bank's")
+    check_source(request)
     config = request.config
     started = time.monotonic()
     try:
@@ -540,17 +599,35 @@ def _train_round(request: TrainRequest, facts: BankFacts, on_booked: Callable[[M
     if request.layout_id != session.layout.id or request.adapter.shape != (session.layout.size,):
         raise BankError("layout", f"layout {request.layout_id} received, {session.layout.id} here")
     load_s = time.monotonic() - started
-    if not config.privacy.in_the_bank:
-        return _open_round(request, facts, session, load_s, on_booked)
+    with one_code(config):
+        round_here = _private_round if config.privacy.in_the_bank else _open_round
+        return round_here(request, facts, session, load_s, on_booked)
+
+
+@contextlib.contextmanager
+def one_code(config: Config) -> Iterator[None]:
+    """What goes wrong in a private round is the same BankError, whatever it is: which it was may depend on the rows. Rules of the policy alone keep
+    their names."""
     try:
-        return _private_round(request, facts, session, load_s, on_booked)
+        yield
     except BankError as error:
-        if error.code.startswith("policy-"):
+        if not config.privacy.in_the_bank or error.code.startswith("policy-"):
             raise
-        raise BankError("privacy", f"{error.code}: {error}") from error
+        raise BankError("privacy", f"{error.code}: {error}", error.rule) from error
     except Exception as error:
+        if not config.privacy.in_the_bank:
+            raise
         log.exception("unexpected error")
         raise BankError("privacy", f"internal: {type(error).__name__}") from error
+
+
+def book_open(request: TrainRequest, facts: BankFacts, settled: Settled) -> tuple[Steps, Booked]:
+    """Book a round whose delta leaves without noise of the bank's own, as infinite: (its steps, what was booked)."""
+    steps = Steps(1.0, 0.0, settled.stretch.steps)
+    try:
+        return steps, book_round(request, facts, settled.rows, steps, delta_of(request.config, facts, settled.rows.declared))
+    except UserError as error:
+        raise BankError("privacy", str(error)) from error
 
 
 def _open_round(
@@ -558,19 +635,11 @@ def _open_round(
 ) -> _Done:
     """A round whose delta leaves without noise of the bank's own; a deployed bank books it as infinite."""
     config = request.config
-    rows = bank_rows(config, facts, session.tokenizer)
-    _check_least_rows(rows, facts)
-    steps = total_steps(len(rows.train), config.num_server_rounds, config.train)
-    stretch = stretch_of_round(request.round, config.num_server_rounds, steps, len(rows.train), config.train)
-    check_policy(request, facts, stretch.steps, math.ceil(stretch.steps * stretch.rows_per_step))
+    rows, stretch = settled = settle(request, facts, session.tokenizer)
     spending: dict[str, Any] = {}
     head = None
     if facts.deployed:
-        without_noise = Steps(1.0, 0.0, stretch.steps)
-        try:
-            booked = book_round(request, facts, rows, without_noise, delta_of(config, facts, rows.declared))
-        except UserError as error:
-            raise BankError("privacy", str(error)) from error
+        without_noise, booked = book_open(request, facts, settled)
         head, spending = booked.head, _spending(config, without_noise, "example", booked)
         on_booked(spending)
     holdout_loss = _holdout_loss(request, rows, session)
@@ -596,14 +665,7 @@ def _private_round(
 ) -> _Done:
     """A round under privacy=example or dp_lora: planned with declared sizes, booked, then trained."""
     config = request.config
-    rows = bank_rows(config, facts, session.tokenizer)
-    _check_least_rows(rows, facts)
-    size = declared_size(config, rows.declared, is_sample=not facts.deployed)
-    if not size:
-        raise BankError("privacy", f"the declared_rows of {facts.name} name none of the tasks asked for")
-    steps = total_steps(size, config.num_server_rounds, config.train)
-    stretch = stretch_of_round(request.round, config.num_server_rounds, steps, size, config.train)
-    check_policy(request, facts, stretch.steps, math.ceil(stretch.steps * stretch.rows_per_step))
+    rows, stretch = settle(request, facts, session.tokenizer)
     plan = make_plan(request, facts, rows, stretch, session)
     spending = _spending(config, plan.steps, config.privacy.unit, plan.booked)
     if facts.reproducible_noise:
@@ -630,10 +692,9 @@ def _spending(config: Config, steps: Steps, unit: str, booked: Booked) -> dict[s
     }  # fmt: skip
 
 
-def _check_least_rows(rows: BankRows, facts: BankFacts) -> None:
-    count = len(rows.train) + len(rows.holdout)
+def _check_least_rows(count: int, facts: BankFacts, what: str) -> None:
     if count < facts.min_rows:
-        raise BankError("privacy", f"{count} rows, fewer than min_rows={facts.min_rows} of {facts.name}")
+        raise BankError("privacy", f"{what} {count} rows, fewer than min_rows={facts.min_rows} of {facts.name}", "min_rows")
 
 
 def _trained(
@@ -657,7 +718,7 @@ def _trained(
             config.train,
             seed=config.seed,
             bank=facts.name,
-            optimizer=_load_state(folder, request.round) if keeps_moments else None,
+            optimizer=load_moments(folder, request.round) if keeps_moments else None,
             privately=plan.mechanism if plan else None,
         )
     except UserError as error:
@@ -666,7 +727,7 @@ def _trained(
     if not np.isfinite(delta).all():
         raise BankError("diverged", "the trained adapter is not finite")
     if keeps_moments:
-        _save_state(folder, request.round, result.optimizer)
+        save_moments(folder, request.round, result.optimizer)
     log.info("%s: round %d, %d rows, loss %.4f, %.1f s", facts.name, request.round, result.rows, result.loss, result.wall_s)
     return delta, result
 
@@ -677,26 +738,3 @@ def _holdout_loss(request: TrainRequest, rows: BankRows, session: Session) -> fl
         return float("nan")
     write_adapter(session.model, request.adapter)
     return mean_loss(session.model, rows.holdout, request.config.train)
-
-
-def _load_state(folder: Path, round_number: int) -> OptimizerState | None:
-    """The newest state from before this round; None at the start of a run."""
-    for file in sorted(folder.glob("round_*.safetensors"), reverse=True):
-        if int(file.stem.split("_")[1]) >= round_number:
-            continue
-        try:
-            values = load_file(file)
-            return OptimizerState(values["first_moment"], values["second_moment"], int(values["steps"][0]))
-        except (SafetensorError, KeyError, OSError) as error:
-            log.warning("%s is damaged (%s); trying an older one", file, error)
-    return None
-
-
-def _save_state(folder: Path, round_number: int, state: OptimizerState) -> None:
-    values = {"first_moment": state.first_moment, "second_moment": state.second_moment, "steps": np.array([state.steps])}
-    try:
-        write_bytes(folder / f"round_{round_number:04d}.safetensors", save(values))
-        for old in sorted(folder.glob("round_*.safetensors"))[:-KEPT_STATES]:
-            old.unlink()
-    except (UserError, OSError) as error:
-        raise BankError("disk", str(error)) from error

@@ -23,7 +23,7 @@ from fedfinlora.deployment.history import newest_head
 from fedfinlora.errors import UserError
 from fedfinlora.privacy.accounting import Steps, default_delta, epsilon, noise_multiplier_for
 from fedfinlora.privacy.dp_lora import SENSITIVITY, PublishedMechanism, steps_of
-from fedfinlora.privacy.ledger import Booked, Spending, book
+from fedfinlora.privacy.ledger import Booked, BudgetError, Spending, book
 from fedfinlora.privacy.mechanism import NEIGHBOUR_SHARE, Mechanism, self_test, units_to_test
 from fedfinlora.wire import BankError, TrainRequest
 
@@ -76,15 +76,19 @@ def delta_of(config: Config, facts: BankFacts, declared: Mapping[str, int]) -> f
     return min(default_delta(whole), facts.delta or 1.0, config.privacy.delta or 1.0)
 
 
-def make_plan(request: TrainRequest, facts: BankFacts, rows: BankRows, stretch: Stretch, session: Session) -> PrivacyPlan:
+def make_plan(
+    request: TrainRequest, facts: BankFacts, rows: BankRows, stretch: Stretch, session: Session | None
+) -> PrivacyPlan:
     """Find the noise, test the gradients, and write the round into the ledger. BankError: nothing may be trained.
 
-    `stretch` is of a bank with the declared number of rows.
+    `stretch` is of a bank with the declared number of rows. Without a session nothing is tested (`client_app.trial`).
     """
     privacy = request.config.privacy
     delta = delta_of(request.config, facts, rows.declared)
     if len(rows.units) < max(1, facts.min_units):
-        raise BankError("privacy", f"{len(rows.units)} units for round {request.round}, fewer than min_units={facts.min_units}")
+        raise BankError(
+            "privacy", f"{len(rows.units)} units for round {request.round}, fewer than min_units={facts.min_units}", "min_units"
+        )
     try:
         mechanism: Mechanism | PublishedMechanism
         if privacy.mode == "example":
@@ -94,8 +98,10 @@ def make_plan(request: TrainRequest, facts: BankFacts, rows: BankRows, stretch: 
         booked = book_round(request, facts, rows, steps, delta)
     except BankError:
         raise
+    except BudgetError as error:
+        raise BankError("privacy", str(error), "budget_epsilon") from error
     except (UserError, ValueError) as error:
-        raise BankError("privacy", str(error)) from error
+        raise BankError("privacy", str(error), "privacy") from error
     log.info(
         "%s: round %d: %s, noise multiplier %.3g, epsilon planned %.3g, spent on these rows %.3g at delta %.1e, %d units left out",
         facts.name, request.round, NAMES[privacy.mode], mechanism.noise_multiplier, planned, booked.epsilon, delta, booked.left_out,
@@ -133,7 +139,7 @@ def _of_units(mechanism: Mechanism, taking_part: NDArray[np.bool_]) -> Mechanism
 
 
 def _example_level(
-    request: TrainRequest, facts: BankFacts, rows: BankRows, stretch: Stretch, session: Session, delta: float
+    request: TrainRequest, facts: BankFacts, rows: BankRows, stretch: Stretch, session: Session | None, delta: float
 ) -> tuple[Mechanism, float, Steps]:
     """(mechanism, epsilon planned for the run, this round's steps) of DP-SGD."""
     config, privacy = request.config, request.config.privacy
@@ -144,12 +150,16 @@ def _example_level(
         raise BankError("privacy", f"{wanted} is more than the {size} declared rows of {facts.name}: lower it")
     declared_units = size if privacy.unit == "example" else rows.declared.get(CUSTOMERS, 0)
     if not declared_units:
-        raise BankError("privacy", f"privacy.unit=customer needs {CUSTOMERS}:NUMBER among the declared_rows of {facts.name}")
+        raise BankError(
+            "privacy",
+            f"privacy.unit=customer needs {CUSTOMERS}:NUMBER among the declared_rows of {facts.name}",
+            "declared_rows",
+        )
     noise = privacy.noise_multiplier
     noise = noise or noise_multiplier_for(privacy.epsilon, delta, sampling_rate, stretch.total_steps)
     planned = epsilon([Steps(sampling_rate, noise, stretch.total_steps)], delta)
     expected_units = sampling_rate * declared_units
-    alone = _units_go_alone(request, facts, rows, session, expected_units)
+    alone = session is None or _units_go_alone(request, facts, rows, session, expected_units)
     mechanism = Mechanism(
         clip_norm=privacy.clip_norm,
         sampling_rate=sampling_rate,

@@ -3,6 +3,8 @@
 Flower starts a new client process for every message, which would load the model each time. With `worker=true` in the node config (`bank start` sets it)
 the client process is a thin proxy: it checks the request, hands it over a local socket, and sends back what comes. The worker is started on
 demand, ends after a while without work, and is started anew after a crash. Where it cannot be had the client process does the work itself.
+It has the bank's rows in memory, so it ends with its bank: `bank start` says in the node config which process it is (`bank-process`), and the
+worker looks for that process. PR_SET_PDEATHSIG would not do, for its parent is a client process, which ends after each message.
 
 The socket lies in a folder of mode 0700, has mode 0600, and takes connections of the same user only. One frame is a JSON line, then the raw
 float32 numbers that it announces: no pickles, no code. The worker belongs to one version of the code: another one has another socket.
@@ -22,6 +24,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -36,6 +39,7 @@ from fedfinlora.config_values import build, to_json
 from fedfinlora.errors import UserError
 from fedfinlora.logs import about, show_logs
 from fedfinlora.privacy.head import Head
+from fedfinlora.process_identity import ProcessIdentity
 from fedfinlora.runfolder import source_fingerprint
 from fedfinlora.wire import SAFE_REASONS, BankError, Figures, TrainRequest
 
@@ -46,6 +50,8 @@ REQUEST_S = 60.0
 """Who connects must send, and take the answer, without a longer pause: somebody who says nothing holds nobody up for ever."""
 START_S = 60.0
 """Longest wait for a worker that was started."""
+WATCH_S = 0.2
+"""How often a worker looks whether its bank still runs."""
 LONGEST_LINE = 2**20
 LARGEST_VECTOR = 2**28
 """Numbers of an adapter at most: a gibibyte."""
@@ -84,8 +90,24 @@ def train_in_worker(request: TrainRequest, facts: BankFacts, node_config: Mappin
     return RoundReply(delta, str(answer["layout_id"]), Figures(**answer["figures"]), ledger)
 
 
-def serve(path: Path, idle_s: float, memory_gib: float) -> None:
-    """Answer one request after the other until nobody has asked for `idle_s` seconds."""
+def end_with(bank: ProcessIdentity, path: Path) -> None:
+    """End this process, whatever it does, as soon as `bank` has ended, and take its socket away."""
+
+    def watch() -> None:
+        while bank.runs:
+            time.sleep(WATCH_S)
+        log.warning("the bank's process %d has ended: so does its worker", bank.pid)
+        with contextlib.suppress(OSError):
+            path.unlink()
+        os._exit(0)  # the other thread may train, and need minutes to hear of it
+
+    threading.Thread(target=watch, name="bank", daemon=True).start()
+
+
+def serve(path: Path, idle_s: float, memory_gib: float, bank: ProcessIdentity | None = None) -> None:
+    """Answer one request after the other until nobody has asked for `idle_s` seconds, or `bank` has ended."""
+    if bank is not None:
+        end_with(bank, path)
     if memory_gib:
         limit = int(memory_gib * 2**30)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
@@ -194,7 +216,7 @@ def _start(path: Path, facts: BankFacts, node_config: Mapping[str, Any]) -> sock
     end_worker(facts.state_folder)  # one of other code: two would hold two models
     with open(facts.state_folder / "worker.log", "ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "client_app.worker", str(path), str(idle_s), str(memory_gib), facts.name],
+            [sys.executable, "-m", "client_app.worker", str(path), str(idle_s), str(memory_gib), facts.name, str(node_config.get("bank-process", ""))],
             cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, close_fds=True,
         )  # fmt: skip
     (facts.state_folder / PROCESS_FILE).write_text(str(process.pid))
@@ -254,4 +276,9 @@ def _receive(stream: Any) -> tuple[dict[str, Any], Vector]:
 if __name__ == "__main__":
     show_logs()
     with about(bank=sys.argv[4]):
-        serve(Path(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3]))
+        serve(
+            Path(sys.argv[1]),
+            float(sys.argv[2]),
+            float(sys.argv[3]),
+            ProcessIdentity.parse(sys.argv[5]) if sys.argv[5] else None,
+        )

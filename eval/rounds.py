@@ -26,6 +26,7 @@ from fedfinlora.adapter import Vector, load_adapter, save_adapter, write_adapter
 from fedfinlora.checkpoint import UNSCORED, Checkpoint, adapter_checksum, save_checkpoint
 from fedfinlora.config import Config
 from fedfinlora.models import Session, initial_adapter
+from fedfinlora.retention import forget_old_rounds
 from fedfinlora.runfolder import append_line, read_lines
 from fedfinlora.selection import Selection, kept_round, selection_of
 from fedfinlora.tensorboard import TensorBoardWriter
@@ -101,6 +102,7 @@ class RunScores:
             self._save("best", adapter)
         save_checkpoint(self.folder, Checkpoint(number, layout_id, arrays, closed))
         append_line(self.folder / "rounds.jsonl", closed)
+        forget_old_rounds(self.folder, number, self.config)
         self.board.add_round(closed)
         self._tell(closed, following)
         return following

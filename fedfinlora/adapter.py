@@ -77,7 +77,7 @@ class Layout:
     @cached_property
     def id(self) -> str:
         """SHA-256 of names and shapes, 16 hexadecimal digits."""
-        text = json.dumps([list(self.names), [list(shape) for shape in self.shapes]])
+        text = json.dumps([list(self.names), [list(shape) for shape in self.shapes]], allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def views(self, vector: Vector) -> dict[str, Vector]:
@@ -176,7 +176,10 @@ def save_adapter(
     tensors = folded(layout.views(vector), frozen) if is_lora_xs(layout) else frozen | layout.views(vector)
     config = LoraConfig(**peft_config_values(peft, model), inference_mode=True).to_dict()
     write_bytes(folder / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
-    write_bytes(folder / "adapter_config.json", (json.dumps(config, indent=2, sort_keys=True, default=sorted) + "\n").encode())
+    write_bytes(
+        folder / "adapter_config.json",
+        (json.dumps(config, indent=2, sort_keys=True, default=sorted, allow_nan=False) + "\n").encode(),
+    )
 
 
 def load_adapter(

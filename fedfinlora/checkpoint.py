@@ -6,8 +6,9 @@ any moment loses at most the round in hand.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedfinlora.errors import UserError
+from fedfinlora.numbered import by_number, number_of
 from fedfinlora.runfolder import read_lines, write_bytes
 
 if TYPE_CHECKING:
@@ -24,6 +26,9 @@ UNSCORED = "unscored"
 """In the line of a round that is trained, while its scores are being made."""
 KEPT = 2
 """How many checkpoints stay on disk: the last, and one before in case the last is damaged."""
+
+
+FILES = "round_*.safetensors"
 
 
 @dataclass(frozen=True)
@@ -49,44 +54,70 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
 
     content = save(
         dict(checkpoint.arrays),
-        {"round": str(checkpoint.round), "layout-id": checkpoint.layout_id, "line": json.dumps(dict(checkpoint.line))},
+        {
+            "round": str(checkpoint.round),
+            "layout-id": checkpoint.layout_id,
+            "line": json.dumps(dict(checkpoint.line), allow_nan=False),
+        },
     )
     write_bytes(_file(run, checkpoint.round), content)
-    for old in sorted((run / "state").glob("round_*.safetensors"))[:-KEPT]:
-        old.unlink()
+    for old in by_number(run / "state", FILES)[:-KEPT]:
+        old.unlink(missing_ok=True)
 
 
 def load_checkpoint(run: Path) -> Checkpoint:
     """The newest readable checkpoint. UserError when there is none."""
-    from safetensors import SafetensorError, safe_open
-
-    files = sorted((run / "state").glob("round_*.safetensors"), reverse=True)
     damaged: list[str] = []
-    for file in files:
+    for file in by_number(run / "state", FILES)[::-1]:
         try:
-            with safe_open(file, framework="numpy") as stream:
-                values = stream.metadata()
-                arrays = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a mapping
-            return Checkpoint(int(values["round"]), values["layout-id"], arrays, json.loads(values["line"]))
-        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-            damaged.append(f"{file.name} ({error})")
+            return _read(file)
+        except UserError as error:
+            damaged.append(str(error))
     found = f"damaged: {', '.join(damaged)}" if damaged else "there is none"
     raise UserError(f"{run} has no checkpoint to go on from: {found}. Start the run anew.")
 
 
+def _read(file: Path) -> Checkpoint:
+    """A checkpoint; UserError with its name where it is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as stream:
+            values = stream.metadata()
+            arrays = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a mapping
+        return Checkpoint(int(values["round"]), values["layout-id"], arrays, json.loads(values["line"]))
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{file.name} ({error})") from error
+
+
 def restore_rounds(run: Path, checkpoint: Checkpoint) -> None:
-    """Make rounds.jsonl hold exactly the closed rounds up to the checkpoint."""
-    lines = [line for line in read_lines(run / "rounds.jsonl") if line["round"] < checkpoint.round]
+    """Make rounds.jsonl hold exactly the closed rounds up to the checkpoint. UserError where it has lost more of them than checkpoints know."""
+    file = run / "rounds.jsonl"
+    lines = [line for line in read_lines(file) if line["round"] < checkpoint.round]
+    for older in by_number(run / "state", FILES):  # a line that was cut off is in the checkpoint of its round
+        if number_of(older) == checkpoint.round - 1 == _last(lines) + 1:
+            with contextlib.suppress(UserError):
+                lines += [dict(line) for line in [_read(older).line] if line and UNSCORED not in line]
+    if _last(lines) != max(0, checkpoint.round - 1):
+        raise UserError(
+            f"{file} is damaged: it ends with round {_last(lines)}, and the checkpoint is of round {checkpoint.round}. Bring back a copy of it, or "
+            "start the run anew."
+        )
     if checkpoint.line and checkpoint.closed:
         lines.append(dict(checkpoint.line))
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    write_bytes(run / "rounds.jsonl", text.encode())
+    text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+    write_bytes(file, text.encode())
+
+
+def _last(lines: Sequence[Mapping[str, Any]]) -> int:
+    """The number of the last of these lines; 0 where there is none."""
+    return int(lines[-1]["round"]) if lines else 0
 
 
 def latest_round(run: Path) -> int:
     """The number of the last checkpoint on disk; -1 when there is none."""
-    numbers = [int(file.stem.split("_")[1]) for file in (run / "state").glob("round_*.safetensors")]
-    return max(numbers, default=-1)
+    files = by_number(run / "state", FILES)
+    return number_of(files[-1]) if files else -1
 
 
 def _file(run: Path, round_number: int) -> Path:

@@ -43,8 +43,8 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="python -m fedfinlora",
         formatter_class=_ListOfCommands,
-        description="Banks fine-tune one quantized Llama on text that they may not share.",
-        epilog="Runs land in ~/.fedfinlora/runs. Exit status: 0 done, 1 failed, 2 bad usage.",
+        description="Banks fine-tune one quantized Llama on text that they may not share. Runs land in ~/.fedfinlora/runs. "
+        "Exit status: 0 done, 1 failed, 2 bad usage.",
     )
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
@@ -82,6 +82,13 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--export", type=Path, metavar="DIR", help="also write scores.csv, .md, .tex and figures/*.svg into DIR"
     )
+    verify = add("verify", "Check who made a run or adapter; find changes.", overrides=False)
+    verify.add_argument("folder", type=Path, metavar="DIR", help="a run, an adapter (RUN/adapters/final) or a bank's home")
+    verify.add_argument(
+        "--ca", type=Path, metavar="FILE", help="the consortium's ca.crt: signatures must be by its coordinator"
+    )
+    verify.add_argument("--key", type=Path, metavar="FILE", help="the public key that must have signed the adapter")
+    verify.add_argument("--enrolled", type=Path, metavar="DIR", help="banks' public keys that you know, as BANK.pub")
     compare = add("compare", "Compare two evaluations row by row, with paired tests.", overrides=False)
     compare.add_argument("run_a", type=Path, metavar="RUN_A", help="folder of a run")
     compare.add_argument("run_b", type=Path, metavar="RUN_B", help="folder of another, or of the same")
@@ -146,11 +153,12 @@ def _add_party(
 def _add_coordinator(commands: Any) -> None:
     actions = {
         "init": "make the authority, the server's certificate and the settings",
-        "enroll": "take a bank's public key",
+        "enroll": "take a bank's public key and issue its certificate",
         "revoke": "let a bank in no more",
-        "renew": "a new server certificate of the same authority",
+        "renew": "new certificates of the same authority, for server, signatures and banks",
         "start": "run the SuperLink until Ctrl-C",
         "status": "certificates, banks and runs",
+        "plan": "write what a run would ask of the banks, for `bank try`",
         "run": "start a run with the enrolled banks, and follow it",
     }
     description = "The aggregator of a deployment, with TLS and known banks only."
@@ -159,16 +167,23 @@ def _add_coordinator(commands: Any) -> None:
     found["init"].add_argument("--host", action="append", default=[], metavar="NAME", help=hosts)
     found["init"].add_argument("--listen", default="0.0.0.0", metavar="ADDRESS", help="address to listen on (default: all)")
     found["init"].add_argument("--port", type=int, default=9092, metavar="N", help="default: 9092")
-    for action in ("init", "renew"):
-        days = "how long the server's certificate is good (default: 365)"
+    for action in ("init", "enroll", "renew"):
+        days = "how long the certificates are good (default: 365)"
         found[action].add_argument("--days", type=int, default=365, metavar="N", help=days)
+        kept = "folder of ca.key and ca.crt (default: that of `init`, whose default is --home)"
+        found[action].add_argument("--authority", type=Path, metavar="DIR", help=kept)
+        opens = "file whose first line opens an encrypted ca.key (default: asked for on a terminal)"
+        found[action].add_argument("--passphrase-file", type=Path, metavar="FILE", help=opens)
+    found["init"].add_argument("--encrypt", action="store_true", help="encrypt ca.key with a passphrase that is asked for")
     _add_listen(found["start"], "status page and metrics")
     found["enroll"].add_argument("key", type=Path, metavar="PUBKEY", help="the bank's node.key.pub")
     found["enroll"].add_argument("--name", required=True, metavar="BANK", help="the bank's name")
     found["revoke"].add_argument("name", metavar="BANK", help="the bank's name")
-    found["run"].add_argument("overrides", nargs="*", metavar="key=value", help=KEY_VALUE_HELP)
     waits = "wait for so many banks (default: all that are enrolled)"
-    found["run"].add_argument("--banks", type=int, default=0, metavar="N", help=waits)
+    for action in ("plan", "run"):
+        found[action].add_argument("overrides", nargs="*", metavar="key=value", help=KEY_VALUE_HELP)
+        found[action].add_argument("--banks", type=int, default=0, metavar="N", help=waits)
+    found["plan"].add_argument("--out", type=Path, metavar="FILE", help="where the plan goes (default: the terminal)")
 
 
 def _add_listen(start: argparse.ArgumentParser, what: str) -> None:
@@ -180,6 +195,8 @@ def _add_listen(start: argparse.ArgumentParser, what: str) -> None:
 def _add_bank(commands: Any) -> None:
     actions = {
         "init": "make key and policy; try rows, model and one step",
+        "accept": "take the certificate that the coordinator has issued",
+        "try": "what this bank would do with a coordinator's plan",
         "start": "run the SuperNode until Ctrl-C",
         "status": "settings, certificate, last request, epsilon spent",
         "history": "what ran here and what left",
@@ -193,6 +210,11 @@ def _add_bank(commands: Any) -> None:
     budget = "most epsilon for any row, over all runs; 0 = no limit (default: asked for on a terminal, else 8)"
     init.add_argument("--budget-epsilon", type=float, metavar="EPSILON", help=budget)
     init.add_argument("overrides", nargs="*", metavar="key=value", help="model=… is tried and allowed by the policy")
+    found["accept"].add_argument(
+        "certificate", type=Path, metavar="FILE", help="what `coordinator enroll` has written, NAME.crt"
+    )
+    found["try"].add_argument("plan", type=Path, metavar="PLAN", help="what `coordinator plan` has written")
+    found["try"].add_argument("--step", action="store_true", help="also load the model and take one local step")
     _add_listen(found["start"], "metrics")
     found["start"].add_argument("--no-worker", action="store_true", help="load the base model for every message anew")
 
@@ -241,6 +263,10 @@ def _run(options: argparse.Namespace) -> int:
         from fedfinlora.commands.report import report
 
         return report(options.runs, options.output, options.export)
+    if options.command == "verify":
+        from fedfinlora.commands.verify import verify
+
+        return verify(options.folder, options.ca, options.key, options.enrolled)
     if options.command == "compare":
         from fedfinlora.commands.compare import compare
 
@@ -272,14 +298,18 @@ def _coordinator(options: argparse.Namespace) -> int:
     from fedfinlora.deployment.watching import Listen
 
     home = options.home.expanduser().absolute()
-    if options.action == "init":
-        return coordinator.init(home, options.host, options.port, options.listen, options.days)
-    if options.action == "enroll":
-        return coordinator.enroll(home, options.key, options.name)
+    if options.action in ("init", "enroll", "renew"):
+        folder = options.authority.expanduser().absolute() if options.authority else None
+        place = coordinator.AuthorityPlace(folder, options.passphrase_file, getattr(options, "encrypt", False))
+        if options.action == "init":
+            return coordinator.init(home, options.host, options.port, options.listen, options.days, place)
+        if options.action == "enroll":
+            return coordinator.enroll(home, options.key, options.name, options.days, place)
+        return coordinator.renew(home, options.days, place)
     if options.action == "revoke":
         return coordinator.revoke(home, options.name)
-    if options.action == "renew":
-        return coordinator.renew(home, options.days)
+    if options.action == "plan":
+        return coordinator.plan(home, options.overrides, options.out, options.banks)
     if options.action == "run":
         return coordinator.run(home, options.overrides, options.banks)
     if options.action == "start":
@@ -295,6 +325,10 @@ def _bank(options: argparse.Namespace) -> int:
     if options.action == "init":
         authority, budget = options.ca, options.budget_epsilon
         return bank.init(home, options.name, options.data, options.coordinator, authority, options.overrides, budget)
+    if options.action == "accept":
+        return bank.accept(home, options.certificate)
+    if options.action == "try":
+        return bank.try_plan(home, options.plan, options.step)
     if options.action == "start":
         return bank.start(home, Listen(options.metrics_port, options.metrics_listen), worker=not options.no_worker)
     act = {"status": bank.status, "history": bank.history}

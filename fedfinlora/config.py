@@ -15,6 +15,8 @@ PEFT_METHODS = ("lora", "qlora", "dora", "rslora", "lora_xs")
 SOURCES = ("sample", "finlora", "jsonl", "hub")
 PARTITIONERS = ("iid", "dirichlet", "by_task", "by_issuer", "by_path")
 STRATEGIES = ("fedavg", "fedavgm", "fedadam")
+AGGREGATIONS = ("mean",)
+OPTIMIZERS = ("adamw", "sgd")
 MOST_ROUNDS = 100_000
 """Of a run: what an accountant adds up within seconds."""
 PRIVACY_MODES = ("none", "example", "dp_lora", "bank")
@@ -205,7 +207,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         choose(self.schedule, ("cosine", "constant"), "train.schedule")
         choose(self.optimizer_state, ("keep", "reset"), "train.optimizer_state")
-        choose(self.optimizer, ("adamw", "sgd"), "train.optimizer")
+        choose(self.optimizer, OPTIMIZERS, "train.optimizer")
         for name in ("learning_rate", "sgd_learning_rate", "batch_tokens", "holdout_every"):
             _require(getattr(self, name) > 0, f"train.{name} must be above 0, not {getattr(self, name)}.")
         for name in ("learning_rate", "sgd_learning_rate"):
@@ -241,8 +243,14 @@ class StrategyConfig:
 
     name: str = "fedavg"
     """fedavg (McMahan et al. 2017), fedavgm (Hsu et al. 2019; Nesterov as in DiLoCo), fedadam (Reddi et al. 2021)."""
+    aggregation: str = "mean"
+    """mean: the weighted mean of the accepted deltas."""
     weighting: str = "rows"
-    """rows: a bank weighs as many as it trained on; equal: each bank the same; declared: as `sizes` says."""
+    """rows: a bank weighs as many as it trained on; equal: each bank the same; declared: as `sizes` says. `coordinator run` takes equal, or
+    declared where `sizes` are given, unless told otherwise: with rows a bank's weight is what it claims."""
+    max_share: float = 1.0
+    """Most that one bank may weigh in a round's mean, as a share; of n replies each may always weigh 1/n. What is cut off goes to the others
+    in proportion to their weights. 1 = no cap; `coordinator run` takes 0.5 unless told otherwise."""
     sizes: tuple[str, ...] = ()
     """weighting=declared: each bank's public size, e.g. [north:5000,south:1200]. Known to everybody, so a weight tells nothing of the rows."""
     server_learning_rate: float = 1.0
@@ -278,10 +286,14 @@ class StrategyConfig:
     """A round closes after this many seconds with the replies it has; 0 = wait for all."""
     max_update_norm: float = 100.0
     """A delta with a larger L2 norm is rejected; 0 = no limit."""
+    keep_deltas: bool = False
+    """Keep each accepted delta in the run's folder, so that `verify` can compute every round again: an adapter's bytes a bank and round."""
 
     def __post_init__(self) -> None:
         choose(self.name, STRATEGIES, "strategy")
+        choose(self.aggregation, AGGREGATIONS, "strategy.aggregation")
         choose(self.weighting, ("rows", "equal", "declared"), "strategy.weighting")
+        _require(0 < self.max_share <= 1, f"strategy.max_share must be in (0, 1], not {self.max_share}.")
         _require(
             (self.weighting == "declared") == bool(self.sizes),
             "strategy.weighting=declared and strategy.sizes=[BANK:ROWS,…] go together: give both or neither.",
@@ -485,6 +497,9 @@ class Config:
     """A run's folder to go on with."""
     overwrite: bool = False
     """Replace an earlier run of the same name."""
+    keep_rounds: int = 20
+    """Of how many of the last rounds the adapter and the scored rows stay in the run's folder, beside the best and the final adapter;
+    0 = of all. With strategy.keep_deltas all adapters stay."""
     start_adapter: str = ""
     """A PEFT folder whose adapter the run goes on from; empty = A drawn from the seed, B zero. A private run does not protect the rows that
     it was trained on."""
@@ -504,6 +519,7 @@ class Config:
             f"num_server_rounds must be {MOST_ROUNDS:,} or fewer, not {self.num_server_rounds}.",
         )
         _require(self.banks >= 1, f"banks must be 1 or more, not {self.banks}.")
+        _require(self.keep_rounds >= 0, f"keep_rounds must be 0 (all) or more, not {self.keep_rounds}.")
         _require(self.workers >= 0, f"workers must be 0 (one a core or GPU) or more, not {self.workers}.")
         _require(self.seed >= 0, f"seed must be 0 or more, not {self.seed}.")
         _require(
@@ -541,6 +557,7 @@ class Config:
             (in_the_bank, train.holdout_max_rows > 0, f"train.holdout_max_rows={train.holdout_max_rows}", "0", "the loss of held-out rows would leave"),
             (every, self.strategy.weighting == "rows", "strategy.weighting=rows", "equal", "a bank's row count would leave"
                 if mode != "bank" else "the noise hides a bank only if all banks weigh the same"),
+            (("bank",), self.strategy.keep_deltas, "strategy.keep_deltas=true", "false", "the aggregator's noise is secret, so no round can be computed again"),
             (("bank",), self.strategy.weighting == "declared", "strategy.weighting=declared", "equal", "the noise hides a bank only if all banks weigh the same"),
             (in_the_bank, steps_by_rows, f"train.batch_rows={train.batch_rows} with train.epochs={train.epochs:g}",
                 "0 (steps_per_round steps that spread the epochs), or train.epochs=0", "the number of steps would tell the row count"),

@@ -84,7 +84,7 @@ def _section(title: str, cls: type[Any], prefix: str) -> str:
         if item.default is dataclasses.MISSING:
             continue
         cells = [
-            f"`{prefix}{item.name}`", TYPES[str(item.type)], f"`{json.dumps(item.default)}`", limits.get(item.name, ""),
+            f"`{prefix}{item.name}`", TYPES[str(item.type)], f"`{json.dumps(item.default, allow_nan=False)}`", limits.get(item.name, ""),
             explained[item.name],
         ]  # fmt: skip
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
@@ -145,7 +145,9 @@ def _run_config() -> str:
         "`conf/`. Paths must be absolute. `overrides` holds any further words of the command line, in one quoted text, and wins.", "",
         "| key | default |", "|---|---|",
     ]  # fmt: skip
-    return "\n".join([*lines, *(f"| `{key}` | `{json.dumps(value)}` |" for key, value in settings.items()), ""])
+    return "\n".join(
+        [*lines, *(f"| `{key}` | `{json.dumps(value, allow_nan=False)}` |" for key, value in settings.items()), ""]
+    )
 
 
 # Reading the schema's source

@@ -18,6 +18,9 @@ from typing import Any
 from fedfinlora.config import Config
 from fedfinlora.errors import ConfigError
 
+MOST: Mapping[Any, float] = {int: 2**63 - 1, float: 1e300}
+"""Of any number in a configuration, with either sign. NaN and infinity are no JSON."""
+
 
 def build(values: Mapping[str, Any]) -> Config:
     """Build a validated Config from nested plain values. Raises ConfigError naming the key and what is valid."""
@@ -38,7 +41,7 @@ def build_group(cls: type[Group], values: Any) -> Group:
 
 def to_plain_group(values: Any) -> dict[str, Any]:
     """The nested plain values of such a dataclass."""
-    return typing.cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(values))))
+    return typing.cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(values), allow_nan=False)))
 
 
 def to_plain(config: Config) -> dict[str, Any]:
@@ -48,7 +51,7 @@ def to_plain(config: Config) -> dict[str, Any]:
 
 def to_json(config: Config) -> str:
     """One canonical line of JSON: what the server sends and what `build(json.loads(...))` accepts."""
-    return json.dumps(dataclasses.asdict(config), sort_keys=True)
+    return json.dumps(dataclasses.asdict(config), sort_keys=True, allow_nan=False)
 
 
 def describe(cls: type[Any] = Config, prefix: str = "") -> list[tuple[str, str]]:
@@ -59,7 +62,7 @@ def describe(cls: type[Any] = Config, prefix: str = "") -> list[tuple[str, str]]
         if dataclasses.is_dataclass(default):
             rows += describe(type(default), f"{prefix}{item.name}.")
         else:
-            shown = json.dumps(default)
+            shown = json.dumps(default, allow_nan=False)
             rows.append((f"{prefix}{item.name}", shown))
     return rows
 
@@ -89,6 +92,8 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where} must be a list of names such as [a,b], not {value!r}.")
         return tuple(value)
     assert not isinstance(kind, types.UnionType), f"{where}: the schema has no unions"
+    if kind in MOST and isinstance(value, int | float) and not abs(value) <= MOST[kind]:
+        raise ConfigError(f"{where} must be a finite number, at most {MOST[kind]:g}, not {str(value)[:40]}.")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind is str and isinstance(value, Path | int) and not isinstance(value, bool):

@@ -21,6 +21,10 @@ from typing import Any
 from fedfinlora.errors import UserError
 
 FILE_NAME = "progress.jsonl"
+READ_BYTES = 2**20
+"""A long run's file is read in parts: 10,000 rounds of 10 banks have 30 MB of events."""
+PACE_ROUNDS = 5
+"""Rounds from which the time left is estimated."""
 
 Event = dict[str, Any]
 
@@ -85,10 +89,10 @@ def follow(path: Path, stop: Callable[[], bool], poll_s: float = 0.2, start_byte
         if file.is_file():
             with file.open("rb") as opened:
                 opened.seek(position)
-                new = opened.read()
-            position += len(new)
-            *lines, unfinished = (unfinished + new).split(b"\n")
-            yield from filter(None, map(_parse, lines))
+                while new := opened.read(READ_BYTES):
+                    position += len(new)
+                    *lines, unfinished = (unfinished + new).split(b"\n")
+                    yield from filter(None, map(_parse, lines))
         if ending:
             return
         time.sleep(poll_s)
@@ -135,6 +139,7 @@ class ProgressState:
     started_t: float | None = None
     round_started_t: float | None = None
     round_seconds: list[float] = field(default_factory=list)
+    """Of the last PACE_ROUNDS rounds."""
     train_loss: float | None = None
     holdout_loss: float | None = None
     validation: float | None = None
@@ -185,8 +190,7 @@ class ProgressState:
             return (now - since_t) / (self.step - step) * (self.steps - self.step)
         if not self.round_seconds:
             return None
-        recent = self.round_seconds[-5:]
-        expected = sum(recent) / len(recent)
+        expected = sum(self.round_seconds) / len(self.round_seconds)
         spent = now - self.round_started_t if self.round_started_t is not None and self.round > self.rounds_done else 0.0
         return max(expected - spent, 0.0) + expected * (self.rounds - self.rounds_done - 1)
 
@@ -229,7 +233,7 @@ class ProgressState:
         self.holdout_loss = number(event.get("holdout_loss"))
         seconds = number(event.get("seconds"))
         if seconds is not None:
-            self.round_seconds.append(seconds)
+            self.round_seconds = [*self.round_seconds, seconds][-PACE_ROUNDS:]
         validation, best_round = number(event.get("validation")), number(event.get("best_round"))
         if validation is not None:
             self.validation = validation

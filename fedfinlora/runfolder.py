@@ -1,18 +1,22 @@
-"""A run's folder: every file of it is written whole (temporary file, fsync, rename) or, for logs of lines, appended and synced."""
+"""A run's folder: every file of it is written whole (temporary file, fsync, rename) or, for logs of lines, appended and synced.
+
+One process at a time trains in it (`hold_run`), and what is made in it is open to whom the folder is open: its owner alone, unless somebody
+has opened it with chmod (`made_as`).
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
+import math
 import os
 import platform
 import re
-import shlex
 import subprocess
-import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,7 @@ from typing import Any
 from fedfinlora.config import Config
 from fedfinlora.config_values import build, to_plain
 from fedfinlora.errors import UserError
+from fedfinlora.locks import Lock, own_command, take
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 SOURCE_FOLDERS = ("fedfinlora", "data", "eval", "client_app", "server_app")
@@ -39,11 +44,13 @@ PACKAGES = (
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file as a whole. Raises UserError when the disk is full or the folder cannot be written."""
+    """Replace a file as a whole; it keeps its mode. Raises UserError when the disk is full or the folder cannot be written."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as stream:
+            with contextlib.suppress(FileNotFoundError):
+                os.fchmod(stream.fileno(), path.stat().st_mode & 0o777)
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
@@ -64,9 +71,27 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def json_text(values: Any, path: Path, indent: int | None = None) -> str:
+    """JSON, which has neither NaN nor infinity: UserError that names the field with one."""
+    try:
+        return json.dumps(values, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        if field := _not_finite(values, ""):
+            raise UserError(f"{path} was not written: {field} is not a finite number.") from error
+        raise
+
+
+def _not_finite(values: Any, where: str) -> str:
+    """The dotted name of the first number that is none; "" where all are."""
+    if isinstance(values, float):
+        return "" if math.isfinite(values) else where.removeprefix(".")
+    parts = values.items() if isinstance(values, Mapping) else enumerate(values) if isinstance(values, list | tuple) else ()
+    return next((found for key, value in parts if (found := _not_finite(value, f"{where}.{key}"))), "")
+
+
 def write_json(path: Path, values: Any) -> None:
     """Replace a file by indented JSON."""
-    write_bytes(path, (json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    write_bytes(path, (json_text(values, path, indent=2) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
@@ -81,9 +106,10 @@ def read_json(path: Path) -> Any:
 
 def append_line(path: Path, values: Mapping[str, Any]) -> None:
     """Append one line of JSON and sync it."""
+    line = json_text(values, path) + "\n"
     try:
         with open(path, "ab") as stream:
-            stream.write((json.dumps(values, ensure_ascii=False) + "\n").encode())
+            stream.write(line.encode())
             stream.flush()
             os.fsync(stream.fileno())
     except OSError as error:
@@ -123,7 +149,9 @@ DECIDES_NO_NUMBER = (
     "run_name",
     "resume",
     "overwrite",
+    "keep_rounds",
     "train.memory_gib",
+    "strategy.keep_deltas",
     "privacy.budget_epsilon",
     "evaluation.reuse",
     "evaluation.answers_dir",
@@ -143,7 +171,7 @@ def deciding_values(config: Config) -> dict[str, Any]:
 
 def config_fingerprint(config: Config) -> str:
     """SHA-256 of what decides a run's numbers."""
-    return sha256_of(json.dumps(deciding_values(config), sort_keys=True).encode())
+    return sha256_of(json.dumps(deciding_values(config), sort_keys=True, allow_nan=False).encode())
 
 
 def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -239,10 +267,17 @@ def git_commit() -> str:
     return commit + ("+" if changed else "")
 
 
-def new_run_folder(config: Config) -> Path:
-    """Make the folder of a new run. An existing one is an error unless it is empty or `overwrite` is set."""
-    import shutil
+STATE = "state"
+SERVER_LOCK, COMMAND_LOCK = Path(STATE) / "server.lock", Path(STATE) / "command.lock"
+"""Of the process that trains in a run's folder, and of the command that has started it and follows it."""
+HOME_LOCK = "running.lock"
+"""In the folder of a coordinator or a bank, of the process that serves it."""
+PRIVATE_MODE = 0o700
+"""Of the folders of runs, coordinators and banks when they are made."""
 
+
+def new_run_folder(config: Config) -> Path:
+    """Make the folder of a new run. An existing one is an error unless it is empty or `overwrite` is set, and nobody works in it."""
     name = (
         config.run_name or f"{time.strftime('%Y%m%d-%H%M%S')}-{config.model.name}-{config.peft.method}-{config.strategy.name}"
     )
@@ -252,19 +287,70 @@ def new_run_folder(config: Config) -> Path:
     if run.exists() and _occupied(run):
         if not config.overwrite:
             raise UserError(f"{run} exists. Go on with it by resume={run}, choose another run_name=, or set overwrite=true.")
-        if not (run / "config.yaml").is_file() and not (run / "state").is_dir():
+        if not (run / "config.yaml").is_file() and not (run / STATE).is_dir():
             raise UserError(f"{run} is not the folder of a run, so it is not overwritten. Choose another run_name=.")
-        shutil.rmtree(run)
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(run, error) from error
+        with hold_run(run, COMMAND_LOCK), hold_run(run, SERVER_LOCK):
+            _empty(run)
+    make_private(run)
     return run
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder for its owner alone; one that is there stays as it is. UserError where it cannot be made."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=PRIVATE_MODE, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+
+
+@contextmanager
+def made_as(folder: Path) -> Iterator[None]:
+    """What this process and those that it starts make meanwhile is open to whom `folder` is open: files 0600 where it is 0700, 0640 where it is 0750."""
+    before = os.umask(~folder.stat().st_mode & 0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def hold_run(run: Path, lock: Path) -> Lock:
+    """Hold one of a run's locks until it is released. UserError that says who holds it where somebody else does."""
+    try:
+        (run / lock).parent.mkdir(mode=run.stat().st_mode & 0o777, exist_ok=True)
+        return take(run / lock, f"The run {run}")
+    except OSError as error:
+        raise unwritable(run / lock, error) from error
+
+
+@contextmanager
+def alone_in(home: Path, what: str) -> Iterator[None]:
+    """Be the only one who runs a coordinator's or a bank's folder, and make what is made there private. UserError that says who runs it already."""
+    make_private(home)
+    try:
+        lock = take(home / HOME_LOCK, what)
+    except OSError as error:
+        raise unwritable(home / HOME_LOCK, error) from error
+    with lock, made_as(home):
+        yield
 
 
 def _occupied(run: Path) -> bool:
     """Whether a run has begun here. `simulate` puts its SuperLink's files under state/ before the server opens the folder."""
-    return any(entry.name != "state" for entry in run.iterdir()) or (run / "state" / "run.json").exists()
+    return any(entry.name != STATE for entry in run.iterdir()) or (run / STATE / "run.json").exists()
+
+
+def _empty(run: Path) -> None:
+    """Remove all but the locks, which are held."""
+    import shutil
+
+    for entry in [*(run / STATE).iterdir(), *run.iterdir()]:
+        if entry.name == STATE or entry.relative_to(run) in (SERVER_LOCK, COMMAND_LOCK):
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def write_result(run: Path, values: Mapping[str, Any]) -> None:
@@ -278,6 +364,5 @@ ORIGIN_FILE = Path("state") / "origin.json"
 
 def origin_of_this_process() -> dict[str, str]:
     """What the user typed (empty where that was not our own command line) and the commit of the code."""
-    typed = Path(sys.argv[0]).parent.name == "fedfinlora"
-    command = shlex.join(["python", "-m", "fedfinlora", *sys.argv[1:]]) if typed else ""
-    return {"command": command, "git_commit": git_commit()}
+    command = own_command()
+    return {"command": command if command.startswith("python -m fedfinlora ") else "", "git_commit": git_commit()}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,15 @@ from typing import Any
 from fedfinlora.checkpoint import Checkpoint, load_checkpoint, restore_rounds
 from fedfinlora.config import Config
 from fedfinlora.errors import UserError
+from fedfinlora.locks import Lock
 from fedfinlora.privacy.card import privacy_card
 from fedfinlora.runfolder import (
     ROUND_LABEL,
+    SERVER_LOCK,
     config_fingerprint,
     deciding_values,
+    hold_run,
+    made_as,
     new_run_folder,
     read_config,
     read_json,
@@ -35,18 +41,41 @@ class OpenRun:
     """The folder's name and a random part: banks keep their optimiser states under it."""
     checkpoint: Checkpoint | None
     """Where to go on; None at the start."""
+    lock: Lock | None = None
+    """Held by who trains in it."""
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Train in it, and let others have it in the end. What is made meanwhile is open to whom the folder is open."""
+        with self.lock or nullcontext(), made_as(self.folder):
+            yield
 
 
 def open_run(config: Config, banks: int, mode: str) -> OpenRun:
-    """Make a new run's folder, or open the one to resume. UserError when a resumed run was configured otherwise."""
-    if not config.resume:
-        config = replace(config, banks=banks)
-        folder = new_run_folder(config)
-        run_id = f"{folder.name}-{secrets.token_hex(4)}"
-        write_config(folder, config)
-        write_json(folder / "state" / "run.json", {"run_id": run_id, "mode": mode, "config_sha256": config_fingerprint(config)})
-        return OpenRun(folder, config, run_id, None)
-    folder = Path(config.resume)
+    """Make a new run's folder, or open the one to resume, and hold it until `OpenRun.held` ends. UserError when a resumed run was configured
+    otherwise, or somebody else trains in the folder.
+    """
+    folder = Path(config.resume) if config.resume else new_run_folder(config)
+    if config.resume:
+        read_config(folder)  # it is a run's folder: nothing is written to any other
+    lock = hold_run(folder, SERVER_LOCK)
+    try:
+        with made_as(folder):
+            opened = _resumed(config, folder, mode) if config.resume else _begun(replace(config, banks=banks), folder, mode)
+    except BaseException:
+        lock.release()
+        raise
+    return replace(opened, lock=lock)
+
+
+def _begun(config: Config, folder: Path, mode: str) -> OpenRun:
+    run_id = f"{folder.name}-{secrets.token_hex(4)}"
+    write_config(folder, config)
+    write_json(folder / "state" / "run.json", {"run_id": run_id, "mode": mode, "config_sha256": config_fingerprint(config)})
+    return OpenRun(folder, config, run_id, None)
+
+
+def _resumed(config: Config, folder: Path, mode: str) -> OpenRun:
     former = read_config(folder)
     identity = read_json(folder / "state" / "run.json")
     if identity.get("mode") != mode:

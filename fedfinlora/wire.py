@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedfinlora.adapter import Layout, Vector, norm
-from fedfinlora.config import Config
+from fedfinlora.config import MOST_ROUNDS, Config
 from fedfinlora.config_values import build, to_json
 from fedfinlora.errors import UserError
-from fedfinlora.privacy.head import SHA256, Head
+from fedfinlora.privacy.head import MOST_LINES, SHA256, Head
 
 if TYPE_CHECKING:
     from flwr.app import ConfigRecord, RecordDict
@@ -31,6 +31,11 @@ PART_NUMBERS = 2**20
 BANK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 LONGEST_RUN_NAME = 200
 """Bytes: it becomes the name of a folder."""
+MOST_ROWS = 2**40 - 1
+"""No bank has a trillion rows; a claim of more is a claim on the whole average."""
+MOST_TOKENS = 2**53 - 1
+"""Whole numbers up to here survive JSON and float64."""
+MOST_STEPS = 2**31 - 1
 MOST_SECONDS = 1e9
 MOST_LOSS = 1e6
 """Nats a token. Figures beyond these are no measurements."""
@@ -39,6 +44,7 @@ FLAT_FLOAT32 = "fedfinlora.flat-float32"
 
 SAFE_REASONS = {
     "config": "The bank could not accept the configuration it was sent.",
+    "unsigned": "The request is not what the coordinator signed for this bank.",
     "source": "The bank runs another version of the code than the server.",
     "data": "The bank's rows could not be read or none of them is usable.",
     "model": "The bank could not load or prove the base model.",
@@ -52,6 +58,11 @@ SAFE_REASONS = {
     "policy-model": "The bank's policy does not allow this base model (rule: models).",
     "policy-peft_methods": "The bank's policy does not allow this kind of adapter (rule: peft_methods).",
     "policy-max_rank": "The bank's policy does not allow adapters of this rank (rule: max_rank).",
+    "policy-target_modules": "The bank's policy does not allow an adapter on these layers (rule: target_modules).",
+    "policy-optimizer": "The bank's policy does not allow this optimiser without the bank's own noise (rule: optimizer).",
+    "policy-datasets": "The bank's policy does not allow these tasks, or wants them named (rule: datasets).",
+    "policy-generation": "The bank's policy does not let held-out rows be scored (rule: generation).",
+    "policy-max_delta": "The bank's policy does not allow this delta (rule: max_delta).",
     "policy-max_steps_per_round": "The bank's policy does not allow so many steps in a round (rule: max_steps_per_round).",
     "policy-max_rows_per_round": "The bank's policy does not allow so many rows in a round (rule: max_rows_per_round).",
     "policy-max_rounds_per_day": "The bank's policy does not allow another round today (rule: max_rounds_per_day).",
@@ -68,10 +79,72 @@ SAFE_REASONS = {
 class BankError(UserError):
     """A failure at a bank with one of the codes of SAFE_REASONS; the detail stays in the bank's log."""
 
-    def __init__(self, code: str, detail: str) -> None:
+    def __init__(self, code: str, detail: str, rule: str = "") -> None:
         assert code in SAFE_REASONS
         super().__init__(detail)
         self.code = code
+        self.rule = rule or code.removeprefix("policy-")
+        """The setting of bank.yaml that refuses, where one does: under the code `privacy` it stays at the bank."""
+
+
+class FigureError(ValueError):
+    """A figure that is not as RANGES has it. The message names the figure and what it may be, never what was sent."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a figure that crosses the network may be; both bounds are allowed."""
+
+    kind: type[int] | type[float]
+    lowest: float
+    highest: float
+    unit: str
+    sender: str
+    """bank or coordinator."""
+    may_be_nan: bool = False
+    """NaN stands for a figure that was not measured."""
+
+    def __str__(self) -> str:
+        what = "a whole number" if self.kind is int else "a number"
+        top = f" to {_shown(self.highest)}" if self.highest < math.inf else ", infinite too"
+        return f"{what} from {_shown(self.lowest)}{top} ({self.unit})"
+
+
+RANGES: Mapping[str, Range] = {
+    "rows": Range(int, 0, MOST_ROWS, "rows", "bank"),
+    "steps": Range(int, 1, MOST_STEPS, "optimiser steps", "bank"),
+    "tokens": Range(int, 0, MOST_TOKENS, "tokens", "bank"),
+    "answer_tokens": Range(int, 0, MOST_TOKENS, "tokens", "bank"),
+    "train_loss": Range(float, -1.0, MOST_LOSS, "nats a token", "bank", may_be_nan=True),
+    "holdout_rows": Range(int, 0, MOST_ROWS, "rows", "bank"),
+    "holdout_loss": Range(float, -1.0, MOST_LOSS, "nats a token", "bank", may_be_nan=True),
+    "train_s": Range(float, 0.0, MOST_SECONDS, "seconds", "bank"),
+    "load_s": Range(float, 0.0, MOST_SECONDS, "seconds", "bank"),
+    "bank_rows": Range(int, 0, MOST_ROWS, "rows", "bank"),
+    "skipped_rows": Range(int, 0, MOST_ROWS, "rows", "bank"),
+    "epsilon_planned": Range(float, 0.0, math.inf, "epsilon", "bank", may_be_nan=True),
+    "epsilon_spent": Range(float, 0.0, math.inf, "epsilon", "bank", may_be_nan=True),
+    "delta": Range(float, 1e-300, 0.5, "probability", "bank", may_be_nan=True),
+    "ledger-number": Range(int, 0, MOST_LINES - 1, "lines of a ledger", "bank"),
+    "round": Range(int, 1, MOST_ROUNDS, "rounds", "coordinator"),
+    "ledger-heads": Range(int, 0, MOST_LINES - 1, "lines of a ledger", "coordinator"),
+}  # fmt: skip
+"""Every figure outside the configuration that crosses the network. `checked` refuses on arrival whatever is not in its
+range. The numbers of the configuration are bounded by the schema (`fedfinlora.config`, `fedfinlora.config_values`), those of
+an adapter and of a delta by their layout: as many as it has, each a finite float32. A loss may lie a rounding below 0."""
+
+
+def checked(name: str, value: Any) -> Any:
+    """A figure that arrived, in the type that RANGES gives it. FigureError for another type or value."""
+    known = RANGES[name]
+    is_of_kind = isinstance(value, int | float if known.kind is float else int) and not isinstance(value, bool)
+    if is_of_kind and (known.lowest <= value <= known.highest or (known.may_be_nan and value != value)):
+        return known.kind(value)
+    raise FigureError(f"{name} must be {known}")
+
+
+def _shown(bound: float) -> str:
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
 
 
 class RejectedReply(Exception):
@@ -197,7 +270,7 @@ def _request_record(request: TrainRequest, heads: Mapping[str, Head]) -> ConfigR
             "round": request.round,
             "layout-id": request.layout_id,
             "source-sha256": request.source_sha256,
-            "ledger-heads": json.dumps({bank: asdict(head) for bank, head in sorted(heads.items())}),
+            "ledger-heads": json.dumps({bank: asdict(head) for bank, head in sorted(heads.items())}, allow_nan=False),
         }
     )
 
@@ -207,7 +280,7 @@ def unpack_request(content: RecordDict) -> TrainRequest:
     try:
         values = content.config_records["request"]
         config = build(json.loads(str(values["config"])))
-        run, round_number, layout_id = str(values["run"]), int(values["round"]), str(values["layout-id"])  # type: ignore[arg-type]
+        run, round_number, layout_id = str(values["run"]), checked("round", values.get("round")), str(values["layout-id"])
         source = str(values["source-sha256"])
         heads = _ledger_heads(str(values.get("ledger-heads", "{}")))
         arrays = content.array_records["adapter"]
@@ -239,7 +312,9 @@ def _ledger_heads(text: str) -> dict[str, Head]:
     values = json.loads(text)
     if not isinstance(values, dict) or not all(BANK_NAME.fullmatch(name) for name in values):
         raise ValueError("ledger-heads")
-    return {name: Head(**head) for name, head in values.items()}
+    return {
+        name: Head(**{**head, "number": checked("ledger-heads", dict(head).get("number"))}) for name, head in values.items()
+    }
 
 
 def pack_reply(
@@ -300,6 +375,8 @@ def unpack_reply(
         arrays = content.array_records["delta"]
         _ = arrays[ARRAY_KEY]
         figures, withheld = _figures(dict(content.metric_records["figures"]))
+    except FigureError as error:
+        raise RejectedReply("malformed", f"In the reply {error}.") from error
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise RejectedReply("malformed", f"The reply lacks or garbles something ({type(error).__name__}).") from error
     if layout_id != layout.id:
@@ -312,17 +389,14 @@ def unpack_reply(
         raise RejectedReply("not-finite", f"{int((~np.isfinite(delta)).sum())} of {layout.size} numbers are NaN or infinite.")
     if private:
         figures = Figures.withheld(figures.steps, figures.load_s, figures.epsilon_planned, figures.epsilon_spent, figures.delta)
-        if figures.steps <= 0 or not (figures.epsilon_spent >= 0 and figures.epsilon_planned >= 0 and 0 < figures.delta < 1):
+        if any(map(math.isnan, (figures.epsilon_spent, figures.epsilon_planned, figures.delta))):
             raise RejectedReply("malformed", "The bank does not say what its private steps have spent.")
         if ledger is None:
             raise RejectedReply("malformed", "The bank does not say where its privacy ledger is.")
-    elif figures.steps <= 0 or (figures.rows <= 0 and (needs_rows or "rows" not in withheld)):
+    elif figures.rows == 0 and (needs_rows or "rows" not in withheld):
         raise RejectedReply("no-rows", f"The bank says that it trained on {figures.rows} rows in {figures.steps} steps.")
-    elif "train_loss" not in withheld and not math.isfinite(figures.train_loss):
+    elif "train_loss" not in withheld and math.isnan(figures.train_loss):
         raise RejectedReply("not-finite", "The bank's training loss is not finite.")
-    seconds_can_be = 0 <= figures.train_s < MOST_SECONDS and 0 <= figures.load_s < MOST_SECONDS
-    if not seconds_can_be or (math.isfinite(figures.train_loss) and abs(figures.train_loss) >= MOST_LOSS):
-        raise RejectedReply("malformed", "The reply's seconds or loss cannot be.")
     length = norm(delta)
     if max_update_norm and length > max_update_norm:
         raise RejectedReply(
@@ -335,25 +409,16 @@ def _ledger_head(values: Mapping[str, Any]) -> Head | None:
     """The head in a reply; None where there is none. ValueError or KeyError for half of one, or one that no ledger has."""
     if "ledger-number" not in values and "ledger-hash" not in values:
         return None
-    return Head(values["ledger-number"], values["ledger-hash"])
+    return Head(checked("ledger-number", values.get("ledger-number")), values["ledger-hash"])
 
 
 def _figures(values: dict[str, Any]) -> tuple[Figures, tuple[str, ...]]:
-    """(the figures, those that were withheld)."""
+    """(the figures, those that were withheld). FigureError for one out of its range, and where one that is always told is missing."""
     withheld = tuple(name for name in REVEALABLE if name not in values)
-    kinds = {"int": int, "float": float}
-    found: dict[str, Any] = {}
-    for item in fields(Figures):
-        kind = kinds[str(item.type)]
-        if item.name in withheld:
-            found[item.name] = NOT_TOLD[item.name]
-            continue
-        value = values[item.name]
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"figure {item.name}")
-        if kind is int and not (math.isfinite(value) and value == int(value)):
-            raise ValueError(f"figure {item.name}")
-        found[item.name] = kind(value)
+    found = {
+        item.name: NOT_TOLD[item.name] if item.name in withheld else checked(item.name, values.get(item.name))
+        for item in fields(Figures)
+    }
     return Figures(**found), withheld
 
 

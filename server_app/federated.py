@@ -14,19 +14,23 @@ from eval.evaluate import data_files
 from eval.report import write_run_report
 from eval.rounds import RunScores, validation_rows
 from fedfinlora.adapter_folder import start_files
-from fedfinlora.checkpoint import Checkpoint, save_checkpoint
+from fedfinlora.checkpoint import Checkpoint, adapter_checksum, save_checkpoint
 from fedfinlora.config import Config
+from fedfinlora.config_values import to_json
+from fedfinlora.deployment.app_bundle import bundle_sha256
 from fedfinlora.deployment.enrolled import enrolled_banks
 from fedfinlora.errors import UserError
 from fedfinlora.logs import about, also_in, belongs
 from fedfinlora.models import Session, first_adapter, get_session
 from fedfinlora.privacy.card import privacy_card
 from fedfinlora.progress import EventWriter
+from fedfinlora.provenance.chain import Chain, ServerKeys, begin_line, end_line, keep_start, server_keys
+from fedfinlora.provenance.release import write_release
 from fedfinlora.runfolder import read_json, read_lines, write_json, write_manifest, write_result
 from fedfinlora.runs import OpenRun, open_run, run_result
 from fedfinlora.tensorboard import TensorBoardWriter
 from server_app.central_privacy import CLIP_NORM, BookedRound, CentralMechanism, book_round, make_mechanism
-from server_app.rounds import MessageGrid, RoundState, roster, run_round
+from server_app.rounds import MessageGrid, RoundState, a_second, roster, run_round
 from server_app.strategies.fedadam import public_state
 from server_app.witness import Witness, witness_root
 
@@ -46,23 +50,29 @@ def run_federated(grid: MessageGrid, config: Config) -> Path:
     belongs(run=run.run_id)  # as the banks know it
     log.info("run folder: %s", run.folder)
     started = time.monotonic()
-    with EventWriter(run.folder / "progress.jsonl") as events, also_in(run.folder / "state" / "server.log"):
+    keys = server_keys()
+    with (
+        run.held(),
+        EventWriter(run.folder / "progress.jsonl") as events,
+        also_in(run.folder / "state" / "server.log"),
+    ):
         try:
-            _train(grid, banks, run, events, started)
+            _train(grid, banks, run, events, keys)
         except UserError as error:
-            finish(run, events, started, "failed", str(error))
+            finish(run, events, started, "failed", str(error), keys)
             raise
         except BaseException as error:
             status = "stopped" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
-            finish(run, events, started, status, f"{type(error).__name__}: {error}")
+            finish(run, events, started, status, f"{type(error).__name__}: {error}", keys)
             raise
-        finish(run, events, started, "completed", "")
+        finish(run, events, started, "completed", "", keys)
     log.info("run folder: %s", run.folder)
     return run.folder
 
 
-def _train(grid: MessageGrid, banks: Mapping[str, int], run: OpenRun, events: EventWriter, started: float) -> None:
+def _train(grid: MessageGrid, banks: Mapping[str, int], run: OpenRun, events: EventWriter, keys: ServerKeys) -> None:
     config, folder = run.config, run.folder
+    chain = Chain(folder, keys.signer)
     events.write(
         "run_start",
         run=folder.name,
@@ -87,6 +97,11 @@ def _train(grid: MessageGrid, banks: Mapping[str, int], run: OpenRun, events: Ev
     if run.checkpoint is None:
         write_manifest(folder, config, data_files(config) | start_files(config))
         save_checkpoint(folder, Checkpoint(0, session.layout.id, {"adapter": state.adapter}, {}))
+        if config.strategy.keep_deltas:
+            keep_start(folder, state.adapter)
+    code = bundle_sha256()
+    start = adapter_checksum(state.adapter)
+    chain.append(begin_line(folder, run.run_id, to_json(config), code, keys, state.round, start))
     scores = RunScores(session, config, folder, validation, events.write, board)
     scores.base()
     events.write("phase", name="training")
@@ -95,7 +110,8 @@ def _train(grid: MessageGrid, banks: Mapping[str, int], run: OpenRun, events: Ev
     seconds: dict[str, float] = {}
     while scores.more(state.round, selection):
         with about(run=run.run_id, round=state.round + 1):
-            state, line = _one_round(grid, banks, run, session, state, events, seconds, central, witness)
+            state, line, evidence = _one_round(grid, banks, run, session, state, events, seconds, central, witness, keys, code)
+        chain.append(evidence)
         selection = scores.close_round({"adapter": state.adapter, **state.server}, line, selection)
     scores.finish(state.adapter, state.round, selection)
     board.close()
@@ -120,8 +136,10 @@ def _one_round(
     seconds: dict[str, float],
     central: CentralMechanism | None,
     witness: Witness,
-) -> tuple[RoundState, dict[str, Any]]:
-    """The next state and the round's line of rounds.jsonl, still without scores."""
+    keys: ServerKeys,
+    code_sha256: str,
+) -> tuple[RoundState, dict[str, Any], dict[str, Any]]:
+    """The next state, the round's line of rounds.jsonl, still without scores, and that of provenance.jsonl."""
     config = run.config
     number = state.round + 1
     events.write("round_start", round=number)
@@ -136,7 +154,7 @@ def _one_round(
         train_s = timing.get("train_s") or 0.0
         private = entry.get("privacy")
         figures: dict[str, Any] = {"rows": entry["rows"], "train_loss": entry["train_loss"], "seconds": train_s}
-        figures |= {"rows_per_s": entry["rows"] / train_s if train_s else 0.0, "tokens_per_s": timing.get("tokens_per_s", 0.0)}
+        figures |= {"rows_per_s": a_second(entry["rows"], train_s), "tokens_per_s": timing.get("tokens_per_s", 0.0)}
         events.write(
             "bank_done",
             round=number,
@@ -161,6 +179,8 @@ def _one_round(
         central,
         on_drawn,
         witness,
+        keys,
+        code_sha256,
     )
     state, line, timings = result.state, result.line, result.timings
     seconds.update((name, timing.get("train_s", 0.0)) for name, timing in timings["banks"].items())
@@ -174,7 +194,7 @@ def _one_round(
     log.info(
         "round %d of %d: loss %s, %.1f s", number, config.num_server_rounds, _shown(line["train_loss"]), timings["total_s"]
     )
-    return state, {**line, **privacy, "timings": timings}
+    return state, {**line, **privacy, "timings": timings}, result.evidence
 
 
 def what_banks_have_spent(booked: BookedRound) -> str:
@@ -206,14 +226,17 @@ def clip_norm_of(state: RoundState, central: CentralMechanism) -> float:
     return float(state.server.get(CLIP_NORM, [central.clip_norm])[0])
 
 
-def finish(run: OpenRun, events: EventWriter, started: float, status: str, reason: str) -> None:
-    """Write result.json and the report, whatever happened, and tell the display."""
+def finish(run: OpenRun, events: EventWriter, started: float, status: str, reason: str, keys: ServerKeys) -> None:
+    """Write result.json, the report and the last line of provenance.jsonl, whatever happened, and tell the display."""
     result = run_result(run, status, reason, time.monotonic() - started)
     report = ""
     try:
         write_card(run)
+        if status == "completed":
+            write_release(run.folder, run.config, keys.signer)
         write_result(run.folder, result)
         report = str(write_run_report([run.folder], run.folder / "report.html"))
+        Chain(run.folder, keys.signer).append(end_line(run.folder, run.run_id, status))
     except Exception as error:  # the run's own outcome must not be hidden by its report
         log.exception("no report")
         if status == "completed":

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,24 +20,27 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from numpy.typing import NDArray
 
 from fedfinlora.adapter import Layout, Vector, blocks
+from fedfinlora.checkpoint import adapter_checksum
 from fedfinlora.config import Config, StrategyConfig
 from fedfinlora.errors import UserError
 from fedfinlora.logs import about
 from fedfinlora.privacy.randomness import Stream
+from fedfinlora.provenance.chain import RoundEvidence, ServerKeys, keep_delta
 from fedfinlora.runfolder import source_fingerprint
 from fedfinlora.seeds import generator
 from fedfinlora.training import schedule_factor
 from fedfinlora.wire import BANK_NAME, SAFE_REASONS, Figures, RejectedReply, Reply, TrainRequest, pack_requests, unpack_reply
 from server_app.central_privacy import CLIP_NORM, CentralMechanism, private_mean
 from server_app.replies import StoredDeltas
-from server_app.strategies import STEPS
-from server_app.strategies.fedavg import weighted_mean
+from server_app.strategies import AGGREGATES, STEPS
+from server_app.strategies.shares import capped
 from server_app.witness import Witness
 
 log = logging.getLogger("fedfinlora.server")
 POLL_S = 0.05
 ASKING_PART = 4
 """Of five seconds in which nothing came at most one is spent with asking for it."""
+SHORTEST_S = 1e-6
 NOT_HERE = np.zeros(0, np.float32)
 """In the place of a delta that lies on the disk."""
 UNREADABLE = 1000
@@ -74,6 +77,8 @@ class RoundResult:
     state: RoundState
     line: dict[str, Any]
     timings: dict[str, Any]
+    evidence: dict[str, Any] = field(default_factory=dict)
+    """The round's line of provenance.jsonl."""
 
 
 OnDrawn = Callable[[Sequence[str]], None]
@@ -194,10 +199,12 @@ def run_round(
     central: CentralMechanism | None = None,
     on_drawn: OnDrawn | None = None,
     witness: Witness | None = None,
+    keys: ServerKeys | None = None,
+    code_sha256: str = "",
 ) -> RoundResult:
     """Send the adapter, gather and check the deltas, and take the server's step.
 
-    The deltas rest in `folder` until all have come. `expected_s` is how long each bank took last time, in seconds;
+    The deltas rest in `folder` until all have come. `keys` sign what is asked, `code_sha256` (of the app bundle) among it, and check who answered. `expected_s` is how long each bank took last time, in seconds;
     `witness` knows how far the banks' privacy ledgers had come. Raises UserError when fewer than strategy.quorum
     replies are usable; `state` is then unchanged and the run can be resumed. `central` draws the banks and makes their
     mean private: such a round closes with what came, be it nothing, for an end of the run that depends on who is a
@@ -215,7 +222,10 @@ def run_round(
     queue = sorted(drawn, key=lambda name: (-(expected_s or {}).get(name, 0.0), name))
     names = {banks[name]: name for name in queue}
     bytes_down = state.adapter.nbytes
-    requests = {banks[name]: content for name, content in pack_requests(request, queue).items()}
+    evidence = RoundEvidence(keys or ServerKeys(), run_id, number, adapter_checksum(state.adapter), code_sha256)
+    packed = pack_requests(request, queue)
+    evidence.ask(packed)
+    requests = {banks[name]: content for name, content in packed.items()}
     arriving = exchange(grid, requests, "train", strategy.deadline_s, str(number))
     replies: dict[str, Reply] = {}
     entries: dict[str, dict[str, Any]] = {}
@@ -223,7 +233,10 @@ def run_round(
     with StoredDeltas(folder, layout.size) as deltas:
         for node, message in arriving:
             name = names[node]
-            reply, entry, timing = _taken_in(message, name, request, layout, witness, deltas)
+            reply, entry, timing = _taken_in(message, name, request, layout, witness, deltas, evidence)
+            evidence.outcome(name, entry["code"])
+            if reply is not None and strategy.keep_deltas:
+                keep_delta(folder.parent, number, name, next(iter(deltas.read([name], slice(0, layout.size)))))
             del message  # nor held while the next is fetched
             if reply is not None:
                 replies[name] = reply
@@ -242,6 +255,7 @@ def run_round(
             )
         ordered, stored = [replies[name] for name in sorted(replies)], partial(deltas.read, sorted(replies))
         following, update_norm = take_step(ordered, state, strategy, config.num_server_rounds, central, stored)
+    weights = None if central else dict(zip(sorted(replies), weights_of(ordered, strategy), strict=True))
     line = {
         "round": number,
         "status": "ok",
@@ -259,7 +273,7 @@ def run_round(
         "aggregate_s": time.monotonic() - collected,
         "banks": dict(sorted(bank_timings.items())),
     }
-    return RoundResult(following, line, timings)
+    return RoundResult(following, line, timings, evidence.line(adapter_checksum(following.adapter), weights))
 
 
 def take_step(
@@ -287,7 +301,7 @@ def take_step(
         weights = weights_of(replies, strategy)
 
         def mean_in(block: slice) -> NDArray[np.float64]:
-            return weighted_mean(deltas_in(block), weights)
+            return AGGREGATES[strategy.aggregation](deltas_in(block), weights)
 
     factor = schedule_factor(state.round, rounds, strategy.warmup_rounds, strategy.schedule)
     now = replace(strategy, server_learning_rate=strategy.server_learning_rate * factor)
@@ -319,19 +333,27 @@ def _moved(
 
 
 def weights_of(replies: Sequence[Reply], strategy: StrategyConfig) -> list[float]:
-    """What each reply weighs in the mean."""
+    """What each reply weighs in the mean, none more than strategy.max_share of it (`server_app.strategies.shares`)."""
     if strategy.weighting == "declared":
         sizes = strategy.declared_sizes()
-        return [sizes[reply.bank] for reply in replies]
-    return [float(reply.figures.rows) if strategy.weighting == "rows" else 1.0 for reply in replies]
+        weights = [sizes[reply.bank] for reply in replies]
+    else:
+        weights = [float(reply.figures.rows) if strategy.weighting == "rows" else 1.0 for reply in replies]
+    return capped(weights, strategy.max_share)
 
 
 def _taken_in(
-    message: Message | None, name: str, request: TrainRequest, layout: Layout, witness: Witness | None, deltas: StoredDeltas
+    message: Message | None,
+    name: str,
+    request: TrainRequest,
+    layout: Layout,
+    witness: Witness | None,
+    deltas: StoredDeltas,
+    evidence: RoundEvidence,
 ) -> tuple[Reply | None, dict[str, Any], dict[str, float]]:
     """(the checked reply, whose delta lies in `deltas` now, or None; the bank's entry in the round's line; its timings)."""
     try:
-        reply = _check(message, name, layout, request.config)
+        reply = _check(message, name, layout, request.config, evidence)
         if witness and reply.ledger:
             witness.check(name, reply.ledger, request.ledger_heads.get(name))
     except RejectedReply as rejection:
@@ -344,12 +366,17 @@ def _taken_in(
     for record in message.content.array_records.values():
         record.clear()  # Flower's records hold each other: else these bytes stay until the garbage is collected
     train_s = reply.figures.train_s
-    speed = reply.figures.tokens / train_s if train_s > 0 else 0.0
+    speed = a_second(reply.figures.tokens, train_s)
     timing = {"train_s": train_s, "load_s": reply.figures.load_s, "tokens_per_s": speed}
     return replace(reply, delta=NOT_HERE), _blank_entry(name) | _ok_entry(reply), timing
 
 
-def _check(message: Message | None, name: str, layout: Layout, config: Config) -> Reply:
+def a_second(count: float, seconds: float) -> float:
+    """So many a second; 0 for a time that nobody can measure, and by which a reply could make the speed infinite."""
+    return count / seconds if seconds >= SHORTEST_S else 0.0
+
+
+def _check(message: Message | None, name: str, layout: Layout, config: Config, evidence: RoundEvidence) -> Reply:
     strategy = config.strategy
     if message is None:
         raise RejectedReply("late", f"No reply within strategy.deadline_s={strategy.deadline_s:g} s.")
@@ -363,6 +390,7 @@ def _check(message: Message | None, name: str, layout: Layout, config: Config) -
         raise RejectedReply("policy-code", SAFE_REASONS["policy-code"], said_by_bank=True)
     if message.has_error():
         raise RejectedReply("crashed", f"The bank's process failed (Flower error {message.error.code}).")
+    evidence.check(name, message.content)
     needs_rows = strategy.weighting == "rows"
     reply = unpack_reply(message.content, layout, strategy.max_update_norm, config.privacy.in_the_bank, needs_rows)
     if reply.bank != name:

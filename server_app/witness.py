@@ -74,7 +74,7 @@ class Witness:
             self._grow({bank: head})
             self._read()
             heads = {name: asdict(found) for name, found in sorted(self._heads.items())}
-            write_bytes(self.file, (json.dumps(heads) + "\n").encode())
+            write_bytes(self.file, (json.dumps(heads, allow_nan=False) + "\n").encode())
             self._read_as = _state_of(self.file)
 
     def _read(self) -> None:

@@ -16,11 +16,18 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import InflatableObject, get_all_nested_objects, get_object_tree
 from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree
+from flwr.supernode import fleet_http_connection
 from flwr.supernode.fleet_http_connection import http_request_response
 from parties import Machine
 
+from fedfinlora.deployment.flower import presenting
+from fedfinlora.provenance.chain import answer_signed, request_statement
+from fedfinlora.provenance.signatures import Signer
 from fedfinlora.runfolder import source_fingerprint
 from fedfinlora.wire import Figures, TrainRequest, pack_reply, unpack_request
+
+fleet_http_connection.FleetHttpClient = presenting(fleet_http_connection.FleetHttpClient)  # type: ignore[misc]
+"""A hostile bank has a certificate too."""
 
 Answer = Callable[["HostileBank", Message, TrainRequest], None]
 FIGURES = Figures(
@@ -38,7 +45,7 @@ class HostileBank:
         self._error: BaseException | None = None
         self._key: Any = load_ssh_private_key((machine.bank / "node.key").read_bytes(), None)
         self._way = http_request_response(
-            f"127.0.0.1:{port}", False, (machine.bank / "ca.crt").read_bytes(), (self._key, self._key.public_key())
+            f"127.0.0.1:{port}", False, str(machine.bank / "ca.crt"), (self._key, self._key.public_key())
         )
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -84,7 +91,9 @@ class HostileBank:
         return pack_reply(said["bank"], said["layout_id"], delta, FIGURES, ledger=said.get("ledger"))
 
     def sends(self, message: Message, content: RecordDict, whole: bool = True) -> bool:
-        """Answer a message. `whole` False announces everything and sends nothing. Returns whether the SuperLink wanted it."""
+        """Answer a message, signed with the bank's own key as an honest answer is. `whole` False announces everything and sends nothing. Returns whether the SuperLink wanted it."""
+        if message.metadata.message_type == "train":
+            answer_signed(content, request_statement(message.content), Signer(self._key))
         reply = Message(content, reply_to=message)
         reply.metadata.__dict__["_message_id"] = reply.object_id
         return self.pushes(reply, get_object_tree(reply), get_all_nested_objects(reply) if whole else {})

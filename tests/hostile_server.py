@@ -63,8 +63,15 @@ LIES = (
     Lie("asks for noise so small that its square is zero", "privacy", "internal: ZeroDivisionError", {"privacy.epsilon": 0.0, "privacy.noise_multiplier": 1e-200}),
     Lie("asks for epsilon 10,000", "privacy", "above privacy.budget_epsilon=8", {"privacy.epsilon": 1e4}),
     Lie("brings a budget of its own", "privacy", "above privacy.budget_epsilon=8", {"privacy.epsilon": 0.0, "privacy.noise_multiplier": 0.1, "privacy.budget_epsilon": 1e9}),
-    Lie("asks for delta 0.99", "ok", "sent", {"privacy.delta": 0.99}),
-    Lie("asks for delta 0.99 and one row", "privacy", "fewer than min_|no usable train rows", {"privacy.delta": 0.99, "train.max_rows": 1, "train.batch_rows": 1}),
+    Lie("asks for delta 0.99", "policy-max_delta", "the policy's rule max_delta", {"privacy.delta": 0.99}),
+    Lie("asks for one row", "privacy", "fewer than min_|no usable train rows", {"train.max_rows": 1, "train.batch_rows": 1}),
+    Lie("asks for the head's layer, whose update names the tokens of the rows", "policy-target_modules", "the policy's rule target_modules", {"peft.target_modules": ["lm_head"]}),
+    Lie("asks for the embeddings, hidden among other layers", "policy-target_modules", "the policy's rule target_modules", {"peft.target_modules": ["q_proj", "embed_tokens"]}),
+    Lie("asks for layers by a path that ends as an allowed one", "policy-target_modules", "the policy's rule target_modules", {"peft.target_modules": ["self_attn.q_proj"]}),
+    Lie("asks for a step of plain sgd without noise", "policy-optimizer", "the policy's rule optimizer", {"privacy.mode": "none", "privacy.epsilon": 0.0, "train.optimizer": "sgd"}),
+    Lie("asks for sgd under noise", "ok", "sent", {"train.optimizer": "sgd"}),
+    Lie("asks for steps without end", "config", "steps_per_round must be a finite number", {"train.steps_per_round": 10**400}),
+    Lie("asks for a learning rate beyond all numbers", "config", "learning_rate must be a finite number", {"train.learning_rate": float("inf")}),
     Lie("asks for delta 1e-300", "privacy", "No noise gives epsilon 1", {"privacy.delta": 1e-300}),
     Lie("asks for the rows of a small task", "privacy", "fewer than min_", {"dataset.tasks": ["fiqa"], "train.batch_rows": 2}),
     Lie("asks for rows so short that there is one", "privacy", "fewer than min_", {"model.context_tokens": 18}),
@@ -89,7 +96,7 @@ LIES = (
     Lie("asks for a thousand steps", "policy-max_steps_per_round", "max_steps_per_round", {"train.steps_per_round": 1000}),
     Lie("sends an adapter of NaN", "adapter", "not finite", adapter=float("nan")),
     Lie("sends an adapter of 1e30, on which every loss is infinite", "privacy", "did not move the adapter", adapter=1e30, booked=True),
-    Lie("asks for round 0", "config", "round 0 in the request", record={"round": 0}),
+    Lie("asks for round 0", "config", "round must be a whole number from 1", record={"round": 0}),
     Lie("asks for round 99 of 4", "config", "round 99 in the request", record={"round": 99}),
     Lie("names a run by a path", "config", "unusable run name", record={"run": "../../etc"}),
     Lie("shows a line of the ledger that the bank never wrote", "privacy", "rolled back or cut", record={"ledger-heads": json.dumps({"north": {"number": 1, "hash": "f" * 64}})}),
@@ -199,6 +206,12 @@ def code_of(content: RecordDict) -> str:
     """ "ok", or the code of the refusal."""
     head = content.config_records["reply"]
     return ANSWER if head["status"] == "ok" else str(head["code"])
+
+
+def said(content: RecordDict) -> dict[str, Any]:
+    """The head of an answer, without what says which request it answers."""
+    head = dict(content.config_records["reply"])
+    return {key: value for key, value in head.items() if key not in ("run", "round", "attempt", "request")}
 
 
 def page() -> str:

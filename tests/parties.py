@@ -20,12 +20,13 @@ from fake_grid import FakeGrid
 from tiny_runs import write_rows
 from wiretap import Tap
 
-from fedfinlora.commands import coordinator
+from fedfinlora.commands import bank, coordinator
 from fedfinlora.commands.simulate import end_family, free_port
 from fedfinlora.compose import compose
-from fedfinlora.deployment.certificates import make_node_key
+from fedfinlora.deployment.certificates import issue_bank, make_node_key, open_authority, tls_key, write_private
 from fedfinlora.deployment.history import read_history
 from fedfinlora.deployment.policy import BankSettings, Policy, settings_text
+from fedfinlora.deployment.reach import CERTIFICATE, TLS_KEY
 from server_app.federated import run_federated
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -213,6 +214,18 @@ def _end(one: socket.socket) -> None:
     one.close()
 
 
+def enrolls(home: Path, folder: Path, name: str) -> None:
+    """Enrol the bank of a folder at the coordinator of `home`, and give it its certificate."""
+    coordinator.enroll(home, folder / "node.key.pub", name)
+    bank.accept(folder, home / "enrolled" / f"{name}.crt")
+
+
+def certifies(folder: Path, name: str, authority: Path, days: int = 10) -> None:
+    """Give the bank of a folder a certificate of any authority, without enrolling it anywhere."""
+    issue_bank(folder / CERTIFICATE, name, (folder / "node.key.pub").read_bytes(), days, open_authority(authority))
+    write_private(folder / TLS_KEY, tls_key(folder / "node.key"))
+
+
 class Federation:
     """A coordinator that is up, and two enrolled banks that are connected to it: north directly, south by `way` and then by `tap`."""
 
@@ -232,14 +245,15 @@ class Federation:
         self.way = Way(self.tap.port)
         self.enrolls(self.north, self.port)
         self.enrolls(self.south, self.way.port)
+        self.tap.speaks_as(self.south.bank)
         self.strangers = [self.guest(name, enrolled=True) for name in ("east", "west", "up")]
         self.starts_coordinator()
         self.north_bank = self.north.starts("bank", "start")
         self.south_bank = self.south.starts("bank", "start", also=HASTY)
 
-    def starts_coordinator(self) -> None:
+    def starts_coordinator(self, checkout: Path = ROOT) -> None:
         before = self._ups()
-        self.coordinator = self.aggregator.starts("coordinator", "start")
+        self.coordinator = self.aggregator.starts("coordinator", "start", checkout=checkout)
         when(lambda: self._ups() > before, "the coordinator is up")
 
     def _ups(self) -> int:
@@ -257,6 +271,7 @@ class Federation:
             coordinator=f"127.0.0.1:{port}",
             declared_rows=("fpb:40",),
             budget_epsilon=0.0,
+            min_rows=8,  # SMALL's steps take no more
             policy=policy,
         )
         make_node_key(machine.bank / "node.key", machine.home.name)
@@ -265,7 +280,7 @@ class Federation:
 
     def enrolls(self, machine: Machine, port: int) -> None:
         self.settles(machine, port)
-        coordinator.enroll(self.aggregator.coordinator, machine.bank / "node.key.pub", machine.home.name)
+        enrolls(self.aggregator.coordinator, machine.bank, machine.home.name)
 
     def guest(self, name: str, port: int = 0, enrolled: bool = False) -> Machine:
         """Another bank, not started."""
@@ -285,9 +300,9 @@ class Federation:
         """The folder of the run that `run` makes, made without Flower's processes and without any fault."""
         folder = self.home / name
         nodes = {}
-        for node, bank in enumerate((self.north, self.south), 1):
-            own = {"state-dir": str(folder / bank.home.name), "ledger-dir": str(folder / f"{bank.home.name}-ledger")}
-            nodes[node] = {"settings": str(bank.bank / "bank.yaml"), **own}
+        for node, party in enumerate((self.north, self.south), 1):
+            own = {"state-dir": str(folder / party.home.name), "ledger-dir": str(folder / f"{party.home.name}-ledger")}
+            nodes[node] = {"settings": str(party.bank / "bank.yaml"), **own}
         return run_federated(
             FakeGrid(nodes), compose([*TINY, *SMALL, *more, f"output_dir={folder}", "run_name=run", "banks=2"])
         )

@@ -22,6 +22,9 @@ CODE = "test_code_that_a_bank_has_not_installed_does_not_run_there"
 SIZE = "test_a_request_of_two_gigabytes_is_refused_before_it_is_read"
 
 
+TWO, CUT, GROWTH = (f"tests/test_{name}.py" for name in ("two_at_once", "cut_files", "growth"))
+
+
 @dataclass(frozen=True)
 class Outcome:
     """One row of the table."""
@@ -118,11 +121,24 @@ OUTCOMES = {
         "[The whole table](../tests/hostile_server.py) is played over a real deployment.",
         "privacy", "rounds.jsonl; the reason in `bank history`", "The ledger; the other answers.", LYING, "test_a_server_that_lies_over_a_real_deployment_gets_nothing_and_the_run_goes_on",
     ),
+    "two servers": Outcome(
+        "A run that goes on is resumed or overwritten a second time", "The second is refused and touches nothing; after kill -9 of the first it goes on, to the same bytes.",
+        "is in use", "simulate, centralized, coordinator run", "Everything.", TWO, "test_a_second_resume_is_refused_and_kill_9_of_the_first_lets_it_go_on",
+    ),
+    "cut file": Outcome(
+        "A file of a run's folder is cut at a random byte", "`resume` and `report` do without it or make it again, or name it and end.",
+        "damaged", "simulate, coordinator run, report", "All other files.", CUT, "test_a_file_that_was_cut_is_named_or_made_again_by_resume",
+    ),
+    "round 10,000": Outcome(
+        "A run goes beyond 9,999 rounds, and is stopped on the way", "It goes on to the same bytes; memory, open files, checkpoints and adapters stay as they are.",
+        "", "", "[What is kept](deployment.md#what-is-kept-and-how-long).", GROWTH, "test_a_run_that_is_resumed_on_the_way_gives_the_same_bytes",
+    ),
     "two runs": Outcome("Two runs train on the same rows at once", "Each round waits for the ledger; both together stay within the budget.", "above privacy.budget_epsilon", "bank history", "The ledger.", PRIVATE, "test_two_runs_on_the_same_rows_at_once_stay_within_the_budget_together"),
     "killed booked": Outcome("A bank is killed between booking and training, or between training and reply", "The round stays booked: what could have left is in the ledger.", "", "", "The ledger.", PRIVATE, "test_a_bank_killed_on_the_way_has_booked_all_that_could_have_left"),
     "ledger disk": Outcome("A bank's ledger lies on a full, broken or read-only disk", "Nothing is trained and nothing leaves, open rounds included.", "nothing private may leave", "bank history", "The ledger.", PRIVATE, "test_a_disk_that_takes_no_line"),
     "ledger rolled back": Outcome("A bank's ledger is replaced by an older copy", "The server's requests bring the newest head that it has seen: the bank refuses until its privacy officer has reconciled.", "rolled back or cut", "bank history", "The history, from which it is reconciled.", PRIVATE, "test_a_ledger_that_was_rolled_back_is_refused_by_the_head_that_the_server_has_seen"),
     "clock back": Outcome("A bank's clock is set back", "What was spent stays spent: no time decides it.", "", "", "The ledger.", PRIVATE, "test_a_clock_that_is_set_back_changes_nothing"),
+    "bank start killed": Outcome("`bank start` is killed with SIGKILL", "Its worker, which has rows in memory, ends at once, also in the middle of its training.", "", "", "The ledger.", WORKER, "test_it_ends_at_once_with_the_bank_that_was_killed"),
     "worker killed": Outcome("A bank's worker dies at work", "The round fails at this bank and is not done again: it may be booked. The next one has a new worker.", "internal", "rounds.jsonl (`privacy` in a private round), worker.log", "The ledger.", WORKER, "test_one_that_dies_at_work_is_an_error_and_not_done_again"),
 }  # fmt: skip
 """Fault -> what comes of it."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fake_grid import FakeGrid, Tamper, simulated_banks
+from keys import Consortium
 from tiny_runs import overrides
 
 from fedfinlora.compose import compose
@@ -23,12 +24,15 @@ class Runs:
     folder: Path
     grid: FakeGrid | None = field(default=None, repr=False)
     """Of the last run."""
+    consortium: Consortium | None = None
+    """Whose keys the banks have; None = a simulation, without keys."""
 
     def config(self, name: str, *more: str, rounds: int = 2, banks: int = 2) -> Config:
         return compose(overrides(self.rows, self.folder, *more, name=name, rounds=rounds, banks=banks))
 
     def nodes(self, banks: int) -> dict[int, dict[str, Any]]:
-        return simulated_banks(banks, self.folder / "states")
+        nodes = simulated_banks(banks, self.folder / "states")
+        return self.consortium.nodes(nodes) if self.consortium else nodes
 
     def start(
         self, name: str, *more: str, rounds: int = 2, banks: int = 2, tamper: Tamper | None = None, order: Any = sorted

@@ -24,6 +24,7 @@ from fedfinlora.checkpoint import (
 from fedfinlora.config import Config, PeftConfig
 from fedfinlora.errors import UserError
 from fedfinlora.runfolder import (
+    COMMAND_LOCK,
     append_line,
     config_fingerprint,
     new_run_folder,
@@ -116,13 +117,31 @@ def rounds_of(run: Path) -> list[int]:
     return [line["round"] for line in read_lines(run / "rounds.jsonl")]
 
 
-@pytest.mark.parametrize("written", [[], [1], [1, 2], [1, 2, 3], [1, 2, 3, 4]])
+@pytest.mark.parametrize("written", [[1, 2], [1, 2, 3], [1, 2, 3, 4]])
 def test_restored_rounds_end_with_the_checkpoint(tmp_path: Path, written: list[int]) -> None:
     for number in written:
         append_line(tmp_path / "rounds.jsonl", checkpoint(number).line)
     restore_rounds(tmp_path, checkpoint(3))
     assert rounds_of(tmp_path) == [number for number in written if number < 3] + [3]
     assert read_lines(tmp_path / "rounds.jsonl")[-1] == checkpoint(3).line
+
+
+@pytest.mark.parametrize("written", [[], [1]])
+def test_rounds_that_were_lost_are_an_error_unless_an_older_checkpoint_has_the_only_one(
+    tmp_path: Path, written: list[int]
+) -> None:
+    for number in written:
+        append_line(tmp_path / "rounds.jsonl", checkpoint(number).line)
+    with pytest.raises(UserError, match=r"rounds\.jsonl is damaged: it ends with round .*, and the checkpoint is of round 3"):
+        restore_rounds(tmp_path, checkpoint(3))
+    assert rounds_of(tmp_path) == written
+    save_checkpoint(tmp_path, checkpoint(2))
+    if written:
+        restore_rounds(tmp_path, checkpoint(3))
+        assert rounds_of(tmp_path) == [1, 2, 3]
+    else:
+        with pytest.raises(UserError, match=r"rounds\.jsonl is damaged"):
+            restore_rounds(tmp_path, checkpoint(3))
 
 
 def test_restoring_the_start_gives_no_rounds(tmp_path: Path) -> None:
@@ -198,7 +217,7 @@ def test_a_disk_that_fills_up_leaves_the_old_file_and_no_rubbish(tmp_path: Path,
 
 
 def test_json_with_nan_is_not_written(tmp_path: Path) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(UserError, match="is not a finite number"):
         write_json(tmp_path / "result.json", {"loss": float("nan")})
     assert not (tmp_path / "result.json").exists()
 
@@ -241,6 +260,23 @@ def test_a_run_is_not_overwritten_unless_asked(tmp_path: Path) -> None:
     assert not (run / "rounds.jsonl").exists()
 
 
+def files_of(run: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in run.rglob("*") if file.is_file() and file.name != COMMAND_LOCK.name}
+
+
+def test_a_folder_in_which_somebody_trains_is_neither_resumed_nor_overwritten(tmp_path: Path) -> None:
+    first = open_run(config_in(tmp_path), 2, "federated")
+    save_checkpoint(first.folder, checkpoint(1))
+    before = files_of(first.folder)
+    for config in (config_in(tmp_path, resume=str(first.folder)), config_in(tmp_path, overwrite=True)):
+        with pytest.raises(UserError, match=f"The run {first.folder} is in use: process {os.getpid()} on "):
+            open_run(config, 2, "federated")
+    assert files_of(first.folder) == before
+    with first.held():
+        pass
+    assert open_run(config_in(tmp_path, resume=str(first.folder)), 2, "federated").checkpoint is not None
+
+
 def test_a_folder_that_is_no_run_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("years of work")
@@ -258,13 +294,16 @@ def test_a_run_name_is_a_plain_name(tmp_path: Path, name: str) -> None:
 def test_a_resumed_run_goes_on_under_its_own_name_from_its_checkpoint(tmp_path: Path) -> None:
     config = config_in(tmp_path, seed=4)
     first = open_run(config, 3, "federated")
+    append_line(first.folder / "rounds.jsonl", checkpoint(1).line)
     assert (first.config.banks, first.checkpoint) == (3, None)
     save_checkpoint(first.folder, checkpoint(2))
+    with first.held():
+        pass
     again = open_run(config_in(tmp_path, seed=4, resume=str(first.folder)), 3, "federated")
     assert (again.folder, again.run_id, again.config) == (first.folder, first.run_id, first.config)
     assert again.checkpoint is not None
     assert same(again.checkpoint, checkpoint(2))
-    assert rounds_of(first.folder) == [2]
+    assert rounds_of(first.folder) == [1, 2]
 
 
 def test_resuming_with_another_configuration_names_the_differences(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
-from parties import TINY, Machine, until
+from parties import TINY, Machine, certifies, until
 from tiny_runs import rounds_of, write_lines, write_rows
 
 from fedfinlora.cli import main
@@ -74,7 +74,12 @@ def test_a_federation_from_nothing(machines: dict[str, Machine], tmp_path: Path)
         assert "budget: epsilon 8 for any row, over all runs; only private rounds may run" in done.stdout
         assert "fpb:40" in done.stdout
     key = "{}/.fedfinlora/bank/node.key.pub"
-    assert aggregator.types("coordinator", "enroll", key.format(north.home), "--name", "north").returncode == 0
+    done = aggregator.types("coordinator", "enroll", key.format(north.home), "--name", "north")
+    assert done.returncode == 0, done.stderr
+    enrolled = aggregator.home / ".fedfinlora" / "coordinator" / "enrolled"
+    assert f"send {enrolled / 'north.crt'} to the bank" in done.stdout
+    assert "of the authority" not in north.types("bank", "accept", str(enrolled / "north.crt")).stderr
+    assert "not for this bank's node.key" in south.types("bank", "accept", str(enrolled / "north.crt")).stderr
     assert (
         "must not leave its bank"
         in aggregator.types("coordinator", "enroll", key.format(north.home)[:-4], "--name", "n").stderr
@@ -86,6 +91,7 @@ def test_a_federation_from_nothing(machines: dict[str, Machine], tmp_path: Path)
     aggregator.starts("coordinator", "start", "--metrics-port", page, also=AS_JSON)
     until("coordinator is up", aggregator, "coordinator start")
     assert aggregator.types("coordinator", "enroll", key.format(south.home), "--name", "south").returncode == 0
+    assert south.types("bank", "accept", str(enrolled / "south.crt")).returncode == 0
 
     # South allows adapters of rank 2 only and refuses; the run goes on with north.
     settings = south.home / ".fedfinlora" / "bank" / "bank.yaml"
@@ -94,12 +100,14 @@ def test_a_federation_from_nothing(machines: dict[str, Machine], tmp_path: Path)
     north_bank = north.starts("bank", "start", also=AS_JSON)
     south.starts("bank", "start", also=AS_JSON)
 
-    # Neither an unregistered key nor another authority gets in.
+    # Neither a bank that was not enrolled nor one with another authority's certificate gets in.
     outsider = stranger.starts("bank", "start")
     assert outsider.wait(timeout=90) == 1
     assert "has not enrolled" in stranger.said("bank start")
     make_authority(tmp_path / "other", 10)
-    (stranger.home / ".fedfinlora" / "bank" / "ca.crt").write_bytes((tmp_path / "other" / "ca.crt").read_bytes())
+    certifies(stranger.bank, "stranger", tmp_path / "other")
+    assert stranger.starts("bank", "start").wait(timeout=90) == 1
+    assert "was not issued by the authority of" in stranger.said("bank start")
 
     run = [
         "coordinator",
@@ -142,6 +150,14 @@ def test_a_federation_from_nothing(machines: dict[str, Machine], tmp_path: Path)
     witnessed = json.loads((aggregator.home / ".fedfinlora" / "coordinator" / "witness" / "heads.json").read_text())
     assert {name: seen["number"] for name, seen in witnessed.items()} == {"north": 3, "south": 2}
     assert [bank["ledger"] for bank in lines[-1]["banks"]] == [witnessed["north"], witnessed["south"]]
+
+    # Who said it: anybody who has ca.crt can check the run and its adapter, and north what it was asked.
+    done = stranger.types("verify", str(runs / "private"), "--ca", str(authority), "--enrolled", str(enrolled))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "round 2: 2 banks asked, 2 requests and 2 replies signed" in done.stdout
+    assert "adapters/final: signed by CN=fedfinlora coordinator" in done.stdout
+    done = north.types("verify", str(north.home / ".fedfinlora" / "bank"))
+    assert (done.returncode, "4 requests signed by the coordinator, 4 answers signed by north" in done.stdout) == (0, True)
 
     # A worker of the bank's kept the model: it was loaded for the first round after the start, not for the second.
     loads = [line["timings"]["banks"]["north"]["load_s"] for line in lines]

@@ -5,15 +5,17 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from watched_runs import make_home, without_the_run_folder
+from watched_runs import a_bank_that_has_worked, make_home, without_the_run_folder
 
 from fedfinlora.deployment import status_page
 from fedfinlora.deployment.connections import connections
@@ -130,6 +132,61 @@ def test_a_round_that_was_booked_without_noise_shows_an_infinite_epsilon(tmp_pat
     assert value(samples(page(BankMetrics(tmp_path, "north")).body), "fedfinlora_bank_epsilon_spent") == 0
     record(file, Event("run", 1, "sent", ledger_number=1, noise_multiplier=0.0))
     assert value(samples(page(BankMetrics(tmp_path, "north")).body), "fedfinlora_bank_epsilon_spent") == float("inf")
+
+
+def test_a_banks_budget_ledger_certificates_and_disk_are_shown_and_its_name_is_not(tmp_path: Path) -> None:
+    home = a_bank_that_has_worked(tmp_path / "bank")
+    text = page(BankMetrics(home, "north")).body
+    found = samples(text)
+    assert value(found, "fedfinlora_bank_epsilon_budget") == 8
+    assert value(found, "fedfinlora_bank_epsilon_spent") == 6.5
+    assert value(found, "fedfinlora_bank_ledger_head_lines") == value(found, "fedfinlora_bank_ledger_lines") == 3
+    for name in ("ca.crt", "bank.crt"):
+        ends = value(found, "fedfinlora_certificate_expiry_timestamp_seconds", certificate=name)
+        assert ends == pytest.approx(time.time() + 86400 * 3650, abs=86400)
+    free, size = (value(found, f"fedfinlora_filesystem_{what}_bytes", folder="home") for what in ("free", "size"))
+    assert 0 < free < size
+    for private in ("north", "/rows", str(tmp_path)):
+        assert private not in text
+
+
+def test_a_bank_without_a_budget_a_ledger_or_settings_shows_none(tmp_path: Path) -> None:
+    home = a_bank_that_has_worked(tmp_path / "bank", budget_epsilon=0.0)
+    (home / "ledger" / "head.json").unlink()
+    names = {name for name, _ in samples(page(BankMetrics(home, "north")).body)}
+    assert not {"fedfinlora_bank_epsilon_budget", "fedfinlora_bank_ledger_head_lines"} & names
+    assert (
+        "fedfinlora_bank_ledger_lines" in names
+    )  # known to the history: the alert that the ledger is behind sees the difference
+    (home / "bank.yaml").write_text("budget_epsilon: [")
+    assert samples(page(BankMetrics(home, "north")).body)
+
+
+def test_certificates_of_enrolled_banks_are_shown_and_those_of_revoked_ones_are_not(tmp_path: Path) -> None:
+    home = make_home(tmp_path / "home")
+    shutil.copy(home / "ca.crt", home / "enrolled" / "bank-0.crt")
+    (home / "enrolled" / "bank-9.revoked-1").write_bytes(b"key")
+    shutil.copy(home / "ca.crt", home / "enrolled" / "bank-9.revoked-1.crt")
+    found = samples(page(CoordinatorMetrics(home)).body)
+    name = "fedfinlora_certificate_expiry_timestamp_seconds"
+    shown = {dict(labels)["certificate"] for each, labels in found if each == name}
+    assert shown >= {"ca.crt", "server.crt", "enrolled/bank-0.crt"}
+    assert not [label for label in shown if "bank-9" in label]
+
+
+def test_a_running_run_shows_when_it_last_wrote_and_a_rejection_its_check(tmp_path: Path) -> None:
+    home = make_home(tmp_path / "home")
+    folder = tmp_path / "runs" / "going-on"
+    os.utime(folder / "progress.jsonl", (1000.0, 1000.0))
+    line = {"round": 2, "banks": [{"bank": "bank-0", "status": "rejected", "code": "ledger"}], "timings": {}}
+    with open(folder / "rounds.jsonl", "a") as lines:
+        lines.write(json.dumps(line) + "\n")
+    found = samples(page(CoordinatorMetrics(home)).body)
+    assert value(found, "fedfinlora_run_last_event_timestamp_seconds", run="going-on") == 1000
+    assert ("fedfinlora_run_last_event_timestamp_seconds", frozenset({("run", "finished")})) not in found
+    assert value(found, "fedfinlora_rejections_total", run="going-on", bank="bank-0", code="ledger") == 1
+    for what in ("home", "runs"):
+        assert value(found, "fedfinlora_filesystem_size_bytes", folder=what) > 0
 
 
 def test_a_banks_worker_is_counted_though_it_is_nobodys_child(tmp_path: Path) -> None:

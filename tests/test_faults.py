@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import os
 import socket
-import ssl
+import sqlite3
 import subprocess
 import time
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,13 +23,18 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from flwr.app import Message, RecordDict
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import load_pem_x509_certificate
+from flwr.app import Message, Metadata, RecordDict
+from flwr.app.message import make_message
 from flwr.app.message.arraychunk import ArrayChunk
 from flwr.proto.message_pb2 import PushObjectRequest
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
 from flwr.supercore.inflatable.inflatable_object import get_object_tree
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
+from flwr.supercore.utils import uint64_to_int64
 from hostile_bank import HostileBank
-from parties import ROOT, Federation, Machine, shoot, when
+from parties import ROOT, Federation, Machine, certifies, shoot, when
 from reliability import DEADLINE_S, OUTCOMES
 from tiny_runs import adapter_bytes, rounds_of, same_run
 from wiretap import found_in, pushed, secrets_of, words_in
@@ -37,10 +43,12 @@ from fedfinlora.adapter import norm
 from fedfinlora.checkpoint import load_checkpoint
 from fedfinlora.deployment.app_bundle import code_sha256, installed_files
 from fedfinlora.deployment.certificates import make_authority
+from fedfinlora.deployment.door import peer_of
 from fedfinlora.deployment.flower import PIECE_BYTES
 from fedfinlora.deployment.policy import read_settings, settings_text
+from fedfinlora.deployment.reach import bank_context
 from fedfinlora.privacy.head import Head
-from fedfinlora.runfolder import source_fingerprint
+from fedfinlora.runfolder import read_json, source_fingerprint
 from fedfinlora.wire import ALWAYS_TOLD, SAFE_REASONS, TrainRequest, from_arrays
 
 SHIFTED_CLOCK = Path(__file__).parent / "shifted_clock"
@@ -172,7 +180,9 @@ def test_a_reply_is_the_delta_its_layout_id_and_the_figures_that_the_policy_allo
         [south] = [bank for bank in line["banks"] if bank["bank"] == "south"]
         head = {"status": "ok", "bank": "south", "layout-id": load_checkpoint(slow_run.folder).layout_id}
         ledger = {"ledger-number": south["ledger"]["number"], "ledger-hash": south["ledger"]["hash"]}
-        assert configs(reply) == {"reply": {**head, "policy-sha256": south["policy_sha256"], **ledger}}
+        signed = {key: configs(reply)["reply"][key] for key in ("run", "round", "attempt", "request", "signature")}
+        assert signed["round"] == line["round"]
+        assert configs(reply) == {"reply": {**head, "policy-sha256": south["policy_sha256"], **ledger, **signed}}
         assert ledger_lines(federation.south)[south["ledger"]["number"] - 1]["hash"] == south["ledger"]["hash"]
         assert set(reply.content.metric_records["figures"]) == {*ALWAYS_TOLD, "rows"}
         # The delta is the one that the round's record speaks of, and the search for secrets would find it.
@@ -243,6 +253,8 @@ def test_who_cannot_get_in_is_told_why(federation: Federation, cut_run: CutRun, 
     make_authority(tmp_path / "other", 10)
     cousin, misled = federation.guest("cousin"), federation.guest("misled", port=federation.plain_port)
     (cousin.bank / "ca.crt").write_bytes((tmp_path / "other" / "ca.crt").read_bytes())
+    certifies(cousin.bank, "cousin", tmp_path / "other")
+    certifies(misled.bank, "misled", federation.aggregator.coordinator)
     behind, far_behind, ahead = federation.strangers
     for machine, shift_s in ((behind, -240), (far_behind, -360), (ahead, 60)):
         machine.starts("bank", "start", also={"PYTHONPATH": str(SHIFTED_CLOCK), "CLOCK_SHIFT_S": str(shift_s)})
@@ -272,8 +284,11 @@ def refused(machine: Machine) -> str:
 def test_a_request_of_two_gigabytes_is_refused_before_it_is_read(federation: Federation) -> None:
     superlink = psutil.Process(federation.coordinator.pid).children()[0].pid
     before = peak_from_now(superlink)
-    trusted = ssl.create_default_context(cafile=str(federation.aggregator.coordinator / "ca.crt"))
+    trusted = bank_context(federation.north.bank)
+    certificate = load_pem_x509_certificate((federation.north.bank / "bank.crt").read_bytes())
+    key = b64encode(peer_of(certificate.public_bytes(Encoding.DER)).header).decode()
     head = f"POST /v1/fleet/push-object HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {PROTOBUF_MEDIA_TYPE}\r\n"
+    head += f"{FLEET_HTTP_PUBLIC_KEY_HEADER}: {key}\r\n"
 
     def answer(more: str, pieces: int) -> str:
         """The first line that the SuperLink says to a request with so many pieces of a mebibyte; "" where it just closes."""
@@ -339,20 +354,37 @@ def content_of(sender: HostileBank, request: TrainRequest, delta: np.ndarray | N
 class Play:
     """What three hostile banks do in each of three rounds."""
 
-    def __init__(self) -> None:
+    def __init__(self, coordinator: Path) -> None:
+        self._coordinator = coordinator
         self.wanted: dict[str, bool] = {}
         """Whether the SuperLink wanted an answer."""
         self.old: dict[str, tuple[Message, RecordDict]] = {}
 
     def east(self, bank: HostileBank, message: Message, request: TrainRequest) -> None:
-        """NaN; silent; late, and in somebody else's name."""
+        """NaN; silent; late, then in north's name with the right id of north's request, and in north's name as its own answer."""
         if request.round == 1:
             bank.sends(message, content_of(bank, request, np.full(request.adapter.size, np.nan, np.float32)))
         if request.round == 2:
             self.old["east"] = message, content_of(bank, request)
         if request.round == 3:
             bank.sends(*self.old["east"])
+            self.forged = [self.forges(bank, message, each, request) for each in requests_to(self._coordinator, "north")]
             bank.sends(message, content_of(bank, request, bank="north"))
+
+    def forges(self, bank: HostileBank, message: Message, answers: str, request: TrainRequest) -> int:
+        """Push what north would answer to its request, as Flower (1.41) takes it. Returns the status that comes of it."""
+        north = int(read_json(self._coordinator / "banks.json")["north"])
+        metadata = Metadata(
+            run_id=message.metadata.run_id, message_id="", src_node_id=north, dst_node_id=message.metadata.src_node_id, reply_to_message_id=answers,
+            group_id=message.metadata.group_id, created_at=time.time(), ttl=60.0, message_type="train",
+        )  # fmt: skip
+        forged = make_message(metadata=metadata, content=content_of(bank, request, bank="north"))
+        forged.metadata.__dict__["_message_id"] = forged.object_id
+        try:
+            bank.pushes(forged, get_object_tree(forged), {})
+        except httpx.HTTPStatusError as refusal:
+            return refusal.response.status_code
+        return 200
 
     def west(self, bank: HostileBank, message: Message, request: TrainRequest) -> None:
         """Bytes that are no message; 64 MiB; another layout."""
@@ -382,7 +414,7 @@ class Play:
 
 @pytest.mark.slow
 def test_killed_late_and_hostile_banks_cost_their_own_answers_only(federation: Federation) -> None:
-    south, play = federation.south, Play()
+    south, play = federation.south, Play(federation.aggregator.coordinator)
     run = federation.aggregator.home / "runs" / "hostile"
     earlier, lines = len(south.history()), len(ledger_lines(south))
     with played(federation, play):
@@ -409,6 +441,7 @@ def test_killed_late_and_hostile_banks_cost_their_own_answers_only(federation: F
     assert second["west"] == OUTCOMES["large"].says
     assert second["up"] == OUTCOMES["stall"].says
     assert third["east"] == OUTCOMES["name"].says
+    assert set(play.forged) == {403}, "with the right id of north's request"
     assert third["west"].startswith(OUTCOMES["layout"].says)
     assert [each["north"] for each in (first, second, third)] == ["ok"] * 3
     assert [each["south"] for each in (first, third)] == ["ok"] * 2
@@ -427,6 +460,15 @@ def test_killed_late_and_hostile_banks_cost_their_own_answers_only(federation: F
     spent = [line for line in ledger_lines(south)[lines:] if not line["noise_multiplier"] > 0]
     assert spent == [], "all of them had noise"
     nothing_private_has_left(federation)
+
+
+def requests_to(coordinator: Path, bank: str) -> list[str]:
+    """Ids of a bank's open requests, from the SuperLink's database, which no bank sees: whoever guesses one right has no more than this."""
+    node = int(read_json(coordinator / "banks.json")[bank])
+    with closing(sqlite3.connect(f"{(coordinator / 'state.db').as_uri()}?mode=ro", uri=True)) as link:
+        rows = link.execute("SELECT message_id FROM message_ins WHERE dst_node_id = ?", (uint64_to_int64(node),)).fetchall()
+    assert rows
+    return [str(row[0]) for row in rows]
 
 
 @contextmanager
@@ -482,6 +524,14 @@ def test_code_that_a_bank_has_not_installed_does_not_run_there(federation: Feder
     settings = south.bank / "bank.yaml"
     own = settings.read_text("utf-8")
     settings.write_text(own.replace("code: []", f"code: [{code_sha256(installed_files(tmp_path))}]"), "utf-8")
+    # A coordinator that was started with other code refuses it itself.
+    elsewhere = federation.run(aggregator.home / "runs" / "elsewhere", "num_server_rounds=1", checkout=tmp_path)
+    assert elsewhere.wait(timeout=240) == 1
+    said = "only the code that is installed where it was started; of this bundle client_app/app.py differs"
+    assert said in aggregator.said("coordinator run")
+    federation.coordinator.terminate()
+    federation.coordinator.wait(timeout=60)
+    federation.starts_coordinator(checkout=tmp_path)
     run = aggregator.home / "runs" / "changed"
     earlier = [len(bank.history()) for bank in (north, south)]
     try:

@@ -154,7 +154,7 @@ def message(run: int, source: int, destination: int, answers: str = "") -> Messa
     """An empty message as Flower's SuperLink stores it. Its id is made from its content and the time."""
     metadata = Metadata(
         run_id=run, message_id="", src_node_id=source, dst_node_id=destination, reply_to_message_id=answers, group_id="", created_at=time.time(),
-        ttl=60.0, message_type="train",
+        ttl=30.0 if answers else 60.0, message_type="train",
     )  # fmt: skip
     made = make_message(metadata=metadata, content=RecordDict())
     made.metadata.__dict__["_message_id"] = made.object_id

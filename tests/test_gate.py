@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import HTTPException
 from flwr.app import ConfigRecord, Message, Metadata, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
 from flwr.cli.archive_utils import safe_extract_zip
@@ -23,6 +24,7 @@ from flwr.cli.build import build_fab_from_files
 from flwr.cli.install import install_from_fab
 from flwr.common.constant import APP_DIR, FAB_HASH_TRUNCATION, FAB_MAX_SIZE, ErrorCode
 from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.control_pb2 import StartRunRequest
 from flwr.proto.fab_pb2 import Fab, GetFabRequest, GetFabResponse
 from flwr.proto.fleet_pb2 import (
     ActivateNodeResponse,
@@ -60,7 +62,7 @@ from fedfinlora.deployment.app_bundle import (
     installed_files,
     read_bundle,
 )
-from fedfinlora.deployment.gate import Gate, gated
+from fedfinlora.deployment.gate import Gate, gated, installed_only
 from fedfinlora.deployment.history import history_file, read_history
 from fedfinlora.deployment.policy import BankSettings, Policy, settings_text
 from fedfinlora.errors import ConfigError, UserError
@@ -131,7 +133,7 @@ def another_publisher(sources: Sources) -> None:
 
 def a_module_more(sources: Sources) -> None:
     sources["torch/__init__.py"] = b""
-    sources["pyproject.toml"] = sources["pyproject.toml"].replace(b'"LICENSE", ', b'"LICENSE", "torch/*.py", ')
+    sources["pyproject.toml"] = sources["pyproject.toml"].replace(b'"/LICENSE", ', b'"/LICENSE", "torch/*.py", ')
 
 
 class TestComparison:
@@ -564,3 +566,27 @@ class TestBehindTheGate:
         client.PullMessages(PullMessagesRequest())
         client.GetFab(GetFabRequest(hash_str="", run_id=RUN_ID))
         assert bank.said == ["it is not the bundle whose hash the run names"]
+
+
+class TestCoordinatorsGate:
+    """What `flower.py superlink` puts before Flower's way to start a run."""
+
+    def start(self, content: bytes) -> list[Any]:
+        """What came through to Flower."""
+        started: list[Any] = []
+        installed_only(lambda request, *_: started.append(request))(StartRunRequest(fab=Fab(content=content)), None, None)
+        return started
+
+    def test_what_is_installed_is_started(self, installed: Sources) -> None:
+        assert len(self.start(built(installed))) == 1
+
+    @pytest.mark.parametrize("change", [other_line, a_module_more])
+    def test_anything_else_is_refused_by_name(self, installed: Sources, change: Callable[[Sources], Any]) -> None:
+        with pytest.raises(HTTPException, match="only the code that is installed") as refusal:
+            self.start(built(installed, change))
+        assert refusal.value.status_code == 403
+
+    @pytest.mark.parametrize("content", [b"", b"no bundle"])
+    def test_an_app_of_flowers_hub_and_what_is_no_bundle_are_refused(self, content: bytes) -> None:
+        with pytest.raises(HTTPException, match="cannot be read"):
+            self.start(content)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import RecordDict
-from hostile_server import ANSWER, BUDGET, HONEST, LIES, Bank, Lie, code_of, config_of, tell, write_bank
+from hostile_server import ANSWER, BUDGET, HONEST, LIES, Bank, Lie, code_of, config_of, said, tell, write_bank
 from parties import Federation, when
 from tiny_runs import rounds_of
 from wiretap import found_in, pushed, secrets_of
@@ -23,8 +23,11 @@ import client_app.bank
 import client_app.privacy_plan
 from client_app.bank import bank_rows, delta_of
 from client_app.privacy_plan import NAMES, PrivacyPlan
+from client_app.trial import try_plan
 from fedfinlora.deployment.history import read_history
-from fedfinlora.deployment.policy import read_settings, settings_text
+from fedfinlora.deployment.plan import read_plan
+from fedfinlora.deployment.policy import Policy, read_settings, settings_text
+from fedfinlora.errors import ConfigError
 from fedfinlora.models import get_session
 from fedfinlora.privacy.accounting import Steps, epsilon
 from fedfinlora.privacy.cohorts import hash_rows
@@ -33,7 +36,7 @@ from fedfinlora.privacy.ledger import Rows, read_lines
 from fedfinlora.privacy.ledger_chain import opened
 from fedfinlora.privacy.ledger_spent import histories, units_of
 from fedfinlora.privacy.mechanism import Mechanism
-from fedfinlora.wire import SAFE_REASONS, pack_error, pack_request
+from fedfinlora.wire import ARRAY_KEY, SAFE_REASONS, from_array, pack_error, pack_request
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +58,12 @@ def forget() -> Iterator[None]:
 
 @pytest.mark.parametrize("lie", LIES, ids=lambda lie: lie.asks)
 def test_a_lie_gets_nothing_that_is_not_accounted_for(bank: Bank, lie: Lie) -> None:
+    tried = tried_beforehand(bank, lie)
+    assert bank.lines == []
+    assert bank.history == [], "a plan that is tried leaves nothing"
     answer = bank.lied_to(lie)
     assert code_of(answer) == lie.code, bank.history
+    assert tried in (code_of(answer), NOT_IN_A_PLAN) or (lie.booked and tried == ANSWER), "`bank try` says the same"
     assert len(bank.lines) == int(lie.booked or lie.code == ANSWER)
     if code_of(answer) == ANSWER:
         it_is_in_the_ledger(bank, answer)
@@ -74,6 +81,27 @@ def test_a_lie_gets_nothing_that_is_not_accounted_for(bank: Bank, lie: Lie) -> N
     it_is_in_the_ledger(bank, honest)
 
 
+NOT_IN_A_PLAN = "not in a plan"
+"""A lie about what a plan does not have: the round, the run's name, the adapter, the ledger's head."""
+
+
+def tried_beforehand(bank: Bank, lie: Lie) -> str:
+    """What `bank try` says of a plan with the lie in it: "ok", or the code of the refusal. A plan that the training itself would fail is let through."""
+    if lie.adapter or set(lie.record) - {"source-sha256", "config"}:
+        return NOT_IN_A_PLAN
+    content = tell(pack_request(bank.request(*HONEST)), lie).config_records["request"]
+    file = bank.place / "plan.json"
+    file.write_text(f'{{"version": 1, "source_sha256": "{content["source-sha256"]}", "config": {content["config"]}}}', "utf-8")
+    try:
+        plan = read_plan(file)
+    except ConfigError:
+        return "config"
+    trial = try_plan(plan.config, plan.source_sha256, bank.facts)
+    assert trial.is_allowed == (trial.code == "")
+    assert all(verdict.is_allowed or (verdict.reason and verdict.way_out) for verdict in trial.verdicts)
+    return trial.code or ANSWER
+
+
 def it_is_in_the_ledger(bank: Bank, answer: RecordDict) -> None:
     """A delta has left: with the ledger's head, a delta of the bank's, and an epsilon within the budget."""
     head, figures, line = answer.config_records["reply"], answer.metric_records["figures"], bank.lines[-1]
@@ -88,7 +116,7 @@ def it_is_in_the_ledger(bank: Bank, answer: RecordDict) -> None:
 def nothing_but_its_code_left(answer: RecordDict) -> None:
     """To the byte what every bank says under this code, whatever the reason."""
     code = code_of(answer)
-    assert dict(answer.config_records["reply"]) == dict(pack_error("north", code).config_records["reply"])
+    assert said(answer) == dict(pack_error("north", code).config_records["reply"])
     assert list(answer) == ["reply"]
     assert not re.search(r"\d", SAFE_REASONS[code])
 
@@ -101,7 +129,7 @@ def test_all_refusals_that_depend_on_rows_are_one(bank: Bank) -> None:
     asked += [{"privacy.unit": "customer"}, {"dataset.tasks": ["nwgi"]}]
     asked += [{"privacy.epsilon": 0.0, "privacy.noise_multiplier": 1e-3}, {"train.max_rows": 3, "train.batch_rows": 1}]
     answers = [bank.lied_to(Lie("", "privacy", "", config)) for config in asked]
-    assert {json.dumps(dict(answer.config_records["reply"])) for answer in answers} == {
+    assert {json.dumps(said(answer)) for answer in answers} == {
         json.dumps({"status": "error", "bank": "north", "code": "privacy", "reason": SAFE_REASONS["privacy"]})
     }
     assert bank.lines == []
@@ -126,7 +154,7 @@ def test_a_round_that_is_asked_for_again_and_again_is_paid_for_each_time(bank: B
 @pytest.mark.parametrize("mode", ["none", "bank"])
 def test_a_bank_without_a_budget_books_what_it_lets_through_without_noise_as_infinite(tmp_path: Path, mode: str) -> None:
     """A4: and a budget that is set afterwards counts it."""
-    bank = Bank(write_bank(tmp_path, budget_epsilon=0.0), tmp_path)
+    bank = Bank(write_bank(tmp_path, budget_epsilon=0.0, min_rows=16), tmp_path)
     words = {"none": ("privacy=none",), "bank": ("privacy=bank", "privacy.epsilon=0", "privacy.noise_multiplier=1")}[mode]
     assert code_of(bank.answers(pack_request(bank.request(*words)))) == ANSWER
     (line,) = bank.lines
@@ -184,6 +212,46 @@ def test_a_lie_about_an_earlier_run_does_not_carry_over(bank: Bank) -> None:
     assert len(tested) == 3
     assert tested[1] == 3.0, "the adapter that was sent is the one that is tested"
     assert tested[0] == tested[2] < 3.0
+
+
+# --- what a step without noise shows -----------------------------------------------------------------------------------------------
+
+ONE_ROW = ("privacy=none", "train.batch_rows=1", "train.steps_per_round=1", "train.optimizer=sgd", "train.holdout_max_rows=0")
+HEAD = ("peft=lora", "peft.target_modules=[lm_head]", "peft.dropout=0")
+
+
+def test_the_default_policy_refuses_an_adapter_on_the_head_and_a_round_on_one_row(tmp_path: Path) -> None:
+    """Also where no budget asks for noise: each part of the attack is refused by a rule of its own."""
+    bank = Bank(write_bank(tmp_path, Policy(models=("memory:tiny-random",)), budget_epsilon=0.0), tmp_path)
+
+    def refused(*words: str) -> tuple[str, str]:
+        code = code_of(bank.answers(pack_request(bank.request("privacy=none", "train.holdout_max_rows=0", *words))))
+        return code, bank.history[-1]["detail"]
+
+    assert refused(*HEAD)[0] == "policy-target_modules"
+    assert refused("train.optimizer=sgd")[0] == "policy-optimizer"
+    for words in (("train.batch_rows=1",), ("train.max_rows=1",), ("train.batch_rows=0", "train.epochs=0.02")):
+        code, detail = refused(*words)
+        assert code == "privacy"
+        assert "fewer than min_rows=20" in detail
+    assert bank.lines == []
+
+
+def test_where_a_bank_allows_it_one_step_on_the_head_shows_the_answers_tokens(tmp_path: Path) -> None:
+    """What the three rules are for: the largest rows of the update of lm_head are the tokens of the row's answer."""
+    allowed = Policy(models=("memory:tiny-random",), target_modules=("lm_head",), optimizer=("sgd",))
+    bank = Bank(write_bank(tmp_path, allowed, budget_epsilon=0.0, min_rows=0), tmp_path)
+    request = bank.request(*ONE_ROW, *HEAD, "dataset.tasks=[fpb]")
+    answer = bank.answers(pack_request(request))
+    assert code_of(answer) == ANSWER
+    session = get_session(request.config)
+    views = session.layout.views(from_array(answer.array_records["delta"][ARRAY_KEY], session.layout.size))
+    [update] = [view for name, view in views.items() if "lora_B" in name]
+    by_length = np.argsort(-np.linalg.norm(update, axis=1))
+    tokens = set(session.tokenizer(" positive", add_special_tokens=False)["input_ids"])
+    tokens |= set(session.tokenizer("positive", add_special_tokens=False)["input_ids"])
+    shown = set(by_length[: len(tokens)].tolist())
+    assert len(shown & tokens) >= len(tokens) // 2, (shown, tokens)
 
 
 # --- whatever sequence -----------------------------------------------------------------------------------------------------------
@@ -294,7 +362,8 @@ def booked_by_row(bank: Bank, rows: list[str], delta: float) -> list[float]:
 
 TOLD = (
     "asks for noise that it can compute", "asks for a round without privacy", "promises to add the noise itself",
-    "asks for noise of 0.0001 of the clip norm", "brings a budget of its own", "asks for delta 0.99", "asks for delta 0.99 and one row",
+    "asks for noise of 0.0001 of the clip norm", "brings a budget of its own", "asks for delta 0.99", "asks for one row",
+    "asks for the head's layer, whose update names the tokens of the rows",
     "asks for rows so short that there is none", "turns shared prefixes on", "asks for the loss of held-out rows",
     "asks for customers where rows have none", "sends an adapter of NaN", "sends an adapter of 1e30, on which every loss is infinite",
     "names a run by a path", "shows a line of the ledger that the bank never wrote", "has other code",

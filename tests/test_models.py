@@ -337,7 +337,7 @@ def test_the_proof_catches_bitsandbytes_repacking_its_4_bit_weights(forget: None
             pytest.skip("this CPU has no AVX512-BF16, so bitsandbytes does not repack")
 
     monkeypatch.setattr(models, "steady_on_cpu", as_delivered)
-    with pytest.raises(UserError, match="no gradient (before|after) an evaluation"):
+    with pytest.raises(UserError, match=r"no gradient (before|after) an evaluation"):
         get_session(tiny_config("nf4"))
 
 

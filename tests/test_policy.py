@@ -18,6 +18,7 @@ from tiny_runs import overrides, rounds_of, write_rows
 
 import client_app.bank
 from client_app.bank import bank_facts, check_policy, train_round
+from client_app.trial import OF_ROWS, WAYS_OUT
 from fedfinlora.compose import compose
 from fedfinlora.config import Config
 from fedfinlora.deployment.history import Event, read_history, record, rounds_today
@@ -75,6 +76,23 @@ def work(*words: str, steps: int = 2, rows: int = 8, today: int = 0, hour: int =
         ({"privacy": ("example",)}, work("privacy=example"), ""),
         ({"privacy_units": ("customer",)}, work("privacy=example"), "privacy_units"),
         ({"privacy_units": ("customer",)}, work(), ""),
+        ({}, work("peft.target_modules=[q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj]"), ""),
+        ({}, work("peft.target_modules=[lm_head]"), "target_modules"),
+        ({}, work("peft.target_modules=[q_proj,embed_tokens]"), "target_modules"),
+        ({"target_modules": ("lm_head",)}, work("peft.target_modules=[lm_head]"), ""),
+        ({}, work("train.optimizer=sgd"), "optimizer"),
+        ({}, work("train.optimizer=sgd", "privacy=example"), ""),
+        ({}, work("train.optimizer=sgd", "privacy=bank", "privacy.accept_noise=true"), "optimizer"),
+        ({"optimizer": ("adamw", "sgd")}, work("train.optimizer=sgd"), ""),
+        ({"datasets": ("fpb",)}, work("dataset.tasks=[fpb]"), ""),
+        ({"datasets": ("fpb",)}, work("dataset.tasks=[fpb,fiqa]"), "datasets"),
+        ({"datasets": ("fpb",)}, work(), "datasets"),
+        ({"datasets": ()}, work("dataset.tasks=[fpb]"), "datasets"),
+        ({"generation": "none"}, work(), "generation"),
+        ({"generation": "none"}, work("train.holdout_max_rows=0"), ""),
+        ({}, work("privacy=example", "privacy.delta=1e-4"), "max_delta"),
+        ({}, work("privacy=example", "privacy.delta=1e-5"), ""),
+        ({"max_delta": 0.0}, work("privacy=example", "privacy.delta=0.5"), ""),
         ({"max_epsilon": 3.0}, work("privacy=example", "privacy.epsilon=4"), "max_epsilon"),
         ({"max_epsilon": 3.0}, work("privacy=example", "privacy.epsilon=0", "privacy.noise_multiplier=9"), "max_epsilon"),
         ({"max_epsilon": 0.0}, work("privacy=example", "privacy.epsilon=99"), ""),
@@ -92,6 +110,10 @@ def work(*words: str, steps: int = 2, rows: int = 8, today: int = 0, hour: int =
 )  # fmt: skip
 def test_each_rule_refuses_what_it_names_and_nothing_else(policy: dict[str, Any], done: Work, rule: str) -> None:
     assert broken_rule(replace(TINY, **policy), done) == rule
+
+
+def test_every_rule_has_a_way_out_in_words() -> None:
+    assert {*RULES, *OF_ROWS} <= set(WAYS_OUT)
 
 
 def test_every_rule_has_its_sentence_for_the_server() -> None:
@@ -140,6 +162,11 @@ class TestFile:
             ("name: north\ndata: /x\npolicy: {max_rank: many}", "max_rank"),
             ("name: north\ndata: /x\npolicy: {privacy: [sometimes]}", "sometimes"),
             ("name: north\ndata: /x\npolicy: {hours: 8-18}", "hours"),
+            ("name: north\ndata: /x\npolicy: {optimizer: [lion]}", "optimizer"),
+            ("name: north\ndata: /x\npolicy: {generation: text}", "generation"),
+            ("name: north\ndata: /x\npolicy: {max_delta: -1}", "max_delta"),
+            ("name: north\ndata: /x\npolicy: {max_delta: .nan}", "max_delta"),
+            ("name: north\ndata: /x\npolicy: {target_modules: 7}", "target_modules"),
             ("name: north\ndata: /x\npolicy: {peft_methods: [prefix]}", "prefix"),
             ("name: north\ndata: /x\nbudget_epsilon: -1", "budget_epsilon"),
             ("name: north\ndata: /x\nbudget_epsilon: .inf", "budget_epsilon"),
@@ -219,6 +246,7 @@ class Bank:
             coordinator="host:1",
             declared_rows=("fpb:40",),
             budget_epsilon=budget,
+            min_rows=8,
             policy=allowed,
         )
         place.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from flwr.app import Array, ConfigRecord, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from hypothesis import given
 from hypothesis import strategies as st
+from keys import Consortium
 from round_runs import Runs, raising
 from tiny_runs import SCORED, adapter_bytes, result_of, rounds_of, same_run, write_rows
 
@@ -226,10 +227,14 @@ BAD_REPLIES: dict[str, tuple[Callable[[Message], RecordDict], str, str]] = {
     "NaN": (lambda r: with_delta(r, set_first(math.nan)), "rejected", "not-finite"),
     "Inf": (lambda r: with_delta(r, set_first(-math.inf)), "rejected", "not-finite"),
     "loss NaN": (lambda r: with_figures(r, train_loss=math.nan), "rejected", "not-finite"),
-    "loss Inf": (lambda r: with_figures(r, train_loss=math.inf), "rejected", "not-finite"),
+    "loss Inf": (lambda r: with_figures(r, train_loss=math.inf), "rejected", "malformed"),
     "zero rows": (lambda r: with_figures(r, rows=0), "rejected", "no-rows"),
-    "rows below zero": (lambda r: with_figures(r, rows=-8), "rejected", "no-rows"),
-    "zero steps": (lambda r: with_figures(r, steps=0), "rejected", "no-rows"),
+    "rows below zero": (lambda r: with_figures(r, rows=-8), "rejected", "malformed"),
+    "a trillion rows": (lambda r: with_figures(r, rows=2**40), "rejected", "malformed"),
+    "rows beyond any whole number": (lambda r: with_figures(r, rows=1.7e308), "rejected", "malformed"),
+    "a loss that overflows": (lambda r: with_figures(r, holdout_loss=1e300), "rejected", "malformed"),
+    "tokens that overflow": (lambda r: with_figures(r, tokens=2**62), "rejected", "malformed"),
+    "zero steps": (lambda r: with_figures(r, steps=0), "rejected", "malformed"),
     "a huge norm": (lambda r: with_delta(r, lambda d: np.full(len(d), 1e4, np.float32)), "rejected", "norm"),
     "a norm beyond float32": (lambda r: with_delta(r, lambda d: np.full(len(d), 3e38, np.float32)), "rejected", "norm"),
     "nothing": (lambda r: RecordDict(), "rejected", "malformed"),
@@ -301,6 +306,8 @@ class TestOneBadBank:
             {"tokens": -1, "answer_tokens": -1},
             {"train_loss": 1e308, "answer_tokens": 2**40},
             {"bank_rows": 2**60},
+            {"rows": 2**40 - 1, "tokens": 2**53 - 1, "answer_tokens": 2**53 - 1, "train_loss": 1e6, "train_s": 1e9},
+            {"rows": 1, "train_s": 5e-324, "tokens": 2**53 - 1},
         ],
         ids=str,
     )
@@ -313,6 +320,21 @@ class TestOneBadBank:
         for file in ("rounds.jsonl", "progress.jsonl"):
             for line in (run / file).read_text("utf-8").splitlines():
                 json.loads(line, parse_constant=lambda constant, file=file: pytest.fail(f"{constant} in {file}"))
+
+    def test_a_claim_of_all_rows_weighs_no_more_than_the_cap(self, runs: Runs) -> None:
+        """The cap holds against the largest claim that is taken; with two banks each weighs half."""
+        claim = only("bank-1", lambda message, reply: replaced(with_figures(reply, rows=2**40 - 1), message))
+        capped, equal = (
+            runs.start(name, f"strategy.{word}", tamper=claim)
+            for name, word in (("capped", "max_share=0.5"), ("equal", "weighting=equal"))
+        )
+        owned = runs.start("owned", tamper=claim)
+        norms = [[line["update_norm"] for line in rounds_of(run)] for run in (capped, equal, owned)]
+        assert norms[0] == norms[1] != norms[2]
+        first = rounds_of(owned)[0]
+        assert first["update_norm"] == pytest.approx(entry(owned, 1, "bank-1")["delta_norm"], rel=1e-6), (
+            "without a cap it owns the mean"
+        )
 
     def test_a_code_of_its_own_making_does_not_reach_the_run_folder(self, runs: Runs) -> None:
         change = in_round(
@@ -424,7 +446,16 @@ class TestNothingOfARowIsSaid:
         for reply in runs.grid.arrived:
             if reply.metadata.message_type == "train":
                 assert set(reply.content) == {"reply", "delta", "figures"}
-                assert set(reply.content["reply"]) == {"status", "bank", "layout-id", "policy-sha256"}
+                assert set(reply.content["reply"]) == {
+                    "status",
+                    "bank",
+                    "layout-id",
+                    "policy-sha256",
+                    "run",
+                    "round",
+                    "attempt",
+                    "request",
+                }
                 assert set(reply.content["delta"]) == {"vector"}
                 assert all(isinstance(value, int | float) for value in reply.content["figures"].values())
 
@@ -548,10 +579,11 @@ class TestRoster:
 
     def test_a_bank_that_takes_anothers_name_is_left_out(self, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
         """Its key was enrolled under a name of its own."""
-        nodes = list(runs.nodes(2))
-        enrolled = runs.folder / "banks.json"
+        runs.consortium = Consortium(runs.folder / "keys").serves(monkeypatch)
+        given = runs.nodes(2)
+        nodes, enrolled = list(given), runs.consortium.home / "banks.json"
+        monkeypatch.setattr(runs.consortium, "nodes", lambda nodes: given)
         enrolled.write_text(json.dumps({"bank-0": str(nodes[0]), "honest": str(nodes[1])}))
-        monkeypatch.setenv("FEDFINLORA_ENROLLED", str(enrolled))
         assert [bank["bank"] for bank in rounds_of(runs.start("run"))[0]["banks"]] == ["bank-0"]
         enrolled.write_text(json.dumps({"honest": str(nodes[0])}))
         with pytest.raises(UserError, match=r"bank-0: its key was enrolled as honest; bank-1: its key was enrolled as nobody"):
@@ -581,10 +613,7 @@ class TestRoster:
         self, runs: Runs, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It comes back in round 2, when its policy allows the code; it has a name because its key was enrolled."""
-        node, other = runs.nodes(2)
-        enrolled = runs.folder / "banks.json"
-        enrolled.write_text(json.dumps({"bank-0": str(node), "bank-1": str(other)}))
-        monkeypatch.setenv("FEDFINLORA_ENROLLED", str(enrolled))
+        runs.consortium = Consortium(runs.folder / "keys").serves(monkeypatch)
 
         def refused(bank: str, message: Message, reply: Message) -> Message:
             gate_is_shut = bank == "bank-1" and message.metadata.group_id in ("", "1")
@@ -599,9 +628,8 @@ class TestRoster:
     def test_code_that_every_bank_refuses_is_an_error_before_anything_is_done(
         self, runs: Runs, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        enrolled = runs.folder / "banks.json"
-        enrolled.write_text(json.dumps({f"bank-{index}": str(node) for index, node in enumerate(runs.nodes(2))}))
-        monkeypatch.setenv("FEDFINLORA_ENROLLED", str(enrolled))
+        runs.consortium = Consortium(runs.folder / "keys").serves(monkeypatch)
+        runs.nodes(2)
         with pytest.raises(UserError, match=r"0 usable banks, 1 are needed .*bank-0: .*rule: code.*bank-1: "):
             runs.start("run", tamper=lambda bank, message, reply: Message(Error(ErrorCode.INVALID_FAB, ""), reply_to=message))
         assert not (runs.folder / "run").exists()

@@ -70,7 +70,12 @@ SCORED = [key for key, benchmark in BENCHMARKS.items() if benchmark.scorer != "b
 )
 def test_thoughts_and_wrappings_are_no_answer(key, text, answer) -> None:
     assert read_answer(BENCHMARKS[key], text) == answer
-    target = {"fpb": "positive", "cfa_level1": "B", "xbrl_formula_extract": "7 / 2", "xbrl_finer": "us-gaap:Revenues,us-gaap:Assets"}[key]
+    target = {
+        "fpb": "positive",
+        "cfa_level1": "B",
+        "xbrl_formula_extract": "7 / 2",
+        "xbrl_finer": "us-gaap:Revenues,us-gaap:Assets",
+    }[key]
     wanted = read_answer(BENCHMARKS[key], target)
     assert bool(score_row(BENCHMARKS[key], target, text).correct) == (answer == wanted)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from numpy.typing import NDArray
 
 from fedfinlora.checkpoint import Checkpoint, save_checkpoint
 from fedfinlora.compose import absolute_words, compose
-from fedfinlora.config import STRATEGIES, Config, StrategyConfig
+from fedfinlora.config import AGGREGATIONS, STRATEGIES, Config, StrategyConfig
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.runfolder import write_config
-from server_app.strategies import STEPS
+from server_app.strategies import AGGREGATES, STEPS
 from server_app.strategies.fedadam import fedadam_step, public_state
 from server_app.strategies.fedavg import fedavg_step, weighted_mean
 from server_app.strategies.fedavgm import fedavgm_step
+from server_app.strategies.shares import capped
 
 ONE = np.float32([1.0, 2.0, 3.0])
 OTHER = np.float32([5.0, -2.0, 0.0])
@@ -311,3 +313,40 @@ def test_fedavgm_keeps_its_velocity() -> None:
     _, state = fedavgm_step(np.float64([1.0]), {}, StrategyConfig(momentum=0.9))
     assert list(state) == ["velocity"]
     np.testing.assert_array_equal(state["velocity"], [1.0])
+
+
+class TestShares:
+    """A cap on what one bank may weigh."""
+
+    @given(
+        weights=st.lists(st.integers(1, 2**40 - 1).map(float), min_size=1, max_size=12),
+        most=st.floats(1e-3, 1.0, exclude_min=True),
+    )
+    def test_no_share_is_above_the_cap_and_the_others_keep_their_proportions(self, weights: list[float], most: float) -> None:
+        found = capped(weights, most)
+        cap, shares = max(most, 1 / len(weights)), [weight / sum(found) for weight in found]
+        assert max(shares) <= cap * (1 + 1e-9)
+        free = [place for place, share in enumerate(shares) if share < cap * (1 - 1e-9)]
+        for one, other in pairwise(free):
+            assert shares[one] * weights[other] == pytest.approx(shares[other] * weights[one], rel=1e-6)
+        assert sorted(range(len(weights)), key=lambda place: (weights[place], place)) == sorted(
+            range(len(weights)), key=lambda place: (round(shares[place], 12), weights[place], place)
+        )
+
+    @given(weights=st.lists(st.floats(1e-3, 1e9), min_size=1, max_size=8))
+    def test_weights_that_need_no_cap_are_the_same_bits(self, weights: list[float]) -> None:
+        assert capped(weights, 1.0) == weights
+        largest = max(weights) / sum(weights)
+        assert capped(weights, min(1.0, largest * 1.001)) == weights
+
+    def test_a_claim_of_all_rows_gets_the_cap_and_no_more(self) -> None:
+        assert capped([2.0**40 - 1, 30.0, 10.0], 0.5) == [0.5, 0.375, 0.125]
+        assert capped([2.0**40 - 1, 10.0], 0.5) == [0.5, 0.5], "with two banks the cap makes them equal"
+
+    def test_one_bank_of_n_may_always_weigh_an_nth(self) -> None:
+        assert capped([7.0], 0.1) == [7.0]
+        assert capped([7.0, 3.0, 1.0], 0.1) == pytest.approx([1 / 3] * 3)
+
+
+def test_each_aggregation_of_the_schema_is_there() -> None:
+    assert set(AGGREGATES) == set(AGGREGATIONS)

@@ -7,7 +7,10 @@ import os
 import signal
 import socket
 import stat
+import subprocess
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +20,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from reliability import OUTCOMES
 from tiny_runs import overrides, write_rows
 
 import client_app.bank
@@ -27,6 +31,7 @@ from fedfinlora.compose import compose
 from fedfinlora.models import get_session, initial_adapter
 from fedfinlora.privacy.head import Head
 from fedfinlora.privacy.ledger import read_lines
+from fedfinlora.process_identity import start_of
 from fedfinlora.runfolder import source_fingerprint
 from fedfinlora.wire import BankError, TrainRequest
 
@@ -162,13 +167,43 @@ def test_without_work_it_ends(tmp_path: Path) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.parametrize("at_work", [False, True], ids=["idle", "at work"])
+def test_it_ends_at_once_with_the_bank_that_was_killed(tmp_path: Path, at_work: bool) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as started:
+        bank = Bank(tmp_path, **{"bank-process": f"{started.pid}:{start_of(started.pid)}"})
+        bank.ask()
+        process = psutil.Process(bank.process)
+        assert "ends at once" in OUTCOMES["bank start killed"].does
+        waiting: list[str] = []
+        asking = threading.Thread(target=lambda: waiting.append(asked(bank)))
+        if at_work:
+            asking.start()
+            time.sleep(0.3)
+        assert process.is_running()
+        started.kill()
+        process.wait(timeout=5)
+        assert not socket_path(bank.facts).exists()
+        if at_work:
+            asking.join(30)
+            assert waiting == ["internal"]
+
+
+def asked(bank: Bank) -> str:
+    """The code of a request that takes long."""
+    try:
+        bank.ask("train.steps_per_round=5000")
+    except BankError as error:
+        return error.code
+    return "ok"
+
+
 def test_where_none_can_be_had_the_work_is_done_here(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
     here = train_round(bank.request(), bank.facts).delta
     socket_path(bank.facts).parent.mkdir(mode=0o777)
     os.chmod(socket_path(bank.facts).parent, 0o777)
     assert np.array_equal(bank.ask().delta, here), "a folder that others can write to is not used"
     os.chmod(socket_path(bank.facts).parent, 0o700)
-    monkeypatch.setattr(worker.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     assert np.array_equal(bank.ask().delta, here)
 
 

@@ -1,4 +1,4 @@
-"""A coordinator's folder with one run that is finished and one that is going on, for the tests of metrics and status page."""
+"""A coordinator's folder with one run that is finished and one that is going on, and a bank's that has sent a round, for the tests of metrics and status page."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from pathlib import Path
 
 from report_runs import make_run, round_record
 
-from fedfinlora.deployment.certificates import issue_server, make_authority
+from fedfinlora.deployment.certificates import issue_server, issue_signing, make_authority
+from fedfinlora.deployment.history import Event, history_file, record
+from fedfinlora.deployment.policy import SETTINGS, BankSettings, settings_text
 from fedfinlora.deployment.run_list import note_run
+from fedfinlora.privacy.head import Head
+from fedfinlora.privacy.ledger_files import write_head
 from fedfinlora.progress import EventWriter
 from fedfinlora.runfolder import write_bytes, write_json
 
@@ -37,6 +41,7 @@ def make_home(home: Path, days: int = 5, process: int = 0) -> Path:
     """`process` is the server of the run that goes on; 0 = this one."""
     make_authority(home, 3650)
     issue_server(home, ["aggregator.example"], days)
+    issue_signing(home, 365)
     for name in ("bank-0", "bank-1", "bank-2"):
         write_bytes(home / "enrolled" / f"{name}.pub", b"key")
     write_json(home / "banks.json", {"bank-0": str(2**64 - 5), "bank-1": "7"})
@@ -88,3 +93,21 @@ def going_on(folder: Path, process: int) -> Path:
 
 def without_the_run_folder(home: Path, name: str) -> None:
     shutil.rmtree(home.parent / "runs" / name)
+
+
+def a_bank_that_has_worked(home: Path, budget_epsilon: float = 8.0) -> Path:
+    """north, with one round that was sent and booked as line 3 of its ledger, and one that it refused."""
+    make_authority(home, 3650)
+    shutil.copy(home / "ca.crt", home / "bank.crt")
+    write_bytes(
+        home / SETTINGS, settings_text(BankSettings(name="north", data="/rows", budget_epsilon=budget_epsilon)).encode()
+    )
+    (home / "ledger").mkdir()
+    write_head(home / "ledger", Head(3, 64 * "a"))
+    file = history_file(home / "state", "north")
+    record(file, Event("run", 1, "begun", bytes_received=400))
+    record(
+        file, Event("run", 1, "sent", rows=8, steps=2, bytes_sent=400, bytes_received=400, ledger_number=3, epsilon_spent=6.5)
+    )
+    record(file, Event("run", 2, "refused", code="policy-max_rank"))
+    return home

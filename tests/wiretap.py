@@ -1,7 +1,7 @@
 """A way to the coordinator on which a test reads along, and what must not be found on it.
 
-The tap ends the bank's TLS with a certificate of the consortium's own authority, as only the coordinator could, speaks TLS on to the SuperLink, and keeps
-what passes in plain bytes, each direction of each connection for itself.
+The tap ends the bank's TLS with a certificate of the consortium's own authority, as only the coordinator could, speaks TLS on to the SuperLink with the bank's own key, which
+only the bank has, and keeps what passes in plain bytes, each direction of each connection for itself.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
 from fedfinlora.deployment.certificates import issue_server
+from fedfinlora.deployment.reach import CERTIFICATE, TLS_KEY
 
 HTTP = ["http/1.1"]
 """What Flower's client offers in its TLS greeting."""
@@ -66,6 +67,10 @@ class Tap:
         self._server = self._loop.run_until_complete(listening)
         self.port = int(self._server.sockets[0].getsockname()[1])
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
+
+    def speaks_as(self, bank: Path) -> None:
+        """Show the SuperLink the certificate of the bank in this folder."""
+        self._far.load_cert_chain(bank / CERTIFICATE, bank / TLS_KEY)
 
     def close(self) -> None:
         """Take no new connection."""
@@ -164,7 +169,7 @@ def secrets_of(bank: Path, rows: Path) -> dict[str, list[bytes]]:
     in_base64 = [base64.b64encode(number[skip:])[: (len(number) - skip) // 3 * 4] for skip in range(3)]
     return {
         "rows": [piece.encode() for piece in (*lines, *pieces)],
-        "key": [number, number.hex().encode(), *in_base64, *(bank / "node.key").read_bytes().splitlines()[1:-1]],
+        "key": [number, number.hex().encode(), *in_base64, *(line for name in ("node.key", TLS_KEY) for line in (bank / name).read_bytes().splitlines()[1:-1])],
         "paths": [str(path).encode() for path in (bank, rows, Path(sys.prefix), Path(__file__).parents[1], rows.parent)],
     }  # fmt: skip
 

@@ -28,7 +28,7 @@ class SampleRow:
         fields = {"context": self.context, "target": self.target}
         if self.issuer:
             fields["issuer"] = self.issuer
-        return json.dumps(fields, ensure_ascii=False)
+        return json.dumps(fields, ensure_ascii=False, allow_nan=False)
 
 
 Draw = Callable[[random.Random, str, int], SampleRow]

@@ -5,6 +5,7 @@ thrown away too.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,9 +20,11 @@ from data.rows import Row
 from fedfinlora.adapter import Vector
 from fedfinlora.commands.audit_banks import coins
 from fedfinlora.config import Config
+from fedfinlora.deployment.policy import rounded_rows
 from fedfinlora.errors import UserError
 from fedfinlora.models import Session, first_adapter, get_session
 from fedfinlora.privacy.accounting import Steps
+from fedfinlora.privacy.cohorts import customer_of
 from fedfinlora.privacy.dp_lora import PublishedMechanism
 from fedfinlora.privacy.mechanism import Mechanism
 from fedfinlora.runfolder import source_fingerprint
@@ -89,7 +92,8 @@ class Workbench:
         place = self.folder / name
         if not place.exists():
             write_bank(place, rows)
-        return replace(BankFacts("audited", 0, 0, str(place), self.folder / "state", self.folder / "ledger"), **own)
+        facts = BankFacts("audited", 0, 0, str(place), self.folder / "state", self.folder / "ledger")
+        return replace(facts, **{"declared_rows": _rounded_sizes(rows), **own})
 
     def ask(self, config: Config, facts: BankFacts, adapter: Vector, number: int = 1, run: str = "audit") -> RoundReply:
         """One round of the bank."""
@@ -171,6 +175,13 @@ def canary_rows(count: int, draw: np.random.Generator, task: str, customer: str 
     ]
 
 
+def _rounded_sizes(rows: Sequence[Row]) -> tuple[str, ...]:
+    """What a bank with these rows declares, as `bank init` writes it."""
+    customers = {customer_of(row.issuer) for row in rows} - {""}
+    counts = sorted(Counter(row.task for row in rows).items())
+    return tuple(f"{name}:{rounded_rows(count)}" for name, count in [*counts, (CUSTOMERS, len(customers))] if count)
+
+
 def write_bank(folder: Path, rows: Sequence[Row]) -> None:
     """A bank's own folder with these rows."""
     folder.mkdir(parents=True)
@@ -178,7 +189,7 @@ def write_bank(folder: Path, rows: Sequence[Row]) -> None:
         {"context": row.prompt, "target": row.target, "task": row.task, **({"issuer": row.issuer} if row.issuer else {})}
         for row in rows
     )
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
     (folder / "train.jsonl").write_text(text, encoding="utf-8")
 
 

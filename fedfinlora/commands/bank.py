@@ -6,7 +6,7 @@ Flower's SuperNode, which connects to the coordinator and hands each request to 
 
 from __future__ import annotations
 
-import fcntl
+import math
 import os
 import shlex
 import subprocess
@@ -19,15 +19,25 @@ from typing import Any
 
 from client_app.bank import BankFacts, bank_dataset, bank_facts, bank_rows
 from client_app.privacy_plan import CUSTOMERS
+from client_app.trial import Forecast
+from client_app.trial import try_plan as trial_of
 from client_app.worker import end_worker
 from data.sources import load_rows
 from fedfinlora.commands.simulate import end_family, flower, free_port
 from fedfinlora.compose import compose
 from fedfinlora.config import Config
 from fedfinlora.deployment.app_bundle import code_sha256, installed_files
-from fedfinlora.deployment.certificates import days_left, expiry_words, make_node_key
+from fedfinlora.deployment.certificates import (
+    check_bank_certificate,
+    days_left,
+    expiry_words,
+    make_node_key,
+    tls_key,
+    write_private,
+)
 from fedfinlora.deployment.history import read_history
 from fedfinlora.deployment.local_server import close
+from fedfinlora.deployment.plan import read_plan
 from fedfinlora.deployment.policy import (
     NEVER_WITH_A_BUDGET,
     SETTINGS,
@@ -38,7 +48,7 @@ from fedfinlora.deployment.policy import (
     rounded_rows,
     settings_text,
 )
-from fedfinlora.deployment.reach import trouble
+from fedfinlora.deployment.reach import AUTHORITY, CERTIFICATE, TLS_KEY, trouble
 from fedfinlora.deployment.watching import Listen, watch_bank
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.model_files import model_sha256
@@ -46,9 +56,11 @@ from fedfinlora.privacy.accounting import default_delta
 from fedfinlora.privacy.ledger import read_lines
 from fedfinlora.privacy.ledger_chain import opened
 from fedfinlora.privacy.ledger_spent import histories, members
-from fedfinlora.runfolder import write_bytes
+from fedfinlora.process_identity import this_process
+from fedfinlora.runfolder import alone_in, made_as, make_private, write_bytes
+from fedfinlora.wire import SAFE_REASONS
 
-KEY, AUTHORITY = "node.key", "ca.crt"
+KEY = "node.key"
 
 
 def init(
@@ -83,15 +95,29 @@ def init(
     declared = _declared(config, facts)
     settings = replace(settings, policy=policy, declared_rows=declared)
     _try(config, facts)
-    make_node_key(home / KEY, name)
-    write_bytes(home / AUTHORITY, authority.read_bytes())
-    write_bytes(home / SETTINGS, settings_text(settings).encode())
+    make_private(home)
+    with made_as(home):
+        make_node_key(home / KEY, name)
+        write_bytes(home / AUTHORITY, authority.read_bytes())
+        write_bytes(home / SETTINGS, settings_text(settings).encode())
     print(f"bank {name} in {home}")
     print(f"declared rows (rounded; the aggregator may come to know them): {', '.join(declared)}")
     print(_budget_words(budget))
     print(f"1. read {home / SETTINGS}: it says what may run on your rows")
     print(f"2. send {home / KEY}.pub to the coordinator (node.key stays here)")
-    print(f"3. python -m fedfinlora bank start --home {home}")
+    print(f"3. take the certificate that it sends back: python -m fedfinlora bank accept {name}.crt --home {home}")
+    print(f"4. python -m fedfinlora bank start --home {home}")
+    return 0
+
+
+def accept(home: Path, certificate: Path) -> int:
+    """Take the certificate that the coordinator has issued for the bank's key. UserError unless it is by the authority that the bank trusts."""
+    settings, _ = _settings(home)
+    content = check_bank_certificate(certificate, home / KEY, home / AUTHORITY, settings.name)
+    (home / TLS_KEY).unlink(missing_ok=True)
+    write_private(home / TLS_KEY, tls_key(home / KEY))
+    write_bytes(home / CERTIFICATE, content)
+    print(f"{expiry_words(home / CERTIFICATE)}. It is used when the bank starts.")
     return 0
 
 
@@ -147,13 +173,33 @@ def _try(config: Config, facts: BankFacts) -> None:
 def start(home: Path, listen: Listen, worker: bool = True) -> int:
     """Run the SuperNode in the foreground until it is ended by SIGTERM or Ctrl-C. `worker` keeps the base model loaded between messages.
 
-    Metrics are served as `listen` says.
+    Metrics are served as `listen` says. UserError that says who runs it where the bank runs already.
     """
+    _settings(home)
+    with alone_in(home, f"The bank {home}"):
+        return _serve(home, listen, worker)
+
+
+def _serve(home: Path, listen: Listen, worker: bool) -> int:
     settings, digest = _settings(home)
     print(f"policy {digest[:16]}: {home / SETTINGS}")
     print(expiry_words(home / AUTHORITY))
+    if not (home / CERTIFICATE).is_file():
+        raise UserError(
+            f"The coordinator has not enrolled {home / KEY}.pub yet, or its certificate was not taken. Send that file to it, and take what "
+            f"comes back: python -m fedfinlora bank accept {settings.name}.crt"
+        )
+    check_bank_certificate(home / CERTIFICATE, home / KEY, home / AUTHORITY, settings.name)
+    print(expiry_words(home / CERTIFICATE))
     paths = {"settings": home / SETTINGS, "state-dir": home / "state", "ledger-dir": home / "ledger"}
-    node_config = " ".join([*(f'{key}="{path}"' for key, path in paths.items()), f"worker={str(worker).lower()}"])
+    paths |= {"node-key": home / KEY, "authority": home / AUTHORITY}
+    node_config = " ".join(
+        [
+            *(f'{key}="{path}"' for key, path in paths.items()),
+            f"worker={str(worker).lower()}",
+            f'bank-process="{this_process()}"',
+        ]
+    )
     command = [
         *flower("supernode"), "--root-certificates", str(home / AUTHORITY), "--superlink", settings.coordinator,
         "--auth-supernode-private-key", str(home / KEY), "--host", "127.0.0.1", "--port", str(free_port()), "--node-config", node_config,
@@ -165,18 +211,13 @@ def start(home: Path, listen: Listen, worker: bool = True) -> int:
         "FLWR_TELEMETRY_ENABLED": "0",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
-    running = open(home / "running.lock", "w")  # noqa: SIM115 - held until this process ends, in whatever way
-    try:
-        fcntl.flock(running, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise UserError(f"The bank of {home} is already running.") from error
     with open(home / "supernode.log", "ab") as log:
         process = subprocess.Popen(command, env=environment, cwd=home, stdout=log, stderr=log)
     watching = None
     try:
         watching = watch_bank(home, settings.name, lambda: process.poll() is None, listen)
         status = process.wait()
-        why = trouble(settings.coordinator, home / AUTHORITY)
+        why = trouble(settings.coordinator, home)
         why = why or "If the coordinator has not enrolled node.key.pub, or has revoked it, that is why."
         raise UserError(f"The SuperNode ended with status {status}. {why} Its log: {home / 'supernode.log'}")
     except KeyboardInterrupt:
@@ -188,6 +229,48 @@ def start(home: Path, listen: Listen, worker: bool = True) -> int:
         end_worker(home / "state")
 
 
+def try_plan(home: Path, file: Path, step: bool = False) -> int:
+    """What the bank would do with a coordinator's plan, rule by rule; 0 if every round would be let through, else 1. Nothing is trained or booked.
+
+    `step` also loads the model and takes one local step.
+    """
+    settings, digest = _settings(home)
+    plan, facts = read_plan(file), _facts(home)
+    trial = trial_of(plan.config, plan.source_sha256, facts)
+    print(f"bank {settings.name}, policy {digest[:16]}, plan {file}")
+    width = max(len(verdict.rule) for verdict in trial.verdicts)
+    for verdict in trial.verdicts:
+        words = f"refused  {verdict.reason}. What to change: {verdict.way_out}" if not verdict.is_allowed else "allowed"
+        print(f"{verdict.rule.ljust(width)}  {words}")
+    if trial.forecast is None:
+        print("Rules that need the rows were not looked at: the request is refused before.")
+    else:
+        print("\n".join(_forecast_words(trial.forecast)))
+    if trial.code:
+        print(f"The coordinator would get {trial.code}: {SAFE_REASONS[trial.code]}")
+    if trial.is_allowed and step:
+        _try(plan.config, facts)
+    print("allowed: every round of this plan would be let through" if trial.is_allowed else "refused: see above")
+    return 0 if trial.is_allowed else 1
+
+
+def _forecast_words(forecast: Forecast) -> list[str]:
+    """What a run would do and spend, in lines."""
+    lines = [f"{forecast.rows} rows, {forecast.steps} steps in all"]
+    if math.isinf(forecast.epsilon_planned):
+        return [*lines, "epsilon: infinite, for what leaves has no noise of the bank's own"]
+    lines.append(
+        f"epsilon: {forecast.epsilon_planned:.3g} for this run, {forecast.epsilon_after:.3g} on the row that has spent most after it, over all "
+        f"runs, at delta {forecast.delta:.1e}"
+    )
+    if forecast.budget_epsilon:
+        left = max(0.0, forecast.budget_epsilon - forecast.epsilon_after)
+        lines.append(f"budget: {forecast.budget_epsilon:g}; about {left:.3g} of it is left after the run")
+    if forecast.left_out:
+        lines.append(f"{forecast.left_out} rows or customers have spent their budget and take no part")
+    return lines
+
+
 def status(home: Path) -> int:
     """Settings, certificate, the code's hash, what ran last and what has been spent of the budget."""
     settings, digest = _settings(home)
@@ -195,6 +278,8 @@ def status(home: Path) -> int:
     print(f"policy {digest}")
     print(f"code   {code_sha256(installed_files())}")
     print(expiry_words(home / AUTHORITY))
+    known = (home / CERTIFICATE).is_file()
+    print(expiry_words(home / CERTIFICATE) if known else f"{CERTIFICATE}: NOT HERE - python -m fedfinlora bank accept FILE")
     mode = (home / KEY).stat().st_mode & 0o777
     print(f"node.key: mode {mode:04o}" + ("" if mode == 0o600 else " - OTHERS CAN READ IT: chmod 600"))
     history = read_history(_facts(home).history_file)

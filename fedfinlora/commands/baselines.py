@@ -24,6 +24,7 @@ from eval.report import write_run_report
 from eval.rounds import RunScores, validation_rows
 from fedfinlora.adapter import Vector, read_adapter, write_adapter
 from fedfinlora.adapter_folder import start_files
+from fedfinlora.base_checks import context_tokens
 from fedfinlora.checkpoint import Checkpoint, latest_round, save_checkpoint
 from fedfinlora.compose import compose
 from fedfinlora.config import Config
@@ -136,7 +137,7 @@ def _pooled(config: Config, session: Session) -> RunRows:
 
 def _rows_of(config: Config, session: Session, banks: Iterable[int]) -> RunRows:
     """The rows and steps of some of the banks."""
-    how = (config.model.context_tokens, config.dataset.on_bad_row, config.dataset.chat_template)
+    how = (context_tokens(config.model), config.dataset.on_bad_row, config.dataset.chat_template)
     parts = divide(config, config.banks)
     train: list[Example] = []
     held_out: list[Example] = []
@@ -179,7 +180,7 @@ def _run(config: Config, mode: str, bank: str, rows_of: RowsOf) -> int:
     run = open_run(config, config.banks, mode)
     started = time.monotonic()
     print(f"run folder: {run.folder}", flush=True)
-    with ProgressDisplay() as display, _Events(run.folder / "progress.jsonl", display) as events:
+    with run.held(), ProgressDisplay() as display, _Events(run.folder / "progress.jsonl", display) as events:
         try:
             _train(run, mode, bank, rows_of, events)
         except KeyboardInterrupt:

@@ -50,7 +50,7 @@ def bench(words: Sequence[str], file: Path | None, rows: str = "short") -> int:
 
         run = bench_federation
     figures = {"bench": name, **origin_of_this_process(), **run(words[1:]), "machine": machine()}
-    print(json.dumps(figures, indent=2, ensure_ascii=False))
+    print(json.dumps(figures, indent=2, ensure_ascii=False, allow_nan=False))
     if file is not None:
         write_json(file, figures)
     return 0

@@ -106,7 +106,9 @@ def _one(
 ) -> dict[str, Any]:
     lengths = [len(tokens) for tokens in encode_prompts(session.tokenizer, [row.prompt for row in rows])]
     long = sum(lengths) / len(lengths) >= LONG_PROMPT_TOKENS
-    fitting = [place for place, tokens in enumerate(lengths) if tokens + benchmark.budget_tokens <= context_tokens(config.model)]
+    fitting = [
+        place for place, tokens in enumerate(lengths) if tokens + benchmark.budget_tokens <= context_tokens(config.model)
+    ]
     drawn = generator(config.seed, "bench evaluate", benchmark.key).permutation(len(fitting))
     places = sorted(fitting[index] for index in drawn[: REFERENCE_ROWS["long" if long else "short"]].tolist())
     batch_rows = 1 if long else BATCH_ROWS

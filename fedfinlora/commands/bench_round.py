@@ -65,6 +65,7 @@ def _rounds(place: Path, overrides: Sequence[str], worker: bool) -> list[dict[st
             str(coordinator / "ca.crt"), *model,
         )  # fmt: skip
         typed("coordinator", "enroll", str(place / bank / "node.key.pub"), "--name", bank, "--home", str(coordinator))
+        typed("bank", "accept", str(coordinator / "enrolled" / f"{bank}.crt"), "--home", str(place / bank))
     alone = [] if worker else ["--no-worker"]
     with (
         running(coordinator, "coordinator", "start", "--home", str(coordinator), until="coordinator is up"),

@@ -1,14 +1,16 @@
-"""`coordinator`: the aggregator's side of a deployment, on Flower's SuperLink with TLS and node authentication.
+"""`coordinator`: the aggregator's side of a deployment, on Flower's SuperLink with TLS and known banks only.
 
-Each action prints the Flower command that it runs. Everything lies in one folder (default ~/.fedfinlora/coordinator): the consortium's authority, the
-server's certificate, the SuperLink's database, the enrolled banks' public keys, and Flower's own settings.
+Each action prints the Flower command that it runs. Everything lies in one folder (default ~/.fedfinlora/coordinator): the certificates, the SuperLink's
+database, the enrolled banks' public keys and certificates, and Flower's own settings; the authority's private key may lie elsewhere, and may be encrypted.
 
-Flower's control interface knows no accounts: who reaches the port and trusts the authority may start and stop runs. Let a firewall keep everybody but
-the banks' and the operator's machines away from it (docs/deployment.md).
+The SuperLink listens twice. Banks reach Flower's Fleet API at the public address, over mutual TLS. Flower's control and runtime interfaces, which know no accounts, are on
+loopback and closed to every other user of the machine (`fedfinlora.deployment.door`).
 """
 
 from __future__ import annotations
 
+import contextlib
+import getpass
 import os
 import shlex
 import ssl
@@ -21,19 +23,44 @@ from pathlib import Path
 from typing import Any
 
 from fedfinlora.adapter_folder import check_start
-from fedfinlora.commands.simulate import Link, end_family, flower, watch
+from fedfinlora.commands.simulate import Link, end_family, flower, free_port, watch
 from fedfinlora.compose import OWN_PATHS, PROJECT_ROOT, absolute_words, compose
+from fedfinlora.config import Config
 from fedfinlora.deployment.app_bundle import code_sha256, installed_files
-from fedfinlora.deployment.certificates import check_public_key, expiry_words, issue_server, make_authority
-from fedfinlora.deployment.enrolled import ENROLLED
+from fedfinlora.deployment.certificates import (
+    CA_CERTIFICATE,
+    CA_KEY,
+    LEAST_PASSPHRASE,
+    SERVER_CERTIFICATE,
+    SERVER_KEY,
+    SIGNING_CERTIFICATE,
+    SIGNING_KEY,
+    Authority,
+    check_public_key,
+    expiry_words,
+    issue_bank,
+    issue_server,
+    issue_signing,
+    make_authority,
+    open_authority,
+)
+from fedfinlora.deployment.enrolled import ENROLLED, PUBLIC, SIGNING
 from fedfinlora.deployment.local_server import close
+from fedfinlora.deployment.plan import deployment_words, plan_text
 from fedfinlora.deployment.run_list import note_run
 from fedfinlora.deployment.watching import Listen, watch_coordinator
 from fedfinlora.errors import ConfigError, UserError
+from fedfinlora.locks import check_free
 from fedfinlora.runfolder import (
+    COMMAND_LOCK,
     ORIGIN_FILE,
+    SERVER_LOCK,
+    alone_in,
+    hold_run,
+    made_as,
     new_run_folder,
     origin_of_this_process,
+    read_config,
     read_json,
     write_bytes,
     write_json,
@@ -42,8 +69,12 @@ from fedfinlora.wire import BANK_NAME
 from server_app.witness import WITNESS_VARIABLE
 
 CONNECTION = "coordinator"
+LOOPBACK = "127.0.0.1"
 START_TIMEOUT_S = 120.0
 SETTINGS = "coordinator.json"
+CERTIFICATES = (CA_CERTIFICATE, SERVER_CERTIFICATE, SIGNING_CERTIFICATE)
+PASSPHRASE_FILE = "FEDFINLORA_CA_PASSPHRASE_FILE"
+"""In the environment: a file whose first line opens ca.key."""
 
 
 @dataclass(frozen=True)
@@ -97,33 +128,86 @@ class Coordinator:
 
     @property
     def _address(self) -> str:
-        return f"{self.settings['local']}:{self.settings['port']}"
+        """Where Flower's control interface is."""
+        return f"{LOOPBACK}:{self.settings['control_port']}"
+
+    def authority(self, place: AuthorityPlace | None) -> Authority:
+        """Opened where it is kept."""
+        place = place or AuthorityPlace()
+        return open_authority(place.folder or Path(str(self.settings["authority"])), place.passphrase)
 
 
-def init(home: Path, hosts: Sequence[str], port: int, listen: str, days: int) -> int:
-    """Make authority, certificate and settings. What is there already is not touched."""
+@dataclass(frozen=True)
+class AuthorityPlace:
+    """Where the authority's private key is kept, and how it is opened."""
+
+    folder: Path | None = None
+    """None: in the coordinator's folder."""
+    passphrase_file: Path | None = None
+    """Its first line opens ca.key; None: PASSPHRASE_FILE in the environment, else it is asked for on a terminal."""
+    encrypt: bool = False
+    """Whether a new ca.key is encrypted though no file has the passphrase: it is then asked for."""
+
+    def passphrase(self) -> bytes:
+        """UserError where it is named nowhere and nobody can be asked."""
+        named = str(self.passphrase_file or os.environ.get(PASSPHRASE_FILE, ""))
+        if named:
+            try:
+                return Path(named).read_bytes().split(b"\n")[0].rstrip(b"\r")
+            except OSError as error:
+                raise UserError(f"The passphrase of ca.key cannot be read from {named} ({error.strerror}).") from error
+        if not sys.stdin.isatty():
+            raise UserError(
+                f"The passphrase of ca.key is asked for on a terminal, or read from --passphrase-file or ${PASSPHRASE_FILE}."
+            )
+        return getpass.getpass("passphrase of ca.key: ").encode()
+
+    def new_passphrase(self) -> bytes | None:
+        """None where a new ca.key is not to be encrypted. UserError if it was typed twice, and differently."""
+        if not (self.encrypt or self.passphrase_file or PASSPHRASE_FILE in os.environ):
+            return None
+        found = self.passphrase()
+        from_file = self.passphrase_file or PASSPHRASE_FILE in os.environ
+        if not from_file and getpass.getpass(f"once more, {LEAST_PASSPHRASE} characters or more: ").encode() != found:
+            raise UserError("The two passphrases differ. Nothing was made.")
+        return found
+
+
+def init(home: Path, hosts: Sequence[str], port: int, listen: str, days: int, place: AuthorityPlace | None = None) -> int:
+    """Make authority, certificates and settings. What is there already is not touched; an authority that `place` names and that exists is used."""
     if (home / SETTINGS).exists():
         raise UserError(f"{home} is already a coordinator's folder. Nothing was changed.")
-    local = "127.0.0.1" if listen in ("0.0.0.0", "127.0.0.1") else listen
-    names = list(dict.fromkeys([*hosts, "localhost", local]))
-    make_authority(home, 10 * days)
-    issue_server(home, names, days)
+    place = place or AuthorityPlace()
+    folder = place.folder or home
+    if not ((folder / CA_KEY).exists() and folder != home):
+        make_authority(folder, 10 * days, place.new_passphrase())
+    authority = open_authority(folder, place.passphrase)
+    home.mkdir(parents=True, exist_ok=True)
+    home.chmod(0o700)
+    if folder != home:
+        write_bytes(home / CA_CERTIFICATE, (folder / CA_CERTIFICATE).read_bytes())
+    names = list(dict.fromkeys([*hosts, "localhost", LOOPBACK, *([] if listen in ("0.0.0.0", "::") else [listen])]))
+    issue_server(home, names, days, authority)
+    issue_signing(home, days, authority)
+    control = free_port()
     write_bytes(
         home / "flwr" / "config.toml",
-        f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "{local}:{port}"\n'
-        f'root-certificates = "{home / "ca.crt"}"\n'.encode(),
+        f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "{LOOPBACK}:{control}"\n'
+        f'root-certificates = "{home / CA_CERTIFICATE}"\n'.encode(),
     )
     (home / "enrolled").mkdir(exist_ok=True)
-    write_json(home / SETTINGS, {"listen": listen, "local": local, "port": port, "hosts": names})
+    settings = {"listen": listen, "port": port, "control_port": control, "hosts": names, "authority": str(folder.absolute())}
+    write_json(home / SETTINGS, settings)
     print(f"coordinator in {home}, for {', '.join(names)}, port {port}")
-    print(f"1. give {home / 'ca.crt'} to every bank (its content is public; ca.key stays here)")
-    print("2. enroll each bank's node.key.pub:  python -m fedfinlora coordinator enroll node.key.pub --name BANK")
+    print(f"1. give {home / CA_CERTIFICATE} to every bank (its content is public; ca.key stays in {folder})")
+    print("2. enroll each bank's node.key.pub, and give it the certificate that this makes:")
+    print("   python -m fedfinlora coordinator enroll node.key.pub --name BANK")
     print("3. python -m fedfinlora coordinator start")
     return 0
 
 
-def enroll(home: Path, key: Path, name: str) -> int:
-    """Take a bank's public key; it is registered now, or when the coordinator starts."""
+def enroll(home: Path, key: Path, name: str, days: int = 365, place: AuthorityPlace | None = None) -> int:
+    """Take a bank's public key and issue its certificate; it is registered now, or when the coordinator starts."""
     coordinator = Coordinator(home)
     _ = coordinator.settings
     if not BANK_NAME.fullmatch(name):
@@ -135,55 +219,79 @@ def enroll(home: Path, key: Path, name: str) -> int:
     for other in sorted((home / "enrolled").glob("*.pub")):
         if other.stem != name and other.read_bytes().split()[:2] == content.split()[:2]:
             raise UserError(f"This key is already enrolled, as {other.stem}. Every bank needs a key of its own.")
+    certificate = kept.with_suffix(".crt")
+    issue_bank(certificate, name, content, days, coordinator.authority(place))
     write_bytes(kept, content)
     if coordinator.healthy():
         _register(coordinator)
     else:
         print(f"{name} will be registered when the coordinator starts")
+    print(
+        f"send {certificate} to the bank (its content is public), which takes it: python -m fedfinlora bank accept {certificate.name}"
+    )
     return 0
 
 
 def revoke(home: Path, name: str) -> int:
-    """Let a bank in no more."""
+    """Let a bank in no more: its next request is refused, on an open connection too."""
     coordinator = Coordinator(home)
     kept = home / "enrolled" / f"{name}.pub"
     if not kept.is_file():
         raise UserError(f"No bank {name!r} is enrolled: {', '.join(_enrolled(home)) or 'there is none'}.")
-    if not coordinator.healthy():
-        raise UserError("The coordinator is not running: start it, so that the revocation takes effect at once.")
-    node = _nodes(coordinator).get(name)
-    if node is not None:
-        _tell(coordinator, "supernode", "unregister", str(node["node-id"]), CONNECTION)
-    kept.rename(kept.with_suffix(f".revoked-{int(time.time())}"))
-    write_json(coordinator.banks_file, {other: ident for other, ident in _ids(home).items() if other != name})
+    revoked = f".revoked-{int(time.time())}"
+    kept.rename(kept.with_suffix(revoked))  # from here on the door is shut
+    with contextlib.suppress(FileNotFoundError):
+        kept.with_suffix(".crt").rename(kept.with_suffix(f"{revoked}.crt"))
+    if coordinator.healthy():
+        _forget_revoked(coordinator)
     print(f"{name} is revoked; what it sends is not accepted any more")
     return 0
 
 
-def renew(home: Path, days: int) -> int:
-    """A new server certificate of the same authority, for the same names. Banks need nothing new."""
-    issue_server(home, [str(host) for host in Coordinator(home).settings["hosts"]], days)
-    print(f"{expiry_words(home / 'server.crt')}. Restart the coordinator to use it.")
+def renew(home: Path, days: int, place: AuthorityPlace | None = None) -> int:
+    """New certificates of the same authority: the server's, for the same names, the signing key's, and every enrolled bank's."""
+    coordinator = Coordinator(home)
+    authority = coordinator.authority(place)
+    issue_server(home, [str(host) for host in coordinator.settings["hosts"]], days, authority)
+    issue_signing(home, days, authority)
+    print(f"{expiry_words(home / SERVER_CERTIFICATE)}. Restart the coordinator to use it.")
+    print(expiry_words(home / SIGNING_CERTIFICATE))
+    for name in _enrolled(home):
+        certificate = home / "enrolled" / f"{name}.crt"
+        issue_bank(certificate, name, certificate.with_suffix(".pub").read_bytes(), days, authority)
+        print(f"{expiry_words(certificate)}. Send it to {name}; until then its old one holds for as long as it is good.")
     return 0
 
 
 def start(home: Path, listen: Listen) -> int:
     """Run the SuperLink in the foreground until it is ended by SIGTERM or Ctrl-C; register enrolled banks as soon as it answers.
 
-    Metrics and the status page are served as `listen` says.
+    Metrics and the status page are served as `listen` says. UserError that says who runs it where the coordinator runs already.
     """
+    _ = Coordinator(home).settings
+    with alone_in(home, f"The coordinator {home}"):
+        return _serve(home, listen)
+
+
+def _serve(home: Path, listen: Listen) -> int:
     coordinator = Coordinator(home)
     settings = coordinator.settings
-    print(expiry_words(home / "server.crt"))
+    for name in CERTIFICATES:
+        print(expiry_words(home / name))
     command = [
-        *flower("superlink"), "--ssl-ca-certfile", str(home / "ca.crt"), "--ssl-certfile", str(home / "server.crt"), "--ssl-keyfile",
-        str(home / "server.key"), "--enable-supernode-auth", "--host", str(settings["listen"]), "--port", str(settings["port"]), "--database",
+        *flower("superlink"), "--ssl-ca-certfile", str(home / CA_CERTIFICATE), "--ssl-certfile", str(home / SERVER_CERTIFICATE), "--ssl-keyfile",
+        str(home / SERVER_KEY), "--enable-supernode-auth", "--host", LOOPBACK, "--port", str(settings["control_port"]), "--database",
         str(home / "state.db"), "--isolation", "subprocess", "--disable-runtime-dependency-installation",
     ]  # fmt: skip
     print(shlex.join([Path(command[0]).name, *command[1:]]), flush=True)
     watching = watch_coordinator(home, str(settings["hosts"][0]), coordinator.healthy, listen)
     with open(home / "superlink.log", "ab") as log:
-        own = {ENROLLED: str(coordinator.banks_file), WITNESS_VARIABLE: str(home / "witness")}
+        own = {
+            ENROLLED: str(coordinator.banks_file),
+            SIGNING: str(home / SIGNING_KEY),
+            WITNESS_VARIABLE: str(home / "witness"),
+            PUBLIC: f"{settings['listen']}:{settings['port']}",
+        }
         environment = coordinator.environment | own
         process = subprocess.Popen(command, env=environment, cwd=home, stdout=log, stderr=log)
     try:
@@ -210,8 +318,10 @@ def status(home: Path) -> int:
     """Certificates, the hash of the code that a run sends to the banks, banks and runs; 0 when the SuperLink answers."""
     coordinator = Coordinator(home)
     _ = coordinator.settings
-    for name in ("ca.crt", "server.crt"):
+    for name in CERTIFICATES:
         print(expiry_words(home / name))
+    for name in _enrolled(home):
+        print(expiry_words(home / "enrolled" / f"{name}.crt"))
     print(f"code {code_sha256(installed_files())}")
     if not coordinator.healthy():
         print("coordinator: NOT RUNNING")
@@ -226,6 +336,20 @@ def status(home: Path) -> int:
     return 0
 
 
+def plan(home: Path, overrides: Sequence[str], out: Path | None, min_banks: int) -> int:
+    """Write what `run` with these words would ask of each bank, for `bank try`; nothing is started. On the terminal where no file is named."""
+    banks = min_banks or (len(_enrolled(home)) if (home / SETTINGS).is_file() else 0)
+    text, said = plan_text(overrides, banks)
+    for sentence in said:
+        print(sentence, file=sys.stderr)
+    if out is None:
+        print(text, end="")
+        return 0
+    write_bytes(out, text.encode())
+    print(f"plan: {out}. Give it to the banks: python -m fedfinlora bank try {out.name}")
+    return 0
+
+
 def run(home: Path, overrides: Sequence[str], min_banks: int) -> int:
     """Start a run with every bank that is connected, and follow it; 0 only when it completes.
 
@@ -237,12 +361,25 @@ def run(home: Path, overrides: Sequence[str], min_banks: int) -> int:
     banks = min_banks or len(_enrolled(home))
     if not banks:
         raise UserError("No bank is enrolled: python -m fedfinlora coordinator enroll node.key.pub --name BANK")
+    if not any(word.startswith("resume=") for word in overrides):
+        overrides, said = deployment_words(overrides)
+        for sentence in said:
+            print(sentence, flush=True)
     config = compose(overrides)
     if config.resume:
-        folder, words = Path(config.resume), []
+        folder = Path(config.resume)
+        read_config(folder)
     else:
         check_start(config)
         folder = new_run_folder(config)
+    with hold_run(folder, COMMAND_LOCK), made_as(folder):
+        check_free(folder / SERVER_LOCK, f"The run {folder}")
+        return _run_in(folder, coordinator, config, overrides, banks)
+
+
+def _run_in(folder: Path, coordinator: Coordinator, config: Config, overrides: Sequence[str], banks: int) -> int:
+    home, words = coordinator.home, list[str]()
+    if not config.resume:
         decided = ("output_dir", "run_name", "dataset.root", "overwrite", "banks", "strategy.min_banks", *OWN_PATHS)
         words = [word for word in overrides if word.split("=")[0].lstrip("+~") not in decided]
         words += [f"run_name={folder.name}", f"strategy.min_banks={config.strategy.min_banks or banks}", f"banks={banks}"]
@@ -282,6 +419,7 @@ def _how_to_go_on(coordinator: Coordinator, folder: Path) -> str:
 
 def _register(coordinator: Coordinator) -> None:
     """Register every enrolled key that the SuperLink does not know yet, and keep its node id by the bank's name."""
+    _forget_revoked(coordinator)
     known, ids = _nodes(coordinator), _ids(coordinator.home)
     for name in _enrolled(coordinator.home):
         if name not in known:
@@ -289,6 +427,16 @@ def _register(coordinator: Coordinator) -> None:
             ids[name] = str(_tell(coordinator, "supernode", "register", str(key), CONNECTION, "--name", name)["node-id"])
             write_json(coordinator.banks_file, ids)
             print(f"bank {name} is registered", flush=True)
+
+
+def _forget_revoked(coordinator: Coordinator) -> None:
+    """Take the nodes of revoked banks from the SuperLink."""
+    ids, known = _ids(coordinator.home), _nodes(coordinator)
+    for name in sorted(set(ids) - set(_enrolled(coordinator.home))):
+        if name in known:
+            _tell(coordinator, "supernode", "unregister", str(known[name]["node-id"]), CONNECTION)
+        del ids[name]
+        write_json(coordinator.banks_file, ids)
 
 
 def _nodes(coordinator: Coordinator) -> dict[str, dict[str, Any]]:

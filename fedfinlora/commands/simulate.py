@@ -24,10 +24,15 @@ from fedfinlora.checkpoint import latest_round
 from fedfinlora.compose import OWN_PATHS, PROJECT_ROOT, absolute_words, compose
 from fedfinlora.config import Config
 from fedfinlora.errors import UserError
+from fedfinlora.locks import check_free
 from fedfinlora.progress import follow
 from fedfinlora.progress_display import ProgressDisplay
 from fedfinlora.runfolder import (
+    COMMAND_LOCK,
     ORIGIN_FILE,
+    SERVER_LOCK,
+    hold_run,
+    made_as,
     new_run_folder,
     origin_of_this_process,
     read_config,
@@ -51,6 +56,12 @@ def simulate(overrides: Sequence[str]) -> int:
     crowd = crowded(config)
     if crowd:
         print(f"warning: {crowd}", file=sys.stderr)
+    with hold_run(run, COMMAND_LOCK), made_as(run):
+        check_free(run / SERVER_LOCK, f"The run {run}")
+        return _simulate(run, config, words)
+
+
+def _simulate(run: Path, config: Config, words: Sequence[str]) -> int:
     write_json(run / ORIGIN_FILE, origin_of_this_process())
     try:
         with _superlink(run) as link:
@@ -77,6 +88,8 @@ def prepare(overrides: Sequence[str]) -> tuple[Config, list[str]]:
     if config.resume:
         folder = Path(config.resume)
         own = read_config(folder)
+        for lock in (COMMAND_LOCK, SERVER_LOCK):
+            check_free(folder / lock, f"The run {folder}")
         named = [word for word in overrides if not word.startswith("resume=")]
         banks = [] if any(word.startswith("banks=") for word in named) else [f"banks={own.banks}"]
         asked = compose([*named, *banks]) if named else own
@@ -176,7 +189,7 @@ def run_config_toml(config: Config, words: Sequence[str]) -> str:
         values = {"resume": config.resume}
     elif config.dataset.root:
         values["dataset-root"] = config.dataset.root
-    return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
+    return "".join(f"{key} = {json.dumps(value, ensure_ascii=False, allow_nan=False)}\n" for key, value in values.items())
 
 
 @contextmanager

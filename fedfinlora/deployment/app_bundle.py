@@ -14,6 +14,7 @@ import stat
 import tomllib
 import zipfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 from fedfinlora.compose import PROJECT_ROOT
@@ -74,7 +75,7 @@ def _checked_list(files: dict[str, bytes]) -> Files:
     if files.pop(LIST, b"").decode() != "\n".join(told):
         raise RefusedBundle(f"{LIST} is not the list of its files")
     values = tomllib.loads(files[SETTINGS].decode())
-    return files | {SETTINGS: json.dumps(values, sort_keys=True, default=str).encode()}
+    return files | {SETTINGS: json.dumps(values, sort_keys=True, default=str, allow_nan=False).encode()}
 
 
 def installed_files(root: Path = PROJECT_ROOT) -> Files:
@@ -84,7 +85,9 @@ def installed_files(root: Path = PROJECT_ROOT) -> Files:
     try:
         include = tomllib.loads((root / SETTINGS).read_text("utf-8"))["tool"]["flwr"]["app"]["fab-include"]
         # Flower itself would look at every file of the checkout, .venv and all runs among them.
-        places = [root / name for name in sorted({pattern.partition("/")[0] for pattern in (*include, ".gitignore")})]
+        places = [
+            root / name for name in sorted({pattern.strip("/").partition("/")[0] for pattern in (*include, ".gitignore")})
+        ]
         found = [file for place in places for file in (place.rglob("*") if place.is_dir() else [place])]
         files = {file.relative_to(root).as_posix(): file for file in found if file.is_file() and not file.is_symlink()}
         content, _ = build_fab_from_files(files)
@@ -99,6 +102,15 @@ def code_sha256(files: Files) -> str:
     for name in sorted(files):
         digest.update(f"{name}\0{hashlib.sha256(files[name]).hexdigest()}\n".encode())
     return digest.hexdigest()
+
+
+@cache
+def bundle_sha256() -> str:
+    """`code_sha256` of the code that runs here; "" where no bundle can be made of it, as outside a checkout."""
+    try:
+        return code_sha256(installed_files())
+    except UserError:
+        return ""
 
 
 def first_difference(files: Files, installed: Files) -> str:

@@ -1,37 +1,58 @@
-"""The federation's own certificate authority, the coordinator's server certificate, and the banks' signing keys.
+"""The federation's own certificate authority, what it issues (server, signing and bank certificates), and the banks' keys.
 
-Elliptic curves of NIST (P-256 for TLS, P-384 for Flower's node authentication, which wants OpenSSH's form). Private keys are files of mode 0600
-that are never overwritten; certificates say for which host names they are good and until when.
+Elliptic curves of NIST: P-256 for the authority and the server, P-384 for signatures and for Flower's node authentication, which wants OpenSSH's form. Private keys
+are files of mode 0600. A certificate says what it is for (server, client or signing), for which name, and until when; none is good for another purpose.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedfinlora.errors import UserError
 from fedfinlora.runfolder import unwritable, write_bytes
 
 if TYPE_CHECKING:
     from cryptography import x509
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
 
 WARN_DAYS = 30
 """Certificates that end sooner are warned about."""
 CLOCK_SLACK = timedelta(minutes=10)
 """Certificates are good from so long before they were made: other machines' clocks may be behind."""
+CA_KEY, CA_CERTIFICATE = "ca.key", "ca.crt"
+SERVER_KEY, SERVER_CERTIFICATE = "server.key", "server.crt"
+SIGNING_KEY, SIGNING_CERTIFICATE = "signing.key", "signing.crt"
+LEAST_PASSPHRASE = 12
+"""Characters of a passphrase, at least."""
 
 
-def make_authority(folder: Path, days: int) -> None:
-    """Write ca.key and ca.crt."""
+@dataclass(frozen=True)
+class Authority:
+    """The authority, opened to issue certificates."""
+
+    certificate: x509.Certificate
+    key: EllipticCurvePrivateKey
+
+
+def no_passphrase() -> bytes:
+    """UserError: an encrypted key was met where nobody can be asked."""
+    raise UserError("ca.key is encrypted. Name a file with its passphrase: --passphrase-file FILE.")
+
+
+def make_authority(folder: Path, days: int, passphrase: bytes | None = None) -> None:
+    """Write ca.key, encrypted where a passphrase is given, and ca.crt. UserError for a short passphrase, or if a key is there."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
 
+    if passphrase is not None and len(passphrase) < LEAST_PASSPHRASE:
+        raise UserError(f"The passphrase of ca.key must have {LEAST_PASSPHRASE} characters or more.")
     key = ec.generate_private_key(ec.SECP256R1())
     name = _name("fedfinlora consortium CA")
     certificate = (
@@ -45,40 +66,152 @@ def make_authority(folder: Path, days: int) -> None:
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
-    write_private(folder / "ca.key", _pem_of(key))
-    write_bytes(folder / "ca.crt", _certificate_pem(certificate))
+    write_private(folder / CA_KEY, _pem_of(key, passphrase))
+    write_bytes(folder / CA_CERTIFICATE, _certificate_pem(certificate))
 
 
-def issue_server(folder: Path, hosts: Sequence[str], days: int) -> None:
-    """Write server.key and server.crt, signed by the authority in `folder`, good for these host names and addresses."""
+def open_authority(folder: Path, passphrase: Callable[[], bytes] = no_passphrase) -> Authority:
+    """The authority of `folder`; `passphrase` is called where ca.key is encrypted. UserError if it cannot be read or opened."""
     from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    try:
+        content = (folder / CA_KEY).read_bytes()
+        certificate = x509.load_pem_x509_certificate((folder / CA_CERTIFICATE).read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"The authority in {folder} cannot be read ({error}). Bring ca.key there, or run `coordinator init` first."
+        ) from error
+    encrypted = b"ENCRYPTED" in content
+    try:
+        key = serialization.load_pem_private_key(content, password=passphrase() if encrypted else None)
+    except ValueError as error:
+        why = "does not open with this passphrase" if encrypted else "cannot be read"
+        raise UserError(f"{folder / CA_KEY} {why}.") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not _same_key(key.public_key(), certificate.public_key()):
+        raise UserError(f"{folder / CA_KEY} is not the key of {folder / CA_CERTIFICATE}.")
+    return Authority(certificate, key)
+
+
+def issue_server(folder: Path, hosts: Sequence[str], days: int, authority: Authority | None = None) -> None:
+    """Write a new server.key and server.crt, good for these host names and addresses. Without `authority` that of `folder` issues it."""
+    from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.x509.oid import ExtendedKeyUsageOID
 
-    try:
-        authority_key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
-        authority = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"The authority in {folder} cannot be read ({error}). Run `coordinator init` first.") from error
-    assert isinstance(authority_key, ec.EllipticCurvePrivateKey)
+    authority = authority or open_authority(folder)
     key = ec.generate_private_key(ec.SECP256R1())
-    certificate = (
+    names = x509.SubjectAlternativeName([_host(host) for host in hosts])
+    certificate = _issued(authority, hosts[0], key.public_key(), days, ExtendedKeyUsageOID.SERVER_AUTH, names)
+    (folder / SERVER_KEY).unlink(missing_ok=True)
+    write_private(folder / SERVER_KEY, _pem_of(key))
+    write_bytes(folder / SERVER_CERTIFICATE, certificate)
+
+
+def issue_signing(folder: Path, days: int, authority: Authority | None = None) -> None:
+    """Write signing.crt, good for signatures alone, for the P-384 key signing.key, which is made where it is missing and is kept otherwise."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import ExtendedKeyUsageOID
+
+    authority = authority or open_authority(folder)
+    file = folder / SIGNING_KEY
+    if not file.exists():
+        write_private(file, _pem_of(ec.generate_private_key(ec.SECP384R1())))
+    try:
+        key: Any = serialization.load_pem_private_key(file.read_bytes(), password=None)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({error}). Move it away and run `coordinator renew`.") from error
+    name = "fedfinlora coordinator"
+    certificate = _issued(authority, name, key.public_key(), days, ExtendedKeyUsageOID.CODE_SIGNING)
+    write_bytes(folder / SIGNING_CERTIFICATE, certificate)
+
+
+def issue_bank(file: Path, name: str, public_key: bytes, days: int, authority: Authority) -> None:
+    """Write a bank's certificate for its own public key (OpenSSH's form): its connections prove with it that they are `name`'s."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.x509.oid import ExtendedKeyUsageOID
+
+    key: Any = serialization.load_ssh_public_key(public_key)
+    write_bytes(file, _issued(authority, name, key, days, ExtendedKeyUsageOID.CLIENT_AUTH))
+
+
+def check_bank_certificate(file: Path, key: Path, authority: Path, name: str) -> bytes:
+    """The content of a bank's certificate. UserError unless it is `name`'s, for the bank's own key, by the authority, and not ended.
+
+    `key` is the bank's private key in OpenSSH's form, `authority` the ca.crt that it trusts.
+    """
+    from cryptography import x509
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives import serialization
+
+    try:
+        content = file.read_bytes()
+        certificate = x509.load_pem_x509_certificate(content)
+        trusted = x509.load_pem_x509_certificate(authority.read_bytes())
+        own: Any = serialization.load_ssh_private_key(key.read_bytes(), None)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}, {key} or {authority} cannot be read ({error}).") from error
+    try:
+        certificate.verify_directly_issued_by(trusted)
+    except (InvalidSignature, ValueError, TypeError):
+        raise UserError(f"{file} was not issued by the authority of {authority}.") from None
+    if not _same_key(certificate.public_key(), own.public_key()):
+        raise UserError(f"{file} is not for this bank's node.key. Send node.key.pub to the coordinator once more.")
+    if common_name(certificate) != name:
+        raise UserError(f"{file} names the bank {common_name(certificate)!r}, and this bank is {name!r}.")
+    if certificate.not_valid_after_utc <= datetime.now(UTC):
+        raise UserError(f"{file} has ended. Ask the coordinator for a new one (`coordinator renew`).")
+    return content
+
+
+def common_name(certificate: x509.Certificate) -> str:
+    """Whom a certificate names; "" where it names nobody or several."""
+    from cryptography import x509
+
+    names = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+    return str(names[0].value) if len(names) == 1 else ""
+
+
+def openssh(public_key: Any) -> bytes:
+    """A public key in OpenSSH's form, without a comment: "ecdsa-sha2-nistp384 AAAA…"."""
+    from cryptography.hazmat.primitives import serialization
+
+    return bytes(public_key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH))
+
+
+def _same_key(one: Any, other: Any) -> bool:
+    return openssh(one) == openssh(other)
+
+
+def _issued(
+    authority: Authority,
+    name: str,
+    key: EllipticCurvePublicKey,
+    days: int,
+    purpose: x509.ObjectIdentifier,
+    alternative: x509.SubjectAlternativeName | None = None,
+) -> bytes:
+    """A certificate in PEM form: `name`'s `key`, good for one purpose."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+
+    builder = (
         _dated(x509.CertificateBuilder(), days)
-        .subject_name(_name(hosts[0]))
-        .issuer_name(authority.subject)
-        .public_key(key.public_key())
+        .subject_name(_name(name))
+        .issuer_name(authority.certificate.subject)
+        .public_key(key)
         .serial_number(x509.random_serial_number())
-        .add_extension(x509.SubjectAlternativeName([_host(host) for host in hosts]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key()), critical=False)  # type: ignore[arg-type]
-        .sign(authority_key, hashes.SHA256())
+        .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key()), critical=False)
     )
-    (folder / "server.key").unlink(missing_ok=True)
-    write_private(folder / "server.key", _pem_of(key))
-    write_bytes(folder / "server.crt", _certificate_pem(certificate))
+    if alternative:
+        builder = builder.add_extension(alternative, critical=False)
+    return _certificate_pem(builder.sign(authority.key, hashes.SHA256()))
 
 
 def make_node_key(file: Path, comment: str) -> None:
@@ -91,6 +224,17 @@ def make_node_key(file: Path, comment: str) -> None:
     public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     write_private(file, private)
     write_bytes(file.with_name(f"{file.name}.pub"), public + f" {comment}\n".encode())
+
+
+def tls_key(node_key: Path) -> bytes:
+    """A bank's private key in PEM form, which TLS wants, from OpenSSH's. UserError if it cannot be read."""
+    from cryptography.hazmat.primitives import serialization
+
+    try:
+        key: Any = serialization.load_ssh_private_key(node_key.read_bytes(), None)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{node_key} cannot be read ({error}).") from error
+    return _pem_of(key)
 
 
 def check_public_key(file: Path) -> bytes:
@@ -178,10 +322,13 @@ def _usage(signs_certificates: bool) -> x509.KeyUsage:
     )  # fmt: skip
 
 
-def _pem_of(key: EllipticCurvePrivateKey) -> bytes:
+def _pem_of(key: EllipticCurvePrivateKey, passphrase: bytes | None = None) -> bytes:
     from cryptography.hazmat.primitives import serialization
 
-    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    if passphrase is None:
+        return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    encrypted = serialization.BestAvailableEncryption(passphrase)
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encrypted)
 
 
 def _certificate_pem(certificate: x509.Certificate) -> bytes:

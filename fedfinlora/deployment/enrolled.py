@@ -9,6 +9,10 @@ from fedfinlora.runfolder import read_json
 
 ENROLLED = "FEDFINLORA_ENROLLED"
 """In the environment of the SuperLink and so of its ServerApps: the file, a JSON object of name -> node id."""
+SIGNING = "FEDFINLORA_SIGNING"
+"""Likewise: the coordinator's signing key (P-384, PEM); its certificate lies next to it, with the ending .crt."""
+PUBLIC = "FEDFINLORA_PUBLIC"
+"""In the environment of the SuperLink: ADDRESS:PORT of its public listener."""
 
 
 def enrolled_banks() -> dict[int, str] | None:

@@ -14,7 +14,9 @@ The SuperNode (1.41) retries for ever when the link fails, except where the fail
 ends. A connection that is dropped gives just such a text; here it is retried like every other lost connection, and a certificate that does
 not verify stays final.
 
-It also runs whatever app bundle it is sent. Here the bank's gate looks at each first (`fedfinlora.deployment.gate`).
+It also runs whatever app bundle it is sent. Here the bank's gate looks at each first (`fedfinlora.deployment.gate`); the coordinator has one for the runs that it is
+asked to start. The SuperNode shows the bank's certificate, and its loopback interface is closed to other users; the SuperLink listens twice (`fedfinlora.deployment.door`), and
+a node acts there in its own name only (`fedfinlora.deployment.binding`).
 
 A SuperNode that was killed counts as connected for another four minutes, and for so long its key is not let in. Here it keeps its node id in the
 file node.id of its folder, and who starts in the same folder with the same key first ends what the killed one left. What the killed one had been asked, the SuperLink
@@ -179,32 +181,73 @@ def returning(client_class: type[Any]) -> type[Any]:
     return Returning
 
 
+def presenting(client_class: type[Any]) -> type[Any]:
+    """Flower's client of the SuperLink, which shows a bank's certificate. The bank's folder is the present one, or that of ca.crt where its path is given."""
+
+    class Presenting(client_class):  # type: ignore[misc]
+        @classmethod
+        def from_server_address(
+            cls, server_address: str, insecure: bool, root_certificates: bytes | str | None, interceptors: Any, **more: Any
+        ) -> Any:
+            from fedfinlora.deployment.reach import bank_context
+
+            home = Path(root_certificates).parent if isinstance(root_certificates, str) else Path.cwd()
+            return cls(f"https://{server_address}", interceptors=interceptors, verify=bank_context(home), **more)
+
+    return Presenting
+
+
 def superlink() -> None:
-    """Flower's SuperLink behind `Limited`, with `stored_again`, `offered_again` and `forgetting`."""
+    """Flower's SuperLink at the public door and on loopback, behind `Limited`, with `stored_again`, `offered_again`, `forgetting`, nodes bound to their own messages, and a gate."""
     from importlib import import_module
 
     import uvicorn
     from flwr.superlink.cli.flower_superlink import flower_superlink
 
+    _project_first()
+    from fedfinlora.deployment import binding
+    from fedfinlora.deployment.door import serve
+    from fedfinlora.deployment.enrolled import PUBLIC
+    from fedfinlora.deployment.gate import installed_only
+    from fedfinlora.deployment.own_user import is_own
+
+    for older in ("FLWR_INTERNAL_GRPC_CONTROL_API", "FLWR_INTERNAL_GRPC_FLEET_API"):
+        os.environ.pop(older, None)  # they would open ports of their own
     sql_corestate: Any = import_module("flwr.supercore.corestate.sql_corestate")
     sql_corestate.SqlCoreState.store_object = stored_again(sql_corestate.SqlCoreState.store_object)
     sql_corestate.OBJECT_PUSH_SESSION_TTL_SECONDS = 2 * PROMISED_S
     sql_linkstate: Any = import_module("flwr.server.superlink.linkstate.sql_linkstate")
     sql_linkstate.SqlLinkState.activate_node = forgetting(sql_linkstate.SqlLinkState.activate_node)
     sql_linkstate.SqlLinkState.get_message_ins = offered_again(sql_linkstate.SqlLinkState.get_message_ins)
-    run = uvicorn.run
-    uvicorn.run = lambda app, **settings: run(Limited(app), **settings)
+    fleet: Any = import_module("flwr.superlink.servicer.fleet.fleet_handlers")
+    fleet.push_messages = binding.bound_push(fleet.push_messages)
+    fleet.confirm_message_received = binding.bound_confirm(fleet.confirm_message_received)
+    fleet.pull_object = binding.bound_pull(fleet.pull_object)
+    fleet.push_object = binding.bound_put(fleet.push_object)
+    control: Any = import_module("flwr.superlink.servicer.control.control_handlers")
+    control.start_run = installed_only(control.start_run)
+    host, _, port = os.environ[PUBLIC].rpartition(":")
+
+    def run(app: Any, **settings: Any) -> None:
+        limited = Limited(app)
+        serve(uvicorn.Config(limited, **settings), limited, Path.cwd(), host, int(port), is_own)
+
+    uvicorn.run = run
     flower_superlink()
 
 
 def supernode() -> None:
-    """Flower's SuperNode with `patient` calls to the SuperLink, `returning` after it was killed, and the bank's gate before what it is sent to run."""
+    """Flower's SuperNode with `patient` calls to the SuperLink, `presenting` the bank's certificate, `returning` after it was killed, the bank's gate before what it
+    is sent to run, and its own interface closed to other users."""
     from importlib import import_module
 
+    import uvicorn
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the project beside this file, whatever else is installed
+    _project_first()
+    from fedfinlora.deployment.door import Listener
     from fedfinlora.deployment.gate import Gate, gated
+    from fedfinlora.deployment.own_user import is_own
     from fedfinlora.logs import show_logs
 
     show_logs()
@@ -213,8 +256,16 @@ def supernode() -> None:
     fleet_http_connection: Any = import_module("flwr.supernode.fleet_http_connection")
     fleet_http_connection.make_simple_http_retry_invoker = patient(fleet_http_connection.make_simple_http_retry_invoker)
     fleet_http_connection.HEARTBEAT_DEFAULT_INTERVAL = PROMISED_S
-    fleet_http_connection.FleetHttpClient = gated(returning(fleet_http_connection.FleetHttpClient), gate)
+    client = presenting(fleet_http_connection.FleetHttpClient)
+    fleet_http_connection.FleetHttpClient = gated(returning(client), gate)
+    flowers: Any = uvicorn
+    flowers.Server = lambda config: Listener(config, is_own)
     flower_supernode()
+
+
+def _project_first() -> None:
+    """Import the project next to this file, whatever else is installed."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The bank's gate: no app bundle of the aggregator's is unpacked at a bank unless the code that is installed there has let it in.
+"""The gates: no app bundle of the aggregator's is unpacked at a bank unless the code that is installed there has let it in, nor run at the coordinator.
 
 A bundle may run if the hash of its files (`app_bundle.code_sha256`) is one that the policy's rule `code` lists; where it lists none, if they are the files
 that are installed at the bank. Flower's SuperNode can be told to take only bundles that a trusted entity has signed (`--trusted-entities`). The gate is
@@ -15,6 +15,7 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ class Gate:
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(get_flwr_home() / APPS)
         key = self._key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
-        write_bytes(self._home / TRUSTED, json.dumps({ENTITY: key}).encode())
+        write_bytes(self._home / TRUSTED, json.dumps({ENTITY: key}, allow_nan=False).encode())
         return ["--trusted-entities", str(self._home / TRUSTED)]
 
     def judges(self, content: bytes, sha256: str, app: tuple[str, str], run: int, round_number: int) -> dict[str, str] | None:
@@ -111,7 +112,27 @@ class Gate:
         now = int(time.time())
         signature = self._key.sign(create_message_to_sign(hashlib.sha256(content).digest(), now))
         told = {"signed_at": now, "signature": base64.urlsafe_b64encode(signature).decode()}
-        return {"valid_license": ENTITY, ENTITY: json.dumps(told)}
+        return {"valid_license": ENTITY, ENTITY: json.dumps(told, allow_nan=False)}
+
+
+def installed_only(start_run: Callable[..., Any]) -> Callable[..., Any]:
+    """Flower's way to start a run, which the coordinator takes only with the code that is installed where it runs: no other app runs there."""
+    from fastapi import HTTPException
+
+    def started(request: Any, *others: Any, **more: Any) -> Any:
+        content = request.fab.content
+        try:
+            files = read_bundle(content, hashlib.sha256(content).hexdigest())
+            difference = first_difference(files, installed_files())
+        except (RefusedBundle, UserError) as error:
+            difference = str(error)
+        if difference:
+            log.error("an app bundle is refused at the coordinator: %s", difference)
+            why = f"The coordinator runs only the code that is installed where it was started; of this bundle {difference}."
+            raise HTTPException(status_code=403, detail=why)
+        return start_run(request, *others, **more)
+
+    return started
 
 
 def gated(client_class: type[Any], gate: Gate) -> type[Any]:

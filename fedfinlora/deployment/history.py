@@ -73,7 +73,7 @@ def record(file: Path, event: Event) -> None:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            os.write(descriptor, (json.dumps(line) + "\n").encode())
+            os.write(descriptor, (json.dumps(line, allow_nan=False) + "\n").encode())
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

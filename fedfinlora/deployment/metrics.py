@@ -1,14 +1,17 @@
 """Prometheus metrics of an aggregator and of a bank, computed at each scrape from what is on disk: there are no
 counters to lose.
 
-An aggregator's come from its run folders, its SuperLink's table of banks and its certificates; a bank's from its
-history. No metric holds text of a row, a path or a key. Names of runs and banks are labels at the aggregator; a bank's
-own have neither.
+An aggregator's come from its run folders, its SuperLink's table of banks, the certificates in its folder and the disk; a
+bank's from its history, its settings, the head of its ledger, its certificates and the disk. No metric holds text of a
+row, a path or a key. Names of runs and banks are labels at the aggregator; a bank's own have neither.
+
+Alert rules and a dashboard over them: docs/deploy/alerts.yaml, docs/deploy/grafana-dashboard.json.
 """
 
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,13 +24,17 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
-from fedfinlora.deployment.certificates import days_left
+from fedfinlora.deployment.certificates import CA_CERTIFICATE, SERVER_CERTIFICATE, SIGNING_CERTIFICATE, days_left
 from fedfinlora.deployment.connections import connections
 from fedfinlora.deployment.history import history_file, read_history
 from fedfinlora.deployment.local_server import Answer
+from fedfinlora.deployment.policy import SETTINGS, read_settings
 from fedfinlora.deployment.processes import resident
+from fedfinlora.deployment.reach import AUTHORITY, CERTIFICATE
 from fedfinlora.deployment.run_list import Watched, watched_runs
 from fedfinlora.errors import UserError
+from fedfinlora.privacy.ledger_files import read_head
+from fedfinlora.progress import FILE_NAME
 from fedfinlora.report.markup import number
 from fedfinlora.report.reading import banks_of, timings_of
 
@@ -69,7 +76,12 @@ class CoordinatorMetrics(Collector):
         states = connections(self.home)
         online = {(bank,): float(state == "online") for bank, state in states.items()}
         yield _gauge("fedfinlora_bank_online", "1 while the SuperLink hears the bank's heartbeat", ("bank",), online)
-        yield from _of_the_machine([self.home / "ca.crt", self.home / "server.crt"])
+        # Revoked keys have another ending.
+        banks = [file.with_suffix(".crt") for file in sorted((self.home / "enrolled").glob("*.pub"))]
+        certificates = {name: self.home / name for name in (CA_CERTIFICATE, SERVER_CERTIFICATE, SIGNING_CERTIFICATE)}
+        certificates |= {f"enrolled/{file.name}": file for file in banks}
+        folders = {"home": self.home} | ({"runs": runs[0].run.folder} if runs else {})
+        yield from _of_the_machine(certificates, folders)
 
 
 class BankMetrics(Collector):
@@ -83,7 +95,9 @@ class BankMetrics(Collector):
         history = read_history(history_file(state, self.name))
         yield from _of_history(history)
         yield from _of_bookings(history)
-        yield from _of_the_machine([self.home / "ca.crt"], state / "worker.pid")
+        yield from _of_the_budget(self.home)
+        certificates = {name: self.home / name for name in (AUTHORITY, CERTIFICATE)}
+        yield from _of_the_machine(certificates, {"home": self.home}, state / "worker.pid")
 
 
 def page(collector: Collector) -> Answer:
@@ -100,7 +114,10 @@ def _of_runs(runs: Iterable[Watched]) -> Iterator[Metric]:
     replies: dict[tuple[str, ...], float] = {}
     refusals: dict[tuple[str, ...], float] = {}
     epsilon: dict[tuple[str, ...], float] = {}
+    written: dict[tuple[str, ...], float] = {}
     for one in runs:
+        if one.state == "running":
+            written[(one.name,)] = _changed(one.run.folder / FILE_NAME)
         states[(one.name, one.state)] = 1.0
         planned[(one.name,)] = float(one.progress.rounds or number(one.run.config.get("num_server_rounds")) or 0)
         awaited[(one.name,)] = float(len(one.awaited))
@@ -109,6 +126,8 @@ def _of_runs(runs: Iterable[Watched]) -> Iterator[Metric]:
         refusals |= {(one.name, refused.bank, refused.rule): float(refused.rounds) for refused in one.refusals}
         epsilon |= {(one.name, bank): spent for bank, (spent, _) in one.epsilon.items() if spent is not None}
     yield _gauge("fedfinlora_run_state", "1 for the state that a run is in", ("run", "state"), states)
+    meaning = "When the server of a running run last wrote an event"
+    yield _gauge("fedfinlora_run_last_event_timestamp_seconds", meaning, ("run",), written)
     yield _gauge("fedfinlora_rounds_planned", "Rounds that a run is to have", ("run",), planned)
     yield _gauge("fedfinlora_banks_awaited", "Banks still to answer in the present round", ("run",), awaited)
     family = CounterMetricFamily(
@@ -123,7 +142,7 @@ def _of_runs(runs: Iterable[Watched]) -> Iterator[Metric]:
 
 
 def _of_rounds(runs: Iterable[Watched]) -> Iterator[Metric]:
-    rounds, moved, took, trained = _Samples(), _Samples(), _Samples(), _Samples()
+    rounds, moved, took, trained, rejected = _Samples(), _Samples(), _Samples(), _Samples(), _Samples()
     loss: dict[tuple[str, ...], float] = {}
     for one in runs:
         rounds.add((one.name,), len(one.run.rounds))
@@ -136,11 +155,15 @@ def _of_rounds(runs: Iterable[Watched]) -> Iterator[Metric]:
                 moved.add((*who, "down"), bank.get("bytes_down"))
                 if bank.get("status") == "ok":
                     trained.add(who, timings_of(record, who[1]).get("train_s"))
+                if bank.get("status") == "rejected":
+                    rejected.add((*who, str(bank.get("code") or "")), 1)
             for kind in ("train", "holdout"):
                 value = number(record.get(f"{kind}_loss"))
                 loss |= {} if value is None else {(one.name, kind): value}
     yield rounds.counter("fedfinlora_rounds", "Rounds that are done and saved", ("run",))
     yield moved.counter("fedfinlora_bytes", "Adapter bytes from banks (up) and to banks (down)", ("run", "bank", "direction"))
+    meaning = "Replies that the server's checks rejected, in rounds that are done, by the check"
+    yield rejected.counter("fedfinlora_rejections", meaning, ("run", "bank", "code"))
     yield took.summary("fedfinlora_round_seconds", "Seconds of a round: all of it, the wait for replies (train), the server's step", ("run", "part"))  # fmt: skip
     yield trained.summary("fedfinlora_bank_train_seconds", "Seconds that a bank says it trained in a round", ("run", "bank"))
     yield _gauge("fedfinlora_loss", "Loss of the last round, mean over answer tokens", ("run", "rows"), loss)
@@ -192,20 +215,45 @@ def _of_bookings(lines: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
     yield GaugeMetricFamily("fedfinlora_bank_units_left_out", meaning, value=number(last.get("left_out")) or 0.0)
 
 
-def _of_the_machine(certificates: Sequence[Path], worker_file: Path | None = None) -> Iterator[Metric]:
+def _of_the_budget(home: Path) -> Iterator[Metric]:
+    """What may be spent, and how far the ledger on the disk has come. Neither is there before `bank init` has ended."""
+    try:
+        budget = read_settings(home / SETTINGS)[0].budget_epsilon
+    except UserError:
+        budget = 0.0
+    meaning = "The most epsilon that may be spent on any row, over all runs; none without a budget"
+    yield _gauge("fedfinlora_bank_epsilon_budget", meaning, (), {(): budget} if budget else {})
+    head = read_head(home / "ledger")
+    meaning = "Lines of the bank's privacy ledger as its own head file says; none without one"
+    yield _gauge("fedfinlora_bank_ledger_head_lines", meaning, (), {(): float(head.number)} if head else {})
+
+
+def _of_the_machine(
+    certificates: Mapping[str, Path], folders: Mapping[str, Path], worker_file: Path | None = None
+) -> Iterator[Metric]:
+    """`certificates`, `folders`: label -> where it is. What cannot be read has no sample."""
     found = resident(worker_file)
     rss = {(program,): float(one.rss_bytes) for program, one in found.items()}
     yield _gauge("fedfinlora_resident_memory_bytes", "Resident memory (RSS) of this party's processes", ("program",), rss)
     counts = {(program,): float(one.processes) for program, one in found.items()}
     yield _gauge("fedfinlora_processes", "This party's processes", ("program",), counts)
-    ends = {}
-    for file in certificates:
+    ends, free, size = {}, {}, {}
+    for label, file in certificates.items():
         try:
-            ends[(file.name,)] = float(round(time.time() + 86400 * days_left(file)))
+            ends[(label,)] = float(round(time.time() + 86400 * days_left(file)))
         except UserError:
             continue
     meaning = "When a certificate ends, Unix seconds"
     yield _gauge("fedfinlora_certificate_expiry_timestamp_seconds", meaning, ("certificate",), ends)
+    for label, folder in folders.items():
+        try:
+            usage = shutil.disk_usage(folder)
+        except OSError:
+            continue
+        free[(label,)], size[(label,)] = float(usage.free), float(usage.total)
+    meaning = "Free bytes of the file system that holds the folder"
+    yield _gauge("fedfinlora_filesystem_free_bytes", meaning, ("folder",), free)
+    yield _gauge("fedfinlora_filesystem_size_bytes", "Size of the file system that holds the folder", ("folder",), size)
 
 
 def _gauge(name: str, meaning: str, labels: Sequence[str], values: Mapping[Any, float]) -> Metric:
@@ -224,4 +272,12 @@ def _seconds_of(line: Mapping[str, Any]) -> float:
     try:
         return datetime.strptime(str(line.get("time")), "%Y-%m-%dT%H:%M:%S%z").timestamp()
     except ValueError:
+        return 0.0
+
+
+def _changed(file: Path) -> float:
+    """When a file was last written, Unix seconds; 0 where there is none."""
+    try:
+        return file.stat().st_mtime
+    except OSError:
         return 0.0

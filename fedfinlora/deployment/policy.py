@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from fedfinlora.config import PEFT_METHODS, PRIVACY_MODES, Config
+from fedfinlora.config import OPTIMIZERS, PEFT_METHODS, PRIVACY_MODES, Config
 from fedfinlora.config_values import build_group, to_plain_group
 from fedfinlora.errors import ConfigError, UserError, choose
 from fedfinlora.privacy.head import SHA256
@@ -29,6 +29,9 @@ MODEL = re.compile(r"((?:(?! sha256:).)+)(?: sha256:([0-9a-f]{64}))?")
 NEVER_WITH_A_BUDGET = ("none", "bank")
 """Privacy modes in which a bank's reply leaves it without the bank's own noise: what it would spend has no limit."""
 LARGEST_DELTA = 1e-5
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The linear layers of attention and MLP. An update of lm_head or of the embeddings names the tokens of the rows that it was trained on."""
+EVERY_DATASET = "all"
 FEWEST = 20
 """Default of min_units and min_rows: twice the ten persons below which statistical offices publish no figure, and fewer
 than any task of the bundled sample has, so that every documented command runs. The guarantee does not rest on it."""
@@ -46,6 +49,17 @@ class Policy:
     """lora, qlora, dora, rslora, lora_xs."""
     max_rank: int = 64
     """Largest peft.rank."""
+    target_modules: tuple[str, ...] = PROJECTIONS
+    """Layers that an adapter may sit on, by name. lm_head and the embeddings are not among them: without noise their update shows the very
+    tokens of the rows, so list them for private rounds alone, if ever."""
+    optimizer: tuple[str, ...] = ("adamw",)
+    """Optimisers that a round without the bank's own noise may ask for. One step of sgd is the gradient itself, from which rows can be
+    computed; list sgd to allow it. Rounds with the bank's own noise may use either."""
+    datasets: tuple[str, ...] = (EVERY_DATASET,)
+    """Tasks that a round may train on, by the names of declared_rows; [all] = every one. With names here, a request must name its tasks."""
+    generation: str = "loss"
+    """What may be computed from private rows besides training: loss, the mean loss of train.holdout_max_rows held-out rows on the adapter that
+    was sent, or none. Text is never generated from them, whatever stands here."""
     max_steps_per_round: int = 100
     """Most optimiser steps in one round."""
     max_rows_per_round: int = 0
@@ -60,6 +74,9 @@ class Policy:
     max_epsilon: float = 8.0
     """Largest privacy.epsilon of a run; a noise multiplier given instead is refused. With privacy=none it has no
     meaning. It binds one run; what binds all of them together is budget_epsilon."""
+    max_delta: float = LARGEST_DELTA
+    """Largest privacy.delta, the probability with which its guarantee may fail, that a private request may name. A larger one was
+    never used, and is now refused."""
     code: tuple[str, ...] = ()
     """App bundles that may run, by the hash of all their files, which `bank status` and `coordinator status` show of the code beside them; empty = the
     code that is installed here and no other. Checked before anything of a bundle is unpacked; a change holds from the next run on."""
@@ -75,6 +92,9 @@ class Policy:
             choose(mode, PRIVACY_MODES, "policy.privacy")
         for figure in self.reveal:
             choose(figure, REVEALABLE, "policy.reveal")
+        for optimizer in self.optimizer:
+            choose(optimizer, OPTIMIZERS, "policy.optimizer")
+        choose(self.generation, ("loss", "none"), "policy.generation")
         for model in self.models:
             if not MODEL.fullmatch(model):
                 raise ConfigError(
@@ -85,7 +105,7 @@ class Policy:
                 raise ConfigError(f"policy.code: {code!r} is not a hash of 64 digits, as `bank status` shows it.")
         for unit in self.privacy_units:
             choose(unit, ("example", "customer", "bank"), "policy.privacy_units")
-        for name in ("max_rank", "max_steps_per_round", "max_rows_per_round", "max_rounds_per_day", "max_epsilon"):
+        for name in ("max_rank", "max_steps_per_round", "max_rows_per_round", "max_rounds_per_day", "max_epsilon", "max_delta"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"policy.{name} must be 0 (no limit) or more, not {getattr(self, name)}.")
         if not HOURS.fullmatch(self.hours):
@@ -120,7 +140,8 @@ class BankSettings:
     refused."""
     min_rows: int = FEWEST
     """Fewest rows on which any round may be trained, private or not: a request may name single tasks and
-    train.max_rows. 0 = no limit."""
+    train.max_rows. In a round without the bank's own noise the steps themselves must take as many: from a step on one
+    row, that row can be read. 0 = no limit."""
     policy: Policy = field(default_factory=Policy)
 
     def __post_init__(self) -> None:
@@ -187,22 +208,32 @@ RULES: dict[str, Callable[[Policy, Work], bool]] = {
     "model": lambda policy, work: not any(_names(entry, work) for entry in policy.models),
     "peft_methods": lambda policy, work: work.config.peft.method not in policy.peft_methods,
     "max_rank": lambda policy, work: 0 < policy.max_rank < work.config.peft.rank,
+    "target_modules": lambda policy, work: not set(work.config.peft.target_modules) <= set(policy.target_modules),
+    "optimizer": lambda policy, work: not work.config.privacy.in_the_bank and work.config.train.optimizer not in policy.optimizer,
+    "datasets": lambda policy, work: not _may_train_on(policy.datasets, work.config.dataset.tasks),
+    "generation": lambda policy, work: policy.generation == "none" and work.config.train.holdout_max_rows > 0,
     "max_steps_per_round": lambda policy, work: 0 < policy.max_steps_per_round < work.steps,
     "max_rows_per_round": lambda policy, work: 0 < policy.max_rows_per_round < work.rows,
     "max_rounds_per_day": lambda policy, work: 0 < policy.max_rounds_per_day <= work.rounds_today,
     "privacy": lambda policy, work: work.config.privacy.mode not in policy.privacy,
     "privacy_units": lambda policy, work: work.config.privacy.mode != "none" and work.config.privacy.unit not in policy.privacy_units,
     "max_epsilon": lambda policy, work: work.config.privacy.mode != "none" and _too_much(policy.max_epsilon, work.config.privacy.epsilon),
+    "max_delta": lambda policy, work: work.config.privacy.mode != "none" and 0 < policy.max_delta < work.config.privacy.delta,
     "reveal": lambda policy, work: _weighs_by_rows(work.config) and "rows" not in policy.reveal,
     "hours": lambda policy, work: not within(policy.hours, work.now),
 }  # fmt: skip
-"""Rule -> whether the work breaks it. A new rule needs a line here, a field of Policy and a sentence in `fedfinlora.wire.SAFE_REASONS`. The rule `code` is not
-among them: it judges the code that would run these, and is kept by `fedfinlora.deployment.gate`."""
+"""Rule -> whether the work breaks it. A new rule needs a line here, a field of Policy, a sentence in `fedfinlora.wire.SAFE_REASONS` and a way out in
+`client_app.trial`. The rule `code` is not among them: it judges the code that would run these, and is kept by `fedfinlora.deployment.gate`."""
+
+
+def broken_rules(policy: Policy, work: Work) -> Iterator[str]:
+    """The names of the rules that the work breaks, in the order in which they are looked at."""
+    return (rule for rule, breaks in RULES.items() if breaks(policy, work))
 
 
 def broken_rule(policy: Policy, work: Work) -> str:
     """The name of the first rule that the work breaks; "" if it may be done."""
-    return next((rule for rule, breaks in RULES.items() if breaks(policy, work)), "")
+    return next(broken_rules(policy, work), "")
 
 
 def within(hours: str, now: datetime) -> bool:
@@ -258,6 +289,10 @@ def _names(entry: str, work: Work) -> bool:
     name, digest = found.groups()
     model = work.config.model
     return name in (model.path, f"{model.path}@{model.revision}") and digest in (None, work.model_sha256())
+
+
+def _may_train_on(allowed: tuple[str, ...], tasks: tuple[str, ...]) -> bool:
+    return EVERY_DATASET in allowed or (bool(tasks) and set(tasks) <= set(allowed))
 
 
 def _weighs_by_rows(config: Config) -> bool:

@@ -7,23 +7,49 @@ import time
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
+from fedfinlora.errors import UserError
+
 MOST_AHEAD_S, MOST_BEHIND_S = 5, 300
 """How far a bank's clock may be from the coordinator's: Flower signs the time with each request."""
 
 
-def trouble(address: str, authority: Path) -> str:
-    """Why a bank cannot work with the coordinator at `address` (HOST:PORT); "" where nothing is wrong with the way and the clock."""
+AUTHORITY, CERTIFICATE, TLS_KEY = "ca.crt", "bank.crt", "tls.key"
+"""In a bank's folder: the authority that it trusts, its certificate by it, and its own private key as TLS wants it."""
+
+
+def bank_context(home: Path) -> ssl.SSLContext:
+    """TLS towards the coordinator, with the bank's own certificate. UserError where the folder has none that can be used."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(home / AUTHORITY)
+        context.load_cert_chain(home / CERTIFICATE, home / TLS_KEY)
+    except (OSError, ssl.SSLError) as error:
+        raise UserError(
+            f"The certificate in {home} cannot be used ({error}). Take the one that the coordinator has issued: "
+            "python -m fedfinlora bank accept FILE"
+        ) from error
+    return context
+
+
+def trouble(address: str, home: Path) -> str:
+    """Why the bank of a folder cannot work with the coordinator at `address` (HOST:PORT); "" where nothing is wrong with the way, the certificate and the clock."""
     import httpx
 
+    authority = home / AUTHORITY
     try:
-        context = ssl.create_default_context(cafile=str(authority))
-        answer = httpx.get(f"https://{address}/health", timeout=10.0, verify=context)
-    except (httpx.TransportError, ssl.SSLError) as error:
+        answer = httpx.get(f"https://{address}/health", timeout=10.0, verify=bank_context(home))
+    except UserError as error:
+        return str(error)
+    except httpx.TransportError as error:
         return _of_connection(address, authority, str(error))
     try:
         ahead_s = time.time() - parsedate_to_datetime(answer.headers["date"]).timestamp()
     except (KeyError, ValueError):
         return f"What answers at {address} is no coordinator."
+    if answer.status_code == httpx.codes.UNAUTHORIZED:
+        return (
+            f"The coordinator at {address} has not enrolled this bank's certificate ({home / CERTIFICATE}), or has revoked it."
+        )
     return clock_trouble(ahead_s)
 
 
@@ -50,6 +76,8 @@ def _of_connection(address: str, authority: Path, said: str) -> str:
             f"What answers at {address} has no good certificate of {authority}: {said.rpartition(': ')[2]}. Do not go on: it may be "
             "somebody else. Compare ca.crt with the coordinator by another way."
         )
+    if "disconnected" in said or "reset" in said or "ALERT" in said:
+        return f"What answers at {address} ends the connection at once ({said}): it does not take this bank's certificate, or is no coordinator."
     if "SSL" in said and "EOF" not in said and "timed out" not in said:
         return f"What answers at {address} does not speak TLS as a coordinator does ({said})."
     return f"Nobody answers at {address} ({said})."

@@ -105,7 +105,8 @@ def status_page(
 def certificate_warnings(home: Path) -> list[str]:
     """A sentence for each certificate that has ended or will soon."""
     found = []
-    for name, advice in (("ca.crt", "make a new authority"), ("server.crt", "python -m fedfinlora coordinator renew")):
+    renew = "python -m fedfinlora coordinator renew"
+    for name, advice in (("ca.crt", "make a new authority"), ("server.crt", renew), ("signing.crt", renew)):
         try:
             left = days_left(home / name)
         except UserError:

@@ -217,7 +217,7 @@ def _encoded(base: Cohort, cohort: Cohort, address: str, depth: int) -> bytes:
     header = {"base": address, "depth": depth, "removed": len(removed), "added": len(added)}
     return b"".join(
         [
-            json.dumps(header).encode() + b"\n",
+            json.dumps(header, allow_nan=False).encode() + b"\n",
             removed.astype("<u8").tobytes(),
             added.astype("<u8").tobytes(),
             zlib.compress(weights.astype("<i4").tobytes(), 1),

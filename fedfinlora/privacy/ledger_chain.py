@@ -128,7 +128,7 @@ class Ledger:
                 "previous": self.head.hash,
             }
             line["hash"] = hash_of(line)
-            append_synced(self.folder / LINES, (json.dumps(line) + "\n").encode())
+            append_synced(self.folder / LINES, (json.dumps(line, allow_nan=False) + "\n").encode())
         except (OSError, UserError) as error:
             raise unusable(self.folder, error) from error
         self.lines.append(line)

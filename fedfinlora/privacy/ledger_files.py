@@ -5,7 +5,6 @@ or written.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -16,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from fedfinlora.errors import UserError
+from fedfinlora.locks import wait_for
 from fedfinlora.privacy.accounting import Steps
 from fedfinlora.privacy.head import Head
-from fedfinlora.runfolder import sync_folder, write_bytes
+from fedfinlora.runfolder import made_as, sync_folder, write_bytes
 
 BEGINNING = "0" * 64
 """`previous` of the first line."""
@@ -26,7 +26,7 @@ EVERY_ROW = "*"
 """The cohort of a line that counts for every row, those that come later included: nothing tells them from the ones that
 were there.
 """
-LINES, HEAD, KEY, INDEX, COHORTS, RENEWED = "ledger.jsonl", "head.json", "key", "index", "cohorts", "renewed"
+LINES, HEAD, KEY, INDEX, COHORTS, RENEWED, LOCK = "ledger.jsonl", "head.json", "key", "index", "cohorts", "renewed", "lock"
 
 
 class LedgerError(UserError):
@@ -40,16 +40,12 @@ def locked(folder: Path, writing: bool = True) -> Iterator[None]:
         if writing and not folder.is_dir():
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             sync_folder(folder.parent)
-        lock = folder / "lock"
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT if writing or not lock.exists() else os.O_RDONLY, 0o600)
-    except OSError as error:
+        lock = wait_for(folder / LOCK, f"The privacy ledger {folder}", writing)
+    except (OSError, UserError) as error:
         raise unusable(folder, error) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with lock, made_as(folder):
         complete_renewal(folder)
         yield
-    finally:
-        os.close(descriptor)
 
 
 def begin(folder: Path) -> None:
@@ -142,7 +138,7 @@ def read_head(folder: Path) -> Head | None:
 
 def write_head(folder: Path, head: Head) -> None:
     """Replace head.json."""
-    write_bytes(folder / HEAD, (json.dumps({"number": head.number, "hash": head.hash}) + "\n").encode())
+    write_bytes(folder / HEAD, (json.dumps({"number": head.number, "hash": head.hash}, allow_nan=False) + "\n").encode())
 
 
 def read_key(folder: Path) -> bytes | None:
@@ -192,7 +188,7 @@ def fingerprint_of(key: bytes) -> str:
 
 def hash_of(line: Mapping[str, Any]) -> str:
     """SHA-256 of a line without its hash."""
-    return hashlib.sha256(json.dumps(line, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(line, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def refusal(folder: Path, what: str, history_helps: bool = True) -> LedgerError:

@@ -108,7 +108,7 @@ class Index:
         """The file: one line of JSON, then the arrays, little-endian."""
         header = {"lines": self.lines, "members": len(self.hashes), "atoms": len(self.nodes)}
         arrays = (self.hashes.astype("<u8"), self.atoms.astype("<i4"), self.nodes.astype("<i4"))
-        return json.dumps(header).encode() + b"\n" + b"".join(array.tobytes() for array in arrays)
+        return json.dumps(header, allow_nan=False).encode() + b"\n" + b"".join(array.tobytes() for array in arrays)
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:

@@ -105,7 +105,7 @@ def _finlora_verdict(record: Record) -> str:
 
 
 def _plain(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
 
 
 def _shortened(words: str) -> str:

@@ -28,7 +28,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def shown(value: Any) -> str:
     """A configuration value as a person writes it."""
-    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False, default=str)
+    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
 
 
 def command_line(run: Run, defaults: Mapping[str, Any]) -> str:
@@ -52,7 +52,7 @@ def _hydra_value(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(_hydra_value, value)) + "]"
     if isinstance(value, bool) or value is None:
-        return json.dumps(value)
+        return json.dumps(value, allow_nan=False)
     if not isinstance(value, str) or re.fullmatch(r"[A-Za-z0-9_./:~@+-]+", value):
         return str(value)
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")

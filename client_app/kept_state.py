@@ -1,0 +1,90 @@
+"""What a bank keeps of a run on its own disk, `STATE/RUN/BANK/round_NNNN.safetensors`: Adam's moments after each of the last rounds.
+
+A repeated round starts from the same moments again. A bank is not told that a run has ended, so what it keeps of runs is limited: when it begins
+another one it forgets those that it was not asked about for longest (`forget_old_runs`). Ledger and history are elsewhere and are never forgotten.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from fedfinlora.errors import UserError
+from fedfinlora.numbered import by_number, number_of
+from fedfinlora.runfolder import write_bytes
+from fedfinlora.training import OptimizerState
+from fedfinlora.wire import BankError
+
+log = logging.getLogger("fedfinlora.bank")
+FILES = "round_*.safetensors"
+KEPT_STATES = 4
+"""The server keeps two checkpoints, so it may ask for the round after the older of them again."""
+KEPT_RUNS = 8
+"""Runs whose moments a bank keeps. For Llama 3.1 8B at rank 8 a run has 4 files of 38 MB."""
+KEPT_DAYS = 30.0
+"""Moments of a run that the bank was not asked about for so long go too."""
+ALWAYS_KEPT_DAYS = 1.0
+"""A run that the bank was asked about within a day is kept however many there are: it may be going on."""
+
+
+def load_moments(folder: Path, round_number: int) -> OptimizerState | None:
+    """The newest moments from before this round; None at the start of a run."""
+    for file in by_number(folder, FILES)[::-1]:
+        if number_of(file) >= round_number:
+            continue
+        try:
+            values = load_file(file)
+            return OptimizerState(values["first_moment"], values["second_moment"], int(values["steps"][0]))
+        except (SafetensorError, KeyError, OSError) as error:
+            log.warning("%s is damaged (%s); trying an older one", file, error)
+    if round_number > 1:
+        log.warning("no moments in %s: the optimiser begins round %d anew", folder, round_number)
+    return None
+
+
+def save_moments(folder: Path, round_number: int, state: OptimizerState) -> None:
+    """Keep the moments after a round, and of a run's others the last ones. BankError where the disk does not take them."""
+    values = {"first_moment": state.first_moment, "second_moment": state.second_moment, "steps": np.array([state.steps])}
+    try:
+        new = not folder.exists()
+        write_bytes(folder / f"round_{round_number:04d}.safetensors", save(values))
+        for old in by_number(folder, FILES)[:-KEPT_STATES]:
+            old.unlink(missing_ok=True)
+        if new:
+            forget_old_runs(folder.parents[1], folder.name)
+    except (UserError, OSError) as error:
+        raise BankError("disk", str(error)) from error
+
+
+def forget_old_runs(
+    state_folder: Path,
+    bank: str,
+    kept_runs: int = KEPT_RUNS,
+    kept_days: float = KEPT_DAYS,
+    always_kept_days: float = ALWAYS_KEPT_DAYS,
+) -> list[Path]:
+    """Remove the moments of runs beyond the limits, those first that were not used for longest. Returns the folders that went."""
+    now = time.time()
+    used: dict[Path, float] = {}
+    for folder in state_folder.glob(f"*/{bank}"):
+        files = by_number(folder, FILES)
+        if files and {path.name for path in folder.iterdir()} <= {
+            path.name for path in files
+        }:  # a folder of ours, and nothing else in it
+            used[folder] = max(file.stat().st_mtime for file in files)
+    gone = []
+    for place, folder in enumerate(sorted(used, key=lambda folder: used[folder], reverse=True)):
+        days = (now - used[folder]) / 86400
+        if days > kept_days or (place >= kept_runs and days > always_kept_days):
+            shutil.rmtree(folder)
+            if not any(folder.parent.iterdir()):
+                folder.parent.rmdir()
+            log.info("%s: the moments of %s are forgotten, last used %.0f days ago", bank, folder.parent.name, days)
+            gone.append(folder)
+    return gone

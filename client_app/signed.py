@@ -1,0 +1,125 @@
+"""What a deployed bank does with signatures: it answers nothing but what its coordinator has signed, signs its answers, and keeps both.
+
+`state/signed/BANK.jsonl` has a line for each request as it came and one for each answer before it leaves, with their signatures; configurations and
+certificates lie beside it, once each, by their SHA-256. With it a bank proves later what it was asked and what it said
+(`python -m fedfinlora verify ~/.fedfinlora/bank`). Figures that the policy withholds are not in an answer, so they are not there either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flwr.app import RecordDict
+
+from client_app.bank import BankFacts
+from fedfinlora.errors import UserError
+from fedfinlora.provenance.chain import answer_signed, request_statement
+from fedfinlora.provenance.signatures import REQUEST, Signer, WrongSignature, canonical, certified_key, check, load_signer
+from fedfinlora.runfolder import unwritable, write_bytes
+from fedfinlora.wire import BankError
+
+log = logging.getLogger("fedfinlora.bank")
+NODE_KEY, AUTHORITY = "node-key", "authority"
+"""In the node config, as `bank start` sets it: the bank's private key, and the ca.crt that it trusts."""
+FOLDER = "signed"
+
+
+@dataclass(frozen=True)
+class BankKeys:
+    """What a bank signs with and whom it trusts."""
+
+    signer: Signer
+    authority: bytes
+    """ca.crt."""
+
+
+def bank_keys(node_config: Mapping[str, Any]) -> BankKeys | None:
+    """The keys that the node config names; None where it names none, as in a simulation. BankError where they cannot be read."""
+    if NODE_KEY not in node_config and AUTHORITY not in node_config:
+        return None
+    try:
+        key, authority = Path(str(node_config[NODE_KEY])), Path(str(node_config[AUTHORITY]))
+        return BankKeys(load_signer(key), authority.read_bytes())
+    except (KeyError, OSError, UserError) as error:
+        raise BankError("internal", f"the bank's key or the authority's certificate cannot be read: {error}") from error
+
+
+def check_request(content: RecordDict, facts: BankFacts, keys: BankKeys | None) -> None:
+    """BankError unless the coordinator signed just this request for just this bank. What was signed is kept before it is worked on."""
+    if keys is None:
+        return
+    try:
+        head = content.config_records["request"]
+        statement = request_statement(content)
+        signature, certificate = str(head.get("signature", "")), str(head.get("certificate", ""))
+        if not signature:
+            raise WrongSignature("it has no signature")
+        check(certified_key(certificate, keys.authority), REQUEST, statement, signature)
+        if statement.get("bank") != facts.name:
+            raise WrongSignature("it is for another bank")
+    except WrongSignature as error:
+        raise BankError("unsigned", f"the request is not the coordinator's: {error}") from error
+    except (KeyError, TypeError, ValueError, RecursionError, AttributeError) as error:
+        raise BankError("unsigned", f"the request cannot be checked ({type(error).__name__})") from error
+    folder = signed_file(facts).parent
+    config = str(head["config"]).encode("utf-8", "surrogatepass")
+    _once(folder / f"{statement['config-sha256']}.json", config)
+    _once(folder / f"{hashlib.sha256(certificate.encode()).hexdigest()}.crt", certificate.encode())
+    _note(
+        facts,
+        {
+            "asked": statement,
+            "signature": signature,
+            "certificate-sha256": hashlib.sha256(certificate.encode()).hexdigest(),
+        },
+    )
+
+
+def sign_answer(content: RecordDict, request: RecordDict, facts: BankFacts, keys: BankKeys | None) -> None:
+    """Say in a reply what it answers, and sign it. A request of which nothing can be made is answered without its hash."""
+    try:
+        asked: Mapping[str, Any] = request_statement(request)
+        canonical(asked)
+    except (KeyError, TypeError, ValueError, RecursionError, AttributeError):
+        asked = {}
+    statement = answer_signed(content, asked, keys.signer if keys else None)
+    if keys:
+        _note(facts, {"answered": statement, "signature": content.config_records["reply"]["signature"]})
+
+
+def signed_file(facts: BankFacts) -> Path:
+    """Where a bank keeps what was signed."""
+    return facts.state_folder / FOLDER / f"{facts.name}.jsonl"
+
+
+def _once(file: Path, content: bytes) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not file.exists():
+            write_bytes(file, content)
+    except OSError as error:
+        raise BankError("disk", str(unwritable(file, error))) from error
+    except UserError as error:
+        raise BankError("disk", str(error)) from error
+
+
+def _note(facts: BankFacts, values: Mapping[str, Any]) -> None:
+    """Append and sync one line."""
+    file = signed_file(facts)
+    line = canonical({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **values}) + b"\n"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        with os.fdopen(descriptor, "ab") as stream:
+            stream.write(line)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise BankError("disk", str(unwritable(file, error))) from error

@@ -1,0 +1,116 @@
+"""What a node may do at the SuperLink in whose name: wrappers of Flower's handlers of the Fleet interface, which check the run and not the node.
+
+Flower (1.41) makes sure that `request.node` is the node whose key has signed the request, and the public door that this is the key of the connection. But the message
+in a push names its sender itself, and whoever knows an object's id may push, pull or confirm it. Here a node pushes only replies of its own, to requests that it was
+sent, and handles only the parts of its own messages. What else it asks for is refused with status 403.
+
+Whose a request is stands in the SuperLink's database until it is answered. Whose a reply is, is remembered from its head on: as soon as the ServerApp has seen the head,
+Flower forgets the sender, though the parts are still on their way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Handler = Callable[..., Any]
+MOST_MESSAGES = 32
+"""Messages of a node that are looked through, the newest: it works on one of each run."""
+MOST_KNOWN = 4096
+"""Messages and sessions that are remembered: a request and a reply of each bank."""
+_known_parts: dict[str, frozenset[str]] = {}
+"""Message id -> the ids of its objects."""
+_sessions: dict[str, int] = {}
+"""Session in which a reply's parts are pushed -> the node that has pushed its head. A run ends with the SuperLink, and its sessions with it."""
+
+
+def bound_push(push_messages: Handler) -> Handler:
+    """Takes one reply, whose sender is the node itself. Flower checks that it answers a request to that sender."""
+
+    def pushed(request: Any, state: Any) -> Any:
+        heads = [message.metadata for message in request.messages_list]
+        if len(heads) != 1 or len(request.message_object_trees) != 1:
+            _refuse("A push has one message.")
+        if heads[0].src_node_id != request.node.node_id:
+            _refuse("The message names another node as its sender.")
+        if not heads[0].reply_to_message_id:
+            _refuse("The message answers no request.")
+        answer = push_messages(request=request, state=state)
+        while len(_sessions) >= MOST_KNOWN:
+            _sessions.pop(next(iter(_sessions)), None)
+        _sessions[answer.session_id] = request.node.node_id
+        return answer
+
+    return pushed
+
+
+def bound_confirm(confirm_message_received: Handler) -> Handler:
+    """Takes a confirmation from the node to which the message was sent, and from no other: what is confirmed is deleted."""
+
+    def confirmed(request: Any, state: Any, store: Any) -> Any:
+        if request.message_object_id not in _requests_to(state, request.node.node_id):
+            _refuse("The message was not sent to this node.")
+        return confirm_message_received(request=request, state=state, store=store)
+
+    return confirmed
+
+
+def bound_pull(pull_object: Handler) -> Handler:
+    """Hands out the parts of requests to the node."""
+
+    def pulled(request: Any, state: Any) -> Any:
+        if not _is_part(state, request.object_id, _requests_to(state, request.node.node_id)):
+            _refuse("The object belongs to no message to this node.")
+        return pull_object(request=request, state=state)
+
+    return pulled
+
+
+def bound_put(push_object: Handler) -> Handler:
+    """Takes the parts of a reply from the node that has pushed its head, in the session that it was given for it."""
+
+    def put(request: Any, state: Any) -> Any:
+        if _sessions.get(request.session_id) != request.node.node_id:
+            _refuse("The object belongs to no message of this node.")
+        return push_object(request=request, state=state)
+
+    return put
+
+
+def _refuse(why: str) -> None:
+    from fastapi import HTTPException
+
+    raise HTTPException(status_code=403, detail=why)
+
+
+def _requests_to(state: Any, node_id: int) -> list[str]:
+    """Ids of the messages that were sent to a node last."""
+    from flwr.supercore.state.schema.linkstate_models import MessageIns
+    from flwr.supercore.utils import uint64_to_int64
+    from sqlalchemy import select
+
+    found = select(MessageIns.message_id).where(MessageIns.dst_node_id == uint64_to_int64(node_id))
+    with state.session() as session:
+        newest = found.order_by(MessageIns.created_at.desc()).limit(MOST_MESSAGES)
+        return [str(each) for each in session.scalars(newest).all()]
+
+
+def _is_part(state: Any, object_id: str, message_ids: list[str]) -> bool:
+    """Whether an object is one of a message's."""
+    return any(object_id in _parts(state.object_store, message_id) for message_id in message_ids)
+
+
+def _parts(store: Any, message_id: str) -> frozenset[str]:
+    """Ids of all objects of a message, which never change: its own id is a hash over them. Empty for one that is no longer stored."""
+    from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+    from flwr.supercore.object_store import NoObjectInStoreError
+
+    if message_id not in _known_parts:
+        try:
+            tree = store.get_object_tree(message_id)
+        except NoObjectInStoreError:
+            return frozenset()
+        while len(_known_parts) >= MOST_KNOWN:
+            _known_parts.pop(next(iter(_known_parts)), None)
+        _known_parts[message_id] = frozenset(str(part.object_id) for part in iterate_object_tree(tree))
+    return _known_parts.get(message_id, frozenset())

@@ -1,0 +1,86 @@
+"""A coordinator's plan: what a run would ask of the banks, as a file that each bank tries before it starts.
+
+`coordinator plan` writes it, `bank try` reads it. It holds the configuration that would go with every request and the hash of the code that would run.
+Nothing is started and no bank is asked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedfinlora.compose import compose
+from fedfinlora.config import Config
+from fedfinlora.config_values import build, to_plain
+from fedfinlora.errors import ConfigError, UserError
+from fedfinlora.privacy.head import SHA256
+from fedfinlora.runfolder import source_fingerprint
+
+VERSION = 1
+MAX_SHARE = 0.5
+"""strategy.max_share of a deployment where nothing else is said."""
+LARGEST_BYTES = 2**20
+WEIGHTING, SIZES, SHARE = "strategy.weighting", "strategy.sizes", "strategy.max_share"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would ask."""
+
+    config: Config
+    source_sha256: str
+    """Of the coordinator's code, as its requests say it."""
+
+
+def deployment_words(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(the overrides of a run with banks that are not ours, what was decided for the user in sentences).
+
+    A bank's weight must not be what it claims: where nobody sets strategy.weighting, declared sizes are used if there are some, else all
+    banks weigh the same. strategy.weighting=rows must be typed.
+    """
+    words, said = list(overrides), []
+    typed = {word.split("=")[0].lstrip("+~") for word in overrides}
+    if WEIGHTING not in typed and SIZES in typed:
+        words.append(f"{WEIGHTING}=declared")
+    elif WEIGHTING not in typed and compose(words).strategy.weighting == "rows":
+        words.append(f"{WEIGHTING}=equal")
+        said.append(
+            f"all banks weigh the same ({WEIGHTING}=equal): declare their sizes with {SIZES}=[BANK:ROWS,…] to weigh them"
+        )
+    if SHARE not in typed and compose(words).strategy.max_share == 1.0:
+        words.append(f"{SHARE}={MAX_SHARE:g}")
+    return words, said
+
+
+def plan_text(overrides: Sequence[str], banks: int) -> tuple[str, list[str]]:
+    """(the plan of `coordinator run` with these words, what was decided for the user). `banks` 0 = as the words say."""
+    words, said = deployment_words(overrides)
+    config = compose([*words, *([f"banks={banks}"] if banks else [])])
+    values = {"version": VERSION, "source_sha256": source_fingerprint(), "config": to_plain(config)}
+    return json.dumps(values, indent=2, allow_nan=False) + "\n", said
+
+
+def read_plan(file: Path) -> Plan:
+    """A plan that somebody else wrote. ConfigError for a file that is none, in one line that names it."""
+    try:
+        if file.stat().st_size > LARGEST_BYTES:
+            raise ConfigError(f"{file} is larger than a plan can be.")
+        values: Any = json.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}). `coordinator plan` writes it.") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"{file} is not the JSON of a plan ({type(error).__name__}). `coordinator plan` writes it."
+        ) from error
+    if not isinstance(values, dict) or set(values) != {"version", "source_sha256", "config"} or values["version"] != VERSION:
+        raise ConfigError(f"{file} is no plan of version {VERSION}. `coordinator plan` writes it.")
+    source = values["source_sha256"]
+    if not isinstance(source, str) or not SHA256.fullmatch(source):
+        raise ConfigError(f"{file}: source_sha256 is no hash of 64 digits.")
+    try:
+        return Plan(build(values["config"]), source)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error

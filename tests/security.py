@@ -1,0 +1,226 @@
+"""Who can try what against a deployment, and what comes of it: the table behind docs/security.md and the tests that play it.
+
+    python -m tests.security > docs/security.md
+
+Each row names its test, which tests/test_security.py looks for; a test that plays several attempts names them all. Add a row with its test, never without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+FAULTS, DEPLOYMENT, LYING, GATE, POLICY, WIRE, DOOR, BINDING, CERTIFICATES, PRIVATE, WORKER = (
+    f"tests/test_{name}.py"
+    for name in (
+        "faults", "deployment", "hostile_server", "gate", "policy", "wire", "door", "binding", "certificates", "private_bank", "worker",
+    )
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One row: what somebody can try, what happens, and the test that does it (file, and name of the function)."""
+
+    tries: str
+    happens: str
+    file: str
+    test: str
+
+
+HOSTILE = "test_killed_late_and_hostile_banks_cost_their_own_answers_only"
+OUTSIDE = "test_who_cannot_get_in_is_told_why"
+MODES = "tests/test_run_modes.py"
+ROUNDS, PLAN = (f"tests/test_{name}.py" for name in ("rounds", "plan"))
+SIGNATURES, VERIFY, RELEASE = (f"tests/test_{name}.py" for name in ("signatures", "verify", "release"))
+
+ATTACKERS: Mapping[str, tuple[Attempt, ...]] = {
+    "A stranger who reaches the coordinator's port": (
+        Attempt(
+            "asks for every path that Flower serves, without a certificate, with another authority's, or with one that has ended",
+            "No connection: TLS ends before a byte of HTTP is read.", DOOR, "test_every_path_that_flower_serves_is_shut_to_a_stranger",
+        ),
+        Attempt(
+            "has a certificate of the authority for an enrolled bank's name, and another key", "401 on every path: the key is what counts.", DOOR,
+            "test_whose_key_is_enrolled_nowhere_is_told_so_on_every_path",
+        ),
+        Attempt(
+            "opens a thousand connections and says nothing", "An address has 32 at a time before it has shown a certificate, for 10 seconds; banks go on.", DOOR,
+            "test_a_thousand_idle_connections_hurt_nobody",
+        ),
+        Attempt("speaks plain HTTP", "The connection ends without an answer.", FAULTS, OUTSIDE),
+        Attempt(
+            "plays the coordinator to a bank, with another authority's certificate or without TLS", "The bank sends nothing and ends.", FAULTS, OUTSIDE
+        ),
+    ),
+    "An enrolled bank": (
+        Attempt(
+            "asks for Control and Runtime paths, to start or stop runs and to take the server's task", "404: the public address serves ten Fleet paths and /health.", DOOR,
+            "test_an_enrolled_bank_finds_the_fleet_interface_and_nothing_else",
+        ),
+        Attempt(
+            "pushes a reply as another bank, with the right id of that bank's request", "403: a node pushes replies of its own only.", BINDING,
+            "test_a_node_pushes_no_reply_in_another_nodes_name_though_it_knows_the_request",
+        ),
+        Attempt("confirms, and so deletes, another bank's request", "403; the request stays.", BINDING, "test_a_node_deletes_no_request_of_another"),
+        Attempt("fetches what another bank was sent", "403.", BINDING, "test_a_node_pulls_the_parts_of_its_own_requests_only"),
+        Attempt("fetches what another bank has answered", "403.", BINDING, "test_a_node_does_not_pull_what_another_has_answered"),
+        Attempt(
+            "sends a recorded request of another bank again within Flower's five minutes", "401: the key in it is not that of the connection.", DOOR,
+            "test_a_recorded_request_is_of_no_use_over_another_banks_connection",
+        ),
+        Attempt(
+            "was revoked and has a connection open", "401 at its next request.", DOOR,
+            "test_a_bank_that_is_revoked_is_out_at_its_next_request_on_an_open_connection",
+        ),
+        Attempt(
+            "opens more connections than it needs, or sends a head that never ends", "Sixteen at a time; a head has 20 seconds and 64 KiB.", DOOR,
+            "test_a_head_without_end_and_one_that_dawdles_are_closed",
+        ),
+        Attempt(
+            "answers in another bank's name", "Its answer is rejected; the other bank's own is taken.", FAULTS, HOSTILE
+        ),
+        Attempt(
+            "sends NaN, a huge delta, another layout, 64 MiB, bytes that are no message, an old answer, two answers, or announces one and never sends it",
+            "Its own answer is rejected or late; the others are averaged.", FAULTS, HOSTILE,
+        ),
+        Attempt(
+            "forges another bank's reply to the right message, in which everything is right but the key", "Rejected (`signature`) before anything else of it is read.",
+            SIGNATURES, "test_a_forged_reply_to_the_right_message_is_refused",
+        ),
+        Attempt(
+            "sends a signed reply of its own to another round, attempt or run again", "Rejected: a reply names the request that it answers by its hash.",
+            SIGNATURES, "test_a_reply_to_another_round_attempt_or_run_is_refused",
+        ),
+        Attempt(
+            "signs a request, or an adapter, with the certificate that it has for its connections", "Refused: that certificate is not for signing.",
+            SIGNATURES, "test_only_a_coordinator_of_the_banks_own_authority_is_obeyed",
+        ),
+        Attempt(
+            "claims a trillion rows, or figures that overflow, are no numbers or are missing", "Rejected by the table of ranges, with the figure's name; the run goes on.",
+            WIRE, "test_a_figure_out_of_its_range_or_type_is_refused_by_name",
+        ),
+        Attempt(
+            "claims as many rows as are believed, to be the average", "It weighs no more than strategy.max_share; deployments do not weigh by claims at all.", ROUNDS,
+            "test_a_claim_of_all_rows_weighs_no_more_than_the_cap",
+        ),
+        Attempt("signs a release in the coordinator's name", "`verify` refuses it.", RELEASE, "test_a_bank_cannot_sign_a_release"),
+    ),
+    "The coordinator, or whoever has taken its place": (
+        Attempt(
+            "starts a run with other code than is installed at the coordinator", "403: nothing of it runs there.", FAULTS,
+            "test_code_that_a_bank_has_not_installed_does_not_run_there",
+        ),
+        Attempt(
+            "sends a bank other code than it has installed", "The bank's gate refuses the app bundle before anything of it is unpacked.", FAULTS,
+            "test_code_that_a_bank_has_not_installed_does_not_run_there",
+        ),
+        Attempt(
+            "asks for noise that it can compute, a large delta, a round without privacy, the rows of one person, or shows a ledger line that never was",
+            "The bank refuses and works on; its budget is never exceeded.", LYING,
+            "test_a_server_that_lies_over_a_real_deployment_gets_nothing_and_the_run_goes_on",
+        ),
+        Attempt(
+            "asks without a signature of the consortium's coordinator, or with one by another authority, of a bank, of the server, or ended",
+            "The bank refuses (`unsigned`) before it reads anything else; its rows are not touched.", SIGNATURES,
+            "test_only_a_coordinator_of_the_banks_own_authority_is_obeyed",
+        ),
+        Attempt(
+            "asks for an adapter on lm_head, or for a step on one row, to read that row's answer", "The bank's default policy refuses each by a rule of its own (`target_modules`, `optimizer`, `min_rows`).",
+            LYING, "test_the_default_policy_refuses_an_adapter_on_the_head_and_a_round_on_one_row",
+        ),
+        Attempt(
+            "asks for private rounds of a bank that declares no sizes, to read them off the noise", "Refused (`privacy`); the bank's history says what to add.", PLAN,
+            "test_a_bank_that_declares_nothing_refuses_private_rounds_and_says_what_to_add",
+        ),
+        Attempt(
+            "shows one plan and asks for another", "A request is judged by the functions that judged the plan, so more than the bank allows is refused.", LYING,
+            "test_a_lie_gets_nothing_that_is_not_accounted_for",
+        ),
+        Attempt(
+            "denies later what it has asked", "The bank has the signed request, and `verify` shows it to anybody who has ca.crt.", SIGNATURES,
+            "test_what_the_coordinator_signed_is_taken_and_kept_with_the_answer",
+        ),
+        Attempt(
+            "writes figures, deltas, weights or rounds of a finished run anew, with hashes that are right", "Signatures that it does not have are missing: `verify` says where.",
+            VERIFY, "test_who_writes_the_chain_anew_cannot_sign_it",
+        ),
+        Attempt(
+            "puts another delta under a run whose deltas were kept, without keys", "`verify` computes every round again and finds another adapter.", VERIFY,
+            "test_kept_deltas_that_give_another_adapter_are_found_though_every_hash_is_right",
+        ),
+    ),
+    "Another user of the coordinator's or a bank's machine": (
+        Attempt(
+            "connects to Flower's control and runtime interfaces on loopback", "The connection is closed before a byte is read: its other end is not the coordinator's own user's.",
+            DOOR, "test_another_user_of_the_machine_gets_nothing_from_the_inner_listener",
+        ),
+        Attempt(
+            "takes a bank's task through the SuperNode's loopback interface", "The same.", DOOR,
+            "test_another_user_of_the_banks_machine_gets_nothing_from_its_supernode",
+        ),
+        Attempt("reads keys of the coordinator", "Folders are 0700, keys 0600.", DOOR, "test_private_keys_and_folders_are_the_coordinators_own"),
+        Attempt(
+            "reads targets, outputs, adapters or keys in the folder of a run or a bank", "Folders have mode 0700 and files 0600, unless their owner opens them with chmod.",
+            MODES, "test_everything_in_a_finished_run_is_its_owners_alone",
+        ),
+        Attempt("reads a privacy ledger", "Folder 0700, files 0600.", MODES, "test_a_ledger_is_its_owners_alone"),
+    ),
+    "Whoever reads files or listens on the line": (
+        Attempt(
+            "takes ca.key from the coordinator's machine", "It can be kept elsewhere, or encrypted.", CERTIFICATES,
+            "test_an_encrypted_key_opens_with_its_passphrase_alone",
+        ),
+        Attempt(
+            "searches all that a bank sends, and all that the aggregator holds, for rows, paths and keys", "Nothing is found.", FAULTS, HOSTILE
+        ),
+        Attempt(
+            "changes a request or a reply on its way", "Refused: the signature is over all of it.", SIGNATURES,
+            "test_a_reply_that_was_changed_after_signing_is_refused",
+        ),
+        Attempt("changes one bit of a run's folder", "`verify` names the file.", VERIFY, "test_one_flipped_bit_anywhere_is_found_and_named"),
+        Attempt(
+            "cuts any file of a run's folder", "`verify`, `report` and `resume` work or name the file.", VERIFY,
+            "test_every_file_cut_at_a_random_byte_is_named_or_not_needed",
+        ),
+        Attempt(
+            "changes a released adapter, or adds a file to it", "`verify`, and OpenSSF's own tool, refuse it and name the file.", RELEASE,
+            "test_every_file_that_is_changed_or_missing_is_named",
+        ),
+    ),
+}  # fmt: skip
+"""Who -> what they can try, the gravest first."""
+
+HEAD = """\
+# Who can try what
+
+Every row is played by the test that it names, in a deployment of real processes over mutual TLS wherever a process, a connection or a file is what is attacked. The page is written by
+`python -m tests.security > docs/security.md` from the table that stands next to the tests, and a test compares the two. What breaks without anybody's ill will is in
+[reliability.md](reliability.md), what noise protects in [privacy.md](privacy.md).
+
+| who | tries | what happens | test |
+|---|---|---|---|
+"""
+
+TAIL = """
+## What remains
+
+- The coordinator sees each bank's delta, within what the bank's policy allows to be trained; noise at the bank (`privacy=example`) or at the aggregator is what limits what a delta tells.
+- Root on a party's machine, and whoever can write its checkout or its Python packages, is that party.
+- Addresses, sizes and times of connections are visible on the line.
+- A flood of packets is the firewall's to stop: what is limited here is connections and bytes of those that arrive.
+"""
+
+
+def page() -> str:
+    """docs/security.md."""
+    lines = []
+    for who, attempts in ATTACKERS.items():
+        for row in attempts:
+            test = f"[{row.test.removeprefix('test_').replace('_', ' ')}](../{row.file})"
+            lines.append(f"| {who} | {row.tries} | {row.happens} | {test} |\n")
+    return HEAD + "".join(lines) + TAIL
+
+
+if __name__ == "__main__":
+    print(page(), end="")

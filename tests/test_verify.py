@@ -1,0 +1,323 @@
+"""`verify`: what it proves of a run, and that one changed, cut or missing file is named, by it, by `report` and by `resume`."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_grid import only
+from flwr.app import Message
+from keys import Consortium
+from round_runs import Runs, raising
+from tiny_runs import SCORED, rounds_of, write_rows
+
+import server_app.federated
+from fedfinlora.commands.report import report
+from fedfinlora.commands.verify import verify
+from fedfinlora.deployment.certificates import make_authority
+from fedfinlora.errors import UserError
+from fedfinlora.provenance.chain import CHAIN_FILE, Chain, delta_file, is_covered, read_line, start_file
+from fedfinlora.wire import pack_error
+
+NOT_OF_THE_RUN = ("progress.jsonl", "report.html", "audit.json")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Consortium, Runs]:
+    """A signed run of two rounds with scores and deltas; bank-1 refuses in round 2."""
+    folder = tmp_path_factory.mktemp("made")
+    runs = Runs(write_rows(folder / "rows"), folder)
+    runs.consortium = Consortium(folder / "keys")
+
+    def refuses(message: Message, reply: Message) -> Message:
+        return Message(pack_error("bank-1", "data"), reply_to=message) if message.metadata.group_id == "2" else reply
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDFINLORA_WITNESS", str(folder / "witness"))
+        runs.consortium.serves(patch)
+        run = runs.start(
+            "run", *SCORED, "strategy.keep_deltas=true", "evaluation.validation_rows=2", tamper=only("bank-1", refuses)
+        )
+    return run, runs.consortium, runs
+
+
+@pytest.fixture
+def run(made: tuple[Path, Consortium, Runs], tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(made[0], tmp_path / "run"))
+
+
+@pytest.fixture
+def ca(made: tuple[Path, Consortium, Runs]) -> Path:
+    return made[1].ca
+
+
+def files_in(run: Path) -> list[str]:
+    return sorted(path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file())
+
+
+def test_a_run_is_proved_from_its_folder_alone(
+    made: tuple[Path, Consortium, Runs], run: Path, ca: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The folder lies elsewhere than where it was made, and nothing but ca.crt comes with it. An unsigned refusal proves nothing and is not counted."""
+    assert verify(run, ca, enrolled=made[1].home / "enrolled") == 0
+    told = capsys.readouterr().out
+    assert "every line signed by the coordinator, whose certificate is the authority's" in told
+    assert "round 1: 2 banks asked, 2 requests and 2 replies signed, aggregate and step computed again from 2 deltas" in told
+    assert "round 2: 2 banks asked, 2 requests and 1 replies signed, aggregate and step computed again from 1 deltas" in told
+    assert "adapters: 2 of 2" in told
+    assert "adapters/final: signed by CN=fedfinlora coordinator" in told
+    assert told.endswith("\nok\n")
+
+
+def test_it_does_not_grow_beyond_what_the_docs_say(run: Path) -> None:
+    lines = (run / CHAIN_FILE).read_bytes().splitlines(keepends=True)
+    banks = len(rounds_of(run)[0]["banks"])
+    assert [read_line(line.rstrip())["kind"] for line in lines] == ["begin", "round", "round", "end"]
+    assert len(lines[1]) < 2000 + 1300 * banks
+
+
+def test_one_flipped_bit_anywhere_is_found_and_named(run: Path, ca: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In every file that is the run's, at its begin, its end and three places drawn between."""
+    draw = random.Random(0)
+    covered = [name for name in files_in(run) if is_covered(name) or name == CHAIN_FILE]
+    assert {
+        "config.yaml",
+        "rounds.jsonl",
+        "manifest.json",
+        "result.json",
+        "state/run.json",
+        CHAIN_FILE,
+        "deltas/start.f32",
+    } <= set(covered)
+    assert any(name.startswith("eval/") for name in covered)
+    missed = []
+    for name in covered:
+        file = run / name
+        content = file.read_bytes()
+        for place in {0, len(content) - 1, *(draw.randrange(len(content)) for _ in range(3))}:
+            changed = bytearray(content)
+            changed[place] ^= 1 << draw.randrange(8)
+            file.write_bytes(bytes(changed))
+            status = verify(run, ca)
+            if status != 1 or str(file) not in capsys.readouterr().out:
+                missed.append((name, place))
+        file.write_bytes(content)
+    assert missed == []
+    assert verify(run, ca) == 0
+
+
+def test_every_file_that_is_missing_or_too_much_is_named(run: Path, ca: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in files_in(run):
+        if not is_covered(name):
+            continue
+        file = run / name
+        content = file.read_bytes()
+        file.unlink()
+        assert verify(run, ca) == 1, name
+        assert str(file) in capsys.readouterr().out
+        file.write_bytes(content)
+    (run / "adapters" / "final" / "more.py").write_text("")
+    assert verify(run, ca) == 1
+    assert "more.py" in capsys.readouterr().out
+
+
+def test_every_file_cut_at_a_random_byte_is_named_or_not_needed(
+    made: tuple[Path, Consortium, Runs],
+    run: Path,
+    ca: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`verify`, `report` and `resume` end with a line that names the file, or work; none ends with a traceback."""
+    draw, runs = random.Random(1), made[2]
+    made[1].serves(monkeypatch)
+    whole = shutil.copytree(run, run.with_name("whole"))
+    for name in files_in(whole):
+        content = (whole / name).read_bytes()
+        if not content:
+            continue
+        cut = content[: draw.randrange(len(content))]
+        (run / name).write_bytes(cut)
+        named = verify(run, ca) == 1 and str(run / name) in capsys.readouterr().out
+        assert named == (is_covered(name) or name == CHAIN_FILE), name
+        _works_or_names(lambda: report([run], None), run / name)
+        if _works_or_names(lambda: runs.resume(run), run / name):
+            capsys.readouterr()
+            assert verify(run, ca) == 0 or str(run / name) in capsys.readouterr().out, name
+        shutil.rmtree(run)
+        shutil.copytree(whole, run)
+    capsys.readouterr()
+
+
+def _works_or_names(action: Callable[[], Any], file: Path) -> bool:
+    """Whether it works; else its error must name the file."""
+    try:
+        action()
+    except UserError as error:
+        named = file.name in str(error)
+        assert named, (file, error)  # noqa: PT017 - most of them work
+        return False
+    return True
+
+
+class TestWhoSaidIt:
+    def test_another_authority_is_not_believed(self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        make_authority(tmp_path / "other", 5)
+        assert verify(run, tmp_path / "other" / "ca.crt") == 1
+        assert "of another authority" in capsys.readouterr().out
+
+    def test_without_an_authority_it_says_that_nobody_vouches(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert verify(run) == 0
+        assert "name its ca.crt with --ca" in capsys.readouterr().out
+
+    def test_a_key_that_the_reader_knows_otherwise_is_named(
+        self, run: Path, ca: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        other = Consortium(tmp_path / "others")
+        other.enrolls(["bank-1"])
+        assert verify(run, ca, enrolled=other.home / "enrolled") == 1
+        assert "the key of bank-1 is not the one" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("what", ["rows", "delta", "weights", "request", "banks", "an older round"])
+    def test_who_writes_the_chain_anew_cannot_sign_it(
+        self, run: Path, ca: Path, what: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Whoever holds the folder makes every hash right again, and the signatures stay wrong."""
+        lines = [read_line(line) for line in (run / CHAIN_FILE).read_bytes().splitlines()]
+        first = lines[1]
+        if what == "rows":
+            first["banks"]["bank-0"]["figures"]["rows"] = 10**6
+        if what == "delta":
+            first["banks"]["bank-0"]["delta-sha256"] = "0" * 64
+        if what == "weights":
+            first["weights"]["bank-0"] = 99.0
+        if what == "request":
+            first["request"]["layout-id"] = "0" * 16
+        if what == "banks":
+            del first["banks"]["bank-1"]
+        if what == "an older round":
+            lines.insert(2, first)
+        write_chain(run, lines)
+        assert verify(run, ca) == 1
+        assert CHAIN_FILE in capsys.readouterr().out
+
+
+def write_chain(run: Path, lines: list[dict[str, Any]]) -> None:
+    """The lines with hashes that are right, and the signatures that they had."""
+    from fedfinlora.provenance.signatures import canonical, digest
+
+    previous, content = "0" * 64, b""
+    for line in lines:
+        body = {key: value for key, value in line.items() if key not in ("sha256", "signature", "previous")} | {
+            "previous": previous
+        }
+        previous = digest(body)
+        signature = {"signature": line["signature"]} if "signature" in line else {}
+        content += canonical({**body, "sha256": previous, **signature}) + b"\n"
+    (run / CHAIN_FILE).write_bytes(content)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Runs:
+    return Runs(write_rows(tmp_path / "rows"), tmp_path)
+
+
+class TestSimulations:
+    """Without keys: the chain of hashes, and the deltas where they were kept."""
+
+    RULES = (
+        (), ("strategy=fedavgm", "strategy.schedule=cosine", "strategy.warmup_rounds=1"), ("strategy=fedadam", "strategy.bias_correction=true"),
+        ("strategy.weighting=declared", "strategy.sizes=[bank-0:5,bank-1:70]"), ("peft.freeze_a=true",),
+    )  # fmt: skip
+
+    @pytest.mark.parametrize("words", RULES, ids=lambda words: " ".join(words) or "fedavg")
+    def test_every_rule_is_computed_again_to_the_last_bit(
+        self, runs: Runs, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run = runs.start("run", "strategy.keep_deltas=true", *words)
+        assert verify(run) == 0, capsys.readouterr().out
+        told = capsys.readouterr().out
+        assert "NOT SIGNED: a simulation has no keys" in told
+        assert "round 2: 2 banks asked, aggregate and step computed again from 2 deltas" in told
+        assert delta_file(run, 1, "bank-0").stat().st_mode & 0o777 == 0o600
+
+    def test_kept_deltas_that_give_another_adapter_are_found_though_every_hash_is_right(
+        self, runs: Runs, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Nothing is signed here, so somebody can write the whole chain anew: the arithmetic alone is against it."""
+        import hashlib
+
+        run = runs.start("run", "strategy.keep_deltas=true", rounds=1)
+        file = delta_file(run, 1, "bank-0")
+        file.write_bytes(bytes(len(file.read_bytes())))
+        lines = [read_line(line) for line in (run / CHAIN_FILE).read_bytes().splitlines()]
+        found = hashlib.sha256(file.read_bytes()).hexdigest()
+        lines[1]["banks"]["bank-0"]["delta-sha256"] = lines[-1]["files"]["deltas/round_000001/bank-0.f32"] = found
+        write_chain(run, lines)
+        assert verify(run) == 1
+        assert "the kept deltas give another adapter" in capsys.readouterr().out
+
+    def test_without_deltas_it_says_what_it_has_not_checked(self, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+        run = runs.start("run", "privacy=example", "privacy.epsilon=8", "train.batch_rows=4")
+        assert not start_file(run).exists()
+        assert verify(run) == 0
+        assert "hashes only: its deltas were not kept" in capsys.readouterr().out
+        card = run / "privacy.json"
+        card.write_text(card.read_text().replace('"delta"', '"Delta"', 1))
+        assert verify(run) == 1
+        assert f"{card}: it does not follow" in capsys.readouterr().out
+
+    def test_a_run_that_a_crash_broke_off_is_one_chain(
+        self, runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Round 2 is trained twice: its line was written, its checkpoint was not."""
+        save = server_app.federated.RunScores.close_round
+
+        def dies(self: Any, arrays: Any, line: Any, selection: Any) -> Any:
+            return save(self, arrays, line, selection) if line["round"] == 1 else raising(OSError("power cut"))()
+
+        monkeypatch.setattr(server_app.federated.RunScores, "close_round", dies)
+        with pytest.raises(OSError, match="power cut"):
+            runs.start("run", "strategy.keep_deltas=true", rounds=3)
+        run = runs.folder / "run"
+        monkeypatch.undo()
+        monkeypatch.setenv("FEDFINLORA_WITNESS", str(runs.folder / "witness"))
+        runs.resume(run)
+        lines = [read_line(line) for line in (run / CHAIN_FILE).read_bytes().splitlines()]
+        assert [(line["kind"], line.get("round")) for line in lines] == [
+            ("begin", 0), ("round", 1), ("round", 2), ("end", None), ("begin", 1), ("round", 2), ("round", 3), ("end", None)
+        ]  # fmt: skip
+        assert lines[2]["attempt"] != lines[5]["attempt"]
+        assert verify(run) == 0, capsys.readouterr().out
+
+    def test_noise_of_the_aggregators_own_is_not_to_be_computed_again(self, runs: Runs) -> None:
+        with pytest.raises(UserError, match=r"strategy\.keep_deltas=true: the aggregator's noise is secret"):
+            runs.config("run", "privacy=bank", "strategy.weighting=equal", "strategy.keep_deltas=true")
+
+
+@pytest.mark.parametrize("what", ["nothing", "an empty folder", "a file"])
+def test_what_is_no_run_is_said(tmp_path: Path, what: str) -> None:
+    folder = tmp_path / "there"
+    if what == "an empty folder":
+        folder.mkdir()
+    if what == "a file":
+        folder.write_text("")
+    with pytest.raises(UserError, match=str(folder)):
+        verify(folder)
+
+
+def test_a_chain_in_which_there_is_nothing_is_wrong(run: Path, ca: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / CHAIN_FILE).write_bytes(b"")
+    assert verify(run, ca) == 1
+    (run / CHAIN_FILE).unlink()
+    assert verify(run, ca) == 1
+    assert f"{run / CHAIN_FILE}: cannot be read" in capsys.readouterr().out
+    Chain(run).append({"kind": "begin"})
+    assert verify(run) == 1
+    assert json.loads((run / CHAIN_FILE).read_text())["kind"] == "begin"
