@@ -32,6 +32,7 @@ from flwr.proto.message_pb2 import PushObjectRequest
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
 from flwr.supercore.inflatable.inflatable_object import get_object_tree
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
+from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.utils import uint64_to_int64
 from hostile_bank import HostileBank
 from parties import ROOT, Federation, Machine, certifies, shoot, when
@@ -380,11 +381,10 @@ class Play:
         )  # fmt: skip
         forged = make_message(metadata=metadata, content=content_of(bank, request, bank="north"))
         forged.metadata.__dict__["_message_id"] = forged.object_id
-        try:
+        with pytest.raises(RunNotRunningException) as refusal:  # what Flower's client makes of a 403
             bank.pushes(forged, get_object_tree(forged), {})
-        except httpx.HTTPStatusError as refusal:
-            return refusal.response.status_code
-        return 200
+        answer: Any = refusal.value.__context__
+        return int(answer.response.status_code)
 
     def west(self, bank: HostileBank, message: Message, request: TrainRequest) -> None:
         """Bytes that are no message; 64 MiB; another layout."""
