@@ -23,7 +23,7 @@ from typing import Any
 
 from fedfinlora.config import Config
 from fedfinlora.config_values import build, to_plain
-from fedfinlora.errors import UserError
+from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.locks import Lock, own_command, take
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
@@ -211,7 +211,10 @@ def read_config(run: Path) -> Config:
         raise UserError(f"{file} is damaged: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{file} is damaged: it holds no configuration.")
-    return build(values)
+    try:
+        return build(values)
+    except ConfigError as error:
+        raise UserError(f"{file} is damaged, or of another version: {error}") from error
 
 
 def write_manifest(run: Path, config: Config, data_files: Mapping[str, str]) -> None:

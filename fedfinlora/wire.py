@@ -39,6 +39,8 @@ MOST_STEPS = 2**31 - 1
 MOST_SECONDS = 1e9
 MOST_LOSS = 1e6
 """Nats a token. Figures beyond these are no measurements."""
+MOST_NORM = 1e8
+"""Of a delta, also without strategy.max_update_norm: one that is longer could only be made to end the run in infinities."""
 FLAT_FLOAT32 = "fedfinlora.flat-float32"
 """Flower's `stype` of our arrays."""
 
@@ -357,7 +359,7 @@ def unpack_reply(
 ) -> Reply:
     """Server side: check one reply; RejectedReply says why it must not be averaged.
 
-    Sizes are checked before the array is made, the norm in float64. `max_update_norm` 0 means no limit. A `private`
+    Sizes are checked before the array is made, the norm in float64. `max_update_norm` 0 means MOST_NORM. A `private`
     reply withholds rows and losses (`Figures.withheld`), says what it has spent and where its ledger is. Where rows are
     no weights (`needs_rows`) a bank may keep them to itself.
     """
@@ -398,10 +400,11 @@ def unpack_reply(
     elif "train_loss" not in withheld and math.isnan(figures.train_loss):
         raise RejectedReply("not-finite", "The bank's training loss is not finite.")
     length = norm(delta)
-    if max_update_norm and length > max_update_norm:
-        raise RejectedReply(
-            "norm", f"The delta's norm is {length:.4g}, more than strategy.max_update_norm={max_update_norm:g}."
+    if length > (max_update_norm or MOST_NORM):
+        limit = (
+            f"strategy.max_update_norm={max_update_norm:g}" if max_update_norm else f"{MOST_NORM:g}, which no training gives"
         )
+        raise RejectedReply("norm", f"The delta's norm is {length:.4g}, more than {limit}.")
     return Reply(bank, delta, figures, length, policy_sha256, withheld, ledger)
 
 

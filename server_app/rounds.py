@@ -45,8 +45,8 @@ NOT_HERE = np.zeros(0, np.float32)
 """In the place of a delta that lies on the disk."""
 UNREADABLE = 1000
 """Code of the error that stands for a reply which was not taken in (`server_app.guarded_grid`); Flower's end below 10."""
-MESSAGE_UNAVAILABLE, NODE_UNAVAILABLE, INVALID_FAB = 3, 5, 7
-"""Flower's codes where a request has expired, as it does when its bank starts anew (`fedfinlora.deployment.flower`), where a bank has gone, and where its gate has refused
+PROCESS_DIED, MESSAGE_UNAVAILABLE, NODE_UNAVAILABLE, INVALID_FAB = 0, 3, 5, 7
+"""Flower's codes where a simulated bank's process has died, where a request has expired, as it does when its bank starts anew (`fedfinlora.deployment.flower`), where a bank has gone, and where its gate has refused
 the app bundle (`fedfinlora.deployment.gate`)."""
 
 
@@ -388,6 +388,12 @@ def _check(message: Message | None, name: str, layout: Layout, config: Config, e
         raise RejectedReply("away", "The bank has started again and lost what it was asked.")
     if message.has_error() and message.error.code == INVALID_FAB:
         raise RejectedReply("policy-code", SAFE_REASONS["policy-code"], said_by_bank=True)
+    if message.has_error() and message.error.code == PROCESS_DIED:
+        # Flower hands the dead process out again in each later round, and the run would end without the banks that draw it.
+        raise UserError(
+            f"The process that simulated {name} has died, most likely for want of memory. Go on from the last finished round with fewer "
+            "processes at a time: python -m fedfinlora simulate resume=RUN workers=1"
+        )
     if message.has_error():
         raise RejectedReply("crashed", f"The bank's process failed (Flower error {message.error.code}).")
     evidence.check(name, message.content)

@@ -488,8 +488,8 @@ class TestEvaluate:
     def test_another_models_adapter(self, command: Command, trained: Path, tmp_path: Path, rows: Path) -> None:
         more = (*SCORED, "peft.rank=2", "peft.alpha=4")
         ended = command("evaluate", "--adapter", str(trained / "adapters" / "final"), *overrides(rows, tmp_path / "out", *more))
-        assert re.search(r"does not fit this model and peft.*peft\.rank=", ended.error)
-        assert ended.status == 1
+        assert re.search(r"holds another kind of adapter.*peft\.rank=", ended.error)
+        assert ended.status == 2
 
     def test_the_final_adapter_scores_as_in_its_run(self, command: Command, trained: Path, tmp_path: Path, rows: Path) -> None:
         words = ("evaluate", "--adapter", str(trained / "adapters" / "final"))

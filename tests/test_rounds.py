@@ -382,6 +382,18 @@ class TestOneBadBank:
         TestOneBadBank.check(run, "error", "crashed")
         assert MARKER not in (run / "rounds.jsonl").read_text()
 
+    def test_a_simulated_banks_process_that_dies_ends_the_run_before_its_round_is_kept(self, runs: Runs) -> None:
+        """Flower (1.41) never replaces it: all later rounds would go without the banks that draw it."""
+        change = in_round(2, lambda message, reply: Message(Error(0, f"killed {MARKER}"), reply_to=message))
+        with pytest.raises(UserError, match=r"has died, most likely for want of memory.* resume=RUN workers=1"):
+            runs.start("run", tamper=only("bank-1", change))
+
+    def test_a_delta_that_would_overflow_is_rejected_without_a_limit_too(self, runs: Runs) -> None:
+        overflow = lambda delta: np.full(len(delta), 3e38, np.float32)  # noqa: E731
+        huge = in_round(1, lambda message, reply: replaced(with_delta(reply, overflow), message))
+        run = runs.start("run", "strategy.max_update_norm=0", tamper=only("bank-1", huge))
+        TestOneBadBank.check(run, "rejected", "norm")
+
     def test_a_bank_that_never_answers_is_late_and_the_run_goes_on(self, runs: Runs) -> None:
         started = time.monotonic()
         run = runs.start("run", "strategy.deadline_s=0.5", tamper=only("bank-1", in_round(1, lambda message, reply: None)))
