@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import cache
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client_app.bank import bank_facts, note_unusable, train_round
+from client_app.bank import BankFacts, bank_facts, note_unusable, train_round
 from client_app.signed import bank_keys, check_request, sign_answer
 from client_app.worker import train_in_worker
 from fedfinlora.logs import about, belongs, show_logs
@@ -34,8 +35,10 @@ def hello(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """One round at this bank, if its coordinator signed the request; the answer is signed by the bank, errors too."""
 
+    read = cache(lambda: bank_facts(context.node_config))  # once: the settings may be edited while the round is worked on
+
     def answer() -> RecordDict:
-        facts = bank_facts(context.node_config)
+        facts = read()
         try:
             check_request(message.content, facts, bank_keys(context.node_config))
             request = unpack_request(message.content)
@@ -49,13 +52,13 @@ def train(message: Message, context: Context) -> Message:
             done = train_round(request, facts)
         return pack_reply(facts.name, done.layout_id, done.delta, done.figures, facts.policy_sha256, facts.reveal, done.ledger)
 
-    return _signed(_safely(message, context, answer), message, context)
+    return _signed(_safely(message, context, answer), message, context, read)
 
 
-def _signed(reply: Message, message: Message, context: Context) -> Message:
+def _signed(reply: Message, message: Message, context: Context, read: Callable[[], BankFacts]) -> Message:
     """The reply with the bank's signature, or an unsigned error where the bank's key or disk fails: nothing else leaves then."""
     try:
-        sign_answer(reply.content, message.content, bank_facts(context.node_config), bank_keys(context.node_config))
+        sign_answer(reply.content, message.content, read(), bank_keys(context.node_config))
         return reply
     except BankError as error:
         log.error("%s", error)

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from tiny_runs import result_of, rounds_of
 
-from benchmarks.deploy_demo import DESKS, KILLED, LONG, MARK, PROJECT_ROOT, REFUSED, ROUNDS, RULE, SAMPLE, share_out
+from benchmarks.deploy_demo import DESKS, KILLED, LIAR, LIES, LONG, MARK, PROJECT_ROOT, REFUSED, ROUNDS, RULE, SAMPLE, share_out
 from fedfinlora.commands.simulate import end_family
 from fedfinlora.deployment.history import read_history
 from fedfinlora.errors import UserError
@@ -57,8 +57,10 @@ def test_the_story_is_in_the_files(tmp_path: Path) -> None:
 
     deployed, simulated = output / "deployed", output / "simulated"
     lines = rounds_of(deployed)
-    codes = [{bank["bank"]: bank["code"] for bank in line["banks"]} for line in lines]
+    told = [{bank["bank"]: bank["code"] for bank in line["banks"]} for line in lines]
+    codes = [{name: code for name, code in by_bank.items() if name != LIAR} for by_bank in told]
     assert len(lines) == ROUNDS
+    assert [by_bank[LIAR] for by_bank in told][: len(LIES)] == list(LIES.values())
     assert codes[0] == codes[-1] == dict.fromkeys(DESKS, "")
     assert codes[REFUSED - 1]["bank-2"] == f"policy-{RULE}"
     assert codes[KILLED - 1] == {"bank-0": "", "bank-1": codes[KILLED - 1]["bank-1"], "bank-2": ""}

@@ -340,7 +340,9 @@ def test_every_command_of_the_readme_runs(demo: Path, place: Path, monkeypatch: 
             continue
         if words[0] == "bench" or "dataset=hub" in words or any(word.startswith("resume=") for word in words):
             continue
-        if words[0] in ("coordinator", "bank") or "--run" in words:  # tests/test_deployment.py types them; there is no such run
+        if (
+            words[0] in ("coordinator", "bank", "verify") or "--run" in words
+        ):  # tests/test_deployment.py types them; there is no such run
             continue
         if words[:2] == ["privacy", "ledger"]:  # tests/test_privacy_officer.py damages one first
             continue

@@ -34,12 +34,12 @@ from flwr.supercore.inflatable.inflatable_object import get_object_tree
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.utils import uint64_to_int64
-from hostile_bank import HostileBank
 from parties import ROOT, Federation, Machine, certifies, shoot, when
 from reliability import DEADLINE_S, OUTCOMES
 from tiny_runs import adapter_bytes, rounds_of, same_run
 from wiretap import found_in, pushed, secrets_of, words_in
 
+from benchmarks.hostile_bank import HostileBank
 from fedfinlora.adapter import norm
 from fedfinlora.checkpoint import load_checkpoint
 from fedfinlora.deployment.app_bundle import code_sha256, installed_files
@@ -475,7 +475,7 @@ def requests_to(coordinator: Path, bank: str) -> list[str]:
 def played(federation: Federation, play: Play) -> Iterator[None]:
     """Three hostile banks that are connected; up does not get its first request."""
     acts = zip(federation.strangers, (play.east, play.west, play.up), strict=True)
-    hostile = [HostileBank(machine, federation.port, act, deaf=act == play.up) for machine, act in acts]
+    hostile = [HostileBank(machine.home.name, machine.bank, federation.port, act, deaf=act == play.up) for machine, act in acts]
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ import re
 import runpy
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,9 @@ def test_a_lock_is_whole_no_package_needs_one_that_is_not_in_it() -> None:
 
 
 def test_what_is_installed_here_is_what_the_lock_says() -> None:
-    installed = {canonicalize_name(each.metadata["Name"]): each.version for each in importlib.metadata.distributions()}
+    # Not what setuptools brings along for itself, which is found too once it was imported.
+    own = importlib.metadata.distributions(path=[sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
+    installed = {canonicalize_name(each.metadata["Name"]): each.version for each in own}
     locked = lock("dev") | lock("models")
     differing = {
         package: (version, installed.get(package)) for package, version in locked.items() if installed.get(package) != version

@@ -46,7 +46,7 @@ class Bank:
         self.rows = write_rows(place / "rows", train=24)
         self.node_config = {
             "bank": "north", "data-path": str(self.rows), "state-dir": str(place / "state"), "ledger-dir": str(place / "ledger"),
-            "worker": True, **more,
+            "worker": True, "declared-rows": "fpb:24", **more,
         }  # fmt: skip
         self.facts = bank_facts(self.node_config)
         self.words = overrides(self.rows, place / "runs", "train.optimizer_state=reset")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,6 @@ from flwr.supercore.inflatable.inflatable_object import InflatableObject, get_al
 from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree
 from flwr.supernode import fleet_http_connection
 from flwr.supernode.fleet_http_connection import http_request_response
-from parties import Machine
 
 from fedfinlora.deployment.flower import presenting
 from fedfinlora.provenance.chain import answer_signed, request_statement
@@ -37,15 +37,17 @@ FIGURES = Figures(
 
 
 class HostileBank:
-    """Runs in a thread until `ends`; an error in it is raised there. `deaf` makes it lose the first request to train on its way, as a broken link does."""
+    """Runs in a thread until `ends`; an error in it is raised there. `folder` holds its node.key, ca.crt and accepted certificate. `deaf` makes it lose
+    the first request to train on its way, as a broken link does.
+    """
 
-    def __init__(self, machine: Machine, port: int, answer: Answer, deaf: bool = False) -> None:
-        self.name, self.answer, self._deaf = machine.home.name, answer, deaf
+    def __init__(self, name: str, folder: Path, port: int, answer: Answer, deaf: bool = False) -> None:
+        self.name, self.answer, self._deaf = name, answer, deaf
         self._ending = threading.Event()
         self._error: BaseException | None = None
-        self._key: Any = load_ssh_private_key((machine.bank / "node.key").read_bytes(), None)
+        self._key: Any = load_ssh_private_key((folder / "node.key").read_bytes(), None)
         self._way = http_request_response(
-            f"127.0.0.1:{port}", False, str(machine.bank / "ca.crt"), (self._key, self._key.public_key())
+            f"127.0.0.1:{port}", False, str(folder / "ca.crt"), (self._key, self._key.public_key())
         )
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -83,17 +85,18 @@ class HostileBank:
         except BaseException as error:
             self._error = error
 
-    def content(self, request: TrainRequest, delta: np.ndarray | None = None, **head: Any) -> RecordDict:
-        """A reply's content as an honest bank would make it, but for what is given; `ledger` is a head of its privacy
-        ledger."""
+    def content(
+        self, request: TrainRequest, delta: np.ndarray | None = None, figures: Figures = FIGURES, **head: Any
+    ) -> RecordDict:
+        """A reply's content as an honest bank would make it, but for what is given; `ledger` is a head of its privacy ledger."""
         delta = np.full(request.adapter.size, 1e-4, np.float32) if delta is None else delta
         said: dict[str, Any] = {"bank": self.name, "layout_id": request.layout_id, **head}
-        return pack_reply(said["bank"], said["layout_id"], delta, FIGURES, ledger=said.get("ledger"))
+        return pack_reply(said["bank"], said["layout_id"], delta, figures, ledger=said.get("ledger"))
 
-    def sends(self, message: Message, content: RecordDict, whole: bool = True) -> bool:
-        """Answer a message, signed with the bank's own key as an honest answer is. `whole` False announces everything and sends nothing. Returns whether the SuperLink wanted it."""
+    def sends(self, message: Message, content: RecordDict, whole: bool = True, key: Any = None) -> bool:
+        """Answer a message, signed with the bank's own key as an honest answer is, or with another `key`. `whole` False announces everything and sends nothing. Returns whether the SuperLink wanted it."""
         if message.metadata.message_type == "train":
-            answer_signed(content, request_statement(message.content), Signer(self._key))
+            answer_signed(content, request_statement(message.content), Signer(key or self._key))
         reply = Message(content, reply_to=message)
         reply.metadata.__dict__["_message_id"] = reply.object_id
         return self.pushes(reply, get_object_tree(reply), get_all_nested_objects(reply) if whole else {})
