@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import mmap
 import os
 import time
 from collections.abc import Mapping
@@ -68,6 +69,10 @@ def check_request(content: RecordDict, facts: BankFacts, keys: BankKeys | None) 
         raise BankError("unsigned", f"the request is not the coordinator's: {error}") from error
     except (KeyError, TypeError, ValueError, RecursionError, AttributeError) as error:
         raise BankError("unsigned", f"the request cannot be checked ({type(error).__name__})") from error
+    if _was_asked(facts, str(statement.get("attempt", ""))):
+        raise BankError(
+            "unsigned", "the request was asked before: each try of a round has a number of its own, and is answered once"
+        )
     folder = signed_file(facts).parent
     config = str(head["config"]).encode("utf-8", "surrogatepass")
     _once(folder / f"{statement['config-sha256']}.json", config)
@@ -97,6 +102,15 @@ def sign_answer(content: RecordDict, request: RecordDict, facts: BankFacts, keys
 def signed_file(facts: BankFacts) -> Path:
     """Where a bank keeps what was signed."""
     return facts.state_folder / FOLDER / f"{facts.name}.jsonl"
+
+
+def _was_asked(facts: BankFacts, attempt: str) -> bool:
+    """Whether a request with this attempt's number, 32 hex digits, is on record already."""
+    file, wanted = signed_file(facts), f'"attempt":"{attempt}"'.encode()
+    if not file.is_file() or not file.stat().st_size:
+        return False
+    with open(file, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(wanted) >= 0
 
 
 def _once(file: Path, content: bytes) -> None:

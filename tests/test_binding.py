@@ -15,7 +15,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from flwr.superlink.servicer.fleet import fleet_handlers
 from test_flower_habits import Asked, message
 
-from fedfinlora.deployment.binding import bound_confirm, bound_pull, bound_push, bound_put
+from fedfinlora.deployment.binding import MOST_SESSIONS, bound_confirm, bound_pull, bound_push, bound_put
 
 SUPERLINK = 1
 push = bound_push(fleet_handlers.push_messages)
@@ -110,6 +110,20 @@ def test_a_node_does_not_pull_what_another_has_answered(two: Two) -> None:
         ).stored
     theirs = PullObjectRequest(**two.head(two.east, object_id=reply.object_id))
     assert "no message to this node" in refused(pull, request=theirs, state=two.state)
+
+
+def test_a_flood_of_bogus_answers_does_not_end_another_nodes_upload(two: Two) -> None:
+    """Neither answers to nothing, which are not remembered, nor many sessions of one node, which push out its own older ones."""
+    reply = two.reply(two.north, two.asked.waiting)
+    answer, parts = two.push(two.north, reply), get_all_nested_objects(reply)
+    for _ in range(MOST_SESSIONS + 10):
+        two.push(two.east, two.reply(two.east, "nothing that was ever asked"))
+    name = answer.objects_to_push[0]
+    head, content = two.head(two.north, object_id=name), parts[name].deflate()
+    assert put(request=PushObjectRequest(**head, session_id=answer.session_id, object_content=content), state=two.state).stored
+    bogus = two.push(two.east, two.reply(two.east, "nothing that was ever asked")).session_id
+    own = PushObjectRequest(**two.head(two.east, object_id=name), session_id=bogus, object_content=content)
+    assert "no message of this node" in refused(put, request=own, state=two.state)
 
 
 def test_a_node_pushes_the_parts_of_its_own_replies_only(two: Two) -> None:

@@ -229,6 +229,9 @@ class TestRequests:
         """So a bank proves later what it was asked, to anybody who has ca.crt."""
         request = asked(evidence)["bank-1"]
         self.checks(request, node_config)
+        with pytest.raises(BankError, match="asked before") as again:  # a recorded request, or one of another day
+            self.checks(request, node_config)
+        assert again.value.code == "unsigned"
         content = pack_reply("bank-1", LAYOUT.id, DELTA, FIGURES, reveal=())
         sign_answer(content, request, bank_facts(node_config), bank_keys(node_config))
         evidence.check("bank-1", content)

@@ -112,6 +112,33 @@ def test_one_flipped_bit_anywhere_is_found_and_named(run: Path, ca: Path, capsys
     assert verify(run, ca) == 0
 
 
+def test_a_file_more_does_not_decide_what_is_looked_at(run: Path, ca: Path) -> None:
+    """With a bank's settings in it a folder would be taken for a bank's, whose record is empty."""
+    for folder in (run, run / "adapters" / "final"):
+        (folder / "bank.yaml").write_text("name: x\ndata: /x\n")
+        with pytest.raises(UserError, match="or of two of them"):
+            verify(folder, ca)
+        (folder / "bank.yaml").unlink()
+    assert verify(run, ca) == 0
+
+
+def test_a_run_that_has_ended_has_its_last_line(run: Path, ca: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = (run / CHAIN_FILE).read_bytes().splitlines(keepends=True)
+    (run / CHAIN_FILE).write_bytes(b"".join(lines[:-1]))
+    assert verify(run, ca) == 1
+    assert "its last line is missing: adapters/final says that the run has ended" in capsys.readouterr().out
+
+
+def test_a_bank_that_the_reader_does_not_know_is_named(
+    made: tuple[Path, Consortium, Runs], run: Path, ca: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = tmp_path / "known"
+    shutil.copytree(made[1].home / "enrolled", known)
+    next(iter(sorted(known.glob("*.pub")))).unlink()
+    assert verify(run, ca, enrolled=known) == 1
+    assert "--enrolled has no key of " in capsys.readouterr().out
+
+
 def test_every_file_that_is_missing_or_too_much_is_named(run: Path, ca: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in files_in(run):
         if not is_covered(name):

@@ -24,11 +24,18 @@ def verify(folder: Path, authority: Path | None = None, key: Path | None = None,
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder. Name a run, an adapter (RUN/adapters/final) or a bank's home.")
     ca, public = (read_pem(file) if file else None for file in (authority, key))
-    if (folder / SETTINGS).is_file():
+    is_bank = (folder / SETTINGS).is_file()
+    is_adapter = any((folder / name).is_file() for name in (CONFIG_FILE, WEIGHTS_FILE, SIGNATURE_FILE))
+    is_run = (folder / CHAIN_FILE).is_file() or (folder / "config.yaml").is_file()
+    if is_bank + is_adapter + is_run > 1:  # else a file more would decide what is not looked at
+        raise UserError(
+            f"{folder} has files of a bank's home, an adapter and a run, or of two of them: it is not as it was made."
+        )
+    if is_bank:
         found = _bank(folder, ca)
-    elif (folder / CONFIG_FILE).is_file() or (folder / WEIGHTS_FILE).is_file() or (folder / SIGNATURE_FILE).is_file():
+    elif is_adapter:
         found = _adapter(folder, ca, public)
-    elif (folder / CHAIN_FILE).is_file() or (folder / "config.yaml").is_file() or (folder / "state").is_dir():
+    elif is_run or (folder / "state").is_dir():
         found = _run(folder, ca, public, enrolled)
     else:
         raise UserError(f"{folder} is neither a run ({CHAIN_FILE}), an adapter ({CONFIG_FILE}) nor a bank's home ({SETTINGS}).")

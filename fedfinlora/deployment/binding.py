@@ -10,6 +10,7 @@ Flower forgets the sender, though the parts are still on their way.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -20,8 +21,12 @@ MOST_KNOWN = 4096
 """Messages and sessions that are remembered: a request and a reply of each bank."""
 _known_parts: dict[str, frozenset[str]] = {}
 """Message id -> the ids of its objects."""
-_sessions: dict[str, int] = {}
-"""Session in which a reply's parts are pushed -> the node that has pushed its head. A run ends with the SuperLink, and its sessions with it."""
+MOST_SESSIONS = 64
+"""Sessions of a node that are remembered, its newest: it answers one request of each run, and tries again after a lost answer."""
+_sessions: dict[int, deque[str]] = {}
+"""Node -> the sessions in which it pushes the parts of its replies. A run ends with the SuperLink, and its sessions with it."""
+_answering: dict[int, deque[str]] = {}
+"""Node -> the requests that it has answered last, which may be gone when it sends the same answer again."""
 
 
 def bound_push(push_messages: Handler) -> Handler:
@@ -35,10 +40,14 @@ def bound_push(push_messages: Handler) -> Handler:
             _refuse("The message names another node as its sender.")
         if not heads[0].reply_to_message_id:
             _refuse("The message answers no request.")
+        node, asked = int(request.node.node_id), str(heads[0].reply_to_message_id)
+        answering = _answering.setdefault(node, deque(maxlen=MOST_SESSIONS))
+        own = asked in answering or asked in _requests_to(state, node)
         answer = push_messages(request=request, state=state)
-        while len(_sessions) >= MOST_KNOWN:
-            _sessions.pop(next(iter(_sessions)), None)
-        _sessions[answer.session_id] = request.node.node_id
+        if own:  # parts of an answer to anything else are not taken
+            if asked not in answering:
+                answering.append(asked)
+            _sessions.setdefault(node, deque(maxlen=MOST_SESSIONS)).append(str(answer.session_id))
         return answer
 
     return pushed
@@ -70,7 +79,7 @@ def bound_put(push_object: Handler) -> Handler:
     """Takes the parts of a reply from the node that has pushed its head, in the session that it was given for it."""
 
     def put(request: Any, state: Any) -> Any:
-        if _sessions.get(request.session_id) != request.node.node_id:
+        if str(request.session_id) not in _sessions.get(int(request.node.node_id), ()):
             _refuse("The object belongs to no message of this node.")
         return push_object(request=request, state=state)
 

@@ -252,6 +252,8 @@ def check_public_key(file: Path) -> bytes:
         key = serialization.load_ssh_public_key(content)
     except ValueError as error:
         raise UserError(f"{file} is no public key in OpenSSH's form. `bank init` writes one to node.key.pub.") from error
+    if isinstance(key, ec.EllipticCurvePublicKey) and not isinstance(key.curve, ec.SECP384R1):
+        raise UserError(f"{file} is a key on {key.curve.name}; signatures are made with P-384, as `bank init` makes it.")
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise UserError(f"{file} is not an elliptic-curve key, which Flower's node authentication wants.")
     return content

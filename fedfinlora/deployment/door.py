@@ -5,7 +5,7 @@ Whoever connects must show a certificate of the consortium's authority for an en
 certificate. This is looked up at each request, so that a revoked bank is out at its next one. The inner address, on loopback, serves everything to processes of
 the user who runs the SuperLink (`fedfinlora.deployment.own_user`).
 
-Connections are few and cheap: one without a certificate lives for HANDSHAKE_S at most, an address has MOST_GREETED of them at once, a bank MOST_OF_A_BANK, and one
+Connections are few and cheap: one without a certificate lives for HANDSHAKE_S at most, a network has the newest MOST_GREETED of them, a bank MOST_OF_A_BANK, and one
 that asks nothing is closed.
 """
 
@@ -15,6 +15,7 @@ import asyncio
 import base64
 import binascii
 import contextlib
+import ipaddress
 import logging
 import resource
 import socket
@@ -64,7 +65,7 @@ MOST_HEAD_BYTES = 2**16
 MOST_OPEN = 4096
 """Connections to the public listener. A bank has up to four at a time: 1,000 banks."""
 MOST_GREETED = 32
-"""Connections of one address that have not shown their certificate yet; a bank has at most four."""
+"""Connections of one network that have not shown their certificate yet, the newest; a bank has at most four."""
 MOST_GREETED_IN_ALL = 512
 MOST_OF_A_BANK = 16
 """Open connections of one bank: four are in use, and a cut line may leave some behind."""
@@ -214,6 +215,18 @@ class Visit(HttpToolsProtocol):
         self._due = self.loop.call_later(seconds, self.transport.abort) if seconds else None
 
 
+def network_of(address: str) -> str:
+    """Whose connections are counted together: an IPv4 address, or the 64 bits of an IPv6 address that a customer is given whole.
+
+    >>> network_of("192.0.2.7"), network_of("2001:db8::7"), network_of("::ffff:192.0.2.7")
+    ('192.0.2.7', '2001:db8::', '192.0.2.7')
+    """
+    found = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(found, ipaddress.IPv4Address):
+        return str(found)
+    return str(found.ipv4_mapped or ipaddress.IPv6Network((found, 64), strict=False).network_address)
+
+
 class Listener(uvicorn.Server):
     """uvicorn's server, but for how it takes connections: `admits` sees each before a byte is read, and so many may be greeted and open at once."""
 
@@ -226,9 +239,8 @@ class Listener(uvicorn.Server):
     ) -> None:
         super().__init__(config)
         self._admits, self._most_open, self._protocol = admits, most_open, protocol
-        self._greeted: Counter[str] = Counter()
-        """Address -> its connections in the TLS handshake."""
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._greeted: dict[asyncio.Task[None], str] = {}
+        """Each TLS handshake -> the network that it is with, the oldest first."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, with our own way to take connections."""
@@ -259,36 +271,36 @@ class Listener(uvicorn.Server):
                 await asyncio.sleep(0.1)
                 continue
             try:
-                taken = self._has_room(str(address[0])) and self._admits(connection)
+                taken = len(self.server_state.connections) + len(self._greeted) < self._most_open and self._admits(connection)
             except OSError:
                 taken = False
             if not taken:
                 connection.close()
                 continue
-            self._greeted[str(address[0])] += 1
-            task = loop.create_task(self._greet(connection, str(address[0])))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            network = network_of(str(address[0]))
+            self._makes_room(network)
+            task = loop.create_task(self._greet(connection))
+            self._greeted[task] = network
+            task.add_done_callback(lambda done: self._greeted.pop(done, None))
 
-    def _has_room(self, host: str) -> bool:
-        greeted = self._greeted.total()
-        return (
-            len(self.server_state.connections) + greeted < self._most_open
-            and greeted < MOST_GREETED_IN_ALL
-            and self._greeted[host] < MOST_GREETED
-        )
+    def _makes_room(self, network: str) -> None:
+        """End the oldest handshakes where there are too many: who has a certificate shows it at once, and who is silent gives way."""
+        own = [task for task, other in self._greeted.items() if other == network]
+        ending = own[: max(0, len(own) - MOST_GREETED + 1)]
+        if len(self._greeted) - len(ending) >= MOST_GREETED_IN_ALL:
+            ending.append(next(task for task in self._greeted if task not in ending))
+        for task in ending:
+            self._greeted.pop(task)
+            task.cancel()
 
-    async def _greet(self, connection: socket.socket, host: str) -> None:
+    async def _greet(self, connection: socket.socket) -> None:
         """The TLS handshake, after which the connection is its protocol's."""
         loop = asyncio.get_running_loop()
         limit = HANDSHAKE_S if self.config.ssl else None
         try:
             await loop.connect_accepted_socket(self._made, connection, ssl=self.config.ssl, ssl_handshake_timeout=limit)
-        except (OSError, ValueError):  # ssl.SSLError, a lost connection and a timeout among them
+        except (OSError, ValueError, asyncio.CancelledError):  # ssl.SSLError, a lost connection and a timeout among them
             connection.close()
-        finally:
-            self._greeted[host] -= 1
-            self._greeted += Counter()
 
     def _made(self) -> Any:
         make: Callable[..., Any] = self._protocol or self.config.http_protocol_class

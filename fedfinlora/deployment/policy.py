@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from fedfinlora.config import OPTIMIZERS, PEFT_METHODS, PRIVACY_MODES, Config
+from fedfinlora.config import OPTIMIZERS, PEFT_METHODS, PRIVACY_MODES, Config, TrainConfig
 from fedfinlora.config_values import build_group, to_plain_group
 from fedfinlora.errors import ConfigError, UserError, choose
 from fedfinlora.privacy.head import SHA256
@@ -54,9 +54,11 @@ class Policy:
     tokens of the rows, so list them for private rounds alone, if ever."""
     optimizer: tuple[str, ...] = ("adamw",)
     """Optimisers that a round without the bank's own noise may ask for. One step of sgd is the gradient itself, from which rows can be
-    computed; list sgd to allow it. Rounds with the bank's own noise may use either."""
+    computed; list sgd to allow it. Without it adamw is refused too where its settings make it that: train.clip_norm below 1e-4,
+    train.learning_rate above 0.1 or train.proximal_mu above 10. Rounds with the bank's own noise may use either."""
     datasets: tuple[str, ...] = (EVERY_DATASET,)
-    """Tasks that a round may train on, by the names of declared_rows; [all] = every one. With names here, a request must name its tasks."""
+    """Tasks that a round may train on, by the names of declared_rows; [all] = every one. With names here, a request must name its tasks.
+    dataset.equalize_tasks is refused whatever stands here: copies of rows would count as rows."""
     generation: str = "loss"
     """What may be computed from private rows besides training: loss, the mean loss of train.holdout_max_rows held-out rows on the adapter that
     was sent, or none. Text is never generated from them, whatever stands here."""
@@ -204,13 +206,26 @@ class Work:
     """Makes the hash of the base model's files, where a rule asks for it."""
 
 
+SMALLEST_CLIP, LARGEST_RATE, LARGEST_PULL = 1e-4, 0.1, 10.0
+"""Of train.clip_norm, train.learning_rate and train.proximal_mu: far beyond what anybody trains with. Gradients below AdamW's epsilon of 1e-8 make its step
+the gradient itself; a large pull to the start undoes every row's step but one's."""
+
+
+def _is_sgd(train: TrainConfig) -> bool:
+    """Whether AdamW's steps would show gradients as those of sgd do, or one row's among many."""
+    return 0 < train.clip_norm < SMALLEST_CLIP or train.learning_rate > LARGEST_RATE or train.proximal_mu > LARGEST_PULL
+
+
 RULES: dict[str, Callable[[Policy, Work], bool]] = {
     "model": lambda policy, work: not any(_names(entry, work) for entry in policy.models),
     "peft_methods": lambda policy, work: work.config.peft.method not in policy.peft_methods,
     "max_rank": lambda policy, work: 0 < policy.max_rank < work.config.peft.rank,
     "target_modules": lambda policy, work: not set(work.config.peft.target_modules) <= set(policy.target_modules),
-    "optimizer": lambda policy, work: not work.config.privacy.in_the_bank and work.config.train.optimizer not in policy.optimizer,
-    "datasets": lambda policy, work: not _may_train_on(policy.datasets, work.config.dataset.tasks),
+    "optimizer": lambda policy, work: (
+        not work.config.privacy.in_the_bank
+        and (work.config.train.optimizer not in policy.optimizer or ("sgd" not in policy.optimizer and _is_sgd(work.config.train)))
+    ),
+    "datasets": lambda policy, work: not _may_train_on(policy.datasets, work.config.dataset.tasks) or work.config.dataset.equalize_tasks,
     "generation": lambda policy, work: policy.generation == "none" and work.config.train.holdout_max_rows > 0,
     "max_steps_per_round": lambda policy, work: 0 < policy.max_steps_per_round < work.steps,
     "max_rows_per_round": lambda policy, work: 0 < policy.max_rows_per_round < work.rows,
@@ -249,14 +264,26 @@ def within(hours: str, now: datetime) -> bool:
     return start <= minute < end if start < end else minute >= start or minute < end
 
 
+class _Plain(yaml.SafeLoader):
+    """YAML in which no key stands twice and none is taken from elsewhere: the second would win over the first without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge" or key.value in seen:
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: the key {key.value!a:.40} is there twice, or is a merge")
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def read_settings(file: Path) -> tuple[BankSettings, str]:
     """(bank.yaml, SHA-256 of the file). ConfigError that names the file and the key for anything that is not as it should be."""
     try:
         content = file.read_bytes()
-        values = yaml.safe_load(content)
+        values = yaml.load(content, _Plain)
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}). `bank init` writes it.") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
     try:
         return build_group(BankSettings, values), hashlib.sha256(content).hexdigest()

@@ -180,6 +180,10 @@ class _Check:
             self.started = line["adapter_sha256"]
         self.rounds = {number: one for number, one in self.rounds.items() if number <= before}
         banks = line["banks"]
+        if line["certificate"] and banks is None:
+            self.wrong(where, "it names no keys of banks, and a coordinator's run has them")
+        for bank in sorted(set(banks or {}) - set(self.enrolled)) if self.enrolled is not None else ():
+            self.wrong(where, f"--enrolled has no key of {bank}")
         for bank, known in sorted((self.enrolled or {}).items()):
             if banks is not None and bank in banks and banks[bank].split()[:2] != known.split()[:2]:
                 self.wrong(where, f"the key of {bank} is not the one that --enrolled has")
@@ -220,6 +224,15 @@ class _Check:
         if line["start_sha256"] != before:
             self.wrong(where, f"round {number} does not start from the adapter of the round before")
         found = _Round(line, where, config)
+        weighed, accepted = (
+            set(line.get("weights") or {}),
+            {bank for bank, entry in line["banks"].items() if entry["code"] == ""},
+        )
+        if weighed and weighed != accepted:
+            self.wrong(
+                where,
+                f"{', '.join(sorted(weighed ^ accepted))} weighs in round {number} and was not accepted, or the other way round",
+            )
         for bank, entry in line["banks"].items():
             request = {**line["request"], **entry["request"]}
             expected = {
@@ -424,6 +437,9 @@ class _Check:
         """Every file that the last line names is as it was."""
         last = lines[-1][1] if lines else {}
         if last.get("kind") != "end":
+            for name in ("result.json", "adapters/final"):
+                if (self.run / name).exists():
+                    self.wrong(self.file, f"its last line is missing: {name} says that the run has ended")
             self.found.checked.append(f"files: {CHAIN_FILE} has no last line, as of a run that was broken off or still goes on")
             return
         named, here = last["files"], files_of(self.run)
