@@ -344,6 +344,8 @@ def bank_rows(config: Config, facts: BankFacts, tokenizer: Any) -> BankRows:
             train_rows, holdout_rows = encode_rows(tokenizer, kept, *how), encode_rows(tokenizer, held_out, *how)
         except UserError as error:
             raise BankError("data", str(error)) from error
+        if rows and not kept and config.privacy.in_the_bank:  # the row limits have left none, by chance
+            _check_least_rows(0, facts, "train.max_rows and dataset.max_rows_per_task leave")
         if not train_rows.examples:
             raise BankError("data", f"{facts.name} has no usable train rows")
         skipped = bad + len(train_rows.too_long) + len(holdout_rows.too_long)
