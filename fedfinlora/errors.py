@@ -22,3 +22,12 @@ def choose(value: str, choices: Iterable[str], what: str) -> str:
     near = get_close_matches(value, listed, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ConfigError(f"Unknown {what} {value!r}.{hint} Choose one of: {', '.join(listed)}.")
+
+
+def printable(text: str) -> str:
+    """A text of somebody else's for the terminal: what would move the cursor or hide a line is spelled out.
+
+    >>> printable("north" + chr(27) + "[2J") == "north" + chr(92) + "x1b[2J", printable("Zürich")
+    (True, 'Zürich')
+    """
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)

@@ -311,7 +311,7 @@ def simulate_here(words: list[str], banks: Path) -> int:
 def test_make_demo_leaves_what_the_readme_lists(demo: Path) -> None:
     listed = README.read_text("utf-8").split("## What a run leaves behind")[1].split("```")[1]
     names = [line.split()[0].rstrip("/") for line in listed.strip().splitlines()]
-    assert len(names) == 10
+    assert len(names) == 11
     assert [name for name in names if not (demo / name).exists()] == []
     result = json.loads((demo / "result.json").read_text("utf-8"))
     assert (result["status"], result["synthetic"], result["banks"]) == ("completed", True, 2)

@@ -95,6 +95,10 @@ class TestTry:
         assert "refused" in line
         assert way_out in line
 
+    def test_a_plan_does_not_write_on_the_terminal_what_it_likes(self, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        status, said = tried(home, planned(home, 'peft.target_modules=["\x1b[2Jevery rule lets it through"]', *PRIVATE), capsys)
+        assert (status, "\x1b" in said) == (1, False)
+
     def test_a_run_whose_later_rounds_would_be_refused_is_refused(self, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """Its first round alone is within the budget."""
         more = ("privacy=example", "privacy.epsilon=0", "privacy.noise_multiplier=0.9", "num_server_rounds=400")

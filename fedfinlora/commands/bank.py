@@ -50,7 +50,7 @@ from fedfinlora.deployment.policy import (
 )
 from fedfinlora.deployment.reach import AUTHORITY, CERTIFICATE, TLS_KEY, trouble
 from fedfinlora.deployment.watching import Listen, watch_bank
-from fedfinlora.errors import ConfigError, UserError
+from fedfinlora.errors import ConfigError, UserError, printable
 from fedfinlora.model_files import model_sha256
 from fedfinlora.privacy.accounting import default_delta
 from fedfinlora.privacy.ledger import read_lines
@@ -241,7 +241,7 @@ def try_plan(home: Path, file: Path, step: bool = False) -> int:
     width = max(len(verdict.rule) for verdict in trial.verdicts)
     for verdict in trial.verdicts:
         words = f"refused  {verdict.reason}. What to change: {verdict.way_out}" if not verdict.is_allowed else "allowed"
-        print(f"{verdict.rule.ljust(width)}  {words}")
+        print(printable(f"{verdict.rule.ljust(width)}  {words}"))
     if trial.forecast is None:
         print("Rules that need the rows were not looked at: the request is refused before.")
     else:
@@ -284,7 +284,7 @@ def status(home: Path) -> int:
     print(f"node.key: mode {mode:04o}" + ("" if mode == 0o600 else " - OTHERS CAN READ IT: chmod 600"))
     history = read_history(_facts(home).history_file)
     if history:
-        print(f"last request: {_line_of(history[-1])}")
+        print(printable(f"last request: {_line_of(history[-1])}"))
     print(_budget_words(settings.budget_epsilon))
     declared = sum(rows for task, rows in declared_sizes(settings.declared_rows).items() if task != CUSTOMERS)
     delta = min(settings.delta or 1.0, default_delta(max(1, declared)))
@@ -299,7 +299,7 @@ def history(home: Path) -> int:
     lines = read_history(_facts(home).history_file)
     print("time                      run                  round  outcome  rows  steps  bytes sent  epsilon spent")
     for line in lines:
-        print(_line_of(line))
+        print(printable(_line_of(line)))
     if not lines:
         print("nothing has run here yet")
     return 0
