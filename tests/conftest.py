@@ -70,8 +70,12 @@ TOGETHER = {
 """Test files that start many processes: no two deployments and no two simulations run at once, else their deadlines would be those of another machine."""
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """For `make test`, which has two workers: the tests of a file, or of TOGETHER, stay in one of them; what takes longest is begun first."""
+    """For `make test`, which has two workers: the tests of a file, or of TOGETHER, stay in one of them; what takes longest is begun first.
+
+    pytest-xdist reads the groups in the same hook of its own, so this one comes before it; under pytest 9.2 its version 3.8 drops them.
+    """
     if not hasattr(config, "workerinput"):
         return
     slow = {item.path for item in items if item.get_closest_marker("slow")}

@@ -55,6 +55,12 @@ def below(name: str, package: str) -> bool:
     return name == package or name.startswith(f"{package}.")
 
 
+def test_the_tests_of_a_file_stay_in_one_worker(request: pytest.FixtureRequest) -> None:
+    """Else `make test` spreads the tests of one deployment over two (tests/conftest.py groups them)."""
+    if hasattr(request.config, "workerinput") and request.config.getvalue("loadgroup"):
+        assert "@" in request.node.nodeid
+
+
 def test_the_walk_sees_the_project() -> None:
     assert len(MODULES) > 50
     found = imports(ROOT / "client_app" / "bank.py")
