@@ -14,8 +14,9 @@ from typing import Any
 
 from data.catalog import BENCHMARKS, GROUPS, PUBLISHED_COLUMNS, PUBLISHED_OVERALL, Benchmark, PublishedScore
 from data.sources.layout import finlora_stems
+from eval.answer_examples import EXAMPLES
 from eval.intervals import BOOTSTRAP_SEED, RESAMPLES
-from eval.parsers import PARSERS
+from eval.parsers import PARSERS, Answer
 from eval.scoring import RELATIVE_TOLERANCE, SCORERS, closed_labels
 
 INTRODUCTION = f"""# The benchmarks
@@ -28,6 +29,10 @@ published one. The two never mix, and neither mixes with what the model holds mo
 
 ## How an answer is read
 {{parsers}}
+
+By example, where the labels on offer are negative, neutral and positive, or A to D. Thoughts and wrappings are left aside for every parser, FinLoRA's
+rules know none of this, and each line is a test:
+{{examples}}
 
 ## How it is judged
 {{scorers}}
@@ -109,7 +114,9 @@ def main() -> None:
 def render() -> str:
     """The whole page as Markdown."""
     introduction = INTRODUCTION.format(
-        parsers=_functions(PARSERS, lambda entry: entry.parser), scorers=_functions(SCORERS, lambda entry: entry.scorer)
+        parsers=_functions(PARSERS, lambda entry: entry.parser),
+        examples=_examples(),
+        scorers=_functions(SCORERS, lambda entry: entry.scorer),
     )
     groups = [_group(title, [entry for entry in BENCHMARKS.values() if entry.group == key]) for key, title in GROUPS.items()]
     return "\n".join([introduction, *groups, _overall()])
@@ -120,6 +127,30 @@ def _functions(functions: Mapping[str, Callable[..., Any]], name_of: Callable[[B
     users = {name: [entry.key for entry in BENCHMARKS.values() if name_of(entry) == name] for name in functions}
     lines = [(f"`{name}`", _meaning(function), _codes(users[name])) for name, function in functions.items()]
     return _table(("name", "how", "benchmarks"), lines)
+
+
+def _examples() -> str:
+    """A line for each parser and kind of text: what is written -> what is read."""
+    lines = [
+        (f"`{parser}`", kind, ", ".join(f"{_code(example.text)} {_read(example.answer)}" for example in examples))
+        for parser, kinds in EXAMPLES.items()
+        for kind, examples in kinds.items()
+    ]
+    return _table(("parser", "texts", "text → read as"), lines)
+
+
+def _code(text: str) -> str:
+    """A text as Markdown code, line ends and blanks to be seen."""
+    shown = text.replace("\n", "⏎").replace("\u202f", "⍽").replace("\u2011", "‑") or "(empty)"
+    return f"`` {shown} ``" if "`" in shown else f"`{shown}`"
+
+
+def _read(answer: Answer | None) -> str:
+    if answer is None:
+        return "→ –"
+    if isinstance(answer, list):
+        return "→ " + " / ".join(piece or "–" for piece in answer)
+    return f"→ {answer:g}" if isinstance(answer, float) and float(f"{answer:g}") == answer else f"→ {answer}"
 
 
 def _meaning(function: Callable[..., Any]) -> str:

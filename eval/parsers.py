@@ -7,27 +7,35 @@ FinLoRA's own evaluator takes as the answer is `eval.scoring.finlora_score_row`.
 
 from __future__ import annotations
 
-import math
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
+
+from eval.numbers import DASHES, parse_number
+from eval.said import WRITTEN, is_refusal
 
 Answer = str | float | list[str | None]
 Parser = Callable[[str, Sequence[str]], Answer | None]
 
 
+_HYPHENS = "-\u2010\u2011"
+
+
 def parse_label(text: str, labels: Sequence[str]) -> str | None:
     """The label that occurs first as a whole word, in the label set's own spelling; case does not matter.
 
-    Where two labels start at the same place the longer one wins. A hyphen binds: "non-negative" holds no label.
+    Where two labels start at the same place the longer one wins. A hyphen binds: "non-negative" holds no label. A text that begins with a
+    refusal ("I cannot tell whether it is positive or negative") holds none.
 
     >>> parse_label("It is Positive, not negative.", ["negative", "positive"])
     'positive'
     """
     longest_first = sorted((label for label in labels if label), key=lambda label: (-len(label), label))
-    if not longest_first:
+    if not longest_first or is_refusal(text):
         return None
     words = "|".join(f"({re.escape(label)})" for label in longest_first)
-    found = re.search(rf"(?<!\w)(?<!\w-)(?:{words})(?!\w)(?!-\w)", text, re.IGNORECASE)
+    bound = rf"(?<!\w)(?<!\w[{_HYPHENS}])(?:{words})(?!\w)(?![{_HYPHENS}]\w)"
+    found = re.search(bound, text, re.IGNORECASE)
     return longest_first[found.lastindex - 1] if found and found.lastindex else None
 
 
@@ -40,31 +48,34 @@ def parse_collapsed_sentiment(text: str, labels: Sequence[str]) -> str | None:
     return parse_label(text, ("negative", "neutral", "positive"))
 
 
-_LETTER_ENDS = r"(?=\s*(?:$|[.,:;!)\]\n*\"'`]|[-–—]\s|(?:is|because|since)\b))"
+_LETTER_ENDS = r"(?=\s*(?:$|[.,:;!)\]\n*\"'`]|[-–—]+\s|(?:is|because|since)\b))"
 """What may follow an option's letter, so that the article in "A company issues bonds" is not option A."""
 
 
 def parse_choice(text: str, labels: Sequence[str]) -> str | None:
     """The letter of a multiple-choice answer, upper case, if it is one of `labels`.
 
-    Tried in this order: the text begins with a letter ("B", "B.", "(C)", "D) 5 %"); "answer", "option" or "choice" names one
-    ("The correct answer is D"); a letter in brackets anywhere; a lone capital followed by punctuation, if no other letter
-    stands alone. Small letters count only where the text begins with one or "Answer:" is followed by one, and brackets,
+    Tried in this order: the text begins with a letter ("B", "B.", "(C)", "D) 5 %"); "final answer", then "answer", "option" or "choice"
+    names one ("The correct answer is D"); a letter in brackets anywhere; a lone capital followed by punctuation, if no other letter
+    is alone. Wide and circled letters, and LaTeX around a letter, count as the letter. Small letters count only where the text begins with one or "Answer:" is followed by one, and brackets,
     punctuation or the end follow.
 
     >>> parse_choice("A company should disclose it, so the answer is C.", ["A", "B", "C"])
     'C'
     """
     letters = "".join(label for label in labels if len(label) == 1).upper()
-    if not letters:
+    if not letters or is_refusal(text):
         return None
+    text = _plain(unicodedata.normalize("NFKC", text))
     upper, either = f"[{letters}]", f"[{letters}{letters.lower()}]"
     small_ends = r"(?=\s*(?:$|[.:;)\]\n*]))"
     keyword = r"(?i:\b(?:answer|option|choice)\b)"
+    named = rf"{keyword}\s*[:=]?\s*[(\[*\"'`]*(?:({upper}){_LETTER_ENDS}|({either}){small_ends})"
     patterns = (
         rf"^[\s(\[*\"'`]*(?:({upper}){_LETTER_ENDS}|({either}){small_ends})",
+        rf"(?i:\bfinal)\s+{named}",
         rf"{keyword}\s+(?i:is|would\s+be|should\s+be)\s*:?\s*(?i:option\s+)?[(\[*\"'`]*({upper})\b",
-        rf"{keyword}\s*[:=]?\s*[(\[*\"'`]*(?:({upper}){_LETTER_ENDS}|({either}){small_ends})",
+        named,
         rf"[(\[]({upper})[)\]]",
     )
     for pattern in patterns:
@@ -75,98 +86,42 @@ def parse_choice(text: str, labels: Sequence[str]) -> str | None:
     return alone.pop() if len(alone) == 1 and re.search(rf"(?<![\w'’]){upper}(?=[.:;)\]]|\s*$)", text) else None
 
 
-_SCALES = {
-    "thousand": 1e3, "k": 1e3,
-    "million": 1e6, "mn": 1e6, "m": 1e6,
-    "billion": 1e9, "bn": 1e9, "b": 1e9,
-    "trillion": 1e12, "tn": 1e12,
-}  # fmt: skip
-_CURRENCY = r"(?:US\$|USD|EUR|GBP|[$€£¥₹])"
-_DASHES = "\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d"
-"""Hyphens, figure dash, en dash and minus signs that stand for a minus in front of a number."""
-_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
-_TYPESET = (
-    (re.compile(r"\\(?:times|cdot)\b"), "×"),
-    (re.compile(r"\\([$%€£])"), r"\1"),
-    (re.compile(r"\{,\}|(?<=\d)\\,(?=\d{3})"), ","),
-    (re.compile(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))"), ","),
-    (re.compile(r"10\s*\^\s*\{\s*([-+\u2212]?\d{1,4})\s*\}"), r"10^\1"),
-    (re.compile(rf"(?<![\w.,])[{_DASHES}](?=(?:US\$|USD|EUR|GBP|[$€£¥₹])?\s?\.?\d)"), "-"),
-)
-"""How typesetting writes numbers -> how they are typed. A dash behind a digit is a range, not a sign."""
-_NUMBER = re.compile(
-    rf"""
-    (?<![\w.,])                                                       # not inside a word, a tag name or another number
-    (?P<open>\(\s*)?
-    (?P<sign>[-−+])? (?:{_CURRENCY}\s*)? (?P<inner_sign>[-−+])?
-    (?P<digits>\d{{1,3}}(?:,\d{{2,3}})*,\d{{3}}(?!\d)|\d+|(?=\.\d)) (?P<fraction>\.\d*)?
-    (?: (?P<exponent>[eE][-+−]?\d+)(?!\w) | \s*[×x*]\s*10\s*(?:\^|\*\*)\s*\(?(?P<power>[-+−]?\d{{1,4}})\)? )?
-    (?:\s*%)?
-    (?: \s*(?P<word>thousand|million|billion|trillion|mn|bn|tn)\b | (?P<letter>[kmb])\b )?
-    (?P<close>\s*\))?
-    """,
-    re.VERBOSE | re.IGNORECASE,
-)
+def _plain(text: str) -> str:
+    """A text without LaTeX's marks of formulas and of upright text.
 
-
-def parse_number(text: str, labels: Sequence[str] = ()) -> float | None:
-    """The number that is answered: the first one, or on a line with "=" the first one behind its last "=".
-
-    Thousands commas, currency signs and a percent sign are dropped ("12.5 %" is 12.5, not 0.125); accountants' brackets negate;
-    "e6", "x 10^6", "10⁶", "million", "bn", "5M" scale, LaTeX and other dashes are read as what they stand for. Other units are ignored. Not finite is no number.
-
-    >>> parse_number("FV = 30,000 × 1.2 = $36,000.00"), parse_number("(5.2 million)"), parse_number("none")
-    (36000.0, -5200000.0, None)
+    >>> _plain(r"\\(\\text{B}\\) or $C$")
+    'B or C'
     """
-    text = _typed(text)
-    line = next((line for line in text.splitlines() if _NUMBER.search(line)), "")
-    found = _NUMBER.search(line.rpartition("=")[2]) or _NUMBER.search(line)
-    if not found:
-        return None
-    digits = found["digits"].replace(",", "") + (found["fraction"] or "") + (found["exponent"] or "").replace("−", "-")
-    value = float(digits)
-    if found["power"]:
-        value *= float(f"1e{found['power'].replace('−', '-')}")
-    value *= _SCALES.get((found["word"] or found["letter"] or "").lower(), 1.0)
-    negative = {found["sign"], found["inner_sign"]} & {"-", "−"} or (found["open"] and found["close"])
-    value = -value if negative else value
-    return value if math.isfinite(value) else None
-
-
-def _typed(text: str) -> str:
-    """A text with its typeset numbers as they are typed: LaTeX, superscripts, thin blanks between thousands, other dashes.
-
-    >>> _typed(r"\u20135.0 and \\$1{,}234 \\times 10^{6}, 3 × 10⁻²")
-    '-5.0 and $1,234 × 10^6, 3 × 10^-2'
-    """
-    text = re.sub(r"(?<=10)[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,4}", lambda power: f"^{power[0].translate(_SUPERSCRIPTS)}", text)
-    for typeset, typed in _TYPESET:
-        text = typeset.sub(typed, text)
-    return text
+    return re.sub(r"\\[()]|\$", "", WRITTEN.sub(r"\1", text))
 
 
 _PREFIX = r"us[-_\s]?gaap\s*[:_]\s*"
 _TAG = re.compile(rf"(?i:{_PREFIX})([A-Za-z]\w*)|(?<![\w:])([A-Z][a-z]\w*[A-Z]\w*)")
 _WORD = re.compile(r"[A-Za-z]\w*")
+_NAMED_TAG = re.compile(r"""\b(?:tag|answer)\s*(?:is|:)\s*["'`*]*([A-Z]\w+)["'`*]*(?=\s*[.,;]?\s*$)""", re.MULTILINE)
+_LIST_MARK = re.compile(r"^\s*(?:[-*•]|\(?(?:\d{1,3}|[a-z])[.)])\s+")
 
 
 def parse_tag(text: str, labels: Sequence[str] = ()) -> str | None:
     """The first US GAAP element name: prefixed (`us-gaap:Assets`), in camel case (`NetIncomeLoss`), or a line of one word.
 
-    Returned in lower case and without the prefix: no two elements differ only in that.
+    A name behind "tag is" or "answer is" counts too. Returned in lower case and without the prefix: no two elements differ only in that.
 
     >>> parse_tag("The tag is US-GAAP:NetIncomeLoss."), parse_tag("Assets"), parse_tag("total assets")
     ('netincomeloss', 'assets', None)
     """
+    text = re.sub(r"\\(?=[_:])", "", re.sub(f"[{DASHES}]", "-", text))
     found = _TAG.search(text)
     if found:
         return (found[1] or found[2]).lower()
-    line = _first_line(text).strip("`'\"*.<> ")
-    return line.lower() if _WORD.fullmatch(line) else None
+    line = _LIST_MARK.sub("", _first_line(text)).strip("`'\"*.<>[]() ")
+    named = _NAMED_TAG.search(text)
+    word = line if _WORD.fullmatch(line) else named[1] if named else None
+    return word.lower() if word else None
 
 
 def parse_tag_list(text: str, labels: Sequence[str] = ()) -> list[str | None] | None:
-    """The tags of a list separated by commas, semicolons or line ends, by position: None where a place holds no tag.
+    """The tags of a list, by position: None where a place holds no tag. Numbers, dashes, brackets and quotes of lists are dropped.
 
     >>> parse_tag_list("DebtInstrumentFaceAmount, us-gaap:Assets,,Revenues")
     ['debtinstrumentfaceamount', 'assets', None, 'revenues']
@@ -176,12 +131,12 @@ def parse_tag_list(text: str, labels: Sequence[str] = ()) -> list[str | None] | 
 
 
 def split_tags(text: str) -> list[str]:
-    """The places of a list separated by commas, semicolons or line ends, stripped; a place may be empty.
+    """The places of a list separated by commas, semicolons, bars, line ends or "and", stripped; a place may be empty.
 
-    >>> split_tags(" Assets,, us-gaap:Goodwill ")
-    ['Assets', '', 'us-gaap:Goodwill']
+    >>> split_tags(" Assets,, us-gaap:Goodwill "), split_tags("Assets, Goodwill, and Revenues")
+    (['Assets', '', 'us-gaap:Goodwill'], ['Assets', 'Goodwill', 'Revenues'])
     """
-    return re.split(r"\s*(?:[,;]|\n)\s*", text.strip())
+    return re.split(r"\s*(?:[,;|\n]\s*(?:and\s)?|\sand\s)\s*", text.strip())
 
 
 _FORMULA_TOKEN = re.compile(
@@ -195,7 +150,7 @@ _OPERATORS = str.maketrans("×÷−", "*/-")
 def parse_formula(text: str, labels: Sequence[str] = ()) -> str | None:
     """The first formula: operands (tags or numbers) joined by operators, written without blanks and outer brackets.
 
-    Prefix and case of tags, thousands commas, ".0", and ×, ÷, − do not matter; everything else does: "a / b" is not
+    Prefix and case of tags, thousands commas, ".0", brackets around one operand, ×, ÷, − and how LaTeX writes them do not matter; everything else does: "a / b" is not
     "(a / b) * 100", and "a / b * 100" is not "(a / b) * 100". A lone operand is an answer only if nothing else is there.
 
     >>> parse_formula("Margin = (US-GAAP:GrossProfit / us-gaap:Revenues) × 100")
@@ -203,6 +158,7 @@ def parse_formula(text: str, labels: Sequence[str] = ()) -> str | None:
     >>> parse_formula("((7 - 2) / 3.0)")
     '(7-2)/3'
     """
+    text = _typed_formula(text)
     for line in text.splitlines():
         runs = _formula_runs(line)
         formulas = [run for run in runs if re.search(r"[\w)][-+*/^]+[(-]*\w", run)]
@@ -212,6 +168,30 @@ def parse_formula(text: str, labels: Sequence[str] = ()) -> str | None:
     runs = _formula_runs(line)
     lone = len(runs) == 1 and (parse_tag(line) or re.fullmatch(r"[-+]?[\d,]+(\.\d+)?", line))
     return _without_outer_brackets(runs[0]) if lone else None
+
+
+_FORMULA_TYPESET = (
+    (re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r"(\1)/(\2)"),
+    (re.compile(r"\{,\}"), ","),
+    (re.compile(r"\\(?:times|cdot|ast)\b|[·∗⋅•](?=\s)|(?<=\d)\s+[xX]\s+(?=\d)"), " * "),
+    (re.compile(r"\\div\b|[∕⁄]"), "/"),
+    (re.compile(r"\\(?:left|right)\b|\\[()]|\\(?=[_:$%])"), ""),
+    (re.compile(r"(?<=us)[\u2010\u2011](?=gaap)", re.IGNORECASE), "-"),
+    (re.compile(rf"(?<=[\w)\]])\s*[{DASHES}]\s*(?=[\w$(\[])"), " - "),
+)
+"""How typesetting writes formulas -> how they are typed."""
+
+
+def _typed_formula(text: str) -> str:
+    """A text with its formulas as they are typed.
+
+    >>> _typed_formula(r"\\frac{us-gaap:A}{us-gaap:B} \\times 100")
+    '(us-gaap:A)/(us-gaap:B)  *  100'
+    """
+    text = WRITTEN.sub(r"\1", text)
+    for typeset, plain in _FORMULA_TYPESET:
+        text = typeset.sub(plain, text)
+    return text
 
 
 def _formula_runs(line: str) -> list[str]:
@@ -242,7 +222,9 @@ def _operand(token: re.Match[str]) -> str:
 
 
 def _without_outer_brackets(formula: str) -> str:
-    """Remove brackets that enclose the whole formula: "((a-b)/c)" gives "(a-b)/c", "(a)/(b)" stays."""
+    """Remove brackets around the whole formula and around one operand: "((a-b)/(c))" gives "(a-b)/c", "(a-b)/(c-d)" stays."""
+    while (bare := re.sub(r"(?<![\w)])\((\w+(?:\.\w+)?)\)(?![\w(])", r"\1", formula)) != formula:
+        formula = bare
     while formula.startswith("(") and formula.endswith(")"):
         depth = 0
         for position, character in enumerate(formula):

@@ -3,7 +3,7 @@
 Shown for closed label sets read by `label` or `collapsed_sentiment`, whose verdicts look for the first label. The verdict stands when a
 label has been found by both readings, the text does not end in the beginning of a label (a longer one could be completed), and the output is not
 on its way to become equal to a target (FinLoRA's rule 6 takes a wrong output for a class, and so tells such outputs apart). What is
-left is FinLoRA's rule 3: a second "Answer:" in the output begins it anew, as the end of a thought or an answer's own tag does for the honest
+left is FinLoRA's rule 3: a second "Answer:" in the output begins it again, as the end of a thought or an answer's own tag does for the honest
 reading (`eval.said`), so the tokens left in the budget must not suffice for one.
 """
 
@@ -17,8 +17,8 @@ from eval.said import MARKERS
 from eval.scoring import finlora_labels, finlora_output, finlora_pieces, read_answer
 
 READ_BY_FIRST_LABEL = ("label", "collapsed_sentiment")
-ANEW = ("Answer:", *MARKERS)
-"""What begins an answer anew."""
+RESTARTS = ("answer:", *MARKERS)
+"""What begins an answer again, in lower case."""
 BOUNDARY = 2
 """Characters behind a label that decide whether it is a whole word: "positive" against "positives" and "positive-looking"."""
 
@@ -49,7 +49,7 @@ class Settling:
         """Whether `text`, decoded so far, gives the figures that it would give with anything that may follow."""
         if self.benchmark.parser not in READ_BY_FIRST_LABEL or not text.isascii():
             return False
-        begun = any(text.endswith(marker[:size]) for marker in ANEW for size in range(1, len(marker)))
+        begun = any(text.lower().endswith(marker[:size]) for marker in RESTARTS for size in range(1, len(marker)))
         if self.restarts and tokens_left >= (1 if begun else self.marker_tokens):
             return False
         output = finlora_output(text)
@@ -68,8 +68,8 @@ class Settling:
 
 
 def fewest_marker_tokens(vocabulary: Iterable[str]) -> int:
-    """Fewest tokens that can spell a text with one of ANEW in it: 1 where a single token holds it, else 2.
+    """Fewest tokens that can spell a text with one of RESTARTS in it: 1 where a single token holds it, else 2.
 
     Two is a lower bound for everything else, and the safe side: the rule only asks whether so many are left.
     """
-    return 1 if any(marker in token for token in vocabulary for marker in ANEW) else 2
+    return 1 if any(marker in token.lower() for token in vocabulary for marker in RESTARTS) else 2

@@ -16,18 +16,10 @@ from hypothesis import strategies as st
 
 from data.catalog import BENCHMARKS
 from data.rows import Row
-from eval.parsers import (
-    PARSERS,
-    parse_choice,
-    parse_collapsed_sentiment,
-    parse_formula,
-    parse_label,
-    parse_number,
-    parse_tag,
-    parse_tag_list,
-    parse_text,
-)
+from eval.answer_examples import EXAMPLES, LABELS
+from eval.parsers import PARSERS, parse_choice, parse_collapsed_sentiment, parse_label, parse_number
 from eval.records import score_rows
+from eval.said import said
 from eval.scoring import (
     closed_labels,
     finlora_labels,
@@ -35,7 +27,6 @@ from eval.scoring import (
     finlora_pieces,
     finlora_score_row,
     finlora_scores,
-    read_answer,
     score_row,
 )
 
@@ -48,36 +39,40 @@ SCORED = [key for key, benchmark in BENCHMARKS.items() if benchmark.scorer != "b
 # --- what is said at last -------------------------------------------------------------------------------------------------------
 
 
+READ = [
+    pytest.param(parser, example.text, example.answer, id=f"{parser}-{kind}-{number}".replace(" ", "_"))
+    for parser, kinds in EXAMPLES.items()
+    for kind, examples in kinds.items()
+    for number, example in enumerate(examples)
+]
+
+
+@pytest.mark.parametrize(("parser", "text", "answer"), READ)
+def test_each_example_of_the_page_is_read_as_it_says(parser, text, answer) -> None:
+    final = said(text)
+    assert (None if final is None else PARSERS[parser](final, LABELS.get(parser, ()))) == answer
+
+
+def test_every_parser_has_examples_of_both_kinds() -> None:
+    assert set(EXAMPLES) == set(PARSERS)
+    for kinds in EXAMPLES.values():
+        answers = [example.answer for examples in kinds.values() for example in examples]
+        assert None in answers
+        assert any(answer is not None for answer in answers)
+
+
 @pytest.mark.parametrize(
-    ("key", "text", "answer"),
+    ("key", "target", "text"),
     [
-        ("fpb", "<think>could be negative ... it is positive</think>\n\npositive", "positive"),
-        ("fpb", "<THINKING>negative?</THINKING>neutral", "neutral"),
-        ("fpb", "it may be negative</think>\npositive", "positive"),
-        ("fpb", "<think>a</think>negative</think>positive", "positive"),
-        ("fpb", "<think>it could be negative", None),
-        ("fpb", "<think></think>", None),
-        ("fpb", "negative or not? <answer>positive</answer>", "positive"),
-        ("fpb", "<answer></answer> negative", "negative"),
-        ("fpb", "<answer>positive", "positive"),
-        ("fpb", "x < 5 is positive", "positive"),
-        ("cfa_level1", "A is wrong. So it is \\boxed{\\text{B}}.", "B"),
-        ("cfa_level1", "<answer>(C)</answer>", "C"),
-        ("cfa_level1", "$\\boxed{}$ so A", "A"),
-        ("xbrl_formula_extract", "<reasoning>5 / 2</reasoning> \\boxed{7 / 2}", "7/2"),
-        ("xbrl_finer", "<think>Assets, Goodwill</think>us-gaap:Revenues,us-gaap:Assets", ["revenues", "assets"]),
+        ("fpb", "positive", "<think>negative?</think>positive"),
+        ("cfa_level1", "B", "A is wrong. So it is \\boxed{\\text{B}}."),
+        ("xbrl_formula_extract", "7 / 2", "<reasoning>5 / 2</reasoning> \\boxed{7 / 2}"),
+        ("xbrl_finer", "us-gaap:Revenues,us-gaap:Assets", "<think>Assets, Goodwill</think>us-gaap:Revenues,us-gaap:Assets"),
     ],
 )
-def test_thoughts_and_wrappings_are_no_answer(key, text, answer) -> None:
-    assert read_answer(BENCHMARKS[key], text) == answer
-    target = {
-        "fpb": "positive",
-        "cfa_level1": "B",
-        "xbrl_formula_extract": "7 / 2",
-        "xbrl_finer": "us-gaap:Revenues,us-gaap:Assets",
-    }[key]
-    wanted = read_answer(BENCHMARKS[key], target)
-    assert bool(score_row(BENCHMARKS[key], target, text).correct) == (answer == wanted)
+def test_a_row_is_judged_by_what_is_said_at_last(key, target, text) -> None:
+    assert score_row(BENCHMARKS[key], target, text).correct
+    assert not score_row(BENCHMARKS[key], target, text.replace("</", "<").replace("boxed", "text{no}")).correct
 
 
 def test_finlora_reads_thoughts_as_it_always_did() -> None:
@@ -87,25 +82,6 @@ def test_finlora_reads_thoughts_as_it_always_did() -> None:
 
 
 # --- parsers ------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        ("positive", "positive"),
-        (" Positive.\n\nInput: more, negative", "positive"),
-        ("The answer is NEGATIVE, not positive", "negative"),
-        ("**neutral**", "neutral"),
-        ("positively glowing", None),
-        ("non-negative growth", None),
-        ("- negative", "negative"),
-        ("", None),
-        ("poſitive", "positive"),
-        ("pos", None),
-    ],
-)
-def test_label_is_the_first_whole_word(text, answer) -> None:
-    assert parse_label(text, SENTIMENT) == answer
 
 
 def test_longest_label_wins_where_two_start_together() -> None:
@@ -123,160 +99,9 @@ def test_nwgi_is_collapsed_to_three() -> None:
     assert parse_collapsed_sentiment("mild", ()) is None
 
 
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        ("A", "A"),
-        ("B.", "B"),
-        ("(C)", "C"),
-        ("[D]", "D"),
-        ("**C**", "C"),
-        ("b)", "B"),
-        ("D) 5 percent", "D"),
-        ("A\nExplanation: B is wrong.", "A"),
-        ("A. The firm must disclose", "A"),
-        ("Answer: D", "D"),
-        ("Answer: c", "C"),
-        ("The correct answer is option B", "B"),
-        ("The answer is A because of the rule", "A"),
-        ("It must be (C), I think", "C"),
-        ("Because of the rule, B.", "B"),
-        ("A company issues bonds", None),
-        ("a firm", None),
-        ("The answer is a firm", None),
-        ("A and B", None),
-        ("Neither A, nor B.", None),
-        ("Series B preferred stock", None),
-        ("E", None),
-        ("Apple", None),
-        ("", None),
-    ],
-)
-def test_choice_is_a_letter_and_never_an_article(text, answer) -> None:
-    assert parse_choice(text, ("A", "B", "C", "D")) == answer
-
-
 def test_choice_knows_only_the_letters_on_offer() -> None:
     assert parse_choice("D", ("A", "B", "C")) is None
     assert parse_choice("A", ()) is None
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        ("5.0", 5.0),
-        (" 1,234,567.89 USD", 1234567.89),
-        ("$37,161.62", 37161.62),
-        ("USD 5", 5.0),
-        ("-5.0", -5.0),
-        ("−3", -3.0),
-        ("-$3.50", -3.5),
-        ("$-3.50", -3.5),
-        ("(5,000)", -5000.0),
-        ("($ 1.5 million)", -1.5e6),
-        ("(5", 5.0),
-        ("12.5 %", 12.5),
-        ("1.2e3", 1200.0),
-        ("1E-2", 0.01),
-        ("3.1 × 10^2", 310.0),
-        ("2 billion dollars", 2e9),
-        ("7bn", 7e9),
-        ("7 b", 7.0),
-        (".5", 0.5),
-        ("5.", 5.0),
-        ("12,34,567", 1234567.0),
-        ("1, 2, 3", 1.0),
-        ("FV = 2 × (1 + 3)^2 = 32.00", 32.0),
-        ("x = unknown, 4", 4.0),
-        ("between 10-20", 10.0),
-        ("- 5 apples", 5.0),
-        ("about\n7", 7.0),
-        ("us-gaap:Tag1", None),
-        ("FY2023", None),
-        ("none", None),
-        ("1e999", None),
-        ("9" * 400, None),
-        ("1 x 10^9999", None),
-        ("–5.0", -5.0),
-        ("\u2010$3", -3.0),
-        ("between 10–20", 10.0),
-        ("pages 3—5", 3.0),
-        ("5.0 × 10⁶", 5e6),
-        ("3 × 10⁻²", 0.03),
-        (r"5.0 \times 10^{6}", 5e6),
-        (r"$\$1{,}234.5$", 1234.5),
-        (r"12.5\%", 12.5),
-        ("1\u202f234\u202f567", 1234567.0),
-        ("", None),
-    ],
-)
-def test_number(text, answer) -> None:
-    assert parse_number(text) == answer
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        ("us-gaap:NetIncomeLoss", "netincomeloss"),
-        ("US-GAAP: NetIncomeLoss.", "netincomeloss"),
-        ("us_gaap_NetIncomeLoss", "netincomeloss"),
-        ("NetIncomeLoss", "netincomeloss"),
-        ("Assets\n\nQuestion: and us-gaap:Goodwill?", "goodwill"),
-        ("`Assets`", "assets"),
-        ("The tag is us-gaap:Assets", "assets"),
-        ("<us-gaap:Assets>5</>", "assets"),
-        ("total assets", None),
-        ("21276000000.0", None),
-        ("", None),
-    ],
-)
-def test_tag(text, answer) -> None:
-    assert parse_tag(text) == answer
-
-
-def test_tag_list_keeps_positions() -> None:
-    assert parse_tag_list("DebtInstrumentFaceAmount,Revenues, us-gaap:Goodwill") == [
-        "debtinstrumentfaceamount",
-        "revenues",
-        "goodwill",
-    ]
-    assert parse_tag_list("Revenues,,\nGoodwill") == ["revenues", None, "goodwill"]
-    assert parse_tag_list("1. NetIncomeLoss\n2. GrossProfit") == ["netincomeloss", "grossprofit"]
-    assert parse_tag_list(", ,") is None
-    assert parse_tag_list("") is None
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        ("us-gaap:A / us-gaap:B", "a/b"),
-        ("((US-GAAP:A - B) / us-gaap:C)", "(a-b)/c"),
-        ("(us-gaap:A / us-gaap:B) × 100", "(a/b)*100"),
-        ("us-gaap:A / us-gaap:B * 100", "a/b*100"),
-        ("(us-gaap:A - us-gaap:B) / (us-gaap:C - us-gaap:D)", "(a-b)/(c-d)"),
-        ("Margin = us-gaap:A / us-gaap:B.", "a/b"),
-        ("The formula is\nus-gaap:A / us-gaap:B\nor another", "a/b"),
-        ("us-gaap:A / us-gaap:B) * 100", "a/b)*100"),
-        ("us-gaap:A / us-gaap:B *", "a/b*"),
-        ("$1,000 / 3.0", "1000/3"),
-        ("(15814000000 / 21252000000) * 100 = 74", "(15814000000/21252000000)*100"),
-        ("-5 / 3", "-5/3"),
-        ("us-gaap:Assets", "assets"),
-        ("42", "42"),
-        ("I do not know", None),
-        ("year-end cash / total", None),
-        ("()", None),
-        ("", None),
-    ],
-)
-def test_formula(text, answer) -> None:
-    assert parse_formula(text) == answer
-
-
-def test_text_needs_a_word() -> None:
-    assert parse_text(" An amount. ") == "An amount."
-    assert parse_text(" \n") is None
-    assert parse_text("...") is None
 
 
 @pytest.mark.parametrize("name", PARSERS)

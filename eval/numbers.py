@@ -1,0 +1,119 @@
+"""Reading a number out of generated text, as a person would: typed, typeset or written in another country's way."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Sequence
+
+SCALES = {
+    "hundred": 1e2, "thousand": 1e3, "k": 1e3, "lakh": 1e5, "crore": 1e7,
+    "million": 1e6, "mn": 1e6, "mln": 1e6, "mio": 1e6, "m": 1e6,
+    "billion": 1e9, "bn": 1e9, "mrd": 1e9, "b": 1e9,
+    "trillion": 1e12, "tn": 1e12,
+}  # fmt: skip
+"""Word or letter behind a number -> factor."""
+CURRENCY = r"(?:US\$|USD|EUR|GBP|[$€£¥₹])"
+DASHES = "\u2010\u2011\u2012\u2013\u2212\u2796\ufe63\uff0d"
+"""Hyphens, figure dash, en dash and minus signs that are written for a minus."""
+
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
+_POWER = re.compile(r"(?<=10)[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,4}")
+_VULGAR = re.compile(r"(\d*)([¼-¾⅐-⅞])")
+_BLANK_GROUPS = re.compile(r"(?<![\w.,])\d{1,3}(?:[ '’_\u00a0\u2009\u202f]\d{3})+(?![\w'’])")
+_DOT_GROUPS = re.compile(r"(?<![\w.,])\d{1,3}(?:(?:\.\d{3}){2,}(?![\w.]\d)|(?:\.\d{3})+(?=,\d{1,2}(?!\d)))")
+_TYPESET: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"\\(?:times|cdot)\b"), "×"),
+    (re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r"\1/\2"),
+    (re.compile(r"\\([$%€£])"), r"\1"),
+    (re.compile(r"\{,\}|(?<=\d)\\[,;!](?=\d{3})"), ","),
+    (re.compile(r"10\s*\^\s*\{\s*([-+\u2212]?\d{1,4})\s*\}"), r"10^\1"),
+    (re.compile(rf"(?<![\w.,])[{DASHES}](?=(?:US\$|USD|EUR|GBP|[$€£¥₹])?\s?\.?\d)"), "-"),
+    (re.compile(r"(?<![\w.,])(\d+),(?=(?:\d{1,2}|\d{4,})(?!\w|[.,]\d))"), r"\1."),
+)
+"""How typesetting writes numbers -> how they are typed. A dash behind a digit is a range, not a sign; a comma in front of one, two, four or more
+digits is a decimal comma, unless more groups follow."""
+_NUMBER = re.compile(
+    rf"""
+    (?<![\w.,])                                                       # not inside a word, a tag name or another number
+    (?P<open>\(\s*)?
+    (?P<sign>[-−+])? (?:{CURRENCY}\s*)? (?P<inner_sign>[-−+])?
+    (?P<digits>\d{{1,3}}(?:,\d{{2,3}})*,\d{{3}}(?!\d)|\d+|(?=\.\d)) (?P<fraction>\.\d*)?
+    (?: (?P<exponent>[eE][-+−]?\d+)(?!\w) | \s*[×x*]\s*10\s*(?:\^|\*\*)\s*\(?(?P<power>[-+−]?\d{{1,4}})\)? )?
+    (?:\s*%)?
+    (?: \s*(?P<word>hundred|thousand|lakh|crore|million|billion|trillion|mn|mln|mio|bn|mrd|tn)\b | (?P<letter>[kmb])\b )?
+    (?P<close>\s*\))?
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+_POWER_OF_TEN = re.compile(r"10\s*(?:\^|\*\*)\s*\(?([-+−]?\d{1,4})")
+_QUOTIENT = re.compile(r"\W*?(?P<over>[-−]?\d+(?:\.\d+)?)\s*/\s*(?P<under>\d+(?:\.\d+)?)\W*")
+_STEP = re.compile(r"\s*\d{1,2}[.):]\s+\S")
+_NAMED = re.compile(r"\b(?:final\s+answer|answer\s+(?:is|would\s+be|should\s+be))\b", re.IGNORECASE)
+
+
+def parse_number(text: str, labels: Sequence[str] = ()) -> float | None:
+    """The number that is answered: the first one, or on a line with "=" the first one behind its last "=".
+
+    Where the text does not begin with a line that is a number, one behind the last "the answer is" or "final answer" comes first. Separators
+    of thousands (comma, blank, apostrophe, dots where there are several), currency signs and a percent sign are dropped ("12.5 %" is 12.5,
+    not 0.125); a decimal comma is a point; accountants' brackets negate; "e6", "x 10^6", "10⁶", "million", "bn", "5M" scale; a fraction is
+    divided where it is all there is; LaTeX and other dashes are read as what they are written for. Other units are ignored. What is not
+    finite is no number.
+
+    >>> parse_number("FV = 30,000 × 1.2 = $36,000.00"), parse_number("(5.2 million)"), parse_number("none")
+    (36000.0, -5200000.0, None)
+    >>> parse_number("1. We add 5 to 6.\\nThe answer is 11."), parse_number("1.234,5"), parse_number("1/4")
+    (11.0, 1234.5, 0.25)
+    """
+    text = typed(text)
+    quotient = _QUOTIENT.fullmatch(text)
+    if quotient and float(quotient["under"]):
+        return float(quotient["over"].replace("−", "-")) / float(quotient["under"])
+    named = [] if _is_number(_first_line(text)) else list(_NAMED.finditer(text))
+    for place in (*(found.end() for found in reversed(named)), 0):
+        value = _first_number(text[place:])
+        if value is not None:
+            return value if math.isfinite(value) else None
+    return None
+
+
+def typed(text: str) -> str:
+    """A text with its typeset numbers as they are typed: LaTeX, superscripts, fractions of one sign, separators of thousands, other dashes.
+
+    >>> typed(r"\u20135.0 and \\$1{,}234 \\times 10^{6}, 3 × 10⁻²; 2½; 1 000 000,5")
+    '-5.0 and $1,234 × 10^6, 3 × 10^-2; 2.5; 1000000.5'
+    """
+    text = _POWER.sub(lambda power: f"^{power[0].translate(_SUPERSCRIPTS)}", text)
+    text = _VULGAR.sub(lambda found: repr(float(found[1] or 0) + round(unicodedata.numeric(found[2]), 12)), text)
+    text = _BLANK_GROUPS.sub(lambda found: re.sub(r"\D", "", found[0]), text)
+    text = _DOT_GROUPS.sub(lambda found: found[0].replace(".", ""), text)
+    for typeset, plain in _TYPESET:
+        text = typeset.sub(plain, text)
+    return text
+
+
+def _first_number(text: str) -> float | None:
+    """The first number of the first line that has one, or the first behind its last "="; infinite where it is too large."""
+    line = next((line for line in text.splitlines() if _NUMBER.search(line)), "")
+    found = _NUMBER.search(line.rpartition("=")[2]) or _NUMBER.search(line)
+    if not found:
+        return None
+    of_ten = _POWER_OF_TEN.match(found.string, found.start("digits"))
+    digits = "1" if of_ten else found["digits"].replace(",", "") + (found["fraction"] or "")
+    power = of_ten[1] if of_ten else found["power"] or (found["exponent"] or "")[1:] or "0"
+    value = float(f"{digits}e{power.replace('−', '-')}")
+    value *= SCALES.get((found["word"] or found["letter"] or "").lower(), 1.0)
+    negative = {found["sign"], found["inner_sign"]} & {"-", "−"} or (found["open"] and found["close"])
+    return -value if negative else value
+
+
+def _is_number(line: str) -> bool:
+    """Whether a line is one number with no more than a word or two around it, and no item of a list of steps."""
+    words = re.findall(r"[^\W\d_]{2,}", line.lower())
+    return len(_NUMBER.findall(line)) == 1 and len(words) <= 2 and not {"answer", "step"} & set(words) and not _STEP.match(line)
+
+
+def _first_line(text: str) -> str:
+    return next((line for line in text.splitlines() if line.strip()), "")
