@@ -11,12 +11,17 @@ from typing import Any
 from benchmarks.provenance import provenance, shown_command
 from data.catalog import BENCHMARKS
 from fedfinlora.commands.bench_evaluate import TARGETS, grouped
+from fedfinlora.commands.paired import NO_VERDICT
+from fedfinlora.errors import UserError
 from fedfinlora.runfolder import read_json, read_lines
 
 
 def speed(measured: Sequence[Mapping[str, Any]]) -> str:
     """One line a benchmark, and one for each group and set of `bench evaluate`."""
     lines = ["| benchmark | ratio | aim | bound | ours | reference | difference | rows |", "|---|---|---|---|---|---|---|---|"]
+    for figures in measured:
+        if figures.get("verdict") == NO_VERDICT:
+            raise UserError(f"bench {figures['bench']} gave no verdict (spread {figures['spread']:.2f}): measure it again.")
     shown = merged(measured)
     for figures in shown:
         lines.append(
@@ -35,7 +40,10 @@ def speed(measured: Sequence[Mapping[str, Any]]) -> str:
                 f"{one['reference_s_per_row']:.3f} s a row | {_differing(one)} | {one['rows']} |"
             )
     machine = measured[0]["machine"]
+    loads = [figures["load"] for figures in measured if figures.get("load")]
     told = f"On {machine['cpus']} CPUs, {machine['gpu'] or 'no GPU'}."
+    if loads:
+        told += " Load: " + ", ".join(f"{one['before']} before and {one['after']} after" for one in loads) + "."
     for figures in shown:
         if "peak_cache_gib" in figures:
             told += (

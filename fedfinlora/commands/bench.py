@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedfinlora.commands.paired import NO_VERDICT, load
 from fedfinlora.errors import ConfigError, choose
 from fedfinlora.runfolder import installed_versions, origin_of_this_process, write_json
 
@@ -16,7 +18,10 @@ Bench = Callable[[Sequence[str]], Mapping[str, Any]]
 
 
 def bench(words: Sequence[str], file: Path | None, rows: str = "short") -> int:
-    """Run the named benchmark; the first word is its name, the rest are overrides. `rows` tells the two of `train` apart."""
+    """Run the named benchmark; the first word is its name, the rest are overrides. `rows` tells the two of `train` apart.
+
+    Returns 3 where the two sides, measured in pairs, spread too widely to say anything.
+    """
     name = words[0] if words and "=" not in words[0] else ""
     run: Bench
     if rows != "short" and name != "train":
@@ -49,10 +54,24 @@ def bench(words: Sequence[str], file: Path | None, rows: str = "short") -> int:
         from fedfinlora.commands.bench_federation import bench_federation
 
         run = bench_federation
-    figures = {"bench": name, **origin_of_this_process(), **run(words[1:]), "machine": machine()}
+    before = load()
+    measured = run(words[1:])
+    figures = {
+        "bench": name,
+        **origin_of_this_process(),
+        **measured,
+        "load": {"before": before, "after": load()},
+        "machine": machine(),
+    }
     print(json.dumps(figures, indent=2, ensure_ascii=False, allow_nan=False))
     if file is not None:
         write_json(file, figures)
+    if figures.get("verdict") == NO_VERDICT:
+        print(
+            f"{NO_VERDICT} (spread {figures['spread']:.2f}, load {before} to {figures['load']['after']}): measure again when it is quiet",
+            file=sys.stderr,
+        )
+        return 3
     return 0
 
 

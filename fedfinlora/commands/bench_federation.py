@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedfinlora.commands.baselines import centralized
+from fedfinlora.commands.paired import MEASURED, NO_VERDICT, WIDEST_SPREAD
 from fedfinlora.commands.simulate import simulate
 from fedfinlora.compose import compose
 from fedfinlora.errors import UserError
@@ -25,7 +26,8 @@ STEPS_PER_ROUND = 10
 
 
 def bench_federation(overrides: Sequence[str]) -> dict[str, Any]:
-    """Seconds of both and the ratio federated / centralised; centralised runs before and after, to see the machine's drift."""
+    """Seconds of both and the ratio federated / centralised; centralised runs before and after: where these two differ by more than
+    WIDEST_SPREAD the machine has drifted, and there is no verdict."""
     folder = Path(tempfile.mkdtemp(prefix="fedfinlora-bench-"))
     common = [
         "evaluation=none", "dataset.tasks=[fpb,fiqa,tfns,nwgi]", "train.holdout_max_rows=0", f"train.steps_per_round={STEPS_PER_ROUND}",
@@ -47,6 +49,8 @@ def bench_federation(overrides: Sequence[str]) -> dict[str, Any]:
     config = compose(common)
     return {
         "ratio": sum(federated) / centralized_s,
+        "spread": (max(pooled) - min(pooled)) / centralized_s,
+        "verdict": MEASURED if max(pooled) - min(pooled) <= WIDEST_SPREAD * centralized_s else NO_VERDICT,
         "ours": {"federated_s": sum(federated), "rounds_s": federated},
         "reference": {
             "name": "the same rows and steps pooled in one process",

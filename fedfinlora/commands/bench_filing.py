@@ -19,6 +19,7 @@ from data.encode import encode_rows
 from data.sources import load_rows
 from fedfinlora.adapter import Vector, trainable, write_adapter
 from fedfinlora.base_checks import context_tokens
+from fedfinlora.commands.paired import judged
 from fedfinlora.compose import compose
 from fedfinlora.config import Config
 from fedfinlora.errors import UserError
@@ -36,7 +37,7 @@ TASK = "xbrl_tags_extract"
 FEWEST_ROWS = 16
 """Fewer questions on a filing share too little of it for the comparison that is meant."""
 REFERENCE_ROWS = 4
-TURNS = 2
+TURNS = 4
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,12 @@ def bench_filing(overrides: Sequence[str]) -> dict[str, Any]:
     ours: list[_Step] = []
     theirs: list[_Step] = []
     for turn in range(TURNS):
-        ours.append(_ours(session, config, rows, start))
-        theirs.append(_row_by_row(session, config, few, start))
+        sides = [
+            lambda: ours.append(_ours(session, config, rows, start)),
+            lambda: theirs.append(_row_by_row(session, config, few, start)),
+        ]
+        for side in sides[:: -1 if turn % 2 else 1]:
+            side()
         print(
             f"turn {turn + 1} of {TURNS}: ours {ours[-1].tokens_per_s:.0f} tokens/s ({len(rows)} rows, {ours[-1].seconds:.1f} s), "
             f"row by row {theirs[-1].tokens_per_s:.0f} tokens/s ({len(few)} rows, {theirs[-1].seconds:.1f} s)",
@@ -92,10 +97,8 @@ def bench_filing(overrides: Sequence[str]) -> dict[str, Any]:
         )
     same = _ours(session, config, few, start)
     difference, by_tensor = _differences(session, same.gradient, theirs[-1].gradient)
-    ratios = sorted(our.tokens_per_s / their.tokens_per_s for our, their in zip(ours, theirs, strict=True))
     return {
-        "ratio": statistics.median(ratios),
-        "ratio_range": [ratios[0], ratios[-1]],
+        **judged(*([1 / step.tokens_per_s for step in steps] for steps in (ours, theirs))),
         "ours": {**_figures(ours), "checkpointed_layers": max(step.checkpointed_layers for step in ours)},
         "reference": {"name": "the same rows one after the other, batch 1, gradients accumulated", **_figures(theirs)},
         "differs": {

@@ -20,6 +20,7 @@ from data.encode import encode_rows
 from data.sources import load_rows
 from fedfinlora.adapter import trainable, write_adapter
 from fedfinlora.base_checks import context_tokens
+from fedfinlora.commands.paired import judged
 from fedfinlora.compose import compose
 from fedfinlora.errors import UserError
 from fedfinlora.memory import peak_bytes, reset_peak
@@ -32,7 +33,7 @@ from fedfinlora.training import PassLimits, answer_loss, packs_of_step
 if TYPE_CHECKING:
     import torch
 
-TURNS = 5
+TURNS = 8
 CLIP_NORM = 0.1
 """Low enough that every row is clipped, so that a difference in clipping would show."""
 NAMES = ("private", "plain", "plain, shared prefixes", "Opacus hooks")
@@ -75,7 +76,7 @@ def bench_private(overrides: Sequence[str]) -> dict[str, Any]:
         seconds: dict[str, list[float]] = {name: [] for name in steps}
         peaks: dict[str, float] = {}
         for turn in range(TURNS + 1):
-            for name, step in steps.items():
+            for name, step in list(steps.items())[:: -1 if turn % 2 else 1]:
                 taken, peak = _timed(session, step)
                 if turn:  # the first turn warms up caches and thread pools
                     seconds[name].append(taken)
@@ -87,16 +88,12 @@ def bench_private(overrides: Sequence[str]) -> dict[str, Any]:
                 )
     finally:
         session.model.eval()
-    ratios = {
-        name: sorted(one / other for one, other in zip(seconds["private"], seconds[name], strict=True)) for name in NAMES[1:3]
-    }
-    shared, unshared = ratios["plain, shared prefixes"], ratios["plain"]
+    shared, unshared = (judged(seconds[name], seconds["private"]) for name in ("plain, shared prefixes", "plain"))
     middle = {name: statistics.median(values) for name, values in seconds.items()}
     return {
-        "ratio": statistics.median(shared),
-        "ratio_range": [shared[0], shared[-1]],
-        "ratio_to_unshared": statistics.median(unshared),
-        "ratio_to_unshared_range": [unshared[0], unshared[-1]],
+        **shared,
+        "ratio_to_unshared": unshared["ratio"],
+        "ratio_to_unshared_range": unshared["ratio_range"],
         "ratio_of_opacus": middle["Opacus hooks"] / middle["plain"],
         "ours": {"step_s": middle["private"]},
         "reference": {"name": "the same step without privacy, prefixes shared", "step_s": middle["plain, shared prefixes"]},

@@ -1,16 +1,17 @@
-"""`bench train`: our training loop and Hugging Face's `Trainer` on the same FPB rows, model and batches, alternating.
+"""`bench train`: our training loop and Hugging Face's `Trainer` on the same FPB rows, model and batches, in short turns that alternate.
 
 Both start each turn from the same adapter and see the same rows in the same steps, without dropout and with a constant learning
 rate, so their losses must agree. The Trainer is used as its documentation shows: right padding to the longest row of the batch,
-logits at every position.
+logits at every position. Its clock runs from the first step to the end of the last, without what it prepares; ours includes that.
 """
 
 from __future__ import annotations
 
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from data.encode import encode_rows
 from data.sources import load_rows
 from fedfinlora.adapter import write_adapter
 from fedfinlora.base_checks import context_tokens
+from fedfinlora.commands.paired import alternately, judged
 from fedfinlora.compose import compose
 from fedfinlora.config import Config
 from fedfinlora.errors import UserError
@@ -26,8 +28,8 @@ from fedfinlora.packing import Example
 from fedfinlora.row_order import rows_of_step
 from fedfinlora.training import Stretch, train
 
-STEPS = 4
-TURNS = 3
+STEPS = 2
+TURNS = 6
 
 
 def bench_train(overrides: Sequence[str]) -> dict[str, Any]:
@@ -48,25 +50,34 @@ def bench_train(overrides: Sequence[str]) -> dict[str, Any]:
         raise UserError(
             f"{len(examples)} FPB rows, fewer than one step of {config.train.batch_rows}. Set dataset.root or train.batch_rows."
         )
-    _ours(session, config, examples, 1)  # caches and thread pools warm up
+    losses: dict[str, list[float]] = {}
+
+    def side(name: str, run: Callable[..., tuple[float, list[float]]], steps: int = STEPS) -> Callable[[], float]:
+        def timed() -> float:
+            seconds, losses[name] = run(session, config, examples, steps)
+            return seconds
+
+        return timed
+
+    for name, run in (("ours", _ours), ("theirs", _trainer)):
+        side(name, run, 1)()  # caches and thread pools warm up
     ours: list[float] = []
     theirs: list[float] = []
     worst = 0.0
     for turn in range(TURNS):
-        our_s, our_losses = _ours(session, config, examples, STEPS)
-        their_s, their_losses = _trainer(session, config, examples, STEPS)
+        our_s, their_s = alternately(turn, side("ours", _ours), side("theirs", _trainer))
         ours.append(our_s)
         theirs.append(their_s)
-        worst = max(worst, *(abs(one - other) for one, other in zip(our_losses, their_losses, strict=True)))
+        worst = max(worst, *(abs(one - other) for one, other in zip(losses["ours"], losses["theirs"], strict=True)))
         print(
-            f"turn {turn + 1} of {TURNS}: ours {our_s:.2f} s, Trainer {their_s:.2f} s, losses {our_losses[-1]:.4f} {their_losses[-1]:.4f}"
+            f"turn {turn + 1} of {TURNS}: ours {our_s:.2f} s, Trainer {their_s:.2f} s, "
+            f"losses {losses['ours'][-1]:.4f} {losses['theirs'][-1]:.4f}",
+            file=sys.stderr,
         )
     batch = [example for step in range(STEPS) for example in _batch(config, examples, step)]
     tokens = sum(len(example.prompt_ids) + len(example.answer_ids) for example in batch)
-    ratios = sorted(their_s / our_s for our_s, their_s in zip(ours, theirs, strict=True))
     return {
-        "ratio": statistics.median(ratios),
-        "ratio_range": [ratios[0], ratios[-1]],
+        **judged(ours, theirs),
         "ours": {"tokens_per_s": tokens / statistics.median(ours), "seconds": ours},
         "reference": {"name": "transformers.Trainer", "tokens_per_s": tokens / statistics.median(theirs), "seconds": theirs},
         "differs": {"largest_step_loss_difference": worst},
@@ -129,7 +140,17 @@ def _trainer(session: Session, config: Config, examples: Sequence[Example], step
 
     losses: list[float] = []
 
-    class Losses(TrainerCallback):
+    class Watch(TrainerCallback):
+        """Losses, and seconds from the first step's begin to the last one's end."""
+
+        began_s = ended_s = 0.0
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.began_s = self.began_s or time.monotonic()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.ended_s = time.monotonic()
+
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
             if logs and "loss" in logs:
                 losses.append(float(logs["loss"]))
@@ -161,15 +182,12 @@ def _trainer(session: Session, config: Config, examples: Sequence[Example], step
             remove_unused_columns=False,
             seed=config.seed,
         )
-        trainer = InOrder(
-            model=session.model, args=arguments, train_dataset=Rows(), data_collator=collate, callbacks=[Losses()]
-        )
+        watch = Watch()
+        trainer = InOrder(model=session.model, args=arguments, train_dataset=Rows(), data_collator=collate, callbacks=[watch])
         trainer.remove_callback(_printer())
-        started = time.monotonic()
         trainer.train()
-        seconds = time.monotonic() - started
     session.model.eval()
-    return seconds, losses
+    return watch.ended_s - watch.began_s, losses
 
 
 def _printer() -> Any:
