@@ -40,7 +40,7 @@ from flwr.app import Message
 
 from benchmarks.hostile_bank import FIGURES, HostileBank
 from data.sample import FOLDER as SAMPLE
-from data.sources.layout import finlora_files
+from data.sources.layout import find
 from eval.metrics import headline_name
 from fedfinlora.commands.simulate import free_port
 from fedfinlora.compose import PROJECT_ROOT
@@ -258,7 +258,8 @@ def share_out(data: Path, output: Path) -> list[str]:
         raise UserError(f"--data {data} is not a folder.")
     run_tasks: list[str] = []
     for name, desk in DESKS.items():
-        files, missing = finlora_files(data, "train", desk.tasks)
+        found = find(data, "finlora", "train", desk.tasks)
+        files, missing = found.files, found.missing
         tasks = [task for task in desk.tasks if task not in missing and task not in LONG]
         if not tasks:
             raise UserError(f"{data} has no rows for {desk.title}: {next(iter(missing.values()))}.")
@@ -266,7 +267,7 @@ def share_out(data: Path, output: Path) -> list[str]:
         _link([output / name / "rows"], output / "simulation" / "rows", name)
         say(f"{desk.title}: {', '.join(file.name for file in files)}", name)
         run_tasks += tasks
-    tests, _ = finlora_files(data, "test", run_tasks)
+    tests = find(data, "finlora", "test", run_tasks).files
     if not tests:
         raise UserError(f"{data} has no test rows of {', '.join(run_tasks)} to score.")
     _link([file.path for file in tests], output / "aggregator" / "rows" / "test")

@@ -9,7 +9,8 @@ from functools import cache
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client_app.bank import BankFacts, bank_facts, note_unusable, train_round
+from client_app.bank import note_unusable, train_round
+from client_app.facts import BankFacts, bank_facts
 from client_app.signed import bank_keys, check_request, sign_answer
 from client_app.worker import train_in_worker
 from fedfinlora.logs import about, belongs, show_logs

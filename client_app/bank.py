@@ -10,7 +10,6 @@ import contextlib
 import logging
 import math
 import os
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,38 +21,39 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from client_app.facts import BankFacts
+from client_app.held_out import drawn, once, published_count, whole_tasks
 from client_app.kept_state import load_moments, save_moments
 from client_app.privacy_plan import CUSTOMERS, NAMES, PrivacyPlan, book_round, declared_size, delta_of, make_plan
 from data.catalog import select
 from data.encode import encode_rows
 from data.partition import hold_out, partition
 from data.rows import Row
-from data.sources import load_rows
+from data.sources import layout_of, load_rows, state_of_files
 from data.validation import set_aside
 from fedfinlora.adapter import Vector, read_adapter, write_adapter
 from fedfinlora.base_checks import context_tokens
 from fedfinlora.bounded_cache import BoundedCache
 from fedfinlora.config import Config, DatasetConfig, PartitionConfig, PrivacyConfig
-from fedfinlora.deployment.history import Event, history_file, record, rounds_today
-from fedfinlora.deployment.policy import Policy, Work, broken_rule, declared_sizes, read_settings, rounded_rows
+from fedfinlora.deployment.history import Event, record, rounds_today
+from fedfinlora.deployment.policy import Work, broken_rule, declared_sizes, rounded_rows
 from fedfinlora.errors import UserError
 from fedfinlora.logs import about
+from fedfinlora.memory import give_back_heap
 from fedfinlora.model_files import model_sha256
 from fedfinlora.models import Session, get_session
 from fedfinlora.packing import Example
 from fedfinlora.privacy.accounting import Steps
 from fedfinlora.privacy.cohorts import customer_of
-from fedfinlora.privacy.ledger import Booked, Head, Rows, Version1, fingerprint, ledger_root
+from fedfinlora.privacy.ledger import Booked, Head, Rows, Version1, fingerprint
 from fedfinlora.privacy.mechanism import Mechanism
-from fedfinlora.privacy.randomness import noise_is_reproducible
 from fedfinlora.runfolder import source_fingerprint
 from fedfinlora.seeds import derive_seed, generator
 from fedfinlora.training import Stretch, TrainResult, mean_loss, stretch_of_round, total_steps, train
-from fedfinlora.wire import ALWAYS_TOLD, REVEALABLE, BankError, Figures, TrainRequest
+from fedfinlora.wire import ALWAYS_TOLD, BankError, Figures, TrainRequest
 
 log = logging.getLogger("fedfinlora.bank")
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SetAside = tuple[tuple[str, ...], int]
 """(Benchmarks, rows of each) of the public validation rows."""
 SAMPLE_KEY = "sample.key"
@@ -62,51 +62,6 @@ SAMPLE_KEY = "sample.key"
 
 LONGEST_DETAIL = 500
 """Letters of a request's fault in the history: the server decides how long a request is."""
-
-
-@dataclass(frozen=True)
-class BankFacts:
-    """What the bank itself decides, from its Flower node config; it wins over what the server asks for."""
-
-    name: str
-    index: int
-    """Which part of a simulated data set is this bank's."""
-    banks: int
-    """In how many parts a simulated data set is divided; 0 = the bank has its own rows under `data_path`."""
-    data_path: str
-    state_folder: Path
-    ledger_folder: Path = field(default_factory=ledger_root)
-    """Where what was spent on each row is written, for all runs and all banks of this machine together."""
-    budget_epsilon: float = 0.0
-    """The bank's own limit on what any row may spend over all runs; 0 = that of the run, if it has one."""
-    declared_rows: tuple[str, ...] = ()
-    """TASK:ROWS, public and rounded: what stands for the bank's row counts in private rounds. () = its own counts, rounded."""
-    delta: float = 0.0
-    """0 = min(1e-5, N^-1.2) with N the declared rows; a smaller one is used, also one from the request."""
-    min_units: int = 0
-    """Fewest units of a private round."""
-    min_rows: int = 0
-    """Fewest rows of any round, and fewest that the steps of one without the bank's own noise take."""
-    reproducible_noise: bool = False
-    """For tests: all private draws come from the run's seed. Such rounds are booked as rounds without noise."""
-    policy: Policy | None = None
-    """What may run here; None = anything."""
-    policy_sha256: str = ""
-
-    @property
-    def deployed(self) -> bool:
-        """Whether this is a bank with rows of its own, not a part of a simulated data set."""
-        return self.policy is not None or self.banks == 0
-
-    @property
-    def reveal(self) -> tuple[str, ...]:
-        """The figures that may leave with a delta, besides those that always do."""
-        return self.policy.reveal if self.policy else REVEALABLE
-
-    @property
-    def history_file(self) -> Path:
-        """Where a bank with a policy writes down what ran."""
-        return history_file(self.state_folder, self.name)
 
 
 @dataclass(frozen=True)
@@ -138,68 +93,12 @@ class RoundReply(NamedTuple):
     """Of the bank's ledger with this round's line; None where the round was not booked."""
 
 
-def bank_facts(node_config: Mapping[str, Any]) -> BankFacts:
-    """Read the node config: partition-id and num-partitions (Flower's simulation), or bank, data-path, state-dir, ledger-dir, budget-epsilon,
-    declared-rows ("fpb:1200,fiqa:400"), delta, min-units, min-rows and, for tests, reproducible-noise. `settings`, a bank.yaml, takes the
-    place of all that it can say and brings the policy.
-    """
-    policy, policy_sha256 = None, ""
-    if "settings" in node_config:
-        try:
-            own, policy_sha256 = read_settings(Path(str(node_config["settings"])))
-        except UserError as error:
-            raise BankError("config", str(error)) from error
-        policy = own.policy
-        node_config = {
-            **node_config, "bank": own.name, "data-path": own.data, "budget-epsilon": own.budget_epsilon, "delta": own.delta,
-            "declared-rows": ",".join(own.declared_rows), "min-units": own.min_units, "min-rows": own.min_rows,
-        }  # fmt: skip
-    try:
-        index, parts = int(node_config.get("partition-id", 0)), int(node_config.get("num-partitions", 1))
-    except (TypeError, ValueError) as error:
-        raise BankError("config", "the node config's partition-id and num-partitions must be whole numbers") from error
-    data_path = str(node_config.get("data-path", ""))
-    name = str(node_config.get("bank", f"bank-{index}"))
-    if not NAME.fullmatch(name):
-        raise BankError("config", f"the node config's bank={name!r} is not a plain name of letters, digits, '.', '_' and '-'")
-    banks = 0 if data_path else parts
-    home = Path.home() / ".fedfinlora"
-    state = node_config.get("state-dir", os.environ.get("FEDFINLORA_BANK_STATE") or home / "banks")
-    ledger = node_config.get("ledger-dir", ledger_root())
-    budget, delta = _number(node_config, "budget-epsilon"), _number(node_config, "delta")
-    min_units, min_rows = int(_number(node_config, "min-units")), int(_number(node_config, "min-rows"))
-    declared = tuple(entry for entry in str(node_config.get("declared-rows", "")).split(",") if entry)
-    try:
-        declared_sizes(declared)
-    except UserError as error:
-        raise BankError("config", str(error)) from error
-    if delta >= 1:
-        raise BankError("config", "the node config's delta must be below 1")
-    reproducible = str(node_config.get("reproducible-noise", "")).lower() in ("true", "1") or noise_is_reproducible()
-    state, ledger = Path(str(state)).expanduser(), Path(str(ledger)).expanduser()
-    return BankFacts(
-        name, index, banks, data_path, state, ledger, budget, declared, delta, min_units, min_rows, reproducible, policy, policy_sha256
-    )  # fmt: skip
-
-
-def _number(node_config: Mapping[str, Any], key: str) -> float:
-    """A number of the node config that is 0 (none) or more. BankError for anything else."""
-    try:
-        value = float(node_config.get(key, 0.0))
-    except (TypeError, ValueError) as error:
-        raise BankError("config", f"the node config's {key} must be a number") from error
-    if not (value >= 0 and math.isfinite(value)):
-        raise BankError("config", f"the node config's {key} must be 0 (none) or more")
-    return value
-
-
 def bank_dataset(dataset: DatasetConfig, facts: BankFacts) -> DatasetConfig:
     """The data set that this bank reads: its own folder if it has one, whatever the server named."""
     if not facts.data_path:
         return dataset
     path = Path(facts.data_path).expanduser()
-    source = "finlora" if (path / "train").is_dir() else "jsonl"
-    return replace(dataset, source=source, root=str(path.absolute()), on_bad_row="skip")
+    return replace(dataset, source=layout_of(path), root=str(path.absolute()), on_bad_row="skip", columns=facts.columns)
 
 
 def divide(config: Config, banks: int) -> list[list[Row]]:
@@ -298,6 +197,17 @@ def split_rows(rows: list[Row], config: Config, bank: str) -> tuple[list[Row], l
     return list(kept), list(held_out)
 
 
+def own_split(rows: Sequence[Row], config: Config, facts: BankFacts) -> tuple[list[Row], list[Row]]:
+    """(train rows, held-out rows) of a deployed bank, which draws the latter from all of its rows by its own key (`client_app.held_out`)."""
+    limited, _ = split_rows(list(rows), replace(config, train=replace(config.train, holdout_max_rows=0)), facts.name)
+    if not config.train.holdout_max_rows or not config.train.holdout_fraction:
+        return limited, []
+    whole = _whole_data_set(config, facts, rows)
+    names = drawn(whole, _sample_key(facts), facts.min_rows)
+    kept = [row for row in limited if (row.task, row.prompt) not in names]
+    return kept, once(whole, names, config.dataset.tasks)
+
+
 ROWS_BYTES = 2**30
 """Of tokenized rows in memory: 30 million tokens. One of many simulated banks reads and tokenizes its rows again where they are more."""
 TOKEN_BYTES, ROW_BYTES = 36, 600
@@ -334,6 +244,8 @@ def bank_rows(config: Config, facts: BankFacts, tokenizer: Any) -> BankRows:
             declared = _declared(config, facts, rows) if config.privacy.in_the_bank or facts.deployed else {}
             if config.privacy.in_the_bank:
                 kept, held_out = sampled_rows(rows, config, facts, declared), list[Row]()
+            elif facts.deployed:
+                kept, held_out = own_split(rows, config, facts)
             else:
                 kept, held_out = split_rows(rows, config, facts.name)
             # Whether one bad row ends a round is not for a server to ask.
@@ -342,6 +254,13 @@ def bank_rows(config: Config, facts: BankFacts, tokenizer: Any) -> BankRows:
             if config.privacy.in_the_bank and config.privacy.unit == "customer":
                 kept = with_customers(kept, facts.name)
             train_rows, holdout_rows = encode_rows(tokenizer, kept, *how), encode_rows(tokenizer, held_out, *how)
+            if facts.deployed and holdout_rows.too_long:
+                whole = whole_tasks(held_out, holdout_rows.rows)
+                held_out = [row for row in held_out if row.task in whole]
+                holdout_rows = encode_rows(tokenizer, held_out, *how)
+                log.warning(
+                    "%s: the held-out rows of some tasks are longer than the window: these tasks are not scored", facts.name
+                )
         except UserError as error:
             raise BankError("data", str(error)) from error
         if rows and not kept and config.privacy.in_the_bank:  # the row limits have left none, by chance
@@ -371,14 +290,7 @@ def bank_rows(config: Config, facts: BankFacts, tokenizer: Any) -> BankRows:
 
 def _state_of_files(facts: BankFacts) -> tuple[tuple[str, int, int], ...]:
     """Name, size and time of every file of a bank's own rows: a resident process notices that they were changed."""
-    if not facts.data_path:
-        return ()
-    found = []
-    for file in sorted(Path(facts.data_path).expanduser().rglob("*")):
-        with contextlib.suppress(OSError):
-            state = file.stat()
-            found.append((str(file), state.st_size, state.st_mtime_ns))
-    return tuple(found)
+    return state_of_files(Path(facts.data_path).expanduser()) if facts.data_path else ()
 
 
 def with_customers(rows: Sequence[Row], bank: str) -> list[Row]:
@@ -451,7 +363,10 @@ def train_round(request: TrainRequest, facts: BankFacts) -> RoundReply:
     accepted is the same BankError: which it was may depend on the rows.
     """
     with about(run=request.run, round=request.round, bank=facts.name):
-        return _noted_round(request, facts)
+        try:
+            return _noted_round(request, facts)
+        finally:
+            give_back_heap()
 
 
 def _noted_round(request: TrainRequest, facts: BankFacts) -> RoundReply:
@@ -529,7 +444,7 @@ def work_of(request: TrainRequest, facts: BankFacts, steps: int = 0, rows: int =
     # Once begun, this round is among those of today.
     begun_before = max(0, today - 1) if steps else today
     config = request.config
-    return Work(config, steps, rows, begun_before, now, lambda: model_sha256(config.model))
+    return Work(config, steps, rows, begun_before, now, lambda: model_sha256(config.model), facts.min_rows)
 
 
 def check_policy(request: TrainRequest, facts: BankFacts, steps: int = 0, rows: int = 0) -> None:
@@ -656,8 +571,8 @@ def _open_round(
         holdout_loss=holdout_loss,
         train_s=result.wall_s,
         load_s=load_s,
-        bank_rows=len(rows.train),
-        skipped_rows=rows.skipped,
+        bank_rows=published_count(len(rows.train), facts.min_rows) if facts.deployed else len(rows.train),
+        skipped_rows=published_count(rows.skipped, facts.min_rows) if facts.deployed else rows.skipped,
     )
     return _Done(RoundReply(delta, session.layout.id, figures, head), result.rows, spending)
 

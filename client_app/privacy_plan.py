@@ -28,7 +28,8 @@ from fedfinlora.privacy.mechanism import NEIGHBOUR_SHARE, Mechanism, self_test, 
 from fedfinlora.wire import BankError, TrainRequest
 
 if TYPE_CHECKING:
-    from client_app.bank import BankFacts, BankRows
+    from client_app.bank import BankRows
+    from client_app.facts import BankFacts
     from fedfinlora.models import Session
     from fedfinlora.training import Stretch
 

@@ -1,7 +1,7 @@
 """What a deployed bank does with signatures: it answers nothing but what its coordinator has signed, signs its answers, and keeps both.
 
-`state/signed/BANK.jsonl` has a line for each request as it came and one for each answer before it leaves, with their signatures; configurations and
-certificates lie beside it, once each, by their SHA-256. With it a bank proves later what it was asked and what it said
+`state/signed/BANK.jsonl` has a line for each request as it came and one for each answer before it leaves, with their signatures, each chained to the
+line before it (`fedfinlora.provenance.bank_record`); configurations and certificates are next to it, once each, by their SHA-256. With it a bank proves later what it was asked and what it said
 (`python -m fedfinlora verify ~/.fedfinlora/bank`). Figures that the policy withholds are not in an answer, so they are not there either.
 """
 
@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import mmap
-import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +17,14 @@ from typing import Any
 
 from flwr.app import RecordDict
 
-from client_app.bank import BankFacts
+from client_app.facts import BankFacts
 from fedfinlora.errors import UserError
+from fedfinlora.provenance.bank_record import append
 from fedfinlora.provenance.chain import answer_signed, request_statement
 from fedfinlora.provenance.signatures import REQUEST, Signer, WrongSignature, canonical, certified_key, check, load_signer
 from fedfinlora.runfolder import unwritable, write_bytes
-from fedfinlora.wire import BankError
+from fedfinlora.wire import BankError, check_request_form
+from fedfinlora.wire_form import request_fault
 
 log = logging.getLogger("fedfinlora.bank")
 NODE_KEY, AUTHORITY = "node-key", "authority"
@@ -69,6 +69,7 @@ def check_request(content: RecordDict, facts: BankFacts, keys: BankKeys | None) 
         raise BankError("unsigned", f"the request is not the coordinator's: {error}") from error
     except (KeyError, TypeError, ValueError, RecursionError, AttributeError) as error:
         raise BankError("unsigned", f"the request cannot be checked ({type(error).__name__})") from error
+    check_request_form(content)
     if _was_asked(facts, str(statement.get("attempt", ""))):
         raise BankError(
             "unsigned", "the request was asked before: each try of a round has a number of its own, and is answered once"
@@ -79,6 +80,7 @@ def check_request(content: RecordDict, facts: BankFacts, keys: BankKeys | None) 
     _once(folder / f"{hashlib.sha256(certificate.encode()).hexdigest()}.crt", certificate.encode())
     _note(
         facts,
+        keys,
         {
             "asked": statement,
             "signature": signature,
@@ -90,13 +92,13 @@ def check_request(content: RecordDict, facts: BankFacts, keys: BankKeys | None) 
 def sign_answer(content: RecordDict, request: RecordDict, facts: BankFacts, keys: BankKeys | None) -> None:
     """Say in a reply what it answers, and sign it. A request of which nothing can be made is answered without its hash."""
     try:
-        asked: Mapping[str, Any] = request_statement(request)
+        asked: Mapping[str, Any] = request_statement(request) if not request_fault(request) else {}
         canonical(asked)
     except (KeyError, TypeError, ValueError, RecursionError, AttributeError):
         asked = {}
     statement = answer_signed(content, asked, keys.signer if keys else None)
     if keys:
-        _note(facts, {"answered": statement, "signature": content.config_records["reply"]["signature"]})
+        _note(facts, keys, {"answered": statement, "signature": content.config_records["reply"]["signature"]})
 
 
 def signed_file(facts: BankFacts) -> Path:
@@ -124,16 +126,12 @@ def _once(file: Path, content: bytes) -> None:
         raise BankError("disk", str(error)) from error
 
 
-def _note(facts: BankFacts, values: Mapping[str, Any]) -> None:
+def _note(facts: BankFacts, keys: BankKeys, values: Mapping[str, Any]) -> None:
     """Append and sync one line."""
     file = signed_file(facts)
-    line = canonical({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **values}) + b"\n"
     try:
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        with os.fdopen(descriptor, "ab") as stream:
-            stream.write(line)
-            stream.flush()
-            os.fsync(stream.fileno())
+        append(file, values, keys.signer)
     except OSError as error:
         raise BankError("disk", str(unwritable(file, error))) from error
+    except UserError as error:
+        raise BankError("disk", str(error)) from error

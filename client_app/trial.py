@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from client_app.bank import BankFacts, Settled, admit, book_open, check_source, one_code, settle, work_of
+from client_app.bank import Settled, admit, book_open, check_source, one_code, settle, work_of
+from client_app.facts import BankFacts
 from client_app.privacy_plan import book_round, delta_of, make_plan
 from fedfinlora.config import Config
 from fedfinlora.deployment.policy import RULES, broken_rules
@@ -40,7 +41,7 @@ WAYS_OUT: Mapping[str, str] = {
     "target_modules": "plan other peft.target_modules",
     "optimizer": "plan train.optimizer=adamw, or privacy=example, or list it in policy.optimizer",
     "datasets": "plan dataset.tasks=[…] of policy.datasets",
-    "generation": "plan train.holdout_max_rows=0",
+    "generation": "plan train.holdout_max_rows=0, or where policy.generation is loss at least the bank's min_rows",
     "max_steps_per_round": "plan fewer train.steps_per_round, or more rounds",
     "max_rows_per_round": "plan a smaller train.batch_rows or fewer train.steps_per_round",
     "max_rounds_per_day": "wait for tomorrow, or raise policy.max_rounds_per_day",

@@ -13,7 +13,6 @@ float32 numbers that it announces: no pickles, no code. The worker belongs to on
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -33,10 +32,12 @@ from typing import Any
 
 import numpy as np
 
-from client_app.bank import BankFacts, RoundReply, bank_facts, train_round
+from client_app.bank import RoundReply, train_round
+from client_app.facts import BankFacts, bank_facts
 from fedfinlora.adapter import Vector
 from fedfinlora.config_values import build, to_json
 from fedfinlora.errors import UserError
+from fedfinlora.locks import wait_for
 from fedfinlora.logs import about, show_logs
 from fedfinlora.privacy.head import Head
 from fedfinlora.process_identity import ProcessIdentity
@@ -203,10 +204,9 @@ def _connected(facts: BankFacts, node_config: Mapping[str, Any]) -> socket.socke
         found = path.parent.stat()
         if found.st_uid != os.getuid() or found.st_mode & 0o077:
             raise WorkerGone(f"{path.parent} is open to others")
-        with open(path.with_suffix(".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with wait_for(path.with_suffix(".lock"), f"The worker of {facts.name}"):
             return _try(path) or _start(path, facts, node_config)
-    except OSError as error:
+    except (OSError, UserError) as error:
         raise WorkerGone(str(error)) from error
 
 

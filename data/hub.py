@@ -21,6 +21,7 @@ from data.catalog import BENCHMARKS
 from data.rows import BadRow, Row
 from data.sources.public import Unusable, pairs
 from fedfinlora.errors import UserError
+from fedfinlora.web import check_hub
 
 PARQUET_BRANCH = "refs/convert/parquet"
 """Where the hub keeps a converted copy of sets that come as a program."""
@@ -101,6 +102,8 @@ def _open(hub_id: str, folder: Path | None) -> Any:
     import datasets
 
     path = hub_id
+    if folder is None:
+        check_hub()
     if folder is not None:
         path = str(folder / hub_id)
         if not Path(path).is_dir():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from fedfinlora.errors import UserError
+from fedfinlora.locks import wait_for
 
 FORMAT = 1
 """Raised when the decoding or the lines change their meaning, so that old answers are left alone."""
@@ -50,7 +50,7 @@ class AnswerFile:
         except OSError as error:
             raise _unwritable(path, error) from error
         try:
-            with _locked(self._stream.fileno()):  # or two processes that begin a file would each throw away the other's lines
+            with _locked(path):  # or two processes that begin a file would each throw away the other's lines
                 self._begin({"format": FORMAT, "settings": settings_id(settings)})
         except BaseException:
             self._stream.close()
@@ -121,15 +121,16 @@ def _lines_of(content: bytes) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _locked(descriptor: int) -> Iterator[None]:
-    """Hold the file against other processes, where its file system has locks."""
-    with contextlib.suppress(OSError):
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the file against other processes, by a lock next to it that is taken away again."""
+    lock_file = path.with_name(f"{path.name}.lock")
     try:
+        lock = wait_for(lock_file, f"The file of answers {path}")
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    with lock:
         yield
-    finally:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        lock_file.unlink(missing_ok=True)  # while it is held: who waits for it makes another
 
 
 def _unwritable(path: Path, error: OSError) -> UserError:

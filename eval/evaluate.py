@@ -324,7 +324,7 @@ def _reporter(
 
     def report(done: int) -> None:
         nonlocal told
-        if on_event is not None and (done in (0, rows) or done - told >= rows / 100):
+        if on_event is not None and done != told and (done in (0, rows) or done - told >= rows / 100):
             told = done
             on_event("evaluate", label=label, benchmark=benchmark, rows_done=done, rows=rows, **place)
 

@@ -22,6 +22,12 @@ ECHO_CHARACTERS = 20
 SHORTEST_SECRET = 8
 """A shorter key is a placeholder such as "EMPTY", and may well be a word of an answer."""
 
+STATUS_OF = {
+    "rate_limit": 429, "overloaded": 503, "unavailable": 503, "timeout": 408, "server_error": 500, "internal": 500,
+    "authentication": 401, "invalid_api_key": 401, "permission": 403, "not_found": 404,
+}  # fmt: skip
+"""Parts of an error's code or type -> the status that belongs to it."""
+
 _TOO_LONG = re.compile(
     r"context.?(length|window)|max_model_len|(prompt|input)s? (is |are )?too long|too many tokens", re.IGNORECASE
 )
@@ -112,6 +118,30 @@ def read_answer(api: str, content: bytes, key: str) -> RemoteAnswer:
         api=api,
         served_model=_clean(str(reply.get("model") or ""), key),
     )
+
+
+def error_status(content: bytes) -> int:
+    """The status that a reply should have had whose body is an error in spite of its 200, as gateways send; 0 where it is none.
+
+    >>> error_status(b'{"error": {"code": 429}}'), error_status(b'{"error": "no such model"}'), error_status(b'{"choices": []}')
+    (429, 400, 0)
+    """
+    try:
+        reply = json.loads(content)
+    except (ValueError, RecursionError):
+        return 0
+    if not isinstance(reply, dict) or not reply.get("error") or reply.get("choices"):
+        return 0
+    fields = reply["error"] if isinstance(reply["error"], dict) else {}
+    for code in (fields.get("code"), fields.get("status"), fields.get("type")):
+        number = int(code) if isinstance(code, int) or (isinstance(code, str) and code.isdecimal()) else 0
+        if 400 <= number < 600:
+            return number
+        if isinstance(code, str):
+            named = next((status for word, status in STATUS_OF.items() if word in code.lower()), 0)
+            if named:
+                return named
+    return 400
 
 
 def read_fault(content: bytes, prompt: str, key: str) -> Fault:

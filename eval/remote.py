@@ -23,12 +23,24 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
-from eval.openai_form import PATHS, Fault, Form, MalformedReply, RemoteAnswer, read_answer, read_fault, redacted, row_refusal
+from eval.openai_form import (
+    PATHS,
+    Fault,
+    Form,
+    MalformedReply,
+    RemoteAnswer,
+    error_status,
+    read_answer,
+    read_fault,
+    redacted,
+    row_refusal,
+)
 from eval.pace import Clock, Pace, Sleep, pause_s, retry_after_s, sleep_until_stopped
 from fedfinlora import __version__
 from fedfinlora.config import EvaluationConfig
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.seeds import generator
+from fedfinlora.web import client_for, is_loopback, through
 
 log = logging.getLogger("fedfinlora")
 
@@ -44,7 +56,6 @@ TELLING = ("created", "root", "fingerprint", "system_fingerprint", "sha256", "di
 """Fields of an entry of /models that change when another model takes the name."""
 _NO_ADDRESS = "--model-url must be an address such as http://127.0.0.1:8000/v1."
 _NO_CERTIFICATE = "an untrusted certificate"
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _BUSY = 429
 _TRY_AGAIN = {408, 409, 425, _BUSY}
 _NO_SUCH_API = {404, 405, 501}
@@ -140,16 +151,16 @@ class RemoteSession:
         for name in ("httpx", "httpcore"):  # at finer levels they log what replies hold
             logging.getLogger(name).setLevel(logging.WARNING)
         host = urlsplit(model.url).hostname or ""
-        if self._key and model.url.startswith("http:") and host not in _LOOPBACK:
+        if self._key and model.url.startswith("http:") and not is_loopback(host):
             log.warning("The key in %s goes to %s unencrypted: use an https address if there is one.", self._variable, host)
         headers = {"user-agent": f"fedfinlora/{__version__}"}
         if self._key:
             headers["authorization"] = f"Bearer {self._key}"
-        self._client = httpx.Client(
+        self._client = client_for(
+            model.url,
+            model.limits.request_timeout_s,
             headers=headers,
-            timeout=model.limits.request_timeout_s,
             follow_redirects=False,
-            trust_env=host not in _LOOPBACK,  # no proxy stands between this machine and itself
             limits=httpx.Limits(max_connections=model.limits.requests_at_once),
         )
 
@@ -326,6 +337,8 @@ class RemoteSession:
         while True:
             form = self._form
             reply = self._send(form, prompt, budget_tokens)
+            if reply.status == 200 and (status := error_status(reply.content)):
+                reply = replace(reply, status=status)
             if reply.status == 200:
                 try:
                     return read_answer(form.api, reply.content, self._key)
@@ -362,7 +375,7 @@ class RemoteSession:
         except httpx.TimeoutException:
             reason = f"no answer within {timeout_s:g} s"
         except httpx.ConnectError as error:
-            reason = _NO_CERTIFICATE if "CERTIFICATE_VERIFY_FAILED" in str(error) else "no connection"
+            reason = _NO_CERTIFICATE if "CERTIFICATE_VERIFY_FAILED" in str(error) else f"no connection{through(self.model.url)}"
         except httpx.RequestError:
             reason = "a broken connection"
         if reason == _NO_CERTIFICATE:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from fedfinlora import __version__
+from fedfinlora.commands.running import add_actions
 from fedfinlora.errors import ConfigError, UserError
+from fedfinlora.family import interrupt_on_signals
+from fedfinlora.surroundings import of_machine, own_modules_first, prepare_process, replace_unprintable
 
 KEY_VALUE_HELP = "Hydra overrides, e.g. peft=dora train.steps_per_round=20; every key: fedfinlora/config.py"
 
@@ -56,19 +57,24 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("overrides", nargs="*", metavar="key=value", help=KEY_VALUE_HELP)
         return command
 
+    detach = "run without this terminal; `attach`, `stop` and `list` come back to it"
     simulate = add("simulate", "Train banks together on this machine, through Flower.")
     simulate.add_argument("--banks", type=int, metavar="N", help="how many banks (default: the configuration's)")
+    simulate.add_argument("--detach", action="store_true", help=detach)
     for name, summary, more in (
         ("centralized", "The baseline: the same rows pooled.", "The optimiser steps, code and evaluator are the same too."),
         ("local", "The other baseline: each bank trains alone on its own rows.", ""),
     ):
         command = add(name, summary, more)
         command.add_argument("--banks", type=int, metavar="N", help="how many banks the compared run has")
+        if name == "centralized":
+            command.add_argument("--detach", action="store_true", help=detach)
     evaluate = add("evaluate", "Score base model, adapters, or a model behind a server.")
     evaluate.add_argument(
         "--adapter", type=Path, action="append", default=[], metavar="DIR",
         help="a PEFT folder; several are scored in one pass (default: the base model)",
     )  # fmt: skip
+    evaluate.add_argument("--detach", action="store_true", help=detach)
     evaluate.add_argument("--base", action="store_true", help="score the untouched base model beside the adapters")
     evaluate.add_argument("--model-url", default="", metavar="URL", help="an OpenAI-compatible server, e.g. "
                           "http://127.0.0.1:8000/v1; its key: FEDFINLORA_API_KEY")  # fmt: skip
@@ -113,9 +119,13 @@ def parser() -> argparse.ArgumentParser:
     audit.add_argument("--canaries", type=int, default=2000, metavar="N", help="how many (default: 2000)")
     audit.add_argument("--confidence", type=float, default=0.95, metavar="P", help="of the canaries' bounds (default: 0.95)")
     audit.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
+    add_actions(commands)
     _add_privacy(commands)
     _add_coordinator(commands)
     _add_bank(commands)
+    more = "Each line is ok, warn or fail, with what to do. Exit status: 1 if a run would fail."
+    doctor = add("doctor", "Say what would go wrong on this machine.", more)
+    doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
     data = commands.add_parser(
         "data", help="Look at data: `data check ROOT`.", description="Look at data before anybody trains on it."
     )
@@ -145,7 +155,7 @@ def _add_party(
     found = {}
     for action, does in actions.items():
         found[action] = added.add_parser(action, help=does, description=f"{does[0].upper()}{does[1:]}.")
-        home = Path.home() / ".fedfinlora" / name
+        home = Path("~") / ".fedfinlora" / name  # without HOME, --help works all the same
         found[action].add_argument("--home", type=Path, default=home, metavar="DIR", help=HOME_HELP)
     return found
 
@@ -221,9 +231,17 @@ def _add_bank(commands: Any) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
+    own_modules_first()
+    replace_unprintable()
     options = parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt_on_signals()
     try:
+        for sentence in [] if options.command == "doctor" else prepare_process():
+            print(f"warning: {sentence}", file=sys.stderr)
+        if getattr(options, "detach", False):
+            from fedfinlora.detach import start_detached
+
+            return start_detached([word for word in arguments or sys.argv[1:] if word != "--detach"])
         return _run(options)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -237,14 +255,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """End on SIGTERM as on Ctrl-C: the state is saved, everything that was started is ended, and the way to resume is told."""
-    raise KeyboardInterrupt
+    except (OSError, RuntimeError) as error:
+        if not (line := of_machine(error)):
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        return 1
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.command in ("attach", "stop", "list"):
+        from fedfinlora.commands.running import running
+
+        return running(options)
+    if options.command == "doctor":
+        from fedfinlora.commands.doctor import doctor
+
+        return doctor(options.overrides, options.json)
     if options.command == "simulate":
         from fedfinlora.commands.simulate import simulate
 

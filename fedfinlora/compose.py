@@ -10,13 +10,15 @@ from typing import Any, cast
 from fedfinlora.config import Config
 from fedfinlora.config_values import build, describe, to_plain
 from fedfinlora.errors import ConfigError, UserError
+from fedfinlora.words import split_text, word
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 CONF_FOLDER = PROJECT_ROOT / "conf"
 
 
 def compose(overrides: Sequence[str] = (), folder: Path | None = None) -> Config:
-    """Compose and validate. `overrides` are Hydra's: `peft=dora`, `train.learning_rate=2e-4`, `experiment=sentiment`.
+    """Compose and validate. `overrides` are Hydra's: `peft=dora`, `train.learning_rate=2e-4`, `experiment=sentiment`; the values of text
+    fields are taken as they are (`fedfinlora.words`).
 
     Relative paths are made absolute against `folder` (default: the working directory). Raises ConfigError in one line.
     """
@@ -30,20 +32,26 @@ def compose(overrides: Sequence[str] = (), folder: Path | None = None) -> Config
 
     if not CONF_FOLDER.is_dir():
         raise UserError(f"{CONF_FOLDER} is missing. Run from a checkout of the project: configurations live beside the code.")
-    for word in overrides:
-        if "=" not in word and not word.startswith("~"):
-            raise ConfigError(f"{word!r} is not of the form key=value, such as peft=dora or train.steps_per_round=20.")
+    for each in overrides:
+        if "=" not in each and not each.startswith("~"):
+            raise ConfigError(f"{each!r} is not of the form key=value, such as peft=dora or train.steps_per_round=20.")
+    texts, others = split_text(overrides)
     ConfigStore.instance().store(name="schema", node=_plain_defaults())
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base=None, config_dir=str(CONF_FOLDER)):
-            composed = hydra_compose("config", overrides=list(overrides))
+            composed = hydra_compose("config", overrides=others)
         values = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(_one_line(error)) from error
     values.pop("experiment", None)
-    named = {word.split("=")[0] for word in overrides}
-    if "model.path" in named and "model.name" not in named:  # another model is not to be reported under the option's name
+    for key, text in texts.items():
+        *groups, name = key.split(".")
+        group = values
+        for step in groups:
+            group = group[step]
+        group[name] = text
+    if "model.path" in texts and "model.name" not in texts:  # another model is not to be reported under the option's name
         values["model"]["name"] = Path(str(values["model"]["path"])).name
     return absolute_paths(build(values), folder or Path.cwd())
 
@@ -69,16 +77,17 @@ def absolute_paths(config: Config, folder: Path) -> Config:
     )
 
 
-OWN_PATHS = ("model.path", "start_adapter", "strategy.second_moments")
+OWN_PATHS = ("model.path", "start_adapter", "strategy.second_moments", "evaluation.answers_dir")
 """Paths that a typed override may give relative to where it is typed."""
 
 
 def absolute_words(config: Config, overrides: Sequence[str]) -> list[str]:
     """Those of `overrides` that give such a path, for a server that does not run where they were typed."""
-    named = {word.split("=")[0].lstrip("+~") for word in overrides} & set(OWN_PATHS)
-    words = [f'model.path="{config.model.path}"', f'model.name="{config.model.name}"'] if "model.path" in named else []
+    named = {each.split("=")[0].lstrip("+~") for each in overrides} & set(OWN_PATHS)
+    words = [word("model.path", config.model.path), word("model.name", config.model.name)] if "model.path" in named else []
     values = {"start_adapter": config.start_adapter, "strategy.second_moments": config.strategy.second_moments}
-    return words + [f'{key}="{value}"' for key, value in values.items() if key in named]
+    values["evaluation.answers_dir"] = config.evaluation.answers_dir
+    return words + [word(key, value) for key, value in values.items() if key in named]
 
 
 def group_options(group: str) -> list[str]:
@@ -101,6 +110,8 @@ def _one_line(error: Exception) -> str:
             return f"Unknown {group} {option!r}. Choose one of: {', '.join(group_options(group))}."
     if "Could not override '" in text:
         key = text.split("Could not override '")[1].split("'")[0]
+        if within := [name.removeprefix(f"{key}.") for name, _ in describe() if name.startswith(f"{key}.")]:
+            return f"Unknown configuration key in {key}={{…}}. Valid in {key}.: {', '.join(within)}."
         prefix = key.rpartition(".")[0]
         names = [name for name, _ in describe() if name.rpartition(".")[0] == prefix]
         place = f"{prefix}." if prefix else "the top level"

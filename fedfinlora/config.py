@@ -22,6 +22,19 @@ MOST_ROUNDS = 100_000
 PRIVACY_MODES = ("none", "example", "dp_lora", "bank")
 
 
+LONGEST_NAME_BYTES = 200
+"""Of run_name: file systems take 255, and parts such as -bank-12.html are added."""
+
+
+def is_folder_name(name: str) -> bool:
+    """Whether a text can be the name of a folder."""
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        return False
+    return 0 < size <= LONGEST_NAME_BYTES and "/" not in name and name not in (".", "..") and name.isprintable()
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
@@ -109,6 +122,28 @@ class PeftConfig:
 
 
 @dataclass(frozen=True)
+class ColumnsConfig:
+    """How the keys of JSON objects, or the columns of tables, are called. A deployed bank's own names win over those that a server sends."""
+
+    context: str = "context"
+    """Of the whole prompt."""
+    target: str = "target"
+    """Of the answer."""
+    task: str = "task"
+    """Of the benchmark's key, where the file's name does not say it; rows need not have it."""
+    issuer: str = "issuer"
+    """Of whose filing, or whose customer's, a row is; rows need not have it."""
+    messages: str = "messages"
+    """Of a conversation, a list of {role, content}, which takes the place of context and target in rows that have neither."""
+
+    def __post_init__(self) -> None:
+        names = (self.context, self.target, self.task, self.issuer, self.messages)
+        _require(all(name.strip() for name in names), "dataset.columns: a column's name is empty.")
+        twice = sorted({name for name in names if names.count(name) > 1})
+        _require(not twice, f"dataset.columns: {', '.join(twice)} is named for two things. Each needs a column of its own.")
+
+
+@dataclass(frozen=True)
 class DatasetConfig:
     """Which rows there are. Each bank trains on its part of the train rows; the evaluator alone reads the test rows."""
 
@@ -126,6 +161,7 @@ class DatasetConfig:
     """skip (count it and go on) or stop (end with file:line and the reason). A bank with files of its own always skips: a refusal would tell of its rows."""
     chat_template: bool = False
     """Wrap prompts in the model's chat template. Off, as in FinLoRA: the row's context is the whole prompt."""
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
 
     def __post_init__(self) -> None:
         choose(self.source, SOURCES, "dataset.source")
@@ -495,6 +531,8 @@ class Config:
     """The run's folder below output_dir; empty = date, time, model and strategy."""
     resume: str = ""
     """A run's folder to go on with."""
+    resume_anyway: bool = False
+    """Resume although data, code, base model or packages are not those that the run began with; what differs is kept in resumed.jsonl."""
     overwrite: bool = False
     """Replace an earlier run of the same name."""
     keep_rounds: int = 20
@@ -517,6 +555,10 @@ class Config:
         _require(
             self.num_server_rounds <= MOST_ROUNDS,
             f"num_server_rounds must be {MOST_ROUNDS:,} or fewer, not {self.num_server_rounds}.",
+        )
+        _require(
+            not self.run_name or is_folder_name(self.run_name),
+            f"run_name={self.run_name!r} must be a plain folder name: without / and control characters, at most {LONGEST_NAME_BYTES} bytes.",
         )
         _require(self.banks >= 1, f"banks must be 1 or more, not {self.banks}.")
         _require(self.keep_rounds >= 0, f"keep_rounds must be 0 (all) or more, not {self.keep_rounds}.")

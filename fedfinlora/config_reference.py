@@ -43,6 +43,10 @@ def render() -> str:
     for item in dataclasses.fields(schema.Config):
         if isinstance(item.default_factory, type):
             parts.append(_section(f"`{item.name}`", item.default_factory, f"{item.name}."))
+            for part in dataclasses.fields(item.default_factory):
+                if isinstance(part.default_factory, type):
+                    name = f"{item.name}.{part.name}"
+                    parts.append(_section(f"`{name}`", part.default_factory, f"{name}."))
     parts += [_experiments(), _run_config()]
     return "\n".join(parts)
 

@@ -42,8 +42,14 @@ def embedded_folder(path: str) -> Path:
     folder = cache_folder() / f"{path.split(':')[1]}-v{CACHE_FORMAT}"
     if (folder / "config.json").is_file():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        place = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-")
+    except OSError as error:
+        raise UserError(
+            f"The embedded model cannot be kept in {folder.parent} ({error.strerror}). Set FEDFINLORA_CACHE to a folder that you may write."
+        ) from error
+    with place as scratch:
         built = Path(scratch) / "model"
         builders[path](built)
         try:

@@ -104,16 +104,26 @@ def wait_for(path: Path, what: str, writing: bool = True) -> Lock:
 
 def check_free(path: Path, what: str) -> None:
     """UserError that says who has `what`; nothing where nobody does."""
+    if is_held(path):
+        raise _in_use(path, what)
+
+
+def is_held(path: Path) -> bool:
+    """Whether somebody holds the lock now."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
-        return
+        return False
     try:
         asked = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK if _LINUX else fcntl.F_GETLK, _whole_file(fcntl.F_WRLCK))
     finally:
         os.close(descriptor)
-    if asked != _whole_file(fcntl.F_UNLCK):
-        raise _in_use(path, what)
+    return asked != _whole_file(fcntl.F_UNLCK)
+
+
+def holder_of(path: Path) -> Holder | None:
+    """Who holds the lock now; None where nobody does, or has not said yet who it is."""
+    return _holder(path) if is_held(path) else None
 
 
 def _opened(path: Path, what: str, wait: bool, writing: bool) -> int:

@@ -28,6 +28,8 @@ WORK_LAYERS = 1.0
 HELD_BACK = 0.45
 """What a CPU's heap holds back between tensors, as a share of the activations of all layers, however many are checkpointed
 (docs/adr/0013-memory-of-a-training-pass.md)."""
+GIVEN_BACK_BYTES = 256 * 2**20
+"""To hand back less is not worth the page faults of the next pass."""
 PROBE_TOKENS = (16, 48)
 """Lengths of the two passes that measure what a token keeps."""
 
@@ -123,6 +125,41 @@ class _Saved:
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
+
+
+def give_back_heap() -> None:
+    """Hand what the C library's heap holds back between tensors to the system (glibc's malloc_trim(3)), where that is at least GIVEN_BACK_BYTES.
+
+    glibc keeps what was freed below anything in use, so a training pass's activations stay with a process that waits for its next round.
+    """
+    import ctypes
+
+    class Mallinfo2(ctypes.Structure):  # mallinfo(3), since glibc 2.33
+        _fields_ = [
+            (name, ctypes.c_size_t)
+            for name in [
+                "arena",
+                "ordblks",
+                "smblks",
+                "hblks",
+                "hblkhd",
+                "usmblks",
+                "fsmblks",
+                "uordblks",
+                "fordblks",
+                "keepcost",
+            ]
+        ]
+
+    library = ctypes.CDLL(None)
+    trim, measure = getattr(library, "malloc_trim", None), getattr(library, "mallinfo2", None)
+    if trim is None:  # another C library
+        return
+    if measure is not None:
+        measure.restype = Mallinfo2
+        if measure().fordblks < GIVEN_BACK_BYTES:
+            return
+    trim(ctypes.c_size_t(0))
 
 
 def free_bytes(device: torch.device) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from fedfinlora.config import ModelConfig
 from fedfinlora.embedded import embedded_folder, is_embedded
 from fedfinlora.errors import UserError
+from fedfinlora.web import check_hub
 
 WANTED = (".json", ".safetensors", ".model", ".txt", ".jinja")
 """What is fetched from a hub: a model's configuration, weights and tokenizer."""
@@ -16,8 +17,10 @@ SUFFIXES = (*WANTED, ".bin", ".pt", ".pth", ".py", ".gguf", ".h5", ".msgpack")
 """What counts in a model's hash: besides, everything else that some version of transformers would load or run."""
 
 
-def model_folder(model: ModelConfig) -> Path:
-    """Where the files lie: an embedded model's copy, a folder, or the hub's snapshot of the revision, downloaded if it is not here yet."""
+def model_folder(model: ModelConfig, local_only: bool = False) -> Path:
+    """Where the files lie: an embedded model's copy, a folder, or the hub's snapshot of the revision, downloaded if it is not here yet,
+    unless `local_only` is set.
+    """
     if is_embedded(model.path):
         return embedded_folder(model.path)
     folder = Path(model.path).expanduser()
@@ -27,10 +30,22 @@ def model_folder(model: ModelConfig) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     wanted = [f"*{suffix}" for suffix in WANTED]
+    if not local_only:
+        check_hub()
     try:
-        return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=wanted))
+        return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=wanted, local_files_only=local_only))
     except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
         raise UserError(f"The files of {model.path} are neither here nor can they be had: {error}") from error
+
+
+def model_files(model: ModelConfig) -> dict[str, str]:
+    """Name -> SHA-256 of each file that counts; {} for a model that is not on this machine, such as one behind a server. Nothing is fetched."""
+    try:
+        folder = model_folder(model, local_only=True)
+        files = counted_files(folder)
+    except (UserError, OSError):
+        return {}
+    return {file.name: _file_sha256(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files}
 
 
 def model_sha256(model: ModelConfig) -> str:
@@ -39,7 +54,7 @@ def model_sha256(model: ModelConfig) -> str:
     Sixteen gigabytes take about half a minute, once a process.
     """
     folder = model_folder(model)
-    files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES and file.is_file())
+    files = counted_files(folder)
     if not files:
         raise UserError(f"{folder} holds no model.")
     total = hashlib.sha256()
@@ -47,6 +62,11 @@ def model_sha256(model: ModelConfig) -> str:
         status = file.stat()
         total.update(f"{file.name}\0{_file_sha256(file, status.st_size, status.st_mtime_ns)}\n".encode())
     return total.hexdigest()
+
+
+def counted_files(folder: Path) -> list[Path]:
+    """The files that count in a model's hash, by name."""
+    return sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES and file.is_file())
 
 
 @lru_cache(maxsize=256)

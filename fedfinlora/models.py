@@ -38,6 +38,7 @@ from fedfinlora.embedded import embedded_folder, is_embedded
 from fedfinlora.errors import UserError
 from fedfinlora.lora_xs import insert
 from fedfinlora.seeds import derive_seed
+from fedfinlora.web import check_hub
 
 if TYPE_CHECKING:
     import numpy as np
@@ -120,6 +121,8 @@ def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
         options["quantization_config"] = quantization
     if device.type != "cpu":
         options["device_map"] = {"": device}
+    if not is_embedded(config.path) and not Path(folder).expanduser().is_dir():
+        check_hub()
     try:
         check_quantization(config)
         check_attention(config)

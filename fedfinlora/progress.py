@@ -62,6 +62,18 @@ class EventWriter:
         self._file.close()
 
 
+class ShownEvents(EventWriter):
+    """Writes events and hands each to `show` as well."""
+
+    def __init__(self, path: Path, show: Callable[[Event], object], clock: Callable[[], float] = time.time) -> None:
+        super().__init__(path, clock)
+        self._show = show
+
+    def write(self, event: str, **fields: Any) -> None:
+        super().write(event, **fields)
+        self._show({"t": self._clock(), "event": event, **fields})
+
+
 def _plain(value: Any) -> Any:
     """Only what JSON knows: NumPy and torch scalars become numbers, anything else strange becomes text."""
     if isinstance(value, Mapping):

@@ -72,6 +72,25 @@ def plain_line(event: Event, state: ProgressState) -> str:
     return ""
 
 
+class PlainProgress:
+    """The lines of a log from events as they come: one a step, once."""
+
+    def __init__(self, state: ProgressState | None = None) -> None:
+        self.state = state or ProgressState()
+        self._evaluated: tuple[object, object] | None = None
+
+    def take(self, event: Event) -> str:
+        """Take in one event; its line, or "" for none. A benchmark has one, however often the first of its rows is announced."""
+        self.state.update(event)
+        line = plain_line(event, self.state)
+        if event["event"] == "evaluate":
+            step = (event.get("label"), event.get("benchmark"))
+            line, self._evaluated = "" if step == self._evaluated else line, step
+        elif event["event"] in ("evaluate_done", "run_start"):
+            self._evaluated = None
+        return line
+
+
 class ProgressDisplay:
     """Shows events as they come: live on a terminal, one plain line for each event elsewhere (a log, a pipe).
 
@@ -84,6 +103,7 @@ class ProgressDisplay:
         from rich.console import Console
 
         self.state = ProgressState()
+        self._plain = PlainProgress(self.state)
         self._console = console if console is not None else Console()
         self._clock = clock
         self._live: Live | None = None
@@ -107,15 +127,12 @@ class ProgressDisplay:
 
     def handle(self, event: Event) -> None:
         """Take in one event and show it. After `run_done` the final table stands on the terminal."""
-        self.state.update(event)
+        line = self._plain.take(event)
         if event["event"] == "run_done":
             self._stop_live()
             self._print_end(event)
-        elif self._live is None:
-            if line := plain_line(event, self.state):
-                self._print(line)
-        elif event["event"] in ("message", "stopped_early"):
-            self._print(plain_line(event, self.state))
+        elif line and (self._live is None or event["event"] in ("message", "stopped_early")):
+            self._print(line)
 
     def _stop_live(self) -> None:
         if self._live is not None:

@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fedfinlora.config import Config
+from fedfinlora.config import Config, is_folder_name
 from fedfinlora.config_values import build, to_plain
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.locks import Lock, own_command, take
@@ -33,6 +33,7 @@ PACKAGES = (
     "ray",
     "torch",
     "transformers",
+    "tokenizers",
     "peft",
     "bitsandbytes",
     "datasets",
@@ -148,6 +149,7 @@ DECIDES_NO_NUMBER = (
     "output_dir",
     "run_name",
     "resume",
+    "resume_anyway",
     "overwrite",
     "keep_rounds",
     "train.memory_gib",
@@ -179,6 +181,16 @@ def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     for key, value in values.items():
         found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return found
+
+
+@cache
+def source_files() -> dict[str, str]:
+    """Each of the project's Python files -> its SHA-256."""
+    return {
+        str(file.relative_to(PROJECT_ROOT)): sha256_of(file.read_bytes())
+        for folder in SOURCE_FOLDERS
+        for file in sorted((PROJECT_ROOT / folder).rglob("*.py"))
+    }
 
 
 @cache
@@ -217,8 +229,10 @@ def read_config(run: Path) -> Config:
         raise UserError(f"{file} is damaged, or of another version: {error}") from error
 
 
-def write_manifest(run: Path, config: Config, data_files: Mapping[str, str]) -> None:
-    """manifest.json: versions, source hash, data hashes, seed: what is needed to say that two runs are the same."""
+def write_manifest(run: Path, config: Config, data_files: Mapping[str, str], with_model: bool = True) -> None:
+    """manifest.json: versions, and hashes of code, data and base model, and the seed: what is needed to say that two runs are the same."""
+    from fedfinlora.model_files import model_files
+
     origin = read_json(run / ORIGIN_FILE) if (run / ORIGIN_FILE).is_file() else origin_of_this_process()
     write_json(
         run / "manifest.json",
@@ -231,6 +245,8 @@ def write_manifest(run: Path, config: Config, data_files: Mapping[str, str]) -> 
             "cpus": os.cpu_count(),
             "git_commit": origin["git_commit"],
             "source_sha256": source_fingerprint(),
+            "source_files": source_files(),
+            "model_files": model_files(config.model) if with_model else {},
             "config_sha256": config_fingerprint(config),
             "data_sha256": dict(sorted(data_files.items())),
             "seed": config.seed,
@@ -281,11 +297,10 @@ PRIVATE_MODE = 0o700
 
 def new_run_folder(config: Config) -> Path:
     """Make the folder of a new run. An existing one is an error unless it is empty or `overwrite` is set, and nobody works in it."""
-    name = (
-        config.run_name or f"{time.strftime('%Y%m%d-%H%M%S')}-{config.model.name}-{config.peft.method}-{config.strategy.name}"
-    )
-    if "/" in name or name in (".", ".."):
-        raise UserError(f"run_name={name!r} must be a plain folder name.")
+    model = config.model.name.replace("/", "-")
+    name = config.run_name or f"{time.strftime('%Y%m%d-%H%M%S')}-{model}-{config.peft.method}-{config.strategy.name}"
+    if not is_folder_name(name):
+        raise ConfigError(f"run_name={name!r} must be a plain folder name. Choose another with run_name=.")
     run = Path(config.output_dir) / name
     if run.exists() and _occupied(run):
         if not config.overwrite:

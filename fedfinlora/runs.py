@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from fedfinlora.config import Config
 from fedfinlora.errors import UserError
 from fedfinlora.locks import Lock
 from fedfinlora.privacy.card import privacy_card
+from fedfinlora.resuming import check_same, record
 from fedfinlora.runfolder import (
     ROUND_LABEL,
     SERVER_LOCK,
@@ -29,6 +30,9 @@ from fedfinlora.runfolder import (
     write_json,
 )
 from fedfinlora.selection import choice
+
+DataFiles = Callable[[Config], Mapping[str, str]]
+"""File -> SHA-256 of all that a configuration reads."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,10 @@ class OpenRun:
             yield
 
 
-def open_run(config: Config, banks: int, mode: str) -> OpenRun:
+def open_run(config: Config, banks: int, mode: str, data_files: DataFiles = lambda config: {}) -> OpenRun:
     """Make a new run's folder, or open the one to resume, and hold it until `OpenRun.held` ends. UserError when a resumed run was configured
-    otherwise, or somebody else trains in the folder.
+    otherwise, or began with other data, code, base model or packages, or somebody else trains in the folder. `data_files` gives
+    file -> SHA-256 of what a configuration reads.
     """
     folder = Path(config.resume) if config.resume else new_run_folder(config)
     if config.resume:
@@ -61,7 +66,11 @@ def open_run(config: Config, banks: int, mode: str) -> OpenRun:
     lock = hold_run(folder, SERVER_LOCK)
     try:
         with made_as(folder):
-            opened = _resumed(config, folder, mode) if config.resume else _begun(replace(config, banks=banks), folder, mode)
+            opened = (
+                _resumed(config, folder, mode, data_files)
+                if config.resume
+                else _begun(replace(config, banks=banks), folder, mode)
+            )
     except BaseException:
         lock.release()
         raise
@@ -75,15 +84,18 @@ def _begun(config: Config, folder: Path, mode: str) -> OpenRun:
     return OpenRun(folder, config, run_id, None)
 
 
-def _resumed(config: Config, folder: Path, mode: str) -> OpenRun:
+def _resumed(config: Config, folder: Path, mode: str, data_files: DataFiles) -> OpenRun:
     former = read_config(folder)
     identity = read_json(folder / "state" / "run.json")
     if identity.get("mode") != mode:
         raise UserError(
             f"{folder} is a {identity.get('mode')} run, not a {mode} one: go on with it by that command and resume={folder}."
         )
+    anyway = config.resume_anyway
     config = resumed_configuration(folder, replace(config, banks=former.banks))
     checkpoint = load_checkpoint(folder)
+    differences = check_same(folder, replace(config, resume_anyway=anyway), data_files(config))
+    record(folder, checkpoint.round, differences)
     restore_rounds(folder, checkpoint)
     return OpenRun(folder, config, identity["run_id"], checkpoint)
 
@@ -99,7 +111,9 @@ def resumed_configuration(folder: Path, asked: Config) -> Config:
             f"{folder} was started with another configuration: {', '.join(differences(own, asked))}. "
             f"Resume with the same settings, or with resume={folder} alone, which takes them from the run."
         )
-    config = replace(asked, output_dir=own.output_dir, run_name=own.run_name, resume=own.resume, overwrite=own.overwrite)
+    config = replace(
+        asked, output_dir=own.output_dir, run_name=own.run_name, resume=own.resume, overwrite=own.overwrite, resume_anyway=False
+    )
     if config != own:
         write_config(folder, config)
     return config
@@ -173,7 +187,14 @@ def _labels(folder: Path) -> list[str]:
     )
 
 
-def configuration_of(folder: Path, asked: Config | None) -> Config:
+def asked_otherwise(overrides: Sequence[str]) -> list[str]:
+    """The words of a resumed run that ask for a configuration of its own."""
+    return [word for word in overrides if word.split("=")[0].lstrip("+") not in ("resume", "resume_anyway")]
+
+
+def configuration_of(folder: Path, asked: Config | None, anyway: bool = False) -> Config:
     """The configuration to resume `folder` with: its own, or the one asked for, which `open_run` then compares with its own."""
     own = read_config(folder.expanduser())
-    return replace(asked or own, resume=str(folder.expanduser().absolute()))
+    return replace(
+        asked or own, resume=str(folder.expanduser().absolute()), resume_anyway=anyway or (asked or own).resume_anyway
+    )

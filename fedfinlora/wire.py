@@ -21,6 +21,7 @@ from fedfinlora.config import MOST_ROUNDS, Config
 from fedfinlora.config_values import build, to_json
 from fedfinlora.errors import UserError
 from fedfinlora.privacy.head import MOST_LINES, SHA256, Head
+from fedfinlora.wire_form import LONGEST_RUN_NAME, reply_fault, request_fault
 
 if TYPE_CHECKING:
     from flwr.app import ConfigRecord, RecordDict
@@ -29,8 +30,6 @@ ARRAY_KEY = "vector"
 PART_NUMBERS = 2**20
 """A vector travels in parts of so many numbers: Flower takes four times an array's size in memory to put it together again."""
 BANK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-LONGEST_RUN_NAME = 200
-"""Bytes: it becomes the name of a folder."""
 MOST_ROWS = 2**40 - 1
 """No bank has a trillion rows; a claim of more is a claim on the whole average."""
 MOST_TOKENS = 2**53 - 1
@@ -63,7 +62,7 @@ SAFE_REASONS = {
     "policy-target_modules": "The bank's policy does not allow an adapter on these layers (rule: target_modules).",
     "policy-optimizer": "The bank's policy does not allow this optimiser without the bank's own noise (rule: optimizer).",
     "policy-datasets": "The bank's policy does not allow these tasks, or wants them named (rule: datasets).",
-    "policy-generation": "The bank's policy does not let held-out rows be scored (rule: generation).",
+    "policy-generation": "The bank's policy does not let held-out rows be scored, or not so few of them (rule: generation).",
     "policy-max_delta": "The bank's policy does not allow this delta (rule: max_delta).",
     "policy-max_steps_per_round": "The bank's policy does not allow so many steps in a round (rule: max_steps_per_round).",
     "policy-max_rows_per_round": "The bank's policy does not allow so many rows in a round (rule: max_rows_per_round).",
@@ -277,8 +276,21 @@ def _request_record(request: TrainRequest, heads: Mapping[str, Head]) -> ConfigR
     )
 
 
+def check_request_form(content: RecordDict) -> None:
+    """BankError where a request has names or lengths that none may have: nothing of it may be kept."""
+    if fault := request_fault(content):
+        raise BankError("config", f"unusable request: {fault}")
+
+
+def check_reply_form(content: RecordDict) -> None:
+    """RejectedReply where a reply has names or lengths that none may have: nothing of it may be kept."""
+    if fault := reply_fault(content, NOT_TOLD):
+        raise RejectedReply("malformed", f"In the reply {fault}.")
+
+
 def unpack_request(content: RecordDict) -> TrainRequest:
     """Bank side. BankError for anything that is not as `pack_request` makes it."""
+    check_request_form(content)
     try:
         values = content.config_records["request"]
         config = build(json.loads(str(values["config"])))
@@ -363,6 +375,7 @@ def unpack_reply(
     reply withholds rows and losses (`Figures.withheld`), says what it has spent and where its ledger is. Where rows are
     no weights (`needs_rows`) a bank may keep them to itself.
     """
+    check_reply_form(content)
     try:
         head = content.config_records["reply"]
         bank = str(head["bank"])

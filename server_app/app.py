@@ -15,34 +15,35 @@ from fedfinlora.compose import compose
 from fedfinlora.config import Config
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.logs import about, show_logs
-from fedfinlora.runs import configuration_of
-from server_app.federated import run_federated
+from fedfinlora.runs import asked_otherwise, configuration_of
+from fedfinlora.words import word
 from server_app.guarded_grid import guarded
+from server_app.plain_run import QUICK, asked_groups, say_first
 
 log = logging.getLogger("fedfinlora.server")
 app = ServerApp()
 
-GROUPS = ("model", "peft", "dataset", "partition", "strategy", "privacy", "evaluation")
 KEYS = {"dataset-root": "dataset.root", "output-dir": "output_dir"}
 
 
 def overrides_of(run_config: Mapping[str, Any]) -> list[str]:
     """Hydra overrides from Flower's run config: empty texts and 0 rounds mean "as in conf/"; `overrides` comes last and wins."""
-    overrides = [f"{group}={run_config[group]}" for group in GROUPS if run_config.get(group)]
+    try:
+        words = shlex.split(str(run_config.get("overrides", "")))
+    except ValueError as error:
+        raise ConfigError(f"overrides={run_config['overrides']!r} cannot be split into words: {error}.") from error
+    overrides = [f"{group}={option}" for group, option in asked_groups(run_config, words).items()]
     for key, target in KEYS.items():
         value = str(run_config.get(key, ""))
         if not value:
             continue
         if not Path(value).expanduser().is_absolute():
             raise ConfigError(f"{key}={value!r} must be an absolute path: the server does not run where you typed the command.")
-        overrides.append(f'{target}="{value}"')
+        overrides.append(word(target, value))
     if int(run_config.get("num-server-rounds", 0)):
         overrides.append(f"num_server_rounds={run_config['num-server-rounds']}")
     overrides.append(f"seed={run_config.get('seed', 0)}")
-    try:
-        return overrides + shlex.split(str(run_config.get("overrides", "")))
-    except ValueError as error:
-        raise ConfigError(f"overrides={run_config['overrides']!r} cannot be split into words: {error}.") from error
+    return overrides + words
 
 
 def config_of(run_config: Mapping[str, Any]) -> Config:
@@ -50,7 +51,10 @@ def config_of(run_config: Mapping[str, Any]) -> Config:
     resume = str(run_config.get("resume", ""))
     overrides = overrides_of(run_config)
     if resume:
-        return configuration_of(Path(resume), None if overrides == ["seed=0"] else compose(overrides))
+        anyway = compose([each for each in overrides if each.startswith("resume_anyway=")]).resume_anyway
+        asked = asked_otherwise(overrides)
+        as_it_was = asked in (["seed=0"], [f"evaluation={QUICK}", "seed=0"])
+        return configuration_of(Path(resume), None if as_it_was else compose(asked), anyway)
     return compose(overrides)
 
 
@@ -58,8 +62,11 @@ def config_of(run_config: Mapping[str, Any]) -> Config:
 def main(grid: Grid, context: Context) -> None:
     """Run to the end. An error is raised as one line, so that Flower marks the run as failed."""
     show_logs()
+    say_first(context.run_id, context.run_config)
     with about():
         try:
+            from server_app.federated import run_federated  # takes seconds
+
             run_federated(guarded(grid), config_of(context.run_config))
         except UserError as error:
             log.error("%s", error)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -30,6 +29,7 @@ from fedfinlora.runfolder import read_json, read_lines, write_json, write_manife
 from fedfinlora.runs import OpenRun, open_run, run_result
 from fedfinlora.tensorboard import TensorBoardWriter
 from server_app.central_privacy import CLIP_NORM, BookedRound, CentralMechanism, book_round, make_mechanism
+from server_app.plain_run import logged_events
 from server_app.rounds import MessageGrid, RoundState, a_second, roster, run_round
 from server_app.strategies.fedadam import public_state
 from server_app.witness import Witness, witness_root
@@ -41,7 +41,7 @@ def run_federated(grid: MessageGrid, config: Config) -> Path:
     """The whole run. Returns its folder; raises UserError after writing a result.json with status "failed"."""
     belongs(run=Path(config.resume).name or config.run_name)
     banks = roster(grid, config.strategy, config.strategy.min_banks, enrolled_banks())
-    run = open_run(config, len(banks), "federated")
+    run = open_run(config, len(banks), "federated", lambda own: data_files(own) | start_files(own))
     if len(banks) != run.config.banks and not run.config.dataset.source == "jsonl":
         raise UserError(
             f"{run.folder} was started with {run.config.banks} banks, {len(banks)} are here. Resume it with as many: the rows would "
@@ -53,7 +53,7 @@ def run_federated(grid: MessageGrid, config: Config) -> Path:
     keys = server_keys()
     with (
         run.held(),
-        EventWriter(run.folder / "progress.jsonl") as events,
+        logged_events(run.folder / "progress.jsonl") as events,
         also_in(run.folder / "state" / "server.log"),
     ):
         try:
@@ -191,9 +191,6 @@ def _one_round(
         events.write("message", level="warning", text=f"round {number}: no bank's reply came: the step is noise alone")
     if number == 1 and config.privacy.mode == "dp_lora":
         events.write("message", level="info", text=what_dp_lora_promises(line["banks"]))
-    log.info(
-        "round %d of %d: loss %s, %.1f s", number, config.num_server_rounds, _shown(line["train_loss"]), timings["total_s"]
-    )
     return state, {**line, **privacy, "timings": timings}, result.evidence
 
 
@@ -251,7 +248,3 @@ def write_card(run: OpenRun) -> None:
     card = privacy_card(run.config, read_lines(run.folder / "rounds.jsonl"), read_json(audited) if audited.is_file() else None)
     if card:
         write_json(run.folder / "privacy.json", card)
-
-
-def _shown(loss: float | None) -> str:
-    return f"{loss:.4f}" if loss is not None and math.isfinite(loss) else "-"

@@ -28,12 +28,12 @@ from fedfinlora.privacy.randomness import Stream
 from fedfinlora.provenance.chain import RoundEvidence, ServerKeys, keep_delta
 from fedfinlora.runfolder import source_fingerprint
 from fedfinlora.seeds import generator
+from fedfinlora.shares import capped
 from fedfinlora.training import schedule_factor
 from fedfinlora.wire import BANK_NAME, SAFE_REASONS, Figures, RejectedReply, Reply, TrainRequest, pack_requests, unpack_reply
 from server_app.central_privacy import CLIP_NORM, CentralMechanism, private_mean
 from server_app.replies import StoredDeltas
 from server_app.strategies import AGGREGATES, STEPS
-from server_app.strategies.shares import capped
 from server_app.witness import Witness
 
 log = logging.getLogger("fedfinlora.server")
@@ -118,12 +118,12 @@ def roster(
             continue
         head: dict[str, Any] = dict(reply.content.config_records.get("reply", ConfigRecord({})))
         name = str(head.get("bank", node))
-        if head.get("status") != "ok":
-            refusals.append(f"{name}: {head.get('reason', 'error')}")
+        if not BANK_NAME.fullmatch(name):
+            refusals.append(f"node {node}: its name is not a plain one")
+        elif head.get("status") != "ok":
+            refusals.append(f"{name}: {SAFE_REASONS.get(str(head.get('code')), SAFE_REASONS['internal'])}")
         elif head.get("source-sha256") != source_fingerprint():
             refusals.append(f"{name}: runs another version of the code")
-        elif not BANK_NAME.fullmatch(name):
-            refusals.append(f"node {node}: its name is not a plain one")
         elif enrolled is not None and enrolled.get(node) != name:
             refusals.append(f"{name}: its key was enrolled as {enrolled.get(node, 'nobody')}")
         elif name in banks:
@@ -333,7 +333,7 @@ def _moved(
 
 
 def weights_of(replies: Sequence[Reply], strategy: StrategyConfig) -> list[float]:
-    """What each reply weighs in the mean, none more than strategy.max_share of it (`server_app.strategies.shares`)."""
+    """What each reply weighs in the mean, none more than strategy.max_share of it (`fedfinlora.shares`)."""
     if strategy.weighting == "declared":
         sizes = strategy.declared_sizes()
         weights = [sizes[reply.bank] for reply in replies]

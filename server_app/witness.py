@@ -9,7 +9,6 @@ bank alone.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fedfinlora.errors import UserError
+from fedfinlora.locks import wait_for
 from fedfinlora.privacy.head import Head
 from fedfinlora.privacy.ledger import ledger_root
 from fedfinlora.runfolder import unwritable, write_bytes
@@ -119,11 +119,8 @@ def _locked(file: Path) -> Iterator[None]:
     """Hold the folder against the other runs of this server."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(file.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        lock = wait_for(file.with_suffix(".lock"), f"The witness {file}")
     except OSError as error:
         raise unwritable(file, error) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with lock:
         yield
-    finally:
-        os.close(descriptor)

@@ -18,7 +18,7 @@ from fake_grid import FakeGrid
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from tiny_runs import write_lines
 
-from client_app.bank import BankFacts, bank_facts
+from client_app.facts import BankFacts, bank_facts
 from fedfinlora.compose import compose
 from fedfinlora.config import Config
 from fedfinlora.deployment.history import read_history

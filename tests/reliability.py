@@ -19,6 +19,8 @@ HOSTILE = "test_killed_late_and_hostile_banks_cost_their_own_answers_only"
 SLOW = "test_a_large_adapter_passes_a_slow_line_in_pieces_that_are_sent_once"
 OUTSIDE = "test_who_cannot_get_in_is_told_why"
 CODE = "test_code_that_a_bank_has_not_installed_does_not_run_there"
+CROWD = "test_a_run_goes_through_a_thousand_idle_connections_and_a_bank_that_sends_a_byte_in_ten_seconds"
+SECOND = "test_a_second_coordinator_of_a_home_is_refused_and_says_who_is_there"
 SIZE = "test_a_request_of_two_gigabytes_is_refused_before_it_is_read"
 
 
@@ -92,8 +94,15 @@ OUTCOMES = {
         LATE, "rounds.jsonl, coordinator run", "The other answers.", FAULTS, HOSTILE,
     ),
     "large": Outcome(
-        "A bank sends an answer of 64 MiB", "The server's process fetches at most a mebibyte more than the adapter has, and rejects it. The SuperLink stores it on its disk in pieces.",
-        "unreadable: The reply has more than 1,058,816 bytes.", "rounds.jsonl, coordinator run", "The other answers.", FAULTS, HOSTILE,
+        "A bank sends an answer of 64 MiB, to fill the coordinator's disk", "The SuperLink takes as many bytes as the request had and a mebibyte more, and refuses the rest (403). The round closes without it; the others' answers are taken meanwhile.",
+        LATE, "rounds.jsonl, coordinator run", "The other answers.", FAULTS, HOSTILE,
+    ),
+    "crowd": Outcome(
+        "A thousand connections say nothing while a round goes on, and a bank sends its answer at 0.1 byte a second", "The run takes as long as without them; the slow answer counts as late at the deadline, and its connection ends after five minutes.",
+        LATE, "rounds.jsonl, coordinator run", "The other answers.", FAULTS, CROWD,
+    ),
+    "two coordinators": Outcome(
+        "`coordinator start` a second time on the same folder", "The second is refused and touches nothing.", "is in use: process", "coordinator start", "Everything.", FAULTS, SECOND,
     ),
     "two gigabytes": Outcome("Anybody sends the SuperLink one request of 2 GB", "Refused by its announced length; without one, the connection ends after 16 MiB.", "413", "HTTP status", "Everything.", FAULTS, SIZE),
     "clock behind": Outcome("A bank's clock is 4 minutes behind", "Nothing: it works.", "", "", "Everything.", FAULTS, OUTSIDE),
@@ -163,7 +172,7 @@ slowest bank's round, and `strategy.quorum`: seconds of training, and for a line
 
 ## What remains
 
-- An enrolled bank can fill the SuperLink's disk: a request has 16 MiB at most, but the number of its requests has no limit. Its traffic is in `superlink.log`; revoke it. What a full disk does to a run is above.
+- An enrolled bank can make `superlink.log` grow, by a line for each of its requests, whose number has no limit: rotate it, and revoke the bank. What a full disk does to a run is above.
 - A bank that lies within the limits (a finite delta of acceptable norm, rows that it does not have) is averaged. `strategy.weighting=declared` or `equal` takes its say on the weight away.
 - Flower marks a killed run as failed only after it has missed the server's signs of life; until then `coordinator status` calls it running. It holds nobody up.
 - Flower's signed time may be 5 minutes old, but only 5 seconds ahead: keep the banks' clocks on NTP.

@@ -48,6 +48,10 @@ ATTACKERS: Mapping[str, tuple[Attempt, ...]] = {
             "opens a thousand connections and says nothing", "An address has 32 at a time before it has shown a certificate, for 10 seconds; banks go on.", DOOR,
             "test_a_thousand_idle_connections_hurt_nobody",
         ),
+        Attempt(
+            "opens a thousand connections again and again while a round goes on", "The run takes as long as without them.", FAULTS,
+            "test_a_run_goes_through_a_thousand_idle_connections_and_a_bank_that_sends_a_byte_in_ten_seconds",
+        ),
         Attempt("speaks plain HTTP", "The connection ends without an answer.", FAULTS, OUTSIDE),
         Attempt(
             "plays the coordinator to a bank, with another authority's certificate or without TLS", "The bank sends nothing and ends.", FAULTS, OUTSIDE
@@ -78,6 +82,21 @@ ATTACKERS: Mapping[str, tuple[Attempt, ...]] = {
             "test_a_head_without_end_and_one_that_dawdles_are_closed",
         ),
         Attempt(
+            "sends the body of a request at 0.1 byte a second", "Ended after five minutes; the round goes on.", DOOR,
+            "test_a_body_of_a_tenth_of_a_byte_a_second_ends_at_its_deadline_and_others_are_served",
+        ),
+        Attempt(
+            "fills the coordinator's disk with the parts of its answers", "They are taken up to the size of the request and a mebibyte; more is refused (403).", BINDING,
+            "test_the_parts_of_a_reply_are_taken_up_to_the_size_of_its_request_and_a_mebibyte",
+        ),
+        Attempt(
+            "cuts an answer into a great many pieces", "Refused (403).", BINDING, "test_a_reply_in_a_great_many_pieces_is_refused",
+        ),
+        Attempt(
+            "pushes answers that nobody has asked for, or one to the same request again and again", "Nothing of them is taken, and no row of them stays in Flower's database.", BINDING,
+            "test_pushes_that_answer_nothing_leave_no_row_in_flowers_database",
+        ),
+        Attempt(
             "answers in another bank's name", "Its answer is rejected; the other bank's own is taken.", FAULTS, HOSTILE
         ),
         Attempt(
@@ -104,7 +123,19 @@ ATTACKERS: Mapping[str, tuple[Attempt, ...]] = {
             "claims as many rows as are believed, to be the average", "It weighs no more than strategy.max_share; deployments do not weigh by claims at all.", ROUNDS,
             "test_a_claim_of_all_rows_weighs_no_more_than_the_cap",
         ),
+        Attempt(
+            "denies later the wrong answer for which it was rejected", "The run's chain has what it signed: head and figures, and the hash of its delta.", SIGNATURES,
+            "test_what_a_rejected_bank_has_signed_is_kept_and_can_be_shown",
+        ),
+        Attempt(
+            "signs a reply with a book in its head, to fill the run's folder", "Rejected (`malformed`) and not kept.", SIGNATURES,
+            "test_a_reply_with_a_book_in_its_head_is_not_kept",
+        ),
         Attempt("signs a release in the coordinator's name", "`verify` refuses it.", RELEASE, "test_a_bank_cannot_sign_a_release"),
+        Attempt(
+            "puts records, figures or texts into its reply that have no name there, or are long", "Rejected (`malformed`); nothing of them is in the run's folder.",
+            "tests/test_wire_form.py", "test_a_reply_that_is_refused_for_its_form_is_not_kept_in_the_run",
+        ),
     ),
     "The coordinator, or whoever has taken its place": (
         Attempt(
@@ -146,8 +177,29 @@ ATTACKERS: Mapping[str, tuple[Attempt, ...]] = {
             VERIFY, "test_who_writes_the_chain_anew_cannot_sign_it",
         ),
         Attempt(
+            "gives the reply of a bank to another, with its own signature over all of it", "A reply says whose it is, signed by the bank: `verify` names it.", VERIFY,
+            "test_a_coordinator_cannot_give_a_banks_reply_to_another",
+        ),
+        Attempt(
+            "releases an adapter with a statement of its origin that is not the run's", "`verify RUN` names the field that differs.", VERIFY,
+            "test_a_statement_that_says_something_else_than_the_chain_is_named_by_its_field",
+        ),
+        Attempt(
             "puts another delta under a run whose deltas were kept, without keys", "`verify` computes every round again and finds another adapter.", VERIFY,
             "test_kept_deltas_that_give_another_adapter_are_found_though_every_hash_is_right",
+        ),
+        Attempt(
+            "asks for the loss of one or a few held-out rows", "The bank refuses (`policy-generation`): none, or at least its min_rows.", "tests/test_held_out.py",
+            "test_fewer_held_out_rows_than_min_rows_are_refused_by_name",
+        ),
+        Attempt(
+            "varies seed, fractions, limits, tasks or the window, to read single rows off differences of held-out losses",
+            "The bank draws the rows with its own key, the same in all runs; a task is scored whole or not at all.", "tests/test_held_out.py",
+            "test_nothing_in_a_request_moves_the_rows",
+        ),
+        Attempt(
+            "puts values into its request that have no name there, or are long", "The bank refuses (`config`) and keeps nothing of them.", "tests/test_wire_form.py",
+            "test_a_request_that_is_refused_for_its_form_is_not_kept_at_the_bank",
         ),
     ),
     "Another user of the coordinator's or a bank's machine": (
@@ -165,6 +217,10 @@ ATTACKERS: Mapping[str, tuple[Attempt, ...]] = {
             MODES, "test_everything_in_a_finished_run_is_its_owners_alone",
         ),
         Attempt("reads a privacy ledger", "Folder 0700, files 0600.", MODES, "test_a_ledger_is_its_owners_alone"),
+        Attempt(
+            "has the number of the SuperLink's user because a user namespace maps neither", "Nothing starts, and no connection is accepted.", "tests/test_own_user.py",
+            "test_in_a_user_namespace_that_maps_nobody_nothing_starts_and_no_connection_is_taken",
+        ),
     ),
     "Whoever reads files or listens on the line": (
         Attempt(
@@ -180,12 +236,20 @@ ATTACKERS: Mapping[str, tuple[Attempt, ...]] = {
         ),
         Attempt("changes one bit of a run's folder", "`verify` names the file.", VERIFY, "test_one_flipped_bit_anywhere_is_found_and_named"),
         Attempt(
+            "puts a link, FIFO, socket or dotfile into a run's folder, or in the place of a file", "`verify` names it, and opens nothing of the kind.", VERIFY,
+            "test_what_is_no_file_is_named_and_not_opened",
+        ),
+        Attempt(
             "cuts any file of a run's folder", "`verify`, `report` and `resume` work or name the file.", VERIFY,
             "test_every_file_cut_at_a_random_byte_is_named_or_not_needed",
         ),
         Attempt(
             "changes a released adapter, or adds a file to it", "`verify`, and OpenSSF's own tool, refuse it and name the file.", RELEASE,
             "test_every_file_that_is_changed_or_missing_is_named",
+        ),
+        Attempt(
+            "takes lines out of a bank's own record, or moves or changes them", "`verify` names the line: each holds the hash of the one before, sealed by the bank.",
+            "tests/test_bank_record.py", "test_a_line_that_is_missing_added_or_changed_is_named",
         ),
     ),
 }  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import subprocess
@@ -25,6 +24,7 @@ from eval.answers import AnswerFile, prompt_id, read_answers, settings_id
 from eval.models import LocalModel, weights_fingerprint
 from fedfinlora.config import PeftConfig
 from fedfinlora.errors import UserError
+from fedfinlora.locks import wait_for
 from fedfinlora.models import Session, get_session, initial_adapter
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -157,8 +157,7 @@ def test_who_opens_a_file_waits_until_another_has_begun_it(tmp_path: Path) -> No
     path = tmp_path / "answers"
     kept = written(tmp_path / "model", ["a"])
     known: list[dict[str, dict[str, Any]]] = []
-    with open(path, "ab", buffering=0) as first:
-        fcntl.flock(first, fcntl.LOCK_EX)
+    with wait_for(tmp_path / "answers.lock", "The file"), open(path, "ab", buffering=0) as first:
         second = threading.Thread(target=lambda: known.append(opened(path)))
         second.start()
         second.join(0.1)
@@ -166,6 +165,7 @@ def test_who_opens_a_file_waits_until_another_has_begun_it(tmp_path: Path) -> No
         first.write((tmp_path / "model").read_bytes())
     second.join(10)
     assert known == [kept]
+    assert not (tmp_path / "answers.lock").exists(), "nothing is left in a run's folder"
 
 
 def test_processes_that_begin_a_file_at_the_same_time_lose_nothing(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from tiny_runs import overrides, write_lines, write_rows
 
 import client_app.bank
-from client_app.bank import BankFacts, RoundReply, bank_facts, bank_rows, split_rows, train_round
+from client_app.bank import RoundReply, bank_rows, split_rows, train_round
+from client_app.facts import BankFacts, bank_facts
 from fedfinlora.adapter import Vector, write_adapter
 from fedfinlora.compose import compose
 from fedfinlora.config import Config
@@ -268,7 +269,7 @@ class TestOwnFacts:
         at = own_rows(tmp_path, own)
         session = get_session(config)
         texts = [session.tokenizer.decode(row.prompt_ids) for row in bank_rows(config, at, session.tokenizer).train]
-        assert len(texts) == 4
+        assert len(texts) == 5
         assert all(" own " in text for text in texts)
 
     def test_its_own_folder_may_hold_plain_jsonl_files(self, config: Config, tmp_path: Path) -> None:
@@ -276,7 +277,7 @@ class TestOwnFacts:
             tmp_path / "own" / "desk.jsonl", [json.dumps({"context": f"Say {n}. Answer:", "target": "up"}) for n in range(3)]
         )
         session = get_session(config)
-        assert len(bank_rows(config, own_rows(tmp_path, tmp_path / "own"), session.tokenizer).train) == 2
+        assert len(bank_rows(config, own_rows(tmp_path, tmp_path / "own"), session.tokenizer).train) == 3
 
 
 class TestRefusals:

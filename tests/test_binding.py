@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from fastapi import HTTPException
+from flwr.app import ConfigRecord, RecordDict
 from flwr.common.serde import message_to_proto
 from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest, PushObjectRequest
@@ -15,7 +16,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from flwr.superlink.servicer.fleet import fleet_handlers
 from test_flower_habits import Asked, message
 
-from fedfinlora.deployment.binding import MOST_SESSIONS, bound_confirm, bound_pull, bound_push, bound_put
+from fedfinlora.deployment.binding import MOST_SESSIONS, SLACK_BYTES, bound_confirm, bound_pull, bound_push, bound_put
 
 SUPERLINK = 1
 push = bound_push(fleet_handlers.push_messages)
@@ -134,3 +135,59 @@ def test_a_node_pushes_the_parts_of_its_own_replies_only(two: Two) -> None:
             **two.head(two.east, object_id=reply.object_id), session_id=given, object_content=reply.deflate()
         )
         assert "no message of this node" in refused(put, request=theirs, state=two.state)
+
+
+def sessions(two: Two) -> int:
+    """Rows of push sessions in Flower's database."""
+    from flwr.supercore.state.schema.corestate_models import ObjectPushSession
+    from sqlalchemy import func, select
+
+    with two.state.session() as session:
+        return int(session.scalar(select(func.count()).select_from(ObjectPushSession)))
+
+
+def test_pushes_that_answer_nothing_leave_no_row_in_flowers_database(two: Two) -> None:
+    """Replies that nobody has asked for, and the second and third to one request."""
+    two.push(two.east, two.reply(two.east, "nothing"), fleet_handlers.push_messages)
+    assert sessions(two) == 1, "if Flower leaves none, this code can go"
+    for _ in range(20):
+        two.push(two.east, two.reply(two.east, "nothing that was ever asked"))
+    assert sessions(two) == 1
+    assert two.push(two.north, two.reply(two.north, two.asked.waiting)).objects_to_push
+    for _ in range(20):
+        two.push(two.north, two.reply(two.north, two.asked.waiting))
+    assert sessions(two) == 2
+
+
+def large_reply(two: Two, size_bytes: int) -> Any:
+    """North's reply with so many bytes, in parts of 512 KiB."""
+    parts = {f"part-{number}": ConfigRecord({"a": bytes([number]) * 2**19}) for number in range(size_bytes // 2**19)}
+    return message(two.run, two.north, SUPERLINK, two.asked.waiting, RecordDict(parts))
+
+
+@pytest.mark.parametrize("confirms", [True, False])
+def test_the_parts_of_a_reply_are_taken_up_to_the_size_of_its_request_and_a_mebibyte(two: Two, confirms: bool) -> None:
+    """So a bank does not fill the SuperLink's disk; another's reply is taken in the meantime and afterwards."""
+    if confirms:
+        two_asked = ConfirmMessageReceivedRequest(**two.head(two.north, message_object_id=two.asked.waiting))
+        confirm(request=two_asked, state=two.state, store=two.state.object_store)
+    reply = large_reply(two, 2**23)
+    answer, parts = two.push(two.north, reply), get_all_nested_objects(reply)
+    taken, refusals = 0, []
+    for name in answer.objects_to_push:
+        content = parts[name].deflate()
+        asked = PushObjectRequest(**two.head(two.north, object_id=name), session_id=answer.session_id, object_content=content)
+        try:
+            taken += len(content) * put(request=asked, state=two.state).stored
+            put(request=asked, state=two.state)  # once more, as after a lost answer: it counts once
+        except HTTPException as error:
+            refusals.append(str(error.detail))
+    assert SLACK_BYTES // 2 <= taken < 2 * SLACK_BYTES
+    assert refusals
+    assert all("The reply has more than" in each for each in refusals)
+
+
+def test_a_reply_in_a_great_many_pieces_is_refused(two: Two) -> None:
+    records = {f"record-{number}": ConfigRecord({"a": number}) for number in range(200)}
+    reply = message(two.run, two.north, SUPERLINK, two.asked.waiting, RecordDict(records))
+    assert "too many pieces" in refused(two.push, two.north, reply)

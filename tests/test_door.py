@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -308,6 +309,37 @@ def lives_s(doors: Doors, piece: bytes, pause_s: float, most_s: float) -> float:
 def test_a_head_without_end_and_one_that_dawdles_are_closed(doors: Doors) -> None:
     assert lives_s(doors, b"x-more: " + b"a" * 8000 + b"\r\n", 0.01, 60) < door.HEAD_S / 2
     assert lives_s(doors, b"x: y\r\n", 0.5, door.HEAD_S + 30) < door.HEAD_S + 15
+
+
+@pytest.mark.slow
+def test_a_body_of_a_tenth_of_a_byte_a_second_ends_at_its_deadline_and_others_are_served(
+    doors: Doors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The public listener in this process, where the deadline is two seconds; a bank's real certificate and connection."""
+    monkeypatch.setattr(door, "BODY_S", 2.0)
+    port, context = free_port(), bank_context(doors.banks["north"])
+    config = uvicorn.Config(
+        create_app(), host="127.0.0.1", port=port, interface="asgi3", lifespan="off", log_config=None,
+        ssl_context_factory=lambda _config, _default: door.public_context(doors.home),
+    )  # fmt: skip
+    outer = door._Outer(config, protocol=partial(door.Visit, door.Door(create_app(), doors.home / "enrolled")))
+    threading.Thread(target=outer.run, daemon=True).start()
+    when(lambda: outer.started, "the listener is up")
+    head = "".join(f"{name}: {value}\r\n" for name, value in doors.signed("north").items())
+    try:
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=60) as plain,
+            context.wrap_socket(plain, server_hostname="127.0.0.1") as link,
+            httpx.Client(base_url=f"https://127.0.0.1:{port}", verify=bank_context(doors.banks["east"]), timeout=60) as east,
+        ):
+            begun = time.monotonic()
+            link.sendall(f"POST /v1/fleet/push-object HTTP/1.1\r\nhost: a\r\n{head}content-length: 1000\r\n\r\n1".encode())
+            assert east.get("/health").status_code == 200
+            when(lambda: ended(link), "the connection is ended", 30)
+            assert door.BODY_S <= time.monotonic() - begun < door.BODY_S + 8, "before a second byte was due"
+            assert east.get("/health").status_code == 200
+    finally:
+        outer.should_exit = True
 
 
 @pytest.mark.slow

@@ -9,12 +9,14 @@ import json
 import os
 import socket
 import sqlite3
+import ssl
 import subprocess
+import threading
 import time
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -360,6 +362,11 @@ class Play:
         self.wanted: dict[str, bool] = {}
         """Whether the SuperLink wanted an answer."""
         self.old: dict[str, tuple[Message, RecordDict]] = {}
+        self.disk_bytes: list[int] = []
+        """Of the SuperLink's database before and after the 64 MiB."""
+
+    def _stored(self) -> int:
+        return sum(file.stat().st_size for file in self._coordinator.glob("state.db*"))
 
     def east(self, bank: HostileBank, message: Message, request: TrainRequest) -> None:
         """NaN; silent; late, then in north's name with the right id of north's request, and in north's name as its own answer."""
@@ -394,7 +401,10 @@ class Play:
             head.metadata.__dict__["_message_id"] = piece.object_id
             bank.pushes(head, get_object_tree(piece), {piece.object_id: piece})
         if request.round == 2:
-            bank.sends(message, content_of(bank, request, np.ones(2**24, np.float32)))
+            self.disk_bytes = [self._stored()]
+            with pytest.raises(RunNotRunningException):  # what Flower's client makes of a 403
+                bank.sends(message, content_of(bank, request, np.ones(2**24, np.float32)))
+            self.disk_bytes.append(self._stored())
         if request.round == 3:
             bank.sends(message, content_of(bank, request, layout_id="0" * 64))
 
@@ -440,6 +450,8 @@ def test_killed_late_and_hostile_banks_cost_their_own_answers_only(federation: F
     assert second["east"] == OUTCOMES["bank late"].says
     assert second["west"] == OUTCOMES["large"].says
     assert second["up"] == OUTCOMES["stall"].says
+    before, after = play.disk_bytes
+    assert after - before < 8 * 2**20, OUTCOMES["large"].does
     assert third["east"] == OUTCOMES["name"].says
     assert set(play.forged) == {403}, "with the right id of north's request"
     assert third["west"].startswith(OUTCOMES["layout"].says)
@@ -510,6 +522,102 @@ def peak_bytes(process: int) -> int:
     """The most memory that a process has had at once."""
     words = Path(f"/proc/{process}/status").read_text().split()
     return int(words[words.index("VmHWM:") + 1]) * 1024
+
+
+@pytest.mark.slow
+def test_a_run_goes_through_a_thousand_idle_connections_and_a_bank_that_sends_a_byte_in_ten_seconds(
+    federation: Federation,
+) -> None:
+    """The idle ones are another network's each fifty; when they are ended they come again. Up begins its answer and dawdles in it."""
+    run, up = federation.aggregator.home / "runs" / "crowded", federation.strangers[2]
+    dawdles: list[ssl.SSLSocket] = []
+
+    def act(bank: HostileBank, message: Message, request: TrainRequest) -> None:
+        dawdles.append(begins_a_body(federation, up))
+        while not ended(dawdles[0]) and request.round and not over.wait(10):
+            dawdles[0].sendall(b"x")
+
+    over = threading.Event()
+    with idle_connections(federation.port, 1000) as opened:
+        bank = HostileBank(up.home.name, up.bank, federation.port, act)
+        try:
+            command = federation.run(run, "num_server_rounds=1", f"strategy.deadline_s={DEADLINE_S}", banks=3)
+            assert command.wait(timeout=240) == 0, federation.aggregator.said("coordinator run")
+        finally:
+            over.set()
+            bank.ends()
+    assert heard(run, 1) == {"north": "ok", "south": "ok", "up": OUTCOMES["crowd"].says}
+    assert dawdles, "else nothing was tried"
+    assert len(opened) > 1000, "those that were ended came again"
+    assert federation.north_bank.poll() is None
+
+
+def begins_a_body(federation: Federation, machine: Machine) -> ssl.SSLSocket:
+    """A connection with a bank's certificate on which the head of a piece of an answer is sent, and no byte of the piece."""
+    certificate = load_pem_x509_certificate((machine.bank / "bank.crt").read_bytes())
+    key = b64encode(peer_of(certificate.public_bytes(Encoding.DER)).header).decode()
+    plain = socket.create_connection(("127.0.0.1", federation.port), timeout=60)
+    link = bank_context(machine.bank).wrap_socket(plain, server_hostname="127.0.0.1")
+    head = f"POST /v1/fleet/push-object HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {PROTOBUF_MEDIA_TYPE}\r\n"
+    link.sendall(f"{head}Content-Length: {PIECE_BYTES}\r\n{FLEET_HTTP_PUBLIC_KEY_HEADER}: {key}\r\n\r\n".encode())
+    return link
+
+
+def ended(link: ssl.SSLSocket) -> bool:
+    """Whether the other end has closed it; nothing is sent by it otherwise."""
+    link.settimeout(0.01)
+    try:
+        return link.recv(1) == b""
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+
+
+@contextmanager
+def idle_connections(port: int, count: int) -> Iterator[list[int]]:
+    """So many connections that say nothing, from twenty addresses, opened again when they are ended. Gives a list that has an entry for each that was opened."""
+    held: list[socket.socket] = []
+    opened: list[int] = []
+    over = threading.Event()
+
+    def opens(number: int) -> socket.socket:
+        one = socket.socket()
+        one.bind((f"127.0.0.{2 + number % 20}", 0))
+        one.settimeout(10)
+        one.connect(("127.0.0.1", port))
+        one.setblocking(False)
+        opened.append(number)
+        return one
+
+    def keeps() -> None:
+        while not over.wait(1):
+            for number, one in enumerate(held):
+                with suppress(BlockingIOError, OSError):
+                    if not one.recv(1):
+                        one.close()
+                        held[number] = opens(number)
+
+    held += [opens(number) for number in range(count)]
+    thread = threading.Thread(target=keeps, daemon=True)
+    thread.start()
+    try:
+        yield opened
+    finally:
+        over.set()
+        thread.join(timeout=30)
+        for one in held:
+            one.close()
+
+
+@pytest.mark.slow
+def test_a_second_coordinator_of_a_home_is_refused_and_says_who_is_there(federation: Federation) -> None:
+    second = federation.aggregator.types("coordinator", "start", timeout=60)
+    assert second.returncode == 1
+    said = second.stderr.strip().splitlines()[-1]
+    assert f"{OUTCOMES['two coordinators'].says} {federation.coordinator.pid} on " in said
+    assert "coordinator start" in said
+    assert federation.coordinator.poll() is None
 
 
 @pytest.mark.slow

@@ -328,5 +328,15 @@ class TestFlwrRun:
         assert adapter_bytes(plain.folder) == adapter_bytes(whole)
         assert result["scores"] == result_of(whole)["scores"]
 
+    def test_the_stream_says_how_to_follow_and_stop_it_and_has_a_line_a_step(self, plain: PlainRun) -> None:
+        ours = [line.partition("fedfinlora.server: ")[2] for line in plain.log.splitlines() if "fedfinlora.server: " in line]
+        assert re.match(r"follow: flwr log (\d+)   stop: flwr stop \1", ours[0])
+        assert re.search(r"local SuperLink stays .* kill [1-9]\d*$", ours[1])
+        assert "evaluation='full'" in ours[2]
+        steps = [f"round {number}/{ROUNDS} done" for number in range(1, ROUNDS + 1)]
+        assert [line.partition(":")[0] for line in ours if " done: " in line] == steps
+        assert len([line for line in ours if line.startswith("evaluating base: fpb")]) == 1
+        assert "run completed" in ours
+
     def test_the_run_folder_is_logged_first_and_last(self, plain: PlainRun) -> None:
         assert plain.log.count(f"run folder: {plain.folder}") == 2

@@ -150,13 +150,13 @@ def test_a_clock_is_judged_as_flower_judges_it(ahead_s: float, said: str) -> Non
     assert bool(clock_trouble(ahead_s)) == bool(said)
 
 
-def message(run: int, source: int, destination: int, answers: str = "") -> Message:
-    """An empty message as Flower's SuperLink stores it. Its id is made from its content and the time."""
+def message(run: int, source: int, destination: int, answers: str = "", content: RecordDict | None = None) -> Message:
+    """A message, empty unless something is given, as Flower's SuperLink stores it. Its id is made from its content and the time."""
     metadata = Metadata(
         run_id=run, message_id="", src_node_id=source, dst_node_id=destination, reply_to_message_id=answers, group_id="", created_at=time.time(),
         ttl=30.0 if answers else 60.0, message_type="train",
     )  # fmt: skip
-    made = make_message(metadata=metadata, content=RecordDict())
+    made = make_message(metadata=metadata, content=content or RecordDict())
     made.metadata.__dict__["_message_id"] = made.object_id
     return made
 

@@ -241,7 +241,7 @@ class TestCaches:
         assert state.round_seconds == [95.0, 96.0, 97.0, 98.0, 99.0]
 
     def test_a_banks_rows_stay_within_their_bytes(self, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-        from client_app.bank import bank_facts
+        from client_app.facts import bank_facts
         from fedfinlora.models import get_session
 
         config = runs.config("run", banks=4)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import weakref
 from dataclasses import replace
 from typing import Any
@@ -271,3 +273,21 @@ def _trim() -> None:
     import ctypes
 
     ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def test_what_the_heap_holds_back_is_given_back() -> None:
+    """In a process of its own: 512 MiB in pieces below glibc's threshold for mappings, with one in use above them all."""
+    code = (
+        "import ctypes, psutil, sys\n"
+        "from fedfinlora.memory import give_back_heap\n"
+        "c = ctypes.CDLL(None)\n"
+        "c.malloc.restype = ctypes.c_void_p\n"
+        "pieces = [c.malloc(ctypes.c_size_t(2**16)) for _ in range(2**13)]\n"
+        "[ctypes.memset(piece, 1, 2**16) for piece in pieces]\n"
+        "above = c.malloc(ctypes.c_size_t(2**16))\n"
+        "[c.free(ctypes.c_void_p(piece)) for piece in pieces]\n"
+        "before = psutil.Process().memory_info().rss\n"
+        "give_back_heap()\n"
+        "sys.exit(0 if before - psutil.Process().memory_info().rss > 400 * 2**20 else 1)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -165,10 +165,14 @@ class TestWeights:
     @pytest.mark.parametrize(
         ("typed", "added"),
         [
-            ((), ["strategy.weighting=equal", "strategy.max_share=0.5"]),
-            (("strategy.weighting=rows",), ["strategy.max_share=0.5"]),
-            (("strategy.sizes=[north:5,south:6]",), ["strategy.weighting=declared", "strategy.max_share=0.5"]),
-            (("strategy.max_share=0.9",), ["strategy.weighting=equal"]),
+            ((), ["strategy.weighting=equal", "strategy.max_share=0.5", "train.holdout_max_rows=0"]),
+            (("strategy.weighting=rows",), ["strategy.max_share=0.5", "train.holdout_max_rows=0"]),
+            (
+                ("strategy.sizes=[north:5,south:6]",),
+                ["strategy.weighting=declared", "strategy.max_share=0.5", "train.holdout_max_rows=0"],
+            ),
+            (("strategy.max_share=0.9",), ["strategy.weighting=equal", "train.holdout_max_rows=0"]),
+            (("train.holdout_max_rows=64",), ["strategy.weighting=equal", "strategy.max_share=0.5"]),
             (("privacy=example",), ["strategy.max_share=0.5"]),
         ],
     )
@@ -177,7 +181,7 @@ class TestWeights:
     ) -> None:
         found, said = deployment_words(["model=tiny-random", *typed])
         assert found == ["model=tiny-random", *typed, *added]
-        assert len(said) == ("strategy.weighting=equal" in added)
+        assert len(said) == ("strategy.weighting=equal" in added) + ("train.holdout_max_rows=0" in added)
 
     def test_the_plan_says_it(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["coordinator", "plan", "--home", str(tmp_path / "none"), "model=tiny-random"]) == 0

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from tiny_runs import overrides, rounds_of, write_rows
 
 import client_app.bank
-from client_app.bank import bank_facts, check_policy, train_round
+from client_app.bank import check_policy, train_round
+from client_app.facts import bank_facts
 from client_app.trial import OF_ROWS, WAYS_OUT
 from fedfinlora.compose import compose
 from fedfinlora.config import Config

@@ -16,7 +16,8 @@ from tiny_runs import write_rows
 
 import client_app.bank
 import client_app.privacy_plan
-from client_app.bank import BankFacts, RoundReply, bank_facts, train_round
+from client_app.bank import RoundReply, train_round
+from client_app.facts import BankFacts, bank_facts
 from fedfinlora.cli import main
 from fedfinlora.config import Config
 from fedfinlora.deployment.history import read_history

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import tiny_config
 
@@ -17,6 +18,8 @@ from fedfinlora.errors import ConfigError
 from fedfinlora.models import get_session
 from fedfinlora.privacy.accounting import Steps, default_delta, epsilon, noise_multiplier_for
 from fedfinlora.privacy.forecast import Alternative, Forecast, adapter_parameters, advice, alternatives, forecast, layer_shapes
+from fedfinlora.wire import Figures, Reply
+from server_app.rounds import weights_of
 
 TINY = ModelConfig(name="tiny-random", path="memory:tiny-random", quantization="none", device="cpu", context_tokens=512)
 WORDS = [
@@ -79,6 +82,19 @@ def test_declared_weights_count_a_bank_by_its_rows() -> None:
     north, south = (bank.noise_multiplier / 50 for bank in forecast(config, {"north": 1000.0, "south": 500.0}, 1).banks)
     found = forecast(config, strategy.declared_sizes(), 1)
     assert found.noise_to_signal == pytest.approx(math.hypot(2 / 3 * north, 1 / 3 * south))
+
+
+@pytest.mark.parametrize("most", [1.0, 0.9, 0.5, 0.4, 0.1])
+@pytest.mark.parametrize("weighting", ["declared", "equal"])
+def test_the_plan_weighs_banks_as_the_server_does(weighting: str, most: float) -> None:
+    sizes = {"a": 900.0, "b": 300.0, "c": 200.0}
+    declared = tuple(f"{bank}:{rows:.0f}" for bank, rows in sizes.items()) if weighting == "declared" else ()
+    config = private_config(strategy=StrategyConfig(weighting=weighting, sizes=declared, max_share=most))
+    found = forecast(config, sizes, 1)
+    replies = [Reply(bank, np.zeros(1, np.float32), Figures.withheld(1, 0.0, 8.0, 1.0, 1e-5), 0.0) for bank in sizes]
+    weights = weights_of(replies, config.strategy)
+    noise = [weight / sum(weights) * bank.noise_multiplier / 50 for weight, bank in zip(weights, found.banks, strict=True)]
+    assert found.noise_to_signal == pytest.approx(math.hypot(*noise))
 
 
 def test_a_larger_delta_in_the_settings_is_not_used() -> None:

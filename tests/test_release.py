@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from fedfinlora.model_files import model_sha256
 from fedfinlora.provenance.model_signature import SIGNATURE_FILE, check_folder, sign_folder
 from fedfinlora.provenance.release import BOM_FILE, PROVENANCE_FILE
 from fedfinlora.provenance.signatures import Signer, WrongSignature
-from fedfinlora.runfolder import read_config, read_json, sha256_of
+from fedfinlora.runfolder import read_config, read_json, sha256_of, write_json
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +205,42 @@ class TestRefused:
         file.unlink()
         assert verify(adapter, consortium.ca) == 1
         assert f"{file}: it is missing" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        "name", [".hidden", ".gitattributes", ".git/config", ".github/more", "more/model.sig", "README.md"]
+    )
+    @pytest.mark.parametrize("signed", [True, False])
+    def test_every_file_that_was_added_is_named(
+        self, adapter: Path, consortium: Consortium, name: str, signed: bool, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        if not signed:
+            (adapter / SIGNATURE_FILE).unlink()
+        ca = consortium.ca if signed else None
+        assert verify(adapter, ca) == 0
+        (adapter / name).parent.mkdir(exist_ok=True)
+        (adapter / name).write_text("")
+        assert verify(adapter, ca) == 1
+        assert str(adapter / name) in capsys.readouterr().out
+
+    @pytest.mark.parametrize("kind", ["a FIFO", "a symbolic link"])
+    def test_what_is_no_file_is_named_and_not_opened(
+        self, adapter: Path, consortium: Consortium, kind: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for name in (".more", WEIGHTS_FILE, SIGNATURE_FILE, PROVENANCE_FILE):
+            (adapter / name).unlink(missing_ok=True)
+            os.mkfifo(adapter / name) if kind == "a FIFO" else (adapter / name).symlink_to(consortium.ca)
+            assert verify(adapter, consortium.ca) == 1
+            assert f"{adapter / name}: it is {kind}" in capsys.readouterr().out
+
+    def test_a_bill_of_materials_that_says_something_else_is_named(
+        self, adapter: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (adapter / SIGNATURE_FILE).unlink()
+        bom = read_json(adapter / BOM_FILE)
+        bom["components"][0]["name"] = "another model"
+        write_json(adapter / BOM_FILE, bom)
+        assert verify(adapter) == 1
+        assert f"{adapter / BOM_FILE} does not follow from provenance.json" in capsys.readouterr().out
 
     def test_a_link_to_a_file_elsewhere_is_refused(self, adapter: Path, consortium: Consortium, tmp_path: Path) -> None:
         (tmp_path / "elsewhere").write_text("")

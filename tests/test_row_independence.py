@@ -13,7 +13,8 @@ from tiny_runs import write_lines, write_rows
 
 import client_app.bank
 import client_app.privacy_plan
-from client_app.bank import BankFacts, bank_facts, bank_rows
+from client_app.bank import bank_rows
+from client_app.facts import BankFacts, bank_facts
 from fedfinlora.deployment.policy import BankSettings, Policy, settings_text
 from fedfinlora.errors import UserError
 from fedfinlora.models import get_session

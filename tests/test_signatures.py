@@ -13,19 +13,28 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_grid import only, with_delta, with_figures
+from fake_grid import only, with_delta, with_figures, with_head
 from flwr.app import ArrayRecord, Message, RecordDict
 from keys import Consortium
 from round_runs import Runs
 from test_wire import DELTA, FIGURES, LAYOUT, REQUEST
 from tiny_runs import rounds_of, same_run, write_rows
 
-from client_app.bank import bank_facts
+from client_app.facts import bank_facts
 from client_app.signed import bank_keys, check_request, sign_answer, signed_file
 from fedfinlora.commands.verify import verify
 from fedfinlora.deployment.certificates import issue_bank, issue_server, issue_signing, make_authority, open_authority
 from fedfinlora.errors import UserError
-from fedfinlora.provenance.chain import CHAIN_FILE, Chain, RoundEvidence, ServerKeys, answer_signed, read_line, server_keys
+from fedfinlora.provenance.chain import (
+    CHAIN_FILE,
+    MOST_STATEMENT_BYTES,
+    Chain,
+    RoundEvidence,
+    ServerKeys,
+    answer_signed,
+    read_line,
+    server_keys,
+)
 from fedfinlora.provenance.signatures import (
     LINE,
     REPLY,
@@ -384,8 +393,56 @@ class TestRuns:
         run = runs.start("lied-to", rounds=4, tamper=only("bank-1", lies))
         found = [[(bank["status"], bank["code"]) for bank in line["banks"]] for line in rounds_of(run)]
         assert found == [[("ok", ""), ("rejected", "signature")]] * 3 + [[("ok", ""), ("ok", "")]]
+        # Its old reply, which it has signed itself, is kept; what it has not signed shows nothing.
+        kept = [read_line(line) for line in (run / CHAIN_FILE).read_bytes().splitlines()]
+        assert ["reply" in line["banks"]["bank-1"] for line in kept[1:5]] == [False, True, False, True]
+        capsys.readouterr()
         assert verify(run, runs.consortium.ca) == 0
+        assert "round 2: 2 banks asked, 2 requests and 2 replies signed" in capsys.readouterr().out
         assert runs.grid is not None
+
+    def test_what_a_rejected_bank_has_signed_is_kept_and_can_be_shown(
+        self, runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """NaN in a delta and in a figure, a figure out of its range, another layout, another name, more than there may be: each signed by the bank."""
+        consortium = runs.consortium = Consortium(runs.folder / "keys").serves(monkeypatch)
+        lies: list[tuple[str, Callable[[Message], RecordDict]]] = [
+            ("not-finite", lambda reply: with_delta(reply, lambda delta: delta * np.float32(np.nan))),
+            ("not-finite", lambda reply: with_figures(reply, train_loss=math.nan)),
+            ("malformed", lambda reply: with_figures(reply, rows=-1)),
+            ("layout", lambda reply: with_head(reply, layout_id="0" * 16)),
+            ("malformed", lambda reply: with_head(reply, bank="bank-0")),
+            ("malformed", lambda reply: with_head(reply, more="x")),
+        ]
+
+        def lying(message: Message, reply: Message) -> Message:
+            content = lies[int(message.metadata.group_id) - 1][1](reply)
+            answer_signed(content, _statement(message), load_signer(consortium.key_of("bank-1")))
+            return Message(content, reply_to=message)
+
+        run = runs.start("run", rounds=len(lies), tamper=only("bank-1", lying))
+        assert [line["banks"][1]["code"] for line in rounds_of(run)] == [code for code, _ in lies]
+        size = (run / CHAIN_FILE).stat().st_size
+        for line in map(read_line, (run / CHAIN_FILE).read_bytes().splitlines()[1:-1]):
+            own = line["banks"]["bank-1"]
+            statement = {name: own[name] for name in ("reply", "figures", "delta-sha256")}
+            check(
+                public_key_of(consortium.key_of("bank-1").with_name("node.key.pub").read_text()),
+                REPLY,
+                statement,
+                own["reply_signature"],
+            )
+        assert verify(run, consortium.ca) == 0, capsys.readouterr().out
+        assert size < 40_000, "no delta"
+
+    def test_a_reply_with_a_book_in_its_head_is_not_kept(self, consortium: Consortium, evidence: RoundEvidence) -> None:
+        """Else one bank fills the run's folder."""
+        asked(evidence)
+        content = pack_reply("bank-1", LAYOUT.id, DELTA, FIGURES)
+        content.config_records["reply"]["more"] = "x" * MOST_STATEMENT_BYTES
+        with pytest.raises(RejectedReply, match="head and figures have"):
+            evidence.check("bank-1", answered(evidence, "bank-1", load_signer(consortium.key_of("bank-1")), content))
+        assert "reply" not in evidence.banks["bank-1"]
 
     def test_a_bank_with_keys_refuses_a_server_without(self, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
         """Nothing of its rows is read: the refusal says nothing of them, and its state is empty."""

@@ -18,11 +18,11 @@ from fedfinlora.compose import absolute_words, compose
 from fedfinlora.config import AGGREGATIONS, STRATEGIES, Config, StrategyConfig
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.runfolder import write_config
+from fedfinlora.shares import capped
 from server_app.strategies import AGGREGATES, STEPS
 from server_app.strategies.fedadam import fedadam_step, public_state
 from server_app.strategies.fedavg import fedavg_step, weighted_mean
 from server_app.strategies.fedavgm import fedavgm_step
-from server_app.strategies.shares import capped
 
 ONE = np.float32([1.0, 2.0, 3.0])
 OTHER = np.float32([5.0, -2.0, 0.0])

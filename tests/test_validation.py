@@ -20,7 +20,8 @@ from tiny_runs import adapter_bytes, overrides, result_of, rounds_bytes, rounds_
 
 import client_app.bank
 import eval.rounds
-from client_app.bank import BankFacts, divide
+from client_app.bank import divide
+from client_app.facts import BankFacts
 from data.partition import original_id
 from data.rows import Row
 from data.sources import load_rows

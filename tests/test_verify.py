@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
+import os
 import random
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,10 @@ from fedfinlora.commands.verify import verify
 from fedfinlora.deployment.certificates import make_authority
 from fedfinlora.errors import UserError
 from fedfinlora.provenance.chain import CHAIN_FILE, Chain, delta_file, is_covered, read_line, start_file
+from fedfinlora.provenance.folder import sha256_of_file
+from fedfinlora.provenance.release import BOM_FILE, PROVENANCE_FILE, bom_of
+from fedfinlora.provenance.signatures import REQUEST, Signer
+from fedfinlora.runfolder import write_json
 from fedfinlora.wire import pack_error
 
 NOT_OF_THE_RUN = ("progress.jsonl", "report.html", "audit.json")
@@ -193,6 +201,68 @@ def _works_or_names(action: Callable[[], Any], file: Path) -> bool:
     return True
 
 
+@pytest.mark.parametrize("where", ["", "state", "adapters/final", "eval/base"])
+def test_what_is_no_file_is_named_and_not_opened(
+    run: Path, ca: Path, where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A FIFO would be waited for for ever, and a link leads to what nothing has signed."""
+    folder = run / where
+    (tmp_path / "elsewhere").mkdir()
+    makers: dict[str, Callable[[Path], Any]] = {
+        "a symbolic link": lambda path: path.symlink_to(run / "config.yaml"),
+        "a symbolic link ": lambda path: path.symlink_to(tmp_path / "elsewhere"),
+        "a symbolic link  ": lambda path: path.symlink_to("nowhere"),
+        "a FIFO": os.mkfifo,
+        "a socket": listens,
+    }
+    for what, make in makers.items():
+        for name in (".hidden", "more"):
+            make(folder / name)
+            assert verify(run, ca) == 1
+            assert f"WRONG  {folder / name}: it is {what.strip()}\n" in capsys.readouterr().out
+            (folder / name).unlink()
+    assert verify(run, ca) == 0
+
+
+def listens(path: Path) -> None:
+    """Make a socket; its name may be longer than an address allows."""
+    with socket.socket(socket.AF_UNIX) as made, contextlib.chdir(path.parent):
+        made.bind(path.name)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", CHAIN_FILE, "adapters/final/model.sig", "rounds.jsonl", "deltas/start.f32"])
+@pytest.mark.parametrize("kind", ["a FIFO", "a symbolic link"])
+def test_a_file_that_has_become_something_else_is_named(
+    run: Path, ca: Path, tmp_path: Path, name: str, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, kept = run / name, tmp_path / "kept"
+    file.rename(kept)
+    os.mkfifo(file) if kind == "a FIFO" else file.symlink_to(kept)
+    for folder in (run, *([file.parent] if file.parent.name == "final" else [])):
+        assert verify(folder, ca) == 1
+        assert f"{file}: it is {kind}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name", [".hidden", "eval/.cache/more", "state/.hidden", "adapters/final/.gitattributes", "tensorboard/more"]
+)
+def test_a_file_that_was_added_is_named_whatever_it_is_called(
+    run: Path, ca: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / name).parent.mkdir(exist_ok=True)
+    (run / name).write_text("")
+    assert verify(run, ca) == 1
+    assert f"{run / name}: it was not there when the run ended" in capsys.readouterr().out
+
+
+def test_a_name_cannot_write_on_the_readers_terminal(run: Path, ca: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "more\x1b[2J\nok").write_text("")
+    assert verify(run, ca) == 1
+    said = capsys.readouterr().out
+    assert "\x1b" not in said
+    assert "more\\x1b[2J\\nok: it was not there" in said
+
+
 class TestWhoSaidIt:
     def test_another_authority_is_not_believed(self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         make_authority(tmp_path / "other", 5)
@@ -210,6 +280,44 @@ class TestWhoSaidIt:
         other.enrolls(["bank-1"])
         assert verify(run, ca, enrolled=other.home / "enrolled") == 1
         assert "the key of bank-1 is not the one" in capsys.readouterr().out
+
+    def test_a_coordinator_cannot_give_a_banks_reply_to_another(
+        self, made: tuple[Path, Consortium, Runs], run: Path, ca: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """It signs everything anew, the keys under other names too; what a bank has signed says who it is."""
+        signer, other = made[1].signer, {"bank-0": "bank-1", "bank-1": "bank-0"}
+        begin, *rounds, end = [read_line(line) for line in (run / CHAIN_FILE).read_bytes().splitlines()]
+        begin["banks"] = {other[bank]: key for bank, key in begin["banks"].items()}
+        for line in rounds:
+            banks = {other[bank]: entry for bank, entry in line["banks"].items()}
+            line["weights"] = {other[bank]: weight for bank, weight in line["weights"].items()}
+            for bank, entry in banks.items():
+                entry["request"]["bank"] = bank
+                entry["request_signature"] = signer.sign(REQUEST, {**line["request"], **entry["request"]})
+            line["banks"] = banks
+        write_chain(run, [begin, *rounds, end], signer)
+        assert verify(run, ca) == 1
+        said = capsys.readouterr().out
+        assert "the reply of bank-0 has another bank than it answers" in said
+        assert "not signed by the coordinator" not in said
+
+    def test_no_two_banks_have_one_key(
+        self, made: tuple[Path, Consortium, Runs], run: Path, ca: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        lines = [read_line(line) for line in (run / CHAIN_FILE).read_bytes().splitlines()]
+        lines[0]["banks"]["bank-1"] = lines[0]["banks"]["bank-0"]
+        write_chain(run, lines, made[1].signer)
+        assert verify(run, ca) == 1
+        assert "two banks have one key" in capsys.readouterr().out
+
+    def test_every_begin_is_signed_where_the_reader_asks_for_it(
+        self, made: tuple[Path, Consortium, Runs], run: Path, ca: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        lines = [read_line(line) for line in (run / CHAIN_FILE).read_bytes().splitlines()]
+        unsigned = {**lines[0], "certificate": "", "banks": None}
+        write_chain(run, [unsigned, lines[0], *lines[1:]], made[1].signer)
+        assert verify(run, ca) == 1
+        assert f"{CHAIN_FILE}, line 1: it is not signed, and --ca asks for signatures" in capsys.readouterr().out
 
     @pytest.mark.parametrize("what", ["rows", "delta", "weights", "request", "banks", "an older round"])
     def test_who_writes_the_chain_anew_cannot_sign_it(
@@ -235,9 +343,9 @@ class TestWhoSaidIt:
         assert CHAIN_FILE in capsys.readouterr().out
 
 
-def write_chain(run: Path, lines: list[dict[str, Any]]) -> None:
-    """The lines with hashes that are right, and the signatures that they had."""
-    from fedfinlora.provenance.signatures import canonical, digest
+def write_chain(run: Path, lines: list[dict[str, Any]], signer: Signer | None = None) -> None:
+    """The lines with hashes that are right, and the signatures that they had, or new ones."""
+    from fedfinlora.provenance.signatures import LINE, canonical, digest
 
     previous, content = "0" * 64, b""
     for line in lines:
@@ -246,8 +354,22 @@ def write_chain(run: Path, lines: list[dict[str, Any]]) -> None:
         }
         previous = digest(body)
         signature = {"signature": line["signature"]} if "signature" in line else {}
+        if signer:
+            signature = {"signature": signer.sign(LINE, previous)}
         content += canonical({**body, "sha256": previous, **signature}) + b"\n"
     (run / CHAIN_FILE).write_bytes(content)
+
+
+def write_statement(run: Path, statement: dict[str, Any]) -> None:
+    """A release's statement with the bill of materials that follows from it, and their hashes in the chain."""
+    folder = run / "adapters" / "final"
+    write_json(folder / PROVENANCE_FILE, statement)
+    with contextlib.suppress(KeyError, TypeError, AttributeError, ValueError):  # of a statement that is none
+        files = {one["name"]: one["digest"]["sha256"] for one in statement["subject"]}
+        write_json(folder / BOM_FILE, bom_of(run.name, files, statement["predicate"]))
+    lines = [read_line(line) for line in (run / CHAIN_FILE).read_bytes().splitlines()]
+    lines[-1]["files"] |= {f"adapters/final/{name}": sha256_of_file(folder / name) for name in (PROVENANCE_FILE, BOM_FILE)}
+    write_chain(run, lines)
 
 
 @pytest.fixture
@@ -289,6 +411,63 @@ class TestSimulations:
         write_chain(run, lines)
         assert verify(run) == 1
         assert "the kept deltas give another adapter" in capsys.readouterr().out
+
+    def test_a_statement_that_says_something_else_than_the_chain_is_named_by_its_field(
+        self, runs: Runs, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Everything that has a hash of it has the right one."""
+        run = runs.start("run", "privacy=example", "privacy.epsilon=8", "train.batch_rows=4")
+        assert verify(run) == 0
+        assert "its statement was held against provenance.jsonl, field by field" in capsys.readouterr().out
+        file = run / "adapters" / "final" / PROVENANCE_FILE
+        statement = json.loads(file.read_bytes())
+        predicate = statement["predicate"]
+        fields = [(name,) for name, value in predicate.items() if not isinstance(value, dict)]
+        fields += [(name, key) for name, value in predicate.items() if isinstance(value, dict) for key in value]
+        for path in fields:
+            if path == ("code", "version"):
+                continue  # of the program, which no line of the chain names
+            changed = copy.deepcopy(statement)
+            holder = changed["predicate"] if len(path) == 1 else changed["predicate"][path[0]]
+            holder[path[-1]] = [*holder[path[-1]], "more"] if isinstance(holder[path[-1]], list) else "other"
+            write_statement(run, changed)
+            assert verify(run) == 1, path
+            assert f"{file}: {'.'.join(path)} is not what {CHAIN_FILE}" in capsys.readouterr().out, path
+        lacking, more = copy.deepcopy(statement), copy.deepcopy(statement)
+        del lacking["predicate"]["banks"]
+        more["predicate"]["code"]["more"] = ""
+        for changed, name in ((lacking, "banks"), (more, "code.more")):
+            write_statement(run, changed)
+            assert verify(run) == 1
+            assert f"{file}: it lacks, or has too much: {name}" in capsys.readouterr().out
+        write_statement(run, statement)
+        assert verify(run) == 0
+
+    @pytest.mark.parametrize("what", ["rows", "train_loss", "policy_sha256", "ledger", "privacy", "status", "weights"])
+    def test_a_chain_that_says_something_else_of_a_bank_than_rounds_jsonl_is_named(
+        self, runs: Runs, what: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        private = ("privacy=example", "privacy.epsilon=8", "train.batch_rows=4") if what in ("ledger", "privacy") else ()
+        run = runs.start("run", *private, rounds=1)
+        lines = [read_line(line) for line in (run / CHAIN_FILE).read_bytes().splitlines()]
+        own = lines[1]["banks"]["bank-1"]
+        changes: dict[str, Callable[[], Any]] = {
+            "rows": lambda: own["figures"].update(rows=7),
+            "train_loss": lambda: own["figures"].update(train_loss="nan"),
+            "policy_sha256": lambda: own["reply"].update({"policy-sha256": "a" * 64}),
+            "ledger": lambda: own["reply"].update({"ledger-number": 9}),
+            "privacy": lambda: own["figures"].update(epsilon_spent=0.25),
+            "status": lambda: own["reply"].update(status="error"),
+            "weights": lambda: lines[1]["weights"].update({"bank-1": 0.25}),
+        }
+        changes[what]()
+        write_chain(run, lines)
+        assert verify(run) == 1
+        said = capsys.readouterr().out
+        expected = {
+            "status": "the reply of bank-1 has another status than it answers", "weights": "the weights of round 1 do not follow",
+        }  # fmt: skip
+        assert expected.get(what, f"{run / 'rounds.jsonl'}: round 1: {what} of bank-1 is not what {CHAIN_FILE} has") in said
 
     def test_without_deltas_it_says_what_it_has_not_checked(self, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
         run = runs.start("run", "privacy=example", "privacy.epsilon=8", "train.batch_rows=4")

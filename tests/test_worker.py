@@ -25,7 +25,8 @@ from tiny_runs import overrides, write_rows
 
 import client_app.bank
 from client_app import worker
-from client_app.bank import RoundReply, bank_facts, train_round
+from client_app.bank import RoundReply, train_round
+from client_app.facts import bank_facts
 from client_app.worker import PROCESS_FILE, end_worker, socket_path, train_in_worker
 from fedfinlora.compose import compose
 from fedfinlora.models import get_session, initial_adapter

@@ -1,21 +1,39 @@
-"""One JSON-lines file becomes rows and bad rows: strict about what a row is, and never stopped by what is wrong with one.
+"""One file becomes rows and bad rows: strict about what a row is, and never stopped by what is wrong with one.
 
-A row is a JSON object with a string `context` (the whole prompt) and a `target` (text, or a number that becomes its own text), and
-may have `task` and `issuer`. Whatever else it has is ignored. Reasons never quote a row: they may be shown outside the bank.
+A row is a JSON object, or a line of a table, with a text `context` (the whole prompt) and a `target` (text, or a number that becomes its
+own text), or with a conversation in their place, and may have `task` and `issuer`. `dataset.columns` gives these other names. Everything
+else is ignored. Reasons never quote a row: they may be shown outside the bank.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from data.catalog import classify_merged
 from data.rows import BadRow, Row
+from data.sources.forms import FORMS, GZIP, form_of
 from data.sources.issuers import issuer_of
+from data.sources.listing import special_file
+from data.sources.messages import context_and_target, is_conversation
+from data.sources.parquet import parquet_rows
+from data.sources.records import (
+    GZIP_FAULTS,
+    BadLine,
+    HashedFile,
+    NumberText,
+    Record,
+    Unreadable,
+    damaged,
+    json_document,
+    json_lines,
+    missing_columns,
+    opened,
+    table,
+)
+from fedfinlora.config import ColumnsConfig
 
 WHOLE_FILE = 0
 """`BadRow.line` of a fault that is not one line's: unreadable or empty."""
@@ -33,7 +51,7 @@ class SourceFile:
     split: str
     """train or test."""
     task: str = ""
-    """The task of every row; empty = told row by row."""
+    """The task of every row; empty = each row says its own."""
     merged: str = ""
     """Stem of a merged FinLoRA file, whose rows `classify_merged` tells apart."""
     wanted: frozenset[str] = frozenset()
@@ -41,7 +59,8 @@ class SourceFile:
     folder: str = ""
     """Row.path of its rows."""
     id_prefix: str = ""
-    """Row ids are this and the line number; empty = task/split."""
+    """Row ids are this and the record's position; empty = task/split."""
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
 
 
 @dataclass(frozen=True)
@@ -55,97 +74,124 @@ class FileRows:
     """Of the file's bytes; empty where it cannot be read."""
 
 
-class _BadLine(Exception):
-    """The reason why a line is not a row."""
-
-
-class _NumberText(str):
-    """A JSON number as it is spelled in the file: 5.10 stays 5.10."""
-
-
 def read_file(file: SourceFile) -> FileRows:
     """Read one file. Nothing in it and nothing about it raises: faults come back as bad rows."""
+    if special := special_file(file.path):
+        return _nothing(file, f"cannot be read: {special}")
     try:
-        raw = file.path.read_bytes()
+        with open(file.path, "rb", buffering=0) as source:
+            raw = HashedFile(source)
+            try:
+                rows, bad_rows = _rows(file, raw)
+            except Unreadable as reason:
+                rows, bad_rows = [], [BadRow(file.name, reason.line, str(reason))]
+            return FileRows(file, tuple(rows), tuple(bad_rows), raw.hexdigest())
     except OSError as error:
-        return FileRows(
-            file, (), (BadRow(file.name, WHOLE_FILE, f"cannot be read: {error.strerror or type(error).__name__}"),), ""
-        )
+        return _nothing(file, f"cannot be read: {error.strerror or type(error).__name__}")
+
+
+def _nothing(file: SourceFile, reason: str) -> FileRows:
+    return FileRows(file, (), (BadRow(file.name, WHOLE_FILE, reason),), "")
+
+
+def _rows(file: SourceFile, raw: HashedFile) -> tuple[list[Row], list[BadRow]]:
+    """Rows and bad rows of a file that can be opened. Unreadable where none of it can be used."""
     rows: list[Row] = []
     bad_rows: list[BadRow] = []
-    seen = 0
-    for line, text in _lines(raw):
-        seen += 1
-        try:
-            row = _row(file, line, text)
-        except _BadLine as reason:
-            bad_rows.append(BadRow(file.name, line, str(reason)))
-            continue
-        if not file.wanted or row.task in file.wanted:
-            rows.append(row)
+    seen, lacking = 0, ""
+    try:
+        for record in _records(file, raw):
+            seen += 1
+            try:
+                row = _row(file, record)
+            except BadLine as reason:
+                bad_rows.append(BadRow(file.name, record.line, str(reason)))
+                lacking = lacking or (seen == 1 and _lacking(file.columns, record.values)) or ""
+                continue
+            if not file.wanted or row.task in file.wanted:
+                rows.append(row)
+    except GZIP_FAULTS as error:
+        raise damaged(error) from error
     if not seen:
-        bad_rows.append(BadRow(file.name, WHOLE_FILE, "the file is empty"))
-    return FileRows(file, tuple(rows), tuple(bad_rows), hashlib.sha256(raw).hexdigest())
+        raise Unreadable("the file is empty")
+    if lacking and len(bad_rows) == seen:  # not one row has the columns: say which there are
+        bad_rows[0] = BadRow(file.name, bad_rows[0].line, lacking)
+    return rows, bad_rows
 
 
-def _lines(raw: bytes) -> Iterator[tuple[int, bytes]]:
-    """Line number from 1 and the bytes of each line that is not blank, without the mark some editors put before UTF-8."""
-    for line, text in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if text.strip():
-            yield line, text
+def _records(file: SourceFile, raw: HashedFile) -> Iterator[Record]:
+    """The file's records, by the reader of its form; a file of another ending is taken for JSON Lines."""
+    columns = file.columns
+    form = form_of(file.path.name)[1] or FORMS[0]
+    wanted = frozenset((columns.context, columns.target, columns.task, columns.issuer, columns.messages))
+    needed = (frozenset((columns.context, columns.target)), frozenset((columns.messages,)))
+    stream = opened(raw, file.path.name.lower().endswith(GZIP), is_parquet=form.reader == "parquet")
+    if form.reader == "lines":
+        return json_lines(stream)
+    if form.reader == "json":
+        return json_document(stream.read())
+    if not stream.peek(1):
+        return iter(())
+    return table(stream, form.separators, wanted, needed) if form.reader == "table" else parquet_rows(file.path, wanted, needed)
 
 
-def _row(file: SourceFile, line: int, text: bytes) -> Row:
-    values = _object(text)
-    prompt = _text(values, "context")
-    if isinstance(prompt, _NumberText):
-        raise _BadLine("context is not text")
-    target = str(_text(values, "target"))
+def _row(file: SourceFile, record: Record) -> Row:
+    values, columns = record.values, file.columns
+    if isinstance(values, BadLine):
+        raise values
+    if is_conversation(values):
+        values = {columns.messages: values}
+    if not isinstance(values, dict):
+        raise BadLine("not a JSON object")
+    if _has_messages_only(values, columns):
+        context, target = context_and_target(values[columns.messages])
+        values = {**values, columns.context: context, columns.target: target}
+    prompt = _text(values, columns.context)
+    if isinstance(prompt, NumberText):
+        raise BadLine(f"{columns.context} is not text")
+    target = str(_text(values, columns.target))
     task = file.task or (
-        classify_merged(file.merged, prompt, target) if file.merged else _optional(values, "task") or CUSTOM_TASK
+        classify_merged(file.merged, prompt, target) if file.merged else _optional(values, columns.task) or CUSTOM_TASK
     )
     if task == "xbrl_term" and target.strip().lower() == "nan":
-        raise _BadLine('target is the text "nan", a missing value')
+        raise BadLine('target is the text "nan", a missing value')
     return Row(
-        id=f"{file.id_prefix or f'{task}/{file.split}'}/{line - 1:06d}",
+        id=f"{file.id_prefix or f'{task}/{file.split}'}/{record.position:06d}",
         task=task,
         prompt=prompt,
         target=target,
-        issuer=_optional(values, "issuer") or issuer_of(prompt),
+        issuer=_optional(values, columns.issuer) or issuer_of(prompt),
         path=file.folder,
     )
 
 
-def _object(text: bytes) -> dict[str, Any]:
-    try:
-        values = json.loads(text.decode("utf-8"), parse_int=_NumberText, parse_float=_NumberText, parse_constant=_refuse)
-    except UnicodeDecodeError as error:
-        raise _BadLine(f"not UTF-8 at byte {error.start + 1} of the line") from None
-    except json.JSONDecodeError as error:
-        raise _BadLine(f"not JSON: {error.msg} at character {error.pos + 1}") from None
-    except RecursionError:
-        raise _BadLine("not JSON that can be read: nested too deeply") from None
-    if not isinstance(values, dict):
-        raise _BadLine("not a JSON object")
-    return values
+def _has_messages_only(values: dict[str, Any], columns: ColumnsConfig) -> bool:
+    """Whether a record's context and target are to be made of its messages."""
+    if columns.messages not in values or values.get(columns.context) or values.get(columns.target):
+        return False
+    return bool(values[columns.messages]) or columns.context not in values
 
 
-def _refuse(constant: str) -> NoReturn:
-    raise _BadLine(f"not JSON: {constant} is not a number")
+def _lacking(columns: ColumnsConfig, values: Any) -> str:
+    """What to say if no row of the file has the columns; "" where this one has them."""
+    needed = frozenset((columns.context, columns.target))
+    if not isinstance(values, dict) or needed <= set(values) or columns.messages in values:
+        return ""
+    return missing_columns(list(values), needed, is_table=False)
 
 
 def _text(values: dict[str, Any], key: str) -> str:
     if key not in values:
-        raise _BadLine(f"no {key}")
+        raise BadLine(f"no {key}")
     value = values[key]
     if not isinstance(value, str):
-        raise _BadLine(f"{key} is not text")
+        raise BadLine(f"{key} is not text")
     if not value.strip():
-        raise _BadLine(f"{key} is empty")
+        raise BadLine(f"{key} is empty")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise _BadLine(f"{key} holds half a character (a lone surrogate)") from None
+        raise BadLine(f"{key} holds half a character (a lone surrogate)") from None
     return value
 
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 from data.catalog import BENCHMARKS
 from data.rows import BadRow, Row
 from data.sample import FOLDER as SAMPLE_FOLDER
-from data.sources.files import WHOLE_FILE, FileRows, read_file
-from data.sources.layout import SPLITS, bank_files, finlora_files, finlora_stems
+from data.sources.files import WHOLE_FILE, FileRows, SourceFile, read_file
+from data.sources.forms import endings
+from data.sources.layout import SPLITS, Found, find, finlora_stems
+from data.sources.listing import NotRead, shown
 from fedfinlora.config import DatasetConfig
 from fedfinlora.errors import UserError, choose
 from fedfinlora.seeds import generator
+
+log = logging.getLogger("fedfinlora.data")
+SHOWN_NOT_READ = 3
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,8 @@ class LoadedRows:
     """File below the root -> SHA-256 of its bytes (of the public sets: set and split -> SHA-256 of the rows made from them)."""
     synthetic: bool
     """The rows are the bundled sample's: scores on them are not results."""
+    not_read: tuple[NotRead, ...] = ()
+    """Everything else in the folder."""
 
 
 def load_rows(dataset: DatasetConfig, split: str, tasks: Sequence[str] = (), seed: int = 0) -> LoadedRows:
@@ -38,7 +46,8 @@ def load_rows(dataset: DatasetConfig, split: str, tasks: Sequence[str] = (), see
     `tasks` names the benchmarks to read; without it, train takes `dataset.tasks` and test takes all. `max_rows_per_task` and
     `equalize_tasks` act on train rows only. Rows with the same prompt are all kept, as FinLoRA keeps them; `data check` counts them.
 
-    Raises UserError when there is nothing to read, and at the first bad row where `dataset.on_bad_row` is stop.
+    Raises UserError when there is nothing to read, where two files are each other's double, and at the first bad row where
+    `dataset.on_bad_row` is stop. Files that look like rows and are not read are logged, once.
     """
     choose(split, SPLITS, "split")
     wanted = tuple(tasks) or (dataset.tasks if split == "train" else ())
@@ -57,7 +66,7 @@ def load_rows(dataset: DatasetConfig, split: str, tasks: Sequence[str] = (), see
     rows = _sample(loaded.rows, dataset.max_rows_per_task, seed)
     if dataset.equalize_tasks:
         rows = _equalize(rows, dataset.max_rows_per_task)
-    return LoadedRows(rows, loaded.bad_rows, loaded.missing, loaded.files, loaded.synthetic)
+    return replace(loaded, rows=rows)
 
 
 def data_fingerprints(*loaded: LoadedRows) -> dict[str, str]:
@@ -70,24 +79,46 @@ def describe(bad: BadRow) -> str:
     return f"{bad.file}: {bad.reason}" if bad.line == WHOLE_FILE else f"{bad.file}:{bad.line}: {bad.reason}"
 
 
+def doubles(names: Sequence[str]) -> str:
+    """What is wrong with files that are each other's double, and what to do."""
+    return (
+        f"{' and '.join(names)} differ only in their endings: most likely the same rows twice, so none of them is read. "
+        "Keep one of them, or give the other a name of its own if its rows are others"
+    )
+
+
+def lost(not_read: Sequence[NotRead]) -> str:
+    """Those that look like rows, named with the reason; "" where there are none."""
+    found = [f"{shown_name} ({reason})" for shown_name, reason, looks_like_rows in not_read if looks_like_rows]
+    more = f" and {len(found) - SHOWN_NOT_READ} more" if len(found) > SHOWN_NOT_READ else ""
+    return "; ".join(found[:SHOWN_NOT_READ]) + more
+
+
 def folder_of(dataset: DatasetConfig) -> Path:
-    """The folder that a source reads. Raises UserError if it is not one."""
+    """The folder (for jsonl also: the file) that a source reads. Raises UserError if there is none."""
     if dataset.source == "sample":
         return SAMPLE_FOLDER
     root = Path(dataset.root).expanduser()
-    if not root.is_dir():
+    if not root.is_dir() and not (dataset.source == "jsonl" and root.exists()):
         problem = "is not a folder" if root.exists() else "does not exist"
-        raise UserError(f"dataset.root {dataset.root!r} {problem} (looked at {root.absolute()}). Set dataset.root=FOLDER.")
+        where = shown(str(root.absolute()))
+        raise UserError(f"dataset.root {shown(str(dataset.root))!r} {problem} (looked at {where}). Set dataset.root=FOLDER.")
     return root
 
 
+def found_in(dataset: DatasetConfig, split: str, wanted: Sequence[str] = ()) -> Found:
+    """What the configured folder has for a split: `load_rows` reads these files, and no others. Not for the hub."""
+    layout = "jsonl" if dataset.source == "jsonl" else "finlora"
+    return find(folder_of(dataset), layout, split, wanted, None if dataset.source == "sample" else dataset.columns)
+
+
 def _from_folder(dataset: DatasetConfig, split: str, wanted: Sequence[str]) -> LoadedRows:
-    root = folder_of(dataset)
-    missing: dict[str, str] = {}
-    if dataset.source == "jsonl":
-        files = bank_files(root, split, wanted)
-    else:
-        files, missing = finlora_files(root, split, wanted)
+    found = found_in(dataset, split, wanted)
+    if found.ambiguous:
+        raise UserError(f"{doubles(found.ambiguous[0])} (in {shown(str(folder_of(dataset).absolute()))}).")
+    if (words := lost(found.not_read)) and dataset.source != "sample":
+        _warn(f"{shown(dataset.root)}: not read: {words}. `python -m fedfinlora data check FOLDER` names everything.")
+    files, missing = found.files, dict(found.missing)
     contents: list[FileRows] = []
     for file in files:
         contents.append(read_file(file))
@@ -105,8 +136,38 @@ def _from_folder(dataset: DatasetConfig, split: str, wanted: Sequence[str]) -> L
         tuple(bad for content in contents for bad in content.bad_rows),
         missing,
         {content.file.name: content.sha256 for content in contents if content.sha256},
-        synthetic=any(content.sha256 in _bundled_hashes() for content in contents),
+        synthetic=any(_is_bundled(content) for content in contents),
+        not_read=found.not_read,
     )
+
+
+@cache
+def _warn(text: str) -> None:
+    """Once a process: rows are loaded for each simulated bank, and again for each evaluation."""
+    log.warning("%s", text)
+
+
+def _is_bundled(content: FileRows) -> bool:
+    """Whether a file is a copy of one of the sample's, in this form or in another."""
+    if content.sha256 in _bundled_hashes():
+        return True
+    if content.file.path.name.endswith(".jsonl") or len(content.rows) not in {count for count, _ in _bundled_rows()}:
+        return False
+    return _rows_digest(content.rows) in _bundled_rows()
+
+
+@cache
+def _bundled_rows() -> frozenset[tuple[int, str]]:
+    """Number and SHA-256 of the rows of each of the bundled files."""
+    files = (SourceFile(path, path.name, "train") for path in SAMPLE_FOLDER.glob("*/*.jsonl"))
+    return frozenset(_rows_digest(read_file(file).rows) for file in files)
+
+
+def _rows_digest(rows: Sequence[Row]) -> tuple[int, str]:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(f"{row.prompt}\x1f{row.target}\x1e".encode())
+    return len(rows), digest.hexdigest()
 
 
 @cache
@@ -128,19 +189,21 @@ def _nothing(dataset: DatasetConfig, split: str, wanted: Sequence[str], loaded: 
     if loaded.bad_rows:
         count, first = len(loaded.bad_rows), describe(loaded.bad_rows[0])
         return f"No usable {split} rows: {count} bad, the first {first}. `python -m fedfinlora data check FOLDER` lists them."
+    words = lost(loaded.not_read)
+    others = f" Not read: {words}." if words else ""
     if dataset.source == "hub":
         reasons = "; ".join(f"{task}: {reason}" for task, reason in loaded.missing.items())
         return f"No {split} rows from the public sets ({reasons}). Use dataset.source=finlora with a local folder."
-    root = folder_of(dataset)
+    root = shown(str(folder_of(dataset)))
     if dataset.source == "jsonl":
         tasks = f" of {', '.join(wanted)}" if wanted else ""
         return (
             f"No {split} rows{tasks} in {root}: expected *.jsonl files such as fpb_{split}.jsonl, directly there or in one folder "
-            f'a bank, each line {{"context": "…", "target": "…"}}.'
+            f'a bank, each line {{"context": "…", "target": "…"}}. Read are {endings()}.{others}'
         )
     stems = [stem for key in wanted or BENCHMARKS for stem in finlora_stems(BENCHMARKS[key], split)]
     names = ", ".join(f"{split}/{stem}.jsonl" for stem in list(dict.fromkeys(stems))[:4])
-    return f"No {split} rows in {root}: expected FinLoRA's files, such as {names}, there or directly in the folder."
+    return f"No {split} rows in {root}: expected FinLoRA's files, such as {names}, there or directly in the folder.{others}"
 
 
 def _by_task(rows: Sequence[Row]) -> dict[str, list[int]]:

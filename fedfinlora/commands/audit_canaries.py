@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from client_app.bank import BankFacts
+from client_app.facts import BankFacts
 from data.encode import encode_rows
 from data.rows import Row
 from fedfinlora.adapter import read_adapter, trainable, write_adapter

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from client_app.bank import BankFacts
+from client_app.facts import BankFacts
 from fedfinlora.commands.audit_workbench import Workbench, canary_rows, declared, one_step, with_noise
 from fedfinlora.config import Config
 from fedfinlora.privacy.accounting import Steps, default_delta, epsilon

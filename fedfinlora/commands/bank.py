@@ -17,7 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from client_app.bank import BankFacts, bank_dataset, bank_facts, bank_rows
+from client_app.bank import bank_dataset, bank_rows
+from client_app.facts import BankFacts, bank_facts
 from client_app.privacy_plan import CUSTOMERS
 from client_app.trial import Forecast
 from client_app.trial import try_plan as trial_of
@@ -37,6 +38,7 @@ from fedfinlora.deployment.certificates import (
 )
 from fedfinlora.deployment.history import read_history
 from fedfinlora.deployment.local_server import close
+from fedfinlora.deployment.own_user import check_user
 from fedfinlora.deployment.plan import read_plan
 from fedfinlora.deployment.policy import (
     NEVER_WITH_A_BUDGET,
@@ -48,7 +50,7 @@ from fedfinlora.deployment.policy import (
     rounded_rows,
     settings_text,
 )
-from fedfinlora.deployment.reach import AUTHORITY, CERTIFICATE, TLS_KEY, trouble
+from fedfinlora.deployment.reach import AUTHORITY, CERTIFICATE, TLS_KEY, check_address, trouble
 from fedfinlora.deployment.watching import Listen, watch_bank
 from fedfinlora.errors import ConfigError, UserError, printable
 from fedfinlora.model_files import model_sha256
@@ -58,7 +60,9 @@ from fedfinlora.privacy.ledger_chain import opened
 from fedfinlora.privacy.ledger_spent import histories, members
 from fedfinlora.process_identity import this_process
 from fedfinlora.runfolder import alone_in, made_as, make_private, write_bytes
+from fedfinlora.surroundings import settled
 from fedfinlora.wire import SAFE_REASONS
+from fedfinlora.words import toml_text
 
 KEY = "node.key"
 
@@ -79,8 +83,7 @@ def init(
     """
     if (home / SETTINGS).exists():
         raise UserError(f"{home} is already a bank's folder. Nothing was changed; `bank status` shows it.")
-    if ":" not in coordinator:
-        raise ConfigError(f"--coordinator {coordinator!r} must be HOST:PORT.")
+    check_address(coordinator)
     days_left(authority)
     if not data.is_dir():
         raise UserError(f"--data {data} is not a folder.")
@@ -88,10 +91,11 @@ def init(
     budget = _asked_budget(settings.budget_epsilon) if budget_epsilon is None else budget_epsilon
     settings = replace(settings, budget_epsilon=budget)
     config = compose(overrides)
+    settings = replace(settings, columns=config.dataset.columns)
     policy = Policy(models=(f"{config.model.path} sha256:{model_sha256(config.model)}",))
     if budget:
         policy = replace(policy, privacy=tuple(mode for mode in policy.privacy if mode not in NEVER_WITH_A_BUDGET))
-    facts = BankFacts(name, 0, 0, settings.data, home / "state", home / "ledger")
+    facts = BankFacts(name, 0, 0, settings.data, home / "state", home / "ledger", columns=settings.columns)
     declared = _declared(config, facts)
     settings = replace(settings, policy=policy, declared_rows=declared)
     _try(config, facts)
@@ -176,6 +180,7 @@ def start(home: Path, listen: Listen, worker: bool = True) -> int:
     Metrics are served as `listen` says. UserError that says who runs it where the bank runs already.
     """
     _settings(home)
+    check_user()
     with alone_in(home, f"The bank {home}"):
         return _serve(home, listen, worker)
 
@@ -195,7 +200,7 @@ def _serve(home: Path, listen: Listen, worker: bool) -> int:
     paths |= {"node-key": home / KEY, "authority": home / AUTHORITY}
     node_config = " ".join(
         [
-            *(f'{key}="{path}"' for key, path in paths.items()),
+            *(f"{key}={toml_text(str(path))}" for key, path in paths.items()),
             f"worker={str(worker).lower()}",
             f'bank-process="{this_process()}"',
         ]
@@ -205,7 +210,7 @@ def _serve(home: Path, listen: Listen, worker: bool) -> int:
         "--auth-supernode-private-key", str(home / KEY), "--host", "127.0.0.1", "--port", str(free_port()), "--node-config", node_config,
     ]  # fmt: skip
     print(shlex.join([Path(command[0]).name, *command[1:]]), flush=True)
-    environment = os.environ | {
+    environment = settled(os.environ) | {
         "FLWR_HOME": str(home / "flwr"),
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_TELEMETRY_ENABLED": "0",

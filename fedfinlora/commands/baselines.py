@@ -25,16 +25,18 @@ from eval.rounds import RunScores, validation_rows
 from fedfinlora.adapter import Vector, read_adapter, write_adapter
 from fedfinlora.adapter_folder import start_files
 from fedfinlora.base_checks import context_tokens
-from fedfinlora.checkpoint import Checkpoint, latest_round, save_checkpoint
+from fedfinlora.checkpoint import Checkpoint, save_checkpoint
 from fedfinlora.compose import compose
 from fedfinlora.config import Config
+from fedfinlora.detach import leave_if_detached
+from fedfinlora.ended import how_to_resume
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.models import Session, first_adapter, get_session
 from fedfinlora.packing import Example
-from fedfinlora.progress import EventWriter
+from fedfinlora.progress import EventWriter, ShownEvents
 from fedfinlora.progress_display import ProgressDisplay
 from fedfinlora.runfolder import write_manifest, write_result
-from fedfinlora.runs import OpenRun, configuration_of, open_run, run_result
+from fedfinlora.runs import OpenRun, asked_otherwise, configuration_of, open_run, run_result
 from fedfinlora.tensorboard import TensorBoardWriter
 from fedfinlora.training import (
     OptimizerState,
@@ -46,18 +48,6 @@ from fedfinlora.training import (
     total_steps,
     train,
 )
-
-
-class _Events(EventWriter):
-    """Writes progress.jsonl and shows it at the same time."""
-
-    def __init__(self, path: Path, display: ProgressDisplay) -> None:
-        super().__init__(path)
-        self._display = display
-
-    def write(self, event: str, **fields: Any) -> None:
-        super().write(event, **fields)
-        self._display.handle({"t": time.time(), "event": event, **fields})
 
 
 def centralized(overrides: Sequence[str]) -> int:
@@ -110,8 +100,8 @@ def _composed(overrides: Sequence[str]) -> Config:
         )
     if not config.resume:
         return config
-    named = [word for word in overrides if not word.startswith("resume=")]
-    return configuration_of(Path(config.resume), compose(named) if named else None)
+    named = asked_otherwise(overrides)
+    return configuration_of(Path(config.resume), compose(named) if named else None, config.resume_anyway)
 
 
 @dataclass(frozen=True)
@@ -177,21 +167,20 @@ def _steps_of(sizes: Sequence[int], config: Config) -> tuple[int, float]:
 
 
 def _run(config: Config, mode: str, bank: str, rows_of: RowsOf) -> int:
-    run = open_run(config, config.banks, mode)
+    run = open_run(config, config.banks, mode, lambda own: data_files(own) | start_files(own))
     started = time.monotonic()
     print(f"run folder: {run.folder}", flush=True)
-    with run.held(), ProgressDisplay() as display, _Events(run.folder / "progress.jsonl", display) as events:
+    leave_if_detached(run.folder)
+    with run.held(), ProgressDisplay() as display, ShownEvents(run.folder / "progress.jsonl", display.handle) as events:
         try:
             _train(run, mode, bank, rows_of, events)
         except KeyboardInterrupt:
             _finish(run, mode, events, started, "stopped", "interrupted")
-            where = f"stopped after round {max(0, latest_round(run.folder))}"
-            raise UserError(f"{where}; go on with: python -m fedfinlora {mode} resume={run.folder}") from None
+            raise UserError(how_to_resume(run.folder)) from None
         except Exception as error:
             _finish(run, mode, events, started, "failed", str(error))
             raise
-        report = _finish(run, mode, events, started, "completed", "")
-    print(f"report: {report}")
+        _finish(run, mode, events, started, "completed", "")
     return 0
 
 
@@ -311,8 +300,7 @@ def _tell_bank(line: Mapping[str, Any], events: EventWriter) -> None:
     )  # fmt: skip
 
 
-def _finish(run: OpenRun, mode: str, events: EventWriter, started: float, status: str, reason: str) -> Path:
+def _finish(run: OpenRun, mode: str, events: EventWriter, started: float, status: str, reason: str) -> None:
     write_result(run.folder, run_result(run, status, reason, time.monotonic() - started, mode))
     report = write_run_report([run.folder], run.folder / "report.html")
     events.write("run_done", status=status, reason=reason, run_dir=str(run.folder), report=str(report))
-    return report

@@ -20,6 +20,7 @@ from typing import Any
 
 from fedfinlora.commands.simulate import end_family, free_port
 from fedfinlora.compose import PROJECT_ROOT, compose
+from fedfinlora.deployment.policy import FEWEST
 from fedfinlora.errors import UserError
 from fedfinlora.runfolder import read_lines
 
@@ -62,7 +63,7 @@ def _rounds(place: Path, overrides: Sequence[str], worker: bool) -> list[dict[st
     for bank in BANKS:
         typed(
             "bank", "init", "--home", str(place / bank), "--name", bank, "--data", str(PROJECT_ROOT / "data" / "sample"), "--coordinator", f"127.0.0.1:{port}", "--ca",
-            str(coordinator / "ca.crt"), *model,
+            str(coordinator / "ca.crt"), "--budget-epsilon", "0", *model,
         )  # fmt: skip
         typed("coordinator", "enroll", str(place / bank / "node.key.pub"), "--name", bank, "--home", str(coordinator))
         typed("bank", "accept", str(coordinator / "enrolled" / f"{bank}.crt"), "--home", str(place / bank))
@@ -76,6 +77,7 @@ def _rounds(place: Path, overrides: Sequence[str], worker: bool) -> list[dict[st
         words = [
             f"num_server_rounds={ROUNDS}",
             "train.steps_per_round=1",
+            f"train.batch_rows={FEWEST}",  # banks refuse a round on fewer
             "train.holdout_max_rows=0",
             "evaluation=none",
             *overrides,

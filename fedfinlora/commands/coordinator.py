@@ -18,11 +18,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedfinlora.adapter_folder import check_start
+from eval.evaluate import data_files
+from fedfinlora.adapter_folder import check_start, start_files
 from fedfinlora.commands.simulate import Link, end_family, flower, free_port, watch
 from fedfinlora.compose import OWN_PATHS, PROJECT_ROOT, absolute_words, compose
 from fedfinlora.config import Config
@@ -46,11 +47,13 @@ from fedfinlora.deployment.certificates import (
 )
 from fedfinlora.deployment.enrolled import ENROLLED, PUBLIC, SIGNING
 from fedfinlora.deployment.local_server import close
+from fedfinlora.deployment.own_user import check_user
 from fedfinlora.deployment.plan import deployment_words, plan_text
 from fedfinlora.deployment.run_list import note_run
 from fedfinlora.deployment.watching import Listen, watch_coordinator
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.locks import check_free
+from fedfinlora.resuming import check_same
 from fedfinlora.runfolder import (
     COMMAND_LOCK,
     ORIGIN_FILE,
@@ -65,7 +68,10 @@ from fedfinlora.runfolder import (
     write_bytes,
     write_json,
 )
+from fedfinlora.surroundings import settled
+from fedfinlora.web import client_for
 from fedfinlora.wire import BANK_NAME
+from fedfinlora.words import word
 from server_app.witness import WITNESS_VARIABLE
 
 CONNECTION = "coordinator"
@@ -95,7 +101,7 @@ class Coordinator:
     @property
     def environment(self) -> dict[str, str]:
         """Of every Flower process: its own settings folder, no downloads, no telemetry."""
-        return os.environ | {
+        return settled(os.environ) | {
             "FLWR_HOME": str(self.home / "flwr"),
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -122,7 +128,8 @@ class Coordinator:
 
         context = ssl.create_default_context(cafile=str(self.home / "ca.crt"))
         try:
-            return httpx.get(f"https://{self._address}/health", timeout=5.0, verify=context).is_success
+            with client_for(f"https://{self._address}", 5.0, verify=context) as client:
+                return client.get(f"https://{self._address}/health").is_success
         except httpx.HTTPError:
             return False
 
@@ -269,6 +276,7 @@ def start(home: Path, listen: Listen) -> int:
     Metrics and the status page are served as `listen` says. UserError that says who runs it where the coordinator runs already.
     """
     _ = Coordinator(home).settings
+    check_user()
     with alone_in(home, f"The coordinator {home}"):
         return _serve(home, listen)
 
@@ -368,7 +376,8 @@ def run(home: Path, overrides: Sequence[str], min_banks: int) -> int:
     config = compose(overrides)
     if config.resume:
         folder = Path(config.resume)
-        read_config(folder)
+        own = replace(read_config(folder), resume_anyway=config.resume_anyway)
+        check_same(folder, own, data_files(own) | start_files(own))
     else:
         check_start(config)
         folder = new_run_folder(config)
@@ -381,8 +390,8 @@ def _run_in(folder: Path, coordinator: Coordinator, config: Config, overrides: S
     home, words = coordinator.home, list[str]()
     if not config.resume:
         decided = ("output_dir", "run_name", "dataset.root", "overwrite", "banks", "strategy.min_banks", *OWN_PATHS)
-        words = [word for word in overrides if word.split("=")[0].lstrip("+~") not in decided]
-        words += [f"run_name={folder.name}", f"strategy.min_banks={config.strategy.min_banks or banks}", f"banks={banks}"]
+        words = [each for each in overrides if each.split("=")[0].lstrip("+~") not in decided]
+        words += [word("run_name", folder.name), f"strategy.min_banks={config.strategy.min_banks or banks}", f"banks={banks}"]
         words += absolute_words(config, overrides)
         if not config.strategy.deadline_s:
             print(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence, Set
 from dataclasses import asdict, dataclass, replace
@@ -13,15 +14,29 @@ from eval.evaluate import data_files, evaluate_models, prompts_to_send
 from eval.models import LocalModel
 from eval.report import write_run_report
 from fedfinlora.adapter import load_adapter
-from fedfinlora.adapter_folder import differing_settings, peft_settings
+from fedfinlora.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, differing_settings, peft_settings
 from fedfinlora.compose import compose
 from fedfinlora.config import Config, PeftConfig
+from fedfinlora.detach import leave_if_detached
+from fedfinlora.ended import how_to_resume
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.models import get_session, initial_adapter
-from fedfinlora.progress import EventWriter
+from fedfinlora.progress import ShownEvents
 from fedfinlora.progress_display import ProgressDisplay
-from fedfinlora.runfolder import new_run_folder, read_config, read_json, write_config, write_json, write_manifest, write_result
-from fedfinlora.runs import OpenRun, resumed_configuration, run_result
+from fedfinlora.resuming import check_same, record
+from fedfinlora.runfolder import (
+    SERVER_LOCK,
+    hold_run,
+    made_as,
+    new_run_folder,
+    read_config,
+    read_json,
+    write_config,
+    write_json,
+    write_manifest,
+    write_result,
+)
+from fedfinlora.runs import OpenRun, asked_otherwise, resumed_configuration, run_result
 
 if TYPE_CHECKING:
     from eval.remote import RemoteModel
@@ -62,18 +77,19 @@ def evaluate(overrides: Sequence[str], asked: Asked) -> int:
     folder = run.folder
     print(f"run folder: {folder}", flush=True)
     started = time.monotonic()
-    with ProgressDisplay() as display, EventWriter(folder / "progress.jsonl") as log:
-
-        def events(event: str, **fields: Any) -> None:
-            log.write(event, **fields)
-            display.handle({"t": time.time(), "event": event, **fields})
-
+    leave_if_detached(folder)
+    with run.held(), ProgressDisplay() as display, ShownEvents(folder / "progress.jsonl", display.handle) as log:
+        events = log.write
         events(
             "run_start", run=folder.name, model=asked.name or config.model.name, peft=run.config.peft.method if asked.adapters else "none",
             strategy="none", rounds=0, banks=0, run_dir=str(folder), mode="evaluate",
         )  # fmt: skip
         try:
-            write_manifest(folder, run.config, data_files(config))
+            files = _files(config, labels)
+            if (folder / "manifest.json").is_file():
+                record(folder, 0, check_same(folder, config, files, with_model=remote is None))
+            else:
+                write_manifest(folder, run.config, files, with_model=remote is None)
             if remote is not None:
                 _score_remote(remote, run, events)
             else:
@@ -84,12 +100,11 @@ def evaluate(overrides: Sequence[str], asked: Asked) -> int:
             write_result(folder, _result(run, asked, status, reason, time.monotonic() - started))
             events("run_done", status=status, reason=reason, run_dir=str(folder), report="")
             if isinstance(error, KeyboardInterrupt):
-                raise UserError(f"stopped; go on with: python -m fedfinlora evaluate resume={folder}") from None
+                raise UserError(f"stopped; {how_to_resume(folder)}") from None
             raise
         write_result(folder, _result(run, asked, "completed", "", time.monotonic() - started))
         report = write_run_report([folder], folder / "report.html")
         events("run_done", status="completed", reason="", run_dir=str(folder), report=str(report))
-    print(f"report: {report}")
     return 0
 
 
@@ -203,21 +218,39 @@ def _folders(asked: Asked) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(folder.expanduser().absolute() for folder in asked.adapters))
 
 
+def _files(config: Config, labels: dict[str, Path]) -> dict[str, str]:
+    """What is scored on and what is scored: file -> SHA-256."""
+    found = data_files(config)
+    for label, folder in labels.items():
+        for file in (folder / CONFIG_FILE, folder / WEIGHTS_FILE):
+            if file.is_file():
+                with open(file, "rb") as stream:
+                    found[f"adapter {label}/{file.name}"] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return found
+
+
 def _open(config: Config, asked: Asked, settings: Sequence[PeftConfig], labels: dict[str, Path]) -> OpenRun:
     """The folder of a new evaluation, or the one to go on with."""
     config = replace(config, peft=settings[0]) if settings else config
     if config.resume:
         folder = Path(config.resume)
-        return OpenRun(folder, config, folder.name, None)
+        return OpenRun(folder, config, folder.name, None, hold_run(folder, SERVER_LOCK))
     what = "remote" if asked.url else next(iter(labels), "base")
     name = (
-        config.run_name or f"{time.strftime('%Y%m%d-%H%M%S')}-{asked.name.split('/')[-1] or config.model.name}-evaluate-{what}"
+        config.run_name
+        or f"{time.strftime('%Y%m%d-%H%M%S')}-{(asked.name or config.model.name).split('/')[-1]}-evaluate-{what}"
     )
     config = replace(config, run_name=name)
     folder = new_run_folder(config)
-    write_config(folder, config)
-    write_json(folder / ASKED_FILE, {**asdict(asked), "adapters": [str(folder) for folder in asked.adapters]})
-    return OpenRun(folder, config, name, None)
+    lock = hold_run(folder, SERVER_LOCK)
+    try:
+        with made_as(folder):
+            write_config(folder, config)
+            write_json(folder / ASKED_FILE, {**asdict(asked), "adapters": [str(folder) for folder in asked.adapters]})
+    except BaseException:
+        lock.release()
+        raise
+    return OpenRun(folder, config, name, None, lock)
 
 
 def _resumed(config: Config, overrides: Sequence[str], asked: Asked) -> tuple[Config, Asked]:
@@ -229,10 +262,10 @@ def _resumed(config: Config, overrides: Sequence[str], asked: Asked) -> tuple[Co
     values = read_json(folder / ASKED_FILE)
     values.pop("own_peft", None)  # of runs before alpha alone could be typed
     former = Asked(**{**values, "adapters": tuple(map(Path, values["adapters"]))})
-    named = [word for word in overrides if not word.startswith("resume=")]
+    named = asked_otherwise(overrides)
     if named:
         again = compose(named)
         own = resumed_configuration(folder, replace(again, peft=replace(own.peft, alpha=asked.alpha or own.peft.alpha)))
     if replace(asked, alpha=0) not in (Asked(), replace(former, alpha=0)):
         raise UserError(f"{folder} is about other models. Give resume={folder} alone, which takes them from the run.")
-    return replace(own, resume=config.resume), former
+    return replace(own, resume=config.resume, resume_anyway=config.resume_anyway), former

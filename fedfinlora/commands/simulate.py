@@ -6,6 +6,8 @@ whoever started it first. So each simulation gets a SuperLink of its own, on a f
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -19,14 +21,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedfinlora.adapter_folder import check_start
+from eval.evaluate import data_files
+from fedfinlora.adapter_folder import check_start, start_files
 from fedfinlora.checkpoint import latest_round
 from fedfinlora.compose import OWN_PATHS, PROJECT_ROOT, absolute_words, compose
 from fedfinlora.config import Config
+from fedfinlora.detach import leave_if_detached
+from fedfinlora.ended import as_sentence, how_to_resume, is_recorded, record_end
 from fedfinlora.errors import UserError
+from fedfinlora.family import end_family as end_family
+from fedfinlora.family import family
 from fedfinlora.locks import check_free
 from fedfinlora.progress import follow
 from fedfinlora.progress_display import ProgressDisplay
+from fedfinlora.resuming import check_same
 from fedfinlora.runfolder import (
     COMMAND_LOCK,
     ORIGIN_FILE,
@@ -37,12 +45,13 @@ from fedfinlora.runfolder import (
     origin_of_this_process,
     read_config,
     read_json,
-    read_lines,
     write_bytes,
     write_json,
-    write_result,
 )
-from fedfinlora.runs import OpenRun, resumed_configuration, run_result
+from fedfinlora.runs import asked_otherwise, resumed_configuration
+from fedfinlora.surroundings import settled
+from fedfinlora.web import client_for
+from fedfinlora.words import toml_text, word
 
 START_TIMEOUT_S = 120.0
 ASK_EVERY_S = 5.0
@@ -58,27 +67,35 @@ def simulate(overrides: Sequence[str]) -> int:
         print(f"warning: {crowd}", file=sys.stderr)
     with hold_run(run, COMMAND_LOCK), made_as(run):
         check_free(run / SERVER_LOCK, f"The run {run}")
+        leave_if_detached(run)
         return _simulate(run, config, words)
 
 
 def _simulate(run: Path, config: Config, words: Sequence[str]) -> int:
-    write_json(run / ORIGIN_FILE, origin_of_this_process())
     try:
+        write_json(run / ORIGIN_FILE, origin_of_this_process())
         with _superlink(run) as link:
             run_id = link.start(config, words)
             watch(link, run, run_id)
     except KeyboardInterrupt:
-        _record_end(run, "stopped", "interrupted")
-        print(
-            f"\nstopped after round {max(0, latest_round(run))}; go on with: python -m fedfinlora simulate resume={run}",
-            file=sys.stderr,
-        )
+        record_end(run, "stopped", "interrupted")
+        with contextlib.suppress(OSError):
+            print(f"\n{how_to_resume(run)}", file=sys.stderr, flush=True)
         return 1
+    except Exception as error:
+        record_end(run, "failed", str(error) or type(error).__name__)
+        if isinstance(error, UserError) and latest_round(run) >= 0:
+            raise UserError(f"{error} {as_sentence(how_to_resume(run))}") from error
+        raise
+    return final_status(run)
+
+
+def final_status(run: Path) -> int:
+    """0 where result.json says "completed"; UserError with the reason and how to go on where it does not."""
     result = read_json(run / "result.json")
     if result["status"] != "completed":
-        again = f" Go on with: python -m fedfinlora simulate resume={run}" if latest_round(run) >= 0 else ""
+        again = f" {as_sentence(how_to_resume(run))}" if latest_round(run) >= 0 else ""
         raise UserError(f"{result['reason']}{again}")
-    print(f"report: {run / 'report.html'}")
     return 0
 
 
@@ -90,10 +107,12 @@ def prepare(overrides: Sequence[str]) -> tuple[Config, list[str]]:
         own = read_config(folder)
         for lock in (COMMAND_LOCK, SERVER_LOCK):
             check_free(folder / lock, f"The run {folder}")
-        named = [word for word in overrides if not word.startswith("resume=")]
-        banks = [] if any(word.startswith("banks=") for word in named) else [f"banks={own.banks}"]
+        named = asked_otherwise(overrides)
+        banks = [] if any(each.startswith("banks=") for each in named) else [f"banks={own.banks}"]
         asked = compose([*named, *banks]) if named else own
-        return replace(resumed_configuration(folder, asked), resume=config.resume), []
+        going_on = replace(resumed_configuration(folder, asked), resume=config.resume, resume_anyway=config.resume_anyway)
+        check_same(folder, going_on, data_files(going_on) | start_files(going_on))
+        return going_on, []
     from client_app.bank import divide
 
     check_start(config)
@@ -101,11 +120,11 @@ def prepare(overrides: Sequence[str]) -> tuple[Config, list[str]]:
     folder = new_run_folder(config)
     config = replace(config, run_name=folder.name)
     words = [
-        word
-        for word in overrides
-        if word.split("=")[0].lstrip("+~") not in ("output_dir", "run_name", "dataset.root", "overwrite", *OWN_PATHS)
+        each
+        for each in overrides
+        if each.split("=")[0].lstrip("+~") not in ("output_dir", "run_name", "dataset.root", "overwrite", *OWN_PATHS)
     ]
-    return config, [*words, f"run_name={folder.name}", *absolute_words(config, overrides)]
+    return config, [*words, word("run_name", folder.name), *absolute_words(config, overrides)]
 
 
 class Link:
@@ -160,7 +179,7 @@ def crowded(config: Config) -> str:
     two workers of two threads on two cores a round took 38 s, with one worker of two threads 11.
     """
     cores = len(os.sched_getaffinity(0))
-    workers = min(config.workers or _gpus() or cores, config.banks)
+    workers = simulated_workers(config)
     if _gpus() or not config.model.threads or workers * config.model.threads <= cores:
         return ""
     return (
@@ -169,10 +188,15 @@ def crowded(config: Config) -> str:
     )
 
 
+def simulated_workers(config: Config) -> int:
+    """How many simulated banks train at the same time, each in a process with a base model of its own."""
+    return min(config.workers or _gpus() or len(os.sched_getaffinity(0)), config.banks)
+
+
 def worker_resources(config: Config) -> str:
     """What each simulated bank takes of this machine, so that `config.workers` of them train at the same time."""
     cores, gpus = len(os.sched_getaffinity(0)), _gpus()
-    workers = min(config.workers or gpus or cores, config.banks)
+    workers = simulated_workers(config)
     gpu_share = gpus / workers if gpus else 0.0
     return (
         f"client-resources-num-cpus={max(1, cores // workers)} client-resources-num-gpus={gpu_share:.3f} "
@@ -184,12 +208,13 @@ def run_config_toml(config: Config, words: Sequence[str]) -> str:
     """Flower's run config as TOML: paths of their own, everything else in `overrides`."""
     import shlex
 
-    values: dict[str, str] = {"output-dir": config.output_dir, "overrides": shlex.join(words)}
+    values: dict[str, str] = {"output-dir": config.output_dir, "overrides": shlex.join(words), "evaluation": ""}
     if config.resume:
-        values = {"resume": config.resume}
+        anyway = "resume_anyway=true" if config.resume_anyway else ""
+        values = {"resume": config.resume, "evaluation": "", "overrides": anyway}
     elif config.dataset.root:
         values["dataset-root"] = config.dataset.root
-    return "".join(f"{key} = {json.dumps(value, ensure_ascii=False, allow_nan=False)}\n" for key, value in values.items())
+    return "".join(f"{key} = {toml_text(value)}\n" for key, value in values.items())
 
 
 @contextmanager
@@ -199,7 +224,7 @@ def _superlink(run: Path) -> Iterator[Link]:
     port = free_port()
     connection = f'[superlink]\ndefault = "private"\n\n[superlink.private]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
     write_bytes(home / "config.toml", connection.encode())
-    environment = os.environ | {
+    environment = settled(os.environ) | {
         "FLWR_HOME": str(home),
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -214,25 +239,23 @@ def _superlink(run: Path) -> Iterator[Link]:
         program("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess", "--host", "127.0.0.1",
         "--port", str(port), "--disable-runtime-dependency-installation",
     ]  # fmt: skip
-    with open(log_file, "wb") as log:
-        process = subprocess.Popen(command, env=environment, cwd=PROJECT_ROOT, stdout=log, stderr=log, start_new_session=True)
-    try:
+    with family(command, environment, log_file, run) as process:
         _wait_healthy(process, port, log_file)
         yield Link(run, environment, process)
-    finally:
-        end_family(process)
 
 
 def _wait_healthy(process: subprocess.Popen[bytes], port: int, log_file: Path) -> None:
     import httpx
 
+    address = f"http://127.0.0.1:{port}/health"
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise UserError(f"Flower's SuperLink ended with status {process.returncode}; see {log_file}.")
         try:
-            if httpx.get(f"http://127.0.0.1:{port}/health", timeout=1.0).is_success:
-                return
+            with client_for(address, 1.0) as client:
+                if client.get(address).is_success:
+                    return
         except httpx.HTTPError:
             time.sleep(0.1)
     raise UserError(f"Flower's SuperLink did not answer within {START_TIMEOUT_S:g} s; see {log_file}.")
@@ -270,8 +293,8 @@ def watch(link: Link, run: Path, run_id: str) -> None:
     if ended.get("status") != "completed":
         link.save_log(run_id)
     status, reason = ended.get("status", "failed"), ended.get("reason", "The run ended without a result.")
-    if not _recorded(run, status, reason):
-        _record_end(run, status, reason)
+    if not is_recorded(run, status, reason):
+        record_end(run, status, reason)
 
 
 def _last_words(link: Link, run_id: str) -> str:
@@ -281,26 +304,6 @@ def _last_words(link: Link, run_id: str) -> str:
     except UserError:
         return ""
     return _reason(details) if status == "finished:failed" else ""
-
-
-def _recorded(run: Path, status: str, reason: str) -> bool:
-    """Whether result.json says so already; it may be an earlier attempt's, or missing where the disk was full."""
-    try:
-        result = read_json(run / "result.json")
-    except UserError:
-        return False
-    return bool(result["status"] == status and result["reason"] == reason)
-
-
-def _record_end(run: Path, status: str, reason: str) -> None:
-    """Write result.json for a server that could not."""
-    try:
-        config = read_config(run)
-    except UserError:
-        write_result(run, {"mode": "federated", "status": status, "reason": reason, "run": run.name, "run_dir": str(run)})
-        return
-    seconds = sum(line["timings"]["total_s"] for line in read_lines(run / "rounds.jsonl"))
-    write_result(run, run_result(OpenRun(run, config, "", None), status, reason, seconds))
 
 
 def _reason(details: str) -> str:
@@ -317,28 +320,6 @@ def _alive(process: int) -> bool:
         return bool(psutil.Process(process).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
-
-
-def end_family(process: subprocess.Popen[bytes]) -> None:
-    """End a process and everything that it started: apps, Ray and its workers."""
-    import psutil
-
-    try:
-        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
-        family = []
-    for member in reversed(family):
-        try:
-            member.terminate()
-        except psutil.NoSuchProcess:
-            continue
-    _, remaining = psutil.wait_procs(family, timeout=10)
-    for member in remaining:
-        try:
-            member.kill()
-        except psutil.NoSuchProcess:
-            continue
-    process.wait(timeout=10)
 
 
 def program(name: str) -> str:
@@ -363,4 +344,13 @@ def free_port() -> int:
 
 
 def _gpus() -> int:
-    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+    """GPUs that CUDA_VISIBLE_DEVICES leaves; as CUDA does, what follows an unknown number in it is not counted."""
+    there = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return there
+    named = [each.strip() for each in visible.split(",")] if visible.strip() else []
+    known = itertools.takewhile(
+        lambda each: each.startswith(("GPU-", "MIG-")) or (each.isdecimal() and int(each) < there), named
+    )
+    return min(there, len(list(known)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,16 @@ from fedfinlora.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
 from fedfinlora.checkpoint import adapter_checksum
 from fedfinlora.config import Config
 from fedfinlora.deployment.policy import SETTINGS, read_settings
-from fedfinlora.errors import UserError
+from fedfinlora.errors import UserError, printable
 from fedfinlora.provenance.chain import CHAIN_FILE
-from fedfinlora.provenance.model_signature import SIGNATURE_FILE, check_folder, read_pem
-from fedfinlora.provenance.release import BOM_FILE, FINAL, PROVENANCE_FILE, check_statement
-from fedfinlora.provenance.signatures import WrongSignature
-from fedfinlora.provenance.verify import Findings, verify_bank, verify_run
+from fedfinlora.provenance.findings import Findings, no_other_kinds
+from fedfinlora.provenance.folder import contents_of
+from fedfinlora.provenance.model_signature import SIGNATURE_FILE, check_folder
+from fedfinlora.provenance.release import BOM_FILE, FINAL, PROVENANCE_FILE, read_statement
+from fedfinlora.provenance.signatures import WrongSignature, read_public
+from fedfinlora.provenance.verify import verify_run
+from fedfinlora.provenance.verify_bank import verify_bank
+from fedfinlora.resuming import resumed_words
 from fedfinlora.wire import Figures, Reply
 
 
@@ -23,10 +28,10 @@ def verify(folder: Path, authority: Path | None = None, key: Path | None = None,
     """Print what was checked and what is wrong, a line each. `authority` is a ca.crt, `key` a public key, `enrolled` a folder of banks' keys."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder. Name a run, an adapter (RUN/adapters/final) or a bank's home.")
-    ca, public = (read_pem(file) if file else None for file in (authority, key))
-    is_bank = (folder / SETTINGS).is_file()
-    is_adapter = any((folder / name).is_file() for name in (CONFIG_FILE, WEIGHTS_FILE, SIGNATURE_FILE))
-    is_run = (folder / CHAIN_FILE).is_file() or (folder / "config.yaml").is_file()
+    ca, public = (read_public(file) if file else None for file in (authority, key))
+    is_bank = _has(folder, SETTINGS)
+    is_adapter = _has(folder, CONFIG_FILE, WEIGHTS_FILE, SIGNATURE_FILE)
+    is_run = _has(folder, CHAIN_FILE, "config.yaml")
     if is_bank + is_adapter + is_run > 1:  # else a file more would decide what is not looked at
         raise UserError(
             f"{folder} has files of a bank's home, an adapter and a run, or of two of them: it is not as it was made."
@@ -40,21 +45,29 @@ def verify(folder: Path, authority: Path | None = None, key: Path | None = None,
     else:
         raise UserError(f"{folder} is neither a run ({CHAIN_FILE}), an adapter ({CONFIG_FILE}) nor a bank's home ({SETTINGS}).")
     for line in found.checked:
-        print(line)
+        print(printable(line))
     for line in found.wrong:
-        print(f"WRONG  {line}")
+        print(printable(f"WRONG  {line}"))
     print(f"{len(found.wrong)} things are wrong" if found.wrong else "ok")
     return 1 if found.wrong else 0
+
+
+def _has(folder: Path, *names: str) -> bool:
+    """Whether there is something of one of these names, be it a link or a FIFO."""
+    return any(os.path.lexists(folder / name) for name in names)
 
 
 def _run(folder: Path, ca: bytes | None, public: bytes | None, enrolled: Path | None) -> Findings:
     if enrolled is not None and not enrolled.is_dir():
         raise UserError(f"--enrolled {enrolled} is not a folder of banks' public keys (BANK.pub).")
     known = (
-        {file.stem: read_pem(file).decode("utf-8", "replace") for file in sorted(enrolled.glob("*.pub"))} if enrolled else None
+        {file.stem: read_public(file).decode("utf-8", "replace") for file in sorted(enrolled.glob("*.pub"))}
+        if enrolled
+        else None
     )
     found = verify_run(folder, ca, known, _step, _first_state)
-    if (folder / FINAL).is_dir():
+    found.checked += [f"note: {sentence}" for sentence in resumed_words(folder)]
+    if (folder / FINAL).is_dir() and not contents_of(folder).odd:
         release = _adapter(folder / FINAL, ca, public)
         found.checked += [f"adapters/final: {line}" for line in release.checked]
         found.wrong += release.wrong
@@ -63,6 +76,8 @@ def _run(folder: Path, ca: bytes | None, public: bytes | None, enrolled: Path | 
 
 def _adapter(folder: Path, ca: bytes | None, public: bytes | None) -> Findings:
     found = Findings()
+    if not no_other_kinds(folder, found):
+        return found
     signed = (folder / SIGNATURE_FILE).is_file()
     if signed:
         try:
@@ -82,12 +97,17 @@ def _adapter(folder: Path, ca: bytes | None, public: bytes | None) -> Findings:
         if not signed:
             found.wrong.append(f"{folder}: nothing here can be checked")
         return found
+    for name in (
+        () if signed else sorted(set(contents_of(folder).files) - {CONFIG_FILE, WEIGHTS_FILE, PROVENANCE_FILE, BOM_FILE})
+    ):
+        found.add(folder / name, "it is no part of a release")  # a signature covers every file
     try:
-        told = check_statement(folder)
-        base, banks = told["baseModel"], told["banks"]
+        origin = read_statement(folder)
+        base = origin.base_model
         found.checked.append(
-            f"run {told['run']}: {told['adapter']['method']} of {base['name']} ({base['sha256'][:16] or 'hash unknown'}), {told['rounds']} rounds, "
-            f"{len(banks)} banks ({', '.join(banks)}), configuration {told['configurationSha256'][:16]}, code {told['code']['sourceSha256'][:16]}"
+            f"run {origin.run}: {origin.adapter.method} of {base.name} ({base.sha256[:16] or 'hash unknown'}), {origin.rounds} rounds, "
+            f"{len(origin.banks)} banks ({', '.join(origin.banks)}), configuration {origin.configuration_sha256[:16]}, "
+            f"code {origin.code.source_sha256[:16]}"
         )
     except WrongSignature as error:
         found.wrong.append(str(error))
@@ -98,8 +118,8 @@ def _adapter(folder: Path, ca: bytes | None, public: bytes | None) -> Findings:
 
 def _bank(home: Path, ca: bytes | None) -> Findings:
     name = read_settings(home / SETTINGS)[0].name
-    public = read_pem(home / "node.key.pub").decode("utf-8", "replace")
-    return verify_bank(home, name, ca or read_pem(home / "ca.crt"), public)
+    public = read_public(home / "node.key.pub").decode("utf-8", "replace")
+    return verify_bank(home, name, ca or read_public(home / "ca.crt"), public)
 
 
 def _first_state(config: Config, adapter: Any, layout_id: str) -> Any:

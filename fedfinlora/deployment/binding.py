@@ -6,13 +6,16 @@ sent, and handles only the parts of its own messages. What else it asks for is r
 
 Whose a request is stands in the SuperLink's database until it is answered. Whose a reply is, is remembered from its head on: as soon as the ServerApp has seen the head,
 Flower forgets the sender, though the parts are still on their way.
+
+A reply to a request may be as large as the request and SLACK_BYTES more, so that one bank does not fill the SuperLink's disk; the server reads no more of it either
+(`server_app.guarded_grid`). Of a push that Flower takes nothing from, no session stays in its database.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 Handler = Callable[..., Any]
 MOST_MESSAGES = 32
@@ -23,8 +26,17 @@ _known_parts: dict[str, frozenset[str]] = {}
 """Message id -> the ids of its objects."""
 MOST_SESSIONS = 64
 """Sessions of a node that are remembered, its newest: it answers one request of each run, and tries again after a lost answer."""
-_sessions: dict[int, deque[str]] = {}
-"""Node -> the sessions in which it pushes the parts of its replies. A run ends with the SuperLink, and its sessions with it."""
+_sessions: dict[int, deque[tuple[str, str]]] = {}
+"""Node -> (session, request) in which it pushes the parts of its replies. A run ends with the SuperLink, and its sessions with it."""
+SLACK_BYTES = 2**20
+"""What a reply may have beyond its request: head, figures, and Flower's framing of a small request's answer."""
+MOST_SMALL_OBJECTS = 64
+SMALLEST_PIECE_BYTES = 2**18
+"""A reply has so many objects at most, and one more for each such piece of what it may have."""
+_allowed: dict[str, int] = {}
+"""Request -> bytes that the parts of its reply may have."""
+_put: dict[str, dict[str, int]] = {}
+"""Request -> the parts of its reply that were taken, with their bytes; one that comes again counts once."""
 _answering: dict[int, deque[str]] = {}
 """Node -> the requests that it has answered last, which may be gone when it sends the same answer again."""
 
@@ -43,11 +55,17 @@ def bound_push(push_messages: Handler) -> Handler:
         node, asked = int(request.node.node_id), str(heads[0].reply_to_message_id)
         answering = _answering.setdefault(node, deque(maxlen=MOST_SESSIONS))
         own = asked in answering or asked in _requests_to(state, node)
+        if own:
+            _measure(state, asked)
+        if _objects_in(request.message_object_trees[0]) > MOST_SMALL_OBJECTS + _allowance(asked) // SMALLEST_PIECE_BYTES:
+            _refuse("The message is cut into too many pieces.")
         answer = push_messages(request=request, state=state)
-        if own:  # parts of an answer to anything else are not taken
+        if own and answer.objects_to_push:  # parts of an answer to anything else are not taken
             if asked not in answering:
                 answering.append(asked)
-            _sessions.setdefault(node, deque(maxlen=MOST_SESSIONS)).append(str(answer.session_id))
+            _sessions.setdefault(node, deque(maxlen=MOST_SESSIONS)).append((str(answer.session_id), asked))
+        else:
+            _end_session(state, str(answer.session_id))
         return answer
 
     return pushed
@@ -59,6 +77,7 @@ def bound_confirm(confirm_message_received: Handler) -> Handler:
     def confirmed(request: Any, state: Any, store: Any) -> Any:
         if request.message_object_id not in _requests_to(state, request.node.node_id):
             _refuse("The message was not sent to this node.")
+        _measure(state, str(request.message_object_id))
         return confirm_message_received(request=request, state=state, store=store)
 
     return confirmed
@@ -79,14 +98,60 @@ def bound_put(push_object: Handler) -> Handler:
     """Takes the parts of a reply from the node that has pushed its head, in the session that it was given for it."""
 
     def put(request: Any, state: Any) -> Any:
-        if str(request.session_id) not in _sessions.get(int(request.node.node_id), ()):
+        asked = dict(_sessions.get(int(request.node.node_id), ())).get(str(request.session_id))
+        if asked is None:
             _refuse("The object belongs to no message of this node.")
-        return push_object(request=request, state=state)
+        taken = _remembered(_put, asked, {})
+        if sum(taken.values()) - taken.get(request.object_id, 0) + len(request.object_content) > _allowance(asked):
+            _refuse(f"The reply has more than {_allowance(asked):,} bytes.")
+        answer = push_object(request=request, state=state)
+        if answer.stored:
+            taken[str(request.object_id)] = len(request.object_content)
+        return answer
 
     return put
 
 
-def _refuse(why: str) -> None:
+def _measure(state: Any, message_id: str) -> None:
+    """Remember how many bytes a request has, while it is stored: as soon as it is confirmed it is deleted."""
+    from flwr.supercore.state.schema.objectstore_models import StoredObject
+    from sqlalchemy import func, select
+
+    parts = _parts(state.object_store, message_id)
+    if message_id in _allowed or not parts:
+        return
+    with state.session() as session:
+        size = session.scalar(select(func.sum(func.length(StoredObject.content))).where(StoredObject.object_id.in_(parts)))
+    _remembered(_allowed, message_id, int(size or 0) + SLACK_BYTES)
+
+
+def _allowance(message_id: str) -> int:
+    return _allowed.get(message_id, SLACK_BYTES)
+
+
+def _objects_in(tree: Any) -> int:
+    from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+
+    return sum(1 for _ in iterate_object_tree(tree))
+
+
+def _end_session(state: Any, session_id: str) -> None:
+    """Delete the row of a session in which nothing is to be pushed: Flower keeps it as long as the run."""
+    from flwr.supercore.state.schema.corestate_models import ObjectPushSession
+    from sqlalchemy import delete
+
+    with state.session() as session:
+        session.execute(delete(ObjectPushSession).where(ObjectPushSession.session_id == session_id))
+
+
+def _remembered(known: dict[str, Any], key: str, value: Any) -> Any:
+    """The value under a key, which is set if it is not there; the oldest beyond MOST_KNOWN are forgotten."""
+    while key not in known and len(known) >= MOST_KNOWN:
+        known.pop(next(iter(known)), None)
+    return known.setdefault(key, value)
+
+
+def _refuse(why: str) -> NoReturn:
     from fastapi import HTTPException
 
     raise HTTPException(status_code=403, detail=why)
@@ -119,7 +184,5 @@ def _parts(store: Any, message_id: str) -> frozenset[str]:
             tree = store.get_object_tree(message_id)
         except NoObjectInStoreError:
             return frozenset()
-        while len(_known_parts) >= MOST_KNOWN:
-            _known_parts.pop(next(iter(_known_parts)), None)
-        _known_parts[message_id] = frozenset(str(part.object_id) for part in iterate_object_tree(tree))
+        _remembered(_known_parts, message_id, frozenset(str(part.object_id) for part in iterate_object_tree(tree)))
     return _known_parts.get(message_id, frozenset())

@@ -7,7 +7,6 @@ are files of mode 0600. A certificate says what it is for (server, client or sig
 from __future__ import annotations
 
 import ipaddress
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedfinlora.errors import UserError
+from fedfinlora.provenance.signatures import read_public
 from fedfinlora.runfolder import unwritable, write_bytes
+from fedfinlora.synced import write_new
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -242,12 +243,7 @@ def check_public_key(file: Path) -> bytes:
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}).") from error
-    if b"PRIVATE KEY" in content:
-        raise UserError(f"{file} is a private key. It must not leave its bank; enroll the file beside it that ends in .pub.")
+    content = read_public(file)
     try:
         key = serialization.load_ssh_public_key(content)
     except ValueError as error:
@@ -281,12 +277,7 @@ def expiry_words(certificate: Path) -> str:
 def write_private(file: Path, content: bytes) -> None:
     """Write a new file that its owner alone can read. UserError if it is already there."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
+        write_new(file, content)
     except FileExistsError as error:
         raise UserError(
             f"{file} is already there and is not overwritten. Move it away first if it is to be replaced."

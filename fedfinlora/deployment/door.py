@@ -228,12 +228,12 @@ def network_of(address: str) -> str:
 
 
 class Listener(uvicorn.Server):
-    """uvicorn's server, but for how it takes connections: `admits` sees each before a byte is read, and so many may be greeted and open at once."""
+    """uvicorn's server, but for how it takes connections: `admits` sees each, in a thread, before a byte is read, and so many may be greeted and open at once."""
 
     def __init__(
         self,
         config: uvicorn.Config,
-        admits: Callable[[socket.socket], bool] = lambda _: True,
+        admits: Callable[[socket.socket], bool] | None = None,
         most_open: int = MOST_INNER,
         protocol: Callable[..., Any] | None = None,
     ) -> None:
@@ -271,7 +271,9 @@ class Listener(uvicorn.Server):
                 await asyncio.sleep(0.1)
                 continue
             try:
-                taken = len(self.server_state.connections) + len(self._greeted) < self._most_open and self._admits(connection)
+                taken = len(self.server_state.connections) + len(self._greeted) < self._most_open
+                if taken and self._admits is not None:  # in a thread: it may have to read a long table
+                    taken = await loop.run_in_executor(None, self._admits, connection)
             except OSError:
                 taken = False
             if not taken:

@@ -8,7 +8,6 @@ where the ledger does not.
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from fedfinlora.errors import UserError
 from fedfinlora.privacy.head import Head
 from fedfinlora.runfolder import unwritable
+from fedfinlora.synced import append_synced
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,7 @@ def record(file: Path, event: Event) -> None:
     """Append and sync one line. UserError where the disk does not take it."""
     line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "day": time.strftime("%Y-%m-%d"), **asdict(event)}
     try:
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
-            os.write(descriptor, (json.dumps(line, allow_nan=False) + "\n").encode())
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        append_synced(file, (json.dumps(line, allow_nan=False) + "\n").encode())
     except OSError as error:
         raise unwritable(file, error) from error
 

@@ -23,7 +23,7 @@ VERSION = 1
 MAX_SHARE = 0.5
 """strategy.max_share of a deployment where nothing else is said."""
 LARGEST_BYTES = 2**20
-WEIGHTING, SIZES, SHARE = "strategy.weighting", "strategy.sizes", "strategy.max_share"
+WEIGHTING, SIZES, SHARE, HELD_OUT = "strategy.weighting", "strategy.sizes", "strategy.max_share", "train.holdout_max_rows"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def deployment_words(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     """(the overrides of a run with banks that are not ours, what was decided for the user in sentences).
 
     A bank's weight must not be what it claims: where nobody sets strategy.weighting, declared sizes are used if there are some, else all
-    banks weigh the same. strategy.weighting=rows must be typed.
+    banks weigh the same. strategy.weighting=rows must be typed, and so must train.holdout_max_rows, for banks refuse to score few rows.
     """
     words, said = list(overrides), []
     typed = {word.split("=")[0].lstrip("+~") for word in overrides}
@@ -52,6 +52,9 @@ def deployment_words(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
         )
     if SHARE not in typed and compose(words).strategy.max_share == 1.0:
         words.append(f"{SHARE}={MAX_SHARE:g}")
+    if HELD_OUT not in typed and compose(words).train.holdout_max_rows:
+        words.append(f"{HELD_OUT}=0")
+        said.append(f"no held-out rows are scored ({HELD_OUT}=0): a bank refuses fewer than its min_rows, so ask for 64, say, if it allows them")
     return words, said
 
 

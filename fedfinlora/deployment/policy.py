@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from fedfinlora.config import OPTIMIZERS, PEFT_METHODS, PRIVACY_MODES, Config, TrainConfig
+from fedfinlora.config import OPTIMIZERS, PEFT_METHODS, PRIVACY_MODES, ColumnsConfig, Config, TrainConfig
 from fedfinlora.config_values import build_group, to_plain_group
 from fedfinlora.errors import ConfigError, UserError, choose
+from fedfinlora.hand_written import read_yaml, yaml_text
 from fedfinlora.privacy.head import SHA256
 from fedfinlora.wire import BANK_NAME, REVEALABLE
 
@@ -35,7 +35,7 @@ EVERY_DATASET = "all"
 FEWEST = 20
 """Default of min_units and min_rows: twice the ten persons below which statistical offices publish no figure, and fewer
 than any task of the bundled sample has, so that every documented command runs. The guarantee does not rest on it."""
-HOURS = re.compile(r"([01][0-9]|2[0-4]):([0-5][0-9])-([01][0-9]|2[0-4]):([0-5][0-9])")
+HOURS = re.compile(r"((?:[01][0-9]|2[0-3]):[0-5][0-9])-((?:[01][0-9]|2[0-3]):[0-5][0-9]|24:00)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,9 @@ class Policy:
     """Tasks that a round may train on, by the names of declared_rows; [all] = every one. With names here, a request must name its tasks.
     dataset.equalize_tasks is refused whatever stands here: copies of rows would count as rows."""
     generation: str = "loss"
-    """What may be computed from private rows besides training: loss, the mean loss of train.holdout_max_rows held-out rows on the adapter that
-    was sent, or none. Text is never generated from them, whatever stands here."""
+    """What may be computed from private rows besides training: loss, the mean loss of held-out rows on the adapter that was sent, or none.
+    The bank draws these rows with a secret key, min_rows of each task that has ten times as many, the same in all rounds and runs;
+    train.holdout_max_rows in a request is 0 or at least min_rows, else it is refused. Text is never generated from them, whatever stands here."""
     max_steps_per_round: int = 100
     """Most optimiser steps in one round."""
     max_rows_per_round: int = 0
@@ -110,8 +111,14 @@ class Policy:
         for name in ("max_rank", "max_steps_per_round", "max_rows_per_round", "max_rounds_per_day", "max_epsilon", "max_delta"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"policy.{name} must be 0 (no limit) or more, not {getattr(self, name)}.")
-        if not HOURS.fullmatch(self.hours):
-            raise ConfigError(f"policy.hours must look like 08:00-18:00, not {self.hours!r}.")
+        if not (found := HOURS.fullmatch(self.hours)):
+            raise ConfigError(
+                f"policy.hours must look like 08:00-18:00, from 00:00 to 24:00, each with two digits, not {self.hours!r}."
+            )
+        if found[1] == found[2]:
+            raise ConfigError(
+                f"policy.hours: {self.hours!r} begins when it ends. Write 00:00-24:00 for always; to allow nothing, write privacy: []."
+            )
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,9 @@ class BankSettings:
     name: str = ""
     """How the bank is called in rounds and reports."""
     data: str = ""
-    """Folder of its rows: FinLoRA's layout, or JSON Lines."""
+    """Folder of its rows: FinLoRA's layout, or any files of rows (docs/data.md lists the forms)."""
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    """How the columns (or keys) of these files are called. No request can name others."""
     coordinator: str = ""
     """HOST:PORT of the aggregator."""
     declared_rows: tuple[str, ...] = ()
@@ -204,6 +213,8 @@ class Work:
     now: datetime
     model_sha256: Callable[[], str] = lambda: ""
     """Makes the hash of the base model's files, where a rule asks for it."""
+    min_rows: int = 0
+    """Of bank.yaml: fewest held-out rows that are scored."""
 
 
 SMALLEST_CLIP, LARGEST_RATE, LARGEST_PULL = 1e-4, 0.1, 10.0
@@ -226,7 +237,7 @@ RULES: dict[str, Callable[[Policy, Work], bool]] = {
         and (work.config.train.optimizer not in policy.optimizer or ("sgd" not in policy.optimizer and _is_sgd(work.config.train)))
     ),
     "datasets": lambda policy, work: not _may_train_on(policy.datasets, work.config.dataset.tasks) or work.config.dataset.equalize_tasks,
-    "generation": lambda policy, work: policy.generation == "none" and work.config.train.holdout_max_rows > 0,
+    "generation": lambda policy, work: _scores_rows(policy, work.config.train.holdout_max_rows, work.min_rows),
     "max_steps_per_round": lambda policy, work: 0 < policy.max_steps_per_round < work.steps,
     "max_rows_per_round": lambda policy, work: 0 < policy.max_rows_per_round < work.rows,
     "max_rounds_per_day": lambda policy, work: 0 < policy.max_rounds_per_day <= work.rounds_today,
@@ -259,28 +270,16 @@ def within(hours: str, now: datetime) -> bool:
     """
     found = HOURS.fullmatch(hours)
     assert found
-    start, end = (60 * int(found[group]) + int(found[group + 1]) for group in (1, 3))
+    start, end = (60 * int(time[:2]) + int(time[3:]) for time in found.groups())
     minute = 60 * now.hour + now.minute
     return start <= minute < end if start < end else minute >= start or minute < end
-
-
-class _Plain(yaml.SafeLoader):
-    """YAML in which no key stands twice and none is taken from elsewhere: the second would win over the first without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.tag == "tag:yaml.org,2002:merge" or key.value in seen:
-                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: the key {key.value!a:.40} is there twice, or is a merge")
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
 
 
 def read_settings(file: Path) -> tuple[BankSettings, str]:
     """(bank.yaml, SHA-256 of the file). ConfigError that names the file and the key for anything that is not as it should be."""
     try:
         content = file.read_bytes()
-        values = yaml.load(content, _Plain)
+        values = read_yaml(content)
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}). `bank init` writes it.") from error
     except (yaml.YAMLError, RecursionError) as error:
@@ -304,7 +303,7 @@ def settings_text(settings: BankSettings) -> str:
         for key, value in values.items():
             if meanings.get(key):
                 lines += [f"{indent}# {' '.join(part.split())}" for part in meanings[key].splitlines()]
-            shown = "" if key == "policy" else f" {_yaml(value)}"
+            shown = "" if key == "policy" else f" {yaml_text(value)}"
             lines.append(f"{indent}{key}:{shown}")
     return "\n".join(lines) + "\n"
 
@@ -322,6 +321,11 @@ def _may_train_on(allowed: tuple[str, ...], tasks: tuple[str, ...]) -> bool:
     return EVERY_DATASET in allowed or (bool(tasks) and set(tasks) <= set(allowed))
 
 
+def _scores_rows(policy: Policy, asked: int, min_rows: int) -> bool:
+    """Whether held-out rows would be scored though the bank scores none, or so few that the loss of single ones could be read off."""
+    return asked > 0 and (policy.generation == "none" or asked < min_rows)
+
+
 def _weighs_by_rows(config: Config) -> bool:
     return config.strategy.weighting == "rows" and not config.privacy.in_the_bank
 
@@ -329,7 +333,3 @@ def _weighs_by_rows(config: Config) -> bool:
 def _too_much(limit: float, epsilon: float) -> bool:
     """Whether a run's epsilon is above the limit; an epsilon that is not given (a noise multiplier is) cannot be compared."""
     return limit > 0 and (epsilon == 0 or epsilon > limit)
-
-
-def _yaml(value: Any) -> str:
-    return str(yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)).removesuffix("...\n").strip()

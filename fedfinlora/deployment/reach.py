@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 import time
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from fedfinlora.errors import UserError
+from fedfinlora.errors import ConfigError, UserError
+from fedfinlora.web import client_for, through
 
 MOST_AHEAD_S, MOST_BEHIND_S = 5, 300
 """How far a bank's clock may be from the coordinator's: Flower signs the time with each request."""
@@ -15,6 +18,26 @@ MOST_AHEAD_S, MOST_BEHIND_S = 5, 300
 
 AUTHORITY, CERTIFICATE, TLS_KEY = "ca.crt", "bank.crt", "tls.key"
 """In a bank's folder: the authority that it trusts, its certificate by it, and its own private key as TLS wants it."""
+
+
+def check_address(address: str) -> None:
+    """ConfigError unless it is HOST:PORT.
+
+    >>> check_address("aggregator.example:9092"), check_address("[2001:db8::1]:9092")
+    (None, None)
+    """
+    host, _, port = address.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    good = bool(re.fullmatch(r"[A-Za-z0-9._-]+", host)) or (host.startswith("[") and host.endswith("]") and ":" in bare)
+    if good and port.isascii() and port.isdecimal() and 0 < int(port) < 65536:
+        return
+    try:
+        meant = urlsplit(address if "//" in address else f"//{address}")
+        name = meant.hostname or "HOST"
+        hint = f"{name}:{meant.port or 9092}"
+    except ValueError:
+        hint = "aggregator.example:9092"
+    raise ConfigError(f"--coordinator {address!r} must be HOST:PORT without a scheme or a path, such as {hint}.")
 
 
 def bank_context(home: Path) -> ssl.SSLContext:
@@ -37,11 +60,12 @@ def trouble(address: str, home: Path) -> str:
 
     authority = home / AUTHORITY
     try:
-        answer = httpx.get(f"https://{address}/health", timeout=10.0, verify=bank_context(home))
+        with client_for(f"https://{address}", 10.0, verify=bank_context(home)) as client:
+            answer = client.get(f"https://{address}/health")
     except UserError as error:
         return str(error)
     except httpx.TransportError as error:
-        return _of_connection(address, authority, str(error))
+        return f"{_of_connection(address, authority, str(error))}{through(f'https://{address}')}"
     try:
         ahead_s = time.time() - parsedate_to_datetime(answer.headers["date"]).timestamp()
     except (KeyError, ValueError):

@@ -19,6 +19,7 @@ from typing import Any
 from fedfinlora.config import Config, ModelConfig, PeftConfig
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.privacy.accounting import Steps, default_delta, epsilon, noise_multiplier_for, rdp_epsilon
+from fedfinlora.shares import capped
 from fedfinlora.training import stretch_of_round, total_steps
 
 FEWEST_STEPS = 20
@@ -161,9 +162,10 @@ def _bank(config: Config, bank: str, rows: float, rate: float, steps: int) -> Ba
 
 
 def _weights(config: Config, sizes: Mapping[str, float]) -> list[float]:
-    """What each bank weighs in the mean; they add up to 1."""
+    """What each bank weighs in the server's mean where all of them answer, strategy.max_share included; they add up to 1."""
     given = list(sizes.values()) if config.strategy.weighting == "declared" else [1.0] * len(sizes)
-    return [size / sum(given) for size in given]
+    weights = capped(given, config.strategy.max_share)
+    return [weight / sum(weights) for weight in weights]
 
 
 def alternatives(config: Config, sizes: Mapping[str, float], shapes: Shapes) -> list[Alternative]:

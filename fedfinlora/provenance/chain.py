@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedfinlora.deployment.enrolled import ENROLLED, SIGNING
 from fedfinlora.errors import UserError
+from fedfinlora.provenance.folder import contents_of, sha256_of_file
 from fedfinlora.provenance.signatures import (
     LINE,
     REPLY,
@@ -34,7 +35,8 @@ from fedfinlora.provenance.signatures import (
     public_key_of,
 )
 from fedfinlora.runfolder import unwritable, write_bytes
-from fedfinlora.wire import RejectedReply
+from fedfinlora.synced import append_synced
+from fedfinlora.wire import RejectedReply, check_reply_form
 
 if TYPE_CHECKING:
     from flwr.app import RecordDict
@@ -45,6 +47,8 @@ FIRST = "0" * 64
 NOT_SIGNED = ("signature", "certificate")
 """Keys of a request's or reply's head that carry its signature."""
 NO_DELTA = hashlib.sha256(b"").hexdigest()
+MOST_STATEMENT_BYTES = 2**15
+"""Of a reply without its arrays, as canonical JSON; an honest one has 1.2 KB."""
 
 
 def request_statement(content: RecordDict, adapter_sha256: str | None = None) -> dict[str, Any]:
@@ -147,19 +151,26 @@ class RoundEvidence:
                 )
 
     def check(self, bank: str, content: RecordDict) -> None:
-        """RejectedReply unless this is what the bank answers to just this request. Nothing else of the reply was looked at before."""
+        """RejectedReply unless this is what the bank answers to just this request. Nothing else of the reply was looked at before.
+
+        What a bank has signed is kept, without its arrays, whatever becomes of it: a wrong answer can be shown later as its own.
+        """
         try:
             statement = reply_statement(content)
             signature = str(content.config_records["reply"].get("signature", ""))
-            canonical(statement)
+            size_bytes = len(canonical(statement))
         except (KeyError, TypeError, ValueError, RecursionError, AttributeError) as error:
             if self.keys.banks is None:
                 return  # `fedfinlora.wire.unpack_reply` says what is wrong
             raise RejectedReply("signature", "The reply is not signed.") from error
         own = self.banks[bank]
+        if size_bytes > MOST_STATEMENT_BYTES:  # else one bank fills the run's folder
+            raise RejectedReply("malformed", f"The reply's head and figures have {size_bytes:,} bytes.")
         if self.keys.banks is not None:
             self._check_signature(bank, statement, signature)
-            own["reply_signature"] = signature
+        check_reply_form(content)  # what has no name on the wire is not kept
+        if self.keys.banks is not None:
+            own |= {**statement, "reply_signature": signature}
         head = statement["reply"]
         if self.keys.banks is None and head.get("status") != "ok":
             return
@@ -226,11 +237,7 @@ class Chain:
         signed = {"signature": self._signer.sign(LINE, found)} if self._signer else {}
         content = canonical({**body, "sha256": found, **signed}) + b"\n"
         try:
-            descriptor = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-            with os.fdopen(descriptor, "ab") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
+            append_synced(self.file, content)
         except OSError as error:
             raise unwritable(self.file, error) from error
         self._previous = found
@@ -293,14 +300,8 @@ OF_STATE = ("run.json", "origin.json")
 
 
 def files_of(run: Path) -> dict[str, str]:
-    """Path in a run's folder -> SHA-256, of every file that does not change once the run has ended."""
-    found = {}
-    for file in sorted(path for path in run.rglob("*") if path.is_file() and not path.is_symlink()):
-        name = file.relative_to(run).as_posix()
-        if is_covered(name):
-            with open(file, "rb") as stream:
-                found[name] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return found
+    """Path in a run's folder -> SHA-256, of every file that does not change once the run has ended. OSError where one cannot be read."""
+    return {name: sha256_of_file(run / name) for name in contents_of(run).files if is_covered(name)}
 
 
 def is_covered(name: str) -> bool:
@@ -308,13 +309,15 @@ def is_covered(name: str) -> bool:
 
     >>> is_covered("config.yaml"), is_covered("report.html"), is_covered("state/server.log"), is_covered("state/round_0001.safetensors")
     (True, False, False, True)
+    >>> is_covered(".hidden"), is_covered("state/.hidden"), is_covered("state/flwr/.cache/x")
+    (True, True, False)
     """
-    if name in LATER or name.rpartition("/")[2].startswith("."):
+    if name in LATER:
         return False
     if not name.startswith("state/"):
         return True
     rest = name.removeprefix("state/")
-    return rest in OF_STATE or (rest.startswith("round_") and rest.endswith(".safetensors"))
+    return rest in OF_STATE or rest.startswith(".") or (rest.startswith("round_") and rest.endswith(".safetensors"))
 
 
 def begin_line(

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fedfinlora.errors import UserError
+from fedfinlora.provenance.folder import contents_of, sha256_of_file
 from fedfinlora.provenance.signatures import (
     Signer,
     WrongSignature,
@@ -31,7 +31,8 @@ from fedfinlora.provenance.signatures import (
 from fedfinlora.runfolder import write_bytes
 
 SIGNATURE_FILE = "model.sig"
-IGNORED = (SIGNATURE_FILE, ".git", ".gitattributes", ".github", ".gitignore")
+IGNORED = (SIGNATURE_FILE,)
+"""Every other file is signed, those of git too, which the format lets a signer leave out."""
 STATEMENT, PREDICATE = "https://in-toto.io/Statement/v1", "https://model_signing/signature/v1.0"
 PAYLOAD_TYPE, MEDIA_TYPE = "application/vnd.in-toto+json", "application/vnd.dev.sigstore.bundle.v0.3+json"
 LARGEST_SIGNATURE = 16 * 2**20
@@ -92,18 +93,14 @@ def check_folder(folder: Path, authority: bytes | None = None, key: bytes | None
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
-    """Path -> SHA-256 of every file below a folder that a signature covers, sorted by path. WrongSignature for a symbolic link."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if name.parts[0] in IGNORED:
-            continue
-        if path.is_symlink():
-            raise WrongSignature(f"{path} is a symbolic link, which is not signed")
-        if path.is_file():
-            with open(path, "rb") as stream:
-                found[name.as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return dict(sorted(found.items()))
+    """Path -> SHA-256 of every file below a folder but the signature, sorted by path. WrongSignature for a link and whatever else is no file."""
+    contents = contents_of(folder)
+    for name, what in contents.odd.items():
+        raise WrongSignature(f"{folder / name} is {what}, which is not signed")
+    try:
+        return {name: sha256_of_file(folder / name) for name in contents.files if name not in IGNORED}
+    except OSError as error:
+        raise WrongSignature(f"{error.filename} cannot be read ({error.strerror})") from error
 
 
 def _statement(name: str, hashes: Mapping[str, str]) -> dict[str, Any]:
@@ -219,14 +216,3 @@ def _pae(payload: bytes) -> bytes:
 
 def _base64(content: bytes) -> str:
     return base64.b64encode(content).decode()
-
-
-def read_pem(file: Path) -> bytes:
-    """A certificate's or public key's file. UserError where it cannot be read, or is a private key."""
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}).") from error
-    if b"PRIVATE KEY" in content:
-        raise UserError(f"{file} is a private key; name the public one.")
-    return content

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fedfinlora.config import Config
 from fedfinlora.errors import UserError
 from fedfinlora.model_files import model_sha256
 from fedfinlora.provenance.chain import CHAIN_FILE, read_line
+from fedfinlora.provenance.folder import file_bytes, sha256_of_file
 from fedfinlora.provenance.model_signature import SIGNATURE_FILE, STATEMENT, sign_folder
 from fedfinlora.provenance.signatures import Signer, WrongSignature
 from fedfinlora.runfolder import config_fingerprint, read_json, read_lines, sha256_of, write_json
@@ -29,69 +31,192 @@ PREDICATE = "urn:fedfinlora:training:1"
 FINAL = Path("adapters") / "final"
 
 
+@dataclass(frozen=True)
+class BaseModel:
+    """The model that was trained on, as the configuration names it."""
+
+    name: str
+    path: str
+    revision: str
+    """"" where none is named."""
+    sha256: str
+    """Of its files (`fedfinlora.model_files`); "" where they could not be read."""
+
+
+@dataclass(frozen=True)
+class AdapterForm:
+    """What kind of adapter it is."""
+
+    method: str
+    rank: int
+    alpha: float
+    target_modules: list[str]
+
+
+@dataclass(frozen=True)
+class Code:
+    """What ran."""
+
+    version: str
+    """Of this package."""
+    commit: str
+    """Of git, with "+" where files differed from it."""
+    source_sha256: str
+    bundle_sha256: str
+    """Of the app bundle that the banks were sent; "" where none was."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an adapter comes from: the predicate of its in-toto statement. In JSON each name is in camelCase."""
+
+    run: str
+    """The run's id."""
+    base_model: BaseModel
+    adapter: AdapterForm
+    data: dict[str, str]
+    """Data file -> SHA-256, of those that the aggregator has read."""
+    code: Code
+    configuration_sha256: str
+    strategy: str
+    rounds: int
+    banks: list[str]
+    """Names of those whose replies were accepted in any round, sorted."""
+    adapter_sha256: str
+    """Of the vector, little-endian float32."""
+    of_round: int
+    """The round that gave it."""
+    chain_sha256: str
+    """Of the last line of provenance.jsonl before the one that closes it."""
+    privacy: dict[str, Any] | None
+    """The privacy card; None for a run without privacy."""
+    software: dict[str, str]
+    """Package -> version."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is in provenance.json."""
+        return _camel(self)
+
+    @classmethod
+    def from_json(cls, values: Any) -> Origin:
+        """WrongSignature that names what is missing, or too much."""
+        parts = {"base_model": BaseModel, "adapter": AdapterForm, "code": Code}
+        found = _fields_from(cls, values, "")
+        return cls(**{name: _made(parts[name], value, f"{name}.") if name in parts else value for name, value in found.items()})
+
+
+def _camel(values: Any) -> dict[str, Any]:
+    read = {item.name: getattr(values, item.name) for item in fields(values)}
+    return {_camel_name(name): _camel(value) if is_dataclass(value) else value for name, value in read.items()}
+
+
+def _camel_name(name: str) -> str:
+    first, *others = name.split("_")
+    return first + "".join(word.capitalize() for word in others)
+
+
+def _made(kind: Any, values: Any, where: str) -> Any:
+    return kind(**_fields_from(kind, values, where))
+
+
+def _fields_from(kind: Any, values: Any, where: str) -> dict[str, Any]:
+    names = {_camel_name(item.name): item.name for item in fields(kind)}
+    if not isinstance(values, dict):
+        raise WrongSignature(f"{where or 'the predicate'} is no JSON object")
+    wrong = sorted(set(names) ^ set(values))
+    if wrong:
+        raise WrongSignature(f"it lacks, or has too much: {', '.join(where + name for name in wrong)}")
+    return {names[key]: value for key, value in values.items()}
+
+
 def write_release(run: Path, config: Config, signer: Signer | None) -> None:
     """Write statement, bill of materials and signature into adapters/final of a finished run. UserError where the disk does not take it."""
     folder = run / FINAL
-    predicate = predicate_of(run, config)
+    begun, head = _chain_of(run)
+    card = run / "privacy.json"
+    lines = read_lines(run / "rounds.jsonl")
+    origin = origin_of(
+        run, config, lines, str(begun.get("run", run.name)), str(begun.get("code_sha256", "")), head, _model_hash(config),
+        read_json(card) if card.is_file() else None,
+    )  # fmt: skip
     files = {name: sha256_of((folder / name).read_bytes()) for name in (CONFIG_FILE, WEIGHTS_FILE)}
-    write_json(folder / PROVENANCE_FILE, statement_of(files, predicate))
-    write_json(folder / BOM_FILE, bom_of(run.name, files, predicate))
+    write_json(folder / PROVENANCE_FILE, statement_of(files, origin))
+    write_json(folder / BOM_FILE, bom_of(run.name, files, origin.to_json()))
     (folder / SIGNATURE_FILE).unlink(missing_ok=True)
     if signer:
         sign_folder(folder, signer)
 
 
-def predicate_of(run: Path, config: Config) -> dict[str, Any]:
-    """Where a run's last adapter comes from, out of the run's folder."""
+def origin_of(
+    run: Path,
+    config: Config,
+    lines: Sequence[Mapping[str, Any]],
+    run_id: str,
+    bundle_sha256: str,
+    chain_sha256: str,
+    model_sha256: str,
+    card: dict[str, Any] | None,
+) -> Origin:
+    """Where a run's last adapter comes from. `lines` are those of rounds.jsonl, `card` is privacy.json; the rest is in the chain."""
     manifest = read_json(run / "manifest.json")
-    lines = read_lines(run / "rounds.jsonl")
-    card = run / "privacy.json"
-    begun, head = _chain_of(run)
     kept_round = choice(lines, config)["final_round"]
-    kept: dict[str, Any] = next((line for line in lines if line["round"] == kept_round), {})
-    return {
-        "run": begun.get("run", run.name),
-        "baseModel": {"name": config.model.name, "path": config.model.path, "revision": config.model.revision or "", "sha256": _model_hash(config)},
-        "adapter": {"method": config.peft.method, "rank": config.peft.rank, "alpha": config.peft.alpha, "targetModules": sorted(config.peft.target_modules)},
-        "data": manifest["data_sha256"],
-        "code": {"version": __version__, "commit": manifest["git_commit"], "sourceSha256": manifest["source_sha256"], "bundleSha256": begun.get("code_sha256", "")},
-        "configurationSha256": config_fingerprint(config),
-        "strategy": config.strategy.name,
-        "rounds": len(lines),
-        "banks": sorted({entry["bank"] for line in lines for entry in line["banks"] if entry["status"] == "ok"}),
-        "adapterSha256": kept.get("adapter_sha256", ""),
-        "ofRound": kept.get("round", 0),
-        "chainSha256": head,
-        "privacy": read_json(card) if card.is_file() else None,
-        "software": manifest["versions"],
-    }  # fmt: skip
+    kept: Mapping[str, Any] = next((line for line in lines if line["round"] == kept_round), {})
+    return Origin(
+        run=run_id,
+        base_model=BaseModel(config.model.name, config.model.path, config.model.revision or "", model_sha256),
+        adapter=AdapterForm(config.peft.method, config.peft.rank, config.peft.alpha, sorted(config.peft.target_modules)),
+        data=manifest["data_sha256"],
+        code=Code(__version__, manifest["git_commit"], manifest["source_sha256"], bundle_sha256),
+        configuration_sha256=config_fingerprint(config),
+        strategy=config.strategy.name,
+        rounds=len(lines),
+        banks=sorted({entry["bank"] for line in lines for entry in line["banks"] if entry["status"] == "ok"}),
+        adapter_sha256=kept.get("adapter_sha256", ""),
+        of_round=kept.get("round", 0),
+        chain_sha256=chain_sha256,
+        privacy=card,
+        software=manifest["versions"],
+    )
 
 
-def statement_of(files: Mapping[str, str], predicate: Mapping[str, Any]) -> dict[str, Any]:
+def statement_of(files: Mapping[str, str], origin: Origin) -> dict[str, Any]:
     """An in-toto statement about files (name -> SHA-256)."""
     subject = [{"name": name, "digest": {"sha256": found}} for name, found in sorted(files.items())]
-    return {"_type": STATEMENT, "subject": subject, "predicateType": PREDICATE, "predicate": dict(predicate)}
+    return {"_type": STATEMENT, "subject": subject, "predicateType": PREDICATE, "predicate": origin.to_json()}
 
 
-def check_statement(folder: Path) -> dict[str, Any]:
-    """The predicate of a folder's provenance.json. WrongSignature unless it speaks of the adapter that lies there."""
-    file = folder / PROVENANCE_FILE
+def read_statement(folder: Path) -> Origin:
+    """What a folder's provenance.json says. WrongSignature unless it speaks of the adapter that lies there, and the bill of materials follows from it."""
+    file, bill = folder / PROVENANCE_FILE, folder / BOM_FILE
     try:
-        statement = json.loads(file.read_bytes())
+        statement = json.loads(file_bytes(file))
         if (statement["_type"], statement["predicateType"]) != (STATEMENT, PREDICATE):
-            raise WrongSignature(f"{file} is another kind of statement")
+            raise WrongSignature("it is another kind of statement")
         files = {str(one["name"]): str(one["digest"]["sha256"]) for one in statement["subject"]}
-        predicate: dict[str, Any] = statement["predicate"]
-        if sorted(files) != sorted((CONFIG_FILE, WEIGHTS_FILE)) or not isinstance(predicate, dict):
-            raise WrongSignature(f"{file} does not speak of {CONFIG_FILE} and {WEIGHTS_FILE}")
-        for name, wanted in sorted(files.items()):
-            if sha256_of((folder / name).read_bytes()) != wanted:
-                raise WrongSignature(f"{folder / name} is not the file that {PROVENANCE_FILE} speaks of")
+        if (
+            sorted(files) != sorted((CONFIG_FILE, WEIGHTS_FILE))
+            or statement_of(files, origin := Origin.from_json(statement["predicate"])) != statement
+        ):
+            raise WrongSignature(f"it does not speak of {CONFIG_FILE} and {WEIGHTS_FILE}")
     except OSError as error:
         raise WrongSignature(f"{error.filename} cannot be read ({error.strerror})") from error
+    except WrongSignature as error:
+        raise WrongSignature(f"{file}: {error}") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise WrongSignature(f"{file} is damaged ({type(error).__name__})") from error
-    return predicate
+    try:
+        for name, wanted in sorted(files.items()):
+            if sha256_of_file(folder / name) != wanted:
+                raise WrongSignature(f"{folder / name} is not the file that {PROVENANCE_FILE} speaks of")
+        found = json.loads(file_bytes(bill))
+        made = bom_of(str(found["metadata"]["component"]["name"]), files, origin.to_json())
+        if origin.code.version == __version__ and found != json.loads(json.dumps(made)):
+            raise WrongSignature(f"{bill} does not follow from {PROVENANCE_FILE}")
+    except OSError as error:
+        raise WrongSignature(f"{error.filename} cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise WrongSignature(f"{bill} is damaged ({type(error).__name__})") from error
+    return origin
 
 
 def bom_of(name: str, files: Mapping[str, str], predicate: Mapping[str, Any]) -> dict[str, Any]:

@@ -131,6 +131,19 @@ def public_key_of(text: str | bytes) -> EllipticCurvePublicKey:
     return found  # type: ignore[return-value]
 
 
+def read_public(file: Path) -> bytes:
+    """The content of a certificate's or public key's file. UserError where it cannot be read, or is a private key."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}).") from error
+    if b"PRIVATE KEY" in content:
+        raise UserError(
+            f"{file} is a private key, which must not leave its bank or coordinator: name the public one, which ends in .pub or .crt."
+        )
+    return content
+
+
 def openssh_text(key: EllipticCurvePublicKey) -> str:
     """One line in OpenSSH's form, without a comment: equal keys have equal lines."""
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat

@@ -11,6 +11,7 @@ from typing import Any
 
 from fedfinlora.errors import UserError
 from fedfinlora.report.markup import number
+from fedfinlora.resuming import resumed_words
 
 RUN_FILES = ("result.json", "rounds.jsonl", "config.yaml", "manifest.json", "progress.jsonl")
 
@@ -146,9 +147,17 @@ def read_run(folder: Path) -> Run:
     privacy = _read_json(folder / "privacy.json", missing) if (folder / "privacy.json").is_file() else {}
     evaluations = {file.parent.name: _read_json(file, missing) for file in sorted((folder / "eval").glob("*/metrics.json"))}
     scores, skipped = _merged_scores(result, evaluations)
+    missing += _resumed_words(folder)
     if not any(scores.values()):
         missing.append("There are no scores: no evaluation finished, or none was asked for.")
     return Run(folder, result, rounds, config, manifest, privacy, scores, skipped, tuple(missing), evaluations)
+
+
+def _resumed_words(folder: Path) -> list[str]:
+    try:
+        return resumed_words(folder)
+    except UserError as error:
+        return [str(error)]
 
 
 def _merged_scores(

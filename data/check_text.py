@@ -1,0 +1,155 @@
+"""The text of `data check`: a line for each file, what is wrong with it, each bank's tasks, what was not read, and the verdict."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING
+
+from data.catalog import BENCHMARKS
+from data.sources.load import describe, doubles
+
+if TYPE_CHECKING:
+    from data.check import CheckReport, FileReport
+
+WIDTH = 120
+"""Columns of the report."""
+SHOWN_BAD_ROWS = 5
+SHOWN_NAMES = 30
+"""Of files that are not read for one and the same reason."""
+ANSWER_WIDTH = 24
+MOST_TASK_WIDTH = 30
+GAP = "  "
+
+
+def render(report: CheckReport) -> str:
+    """The report as plain text of at most 120 columns."""
+    lines = [
+        f"{report.root}: {_count(len(report.files), 'file')}, {_count(sum(file.rows for file in report.files), 'row')}, "
+        f"read as dataset={report.source}",
+        "",
+    ]
+    if report.files:
+        lines += _table(report)
+    if not report.has_tokens:
+        lines += ["", "Prompt tokens are not shown: no tokenizer was given."]
+    for file in report.files:
+        lines += _findings(file)
+    lines += _banks(report)
+    lines += _not_read(report)
+    bad = sum(len(file.bad_rows) for file in report.files) + len(report.ambiguous)
+    ignored = (
+        f" {_count(len(report.ignored), 'file or folder', 'files or folders')} not read, named above." if report.ignored else ""
+    )
+    if report.ok:
+        verdict = f"Every line is a usable row.{ignored}"
+    elif report.ambiguous:
+        verdict = f"{_count(bad, 'fault')} to put right: no run begins while there are files that differ only in their endings.{ignored}"
+    elif bad:
+        verdict = (
+            f"{_count(bad, 'fault')} to put right (a run skips such rows, or ends there with dataset.on_bad_row=stop).{ignored}"
+        )
+    else:
+        verdict = f"No rows: expected files such as train/fpb_train.jsonl and test/fpb_test.jsonl.{ignored}"
+    return "\n".join(_wrap(line) for line in [*lines, "", verdict])
+
+
+def _banks(report: CheckReport) -> list[str]:
+    """With a folder a bank: the tasks and rows that each of them would train on, and the test rows, which are no bank's."""
+    folders = sorted({file.folder for file in report.files if file.split == "train"})
+    if report.source != "jsonl" or not any(folders):
+        return []
+    lines = ["", f"Banks, a folder each (dataset=jsonl partition=by_path banks={len(folders)}):"]
+    for folder in folders:
+        files = [file for file in report.files if file.folder == folder and file.split == "train"]
+        lines.append(f"  {folder or '(no folder)'}: {_tasks_of(files)}")
+    tests = [file for file in report.files if file.split == "test"]
+    return [*lines, f"Test rows, for the evaluation alone: {_tasks_of(tests)}" if tests else "No test rows."]
+
+
+def _tasks_of(files: list[FileReport]) -> str:
+    counts: dict[str, int] = {}
+    for file in files:
+        for task, rows in file.task_rows:
+            counts[task] = counts.get(task, 0) + rows
+    words = ", ".join(f"{task} {rows:,}" for task, rows in sorted(counts.items())) or "no rows"
+    bad = sum(len(file.bad_rows) for file in files)
+    return words + (f" ({bad:,} bad)" if bad else "")
+
+
+def _not_read(report: CheckReport) -> list[str]:
+    """Everything in the folder that gave no rows, by reason; what may be rows all the same comes first."""
+    lines = ["", *(f"  bad: {doubles(names)}." for names in report.ambiguous)] if report.ambiguous else []
+    reasons: dict[str, list[str]] = {}
+    for entry in sorted(report.not_read, key=lambda entry: not entry.looks_like_rows):
+        reasons.setdefault(entry.reason, []).append(entry.name)
+    if not reasons:
+        return lines
+    lines += ["", f"Not read: {len(report.not_read):,}"]
+    for reason, names in reasons.items():
+        more = f" and {len(names) - SHOWN_NAMES:,} more" if len(names) > SHOWN_NAMES else ""
+        lines.append(f"  {', '.join(names[:SHOWN_NAMES])}{more}: {reason}")
+    return lines
+
+
+def labels_of(task: str) -> tuple[str, ...]:
+    """The closed set of a task's targets; () where there is none."""
+    return BENCHMARKS[task].labels if task in BENCHMARKS else ()
+
+
+def _table(report: CheckReport) -> list[str]:
+    """A line for each file; with a tokenizer also the mean and the longest prompt in tokens."""
+    heads = ["file", "task", "rows", "bad", "twice", "in train"] + (["tokens", "longest"] if report.has_tokens else [])
+    cells = [heads]
+    for file in report.files:
+        in_train = f"{file.in_train}" if file.split == "test" else ""
+        line = [file.name, _tasks(file), f"{file.rows}", f"{len(file.bad_rows)}", f"{file.duplicates}", in_train]
+        if report.has_tokens:
+            line += [f"{file.tokens.mean:.0f}", f"{file.tokens.longest}"] if file.tokens else ["", ""]
+        cells.append(line)
+    widths = [max(len(line[column]) for line in cells) for column in range(len(heads))]
+    widths[1] = min(widths[1], MOST_TASK_WIDTH)
+    widths[0] = min(widths[0], WIDTH - sum(widths[1:]) - len(GAP) * (len(heads) - 1))
+    lines = []
+    for line in cells:
+        words = [f"{_clip(cell, width):<{width}}" for cell, width in zip(line[:2], widths[:2], strict=True)]
+        numbers = [f"{cell:>{width}}" for cell, width in zip(line[2:], widths[2:], strict=True)]
+        lines.append(GAP.join([*words, *numbers]).rstrip())
+    return lines
+
+
+def _tasks(file: FileReport) -> str:
+    return file.tasks[0] if len(file.tasks) == 1 else f"{len(file.tasks)} tasks" if file.tasks else "?"
+
+
+def _findings(file: FileReport) -> list[str]:
+    """Answers, warnings and the first bad rows of one file."""
+    lines = ["", file.name]
+    if file.answers:
+        kind = "labels" if all(labels_of(task) for task in file.tasks) else "most frequent answers"
+        listed = ", ".join(f"{_clip(' '.join(answer.split()), ANSWER_WIDTH)} {count}" for answer, count in file.answers)
+        lines.append(f"  {kind}: {listed}")
+    if file.strange_labels:
+        lines.append(f"  warning: {_count(file.strange_labels, 'target')} outside the label set")
+    if file.in_train:
+        lines.append(f"  warning: {_count(file.in_train, 'prompt')} also in the train files; scores on them flatter")
+    if file.same_as:
+        lines.append(f"  warning: the same bytes as {file.same_as}: these rows are there twice")
+    if file.tokens and file.tokens.over_window:
+        lines.append(f"  warning: {_count(file.tokens.over_window, 'row')} longer than the model's context window")
+    lines += [f"  bad: {describe(bad)}" for bad in file.bad_rows[:SHOWN_BAD_ROWS]]
+    if len(file.bad_rows) > SHOWN_BAD_ROWS:
+        lines.append(f"  bad: and {len(file.bad_rows) - SHOWN_BAD_ROWS} more")
+    return lines if len(lines) > 2 else []
+
+
+def _count(number: int, noun: str, plural: str = "") -> str:
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def _wrap(line: str) -> str:
+    """A line over WIDTH goes on in the next one, four blanks in."""
+    return line if len(line) <= WIDTH else textwrap.fill(line, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
+
+
+def _clip(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"

@@ -1,0 +1,81 @@
+"""What lies in a folder that is checked: its files by hash, and whatever is no file, by name. Nothing is opened that could wait or lead out of the folder."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from io import BufferedReader
+from pathlib import Path
+
+OTHER_KINDS = (
+    (stat.S_ISLNK, "a symbolic link"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"),
+)  # fmt: skip
+"""What neither a run nor an adapter is made of."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """All that lies below a folder, dotfiles too. Paths are relative to it, with "/"."""
+
+    files: list[str] = field(default_factory=list)
+    """Sorted."""
+    odd: dict[str, str] = field(default_factory=dict)
+    """Path -> what it is instead of a file or folder, in words."""
+
+
+def contents_of(folder: Path) -> Contents:
+    """Walk a folder without following a link and without opening a file.
+
+    | there is | result |
+    |---|---|
+    | a link, be it to a file, to a folder or to nothing | in `odd`; what it leads to is not looked at |
+    | a FIFO, socket or device | in `odd` |
+    | a folder that cannot be read | in `odd` |
+    | an empty folder | nothing |
+    """
+    found = Contents()
+    for path, what in sorted(_walk(folder, "")):
+        if what:
+            found.odd[path] = what
+        else:
+            found.files.append(path)
+    return found
+
+
+def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, str]]:
+    """(path, "" for a file or else what it is)."""
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        yield prefix.rstrip("/") or ".", f"not to be read ({error.strerror})"
+        return
+    for entry in entries:
+        mode = entry.stat(follow_symlinks=False).st_mode
+        if stat.S_ISDIR(mode):
+            yield from _walk(folder / entry.name, f"{prefix}{entry.name}/")
+        else:
+            yield prefix + entry.name, next((words for is_kind, words in OTHER_KINDS if is_kind(mode)), "")
+
+
+def sha256_of_file(file: Path) -> str:
+    """OSError for a file that cannot be read, and for what is none: a link is not followed, a FIFO not waited for."""
+    with _regular(file) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def file_bytes(file: Path) -> bytes:
+    """Likewise, its content."""
+    with _regular(file) as stream:
+        return stream.read()
+
+
+def _regular(file: Path) -> BufferedReader:
+    descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(file))
+    return os.fdopen(descriptor, "rb")
