@@ -48,7 +48,9 @@ def python_version() -> Finding:
     """Whether this Python is the one that the lock was tested with."""
     text = f"{platform.python_version()}, {sys.executable}"
     if sys.version_info[:2] != TESTED_PYTHON:
-        return Finding("python", WARN, f"{text}: the packages are tested together on 3.11. Make the environment with `make venv`.")
+        return Finding(
+            "python", WARN, f"{text}: the packages are tested together on 3.11. Make the environment with `make venv`."
+        )
     return Finding("python", OK, text)
 
 

@@ -132,6 +132,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def unwritable(path: Path, error: OSError) -> UserError:
     """The one line for a full disk, a read-only folder and the like."""
+    with contextlib.suppress(RuntimeError):
+        if path.is_relative_to(Path.home()):
+            return UserError(
+                f"Cannot write {path}: {error.strerror or error}. Free space or choose another folder with output_dir=FOLDER, or set HOME."
+            )
     return UserError(
         f"Cannot write {path}: {error.strerror or error}. Free space or choose another folder with output_dir=FOLDER."
     )

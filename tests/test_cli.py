@@ -170,7 +170,7 @@ CONFIGURATION = {
     "no target modules": (["peft.target_modules=[]"], r"peft\.target_modules.*q_proj"),
     "no equals sign": (["foo"], r"key=value"),
     "unbalanced brackets": (["peft.target_modules=[q_proj"], r"q_proj.*[Qq]uote"),
-    "a missing interpolation": (["run_name=${nothing}"], r"nothing"),
+    "a missing interpolation": (["seed=${nothing}"], r"nothing"),
     "fewer steps than rounds": (["train.max_steps=2", "num_server_rounds=3"], r"train\.max_steps=2.*3 rounds"),
 }  # fmt: skip
 """Overrides on top of nothing -> what the line must say: the key, the value and what is valid."""

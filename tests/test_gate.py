@@ -322,7 +322,9 @@ class TestArchive:
         with pytest.raises(RefusedBundle, match="not the list"):
             read_bundle(content, sha256(content))
 
-    @pytest.mark.parametrize("content", [b"", b"PK\x05\x06", b"no archive" * 100, packed()[:-30]])
+    @pytest.mark.parametrize(
+        "content", [b"", b"PK\x05\x06", b"no archive" * 100, packed()[:-30]], ids=["empty", "end", "text", "cut"]
+    )
     def test_what_is_no_archive_is_refused(self, content: bytes) -> None:
         with pytest.raises(RefusedBundle, match="cannot be read"):
             read_bundle(content, sha256(content))

@@ -27,7 +27,8 @@ FPB = {"context": "Say. Answer: ", "target": "neutral"}
 def write(path: Path, rows: int = 1, bad: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
-        "".join(json.dumps(FPB | {"context": f"{shown(str(path))} {number} Answer:"}) + "\n" for number in range(rows)) + "{\n" * bad
+        "".join(json.dumps(FPB | {"context": f"{shown(str(path))} {number} Answer:"}) + "\n" for number in range(rows))
+        + "{\n" * bad
     )
     return path
 

@@ -94,7 +94,6 @@ def test_what_differs_is_named_and_refused_unless_it_is_wanted(
     error = capsys.readouterr().err
     assert "resume_anyway=true" in error
 
-
     assert re.search(says, error), error
     assert (begun / "rounds.jsonl").read_bytes() == lines
     assert main(["centralized", f"resume={begun}", "resume_anyway=true"]) == 0
@@ -132,11 +131,20 @@ def test_an_older_manifest_is_no_false_refusal(begun: Path, caplog: pytest.LogCa
         check_same(begun, read_config(begun), data)
 
 
-def test_an_evaluation_resumes_with_the_adapter_that_it_began_with(begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_evaluation_resumes_with_the_adapter_that_it_began_with(
+    begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["centralized", f"resume={begun}"]) == 0
     adapter = begun / "adapters" / "final"
-    words = [word for word in overrides(tmp_path / "rows", tmp_path, name="scores") if not word.startswith(("evaluation=", "model="))]
-    words += [f"model.path={tmp_path / 'model'}", "model.quantization=none", "evaluation.benchmarks=[fpb]", "evaluation.limit=2"]
+    words = [
+        word for word in overrides(tmp_path / "rows", tmp_path, name="scores") if not word.startswith(("evaluation=", "model="))
+    ]
+    words += [
+        f"model.path={tmp_path / 'model'}",
+        "model.quantization=none",
+        "evaluation.benchmarks=[fpb]",
+        "evaluation.limit=2",
+    ]
     assert main(["evaluate", "--adapter", str(adapter), *words]) == 0
     assert main(["evaluate", f"resume={tmp_path / 'scores'}"]) == 0
     file = adapter / "adapter_model.safetensors"

@@ -12,7 +12,15 @@ from fedfinlora.errors import UserError
 from fedfinlora.surroundings import settle
 from fedfinlora.web import PROXIES, UNUSABLE, check_hub, client_for, proxy_of, through, usable_proxies
 
-NAMES = (*PROXIES, *(name.upper() for name in PROXIES), "no_proxy", "NO_PROXY", UNUSABLE, "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+NAMES = (
+    *PROXIES,
+    *(name.upper() for name in PROXIES),
+    "no_proxy",
+    "NO_PROXY",
+    UNUSABLE,
+    "HF_HUB_OFFLINE",
+    "TRANSFORMERS_OFFLINE",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -40,9 +48,13 @@ def server() -> Iterator[str]:
     running.server_close()
 
 
-@pytest.mark.parametrize("value", ["http://127.0.0.1:9", "socks://127.0.0.1:1", "nonsense://", "http://[", "socks5://127.0.0.1:1"])
+@pytest.mark.parametrize(
+    "value", ["http://127.0.0.1:9", "socks://127.0.0.1:1", "nonsense://", "http://[", "socks5://127.0.0.1:1"]
+)
 @pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"])
-def test_this_machine_is_never_asked_through_a_proxy(server: str, name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_this_machine_is_never_asked_through_a_proxy(
+    server: str, name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(name, value)
     with client_for(server, 5.0) as client:
         assert client.get(f"{server}/health").status_code == 204
@@ -58,7 +70,9 @@ def test_the_outside_is_asked_through_the_proxy_that_is_named(server: str, monke
     assert through("http://models.example/v1") == ""
 
 
-@pytest.mark.parametrize("value", ["socks://user:secret@127.0.0.1:1", "ftp://p:1", "http://", "http://p:0", "http://p:x", "http://a b:1"])
+@pytest.mark.parametrize(
+    "value", ["socks://user:secret@127.0.0.1:1", "ftp://p:1", "http://", "http://p:0", "http://p:x", "http://a b:1"]
+)
 def test_a_variable_that_cannot_be_used_is_named_and_its_password_is_not(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("all_proxy", value)
     with pytest.raises(UserError, match=r"all_proxy names no proxy.*no_proxy") as error:

@@ -17,7 +17,25 @@ from fedfinlora.errors import ConfigError
 from fedfinlora.words import split_text, text_keys, toml_text, word
 from server_app.app import config_of
 
-NAMES = ["Lauf Ü", "2024_01", "007", "null", "true", "1e5", "a=b,c", "[x]{y}", "it's", 'say "hi"', "$HOME ${seed}", "~x", "a\\", "-", "#1", "a: b", "日本"]
+NAMES = [
+    "Lauf Ü",
+    "2024_01",
+    "007",
+    "null",
+    "true",
+    "1e5",
+    "a=b,c",
+    "[x]{y}",
+    "it's",
+    'say "hi"',
+    "$HOME ${seed}",
+    "~x",
+    "a\\",
+    "-",
+    "#1",
+    "a: b",
+    "日本",
+]
 ANY = st.text(alphabet=st.sampled_from("ab \\\"'$={}[],:#~Ü\n\t"), max_size=12)
 
 

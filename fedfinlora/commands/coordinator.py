@@ -417,7 +417,6 @@ def _run_in(folder: Path, coordinator: Coordinator, config: Config, overrides: S
     result = read_json(folder / "result.json")
     if result["status"] != "completed":
         raise UserError(f"{result['reason']} {_how_to_go_on(coordinator, folder)}")
-    print(f"report: {folder / 'report.html'}")
     return 0
 
 
