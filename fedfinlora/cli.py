@@ -131,9 +131,14 @@ def parser() -> argparse.ArgumentParser:
     )
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
     check = actions.add_parser("check", help="rows, bad rows, labels, prompt tokens, duplicates and overlap of each file")
-    check.add_argument("root", type=Path, metavar="ROOT", help="a folder in FinLoRA's layout or a bank's own JSON Lines folder")
     check.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="model=… names the tokenizer that counts prompt tokens"
+        "root", type=Path, metavar="ROOT", help="a folder in FinLoRA's layout, a bank's own folder, or a folder a bank"
+    )
+    check.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="model=… names the tokenizer, dataset=… the layout, dataset.columns={…} the columns",
     )
     return top
 

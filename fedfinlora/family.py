@@ -50,7 +50,7 @@ def family(command: Sequence[str], environment: Mapping[str, str], log: Path, ru
     try:
         assert guardian.stdin is not None
         # Not among its words: who kills every process with a program's name in its words means that program alone.
-        guardian.stdin.write(json.dumps({"command": list(command), "log": str(log)}).encode() + b"\n")
+        guardian.stdin.write(json.dumps({"command": list(command), "log": str(log)}, allow_nan=False).encode() + b"\n")
         guardian.stdin.flush()
         yield guardian
     finally:

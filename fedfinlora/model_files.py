@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -57,11 +58,12 @@ def model_sha256(model: ModelConfig) -> str:
     files = counted_files(folder)
     if not files:
         raise UserError(f"{folder} holds no model.")
-    total = hashlib.sha256()
-    for file in files:
-        status = file.stat()
-        total.update(f"{file.name}\0{_file_sha256(file, status.st_size, status.st_mtime_ns)}\n".encode())
-    return total.hexdigest()
+    return sha256_of_files({file.name: _file_sha256(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files})
+
+
+def sha256_of_files(files: Mapping[str, str]) -> str:
+    """The same from name -> SHA-256, as a run's manifest keeps it."""
+    return hashlib.sha256("".join(f"{name}\0{found}\n" for name, found in sorted(files.items())).encode()).hexdigest()
 
 
 def counted_files(folder: Path) -> list[Path]:

@@ -89,7 +89,7 @@ def check_same(folder: Path, config: Config, data_files: Mapping[str, str], with
     if found and not config.resume_anyway:
         more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
         raise UserError(
-            f"{folder} was begun with something else: {', '.join(found[:MOST_NAMED])}{more}. Bring back what it was, start a new run, or "
+            f"{folder} was begun with something else: {', '.join(found[:MOST_NAMED])}{more}. Bring back what it was (config.yaml names data and model), start a new run, or "
             "resume all the same with resume_anyway=true, which the run's report and `verify` then show."
         )
     return found

@@ -20,7 +20,7 @@ from fedfinlora.compose import compose
 from fedfinlora.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-SCREEN_LINES, SCREEN_COLUMNS = 24, 80
+SCREEN_LINES, SCREEN_COLUMNS = 30, 80
 
 
 @pytest.fixture(scope="module")

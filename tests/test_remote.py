@@ -283,6 +283,23 @@ def test_a_passing_fault_is_tried_again(server: Server, fault: str) -> None:
     assert (answer.text, answer.tries) == ("ba", 3)
 
 
+def test_an_error_with_a_good_status_means_what_it_says(server: Server) -> None:
+    """Gateways answer 200 and put the error into the body."""
+    server.script = [
+        sends(200, {"error": {"code": 429, "message": "slow down"}}),
+        sends(200, {"error": {"type": "overloaded_error"}}),
+    ]
+    [answer] = ask(model_at(server), "one")
+    assert answer.tries == 3
+    for body, says in (
+        ({"error": "no such deployment"}, "no such deployment"),
+        ({"error": {"code": "invalid_api_key"}}, "wants a key"),
+    ):
+        server.behaviour = sends(200, body)
+        with pytest.raises(UserError, match=says):
+            ask(model_at(server), "one")
+
+
 @pytest.mark.parametrize("silence", [hangs, drips])
 def test_an_answer_that_takes_too_long_is_asked_for_again(server: Server, silence: Behaviour) -> None:
     server.script = [silence]

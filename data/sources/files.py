@@ -31,8 +31,8 @@ from data.sources.records import (
     json_lines,
     missing_columns,
     opened,
-    table,
 )
+from data.sources.tables import table
 from fedfinlora.config import ColumnsConfig
 
 WHOLE_FILE = 0

@@ -1,4 +1,4 @@
-"""Records of text files: what one line of JSON Lines, one element of a JSON array or one line of a table says, before it is a row.
+"""Records of JSON files: what one line of JSON Lines or one element of an array says, before it is a row; and what all readers share.
 
 Readers stream: a file is read once, a piece at a time, and hashed on the way. A fault of one record is that record's; a fault after
 which nothing can be trusted (a quote that never closes, a damaged archive) raises `Unreadable`, and no record of the file is used.
@@ -6,7 +6,6 @@ which nothing can be trusted (a quote that never closes, a damaged archive) rais
 
 from __future__ import annotations
 
-import csv
 import gzip
 import hashlib
 import io
@@ -18,8 +17,6 @@ from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 BLOCK_BYTES = 1 << 20
 UTF8_MARK = b"\xef\xbb\xbf"
-LARGEST_CELL = 1 << 30
-"""Letters of one cell of a table: csv's own limit of 131,072 is less than a filing."""
 PARQUET = b"PAR1"
 MAGIC: Mapping[bytes, str] = {
     b"\x1f\x8b": "gzip-compressed: let its name end in .gz",
@@ -33,7 +30,6 @@ MAGIC: Mapping[bytes, str] = {
 """First bytes -> what such a file really is."""
 UTF16 = "UTF-16 text, not UTF-8: save it as UTF-8 (iconv -f UTF-16 -t UTF-8 FILE > OTHER)"
 NO_UTF8 = "not UTF-8: save the file as UTF-8 (from Windows: iconv -f CP1252 -t UTF-8 FILE > OTHER)"
-_ESCAPED = re.compile("[\udc80-\udcff]")
 _BLANK = re.compile(r"[ \t\n\r]*")
 _COLUMN = re.compile(r"[^\W\d]\w*(?:[ .]\w+){0,2}")
 
@@ -226,74 +222,6 @@ def _refuse(constant: str) -> NoReturn:
 
 
 _ONE_LINE = json.JSONDecoder(parse_int=NumberText, parse_float=NumberText, parse_constant=_refuse)
-
-
-def table(
-    stream: io.BufferedReader, separators: str, wanted: frozenset[str], needed: tuple[frozenset[str], ...]
-) -> Iterator[Record]:
-    """The lines below the first one, each as column -> cell, always as the text in the file: "007", "1.0" and "NA" stay what they are.
-
-    The separator is that of `separators` with which the first line has the columns that are needed: one of the sets `needed`.
-    """
-    csv.field_size_limit(LARGEST_CELL)
-    text = io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="")
-    first_line = text.readline()
-    skipped = 0
-    if hint := re.fullmatch(r'"?sep=(.)"?\r?\n?', first_line, re.IGNORECASE):
-        separators, first_line, skipped = hint[1], text.readline(), 1
-    while first_line and not first_line.strip():
-        first_line, skipped = text.readline(), skipped + 1
-    if not first_line:
-        return
-    names, separator = _columns(first_line, separators, needed, skipped + 1)
-    lines = csv.reader(text, delimiter=separator, strict=True)
-    places = [(place, name) for place, name in enumerate(names) if name in wanted]
-    position, begins = 0, skipped + 2
-    while True:
-        try:
-            cells = next(lines)
-        except StopIteration:
-            break
-        except csv.Error as error:
-            reason = "a quote that never closes" if "end of data" in str(error) else "text after a closing quote"
-            if "field larger" in str(error):
-                reason = "a cell that is too large"
-            raise Unreadable(f"{reason}; no row of the file is read", begins) from None
-        line, begins = begins, lines.line_num + skipped + 2
-        if any(cell.strip() for cell in cells):
-            yield Record(position, line, _cells(cells, names, places))
-            position += 1
-    if not position:
-        raise Unreadable("no rows below its first line")
-
-
-def _cells(cells: list[str], names: list[str], places: list[tuple[int, str]]) -> dict[str, str] | BadLine:
-    if len(cells) != len(names) and (len(cells) < len(names) or any(cells[len(names) :])):
-        return BadLine(f"{len(cells)} cells, but the first line names {len(names)} columns")
-    found = {name: cells[place] for place, name in places}
-    if any(not cell.isascii() and _ESCAPED.search(cell) for cell in found.values()):
-        return BadLine(NO_UTF8)
-    return found
-
-
-def _columns(first_line: str, separators: str, needed: tuple[frozenset[str], ...], line: int) -> tuple[list[str], str]:
-    """(the names of the columns, the separator), or Unreadable."""
-    tried: list[tuple[list[str], str]] = []
-    for separator in separators:
-        try:
-            cells = next(csv.reader([first_line], delimiter=separator, strict=True))
-        except csv.Error:
-            continue
-        names = [name.strip() for name in cells]
-        if any(have <= set(names) for have in needed):
-            twice = [name for name in names if names.count(name) > 1 and any(name in have for have in needed)]
-            if twice:
-                raise Unreadable(f"two columns are called {twice[0]}", line)
-            return names, separator
-        tried.append((names, separator))
-    if _ESCAPED.search(first_line):
-        raise Unreadable(NO_UTF8, line)
-    raise Unreadable(missing_columns(max((names for names, _ in tried), key=len, default=[]), needed[0]), line)
 
 
 def missing_columns(names: list[str], needed: frozenset[str], is_table: bool = True) -> str:

@@ -36,7 +36,8 @@ def doctor(overrides: Sequence[str], as_json: bool = False) -> int:
     findings = examine(overrides)
     failed = any(finding.level == FAIL for finding in findings)
     if as_json:
-        print(json.dumps({"schema_version": 1, "ok": not failed, "findings": [asdict(each) for each in findings]}, indent=2))
+        found = {"schema_version": 1, "ok": not failed, "findings": [asdict(each) for each in findings]}
+        print(json.dumps(found, indent=2, allow_nan=False))
         return int(failed)
     for finding in findings:
         print(f"{finding.level:<4}  {finding.name:<10}  {printable(finding.text)}")

@@ -210,7 +210,7 @@ def read_statement(folder: Path) -> Origin:
                 raise WrongSignature(f"{folder / name} is not the file that {PROVENANCE_FILE} speaks of")
         found = json.loads(file_bytes(bill))
         made = bom_of(str(found["metadata"]["component"]["name"]), files, origin.to_json())
-        if origin.code.version == __version__ and found != json.loads(json.dumps(made)):
+        if origin.code.version == __version__ and found != json.loads(json.dumps(made, allow_nan=False)):
             raise WrongSignature(f"{bill} does not follow from {PROVENANCE_FILE}")
     except OSError as error:
         raise WrongSignature(f"{error.filename} cannot be read ({error.strerror})") from error

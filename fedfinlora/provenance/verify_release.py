@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedfinlora.embedded import is_embedded
 from fedfinlora.errors import UserError
-from fedfinlora.model_files import model_sha256
+from fedfinlora.model_files import sha256_of_files
 from fedfinlora.privacy.card import privacy_card
 from fedfinlora.provenance.chain import CHAIN_FILE
 from fedfinlora.provenance.findings import Ended, Findings
@@ -44,12 +43,11 @@ def _origin(run: Path, ended: Ended, said: Origin, found: Findings) -> Origin:
     card = next(
         (each for each in cards if canonical(each or None) == canonical(said.privacy)), cards[0]
     )  # an audit may be later
-    base = said.base_model.sha256
-    path = config.model.path
-    if base and (is_embedded(path) or Path(path).expanduser().is_dir()):
-        base = model_sha256(config.model)
+    base, files = said.base_model.sha256, read_json(run / "manifest.json").get("model_files")
+    if files:
+        base = sha256_of_files(files)
     else:
-        found.checked.append(f"adapters/final: the base model's hash was not compared, {path} is not on this machine")
+        found.checked.append("adapters/final: the base model's hash was not compared, the run's manifest does not have it")
     expected = origin_of(run, config, lines, ended.run, ended.code_sha256, ended.previous, base, card or None)
     accepted = sorted({bank for one in ended.rounds.values() for bank in one.accepted})
     kept = ended.rounds[expected.of_round].line["adapter_sha256"] if expected.of_round in ended.rounds else ""
