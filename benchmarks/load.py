@@ -146,7 +146,9 @@ def measure(banks: int, rounds: int, numbers: int) -> dict[str, Any]:
 class Answers:
     """What the banks answer: who they are, and random numbers. One thread, since Flower keeps the identity of a process in one place."""
 
-    def __init__(self, names: Sequence[str], signers: Sequence[Signer], numbers: int, on_first_request: Callable[[], Any]) -> None:
+    def __init__(
+        self, names: Sequence[str], signers: Sequence[Signer], numbers: int, on_first_request: Callable[[], Any]
+    ) -> None:
         rank = round(numbers / TINY_NUMBERS_A_RANK)
         self._names, self._signers, self._on_first_request = names, signers, on_first_request
         self._delta = np.random.default_rng(0).normal(0.0, 1e-4, rank * TINY_NUMBERS_A_RANK).astype(np.float32)

@@ -43,7 +43,8 @@ DOCUMENTS = [
     README,
     PROJECT_ROOT / "CONTRIBUTING.md",
     PROJECT_ROOT / "CHANGELOG.md",
-    *sorted((PROJECT_ROOT / "docs").rglob("*.md")),
+    RUNNING,
+    *sorted(set((PROJECT_ROOT / "docs").rglob("*.md")) - {RUNNING}),
 ]
 PYPROJECT = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text("utf-8"))
 MODULES = ("fedfinlora", "data", "eval", "client_app", "server_app")

@@ -114,7 +114,7 @@ def test_too_little_memory_and_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
     import psutil
 
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**29))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**28, total=2**34))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**27))
     found = examine([*TINY, f"output_dir={tmp_path}"])
     assert of(found, "memory").level == FAIL

@@ -267,7 +267,9 @@ class TestDeclaredSizes:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         plans = plans_made(monkeypatch)
-        bank = Bank(write_bank(tmp_path, declared_rows=("fpb:80", "fiqa:20"), min_rows=1), tmp_path)  # a limit leaves a random sample
+        bank = Bank(
+            write_bank(tmp_path, declared_rows=("fpb:80", "fiqa:20"), min_rows=1), tmp_path
+        )  # a limit leaves a random sample
         for words in ((), ("dataset.tasks=[fpb]",), ("dataset.max_rows_per_task=50",), ("train.max_rows=40",)):
             noise = ("privacy.epsilon=0", "privacy.noise_multiplier=4")
             assert code_of(bank.asked_honestly(*noise, *words)) == "ok", bank.history
@@ -485,7 +487,7 @@ class TestABankThatIsDeployed:
 
     def test_held_out_rows_are_booked_too(self, rows: Path, tmp_path: Path) -> None:
         """Their loss leaves with the reply."""
-        write_lines(tmp_path / "bank" / "train" / "fpb_train.jsonl", lines_of("fpb", 40))
+        write_lines(tmp_path / "bank" / "train" / "fpb_train.jsonl", lines_of("fpb", 200))
         plain, at = compose(overrides(rows, tmp_path / "runs", rounds=4)), own_rows(tmp_path)
         reply = ask(plain, at)
         assert reply.figures.holdout_rows > 0

@@ -291,12 +291,12 @@ def test_an_error_with_a_good_status_means_what_it_says(server: Server) -> None:
     ]
     [answer] = ask(model_at(server), "one")
     assert answer.tries == 3
-    for body, says in (
+    for body, expected in (
         ({"error": "no such deployment"}, "no such deployment"),
         ({"error": {"code": "invalid_api_key"}}, "wants a key"),
     ):
         server.behaviour = sends(200, body)
-        with pytest.raises(UserError, match=says):
+        with pytest.raises(UserError, match=expected):
             ask(model_at(server), "one")
 
 

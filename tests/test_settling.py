@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from data.catalog import BENCHMARKS, Benchmark
 from eval.scoring import finlora_labels, finlora_score_row, finlora_scores, score_row
-from eval.settling import RESTARTS, READ_BY_FIRST_LABEL, Settling, fewest_marker_tokens
+from eval.settling import READ_BY_FIRST_LABEL, RESTARTS, Settling, fewest_marker_tokens
 
 SETTLING = [benchmark for benchmark in BENCHMARKS.values() if benchmark.parser in READ_BY_FIRST_LABEL]
 ODD = replace(BENCHMARKS["fpb"], labels=("no", "north", "non-cash", "new york", "new", "Cash"))
@@ -115,7 +115,9 @@ def test_nothing_that_the_tokens_left_can_spell_changes_a_figure(case: Case, dat
         before = verdicts(case.benchmark, case.targets, text)
         for _ in range(4):
             tokens = data.draw(st.lists(fragments(case.benchmark, *FOREIGN), max_size=case.left))
-            if case.rule.marker_tokens <= len(tokens) or not any(marker in token.lower() for token in tokens for marker in RESTARTS):
+            if case.rule.marker_tokens <= len(tokens) or not any(
+                marker in token.lower() for token in tokens for marker in RESTARTS
+            ):
                 more = "".join(tokens)
                 assert verdicts(case.benchmark, case.targets, text + more) == before, (text, more)
 

@@ -85,7 +85,7 @@ def test_the_server_is_given_an_absolute_path(
     monkeypatch.chdir(public.parent)
     config, words = prepare(overrides(rows, tmp_path / "out", "start_adapter=final"))
     assert config.start_adapter == str(public)
-    assert f'start_adapter="{public}"' in words
+    assert f"start_adapter={public}" in words
     assert "start_adapter=final" not in words
 
 

@@ -23,10 +23,12 @@ from fedfinlora.model_files import counted_files, model_folder
 from fedfinlora.web import HUB, client_for
 
 HUB_TIMEOUT_S = 2.0
-PROCESS_BYTES = int(0.7 * GIB)
-"""Resident memory of a process with torch, transformers and Flower before its model is loaded (measured: 0.6 to 0.7 GiB)."""
-BYTES_OF = {"none": 4.0, "int8": 1.1, "nf4": 0.6}
-"""A weight in memory, by quantization: float32 where there is none; embeddings and norms are never quantized, hence the tenth."""
+PROCESS_BYTES = GIB // 2
+"""Resident memory of a process with torch and transformers before its model is loaded: `centralized model=tiny-random` peaks at 0.46 GiB."""
+LINEAR_BYTES = {"none": 4.0, "int8": 1.0, "nf4": 4.127 / 8}
+"""A linear layer's weight in memory, by quantization: float32, 8 bits, or 4 bits and 0.127 of their scales (Dettmers et al. 2023, section 3)."""
+NEVER_QUANTIZED = ("embed", "norm", "lm_head")
+"""Parts of the names of tensors that stay in float32."""
 ITEM_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1}
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
@@ -96,7 +98,8 @@ def _memory(config: Config) -> Finding:
             OK,
             f"{available / GIB:.1f} GiB available; the model's files are not on this machine, so its size is not known",
         )
-    one = int(weights * BYTES_OF[config.model.quantization]) + PROCESS_BYTES
+    linear, other = weights
+    one = int(linear * _linear_bytes(config.model, linear) + other * LINEAR_BYTES["none"]) + PROCESS_BYTES
     processes = 1 + simulated_workers(config)
     text = f"{available / GIB:.1f} GiB available, about {processes * one / GIB:.1f} for the server and {processes - 1} simulated banks at once"
     if one > available:
@@ -108,24 +111,39 @@ def _memory(config: Config) -> Finding:
     return Finding("memory", OK, text)
 
 
-def _parameters(model: ModelConfig) -> int | None:
-    """How many weights the model's safetensors have, by their headers; None where they are not on this machine."""
+def _linear_bytes(model: ModelConfig, weights: int) -> float:
+    """Bytes of a linear weight. On a CPU int8 and, as model.unpack says, nf4 become float32 (`fedfinlora.models.steady_on_cpu`)."""
+    import psutil
+
+    packed = LINEAR_BYTES[model.quantization]
+    if model.device not in ("auto", "cpu") or (model.device == "auto" and any(Path("/dev").glob("nvidia[0-9]*"))):
+        return packed
+    fits = 4 * weights * LINEAR_BYTES["none"] <= psutil.virtual_memory().total
+    unpacks = model.quantization == "int8" or model.unpack == "yes" or (model.unpack == "auto" and fits)
+    return LINEAR_BYTES["none"] if unpacks else packed
+
+
+def _parameters(model: ModelConfig) -> tuple[int, int] | None:
+    """(weights of linear layers, all others) by the headers of the model's safetensors; None where they are not on this machine."""
     try:
         files = [file for file in counted_files(model_folder(model, local_only=True)) if file.suffix == ".safetensors"]
-        return sum(_weights_in(file) for file in files) or None
+        counts = [count for file in files for count in _weights_in(file)]
     except (UserError, OSError, ValueError, KeyError, TypeError, struct.error):
         return None
+    others = sum(count for name, count in counts if any(part in name for part in NEVER_QUANTIZED))
+    return (sum(count for _, count in counts) - others, others) if counts else None
 
 
-def _weights_in(file: Path) -> int:
-    """safetensors: eight bytes with the length of a JSON header, which has each tensor's type and first and last byte."""
+def _weights_in(file: Path) -> list[tuple[str, int]]:
+    """(tensor, how many numbers) of a safetensors file: eight bytes with the length of a JSON header, which has each tensor's type and place."""
     with open(file, "rb") as stream:
         [length] = struct.unpack("<Q", stream.read(8))
         header = json.loads(stream.read(min(length, 2**26)))
     header.pop("__metadata__", None)
-    return sum(
-        (each["data_offsets"][1] - each["data_offsets"][0]) // ITEM_BYTES.get(each["dtype"], 1) for each in header.values()
-    )
+    return [
+        (name, (each["data_offsets"][1] - each["data_offsets"][0]) // ITEM_BYTES.get(each["dtype"], 1))
+        for name, each in header.items()
+    ]
 
 
 def _needs_hub(config: Config | None) -> bool:

@@ -54,7 +54,9 @@ def deployment_words(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
         words.append(f"{SHARE}={MAX_SHARE:g}")
     if HELD_OUT not in typed and compose(words).train.holdout_max_rows:
         words.append(f"{HELD_OUT}=0")
-        said.append(f"no held-out rows are scored ({HELD_OUT}=0): a bank refuses fewer than its min_rows, so ask for 64, say, if it allows them")
+        said.append(
+            f"no held-out rows are scored ({HELD_OUT}=0): a bank refuses fewer than its min_rows, so ask for 64, say, if it allows them"
+        )
     return words, said
 
 
