@@ -11,7 +11,7 @@ COMPILE := .tools/bin/uv pip compile --quiet --config-file locks/uv.toml --gener
 # Wheels alone, but for the one package that has none; nothing is fetched to build it.
 LOCKED := --require-hashes --no-deps --only-binary :all: --no-binary antlr4-python3-runtime --no-build-isolation
 
-.PHONY: venv demo deploy-demo test test-fast check lock sbom audit image clean
+.PHONY: venv demo deploy-demo test test-fast fuzz check lock sbom audit image clean
 
 venv: $(STAMP)
 
@@ -66,6 +66,10 @@ test: $(STAMP)
 # The ring for while you work: no real model, no Flower processes.
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -m 'not slow'
+
+# Odd rows, answers, folders and messages for ten minutes, other ones each time; `make test` draws a minute of them with fixed seeds.
+fuzz: $(STAMP)
+	FUZZ_SECONDS=60 $(BIN)/python -m pytest tests/test_fuzz.py
 
 check: $(STAMP)
 	$(BIN)/ruff check .

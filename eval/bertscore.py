@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from fedfinlora.errors import UserError
+from fedfinlora.web import check_hub
 
 FINBERT = "ProsusAI/finbert"
 EMBEDDED = "all-MiniLM-L6-v2 (embedded)"
@@ -132,6 +133,7 @@ def _hub_answers(repository: str) -> bool:
     """Whether the hub knows the repository, asked in a thread of its own because name resolution has no timeout."""
     from huggingface_hub import HfApi, constants
 
+    check_hub()
     if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return False
     answers: list[bool] = []

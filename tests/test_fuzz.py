@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
 import shutil
 import struct
 from collections.abc import Callable
@@ -18,6 +20,8 @@ from report_runs import make_run
 from round_runs import Runs
 from tiny_runs import SCORED, write_rows
 
+from data.check import check_folder
+from data.sources.files import SourceFile, read_file
 from eval.openai_form import MalformedReply, read_answer, read_fault
 from fedfinlora.adapter import Layout
 from fedfinlora.adapter_folder import peft_settings, read_tensors
@@ -53,6 +57,90 @@ def tried(action: Callable[[], Any], kind: type[Exception]) -> tuple[Any, str]:
     assert refusal
     assert "\n" not in refusal
     return None, refusal
+
+
+ROWS: list[Any] = [
+    {"context": "Is this up? Answer: ", "target": "positive"},
+    {"context": "And this? Answer: ", "target": "negative", "issuer": "Acme"},
+    {"messages": [{"role": "user", "content": "Up?"}, {"role": "assistant", "content": "positive"}]},
+]
+LINES = b"".join(dumped(row) + b"\n" for row in ROWS)
+TABLE = b'context,target\r\nIs this up? Answer: ,positive\r\n"And, this?",negative\r\n'
+FORMS: dict[str, bytes] = {
+    "jsonl": LINES, "json": dumped(ROWS), "csv": TABLE, "tsv": TABLE.replace(b",", b"\t"), "jsonl.gz": gzip.compress(LINES), "parquet": b"PAR1PAR1",
+}  # fmt: skip
+
+
+class TestRowsAndFiles:
+    def test_rows(self, tmp_path: Path) -> None:
+        """Nothing that a file holds raises, and each line of JSON is a row or is named as a bad one."""
+
+        def check(drawn: tuple[str, bytes]) -> None:
+            ending, content = drawn
+            file = tmp_path / f"fpb_train.{ending}"
+            file.write_bytes(content)
+            found = read_file(SourceFile(file, file.name, "train", task="fpb"))
+            assert all(row.prompt.strip() and row.target.strip() for row in found.rows)
+            assert all(bad.reason and "\n" not in bad.reason for bad in found.bad_rows)
+            assert content.strip() == b"" or found.rows or found.bad_rows, "nothing is lost without a word"
+            assert not (lines := [bad.line for bad in found.bad_rows]) or min(lines) >= 0
+            if ending == "jsonl" and all(bad.line for bad in found.bad_rows):
+                assert len(found.rows) + len(found.bad_rows) <= content.count(b"\n") + content.count(b"\r") + 1
+
+        lines = st.lists(st.one_of(changed(ROWS[0]), changed(ROWS[2])).map(dumped), min_size=1, max_size=4)
+        drawn = st.one_of(
+            st.tuples(st.just("jsonl"), lines.map(b"\n".join)),
+            st.tuples(st.just("json"), changed(ROWS).map(dumped)),
+            *(st.tuples(st.just(ending), damaged(content)) for ending, content in FORMS.items()),
+        )
+        assert for_a_while(drawn, check) > 50
+
+    def test_files(self, tmp_path: Path) -> None:
+        """Every file of a folder, whatever its name, is read or named."""
+        names = st.one_of(
+            st.binary(min_size=1, max_size=12).map(lambda name: name.replace(b"/", b"-").replace(b"\0", b"0")),
+            st.sampled_from(
+                [
+                    b"fpb_train.jsonl",
+                    b"FPB_train.JSONL",
+                    b"fpb_train.json",
+                    b"fpb_test.csv",
+                    b"train",
+                    b".hidden",
+                    b"-x",
+                    b"a\nb.jsonl",
+                ]
+            ),
+            st.tuples(st.sampled_from([b"fpb", b"headline", b"x"]), st.sampled_from(sorted(FORMS))).map(
+                lambda pair: pair[0] + b"_train." + pair[1].encode()
+            ),
+        ).filter(lambda name: name not in (b".", b".."))
+        kinds = st.sampled_from(["rows", "rows", "empty", "folder", "link", "pipe"])
+
+        def check(drawn: list[tuple[bytes, str]]) -> None:
+            root = tmp_path / "bank"
+            shutil.rmtree(root, ignore_errors=True)
+            root.mkdir()
+            for name, kind in drawn:
+                place = os.path.join(os.fsencode(root), name)
+                if kind == "folder":
+                    os.mkdir(place)
+                elif kind == "link":
+                    os.symlink(place, place)
+                elif kind == "pipe":
+                    os.mkfifo(place)
+                else:
+                    Path(os.fsdecode(place)).write_bytes(LINES if kind == "rows" else b"")
+            report, _ = tried(lambda: check_folder(root, "jsonl"), UserError)
+            if report is None:
+                return
+            doubles = {name for names in report.ambiguous for name in names}
+            listed = [file.name for file in report.files] + [entry.name for entry in report.not_read] + sorted(doubles)
+            files = [name for name, kind in drawn if kind != "folder"]
+            assert len(set(listed)) >= len(files), (drawn, listed)
+
+        drawn = st.lists(st.tuples(names, kinds), max_size=4, unique_by=lambda pair: pair[0])
+        assert for_a_while(drawn, check) > 50
 
 
 class TestServersAnswers:

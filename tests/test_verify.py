@@ -18,7 +18,7 @@ from fake_grid import only
 from flwr.app import Message
 from keys import Consortium
 from round_runs import Runs, raising
-from tiny_runs import SCORED, rounds_of, write_rows
+from tiny_runs import SCORED, result_of, rounds_of, write_rows
 
 import server_app.federated
 from fedfinlora.commands.report import report
@@ -135,6 +135,14 @@ def test_a_run_that_has_ended_has_its_last_line(run: Path, ca: Path, capsys: pyt
     (run / CHAIN_FILE).write_bytes(b"".join(lines[:-1]))
     assert verify(run, ca) == 1
     assert "its last line is missing: adapters/final says that the run has ended" in capsys.readouterr().out
+    # Broken off by Ctrl-C: the command that followed the run has written how it ended.
+    shutil.rmtree(run / "adapters" / "final")
+    result = result_of(run)
+    (run / "result.json").write_text(json.dumps({**result, "status": "stopped"}), "utf-8")
+    assert verify(run, ca) == 0
+    (run / "result.json").write_text(json.dumps(result), "utf-8")
+    assert verify(run, ca) == 1
+    assert "its last line is missing: result.json says that the run has ended" in capsys.readouterr().out
 
 
 def test_a_bank_that_the_reader_does_not_know_is_named(

@@ -77,12 +77,21 @@ def vector_sha256(file: Path, config: Config, found: Findings) -> str:
     return hashlib.sha256(b"".join(np.ascontiguousarray(tensors[name], "<f4").tobytes() for name in trained)).hexdigest()
 
 
+def _status(run: Path) -> str:
+    """How the run ended: "stopped" and "failed" may be written by the command that followed it, after its server was gone."""
+    try:
+        return str(read_json(run / "result.json")["status"])
+    except (UserError, KeyError, TypeError):
+        return ""
+
+
 def check_files(run: Path, lines: Sequence[tuple[str, Mapping[str, Any]]], found: Findings) -> None:
     """Every file that the last line names is as it was, and there is none that it would name and does not."""
     last = lines[-1][1] if lines else {}
     if last.get("kind") != "end":
-        for name in ("result.json", "adapters/final"):
-            if (run / name).exists():
+        completed = (run / "result.json").is_file() and _status(run) not in ("stopped", "failed")
+        for name, ended in (("result.json", completed), ("adapters/final", (run / "adapters/final").exists())):
+            if ended:
                 found.add(run / CHAIN_FILE, f"its last line is missing: {name} says that the run has ended")
         found.checked.append(f"files: {CHAIN_FILE} has no last line, as of a run that was broken off or is still running")
         return
