@@ -98,7 +98,9 @@ def _state_of(file: Path) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}).") from error
+        raise UserError(
+            f"{file} cannot be read ({error.strerror}). Set {WITNESS_VARIABLE}=FOLDER to keep it elsewhere."
+        ) from error
     return found.st_ino, found.st_mtime_ns
 
 
@@ -106,7 +108,9 @@ def _heads_in(file: Path) -> dict[str, Head]:
     try:
         return {bank: Head(**head) for bank, head in json.loads(file.read_bytes()).items()}
     except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}).") from error
+        raise UserError(
+            f"{file} cannot be read ({error.strerror}). Set {WITNESS_VARIABLE}=FOLDER to keep it elsewhere."
+        ) from error
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"{file} is damaged: it says how far each bank's privacy ledger had come. Take it away; a run that is resumed brings back what its "
