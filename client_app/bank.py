@@ -481,7 +481,9 @@ def settle(request: TrainRequest, facts: BankFacts, tokenizer: Any) -> Settled:
     """
     config = request.config
     rows = bank_rows(config, facts, tokenizer)
-    _check_least_rows(len(rows.train) + len(rows.holdout), facts, "there are")
+    # Under privacy the rows that do not fit the window count too: the server sets it, and could find a row's length by the refusals.
+    beyond = rows.skipped if config.privacy.in_the_bank else 0
+    _check_least_rows(len(rows.train) + len(rows.holdout) + beyond, facts, "there are")
     size = declared_size(config, rows.declared, is_sample=not facts.deployed) if config.privacy.in_the_bank else len(rows.train)
     if not size:
         raise BankError("privacy", f"the declared_rows of {facts.name} name none of the tasks asked for", "declared_rows")

@@ -7,7 +7,7 @@ it decides whether they are scored (train.holdout_max_rows above 0) and of which
 | a task's distinct prompts | held out |
 |---|---|
 | fewer than TIMES times the number | none |
-| more | as many as min_rows of bank.yaml; HELD_OUT where that is 0 |
+| more | as many as min_rows of bank.yaml, and no fewer than HELD_OUT |
 | one of the drawn is longer than the context window | none of this task is scored |
 """
 
@@ -20,7 +20,7 @@ from fedfinlora.deployment.policy import rounded_rows
 from fedfinlora.seeds import derive_seed
 
 HELD_OUT = 16
-"""Rows of each task where the bank has no min_rows."""
+"""Rows of each task where min_rows is smaller: the mean loss of one row would be that row's."""
 TIMES = 10
 """A task must have so many times the rows that are held out, or training would miss too many of them."""
 RowName = tuple[str, str]
@@ -34,7 +34,7 @@ def drawn(rows: Sequence[Row], key: int, min_rows: int) -> frozenset[RowName]:
     >>> len(drawn(rows, 1, 20)), drawn(rows, 1, 20) == drawn(rows[::-1], 1, 20), len(drawn(rows[1:], 1, 20))
     (20, True, 0)
     """
-    number = min_rows or HELD_OUT
+    number = max(min_rows, HELD_OUT)
     prompts: dict[str, set[str]] = {}
     for row in rows:
         prompts.setdefault(row.task, set()).add(row.prompt)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import mmap
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ log = logging.getLogger("fedfinlora.bank")
 NODE_KEY, AUTHORITY = "node-key", "authority"
 """In the node config, as `bank start` sets it: the bank's private key, and the ca.crt that it trusts."""
 FOLDER = "signed"
+ATTEMPT = re.compile("[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,10 @@ def check_request(content: RecordDict, facts: BankFacts, keys: BankKeys | None) 
     except (KeyError, TypeError, ValueError, RecursionError, AttributeError) as error:
         raise BankError("unsigned", f"the request cannot be checked ({type(error).__name__})") from error
     check_request_form(content)
-    if _was_asked(facts, str(statement.get("attempt", ""))):
+    attempt = statement.get("attempt")
+    if not isinstance(attempt, str) or not ATTEMPT.fullmatch(attempt):
+        raise BankError("unsigned", "the request's attempt is not a number of 32 hex digits")
+    if _was_asked(facts, attempt):
         raise BankError(
             "unsigned", "the request was asked before: each try of a round has a number of its own, and is answered once"
         )

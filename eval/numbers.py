@@ -69,7 +69,9 @@ def parse_number(text: str, labels: Sequence[str] = ()) -> float | None:
     """
     text = typed(text)
     quotient = _QUOTIENT.fullmatch(text)
-    if quotient and float(quotient["under"]):
+    if quotient and not float(quotient["under"]):
+        return None
+    if quotient:
         return float(quotient["over"].replace("−", "-")) / float(quotient["under"])
     named = [] if _is_number(_first_line(text)) else list(_NAMED.finditer(text))
     for place in (*(found.end() for found in reversed(named)), 0):

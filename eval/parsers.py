@@ -19,12 +19,14 @@ Parser = Callable[[str, Sequence[str]], Answer | None]
 
 
 _HYPHENS = "-\u2010\u2011"
+_DENIED = "".join(rf"(?<!\b{word} )" for word in ("not", "neither", "nor", "never")) + "(?<!n't )(?<!n\u2019t )"
 
 
 def parse_label(text: str, labels: Sequence[str]) -> str | None:
     """The label that occurs first as a whole word, in the label set's own spelling; case does not matter.
 
-    Where two labels start at the same place the longer one wins. A hyphen binds: "non-negative" holds no label. A text that begins with a
+    Where two labels start at the same place the longer one wins. A hyphen binds: "non-negative" holds no label. A label behind "not",
+    "neither" or "nor" is denied and does not count. A text that begins with a
     refusal ("I cannot tell whether it is positive or negative") holds none.
 
     >>> parse_label("It is Positive, not negative.", ["negative", "positive"])
@@ -34,7 +36,7 @@ def parse_label(text: str, labels: Sequence[str]) -> str | None:
     if not longest_first or is_refusal(text):
         return None
     words = "|".join(f"({re.escape(label)})" for label in longest_first)
-    bound = rf"(?<!\w)(?<!\w[{_HYPHENS}])(?:{words})(?!\w)(?![{_HYPHENS}]\w)"
+    bound = rf"{_DENIED}(?<!\w)(?<!\w[{_HYPHENS}])(?:{words})(?!\w)(?![{_HYPHENS}]\w)"
     found = re.search(bound, text, re.IGNORECASE)
     return longest_first[found.lastindex - 1] if found and found.lastindex else None
 

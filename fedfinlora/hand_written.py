@@ -24,12 +24,17 @@ PLAIN = {
 """Tag -> how such a value is written."""
 EXPONENT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+", re.ASCII)
 """A number that YAML 1.1 takes for a text where point or sign is missing."""
+HIDDEN_BREAKS = "\u0085\u2028\u2029"
+"""Line breaks of YAML 1.1 that most editors show as part of the line: what follows looks like the rest of a comment, and is a setting."""
+LONGEST_NUMBER = 40
 
 
 class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: a key is a word, not a list or a mapping")
             if key.tag == "tag:yaml.org,2002:merge" or key.value in seen:
                 raise yaml.YAMLError(f"line {key.start_mark.line + 1}: the key {key.value!a:.40} is there twice, or is a merge")
             seen.add(str(key.value))
@@ -39,7 +44,10 @@ class _Loader(yaml.SafeLoader):
         if isinstance(node, yaml.ScalarNode):
             _check(node)
             if node.tag == FLOAT:
-                return float(node.value.replace(".inf", "inf").replace(".nan", "nan"))
+                value = float(node.value.replace(".inf", "inf").replace(".nan", "nan"))
+                if value == 0 and re.search("[1-9]", re.split("[eE]", node.value)[0]):
+                    raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {node.value} is too small, and would be read as 0")
+                return value
         return super().construct_object(node, deep)
 
 
@@ -57,6 +65,8 @@ for _side in (_Loader, _Dumper):  # what one writes the other reads
 
 
 def _check(node: yaml.ScalarNode) -> None:
+    if node.tag in (INT, FLOAT) and len(node.value) > LONGEST_NUMBER:
+        raise yaml.YAMLError(f"line {node.start_mark.line + 1}: a number has more than {LONGEST_NUMBER} digits")
     if node.tag == TEXT or (node.tag in PLAIN and PLAIN[node.tag].fullmatch(node.value)):
         return
     where, shown = f"line {node.start_mark.line + 1}", ascii(node.value)[1:-1][:40]
@@ -75,6 +85,9 @@ def read_yaml(content: bytes) -> Any:
     """
     if len(content) > LARGEST_BYTES:
         raise yaml.YAMLError(f"it has more than {LARGEST_BYTES:,} bytes")
+    for mark in HIDDEN_BREAKS:
+        if mark.encode() in content:
+            raise yaml.YAMLError(f"it has the line break U+{ord(mark):04X}, which most editors do not show: take it out")
     return yaml.load(content, _Loader)
 
 

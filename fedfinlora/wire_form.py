@@ -17,12 +17,12 @@ HASH = 64
 LONGEST_RUN_NAME = 200
 """Bytes: it becomes the name of a folder."""
 REQUEST_TEXTS: Mapping[str, int] = {
-    "config": 2**19, "run": LONGEST_RUN_NAME, "layout-id": HASH, "source-sha256": HASH, "ledger-heads": 2**16, "attempt": HASH, "bank": HASH,
+    "config": 2**17, "run": LONGEST_RUN_NAME, "layout-id": HASH, "source-sha256": HASH, "ledger-heads": 2**16, "attempt": HASH, "bank": HASH,
     "code-sha256": HASH, "signature": 512, "certificate": 2**14,
 }  # fmt: skip
 """Text in a request's head -> its bytes at most. A configuration has 4 KB, and 80 bytes more a bank with declared sizes."""
 REPLY_TEXTS: Mapping[str, int] = {
-    "status": 16, "bank": HASH, "layout-id": HASH, "policy-sha256": HASH, "ledger-hash": HASH, "code": HASH, "reason": 400,
+    "status": 16, "bank": HASH, "layout-id": HASH, "policy-sha256": HASH, "ledger-hash": HASH, "code": HASH, "reason": 200,
     "run": LONGEST_RUN_NAME, "attempt": HASH, "request": HASH, "signature": 512,
 }  # fmt: skip
 REQUEST_NUMBERS = ("round",)

@@ -22,8 +22,8 @@ from fedfinlora.models import get_session, initial_adapter
 from fedfinlora.runfolder import source_fingerprint
 from fedfinlora.wire import BankError, TrainRequest
 
-LEAST = 5
-ROWS = 60
+LEAST = 16
+ROWS = 180
 
 
 @pytest.fixture(autouse=True)
@@ -165,7 +165,7 @@ def test_a_simulated_bank_draws_by_the_runs_seed(tmp_path: Path) -> None:
 
 def test_counts_that_a_server_can_move_by_one_are_rounded_and_few_are_none(data: Path, tmp_path: Path) -> None:
     figures = train_round(asked(config_of(holdout_max_rows=0)), facts_of(data, tmp_path)).figures
-    assert figures.bank_rows == 170, "169 rows"
+    assert figures.bank_rows == 520, "519 rows"
     assert figures.skipped_rows == 0
     found = {
         train_round(asked(config_of(holdout_max_rows=0, context=context)), facts_of(data, tmp_path)).figures.skipped_rows
@@ -179,20 +179,21 @@ class TestDraw:
         return [Row(f"{task}/train/{number}", task, f"prompt {number}", "up") for number in range(count)]
 
     def test_copies_are_one_row(self) -> None:
-        rows = self.rows(60)
-        names = drawn([*rows, *rows], 1, 6)
-        assert names == drawn(rows, 1, 6)
-        assert len(once([*rows, *rows], names, ())) == 6
+        rows = self.rows(200)
+        names = drawn([*rows, *rows], 1, 20)
+        assert names == drawn(rows, 1, 20)
+        assert len(once([*rows, *rows], names, ())) == 20
+        assert len(drawn(rows, 1, 1)) == HELD_OUT, "one row's loss would be told"
 
     def test_one_row_more_moves_one_row_at_most(self) -> None:
-        rows = self.rows(100)
+        rows = self.rows(200)
         for extra in range(20):
             more = [*rows, Row("fpb/train/x", "fpb", f"another {extra}", "up")]
-            assert len(drawn(rows, 7, 10) ^ drawn(more, 7, 10)) in (0, 2)
+            assert len(drawn(rows, 7, 16) ^ drawn(more, 7, 16)) in (0, 2)
 
     def test_tasks_do_not_depend_on_each_other(self) -> None:
-        one, other = self.rows(60), self.rows(200, "fiqa")
-        assert drawn([*one, *other], 3, 6) == drawn(one, 3, 6) | drawn(other, 3, 6)
+        one, other = self.rows(200), self.rows(300, "fiqa")
+        assert drawn([*one, *other], 3, 16) == drawn(one, 3, 16) | drawn(other, 3, 16)
 
     def test_whole_tasks(self) -> None:
         rows = [*self.rows(3), *self.rows(3, "fiqa")]

@@ -106,7 +106,7 @@ class TestWhichRun:
 class TestStop:
     def test_what_does_not_run_is_not_stopped(self, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["stop", str(output / "first")]) == 1
-        assert "does not run" in capsys.readouterr().err
+        assert "is completed, so there is nothing to stop" in capsys.readouterr().err
 
     @pytest.mark.parametrize("change", [{"started": "1"}, {"host": "elsewhere"}])
     def test_a_number_that_belongs_to_another_process_is_never_signalled(

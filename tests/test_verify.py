@@ -130,6 +130,39 @@ def test_a_file_more_does_not_decide_what_is_looked_at(run: Path, ca: Path) -> N
     assert verify(run, ca) == 0
 
 
+def _hole(file: Path) -> None:
+    """Eight terabytes that take no place on the disk."""
+    with open(file, "ab") as stream:
+        stream.truncate(2**43)
+
+
+def _nested(folder: Path) -> None:
+    for _ in range(80):
+        folder = folder / "x"
+    folder.mkdir(parents=True)
+
+
+HOSTILE: dict[str, Callable[[Path], Any]] = {
+    "a folder whose number is no digit": lambda run: (run / "adapters" / "round_\u00b2").mkdir(),
+    "a round that is a text": lambda run: (run / "rounds.jsonl").write_text('{"round": "1", "banks": []}\n'),
+    "brackets without end": lambda run: (run / "rounds.jsonl").write_text("[" * 100_000 + "\n"),
+    "a configuration of brackets": lambda run: (run / "config.yaml").write_text("[" * 100_000),
+    "a seed of 5,000 digits": lambda run: (run / "config.yaml").write_text(f"seed: {'9' * 5000}\n"),
+    "a hole of terabytes more": lambda run: _hole(run / "more"),
+    "a hole in the chain": lambda run: _hole(run / CHAIN_FILE),
+    "a hole in the rounds": lambda run: _hole(run / "rounds.jsonl"),
+    "folders in folders": lambda run: _nested(run / "adapters"),
+}
+
+
+@pytest.mark.parametrize("damage", HOSTILE)
+def test_what_would_break_a_reader_is_named(run: Path, ca: Path, capsys: pytest.CaptureFixture[str], damage: str) -> None:
+    """No traceback and no wait."""
+    HOSTILE[damage](run)
+    assert verify(run, ca) == 1
+    assert "WRONG  " in capsys.readouterr().out
+
+
 def test_a_run_that_has_ended_has_its_last_line(run: Path, ca: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = (run / CHAIN_FILE).read_bytes().splitlines(keepends=True)
     (run / CHAIN_FILE).write_bytes(b"".join(lines[:-1]))

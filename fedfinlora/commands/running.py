@@ -18,7 +18,7 @@ from typing import Any
 from fedfinlora.errors import UserError
 from fedfinlora.locks import Holder, holder_of, is_held
 from fedfinlora.process_identity import ProcessIdentity
-from fedfinlora.runfolder import COMMAND_LOCK, SERVER_LOCK
+from fedfinlora.runfolder import COMMAND_LOCK, SERVER_LOCK, read_json
 
 STOP_S = 90.0
 """Longest wait for an orderly end."""
@@ -138,11 +138,20 @@ def _start_of_attempt(progress: Path) -> int:
     return place if ended else start
 
 
+def _completed(run: Path) -> bool:
+    try:
+        return bool(read_json(run / "result.json")["status"] == "completed")
+    except (UserError, KeyError, TypeError):
+        return False
+
+
 def stop(run: Path) -> int:
     """End a run as Ctrl-C in its own terminal would, wait for it, and say what is kept."""
     from fedfinlora.ended import as_sentence, how_to_resume, record_end
 
     if not _runs(run):
+        if _completed(run):
+            raise UserError(f"{run} is completed, so there is nothing to stop.")
         raise UserError(f"{run} does not run, so there is nothing to stop. {as_sentence(how_to_resume(run))}")
     began = time.time()
     _interrupt(_who_trains(run), run)

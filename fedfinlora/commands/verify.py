@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,11 @@ def _adapter(folder: Path, ca: bytes | None, public: bytes | None) -> Findings:
 
 
 def _bank(home: Path, ca: bytes | None) -> Findings:
+    for own in (SETTINGS, "node.key.pub", "ca.crt"):
+        if not stat.S_ISREG((home / own).lstat().st_mode if os.path.lexists(home / own) else 0) and (
+            own != "ca.crt" or ca is None
+        ):
+            raise UserError(f"{home / own} is missing or not a regular file.")
     name = read_settings(home / SETTINGS)[0].name
     public = read_public(home / "node.key.pub").decode("utf-8", "replace")
     return verify_bank(home, name, ca or read_public(home / "ca.crt"), public)

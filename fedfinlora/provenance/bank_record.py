@@ -1,7 +1,7 @@
 """A bank's own record of what was signed, `state/signed/BANK.jsonl`: each line holds the hash of the line before it, under the bank's signature.
 
 So no line can be taken out, put in or moved without notice. Lines cut off at the end leave no trace here: the newest are in the coordinator's chain
-and in the bank's history. Files begun before lines were chained stay readable: the first chained line holds the hash of the last unchained one.
+and in the bank's history.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fedfinlora.locks import wait_for
 from fedfinlora.provenance.signatures import LINE, Signer, WrongSignature, canonical, check, digest, public_key_of
@@ -45,16 +45,11 @@ def _last_hash(file: Path) -> str:
     return hashlib.sha256(line).hexdigest() if end >= 0 else FIRST
 
 
-class Links(NamedTuple):
-    """How the lines of a record hang together."""
+def check_links(lines: Sequence[bytes], public_key: str) -> list[tuple[int, str]]:
+    """(Number of a line from 1, what is wrong with it): each follows the one before it and is sealed by the bank, whose key is in OpenSSH's form.
 
-    wrong: list[tuple[int, str]]
-    """(Number of a line from 1, what is wrong with it)."""
-    notes: list[str]
-
-
-def check_links(lines: Sequence[bytes], public_key: str) -> Links:
-    """Whether each line follows the one before it and is sealed by the bank, whose key is in OpenSSH's form."""
+    Lines without link and seal are wrong too: whoever takes them off all lines could take out any line.
+    """
     wrong: list[tuple[int, str]] = []
     unchained = 0
     key, expected = public_key_of(public_key), FIRST
@@ -73,6 +68,6 @@ def check_links(lines: Sequence[bytes], public_key: str) -> Links:
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             wrong.append((number, f"it cannot be read ({type(error).__name__})"))
         expected = hashlib.sha256(line).hexdigest()
-    lines_before = "line 1 was" if unchained == 1 else f"lines 1 to {unchained} were"
-    notes = [f"{lines_before} written before lines were chained: nothing shows whether some of them are missing"]
-    return Links(wrong, notes if unchained else [])
+    if unchained:
+        wrong.insert(0, (1, f"the first {unchained} lines are not chained: nothing shows whether some of them are missing"))
+    return wrong

@@ -15,6 +15,10 @@ OTHER_KINDS = (
     (stat.S_ISLNK, "a symbolic link"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"),
 )  # fmt: skip
 """What neither a run nor an adapter is made of."""
+MOST_BYTES = 2**34
+"""Of a file that is read or hashed: an adapter of a 70B model has a few GB, and a hole of terabytes costs nothing to make."""
+DEEPEST = 50
+"""Folders in one another; a run has four."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,9 @@ def contents_of(folder: Path) -> Contents:
 
 def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, str]]:
     """(path, "" for a file or else what it is)."""
+    if prefix.count("/") > DEEPEST:
+        yield prefix.rstrip("/"), "nested too deep"
+        return
     try:
         entries = list(os.scandir(folder))
     except OSError as error:
@@ -75,7 +82,10 @@ def file_bytes(file: Path) -> bytes:
 
 def _regular(file: Path) -> BufferedReader:
     descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "not a regular file", str(file))
+        regular = stat.S_ISREG(found.st_mode)
+        what = "larger than any file of a run" if regular else "not a regular file"
+        raise OSError(errno.EFBIG if regular else errno.EINVAL, what, str(file))
     return os.fdopen(descriptor, "rb")

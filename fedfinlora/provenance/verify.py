@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -59,18 +60,38 @@ def verify_run(
     if not no_other_kinds(run, found):
         return found
     chain = _Chain(run, authority, enrolled, found)
-    lines = chain.lines()
-    chain.walk(lines)
+    lines: list[tuple[str, dict[str, Any]]] = []
+    with naming(run / CHAIN_FILE, found):
+        lines = chain.lines()
+        chain.walk(lines)
     if chain.run_id is not None:
-        check_identity(run, chain.run_id, chain.config, found)
-    check_rounds_file(run, chain.rounds, found)
-    compute_again(run, chain.rounds, chain.started, step, first_state, found)
-    check_adapters(run, chain.rounds, found)
-    check_files(run, lines, found)
-    check_card(run, found)
+        with naming(run / "config.yaml", found):
+            check_identity(run, chain.run_id, chain.config, found)
+    with naming(run / "rounds.jsonl", found):
+        check_rounds_file(run, chain.rounds, found)
+    with naming(run / "deltas", found):
+        compute_again(run, chain.rounds, chain.started, step, first_state, found)
+    with naming(run / "adapters", found):
+        check_adapters(run, chain.rounds, found)
+    with naming(run, found):
+        check_files(run, lines, found)
+    with naming(run / "privacy.json", found):
+        check_card(run, found)
     if chain.ended is not None:
-        check_release(run, chain.ended, found)
+        with naming(run / "adapters" / "final", found):
+            check_release(run, chain.ended, found)
     return found
+
+
+@contextmanager
+def naming(where: Path, found: Findings) -> Iterator[None]:
+    """What a damaged or forged file makes of a check is one thing more that is wrong, and the next check goes on."""
+    try:
+        yield
+    except UserError as error:
+        found.add(where, str(error))
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RecursionError, TypeError, ValueError) as error:
+        found.add(where, f"it cannot be checked: something in it is damaged or not of a run ({type(error).__name__})")
 
 
 class _Chain:

@@ -11,6 +11,7 @@ from typing import Any
 
 from fedfinlora.provenance.bank_record import check_links
 from fedfinlora.provenance.findings import Findings, no_other_kinds
+from fedfinlora.provenance.folder import file_bytes
 from fedfinlora.provenance.signatures import (
     REPLY,
     REQUEST,
@@ -32,7 +33,7 @@ def verify_bank(home: Path, name: str, authority: bytes, public_key: str) -> Fin
     asked: dict[str, Mapping[str, Any]] = {}
     answers = 0
     try:
-        lines = file.read_bytes().split(b"\n")
+        lines = file_bytes(file).split(b"\n")
     except OSError as error:
         found.wrong.append(f"{file}: cannot be read ({error.strerror})")
         return found
@@ -49,6 +50,8 @@ def verify_bank(home: Path, name: str, authority: bytes, public_key: str) -> Fin
                 config = file.parent / f"{line['asked']['config-sha256']}.json"
                 if hashlib.sha256(config.read_bytes()).hexdigest() != line["asked"]["config-sha256"]:
                     found.wrong.append(f"{config}: it is not the configuration that its name says")
+                if line["asked"]["bank"] != name:
+                    found.wrong.append(f"{where}: the request was not to {name}")
                 asked[digest(line["asked"])] = line["asked"]
             else:
                 check(public_key_of(public_key), REPLY, line["answered"], line["signature"])
@@ -61,9 +64,7 @@ def verify_bank(home: Path, name: str, authority: bytes, public_key: str) -> Fin
             found.wrong.append(f"{where}: {error}")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             found.wrong.append(f"{where}: it cannot be read ({type(error).__name__})")
-    links = check_links(lines, public_key)
-    found.wrong += [f"{file}, line {number}: {what}" for number, what in links.wrong]
-    found.checked += [f"{file}: {note}" for note in links.notes]
+    found.wrong += [f"{file}, line {number}: {what}" for number, what in check_links(lines, public_key)]
     runs = sorted({str(one["run"]) for one in asked.values()})
     found.checked.append(
         f"{file}: {len(asked)} requests signed by the coordinator, {answers} answers signed by {name} ({openssh_text(public_key_of(public_key))[-16:]})"
