@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedfinlora.config import Config, PeftConfig
-from fedfinlora.errors import UserError
+from fedfinlora.errors import UserError, printable
 from fedfinlora.runfolder import read_json, sha256_of
 
 if TYPE_CHECKING:
@@ -141,7 +141,8 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     except SafetensorError as error:
         raise UserError(f"{file} is damaged ({error}). Take another copy of it, or another round's adapter.") from error
     tensors: dict[str, torch.Tensor] = {}
-    for stored_name, tensor in stored.items():
+    for foreign_name, tensor in stored.items():
+        stored_name = printable(foreign_name)
         name = plain_name(stored_name)
         if name.endswith(".weight") and "lora_" not in name:
             raise UserError(
@@ -208,7 +209,9 @@ def _refuse_unsupported(file: Path, values: Mapping[str, Any]) -> None:
     known = _READ_KEYS | _KEYS_WITHOUT_EFFECT | {"init_lora_weights"}
     for key in sorted(set(values) - known):
         if values[key] not in _EMPTY:
-            raise UserError(f"{file}: {key} is set, which changes what the adapter computes and is not supported. {_MERGE}")
+            raise UserError(
+                f"{file}: {printable(key)} is set, which changes what the adapter computes and is not supported. {_MERGE}"
+            )
 
 
 def _whole_number(file: Path, values: Mapping[str, Any], key: str) -> int:

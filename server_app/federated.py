@@ -121,7 +121,9 @@ def _first_state(run: OpenRun, session: Session) -> RoundState:
     if run.checkpoint is None:
         return RoundState(0, first_adapter(session, run.config), public_state(run.config.strategy, session.layout.id))
     if run.checkpoint.layout_id != session.layout.id:
-        raise UserError(f"The checkpoint in {run.folder} belongs to another adapter. Start the run anew.")
+        raise UserError(
+            f"The checkpoint in {run.folder} belongs to another adapter than config.yaml says. Put config.yaml back, or start a new run."
+        )
     arrays = dict(run.checkpoint.arrays)
     return RoundState(run.checkpoint.round, arrays.pop("adapter"), arrays)
 

@@ -96,6 +96,7 @@ def test_the_walk(bank: BankFacts, tmp_path: Path, capsys: pytest.CaptureFixture
 
     # What the budget does not allow is refused, and the history says why; the server learns one code.
     for words in (("privacy=none",), ("privacy=bank", "privacy.accept_noise=true")):
+        words = (*words, "train.holdout_max_rows=0")
         asked = config_of(rows, tmp_path, *words, "privacy.epsilon=0" if words[0] == "privacy=none" else "privacy.epsilon=2")
         assert refused(asked, bank, 1, "other").code == "policy-privacy"
     second = ask(config, bank, 2)
