@@ -146,7 +146,7 @@ def test_a_run_name_that_could_forge_a_line_of_a_log_is_refused(rows: Path, tmp_
     config = config_of(rows, tmp_path)
     session = get_session(config)
     request = TrainRequest(config, run, 1, session.layout.id, "0" * 64, session.untrained)
-    with pytest.raises(UserError, match="run name|run is not a text of"):
+    with pytest.raises(UserError, match=r"run name|run is not a text of"):
         unpack_request(pack_request(request))
 
 
