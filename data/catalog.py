@@ -7,7 +7,6 @@ Keys, file names, budgets and published scores are those of FinLoRA (Wang et al.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -78,7 +77,7 @@ class Benchmark:
     best_other_name: str = ""
     """Which model stands in the column best_other."""
     merged_train_file: str = ""
-    """File under `train/` that holds the rows of several benchmarks (`classify_merged` tells them apart)."""
+    """File under `train/` that holds the rows of several benchmarks (`data.merged` tells them apart)."""
     answer_marker: str = "Answer:"
     """What the prompt ends with (blanks may follow)."""
     hub_id: str = ""
@@ -469,37 +468,3 @@ def merged_files() -> dict[str, tuple[str, ...]]:
     """Stem of each merged train file -> the keys of the benchmarks in it."""
     stems = dict.fromkeys(entry.merged_train_file for entry in BENCHMARKS.values() if entry.merged_train_file)
     return {stem: tuple(key for key, entry in BENCHMARKS.items() if entry.merged_train_file == stem) for stem in stems}
-
-
-def classify_merged(stem: str, context: str, target: str) -> str:
-    """The benchmark key of one row of a merged train file. Raises ConfigError for a stem that is not one.
-
-    The four XBRL tasks are told apart by the prompt's example question, or, in prompts without one, by the shape of the
-    target. Of the sentiment sets only NWGI can be told for sure, by its seven levels. The rest goes by the instruction:
-    "tweet" is TFNS and "news" is FPB. FiQA uses both wordings, so its rows are counted among those two: train on the split
-    files where FiQA has to be its own task.
-    """
-    choose(stem, merged_files(), "merged train file")
-    return _sentiment_task(context, target) if stem == _SENTIMENT_TRAIN else _xbrl_task(context, target)
-
-
-def _sentiment_task(context: str, target: str) -> str:
-    instruction = context.lower().split("input:")[0]
-    if "strong negative" in instruction or target.strip().lower() in set(_SENTIMENT_7) - set(_SENTIMENT):
-        return "nwgi"
-    return "tfns" if "tweet" in instruction else "fpb"
-
-
-def _xbrl_task(context: str, target: str) -> str:
-    example = re.search(r"example question:(.*)", context, re.IGNORECASE)
-    question = example[1].lower() if example else ""
-    if "formula" in question:
-        return "xbrl_formula_extract" if "tag" in question else "xbrl_formula_calc_extract"
-    if "tag" in question:
-        return "xbrl_tags_extract"
-    if "value" in question:
-        return "xbrl_value_extract"
-    has_tag = "us-gaap" in target.lower()
-    if re.search(r"[/*+]| - ", target):
-        return "xbrl_formula_extract" if has_tag else "xbrl_formula_calc_extract"
-    return "xbrl_tags_extract" if has_tag else "xbrl_value_extract"

@@ -13,12 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from data.catalog import BENCHMARKS
 from data.check_text import SHOWN_BAD_ROWS, WIDTH, labels_of, render
 from data.rows import BadRow, Row
 from data.sample import FOLDER as SAMPLE_FOLDER
 from data.sources.files import FileRows, read_file
-from data.sources.layout import SPLITS, find
+from data.sources.layout import Refused, find
 from data.sources.listing import NotRead, shown
+from data.sources.names import SPLITS
 from fedfinlora.config import ColumnsConfig
 from fedfinlora.errors import UserError, choose
 
@@ -32,13 +34,59 @@ TOKENIZED_TOGETHER = 256
 
 
 @dataclass(frozen=True)
+class LongRow:
+    """A row that does not fit the model's context window."""
+
+    line: int
+    """From 1, as editors count; of a Parquet table its row from 1."""
+    tokens: int
+    """Prompt and target with the tokens that begin and end them; of a test row, prompt and the answer's budget."""
+
+
+@dataclass(frozen=True)
 class PromptTokens:
     """Lengths of one file's prompts in tokens."""
 
     mean: float
     longest: int
-    over_window: int | None
-    """Rows whose prompt and target together do not fit the model's context window; None where no window was given."""
+    over_window: tuple[LongRow, ...] = ()
+    """Rows that a run skips because they do not fit the model's context window; () where no window was given."""
+    window: int = 0
+    """The context window in tokens."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How long rows are for the model, as `data.encode` will have them."""
+
+    prompts: Tokenize | None
+    targets: Tokenize | None
+    context_tokens: int
+    """0 = no window is known."""
+
+    def of(self, content: FileRows) -> PromptTokens | None:
+        """The lengths of a file's prompts, and its rows that do not fit. A test row needs room for its answer's whole budget."""
+        if not self.prompts or not self.targets or not content.rows:
+            return None
+        prompts: list[int] = []
+        long: list[LongRow] = []
+        for start in range(0, len(content.rows), TOKENIZED_TOGETHER):
+            chunk = content.rows[start : start + TOKENIZED_TOGETHER]
+            lengths = list(map(len, self.prompts([row.prompt for row in chunk])))
+            prompts += lengths
+            if self.context_tokens:
+                rooms = self._rooms(chunk, content.file.split)
+                lines = content.lines[start : start + TOKENIZED_TOGETHER]
+                needed = zip(lines, map(sum, zip(lengths, rooms, strict=True)), strict=True)
+                long += [LongRow(line, tokens) for line, tokens in needed if tokens > self.context_tokens]
+        return PromptTokens(sum(prompts) / len(prompts), max(prompts), tuple(long), self.context_tokens)
+
+    def _rooms(self, rows: Sequence[Row], split: str) -> list[int]:
+        """Tokens that must fit behind each prompt."""
+        if split == "test" and all(row.task in BENCHMARKS for row in rows):
+            return [BENCHMARKS[row.task].budget_tokens for row in rows]
+        assert self.targets is not None
+        return [len(ids) + 1 for ids in self.targets([row.target for row in rows])]
 
 
 @dataclass(frozen=True)
@@ -65,7 +113,7 @@ class FileReport:
     task_rows: tuple[tuple[str, int], ...] = ()
     """Task and number of rows."""
     same_as: str = ""
-    """An earlier file with the same bytes."""
+    """An earlier file with the same bytes, where it has rows."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +127,8 @@ class CheckReport:
     has_tokens: bool
     source: str = "finlora"
     """How the folder was read: finlora, jsonl or sample."""
-    ambiguous: tuple[tuple[str, ...], ...] = ()
-    """Files that are each other's double, and not read."""
+    refused: tuple[Refused, ...] = ()
+    """Files that are not read, and keep a run from beginning."""
 
     @property
     def ignored(self) -> tuple[str, ...]:
@@ -90,7 +138,7 @@ class CheckReport:
     @property
     def ok(self) -> bool:
         """There are rows, and no file and no line is bad. Duplicates, overlaps, long rows and files not read are warnings only."""
-        return any(file.rows for file in self.files) and not any(file.bad_rows for file in self.files) and not self.ambiguous
+        return any(file.rows for file in self.files) and not any(file.bad_rows for file in self.files) and not self.refused
 
 
 def check_folder(
@@ -99,11 +147,13 @@ def check_folder(
     tokenizer: Tokenize | None = None,
     context_tokens: int = 0,
     columns: ColumnsConfig | None = None,
+    answer_tokenizer: Tokenize | None = None,
 ) -> CheckReport:
     """Read and judge every train and test file that `source` has below `root` (not used for the sample; with jsonl also a file).
 
-    `context_tokens` is the model's context window; with it and a tokenizer, rows that do not fit are counted. A bad or unreadable
-    file is part of the report. Raises UserError only where there is nothing to read.
+    `context_tokens` is the model's context window; with it and a tokenizer, rows that do not fit are named. `answer_tokenizer` is that
+    of the targets, where it is another one: a prompt may have a token that begins it. A bad or unreadable file is part of the report.
+    Raises UserError only where there is nothing to read.
     """
     choose(source, ("finlora", "jsonl", "sample"), "source to check")
     folder = SAMPLE_FOLDER if source == "sample" else Path(root).expanduser()
@@ -117,20 +167,18 @@ def check_folder(
     for file in (file for each in found for file in each.files):
         content = read_file(file)
         prompts = [_fingerprint(row.prompt) for row in content.rows]
-        report = _report(content, prompts, in_train, tokenizer, context_tokens)
-        reports.append(replace(report, same_as=by_sha256.setdefault(content.sha256 or file.name, file.name)))
+        report = _report(content, prompts, in_train, Lengths(tokenizer, answer_tokenizer or tokenizer, context_tokens))
+        same_as = by_sha256.setdefault(content.sha256, file.name) if content.rows else file.name
+        reports.append(replace(report, same_as="" if same_as == file.name else same_as))
         if file.split == "train":
             in_train.update(prompts)
-    reports = [replace(report, same_as="" if report.same_as == report.name else report.same_as) for report in reports]
-    ambiguous = tuple(dict.fromkeys(names for each in found for names in each.ambiguous))
+    refused = tuple(dict.fromkeys(files for each in found for files in each.refused))
     not_read = tuple(sorted({entry for each in found for entry in each.not_read}))
     where = shown(str(folder))
-    return CheckReport(where, tuple(reports), not_read, tokenizer is not None, source, ambiguous)
+    return CheckReport(where, tuple(reports), not_read, tokenizer is not None, source, refused)
 
 
-def _report(
-    content: FileRows, prompts: Sequence[bytes], in_train: set[bytes], tokenizer: Tokenize | None, context_tokens: int
-) -> FileReport:
+def _report(content: FileRows, prompts: Sequence[bytes], in_train: set[bytes], lengths: Lengths) -> FileReport:
     rows = content.rows
     tasks = tuple(dict.fromkeys(row.task for row in rows)) or tuple(task for task in (content.file.task,) if task)
     return FileReport(
@@ -141,7 +189,7 @@ def _report(
         bad_rows=content.bad_rows,
         answers=_answers(rows),
         strange_labels=sum(bool(labels := labels_of(row.task)) and row.target not in labels for row in rows),
-        tokens=_tokens(rows, tokenizer, context_tokens) if tokenizer and rows else None,
+        tokens=lengths.of(content),
         duplicates=len(prompts) - len(set(prompts)),
         in_train=sum(prompt in in_train for prompt in prompts) if content.file.split == "test" else 0,
         folder=content.file.folder,
@@ -156,23 +204,6 @@ def _answers(rows: Sequence[Row]) -> tuple[tuple[str, int], ...]:
     if labels and all(labels_of(row.task) for row in rows):
         return tuple((label, counts[label]) for label in labels)
     return tuple(counts.most_common(SHOWN_ANSWERS))
-
-
-def _tokens(rows: Sequence[Row], tokenizer: Tokenize, context_tokens: int) -> PromptTokens:
-    """Lengths as `data.encode` will have them, but for the one or two tokens that begin and end a text."""
-    prompts: list[int] = []
-    targets: list[int] = []
-    for start in range(0, len(rows), TOKENIZED_TOGETHER):
-        chunk = rows[start : start + TOKENIZED_TOGETHER]
-        prompts += map(len, tokenizer([row.prompt for row in chunk]))
-        if context_tokens:
-            targets += map(len, tokenizer([row.target for row in chunk]))
-    over = (
-        sum(prompt + target + 1 > context_tokens for prompt, target in zip(prompts, targets, strict=True))
-        if context_tokens
-        else None
-    )
-    return PromptTokens(sum(prompts) / len(prompts), max(prompts), over)
 
 
 def _fingerprint(prompt: str) -> bytes:

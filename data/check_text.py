@@ -6,7 +6,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from data.catalog import BENCHMARKS
-from data.sources.load import describe, doubles
+from data.sources.load import describe, refusal
 
 if TYPE_CHECKING:
     from data.check import CheckReport, FileReport
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 WIDTH = 120
 """Columns of the report."""
 SHOWN_BAD_ROWS = 5
+SHOWN_LONG_ROWS = 5
 SHOWN_NAMES = 30
 """Of files that are not read for one and the same reason."""
 ANSWER_WIDTH = 24
@@ -36,14 +37,14 @@ def render(report: CheckReport) -> str:
         lines += _findings(file)
     lines += _banks(report)
     lines += _not_read(report)
-    bad = sum(len(file.bad_rows) for file in report.files) + len(report.ambiguous)
+    bad = sum(len(file.bad_rows) for file in report.files) + len(report.refused)
     ignored = (
         f" {_count(len(report.ignored), 'file or folder', 'files or folders')} not read, named above." if report.ignored else ""
     )
     if report.ok:
         verdict = f"Every line is a usable row.{ignored}"
-    elif report.ambiguous:
-        verdict = f"{_count(bad, 'fault')} to put right: no run begins while there are files that differ only in their endings.{ignored}"
+    elif report.refused:
+        verdict = f"{_count(bad, 'fault')} to put right: no run begins before the files under Refused are.{ignored}"
     elif bad:
         verdict = (
             f"{_count(bad, 'fault')} to put right (a run skips such rows, or ends there with dataset.on_bad_row=stop).{ignored}"
@@ -58,10 +59,21 @@ def _banks(report: CheckReport) -> list[str]:
     folders = sorted({file.folder for file in report.files if file.split == "train"})
     if report.source != "jsonl" or not any(folders):
         return []
-    lines = ["", f"Banks, a folder each (dataset=jsonl partition=by_path banks={len(folders)}):"]
+    files_of = {
+        folder: [file for file in report.files if file.folder == folder and file.split == "train"] for folder in folders
+    }
+    banks = [folder for folder in folders if any(file.rows for file in files_of[folder])]
+    how = f" (dataset=jsonl partition=by_path banks={len(banks)})" if banks else ""
+    lines = ["", f"Banks, a folder each{how}:"]
+    lines += [f"  {folder or '(no folder)'}: {_tasks_of(files_of[folder])}" for folder in banks]
     for folder in folders:
-        files = [file for file in report.files if file.folder == folder and file.split == "train"]
-        lines.append(f"  {folder or '(no folder)'}: {_tasks_of(files)}")
+        if folder not in banks:
+            bad = sum(len(file.bad_rows) for file in files_of[folder])
+            lines.append(f"  no bank: {folder or '(no folder)'}: no usable row ({bad:,} bad); a run passes over it")
+        elif all(file.tokens and len(file.tokens.over_window) == file.rows for file in files_of[folder] if file.rows):
+            lines.append(
+                f"  warning: {folder or '(no folder)'}: no row fits the context window; a bank with these rows alone fails"
+            )
     tests = [file for file in report.files if file.split == "test"]
     return [*lines, f"Test rows, for the evaluation alone: {_tasks_of(tests)}" if tests else "No test rows."]
 
@@ -78,7 +90,7 @@ def _tasks_of(files: list[FileReport]) -> str:
 
 def _not_read(report: CheckReport) -> list[str]:
     """Everything in the folder that gave no rows, by reason; what may be rows all the same comes first."""
-    lines = ["", *(f"  bad: {doubles(names)}." for names in report.ambiguous)] if report.ambiguous else []
+    lines = ["", "Refused", *(f"  bad: {refusal(files)}." for files in report.refused)] if report.refused else []
     reasons: dict[str, list[str]] = {}
     for entry in sorted(report.not_read, key=lambda entry: not entry.looks_like_rows):
         reasons.setdefault(entry.reason, []).append(entry.name)
@@ -135,11 +147,25 @@ def _findings(file: FileReport) -> list[str]:
     if file.same_as:
         lines.append(f"  warning: the same bytes as {file.same_as}: these rows are there twice")
     if file.tokens and file.tokens.over_window:
-        lines.append(f"  warning: {_count(file.tokens.over_window, 'row')} longer than the model's context window")
+        lines += _long(file)
     lines += [f"  bad: {describe(bad)}" for bad in file.bad_rows[:SHOWN_BAD_ROWS]]
     if len(file.bad_rows) > SHOWN_BAD_ROWS:
         lines.append(f"  bad: and {len(file.bad_rows) - SHOWN_BAD_ROWS} more")
     return lines if len(lines) > 2 else []
+
+
+def _long(file: FileReport) -> list[str]:
+    """The rows that a run skips for their length, the first of them by line, and what to do."""
+    assert file.tokens is not None
+    long, window = file.tokens.over_window, file.tokens.window
+    listed = ", ".join(f"line {row.line:,} ({row.tokens:,})" for row in long[:SHOWN_LONG_ROWS])
+    more = f" and {len(long) - SHOWN_LONG_ROWS:,} more" if len(long) > SHOWN_LONG_ROWS else ""
+    what = "longer with the answer's budget" if file.split == "test" else "longer"
+    unused = "not scored" if file.split == "test" else "skipped by a run"
+    return [
+        f"  warning: {_count(len(long), 'row')} {what} than the model's context window of {window:,} tokens, and {unused}: "
+        f"{listed}{more}. Shorten them, or raise model.context_tokens where the model has more positions"
+    ]
 
 
 def _count(number: int, noun: str, plural: str = "") -> str:

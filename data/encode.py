@@ -39,6 +39,11 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[str], chat_template: bool =
     return [start + tuple(ids) for ids in _token_ids(tokenizer, prompts, not chat_template)]
 
 
+def encode_targets(tokenizer: Any, targets: Sequence[str]) -> list[list[int]]:
+    """Token ids of each target, without the end-of-sequence token that follows it."""
+    return _token_ids(tokenizer, targets, True) if targets else []
+
+
 def encode_rows(
     tokenizer: Any,
     rows: Sequence[Row],
@@ -48,7 +53,7 @@ def encode_rows(
 ) -> EncodedRows:
     """Examples with loss on target and end-of-sequence. Too long rows are left out and named, or stop with a UserError."""
     prompts = encode_prompts(tokenizer, [row.prompt for row in rows], chat_template)
-    answers = _token_ids(tokenizer, [row.target for row in rows], True) if rows else []
+    answers = encode_targets(tokenizer, [row.target for row in rows])
     examples: list[Example] = []
     kept: list[Row] = []
     too_long: list[str] = []

@@ -21,6 +21,7 @@ from data.catalog import BENCHMARKS
 from data.rows import BadRow, Row
 from data.sources.public import Unusable, pairs
 from fedfinlora.errors import UserError
+from fedfinlora.hub_faults import first_line, hub_fault
 from fedfinlora.web import check_hub
 
 PARQUET_BRANCH = "refs/convert/parquet"
@@ -111,25 +112,24 @@ def _open(hub_id: str, folder: Path | None) -> Any:
     try:
         return datasets.load_dataset(path)
     except ConnectionError as error:
+        fault = hub_fault(error, hub_id, "data set", key="dataset.root") or "The Hugging Face hub cannot be reached."
         raise UserError(
-            f"The Hugging Face hub cannot be reached (wanted {hub_id}). Copy the sets on a machine that reaches it "
-            f"(`hf download --repo-type dataset {hub_id} --local-dir FOLDER/{hub_id}`, older: huggingface-cli download; gated sets "
-            "need HF_TOKEN) and set dataset.root=FOLDER, or use dataset.source=finlora with a local folder."
+            f"{fault} A copy is made by `hf download --repo-type dataset {hub_id} --local-dir FOLDER/{hub_id}`; local rows need no hub: "
+            "dataset.source=finlora."
         ) from error
     except RuntimeError as error:
         if folder is not None or hub_id not in PARQUET_FOLDERS:
-            raise Unusable(_first_line(error)) from error
+            raise Unusable(_why(error, hub_id)) from error
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise Unusable(_first_line(error)) from error
+        raise Unusable(_why(error, hub_id)) from error
     try:
         return datasets.load_dataset(hub_id, data_dir=PARQUET_FOLDERS[hub_id], revision=PARQUET_BRANCH)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise Unusable(_first_line(error)) from error
+        raise Unusable(_why(error, hub_id)) from error
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"
+def _why(error: Exception, hub_id: str) -> str:
+    return hub_fault(error, hub_id, "data set", key="dataset.root") or f"{type(error).__name__}: {first_line(error)}"
 
 
 def _digest(rows: Sequence[Row]) -> str:

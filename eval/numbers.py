@@ -19,6 +19,10 @@ DASHES = "\u2010\u2011\u2012\u2013\u2212\u2796\ufe63\uff0d"
 """Hyphens, figure dash, en dash and minus signs that are written for a minus."""
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
+_WIDE = str.maketrans(
+    {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F) if code != 0xFF0D} | {"٫": ".", "٬": ",", "٪": "%", "﹪": "%"}
+)
+"""Full-width signs and those of Arabic numbers -> ASCII; digits of every script are digits to Python."""
 _POWER = re.compile(r"(?<=10)[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,4}")
 _VULGAR = re.compile(r"(\d*)([¼-¾⅐-⅞])")
 _BLANK_GROUPS = re.compile(r"(?<![\w.,])\d{1,3}(?:[ '’_\u00a0\u2009\u202f]\d{3})+(?![\w'’])")
@@ -49,6 +53,8 @@ _NUMBER = re.compile(
 )
 _POWER_OF_TEN = re.compile(r"10\s*(?:\^|\*\*)\s*\(?([-+−]?\d{1,4})")
 _QUOTIENT = re.compile(r"\W*?(?P<over>[-−]?\d+(?:\.\d+)?)\s*/\s*(?P<under>\d+(?:\.\d+)?)\W*")
+_AROUND = " \t*_`\"'“”„«»‹›‚‘’.,;:!?="
+"""Signs around a number that is alone."""
 _STEP = re.compile(r"\s*\d{1,2}[.):]\s+\S")
 _NAMED = re.compile(r"\b(?:final\s+answer|answer\s+(?:is|would\s+be|should\s+be))\b", re.IGNORECASE)
 
@@ -82,11 +88,12 @@ def parse_number(text: str, labels: Sequence[str] = ()) -> float | None:
 
 
 def typed(text: str) -> str:
-    """A text with its typeset numbers as they are typed: LaTeX, superscripts, fractions of one sign, separators of thousands, other dashes.
+    """A text with its typeset numbers as they are typed: LaTeX, wide signs, superscripts, fractions of one sign, separators, other dashes.
 
     >>> typed(r"\u20135.0 and \\$1{,}234 \\times 10^{6}, 3 × 10⁻²; 2½; 1 000 000,5")
     '-5.0 and $1,234 × 10^6, 3 × 10^-2; 2.5; 1000000.5'
     """
+    text = text if text.isascii() else text.translate(_WIDE)
     text = _POWER.sub(lambda power: f"^{power[0].translate(_SUPERSCRIPTS)}", text)
     text = _VULGAR.sub(lambda found: repr(float(found[1] or 0) + round(unicodedata.numeric(found[2]), 12)), text)
     text = _BLANK_GROUPS.sub(lambda found: re.sub(r"\D", "", found[0]), text)
@@ -96,12 +103,28 @@ def typed(text: str) -> str:
     return text
 
 
+def lone_number(line: str) -> float | None:
+    """The number that a line is, in any spelling but a fraction, if nothing stands around it but a currency, quotes and punctuation.
+
+    >>> lone_number("**$1,234.50**"), lone_number("5 %."), lone_number("(5)"), lone_number("5 × 10³"), lone_number("10 to 20")
+    (1234.5, 5.0, -5.0, 5000.0, None)
+    """
+    plain = re.sub(r"\A\$(.*)\$\Z", r"\1", re.sub(r"\\[()]", "", line).strip(_AROUND))
+    text = re.sub(rf"\s*{CURRENCY}\Z", "", typed(plain).strip(_AROUND), flags=re.IGNORECASE)
+    found = _NUMBER.fullmatch(text)
+    value = _value(found) if found else math.inf
+    return value + 0.0 if math.isfinite(value) else None
+
+
 def _first_number(text: str) -> float | None:
     """The first number of the first line that has one, or the first behind its last "="; infinite where it is too large."""
     line = next((line for line in text.splitlines() if _NUMBER.search(line)), "")
     found = _NUMBER.search(line.rpartition("=")[2]) or _NUMBER.search(line)
-    if not found:
-        return None
+    return _value(found) if found else None
+
+
+def _value(found: re.Match[str]) -> float:
+    """What a match of _NUMBER means; infinite where it is too large."""
     of_ten = _POWER_OF_TEN.match(found.string, found.start("digits"))
     digits = "1" if of_ten else found["digits"].replace(",", "") + (found["fraction"] or "")
     power = of_ten[1] if of_ten else found["power"] or (found["exponent"] or "")[1:] or "0"

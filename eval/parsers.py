@@ -11,7 +11,8 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 
-from eval.numbers import DASHES, parse_number
+from eval.numbers import DASHES, lone_number, parse_number
+from eval.options import without_letter_lists, without_option_lists
 from eval.said import WRITTEN, is_refusal
 
 Answer = str | float | list[str | None]
@@ -26,8 +27,8 @@ def parse_label(text: str, labels: Sequence[str]) -> str | None:
     """The label that occurs first as a whole word, in the label set's own spelling; case does not matter.
 
     Where two labels start at the same place the longer one wins. A hyphen binds: "non-negative" holds no label. A label behind "not",
-    "neither" or "nor" is denied and does not count. A text that begins with a
-    refusal ("I cannot tell whether it is positive or negative") holds none.
+    "neither" or "nor" is denied and does not count, and neither does a list of all labels, as in "Is it positive, negative or neutral?".
+    Full-width letters are letters. A text that begins with a refusal ("I cannot tell whether it is positive or negative") holds none.
 
     >>> parse_label("It is Positive, not negative.", ["negative", "positive"])
     'positive'
@@ -35,6 +36,8 @@ def parse_label(text: str, labels: Sequence[str]) -> str | None:
     longest_first = sorted((label for label in labels if label), key=lambda label: (-len(label), label))
     if not longest_first or is_refusal(text):
         return None
+    text = text if text.isascii() else unicodedata.normalize("NFKC", text)
+    text = without_option_lists(text, longest_first, _DENIED)
     words = "|".join(f"({re.escape(label)})" for label in longest_first)
     bound = rf"{_DENIED}(?<!\w)(?<!\w[{_HYPHENS}])(?:{words})(?!\w)(?![{_HYPHENS}]\w)"
     found = re.search(bound, text, re.IGNORECASE)
@@ -59,8 +62,9 @@ def parse_choice(text: str, labels: Sequence[str]) -> str | None:
 
     Tried in this order: the text begins with a letter ("B", "B.", "(C)", "D) 5 %"); "final answer", then "answer", "option" or "choice"
     names one ("The correct answer is D"); a letter in brackets anywhere; a lone capital followed by punctuation, if no other letter
-    is alone. Wide and circled letters, and LaTeX around a letter, count as the letter. Small letters count only where the text begins with one or "Answer:" is followed by one, and brackets,
-    punctuation or the end follow.
+    is alone. A list of the options ("A, B or C?", or a line for each) is no answer. Wide and circled letters, and LaTeX around a letter, count
+    as the letter. Small letters count only where the text begins with one or "Answer:" is followed by one, and brackets, punctuation or the
+    end follow.
 
     >>> parse_choice("A company should disclose it, so the answer is C.", ["A", "B", "C"])
     'C'
@@ -68,7 +72,7 @@ def parse_choice(text: str, labels: Sequence[str]) -> str | None:
     letters = "".join(label for label in labels if len(label) == 1).upper()
     if not letters or is_refusal(text):
         return None
-    text = _plain(unicodedata.normalize("NFKC", text))
+    text = without_letter_lists(_plain(unicodedata.normalize("NFKC", text)), letters)
     upper, either = f"[{letters}]", f"[{letters}{letters.lower()}]"
     small_ends = r"(?=\s*(?:$|[.:;)\]\n*]))"
     keyword = r"(?i:\b(?:answer|option|choice)\b)"
@@ -152,24 +156,28 @@ _OPERATORS = str.maketrans("×÷−", "*/-")
 def parse_formula(text: str, labels: Sequence[str] = ()) -> str | None:
     """The first formula: operands (tags or numbers) joined by operators, written without blanks and outer brackets.
 
-    Prefix and case of tags, thousands commas, ".0", brackets around one operand, ×, ÷, − and how LaTeX writes them do not matter; everything else does: "a / b" is not
-    "(a / b) * 100", and "a / b * 100" is not "(a / b) * 100". A lone operand is an answer only if nothing else is there.
+    Prefix and case of tags, thousands commas, ".0", brackets around one operand, ×, ÷, − and how LaTeX writes them do not matter; everything
+    else does: "a / b" is not "(a / b) * 100", and "a / b * 100" is not "(a / b) * 100". A lone tag is an answer only if nothing else is
+    there, and so is a lone number: a line that is one number and no more, in any of the spellings that `number` reads ("$1,234.50", "5 %",
+    "−5", "5e3", "5 × 10^3", "1.234,50", "5 million"; "(5)" is −5), is that number.
 
     >>> parse_formula("Margin = (US-GAAP:GrossProfit / us-gaap:Revenues) × 100")
     '(grossprofit/revenues)*100'
     >>> parse_formula("((7 - 2) / 3.0)")
     '(7-2)/3'
     """
-    text = _typed_formula(text)
     for line in text.splitlines():
-        runs = _formula_runs(line)
+        runs = _formula_runs(_typed_formula(line))
         formulas = [run for run in runs if re.search(r"[\w)][-+*/^]+[(-]*\w", run)]
-        if formulas:
+        if formulas and lone_number(line) is None:
             return _without_outer_brackets(formulas[0])
     line = _first_line(text)
+    number = lone_number(line)
+    if number is not None:
+        return repr(number).removesuffix(".0")
+    line = _typed_formula(line)
     runs = _formula_runs(line)
-    lone = len(runs) == 1 and (parse_tag(line) or re.fullmatch(r"[-+]?[\d,]+(\.\d+)?", line))
-    return _without_outer_brackets(runs[0]) if lone else None
+    return _without_outer_brackets(runs[0]) if len(runs) == 1 and parse_tag(line) else None
 
 
 _FORMULA_TYPESET = (

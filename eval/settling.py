@@ -1,10 +1,11 @@
 """When can a row stop being decoded? As soon as no text that may follow can change any of its figures.
 
 Shown for closed label sets read by `label` or `collapsed_sentiment`, whose verdicts look for the first label. The verdict stands when a
-label has been found by both readings, the text does not end in the beginning of a label (a longer one could be completed), and the output is not
-on its way to become equal to a target (FinLoRA's rule 6 takes a wrong output for a class, and so tells such outputs apart). What is
-left is FinLoRA's rule 3: a second "Answer:" in the output begins it again, as the end of a thought or an answer's own tag does for the honest
-reading (`eval.said`), so the tokens left in the budget must not suffice for one.
+label has been found by both readings, the text does not end in the beginning of a label (a longer one could be completed) or of a list of all
+labels (which is no answer, `eval.options`), and the output is not on its way to become equal to a target (FinLoRA's rule 6 takes a wrong
+output for a class, and so tells such outputs apart). What is left is FinLoRA's rule 3: a second "Answer:" in the output begins it again, as
+the end of a thought or an answer's own tag does for the strict reading (`eval.said`), so the tokens left in the budget must not suffice for
+one.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from data.catalog import Benchmark
-from eval.said import MARKERS
-from eval.scoring import finlora_labels, finlora_output, finlora_pieces, read_answer
+from eval.options import may_become_list
+from eval.said import MARKERS, said
+from eval.scoring import closed_labels, finlora_labels, finlora_output, finlora_pieces, read_answer
 
 READ_BY_FIRST_LABEL = ("label", "collapsed_sentiment")
 RESTARTS = ("answer:", *MARKERS)
@@ -59,7 +61,9 @@ class Settling:
             return False
         # The honest reading needs whole words: what follows its label must be there too.
         answer = read_answer(self.benchmark, text[:-BOUNDARY])
-        return answer is not None and answer == read_answer(self.benchmark, text)
+        if answer is None or answer != read_answer(self.benchmark, text):
+            return False
+        return not may_become_list(said(text) or "", closed_labels(self.benchmark))
 
     def _may_complete(self, lower: str) -> bool:
         """Whether the text ends in a label or the beginning of one."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from data.check import SHOWN_BAD_ROWS, WIDTH, CheckReport, FileReport, check_folder, render
+from data.check import SHOWN_BAD_ROWS, WIDTH, CheckReport, FileReport, LongRow, check_folder, render
 from fedfinlora.errors import ConfigError, UserError
 
 REAL_ROWS = Path(__file__).resolve().parents[2] / "shared" / "data" / "finlora"
@@ -99,13 +99,15 @@ def test_tokens_only_with_a_tokenizer(tmp_path: Path) -> None:
     assert "no tokenizer was given" in render(without)
     tokens = check_folder(tmp_path, tokenizer=words, context_tokens=6).files[0].tokens
     assert tokens is not None
-    assert (tokens.mean, tokens.longest, tokens.over_window) == (4.0, 5, 1)
+    assert (tokens.mean, tokens.longest, tokens.over_window) == (4.0, 5, (LongRow(2, 7),))
     text = render(check_folder(tmp_path, tokenizer=words, context_tokens=6))
-    assert "warning: 1 row longer than the model's context window" in text
+    assert "1 row longer than the model's context window of 6 tokens, and skipped by a run: line 2 (7). Shorten" in " ".join(
+        text.split()
+    )
     assert "no tokenizer" not in text
     no_window = check_folder(tmp_path, tokenizer=words).files[0].tokens
     assert no_window is not None
-    assert no_window.over_window is None
+    assert no_window.over_window == ()
 
 
 def test_files_of_other_names_are_named(tmp_path: Path) -> None:

@@ -144,8 +144,8 @@ def test_the_order_of_files_does_not_depend_on_the_form(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", [".csv", ".parquet", ".json"])
 def test_training_gives_the_same_adapter_from_every_form(tmp_path: Path, ending: str) -> None:
-    from client_app.bank import bank_rows
     from client_app.facts import BankFacts
+    from client_app.prepared_rows import bank_rows
     from fedfinlora.models import get_session
 
     config = compose(
@@ -364,7 +364,11 @@ def test_objects_over_several_lines_and_single_ones(tmp_path: Path) -> None:
         (b'[\n{"context": "\xff"}]', 2, "not UTF-8: save the file as UTF-8"),
         (b"[]", 0, "the file is empty"),
         (b"  \n", 0, "the file is empty"),
-        (b'{"data": [{"context": "p", "target": "t"}]}', 1, "no column context and target; it has data."),
+        (
+            b'{"data": [{"context": "p", "target": "t"}]}',
+            1,
+            "wrapped in the key data: write that array alone (jq .data FILE > OTHER.json)",
+        ),
     ],
 )
 def test_an_array_with_a_fault_gives_no_rows(tmp_path: Path, content: bytes, line: int, reason: str) -> None:
@@ -437,8 +441,8 @@ def test_columns_are_set_on_the_command_line_and_wrong_ones_are_refused(tmp_path
 
 
 def test_no_server_names_the_columns_of_a_deployed_bank(tmp_path: Path) -> None:
-    from client_app.bank import bank_dataset
     from client_app.facts import BankFacts
+    from client_app.own_rows import bank_dataset
     from fedfinlora.deployment.policy import BankSettings, read_settings, settings_text
 
     asked = bank(tmp_path, columns=ColumnsConfig(target="account_number"))

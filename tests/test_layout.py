@@ -129,8 +129,8 @@ def test_a_folder_with_train_and_other_files_names_them(tmp_path: Path, caplog: 
 
 
 def test_the_layout_of_a_banks_folder_is_one_rule_for_bank_and_check(tmp_path: Path) -> None:
-    from client_app.bank import bank_dataset
     from client_app.facts import BankFacts
+    from client_app.own_rows import bank_dataset
 
     for name in ("with", "without"):
         write(tmp_path / name / ("train" if name == "with" else "") / "fpb_train.jsonl")

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data.catalog import classify_merged
+from data.merged import classify_merged
 from data.rows import BadRow, Row
 from data.sources.forms import FORMS, GZIP, form_of
 from data.sources.issuers import issuer_of
+from data.sources.json_records import json_document, json_lines
 from data.sources.listing import special_file
 from data.sources.messages import context_and_target, is_conversation
 from data.sources.parquet import parquet_rows
@@ -27,12 +28,11 @@ from data.sources.records import (
     Record,
     Unreadable,
     damaged,
-    json_document,
-    json_lines,
     missing_columns,
     opened,
 )
 from data.sources.tables import table
+from data.sources.wrapped import advice
 from fedfinlora.config import ColumnsConfig
 
 WHOLE_FILE = 0
@@ -72,6 +72,8 @@ class FileRows:
     bad_rows: tuple[BadRow, ...]
     sha256: str
     """Of the file's bytes; empty where it cannot be read."""
+    lines: tuple[int, ...] = ()
+    """Where each of the rows begins, from 1, as BadRow.line."""
 
 
 def read_file(file: SourceFile) -> FileRows:
@@ -82,10 +84,10 @@ def read_file(file: SourceFile) -> FileRows:
         with open(file.path, "rb", buffering=0) as source:
             raw = HashedFile(source)
             try:
-                rows, bad_rows = _rows(file, raw)
+                rows, bad_rows, lines = _rows(file, raw)
             except Unreadable as reason:
-                rows, bad_rows = [], [BadRow(file.name, reason.line, str(reason))]
-            return FileRows(file, tuple(rows), tuple(bad_rows), raw.hexdigest())
+                rows, bad_rows, lines = [], [BadRow(file.name, reason.line, str(reason))], []
+            return FileRows(file, tuple(rows), tuple(bad_rows), raw.hexdigest(), tuple(lines))
     except OSError as error:
         return _nothing(file, f"cannot be read: {error.strerror or type(error).__name__}")
 
@@ -94,10 +96,11 @@ def _nothing(file: SourceFile, reason: str) -> FileRows:
     return FileRows(file, (), (BadRow(file.name, WHOLE_FILE, reason),), "")
 
 
-def _rows(file: SourceFile, raw: HashedFile) -> tuple[list[Row], list[BadRow]]:
-    """Rows and bad rows of a file that can be opened. Unreadable where none of it can be used."""
+def _rows(file: SourceFile, raw: HashedFile) -> tuple[list[Row], list[BadRow], list[int]]:
+    """Rows, bad rows and the rows' lines of a file that can be opened. Unreadable where none of it can be used."""
     rows: list[Row] = []
     bad_rows: list[BadRow] = []
+    lines: list[int] = []
     seen, lacking = 0, ""
     try:
         for record in _records(file, raw):
@@ -110,13 +113,14 @@ def _rows(file: SourceFile, raw: HashedFile) -> tuple[list[Row], list[BadRow]]:
                 continue
             if not file.wanted or row.task in file.wanted:
                 rows.append(row)
+                lines.append(record.line)
     except GZIP_FAULTS as error:
         raise damaged(error) from error
     if not seen:
         raise Unreadable("the file is empty")
     if lacking and len(bad_rows) == seen:  # not one row has the columns: say which there are
         bad_rows[0] = BadRow(file.name, bad_rows[0].line, lacking)
-    return rows, bad_rows
+    return rows, bad_rows, lines
 
 
 def _records(file: SourceFile, raw: HashedFile) -> Iterator[Record]:
@@ -173,8 +177,10 @@ def _has_messages_only(values: dict[str, Any], columns: ColumnsConfig) -> bool:
 
 
 def _lacking(columns: ColumnsConfig, values: Any) -> str:
-    """What to say if no row of the file has the columns; "" where this one has them."""
+    """What to say if no row of the file has the columns: where they are, or which there are; "" where this one has them."""
     needed = frozenset((columns.context, columns.target))
+    if wrapped := advice(values, columns):
+        return wrapped
     if not isinstance(values, dict) or needed <= set(values) or columns.messages in values:
         return ""
     return missing_columns(list(values), needed, is_table=False)

@@ -6,7 +6,7 @@ read for the other benchmarks only.
 
 A bank's folder, or one folder a bank (`dataset=jsonl`): every file at any depth that has a known ending. The first folder level is
 `Row.path` (a bank, a desk), unless it is called train or test. The word train or test in the file's name gives the split, else a folder so
-called, else it is train. The beginning of the file's name gives the task where it is a benchmark's key or one of its file names
+called, else it is train; names that say both are refused, and those that say validation are not read (`data.sources.names`). The beginning of the file's name gives the task where it is a benchmark's key or one of its file names
 (`fpb_train.jsonl`, `finer_2024_q1.csv`). Here too a benchmark's own file in the same bank's folder wins over the merged one.
 
 Two files in one folder whose names differ only in their endings (or in letter case) are most likely the same rows twice, which would count
@@ -15,18 +15,24 @@ for twice as much in training and in the privacy ledger. Neither is chosen: both
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
-from data.catalog import BENCHMARKS, Benchmark, merged_files
+from data.catalog import BENCHMARKS, Benchmark
 from data.sources.files import SourceFile
 from data.sources.listing import Entry, NotRead, list_rows
+from data.sources.names import SPLITS, folder_split, split_of, task_of
 from fedfinlora.config import ColumnsConfig
 
-SPLITS = ("train", "test")
+
+class Refused(NamedTuple):
+    """Files that can only be read with a guess: no run begins while they are there."""
+
+    names: tuple[str, ...]
+    reason: str
+    """What is wrong with them, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +45,8 @@ class Found:
     """Task -> why it has no file (FinLoRA's layout only)."""
     not_read: tuple[NotRead, ...]
     """What no split reads, sorted by name."""
-    ambiguous: tuple[tuple[str, ...], ...]
-    """Names of files that are each other's double: none of them is read, and there are no rows until only one is left."""
+    refused: tuple[Refused, ...]
+    """Doubles, and names that say both train and test: none of them is read, and there are no rows until they are put right."""
 
 
 def layout_of(root: Path) -> str:
@@ -113,7 +119,7 @@ def _finlora(root: Path, split: str, wanted: Collection[str], columns: ColumnsCo
     doubles = frozenset(name for names in ambiguous for name in names)
     return Found(
         tuple(file for file in files if file.name not in doubles), missing,
-        tuple(sorted((*listing.not_read, *_unknown_in_finlora(listing.entries)))), tuple(ambiguous),
+        tuple(sorted((*listing.not_read, *_unknown_in_finlora(listing.entries)))), tuple(map(_doubles, ambiguous)),
     )  # fmt: skip
 
 
@@ -142,7 +148,7 @@ def _unknown_in_finlora(entries: Sequence[Entry]) -> list[NotRead]:
         if not splits and entry.is_folder:
             reason = "a folder of no benchmark's name"
         elif not splits:
-            reason = "its name is no benchmark's file name" + _nearest(stem, stems)
+            reason = split_of(entry.stem, ()).problem or "its name is no benchmark's file name" + _nearest(stem, stems)
         elif parents not in ((), (splits[0],)):
             reason = f"it is not in {splits[0]}/ or directly in the folder (dataset=jsonl reads every folder)"
         elif not parents and ((splits[0],), stem) in present:
@@ -174,12 +180,15 @@ def _bank(root: Path, split: str, wanted: Collection[str], columns: ColumnsConfi
     own: dict[str, set[str]] = {}
     """Folder -> tasks that have a train file of their own there."""
     for entry in entries:
-        if _split_of(entry.stem, entry.parents) == "train":
-            own.setdefault(_folder(entry), set()).add(_task_of(entry.stem)[0])
-    files, not_read, refused = [], list(listing.not_read), []
+        if split_of(entry.stem, entry.parents).name == "train":
+            own.setdefault(_folder(entry), set()).add(task_of(entry.stem)[0])
+    files, not_read, refused, unclear = [], list(listing.not_read), [], []
     for entry in entries:
-        task, merged = _task_of(entry.stem)
-        its_split = _split_of(entry.stem, entry.parents)
+        task, merged = task_of(entry.stem)
+        its_split, problem, contradicts = split_of(entry.stem, entry.parents)
+        if problem and not contradicts:
+            not_read.append(NotRead(entry.name, problem, True))
+            continue
         served = {key for key, benchmark in BENCHMARKS.items() if merged and benchmark.merged_train_file == merged}
         left = served - own[_folder(entry)] if its_split == "train" and served else served
         if served and not left:
@@ -188,52 +197,28 @@ def _bank(root: Path, split: str, wanted: Collection[str], columns: ColumnsConfi
         asked = frozenset(wanted) or (frozenset(left) if left != served else frozenset())
         if left != served:
             asked &= left
-        if its_split != split or (task and wanted and task not in wanted) or (left != served and not asked):
+        if its_split not in ("", split) or (task and wanted and task not in wanted) or (left != served and not asked):
+            continue
+        if contradicts:
+            unclear.append(Refused((entry.name,), problem))
             continue
         if entry.name in doubles:
             refused.append(entry.name)
             continue
         prefix = "/".join((*entry.parents, entry.stem))
         files.append(SourceFile(entry.path, entry.name, split, task, merged, asked, _folder(entry), prefix, columns))
-    return Found(
-        tuple(files), {}, tuple(sorted(not_read)), tuple(names for names in ambiguous if any(name in refused for name in names))
+    twice = [_doubles(names) for names in ambiguous if any(name in refused for name in names)]
+    return Found(tuple(files), {}, tuple(sorted(not_read)), (*twice, *unclear))
+
+
+def _doubles(names: tuple[str, ...]) -> Refused:
+    reason = (
+        "differ only in their endings: most likely the same rows twice, so none of them is read. "
+        "Keep one of them, or give the other a name of its own if its rows are others"
     )
+    return Refused(names, reason)
 
 
 def _folder(entry: Entry) -> str:
     """The bank that a file belongs to: the first folder level; "" for one directly in the root, or for all banks."""
-    return entry.parents[0] if entry.parents and entry.parents[0].lower() not in SPLITS else ""
-
-
-def _split_of(stem: str, parents: Sequence[str]) -> str:
-    in_name = [word for word in _words(stem) if word in SPLITS]
-    in_folders = [folder.lower() for folder in reversed(parents) if folder.lower() in SPLITS]
-    return (in_name + in_folders + ["train"])[0]
-
-
-def _task_of(stem: str) -> tuple[str, str]:
-    """(task, "") or ("", merged stem) from the longest known name that the file's name begins with, else ("", "")."""
-    words = _words(stem)
-    for length in range(len(words), 0, -1):
-        name = "_".join(words[:length])
-        if name in merged_files():
-            return "", name
-        if name in _known_names():
-            return _known_names()[name], ""
-    return "", ""
-
-
-@cache
-def _known_names() -> dict[str, str]:
-    """Every name a benchmark goes by in file names -> its key: the key, and its file names with and without split and "batched"."""
-    names: dict[str, str] = {}
-    for key, entry in BENCHMARKS.items():
-        for stem in (key, entry.test_file, *entry.train_files):
-            words = _words(stem)
-            names["_".join(words)] = key
-            names["_".join(word for word in words if word not in (*SPLITS, "batched"))] = key
-    return names
-
-
-def _words(stem: str) -> list[str]:
-    return [word for word in re.split(r"[^a-z0-9]+", stem.lower()) if word]
+    return entry.parents[0] if entry.parents and not folder_split(entry.parents[0]) else ""

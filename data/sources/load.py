@@ -14,8 +14,9 @@ from data.rows import BadRow, Row
 from data.sample import FOLDER as SAMPLE_FOLDER
 from data.sources.files import WHOLE_FILE, FileRows, SourceFile, read_file
 from data.sources.forms import endings
-from data.sources.layout import SPLITS, Found, find, finlora_stems
+from data.sources.layout import Found, Refused, find, finlora_stems
 from data.sources.listing import NotRead, shown
+from data.sources.names import SPLITS
 from fedfinlora.config import DatasetConfig
 from fedfinlora.errors import UserError, choose
 from fedfinlora.seeds import generator
@@ -46,8 +47,8 @@ def load_rows(dataset: DatasetConfig, split: str, tasks: Sequence[str] = (), see
     `tasks` names the benchmarks to read; without it, train takes `dataset.tasks` and test takes all. `max_rows_per_task` and
     `equalize_tasks` act on train rows only. Rows with the same prompt are all kept, as FinLoRA keeps them; `data check` counts them.
 
-    Raises UserError when there is nothing to read, where two files are each other's double, and at the first bad row where
-    `dataset.on_bad_row` is stop. Files that look like rows and are not read are logged, once.
+    Raises UserError when there is nothing to read, where files are refused (`data.sources.layout.Refused`), and at the first bad row
+    where `dataset.on_bad_row` is stop. Files that look like rows and are not read are logged, once.
     """
     choose(split, SPLITS, "split")
     wanted = tuple(tasks) or (dataset.tasks if split == "train" else ())
@@ -79,12 +80,9 @@ def describe(bad: BadRow) -> str:
     return f"{bad.file}: {bad.reason}" if bad.line == WHOLE_FILE else f"{bad.file}:{bad.line}: {bad.reason}"
 
 
-def doubles(names: Sequence[str]) -> str:
-    """What is wrong with files that are each other's double, and what to do."""
-    return (
-        f"{' and '.join(names)} differ only in their endings: most likely the same rows twice, so none of them is read. "
-        "Keep one of them, or give the other a name of its own if its rows are others"
-    )
+def refusal(refused: Refused) -> str:
+    """`a and b: what is wrong with them, and what to do`."""
+    return f"{' and '.join(refused.names)}: {refused.reason}"
 
 
 def lost(not_read: Sequence[NotRead]) -> str:
@@ -114,8 +112,8 @@ def found_in(dataset: DatasetConfig, split: str, wanted: Sequence[str] = ()) -> 
 
 def _from_folder(dataset: DatasetConfig, split: str, wanted: Sequence[str]) -> LoadedRows:
     found = found_in(dataset, split, wanted)
-    if found.ambiguous:
-        raise UserError(f"{doubles(found.ambiguous[0])} (in {shown(str(folder_of(dataset).absolute()))}).")
+    if found.refused:
+        raise UserError(f"{refusal(found.refused[0])} (in {shown(str(folder_of(dataset).absolute()))}).")
     if (words := lost(found.not_read)) and dataset.source != "sample":
         _warn(f"{shown(dataset.root)}: not read: {words}. `python -m fedfinlora data check FOLDER` names everything.")
     files, missing = found.files, dict(found.missing)

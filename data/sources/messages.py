@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from data.sources.json_records import unique_keys
 from data.sources.records import BadLine
 
 ROLES = ("system", "developer", "user", "assistant")
@@ -24,7 +25,7 @@ def context_and_target(value: Any) -> tuple[str, str]:
     """(context, target) of a list of messages, or of its JSON text. BadLine says what is wrong; a message is quoted nowhere."""
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = json.loads(value, object_pairs_hook=unique_keys)
         except (ValueError, RecursionError):
             raise BadLine("messages is not a list of messages") from None
     if not is_conversation(value):

@@ -34,6 +34,8 @@ def parquet_rows(path: Path, wanted: frozenset[str], needed: tuple[frozenset[str
             if not any(have <= set(names) for have in needed):
                 raise Unreadable(missing_columns(names, needed[0]))
             columns = [name for name in names if name in wanted]
+            if twice := [name for name in columns if columns.count(name) > 1]:
+                raise Unreadable(f"two columns are called {twice[0]}")
             single = {name for name in columns if file.schema_arrow.field(name).type in (arrow.float16(), arrow.float32())}
             position = 0
             for batch in file.iter_batches(BATCH_ROWS, columns=columns, use_threads=False):

@@ -32,7 +32,7 @@ def table(
         first_line, skipped = text.readline(), skipped + 1
     if not first_line:
         return
-    names, separator = _columns(first_line, separators, needed, skipped + 1)
+    names, separator = _columns(first_line, separators, wanted, needed, skipped + 1)
     lines = csv.reader(text, delimiter=separator, strict=True)
     places = [(place, name) for place, name in enumerate(names) if name in wanted]
     position, begins = 0, skipped + 2
@@ -63,7 +63,9 @@ def _cells(cells: list[str], names: list[str], places: list[tuple[int, str]]) ->
     return found
 
 
-def _columns(first_line: str, separators: str, needed: tuple[frozenset[str], ...], line: int) -> tuple[list[str], str]:
+def _columns(
+    first_line: str, separators: str, wanted: frozenset[str], needed: tuple[frozenset[str], ...], line: int
+) -> tuple[list[str], str]:
     """(the names of the columns, the separator), or Unreadable."""
     tried: list[tuple[list[str], str]] = []
     for separator in separators:
@@ -73,7 +75,7 @@ def _columns(first_line: str, separators: str, needed: tuple[frozenset[str], ...
             continue
         names = [name.strip() for name in cells]
         if any(have <= set(names) for have in needed):
-            twice = [name for name in names if names.count(name) > 1 and any(name in have for have in needed)]
+            twice = [name for name in names if names.count(name) > 1 and name in wanted]
             if twice:
                 raise Unreadable(f"two columns are called {twice[0]}", line)
             return names, separator

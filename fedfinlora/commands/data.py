@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from data.check import check_folder, render
+from data.encode import encode_prompts, encode_targets
 from data.sources.layout import layout_of
 from data.sources.listing import shown
 from fedfinlora.base_checks import context_tokens
 from fedfinlora.compose import compose
 from fedfinlora.embedded import embedded_folder, is_embedded
-from fedfinlora.errors import UserError
+from fedfinlora.errors import ConfigError, UserError
+
+_OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w.@:/-]*=|~[A-Za-z_][\w.]*\Z")
+
+
+def root_and_overrides(words: Sequence[str]) -> tuple[Path, list[str]]:
+    """The one folder (or file) among the words of a command line, in any place, and the others. ConfigError without one, or with two.
+
+    A word like key=value is a folder only where there is one of that name, and no other word is a folder.
+    """
+    overrides = [word for word in words if _OVERRIDE.match(word)]
+    roots = [word for word in words if word not in overrides]
+    roots = roots or [word for word in overrides if Path(word).expanduser().exists()]
+    if not roots:
+        raise ConfigError("No folder to look at; usage: python -m fedfinlora data check ROOT [key=value …]")
+    if len(roots) > 1:
+        raise ConfigError(
+            f"data check looks at one folder, not at {' and '.join(shown(word) for word in roots)}. "
+            "Settings have the form key=value, such as model=tiny-random."
+        )
+    return Path(roots[0]), [word for word in words if word != roots[0]]
 
 
 def check(root: Path, overrides: Sequence[str]) -> int:
@@ -31,14 +54,15 @@ def check(root: Path, overrides: Sequence[str]) -> int:
     except (OSError, ValueError) as error:
         raise UserError(f"The tokenizer of {config.model.path} cannot be loaded: {str(error).splitlines()[0]}") from error
 
-    def tokenize(texts: Sequence[str]) -> list[list[int]]:
-        return list(tokenizer(list(texts), add_special_tokens=False)["input_ids"])
+    def prompts(texts: Sequence[str]) -> list[tuple[int, ...]]:
+        return encode_prompts(tokenizer, texts, config.dataset.chat_template)
 
     source = config.dataset.source if named & {"dataset", "dataset.source", "experiment"} else ""
     if source not in ("finlora", "jsonl"):
         source = layout_of(root)
     if source == "finlora" and not root.is_dir():
         raise UserError(f"{shown(str(root))} is not a folder: dataset=finlora reads folders, dataset=jsonl single files too.")
-    report = check_folder(root, source, tokenize, context_tokens(config.model), config.dataset.columns)
+    targets = partial(encode_targets, tokenizer)
+    report = check_folder(root, source, prompts, context_tokens(config.model), config.dataset.columns, targets)
     print(render(report))
     return 0 if report.ok else 1
