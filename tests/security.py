@@ -31,8 +31,8 @@ class Attempt:
 HOSTILE = "test_killed_late_and_hostile_banks_cost_their_own_answers_only"
 OUTSIDE = "test_who_cannot_get_in_is_told_why"
 MODES = "tests/test_run_modes.py"
-ROUNDS, PLAN = (f"tests/test_{name}.py" for name in ("rounds", "plan"))
-SIGNATURES, VERIFY, RELEASE = (f"tests/test_{name}.py" for name in ("signatures", "verify", "release"))
+ROUNDS, PLAN, GUARDED = (f"tests/test_{name}.py" for name in ("rounds", "plan", "guarded_grid"))
+SIGNATURES, VERIFY, CHAIN, RELEASE = (f"tests/test_{name}.py" for name in ("signatures", "verify", "verify_chain", "release"))
 
 ATTACKERS: Mapping[str, tuple[Attempt, ...]] = {
     "A stranger who reaches the coordinator's port": (
@@ -136,6 +136,26 @@ ATTACKERS: Mapping[str, tuple[Attempt, ...]] = {
             "puts records, figures or texts into its reply that have no name there, or are long", "Rejected (`malformed`); nothing of them is in the run's folder.",
             "tests/test_wire_form.py", "test_a_reply_that_is_refused_for_its_form_is_not_kept_in_the_run",
         ),
+        Attempt(
+            "writes a sentence of its own into a refusal, to have it in run folder, history and report",
+            "Only a code crosses the line; the reader has the sentence for it, or writes that the reason is unknown.", WIRE,
+            "test_no_text_of_a_banks_own_is_read_in_its_error",
+        ),
+        Attempt("names a run of its own making in its reply, to have the text in the run's folder", "Rejected (`signature`) and not kept.", "tests/test_wire_form.py",
+            "test_a_run_name_of_the_banks_own_is_not_kept_in_the_run",
+        ),
+        Attempt(
+            "answers with an error in Flower's form, with a book as its text", "The text is dropped; the code counts.", GUARDED,
+            "test_an_error_from_a_bank_is_its_code_without_its_text",
+        ),
+        Attempt(
+            "answers with the error by which Flower says that a simulation's process has died, to end the run", "Rejected (`unreadable`); the round closes without it.", GUARDED,
+            "test_what_is_no_reply_is_an_error_of_the_servers_own",
+        ),
+        Attempt(
+            "makes the coordinator's log grow", "superlink.log has no line for a request, and begins again at 32 MiB; the 32 MiB before are kept.", "tests/test_bounded_logs.py",
+            "test_a_log_that_another_process_floods_stays_short",
+        ),
     ),
     "The coordinator, or whoever has taken its place": (
         Attempt(
@@ -198,6 +218,16 @@ ATTACKERS: Mapping[str, tuple[Attempt, ...]] = {
             "test_nothing_in_a_request_moves_the_rows",
         ),
         Attempt(
+            "asks again and again for what the bank does not allow, each time with another configuration, to fill its disk",
+            "After 200 refusals on a day the bank looks at one request in ten minutes, and counts the others; configurations are kept once each, a gibibyte at most.",
+            "tests/test_refusals.py", "test_after_so_many_refusals_nothing_more_is_kept_and_the_rest_is_counted",
+        ),
+        Attempt(
+            "compares the figures of two rounds without privacy whose rows differ by one",
+            "Counts leave with two significant digits, losses and seconds with three; the update itself still differs.", "tests/test_published.py",
+            "test_two_answers_that_differ_in_a_row_have_the_same_figures",
+        ),
+        Attempt(
             "puts values into its request that have no name there, or are long", "The bank refuses (`config`) and keeps nothing of them.", "tests/test_wire_form.py",
             "test_a_request_that_is_refused_for_its_form_is_not_kept_at_the_bank",
         ),
@@ -244,6 +274,18 @@ ATTACKERS: Mapping[str, tuple[Attempt, ...]] = {
             "test_every_file_cut_at_a_random_byte_is_named_or_not_needed",
         ),
         Attempt(
+            "changes a file of a run that was killed", "Each round's files are bound once it is closed: `verify` names the file. That no later rounds were cut off is not proven: status 3.",
+            CHAIN, "test_each_of_its_files_that_was_changed_is_named",
+        ),
+        Attempt(
+            "puts a forged audit.json into a run's folder, and its sentence into the privacy card", "`verify` says that neither is proven: status 3. The coordinator takes no audit into its card that its chain does not have.",
+            CHAIN, "test_a_forged_audit_is_not_proven",
+        ),
+        Attempt(
+            "empties a bank's record, cuts off its end, or adds files to the bank's home", "`verify` compares the record with the bank's history and its ledger, and names what is missing or too much.",
+            "tests/test_verify_bank.py", "test_a_lie_is_named",
+        ),
+        Attempt(
             "changes a released adapter, or adds a file to it", "`verify`, and OpenSSF's own tool, refuse it and name the file.", RELEASE,
             "test_every_file_that_is_changed_or_missing_is_named",
         ),
@@ -269,6 +311,8 @@ Every row is played by the test that it names, in a deployment of real processes
 TAIL = """
 ## What remains
 
+- Without noise, an update is a function of the bank's rows: two updates that start from the same adapter and whose rows differ by one differ by what that row did. Rounding the figures
+  (`client_app/published.py`) does not change that. Where strategy.weighting=rows, the rows of a round are exact, for they are the bank's weight.
 - The coordinator sees each bank's delta, within what the bank's policy allows to be trained; noise at the bank (`privacy=example`) or at the aggregator is what limits what a delta tells.
 - Root on a party's machine, and whoever can write its checkout or its Python packages, is that party.
 - Addresses, sizes and times of connections are visible on the line.

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from keys import Consortium
 
-from fedfinlora.provenance.bank_record import FIRST, append, check_links
+from fedfinlora.provenance.bank_record import Asked, append, check_links
+from fedfinlora.provenance.lines import FIRST
 from fedfinlora.provenance.signatures import LINE, Signer, canonical, digest, load_signer
 
 COUNT = 6
@@ -37,7 +38,7 @@ def public(consortium: Consortium) -> str:
 
 def record(file: Path, signer: Signer, count: int = COUNT) -> list[bytes]:
     for number in range(count):
-        append(file, {"asked": {"round": number}}, signer)
+        append(file, Asked({"round": number}, "", ""), signer)
     return file.read_bytes().split(b"\n")[:-1]
 
 
@@ -88,7 +89,7 @@ def test_who_chains_the_rest_anew_lacks_the_banks_key(
     other.write_bytes(b"\n".join(lines[:2]) + b"\n")
     stranger = load_signer(consortium.key_of("bank-2"))
     for line in lines[3:]:
-        append(other, {"asked": json.loads(line)["asked"]}, stranger)
+        append(other, Asked(json.loads(line)["asked"], "", ""), stranger)
     assert [number for number, what in check_links(other.read_bytes().split(b"\n")[:-1], public)] == [3, 4, 5]
 
 
@@ -129,9 +130,9 @@ def test_several_writers_make_one_chain(tmp_path: Path, consortium: Consortium, 
     """Threads of this process and another process, as Flower starts one for each message."""
     file = tmp_path / "bank-1.jsonl"
     program = (
-        "import sys\nfrom pathlib import Path\nfrom fedfinlora.provenance.bank_record import append\n"
+        "import sys\nfrom pathlib import Path\nfrom fedfinlora.provenance.bank_record import Asked, append\n"
         "from fedfinlora.provenance.signatures import load_signer\nsigner = load_signer(Path(sys.argv[2]))\n"
-        "for number in range(20):\n    append(Path(sys.argv[1]), {'asked': {'round': number}}, signer)\n"
+        "for number in range(20):\n    append(Path(sys.argv[1]), Asked({'round': number}, '', ''), signer)\n"
     )
     other = subprocess.Popen([sys.executable, "-c", program, str(file), str(consortium.key_of("bank-1"))])
     threads = [threading.Thread(target=record, args=(file, signer, 10)) for _ in range(3)]

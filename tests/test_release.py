@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from fedfinlora.commands.verify import verify
 from fedfinlora.deployment.certificates import make_authority
 from fedfinlora.errors import UserError
 from fedfinlora.model_files import model_sha256
+from fedfinlora.provenance.bom import BOM_FILE
 from fedfinlora.provenance.model_signature import SIGNATURE_FILE, check_folder, sign_folder
-from fedfinlora.provenance.release import BOM_FILE, PROVENANCE_FILE
+from fedfinlora.provenance.release import PROVENANCE_FILE
 from fedfinlora.provenance.signatures import Signer, WrongSignature
 from fedfinlora.runfolder import read_config, read_json, sha256_of, write_json
 
@@ -164,7 +166,7 @@ class TestRefused:
         assert "another key" in capsys.readouterr().out
         assert verify(adapter, key=public_key) == 0
         assert verify(adapter) == 0
-        assert "nobody vouches for" in capsys.readouterr().out
+        assert "no one vouches for" in capsys.readouterr().out
         with pytest.raises(UserError, match="private key"):
             verify(adapter, key=other.key_of("bank-1"))
 
@@ -241,6 +243,38 @@ class TestRefused:
         write_json(adapter / BOM_FILE, bom)
         assert verify(adapter) == 1
         assert f"{adapter / BOM_FILE} does not follow from provenance.json" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("lie", "status", "named"),
+        [
+            (lambda bom: bom["components"][0].update(name="another model"), 1, "components[base-model].name"),
+            (lambda bom: bom["components"][0]["hashes"][0].update(content="0" * 64), 1, "components[base-model].hashes"),
+            (
+                lambda bom: bom["metadata"]["component"]["properties"][0].update(value="x"),
+                1,
+                "properties[fedfinlora:run].value",
+            ),
+            (
+                lambda bom: bom["components"].append({"bom-ref": "pkg:pypi/more@1", "name": "more"}),
+                3,
+                "components[pkg:pypi/more@1]",
+            ),
+            (lambda bom: bom.pop("dependencies"), 3, "dependencies"),
+            (lambda bom: None, 0, "NOT SIGNED"),
+        ],
+    )
+    def test_a_bill_of_materials_of_another_version_is_checked_too(
+        self, adapter: Path, lie: Callable[[Any], Any], status: int, named: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """What both have must agree; what only one of them has is named."""
+        (adapter / SIGNATURE_FILE).unlink()
+        statement, bom = read_json(adapter / PROVENANCE_FILE), read_json(adapter / BOM_FILE)
+        statement["predicate"]["code"]["version"] = bom["metadata"]["tools"]["components"][0]["version"] = "0.0.1"
+        lie(bom)
+        write_json(adapter / PROVENANCE_FILE, statement)
+        write_json(adapter / BOM_FILE, bom)
+        assert verify(adapter) == status
+        assert named in capsys.readouterr().out
 
     def test_a_link_to_a_file_elsewhere_is_refused(self, adapter: Path, consortium: Consortium, tmp_path: Path) -> None:
         (tmp_path / "elsewhere").write_text("")

@@ -24,17 +24,11 @@ from client_app.facts import bank_facts
 from client_app.signed import bank_keys, check_request, sign_answer, signed_file
 from fedfinlora.commands.verify import verify
 from fedfinlora.deployment.certificates import issue_bank, issue_server, issue_signing, make_authority, open_authority
+from fedfinlora.deployment.history import Event, history_file, record
 from fedfinlora.errors import UserError
-from fedfinlora.provenance.chain import (
-    CHAIN_FILE,
-    MOST_STATEMENT_BYTES,
-    Chain,
-    RoundEvidence,
-    ServerKeys,
-    answer_signed,
-    read_line,
-    server_keys,
-)
+from fedfinlora.provenance.chain import Chain
+from fedfinlora.provenance.evidence import MOST_STATEMENT_BYTES, RoundEvidence, ServerKeys, answer_signed, server_keys
+from fedfinlora.provenance.lines import CHAIN_FILE, Attempt, End, read_line
 from fedfinlora.provenance.signatures import (
     LINE,
     REPLY,
@@ -260,6 +254,8 @@ class TestRequests:
         settings.write_text(settings.read_text().replace("name: north", "name: bank-1"))
         (home / "state").mkdir()
         file.parent.rename(home / "state" / "signed")
+        record(history_file(home / "state", "bank-1"), Event(REQUEST.run, REQUEST.round, "begun"))
+        record(history_file(home / "state", "bank-1"), Event(REQUEST.run, REQUEST.round, "sent"))
         for name in ("node.key.pub",):
             (home / name).write_bytes(consortium.key_of("bank-1").with_name(name).read_bytes())
         assert verify(home, consortium.ca) == 0
@@ -394,8 +390,7 @@ class TestRuns:
         found = [[(bank["status"], bank["code"]) for bank in line["banks"]] for line in rounds_of(run)]
         assert found == [[("ok", ""), ("rejected", "signature")]] * 3 + [[("ok", ""), ("ok", "")]]
         # Its old reply, which it has signed itself, is kept; what it has not signed shows nothing.
-        kept = [read_line(line) for line in (run / CHAIN_FILE).read_bytes().splitlines()]
-        assert ["reply" in line["banks"]["bank-1"] for line in kept[1:5]] == [False, True, False, True]
+        assert [line.banks["bank-1"].reply is not None for line in attempts_of(run)] == [False, True, False, True]
         capsys.readouterr()
         assert verify(run, runs.consortium.ca) == 0
         assert "round 2: 2 banks asked, 2 requests and 2 replies signed" in capsys.readouterr().out
@@ -422,15 +417,9 @@ class TestRuns:
         run = runs.start("run", rounds=len(lies), tamper=only("bank-1", lying))
         assert [line["banks"][1]["code"] for line in rounds_of(run)] == [code for code, _ in lies]
         size = (run / CHAIN_FILE).stat().st_size
-        for line in map(read_line, (run / CHAIN_FILE).read_bytes().splitlines()[1:-1]):
-            own = line["banks"]["bank-1"]
-            statement = {name: own[name] for name in ("reply", "figures", "delta-sha256")}
-            check(
-                public_key_of(consortium.key_of("bank-1").with_name("node.key.pub").read_text()),
-                REPLY,
-                statement,
-                own["reply_signature"],
-            )
+        public = public_key_of(consortium.key_of("bank-1").with_name("node.key.pub").read_text())
+        for line in attempts_of(run):
+            check(public, REPLY, line.banks["bank-1"].statement, line.banks["bank-1"].reply_signature)
         assert verify(run, consortium.ca) == 0, capsys.readouterr().out
         assert size < 40_000, "no delta"
 
@@ -460,8 +449,13 @@ class TestRuns:
             runs.start("run")
 
 
+def attempts_of(run: Path) -> list[Attempt]:
+    lines = [read_line(line).line for line in (run / CHAIN_FILE).read_bytes().splitlines()]
+    return [line for line in lines if isinstance(line, Attempt)]
+
+
 def _statement(message: Message) -> dict[str, Any]:
-    from fedfinlora.provenance.chain import request_statement
+    from fedfinlora.provenance.evidence import request_statement
 
     return request_statement(message.content)
 
@@ -469,16 +463,16 @@ def _statement(message: Message) -> dict[str, Any]:
 class TestChain:
     def test_a_line_that_a_crash_cut_off_is_taken_away_and_the_chain_goes_on(self, tmp_path: Path) -> None:
         chain = Chain(tmp_path)
-        chain.append({"kind": "begin"})
+        chain.append(End("a", "stopped", {}))
         first = (tmp_path / CHAIN_FILE).read_bytes()
         (tmp_path / CHAIN_FILE).write_bytes(first + b'{"kind":"rou')
-        Chain(tmp_path).append({"kind": "end"})
+        Chain(tmp_path).append(End("a", "completed", {}))
         lines = (tmp_path / CHAIN_FILE).read_bytes().splitlines()
-        assert read_line(lines[1])["previous"] == read_line(lines[0])["sha256"]
+        assert read_line(lines[1]).previous == read_line(lines[0]).sha256
         assert (tmp_path / CHAIN_FILE).stat().st_mode & 0o777 == 0o600
 
     def test_a_chain_that_was_changed_is_not_gone_on_with(self, tmp_path: Path) -> None:
-        Chain(tmp_path).append({"kind": "begin", "run": "a"})
+        Chain(tmp_path).append(End("a", "completed", {}))
         file = tmp_path / CHAIN_FILE
         file.write_bytes(file.read_bytes().replace(b'"a"', b'"b"'))
         with pytest.raises(UserError, match=r"provenance\.jsonl is damaged"):

@@ -22,18 +22,31 @@ from fedfinlora.config_values import to_plain_group
 from fedfinlora.errors import ConfigError, choose
 from fedfinlora.privacy.audit import CANARIES, CHECKS, EXIT_STATUS, Check, sentence, together
 from fedfinlora.privacy.card import privacy_card
-from fedfinlora.runfolder import origin_of_this_process, read_config, read_lines, write_json
+from fedfinlora.provenance.audits import begun, bind_audit, check_may_sign
+from fedfinlora.provenance.chain import AUDIT_FILE, CARD_FILE, REPORT_FILE
+from fedfinlora.provenance.lines import CHAIN_FILE
+from fedfinlora.provenance.signatures import load_signer
+from fedfinlora.run.records import read_rounds
+from fedfinlora.run.typed import to_json
+from fedfinlora.runfolder import SERVER_LOCK, hold_run, origin_of_this_process, read_config, write_json
 
 LEAST_CANARIES = 20
 
 
 def audit(
-    overrides: Sequence[str], run: Path | None, canaries: int, confidence: float, file: Path | None, checks: str = ""
+    overrides: Sequence[str],
+    run: Path | None,
+    canaries: int,
+    confidence: float,
+    file: Path | None,
+    checks: str = "",
+    signing_key: Path | None = None,
 ) -> int:
     """Audit the configuration, or a run's, and print each check's verdict. The result goes to `file`, and to the
     run's card and report.
 
-    `checks` names some of CHECKS, separated by commas; "" = all.
+    `checks` names some of CHECKS, separated by commas; "" = all. A run that a coordinator has signed takes an audit in
+    only with its `signing_key`.
     """
     if canaries < LEAST_CANARIES:
         raise ConfigError(f"--canaries {canaries} can show nothing: take {LEAST_CANARIES} or more.")
@@ -47,6 +60,9 @@ def audit(
         if overrides:
             raise ConfigError("--run takes the run's own configuration: leave out the key=value words.")
         config = read_config(run)
+    signer = load_signer(signing_key) if signing_key else None
+    if run is not None and (run / CHAIN_FILE).is_file():
+        check_may_sign(run, begun(run), signer)
     if config.privacy.mode == "none":
         named = [CANARIES]  # nothing is claimed that the others could compare
     chosen = [name for name in CHECKS if name in named or not named]
@@ -59,12 +75,15 @@ def audit(
     verdict = together(found)
     print(f"{verdict} ({time.monotonic() - started:.0f} s)")
     result = _as_json(config, found, verdict, confidence)
-    for place in (file, run / "audit.json" if run else None):
-        if place is not None:
-            write_json(place, result)
+    if file is not None:
+        write_json(file, result)
     if run is not None:
-        write_json(run / "privacy.json", privacy_card(config, read_lines(run / "rounds.jsonl"), result))
-        write_run_report([run], run / "report.html")
+        with hold_run(run, SERVER_LOCK):  # else a server that trains there continues the chain from another line
+            write_json(run / AUDIT_FILE, result)
+            card = privacy_card(config, read_rounds(run), result)
+            write_json(run / CARD_FILE, to_json(card) if card else {})
+            write_run_report([run], run / REPORT_FILE)
+            bind_audit(run, result["sentence"], signer)
     return EXIT_STATUS[verdict]
 
 

@@ -1,4 +1,7 @@
-"""`verify`: check a run's folder, an adapter's folder or a bank's own record of what it was asked; 0 = as it was made, 1 = not."""
+"""`verify`: check a run's folder, an adapter's folder or a bank's own record of what it was asked.
+
+Exit status: 0 everything is as it was made; 1 something is wrong; 3 nothing is wrong, but not everything could be proven. What is not proven is named.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +16,23 @@ from fedfinlora.checkpoint import adapter_checksum
 from fedfinlora.config import Config
 from fedfinlora.deployment.policy import SETTINGS, read_settings
 from fedfinlora.errors import UserError, printable
-from fedfinlora.provenance.chain import CHAIN_FILE
-from fedfinlora.provenance.findings import Findings, no_other_kinds
+from fedfinlora.provenance.findings import NOT_ALL_PROVEN, WRONG, Findings
 from fedfinlora.provenance.folder import contents_of
-from fedfinlora.provenance.model_signature import SIGNATURE_FILE, check_folder
-from fedfinlora.provenance.release import BOM_FILE, FINAL, PROVENANCE_FILE, read_statement
-from fedfinlora.provenance.signatures import WrongSignature, read_public
+from fedfinlora.provenance.lines import CHAIN_FILE
+from fedfinlora.provenance.model_signature import SIGNATURE_FILE
+from fedfinlora.provenance.release import FINAL
+from fedfinlora.provenance.signatures import read_public
 from fedfinlora.provenance.verify import verify_run
+from fedfinlora.provenance.verify_adapter import verify_adapter
 from fedfinlora.provenance.verify_bank import verify_bank
 from fedfinlora.resuming import resumed_words
 from fedfinlora.wire import Figures, Reply
 
 
 def verify(folder: Path, authority: Path | None = None, key: Path | None = None, enrolled: Path | None = None) -> int:
-    """Print what was checked and what is wrong, a line each. `authority` is a ca.crt, `key` a public key, `enrolled` a folder of banks' keys."""
+    """Print what was checked, what is wrong and what is not proven, a line each. `authority` is a ca.crt, `key` a public key, `enrolled` a
+    folder of banks' keys. Returns the exit status.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder. Name a run, an adapter (RUN/adapters/final) or a bank's home.")
     ca, public = (read_public(file) if file else None for file in (authority, key))
@@ -40,17 +46,22 @@ def verify(folder: Path, authority: Path | None = None, key: Path | None = None,
     if is_bank:
         found = _bank(folder, ca)
     elif is_adapter:
-        found = _adapter(folder, ca, public)
+        found = verify_adapter(folder, ca, public)
     elif is_run or (folder / "state").is_dir():
         found = _run(folder, ca, public, enrolled)
     else:
         raise UserError(f"{folder} is neither a run ({CHAIN_FILE}), an adapter ({CONFIG_FILE}) nor a bank's home ({SETTINGS}).")
     for line in found.checked:
         print(printable(line))
+    for line in found.unproven:
+        print(printable(f"NOT PROVEN  {line}"))
     for line in found.wrong:
         print(printable(f"WRONG  {line}"))
-    print(f"{len(found.wrong)} things are wrong" if found.wrong else "ok")
-    return 1 if found.wrong else 0
+    unproven = f"{len(found.unproven)} things are not proven"
+    print(
+        {WRONG: f"{len(found.wrong)} things are wrong", NOT_ALL_PROVEN: f"nothing is wrong, {unproven}"}.get(found.status, "ok")
+    )
+    return found.status
 
 
 def _has(folder: Path, *names: str) -> bool:
@@ -69,51 +80,10 @@ def _run(folder: Path, ca: bytes | None, public: bytes | None, enrolled: Path | 
     found = verify_run(folder, ca, known, _step, _first_state)
     found.checked += [f"note: {sentence}" for sentence in resumed_words(folder)]
     if (folder / FINAL).is_dir() and not contents_of(folder).odd:
-        release = _adapter(folder / FINAL, ca, public)
+        release = verify_adapter(folder / FINAL, ca, public)
         found.checked += [f"adapters/final: {line}" for line in release.checked]
         found.wrong += release.wrong
-    return found
-
-
-def _adapter(folder: Path, ca: bytes | None, public: bytes | None) -> Findings:
-    found = Findings()
-    if not no_other_kinds(folder, found):
-        return found
-    signed = (folder / SIGNATURE_FILE).is_file()
-    if signed:
-        try:
-            checked = check_folder(folder, ca, public)
-            believed = "" if checked.trusted else ", which nobody vouches for: name --ca or --key"
-            found.checked.append(f"signed by {checked.who}{believed}")
-        except WrongSignature as error:
-            found.wrong.append(str(error))
-    else:
-        found.checked.append("NOT SIGNED")
-        if ca is not None or public is not None:
-            found.wrong.append(f"{folder / SIGNATURE_FILE}: it is missing, and --ca or --key asks for it")
-    if not (folder / PROVENANCE_FILE).is_file():
-        found.checked.append(f"{PROVENANCE_FILE} is not there: nothing says where the adapter comes from")
-        if (folder / BOM_FILE).is_file():
-            found.wrong.append(f"{folder / PROVENANCE_FILE}: it is missing")
-        if not signed:
-            found.wrong.append(f"{folder}: nothing here can be checked")
-        return found
-    for name in (
-        () if signed else sorted(set(contents_of(folder).files) - {CONFIG_FILE, WEIGHTS_FILE, PROVENANCE_FILE, BOM_FILE})
-    ):
-        found.add(folder / name, "it is no part of a release")  # a signature covers every file
-    try:
-        origin = read_statement(folder)
-        base = origin.base_model
-        found.checked.append(
-            f"run {origin.run}: {origin.adapter.method} of {base.name} ({base.sha256[:16] or 'hash unknown'}), {origin.rounds} rounds, "
-            f"{len(origin.banks)} banks ({', '.join(origin.banks)}), configuration {origin.configuration_sha256[:16]}, "
-            f"code {origin.code.source_sha256[:16]}"
-        )
-    except WrongSignature as error:
-        found.wrong.append(str(error))
-    except (KeyError, TypeError) as error:
-        found.wrong.append(f"{folder / PROVENANCE_FILE}: it lacks or garbles something ({type(error).__name__})")
+        found.unproven += release.unproven
     return found
 
 
@@ -123,9 +93,9 @@ def _bank(home: Path, ca: bytes | None) -> Findings:
             own != "ca.crt" or ca is None
         ):
             raise UserError(f"{home / own} is missing or not a regular file.")
-    name = read_settings(home / SETTINGS)[0].name
+    settings = read_settings(home / SETTINGS)[0]
     public = read_public(home / "node.key.pub").decode("utf-8", "replace")
-    return verify_bank(home, name, ca or read_public(home / "ca.crt"), public)
+    return verify_bank(home, settings.name, ca or read_public(home / "ca.crt"), public, Path(settings.data).expanduser())
 
 
 def _first_state(config: Config, adapter: Any, layout_id: str) -> Any:

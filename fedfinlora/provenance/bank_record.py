@@ -1,7 +1,7 @@
 """A bank's own record of what was signed, `state/signed/BANK.jsonl`: each line holds the hash of the line before it, under the bank's signature.
 
-So no line can be taken out, put in or moved without notice. Lines cut off at the end leave no trace here: the newest are in the coordinator's chain
-and in the bank's history.
+So no line can be removed, added or moved without notice. Lines cut off at the end leave no trace here: `verify` compares the record with the bank's
+history and its privacy ledger (`fedfinlora.provenance.verify_history`), and the newest are in the coordinator's chain.
 """
 
 from __future__ import annotations
@@ -12,24 +12,82 @@ import mmap
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedfinlora.locks import wait_for
+from fedfinlora.provenance.lines import FIRST, UnknownLine
 from fedfinlora.provenance.signatures import LINE, Signer, WrongSignature, canonical, check, digest, public_key_of
 from fedfinlora.synced import append_synced
 
 PREVIOUS, SEAL = "previous", "seal"
 """Keys of a line: SHA-256 of the bytes of the line before, and the bank's signature of all else in the line."""
-FIRST = "0" * 64
-"""`previous` of the first line."""
 
 
-def append(file: Path, values: Mapping[str, Any], signer: Signer) -> None:
-    """Add one line and sync it, after taking away one that a crash cut off. OSError where the disk does not take it, UserError where it has no locks."""
+@dataclass(frozen=True)
+class Asked:
+    """A request as it came."""
+
+    asked: Mapping[str, Any]
+    """Its statement (`fedfinlora.provenance.evidence.request_statement`)."""
+    signature: str
+    """The coordinator's."""
+    certificate_sha256: str
+    """Names the file with the coordinator's certificate, which is next to the record."""
+
+    @property
+    def run_and_round(self) -> tuple[str, int]:
+        """Of which round of which run."""
+        return str(self.asked["run"]), int(self.asked["round"])
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A reply before it left."""
+
+    answered: Mapping[str, Any]
+    """Its statement (`fedfinlora.provenance.evidence.reply_statement`)."""
+    signature: str
+    """The bank's."""
+
+    @property
+    def head(self) -> Mapping[str, Any]:
+        """The head of the reply."""
+        return self.answered["reply"]  # type: ignore[no-any-return]
+
+
+Entry = Asked | Answered
+
+
+def values_of(entry: Entry) -> dict[str, Any]:
+    """An entry as JSON, without its place in the record."""
+    if isinstance(entry, Answered):
+        return {"answered": entry.answered, "signature": entry.signature}
+    return {"asked": entry.asked, "signature": entry.signature, "certificate-sha256": entry.certificate_sha256}
+
+
+def entry_of(values: Any) -> Entry:
+    """An entry from a line's JSON. UnknownLine for one that is neither a request nor an answer, or lacks something."""
+    try:
+        if ("asked" in values) == ("answered" in values):
+            raise UnknownLine("it is neither a request nor an answer")
+        if "asked" in values:
+            return Asked(dict(values["asked"]), str(values["signature"]), str(values["certificate-sha256"]))
+        answered = Answered(dict(values["answered"]), str(values["signature"]))
+        dict(answered.head)
+        return answered
+    except KeyError as error:
+        raise UnknownLine(f"it lacks {error.args[0]}") from error
+    except (TypeError, ValueError) as error:
+        raise UnknownLine(f"it is neither a request nor an answer ({type(error).__name__})") from error
+
+
+def append(file: Path, entry: Entry, signer: Signer) -> None:
+    """Add one line and sync it, after removing one that a crash cut off. OSError where the disk does not take it, UserError where it has no locks."""
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with wait_for(file.with_suffix(".lock"), f"The record {file}"):
-        body = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **values, PREVIOUS: _last_hash(file)}
+        body = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **values_of(entry), PREVIOUS: _last_hash(file)}
         append_synced(file, canonical({**body, SEAL: signer.sign(LINE, digest(body))}) + b"\n")
 
 

@@ -8,7 +8,6 @@ and the adapter; without a signing key, as in a simulation, it is not there.
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -19,14 +18,17 @@ from fedfinlora.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
 from fedfinlora.config import Config
 from fedfinlora.errors import UserError
 from fedfinlora.model_files import model_sha256
-from fedfinlora.provenance.chain import CHAIN_FILE, read_line
+from fedfinlora.provenance.bom import BOM_FILE, bom_of, check_bom
+from fedfinlora.provenance.findings import first_names
 from fedfinlora.provenance.folder import file_bytes, sha256_of_file
+from fedfinlora.provenance.lines import CHAIN_FILE, Begin, UnknownLine, read_line
 from fedfinlora.provenance.model_signature import SIGNATURE_FILE, STATEMENT, sign_folder
 from fedfinlora.provenance.signatures import Signer, WrongSignature
-from fedfinlora.runfolder import config_fingerprint, read_json, read_lines, sha256_of, write_json
+from fedfinlora.run.records import RoundLine, read_rounds
+from fedfinlora.runfolder import config_fingerprint, read_json, sha256_of, write_json
 from fedfinlora.selection import choice
 
-PROVENANCE_FILE, BOM_FILE = "provenance.json", "bom.cdx.json"
+PROVENANCE_FILE = "provenance.json"
 PREDICATE = "urn:fedfinlora:training:1"
 FINAL = Path("adapters") / "final"
 
@@ -134,9 +136,9 @@ def write_release(run: Path, config: Config, signer: Signer | None) -> None:
     folder = run / FINAL
     begun, head = _chain_of(run)
     card = run / "privacy.json"
-    lines = read_lines(run / "rounds.jsonl")
+    lines = read_rounds(run)
     origin = origin_of(
-        run, config, lines, str(begun.get("run", run.name)), str(begun.get("code_sha256", "")), head, _model_hash(config),
+        run, config, lines, begun.run if begun else run.name, begun.code_sha256 if begun else "", head, _model_hash(config),
         read_json(card) if card.is_file() else None,
     )  # fmt: skip
     files = {name: sha256_of((folder / name).read_bytes()) for name in (CONFIG_FILE, WEIGHTS_FILE)}
@@ -150,7 +152,7 @@ def write_release(run: Path, config: Config, signer: Signer | None) -> None:
 def origin_of(
     run: Path,
     config: Config,
-    lines: Sequence[Mapping[str, Any]],
+    lines: Sequence[RoundLine],
     run_id: str,
     bundle_sha256: str,
     chain_sha256: str,
@@ -159,8 +161,8 @@ def origin_of(
 ) -> Origin:
     """Where a run's last adapter comes from. `lines` are those of rounds.jsonl, `card` is privacy.json; the rest is in the chain."""
     manifest = read_json(run / "manifest.json")
-    kept_round = choice(lines, config)["final_round"]
-    kept: Mapping[str, Any] = next((line for line in lines if line["round"] == kept_round), {})
+    kept_round = choice(lines, config).final_round
+    kept = next((line for line in lines if line.round == kept_round), RoundLine(0))
     return Origin(
         run=run_id,
         base_model=BaseModel(config.model.name, config.model.path, config.model.revision or "", model_sha256),
@@ -170,9 +172,9 @@ def origin_of(
         configuration_sha256=config_fingerprint(config),
         strategy=config.strategy.name,
         rounds=len(lines),
-        banks=sorted({entry["bank"] for line in lines for entry in line["banks"] if entry["status"] == "ok"}),
-        adapter_sha256=kept.get("adapter_sha256", ""),
-        of_round=kept.get("round", 0),
+        banks=sorted({entry.bank for line in lines for entry in line.banks if entry.is_ok}),
+        adapter_sha256=kept.adapter_sha256,
+        of_round=kept.round,
         chain_sha256=chain_sha256,
         privacy=card,
         software=manifest["versions"],
@@ -185,8 +187,11 @@ def statement_of(files: Mapping[str, str], origin: Origin) -> dict[str, Any]:
     return {"_type": STATEMENT, "subject": subject, "predicateType": PREDICATE, "predicate": origin.to_json()}
 
 
-def read_statement(folder: Path) -> Origin:
-    """What a folder's provenance.json says. WrongSignature unless it speaks of the adapter that lies there, and the bill of materials follows from it."""
+def read_statement(folder: Path) -> tuple[Origin, list[str]]:
+    """(what a folder's provenance.json says, names of what in the bill of materials cannot be compared with it).
+
+    WrongSignature unless it speaks of the adapter that lies there, and the bill of materials follows from it.
+    """
     file, bill = folder / PROVENANCE_FILE, folder / BOM_FILE
     try:
         statement = json.loads(file_bytes(file))
@@ -209,68 +214,14 @@ def read_statement(folder: Path) -> Origin:
             if sha256_of_file(folder / name) != wanted:
                 raise WrongSignature(f"{folder / name} is not the file that {PROVENANCE_FILE} speaks of")
         found = json.loads(file_bytes(bill))
-        made = bom_of(str(found["metadata"]["component"]["name"]), files, origin.to_json())
-        if origin.code.version == __version__ and found != json.loads(json.dumps(made, allow_nan=False)):
-            raise WrongSignature(f"{bill} does not follow from {PROVENANCE_FILE}")
+        wrong, unknown = check_bom(found, files, origin.to_json())
+        if wrong:
+            raise WrongSignature(f"{bill} does not follow from {PROVENANCE_FILE}: {first_names(wrong)}")
     except OSError as error:
         raise WrongSignature(f"{error.filename} cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WrongSignature(f"{bill} is damaged ({type(error).__name__})") from error
-    return origin
-
-
-def bom_of(name: str, files: Mapping[str, str], predicate: Mapping[str, Any]) -> dict[str, Any]:
-    """A CycloneDX 1.6 bill of materials of the adapter: the base model, the data files and the libraries that it was trained with."""
-    base, data = predicate["baseModel"], predicate["data"]
-    version = str(predicate["run"])
-    parts = [
-        {
-            "type": "machine-learning-model", "bom-ref": "base-model", "name": base["name"], "version": base["revision"] or "unversioned",
-            **_hashes(base["sha256"]), "properties": [{"name": "fedfinlora:path", "value": base["path"]}],
-        },
-        *({"type": "data", "bom-ref": f"data:{file}", "name": file, **_hashes(found)} for file, found in sorted(data.items())),
-        *(
-            {"type": "library", "bom-ref": f"pkg:pypi/{package}@{number}", "name": package, "version": number, "purl": f"pkg:pypi/{package}@{number}"}
-            for package, number in sorted(predicate["software"].items())
-        ),
-    ]  # fmt: skip
-    privacy = predicate["privacy"]
-    facts = {
-        "run": version, "rounds": predicate["rounds"], "banks": ", ".join(predicate["banks"]), "strategy": predicate["strategy"],
-        "configurationSha256": predicate["configurationSha256"], "sourceSha256": predicate["code"]["sourceSha256"],
-        "privacy": f"{privacy['mode']}, {privacy['unit']}, epsilon {privacy['epsilon']}, delta {privacy['delta']}" if privacy else "none",
-    }  # fmt: skip
-    adapter = {
-        "type": "machine-learning-model", "bom-ref": "adapter", "name": name, "version": version, **_hashes(files[WEIGHTS_FILE]),
-        "modelCard": {
-            "modelParameters": {
-                "approach": {"type": "supervised"}, "task": "text-generation", "architectureFamily": "transformer",
-                "modelArchitecture": f"{base['name']} with {predicate['adapter']['method']} of rank {predicate['adapter']['rank']}",
-                "datasets": [{"ref": f"data:{file}"} for file in sorted(data)],
-            },
-            **({"considerations": {"technicalLimitations": list(privacy["limits"])}} if privacy else {}),
-        },
-        "properties": [{"name": f"fedfinlora:{key}", "value": str(value)} for key, value in facts.items()],
-    }  # fmt: skip
-    return {
-        "bomFormat": "CycloneDX",
-        "specVersion": "1.6",
-        "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, f'{version} {files[WEIGHTS_FILE]}')}",
-        "version": 1,
-        "metadata": {
-            "tools": {"components": [{"type": "application", "name": "fedfinlora", "version": __version__}]},
-            "component": adapter,
-        },
-        "components": parts,
-        "dependencies": [
-            {"ref": "adapter", "dependsOn": [str(part["bom-ref"]) for part in parts]},
-            *({"ref": str(part["bom-ref"])} for part in parts),
-        ],
-    }
-
-
-def _hashes(sha256: str) -> dict[str, Any]:
-    return {"hashes": [{"alg": "SHA-256", "content": sha256}]} if sha256 else {}
+    return origin, unknown
 
 
 def _model_hash(config: Config) -> str:
@@ -281,13 +232,14 @@ def _model_hash(config: Config) -> str:
         return ""
 
 
-def _chain_of(run: Path) -> tuple[dict[str, Any], str]:
-    """(the first line of the chain, the hash of its last one); ({}, "") where there is none."""
+def _chain_of(run: Path) -> tuple[Begin | None, str]:
+    """(the first line of the chain, the hash of its last one); (None, "") where there is none."""
     file = run / CHAIN_FILE
     lines = file.read_bytes().splitlines() if file.is_file() else []
     if not lines:
-        return {}, ""
+        return None, ""
     try:
-        return read_line(lines[0]), str(read_line(lines[-1])["sha256"])
-    except WrongSignature as error:
+        first = read_line(lines[0]).line
+        return first if isinstance(first, Begin) else None, read_line(lines[-1]).sha256
+    except (WrongSignature, UnknownLine) as error:
         raise UserError(f"{file} is damaged: {error}.") from error

@@ -188,6 +188,16 @@ def check_signing_certificate(certificate: Any, at: datetime) -> None:
         raise WrongSignature("the certificate is not for signing")
 
 
+def certificate_key(pem: str) -> EllipticCurvePublicKey:
+    """The public key in a certificate, whoever issued it. WrongSignature for what is none."""
+    from cryptography import x509
+
+    try:
+        return key_in(x509.load_pem_x509_certificate(pem.encode()))
+    except ValueError as error:
+        raise WrongSignature("the certificate is garbled") from error
+
+
 def key_in(certificate: Any) -> EllipticCurvePublicKey:
     """A certificate's public key. WrongSignature if it is of another kind than ours."""
     key = certificate.public_key()

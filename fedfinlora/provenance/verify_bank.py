@@ -1,17 +1,16 @@
-"""Check what a bank keeps of the requests that it got and of its answers: who signed each, offline."""
+"""Check what a bank keeps of the requests that it got and of its answers, offline: who signed each, and that none is missing."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from fedfinlora.provenance.bank_record import check_links
-from fedfinlora.provenance.findings import Findings, no_other_kinds
-from fedfinlora.provenance.folder import file_bytes
+from fedfinlora.provenance.bank_record import Answered, Asked, check_links, entry_of
+from fedfinlora.provenance.findings import Findings, lines_of, naming, no_other_kinds, time_of
+from fedfinlora.provenance.folder import contents_of, file_bytes, sha256_of_file
+from fedfinlora.provenance.lines import UnknownLine
 from fedfinlora.provenance.signatures import (
     REPLY,
     REQUEST,
@@ -22,54 +21,108 @@ from fedfinlora.provenance.signatures import (
     openssh_text,
     public_key_of,
 )
+from fedfinlora.provenance.verify_history import check_history, check_home
+
+SUFFIXES = {"config-sha256": ".json", "certificate-sha256": ".crt"}
 
 
-def verify_bank(home: Path, name: str, authority: bytes, public_key: str) -> Findings:
-    """Check what a bank keeps of requests and answers: each request is signed by a coordinator of the authority, each answer by the bank."""
+@dataclass
+class Record:
+    """What a bank's record says."""
+
+    asked: dict[str, Asked] = field(default_factory=dict)
+    """Hash of a request's statement -> the request."""
+    answered: list[Answered] = field(default_factory=list)
+    files: set[str] = field(default_factory=set)
+    """Names of configurations and certificates that its lines speak of."""
+    begun: str = ""
+    """Time of its first line, UTC; "" where there is none."""
+
+
+def verify_bank(home: Path, name: str, authority: bytes, public_key: str, data: Path | None = None) -> Findings:
+    """Check a bank's record, and compare it with its history and its ledger: each request is signed by a coordinator of the authority, each
+    answer by the bank, and both files know of the same rounds. `data` is where its rows are, which is not looked at.
+    """
     found = Findings()
-    file = home / "state" / "signed" / f"{name}.jsonl"
-    if file.parent.is_dir() and not no_other_kinds(file.parent, found):
+    folder = home / "state" / "signed"
+    if folder.is_dir() and not no_other_kinds(folder, found):
         return found
-    asked: dict[str, Mapping[str, Any]] = {}
-    answers = 0
-    try:
-        lines = file_bytes(file).split(b"\n")
-    except OSError as error:
-        found.wrong.append(f"{file}: cannot be read ({error.strerror})")
-        return found
-    if lines.pop():
-        found.wrong.append(f"{file}: its last line is cut off")
+    file = folder / f"{name}.jsonl"
+    record = Record()
+    with naming(file, found):
+        lines = lines_of(file, found) if file.is_file() else []
+        record = _record(file, name, lines, authority, public_key, found)
+    with naming(folder, found):
+        _check_folder(folder, name, record, found)
+    with naming(home / "state" / "history", found):
+        check_history(home, name, record.asked.values(), record.answered, record.begun, found)
+    with naming(home, found):
+        check_home(home, name, data, found)
+    who = openssh_text(public_key_of(public_key))[-16:]
+    found.checked.append(
+        f"{file}: {len(record.asked)} requests signed by the coordinator, {len(record.answered)} answers signed by {name} ({who})"
+    )
+    asked = list(record.asked.values())
+    for run in sorted({str(one.asked.get("run")) for one in asked}):
+        rounds = ", ".join(str(one.asked.get("round")) for one in asked if str(one.asked.get("run")) == run)
+        found.checked.append(f"run {run}: rounds {rounds}")
+    return found
+
+
+def _record(file: Path, name: str, lines: Sequence[bytes], authority: bytes, public_key: str, found: Findings) -> Record:
+    record = Record()
     for number, text in enumerate(lines, 1):
         where = f"{file}, line {number}"
         try:
-            line = json.loads(text)
-            if "asked" in line:
-                certificate = (file.parent / f"{line['certificate-sha256']}.crt").read_bytes()
-                at = datetime.strptime(line["time"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
-                check(certified_key(certificate, authority, at), REQUEST, line["asked"], line["signature"])
-                config = file.parent / f"{line['asked']['config-sha256']}.json"
-                if hashlib.sha256(config.read_bytes()).hexdigest() != line["asked"]["config-sha256"]:
-                    found.wrong.append(f"{config}: it is not the configuration that its name says")
-                if line["asked"]["bank"] != name:
-                    found.wrong.append(f"{where}: the request was not to {name}")
-                asked[digest(line["asked"])] = line["asked"]
+            values = json.loads(text)
+            entry = entry_of(values)
+            record.begun = record.begun or str(values["time"])
+            if isinstance(entry, Asked):
+                _asked(where, file.parent, name, entry, str(values["time"]), authority, record, found)
             else:
-                check(public_key_of(public_key), REPLY, line["answered"], line["signature"])
-                answers += 1
-                if line["answered"]["reply"]["status"] == "ok" and line["answered"]["reply"]["request"] not in asked:
-                    found.wrong.append(f"{where}: the request that it answers is missing")
+                check(public_key_of(public_key), REPLY, entry.answered, entry.signature)
+                record.answered.append(entry)
+                if entry.head["status"] == "ok" and entry.head["request"] not in record.asked:
+                    found.add(where, "the request that it answers is missing")
         except OSError as error:
-            found.wrong.append(f"{error.filename}: cannot be read ({error.strerror})")
-        except WrongSignature as error:
-            found.wrong.append(f"{where}: {error}")
+            found.add(error.filename, f"cannot be read ({error.strerror})")
+        except (WrongSignature, UnknownLine) as error:
+            found.add(where, str(error))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            found.wrong.append(f"{where}: it cannot be read ({type(error).__name__})")
+            found.add(where, f"it cannot be read ({type(error).__name__})")
     found.wrong += [f"{file}, line {number}: {what}" for number, what in check_links(lines, public_key)]
-    runs = sorted({str(one["run"]) for one in asked.values()})
-    found.checked.append(
-        f"{file}: {len(asked)} requests signed by the coordinator, {answers} answers signed by {name} ({openssh_text(public_key_of(public_key))[-16:]})"
-    )
-    found.checked += [
-        f"run {run}: rounds {', '.join(str(one['round']) for one in asked.values() if one['run'] == run)}" for run in runs
-    ]
-    return found
+    return record
+
+
+def _asked(
+    where: str, folder: Path, name: str, entry: Asked, at: str, authority: bytes, record: Record, found: Findings
+) -> None:
+    names = {kind: f"{sha256}{SUFFIXES[kind]}" for kind, sha256 in _hashes(entry).items()}
+    record.files |= set(names.values())
+    record.asked[digest(entry.asked)] = entry
+    certificate = file_bytes(folder / names["certificate-sha256"])
+    check(certified_key(certificate, authority, time_of(at)), REQUEST, entry.asked, entry.signature)
+    for kind, sha256 in _hashes(entry).items():
+        if sha256_of_file(folder / names[kind]) != sha256:
+            found.add(folder / names[kind], "it is not the file that its name says")
+    if entry.asked["bank"] != name:
+        found.add(where, f"the request was not to {name}")
+
+
+def _hashes(entry: Asked) -> dict[str, str]:
+    return {"config-sha256": str(entry.asked["config-sha256"]), "certificate-sha256": entry.certificate_sha256}
+
+
+def _check_folder(folder: Path, name: str, record: Record, found: Findings) -> None:
+    """Every file next to the record is one that it speaks of."""
+    known = {f"{name}.jsonl", f"{name}.lock", *record.files}
+    for other in contents_of(folder).files if folder.is_dir() else ():
+        stem, _, suffix = other.rpartition(".")
+        if other in known:
+            continue
+        if f".{suffix}" in SUFFIXES.values() and sha256_of_file(folder / other) == stem:
+            found.not_proven(folder / other, "no line of the record speaks of it")
+        elif suffix == "jsonl":
+            found.not_proven(folder / other, f"it is a record under another name than {name}, and was not looked at")
+        elif suffix != "lock":
+            found.add(folder / other, "it is no part of a bank's record")

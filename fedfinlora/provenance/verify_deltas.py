@@ -10,9 +10,11 @@ import numpy as np
 
 from fedfinlora.config import Config
 from fedfinlora.errors import UserError
-from fedfinlora.provenance.chain import CHAIN_FILE, NO_DELTA, delta_file, start_file
+from fedfinlora.provenance.deltas import delta_file, start_file
+from fedfinlora.provenance.evidence import NO_DELTA
 from fedfinlora.provenance.findings import Findings, Round
 from fedfinlora.provenance.folder import file_bytes
+from fedfinlora.provenance.lines import CHAIN_FILE
 from fedfinlora.runfolder import sha256_of
 
 Step = Callable[[Config, Any, Sequence[tuple[str, Mapping[str, Any], Any]]], tuple[Any, str]]
@@ -27,17 +29,19 @@ def compute_again(
     kept = bool(config and config.strategy.keep_deltas)
     state = _first(run, config, rounds, started, first_state, found) if kept else None
     for number, one in sorted(rounds.items()):
-        words = [f"round {number}: {len(one.line['banks'])} banks asked"]
+        words = [f"round {number}: {len(one.line.banks)} banks asked"]
         if one.asked or one.answered:
             words.append(f"{one.asked} requests and {one.answered} replies signed")
         if state is not None and config is not None and step is not None:
             state = _again(run, number, one, config, state, step, found)
             words.append(
-                "NOT computed again" if state is None else f"aggregate and step computed again from {len(one.accepted)} deltas"
+                "NOT computed again"
+                if state is None
+                else f"aggregate and step computed again from {len(one.line.accepted)} deltas"
             )
         else:
             words.append("NOT computed again" if kept else "hashes only: its deltas were not kept")
-        found.checked.append(f"{', '.join(words)}, adapter {one.line['adapter_sha256'][:16]}")
+        found.checked.append(f"{', '.join(words)}, adapter {one.line.adapter_sha256[:16]}")
 
 
 def _first(
@@ -47,7 +51,7 @@ def _first(
     if vector is None or first_state is None:
         return None
     try:
-        return first_state(config, vector, next(iter(rounds.values())).line["request"].get("layout-id", ""))
+        return first_state(config, vector, next(iter(rounds.values())).line.request.get("layout-id", ""))
     except UserError as error:
         found.checked.append(f"not computed again: {error}")
         return None
@@ -55,18 +59,18 @@ def _first(
 
 def _again(run: Path, number: int, one: Round, config: Config, state: Any, step: Step, found: Findings) -> Any:
     replies = []
-    for bank in one.accepted:
-        entry = one.line["banks"][bank]
-        delta = _vector(delta_file(run, number, bank), entry["delta-sha256"], found)
+    for bank in one.line.accepted:
+        part = one.line.banks[bank]
+        delta = _vector(delta_file(run, number, bank), part.delta_sha256, found)
         if delta is None:
             return None
-        replies.append((bank, entry["figures"], delta))
+        replies.append((bank, part.figures, delta))
     try:
         following, sha256 = step(config, state, replies)
     except (UserError, ValueError, KeyError, TypeError) as error:
         found.add(one.where, f"round {number} cannot be computed again ({type(error).__name__})")
         return None
-    if sha256 != one.line["adapter_sha256"]:
+    if sha256 != one.line.adapter_sha256:
         found.add(one.where, f"round {number}: the kept deltas give another adapter, {sha256[:16]}")
         return None
     return following

@@ -1,4 +1,4 @@
-"""Hold rounds.jsonl and the weights of each round against what the banks have said, as the chain has it."""
+"""Compare rounds.jsonl and the weights of each round with what the banks have replied, as the chain has it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from fedfinlora.config import Config
 from fedfinlora.errors import UserError
-from fedfinlora.provenance.chain import CHAIN_FILE
 from fedfinlora.provenance.findings import Findings, Round
+from fedfinlora.provenance.lines import CHAIN_FILE, Attempt
 from fedfinlora.runfolder import read_lines
 from fedfinlora.shares import capped
 
@@ -18,8 +18,8 @@ COUNTS = ("rows", "tokens", "answer_tokens", "skipped_rows")
 """Figures that are 0 in rounds.jsonl where a bank has kept them to itself, or makes its own reply private."""
 
 
-def check_rounds_file(run: Path, rounds: Mapping[int, Round], found: Findings) -> None:
-    """rounds.jsonl has the chain's rounds, and says of each bank what its reply says."""
+def check_rounds_file(run: Path, rounds: Mapping[int, Round], open_round: int, found: Findings) -> None:
+    """rounds.jsonl has the chain's rounds, and says of each bank what its reply says. `open_round` was perhaps never closed; 0 = none."""
     file = run / "rounds.jsonl"
     try:
         lines = {line["round"]: line for line in read_lines(file)}
@@ -30,7 +30,11 @@ def check_rounds_file(run: Path, rounds: Mapping[int, Round], found: Findings) -
     if content and not content.endswith(b"\n"):
         found.add(file, "its last line is cut off")
     for number in sorted({*lines, *rounds}):
-        if number not in lines:
+        if number not in lines and number == open_round == max(rounds):
+            found.not_proven(
+                file, f"round {number} is missing: the run was broken off before it was closed, or its line was cut off"
+            )
+        elif number not in lines:
             found.add(file, f"round {number} is missing")
         elif number not in rounds:
             found.add(run / CHAIN_FILE, f"round {number} of rounds.jsonl is missing")
@@ -39,20 +43,20 @@ def check_rounds_file(run: Path, rounds: Mapping[int, Round], found: Findings) -
 
 
 def _same_round(file: Path, line: Mapping[str, Any], one: Round, found: Findings) -> None:
-    kept, number = one.line, one.line["round"]
+    kept, number = one.line, one.line.round
     try:
-        if line["adapter_sha256"] != kept["adapter_sha256"]:
+        if line["adapter_sha256"] != kept.adapter_sha256:
             found.add(file, f"round {number} has another adapter than {CHAIN_FILE}")
         entries = {entry["bank"]: entry for entry in line["banks"]}
-        if sorted(entries) != sorted(kept["banks"]) or len(entries) != len(line["banks"]):
+        if sorted(entries) != sorted(kept.banks) or len(entries) != len(line["banks"]):
             found.add(file, f"round {number} names other banks than {CHAIN_FILE}")
             return
         for bank, entry in entries.items():
-            own = kept["banks"][bank]
-            expected: dict[str, Any] = {"code": own["code"]}
-            if own["code"] == "":
+            own = kept.banks[bank]
+            expected: dict[str, Any] = {"code": own.code}
+            if own.code == "":
                 private = one.config is not None and one.config.privacy.in_the_bank
-                expected |= {"status": "ok", **entry_of(own["reply"], own["figures"], private)}
+                expected |= {"status": "ok", **entry_of(own.head, own.figures, private)}
             for name, value in expected.items():
                 if entry.get(name) != value:
                     found.add(file, f"round {number}: {name} of {bank} is not what {CHAIN_FILE} has")
@@ -79,16 +83,15 @@ def _finite(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def weights_of_line(line: Mapping[str, Any], config: Config) -> dict[str, float]:
+def weights_of_line(line: Attempt, config: Config) -> dict[str, float]:
     """Bank -> weight in the mean, from configuration and replies. KeyError or ValueError where they do not say it."""
     strategy = config.strategy
-    accepted = sorted(bank for bank, entry in line["banks"].items() if entry["code"] == "")
-    if not accepted:
+    if not line.accepted:
         return {}
     sizes = strategy.declared_sizes() if strategy.weighting == "declared" else {}
     claimed = {
         "declared": lambda bank: sizes[bank],
-        "rows": lambda bank: float(line["banks"][bank]["figures"]["rows"]),
+        "rows": lambda bank: float(line.banks[bank].figures["rows"]),
         "equal": lambda bank: 1.0,
     }[strategy.weighting]
-    return dict(zip(accepted, capped([claimed(bank) for bank in accepted], strategy.max_share), strict=True))
+    return dict(zip(line.accepted, capped([claimed(bank) for bank in line.accepted], strategy.max_share), strict=True))
