@@ -21,7 +21,7 @@ from flwr.supernode import fleet_http_connection
 from flwr.supernode.fleet_http_connection import http_request_response
 
 from fedfinlora.deployment.flower import presenting
-from fedfinlora.provenance.chain import answer_signed, request_statement
+from fedfinlora.provenance.evidence import answer_signed, request_statement
 from fedfinlora.provenance.signatures import Signer
 from fedfinlora.runfolder import source_fingerprint
 from fedfinlora.wire import Figures, TrainRequest, pack_reply, unpack_request

@@ -41,7 +41,7 @@ from fedfinlora.deployment.flower import PIECES, presenting
 from fedfinlora.deployment.processes import program_of
 from fedfinlora.deployment.reach import AUTHORITY, CERTIFICATE, TLS_KEY
 from fedfinlora.errors import UserError
-from fedfinlora.provenance.chain import answer_signed, request_statement
+from fedfinlora.provenance.evidence import answer_signed, request_statement
 from fedfinlora.provenance.signatures import Signer, load_signer
 from fedfinlora.runfolder import git_commit, read_lines, source_fingerprint, write_json
 from fedfinlora.wire import Figures, pack_reply, unpack_request

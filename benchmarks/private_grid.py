@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks.private_results import mean_of
 from benchmarks.provenance import shown_command
-from client_app.bank import divide
+from client_app.own_rows import divide
 from fedfinlora.compose import PROJECT_ROOT, compose
 from fedfinlora.deployment.policy import rounded_rows
 from fedfinlora.errors import UserError

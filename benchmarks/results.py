@@ -17,7 +17,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import yaml
 
@@ -33,8 +32,10 @@ from benchmarks.private_results import (
 )
 from benchmarks.provenance import provenance
 from data.catalog import BENCHMARKS, PUBLISHED_FEDERATED
-from eval.metrics import headline_score
-from fedfinlora.runfolder import read_json, read_lines
+from eval.metrics import headline_name, headline_score
+from fedfinlora.run.evaluation import METRICS_FILE, BenchmarkMetrics, Evaluation, Scores, read_evaluation
+from fedfinlora.run.records import RunResult, read_result, read_rounds
+from fedfinlora.runfolder import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMITS = """What these numbers do not show: how an 8B model behaves (this is a 135M model in 4 bits, on a CPU); the whole published test
@@ -143,9 +144,10 @@ def _between(text: str, name: str, block: str) -> str:
     return re.sub(rf"<!-- {name}:start -->.*?<!-- {name}:end -->", lambda _: block, text, flags=re.S)
 
 
-def metrics_of(run: Path) -> dict[str, dict[str, Any]]:
+def metrics_of(run: Path) -> dict[str, Evaluation]:
     """Label -> metrics.json of an `evaluate` run, the base first."""
-    found = {file.parent.name: read_json(file) for file in sorted((run / "eval").glob("*/metrics.json"))}
+    labels = sorted(file.parent.name for file in (run / "eval").glob(f"*/{METRICS_FILE}"))
+    found = {label: read_evaluation(run, label) for label in labels}
     return dict(sorted(found.items(), key=lambda item: item[0] != "base"))
 
 
@@ -153,19 +155,19 @@ def all_benchmarks(run: Path, names: Mapping[str, str], trained: Sequence[Path])
     """Both families of scores of every model, with intervals, and what they do not show."""
     found = metrics_of(run)
     heads = [names.get(label, label) for label in found]
-    keys = [key for key in BENCHMARKS if any(key in summary["scores"] for summary in found.values())]
+    keys = [key for key in BENCHMARKS if any(key in summary.scores for summary in found.values())]
 
-    def table(title: str, cell: Callable[[Mapping[str, Any]], str], means: Sequence[str]) -> list[str]:
+    def table(title: str, cell: Callable[[BenchmarkMetrics], str], means: Sequence[str]) -> list[str]:
         lines = [f"| {title} | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
         for key in keys:
-            count = next(summary["scores"][key]["n"] for summary in found.values() if key in summary["scores"])
-            cells = [cell(summary["scores"][key]) if key in summary["scores"] else "–" for summary in found.values()]
+            count = next(summary.scores[key].n for summary in found.values() if key in summary.scores)
+            cells = [cell(summary.scores[key]) if key in summary.scores else "–" for summary in found.values()]
             lines.append(f"| {BENCHMARKS[key].title} ({count}) | {' | '.join(cells)} |")
         return [*lines, f"| **mean** | {' | '.join(means)} |"]
 
     def mean(family: str) -> list[str]:
         return [
-            f"{100 * fmean(score for key in keys if (score := headline_score(summary['scores'][key], family)) is not None):.1f}"
+            f"{100 * fmean(score for key in keys if (score := headline_score(summary.scores[key], family)) is not None):.1f}"
             for summary in found.values()
         ]
 
@@ -185,7 +187,7 @@ def all_benchmarks(run: Path, names: Mapping[str, str], trained: Sequence[Path])
         "than ten points are within the noise.",
         "",
         provenance("scores", run),
-        *(provenance(read_json(one / "result.json")["mode"], one) for one in trained),
+        *(provenance(read_result(one).mode, one) for one in trained),
     ]
     return "\n".join(lines)
 
@@ -193,24 +195,24 @@ def all_benchmarks(run: Path, names: Mapping[str, str], trained: Sequence[Path])
 def filings(run: Path, names: Mapping[str, str], trained: Sequence[Path]) -> str:
     """Tags and values: base, each bank alone, federated, centralised on the same rows, with paired differences."""
     found = metrics_of(run)
-    keys = [key for key in ("xbrl_tags_extract", "xbrl_value_extract") if key in found["base"]["scores"]]
+    keys = [key for key in ("xbrl_tags_extract", "xbrl_value_extract") if key in found["base"].scores]
     lines = [
         "| model | " + " | ".join(f"{BENCHMARKS[key].title}, accuracy" for key in keys) + " | mean | FinLoRA's rules, mean |"
     ]
     lines.append("|---|" + "---|" * (len(keys) + 2))
     for label, summary in found.items():
-        scores = summary["scores"]
+        scores = summary.scores
         cells = [_honest_cell(scores[key]) for key in keys]
         means = [f"{100 * _mean_of(scores, keys, family):.1f}" for family in ("honest", "finlora")]
         lines.append(f"| {names.get(label, label)} | {' | '.join(cells)} | {' | '.join(means)} |")
-    rows = {BENCHMARKS[key].title: found["base"]["scores"][key]["n"] for key in keys}
+    rows = {BENCHMARKS[key].title: found["base"].scores[key].n for key in keys}
     labels = {name: label for label, name in names.items() if label in found}
     if "federated" in labels and "centralised" in labels:
         lines += ["", *_paired(run, labels["centralised"], labels["federated"], keys)]
     published = PUBLISHED_FEDERATED
-    results = {one: read_json(one / "result.json") for one in trained}
+    results = {one: read_result(one) for one in trained}
     budget = ", ".join(
-        f"{one.name} {result['rows_trained']:,} rows in {result['steps_trained']} steps" for one, result in results.items()
+        f"{one.name} {result.rows_trained:,} rows in {result.steps_trained} steps" for one, result in results.items()
     )
     lines += [
         "",
@@ -225,17 +227,17 @@ def filings(run: Path, names: Mapping[str, str], trained: Sequence[Path]) -> str
     return "\n".join(lines)
 
 
-def _what_keeps_the_gap(results: Mapping[Path, Mapping[str, Any]]) -> list[str]:
+def _what_keeps_the_gap(results: Mapping[Path, RunResult]) -> list[str]:
     """How far the federated and the centralised adapter went, where both runs are given."""
-    by_mode = {result["mode"]: one for one, result in results.items()}
+    by_mode = {result.mode: one for one, result in results.items()}
     if not {"federated", "centralized"} <= set(by_mode):
         return []
     federated, centralised = by_mode["federated"], by_mode["centralized"]
-    paths = [sum(line["update_norm"] for line in read_lines(one / "rounds.jsonl")) for one in (federated, centralised)]
-    rounds, banks = results[federated]["rounds"], results[federated]["banks"]
+    paths = [sum(line.update_norm or 0.0 for line in read_rounds(one)) for one in (federated, centralised)]
+    rounds, banks = results[federated].rounds, results[federated].banks
     return [
         f"What keeps the gap: the mean of {banks} banks' steps moves the global adapter about as far as one step. The federation takes the same "
-        f"{results[federated]['steps_trained']} steps as the pooled run, but {banks} at a time, in {rounds} rounds: its adapter went "
+        f"{results[federated].steps_trained} steps as the pooled run, but {banks} at a time, in {rounds} rounds: its adapter went "
         f"{paths[0]:.1f} in all (sum of the rounds' update norms), the pooled one {paths[1]:.1f}. Fewer steps one after the other explain more than the "
         "split by filer: see what the banks alone reach with their own few steps. What should close it are more rounds of the same rows (smaller steps "
         "of a bank) and a server rule that goes further, as in the sentiment runs above; on these filings that has not been measured.",
@@ -259,38 +261,38 @@ def _paired(run: Path, one: str, other: str, keys: Sequence[str]) -> list[str]:
     return lines
 
 
-def _mean_of(scores: Mapping[str, Mapping[str, Any]], keys: Sequence[str], family: str) -> float:
+def _mean_of(scores: Scores, keys: Sequence[str], family: str) -> float:
     return fmean(headline_score(scores[key], family) or 0.0 for key in keys)
 
 
-def _honest_cell(metrics: Mapping[str, Any]) -> str:
-    name = "bertscore_f1" if "bertscore_f1" in metrics else "accuracy"
-    if metrics.get(name) is None:
+def _honest_cell(metrics: BenchmarkMetrics) -> str:
+    name = headline_name(metrics, "honest")
+    value, (low, high) = metrics.value(name), metrics.bounds(name)
+    if value is None:
         return "–"
-    low, high = metrics[f"{name}_ci95"]
-    unparsed = metrics.get("unparsed_share") or 0.0
-    shown = f"{100 * metrics[name]:.1f} ({100 * low:.0f} to {100 * high:.0f})"
-    return shown + (f", {100 * unparsed:.0f} % unparsed" if unparsed >= 0.05 else "")
+    interval = "" if low is None or high is None else f" ({100 * low:.0f} to {100 * high:.0f})"
+    unparsed = metrics.value("unparsed_share") or 0.0
+    return f"{100 * value:.1f}{interval}" + (f", {100 * unparsed:.0f} % unparsed" if unparsed >= 0.05 else "")
 
 
-def _finlora_cell(metrics: Mapping[str, Any]) -> str:
-    if "bertscore_f1" in metrics:
-        return f"– / {metrics['bertscore_f1']:.3f}"
-    ambiguous = f", {metrics['finlora_ambiguous']} ambiguous" if metrics["finlora_ambiguous"] else ""
-    return f"{100 * metrics['finlora_accuracy']:.1f} / {metrics['finlora_f1']:.3f}{ambiguous}"
+def _finlora_cell(metrics: BenchmarkMetrics) -> str:
+    if metrics.is_bertscored:
+        return f"– / {metrics.value('bertscore_f1'):.3f}"
+    ambiguous = f", {metrics.finlora_ambiguous} ambiguous" if metrics.finlora_ambiguous else ""
+    return f"{100 * (metrics.value('finlora_accuracy') or 0.0):.1f} / {metrics.value('finlora_f1'):.3f}{ambiguous}"
 
 
-def _encoder(found: Mapping[str, Mapping[str, Any]]) -> str:
-    scores = [metrics for summary in found.values() for metrics in summary["scores"].values()]
-    return next((str(metrics["bertscore_model"]) for metrics in scores if metrics.get("bertscore_model")), "no encoder")
+def _encoder(found: Mapping[str, Evaluation]) -> str:
+    scores = [metrics for summary in found.values() for metrics in summary.scores.values()]
+    return next((metrics.bertscore_model for metrics in scores if metrics.bertscore_model), "no encoder")
 
 
 def comparison(federated: Path, centralized: Path, local: Sequence[Path]) -> str:
     """Base, each bank alone, federated and centralised side by side, with commands and commits."""
-    one, other = read_json(federated / "result.json"), read_json(centralized / "result.json")
-    columns: dict[str, Mapping[str, Any]] = {"base": one["scores"]["base"]}
-    alone = [read_json(run / "result.json")["scores"]["final"] for run in local]
-    columns |= {"federated": one["scores"]["final"], "centralised": other["scores"]["final"]}
+    one, other = read_result(federated), read_result(centralized)
+    columns: dict[str, Scores] = {"base": one.scores["base"]}
+    alone = [read_result(run).scores["final"] for run in local]
+    columns |= {"federated": one.scores["final"], "centralised": other.scores["final"]}
     keys = [key for key in BENCHMARKS if key in columns["federated"]]
     heads = ["base", *(["each bank alone (mean)"] if alone else []), "federated", "centralised"]
     lines = [f"| accuracy, % (n) | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
@@ -303,11 +305,11 @@ def comparison(federated: Path, centralized: Path, local: Sequence[Path]) -> str
         return f"| {title} | {' | '.join(cells)} |"
 
     for key in keys:
-        lines.append(row(f"{BENCHMARKS[key].title} ({columns['federated'][key]['n']})", [key]))
+        lines.append(row(f"{BENCHMARKS[key].title} ({columns['federated'][key].n})", [key]))
     lines.append(row("**mean**", keys))
     gap = 100 * (_mean(columns["centralised"], keys) - _mean(columns["federated"], keys))
-    lines += ["", f"Centralised is {gap:+.1f} points from federated on the mean, with the same {one['rows_trained']:,} rows and "
-              f"{one['steps_trained']:,} optimiser steps ({other['rows_trained']:,} and {other['steps_trained']:,}).", ""]  # fmt: skip
+    lines += ["", f"Centralised is {gap:+.1f} points from federated on the mean, with the same {one.rows_trained:,} rows and "
+              f"{one.steps_trained:,} optimiser steps ({other.rows_trained:,} and {other.steps_trained:,}).", ""]  # fmt: skip
     lines += [provenance("federated", federated), provenance("centralised", centralized)]
     lines += [provenance(f"bank {number} alone", run) for number, run in enumerate(local)]
     return "\n".join(lines)
@@ -315,14 +317,14 @@ def comparison(federated: Path, centralized: Path, local: Sequence[Path]) -> str
 
 def tried(runs: Sequence[Path]) -> str:
     """One line a run of the same rows with other settings: what was set, what it gave, and the commands."""
-    keys = [key for key in BENCHMARKS if key in read_json(runs[0] / "result.json")["scores"]["final"]]
+    keys = [key for key in BENCHMARKS if key in read_result(runs[0]).scores["final"]]
     lines = ["| setting | rounds | rows | steps | " + " | ".join(keys) + " | mean |", "|---|" + "---|" * (len(keys) + 4)]
     for run in runs:
-        result = read_json(run / "result.json")
-        scores = result["scores"]["final"]
+        result = read_result(run)
+        scores = result.scores["final"]
         cells = [f"{100 * _mean(scores, [key]):.1f}" for key in keys]
         lines.append(
-            f"| {setting(run)} | {result['rounds']} | {result['rows_trained']:,} | {result['steps_trained']:,} | {' | '.join(cells)} | "
+            f"| {setting(run)} | {result.rounds} | {result.rows_trained:,} | {result.steps_trained:,} | {' | '.join(cells)} | "
             f"{100 * _mean(scores, keys):.1f} |"
         )
     return "\n".join([*lines, "", *(provenance(setting(run), run) for run in runs)])
@@ -332,7 +334,7 @@ def setting(run: Path) -> str:
     """What distinguishes a federated run, in words."""
     config = yaml.safe_load((run / "config.yaml").read_text("utf-8"))
     strategy, train = config["strategy"], config["train"]
-    if read_json(run / "result.json")["mode"] != "federated":
+    if read_result(run).mode != "federated":
         return f"centralised, AdamW, rate {train['learning_rate']:g}"
     words = [strategy["name"], f"server rate {strategy['server_learning_rate']:g}", f"weights {strategy['weighting']}"]
     if strategy["name"] == "fedavgm":
@@ -347,36 +349,36 @@ def setting(run: Path) -> str:
 
 def full_pass(run: Path) -> str:
     """How long one system takes on all benchmarks, and which of them take it."""
-    result = read_json(run / "result.json")
-    (label,) = result["scores"]
-    metrics = read_json(run / "eval" / label / "metrics.json")
-    slowest = sorted(metrics["seconds"].items(), key=lambda item: -item[1])[:4]
+    result = read_result(run)
+    (label,) = result.scores
+    metrics = read_evaluation(run, label)
+    slowest = sorted(metrics.seconds.items(), key=lambda item: -item[1])[:4]
     shown = ", ".join(f"{BENCHMARKS[key].title} {seconds:.0f} s" for key, seconds in slowest)
     return (
-        f"{len(metrics['seconds'])} benchmarks in {result['wall_s']['total'] / 60:.1f} minutes, nothing reused; most of it {shown}; "
-        f"{metrics['peak_cache_gib']:.2f} GiB of keys and values at most.\n\n" + provenance(label, run)
+        f"{len(metrics.seconds)} benchmarks in {(result.wall_s.total or 0.0) / 60:.1f} minutes, nothing reused; most of it {shown}; "
+        f"{metrics.peak_cache_gib or 0.0:.2f} GiB of keys and values at most.\n\n" + provenance(label, run)
     )
 
 
 def demo(run: Path) -> str:
     """The demonstration's mean score and time."""
-    result = read_json(run / "result.json")
-    base, final = result["scores"]["base"], result["scores"]["final"]
+    result = read_result(run)
+    base, final = result.scores["base"], result.scores["final"]
     return (
-        f"{len(final)} benchmarks of synthetic rows (no measure of quality), {result['rounds']} rounds of {result['banks']} banks: mean score "
-        f"{100 * _mean(base, list(final)):.1f} before, {100 * _mean(final, list(final)):.1f} after, in {result['wall_s']['total'] / 60:.1f} minutes. "
+        f"{len(final)} benchmarks of synthetic rows (no measure of quality), {result.rounds} rounds of {result.banks} banks: mean score "
+        f"{100 * _mean(base, list(final)):.1f} before, {100 * _mean(final, list(final)):.1f} after, in {(result.wall_s.total or 0.0) / 60:.1f} minutes. "
         "\n\n" + provenance("demo", run)
     )
 
 
-def _mean(scores: Mapping[str, Mapping[str, Any]], keys: Sequence[str]) -> float:
+def _mean(scores: Scores, keys: Sequence[str]) -> float:
     return fmean(headline_score(scores[key], "honest") or 0.0 for key in keys)
 
 
-def _mean_cell(scores: Mapping[str, Mapping[str, Any]], keys: Sequence[str]) -> str:
+def _mean_cell(scores: Scores, keys: Sequence[str]) -> str:
     mean = f"{100 * _mean(scores, keys):.1f}"
-    interval = scores[keys[0]].get("accuracy_ci95") if len(keys) == 1 else None
-    return f"{mean} ({100 * interval[0]:.0f} to {100 * interval[1]:.0f})" if interval else mean
+    low, high = scores[keys[0]].bounds("accuracy") if len(keys) == 1 else (None, None)
+    return mean if low is None or high is None else f"{mean} ({100 * low:.0f} to {100 * high:.0f})"
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from functools import cache
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client_app.admission import check_refusals
 from client_app.bank import note_unusable, train_round
 from client_app.facts import BankFacts, bank_facts
 from client_app.signed import bank_keys, check_request, sign_answer
@@ -40,6 +41,7 @@ def train(message: Message, context: Context) -> Message:
 
     def answer() -> RecordDict:
         facts = read()
+        check_refusals(facts)
         try:
             check_request(message.content, facts, bank_keys(context.node_config))
             request = unpack_request(message.content)

@@ -1,4 +1,4 @@
-"""Which rows a deployed bank holds out to measure the adapters that it receives, and which figures of few rows it keeps to itself.
+"""Which rows a deployed bank holds out to measure the adapters that it receives.
 
 The held-out rows are the bank's own choice, by a secret key, the same in every round and run: a server that chose them, or could move the choice
 by one row, would learn the loss of a single row from one figure or from the difference of two. So nothing of a request decides which they are;
@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from data.rows import Row
-from fedfinlora.deployment.policy import rounded_rows
 from fedfinlora.seeds import derive_seed
 
 HELD_OUT = 16
@@ -59,12 +58,3 @@ def whole_tasks(rows: Sequence[Row], usable: Sequence[Row]) -> set[str]:
     """The tasks of `rows` all of whose rows are among `usable`."""
     left = {(row.task, row.prompt) for row in rows} - {(row.task, row.prompt) for row in usable}
     return {row.task for row in rows} - {task for task, _ in left}
-
-
-def published_count(count: int, min_rows: int) -> int:
-    """A count of rows that a server can move by one, e.g. with a shorter context window: two digits of it, and nothing below min_rows.
-
-    >>> published_count(1672, 20), published_count(19, 20), published_count(19, 0)
-    (1700, 0, 19)
-    """
-    return rounded_rows(count) if count >= min_rows else 0

@@ -28,8 +28,8 @@ from fedfinlora.privacy.mechanism import NEIGHBOUR_SHARE, Mechanism, self_test, 
 from fedfinlora.wire import BankError, TrainRequest
 
 if TYPE_CHECKING:
-    from client_app.bank import BankRows
     from client_app.facts import BankFacts
+    from client_app.prepared_rows import BankRows
     from fedfinlora.models import Session
     from fedfinlora.training import Stretch
 
@@ -86,7 +86,7 @@ def make_plan(
     """
     privacy = request.config.privacy
     delta = delta_of(request.config, facts, rows.declared)
-    beyond = rows.skipped if privacy.unit == "example" else 0  # as in client_app.bank.settle: the window is the server's
+    beyond = rows.skipped if privacy.unit == "example" else 0  # as in client_app.admission.settle: the window is the server's
     if not rows.units or len(rows.units) + beyond < facts.min_units:
         raise BankError(
             "privacy", f"{len(rows.units)} units for round {request.round}, fewer than min_units={facts.min_units}", "min_units"

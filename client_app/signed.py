@@ -1,5 +1,7 @@
 """What a deployed bank does with signatures: it answers nothing but what its coordinator has signed, signs its answers, and keeps both.
 
+Nothing is kept of requests that are refused unread (`fedfinlora.deployment.history`), and configurations and certificates take no more than KEPT_BYTES.
+
 `state/signed/BANK.jsonl` has a line for each request as it came and one for each answer before it leaves, with their signatures, each chained to the
 line before it (`fedfinlora.provenance.bank_record`); configurations and certificates are next to it, once each, by their SHA-256. With it a bank proves later what it was asked and what it said
 (`python -m fedfinlora verify ~/.fedfinlora/bank`). Figures that the policy withholds are not in an answer, so they are not there either.
@@ -10,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import mmap
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,9 +23,10 @@ from flwr.app import RecordDict
 
 from client_app.facts import BankFacts
 from fedfinlora.errors import UserError
-from fedfinlora.provenance.bank_record import append
-from fedfinlora.provenance.chain import answer_signed, request_statement
+from fedfinlora.provenance.bank_record import Answered, Asked, Entry, append
+from fedfinlora.provenance.evidence import answer_signed, request_statement
 from fedfinlora.provenance.signatures import REQUEST, Signer, WrongSignature, canonical, certified_key, check, load_signer
+from fedfinlora.reasons import UNREAD
 from fedfinlora.runfolder import unwritable, write_bytes
 from fedfinlora.wire import BankError, check_request_form
 from fedfinlora.wire_form import request_fault
@@ -31,6 +35,8 @@ log = logging.getLogger("fedfinlora.bank")
 NODE_KEY, AUTHORITY = "node-key", "authority"
 """In the node config, as `bank start` sets it: the bank's private key, and the ca.crt that it trusts."""
 FOLDER = "signed"
+KEPT_BYTES = 2**30
+"""Of configurations and certificates, once each: 250,000 runs of an honest coordinator, 8,000 requests of one that pads them."""
 ATTEMPT = re.compile("[0-9a-f]{32}")
 
 
@@ -86,11 +92,7 @@ def check_request(content: RecordDict, facts: BankFacts, keys: BankKeys | None) 
     _note(
         facts,
         keys,
-        {
-            "asked": statement,
-            "signature": signature,
-            "certificate-sha256": hashlib.sha256(certificate.encode()).hexdigest(),
-        },
+        Asked(statement, signature, hashlib.sha256(certificate.encode()).hexdigest()),
     )
 
 
@@ -102,8 +104,8 @@ def sign_answer(content: RecordDict, request: RecordDict, facts: BankFacts, keys
     except (KeyError, TypeError, ValueError, RecursionError, AttributeError):
         asked = {}
     statement = answer_signed(content, asked, keys.signer if keys else None)
-    if keys:
-        _note(facts, keys, {"answered": statement, "signature": content.config_records["reply"]["signature"]})
+    if keys and content.config_records["reply"].get("code") != UNREAD:
+        _note(facts, keys, Answered(statement, str(content.config_records["reply"]["signature"])))
 
 
 def signed_file(facts: BankFacts) -> Path:
@@ -121,21 +123,27 @@ def _was_asked(facts: BankFacts, attempt: str) -> bool:
 
 
 def _once(file: Path, content: bytes) -> None:
+    """Write a file that is named by its hash, if it is not there yet. BankError where there is no room for it."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not file.exists():
+            taken = sum(entry.stat().st_size for entry in os.scandir(file.parent) if entry.name.endswith((".json", ".crt")))
+            if taken + len(content) > KEPT_BYTES:
+                raise BankError(
+                    "disk", f"{file.parent} has {taken:,} bytes of configurations, the most that is kept: archive the folder"
+                )
             write_bytes(file, content)
     except OSError as error:
         raise BankError("disk", str(unwritable(file, error))) from error
     except UserError as error:
-        raise BankError("disk", str(error)) from error
+        raise error if isinstance(error, BankError) else BankError("disk", str(error)) from error
 
 
-def _note(facts: BankFacts, keys: BankKeys, values: Mapping[str, Any]) -> None:
+def _note(facts: BankFacts, keys: BankKeys, entry: Entry) -> None:
     """Append and sync one line."""
     file = signed_file(facts)
     try:
-        append(file, values, keys.signer)
+        append(file, entry, keys.signer)
     except OSError as error:
         raise BankError("disk", str(unwritable(file, error))) from error
     except UserError as error:

@@ -1,6 +1,6 @@
 """What a bank would do with a coordinator's plan: its policy, rule by rule, and what the run would spend. Nothing is trained, and no model is loaded.
 
-The real functions decide, in the order in which a request meets them: `admit`, `check_source`, `settle` and `make_plan` of a bank (`client_app.bank`,
+The real functions decide, in the order in which a request meets them: `admit`, `check_source`, `settle` and `make_plan` of a bank (`client_app.admission`,
 `client_app.privacy_plan`), on the bank's own rows. The ledger that they book in is a copy, which is thrown away. So a plan and a request cannot
 be judged differently, but for what only the training shows: whether the adapter fits the model, and whether the steps stay finite.
 """
@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from client_app.bank import Settled, admit, book_open, check_source, one_code, settle, work_of
+from client_app.admission import Settled, admit, check_source, settle, work_of
+from client_app.bank import book_open, one_code
 from client_app.facts import BankFacts
 from client_app.privacy_plan import book_round, delta_of, make_plan
 from fedfinlora.config import Config

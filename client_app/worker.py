@@ -41,8 +41,9 @@ from fedfinlora.locks import wait_for
 from fedfinlora.logs import about, show_logs
 from fedfinlora.privacy.head import Head
 from fedfinlora.process_identity import ProcessIdentity
+from fedfinlora.reasons import SAFE_REASONS
 from fedfinlora.runfolder import source_fingerprint
-from fedfinlora.wire import SAFE_REASONS, BankError, Figures, TrainRequest
+from fedfinlora.wire import BankError, Figures, TrainRequest
 
 log = logging.getLogger("fedfinlora.bank")
 IDLE_S = 900.0

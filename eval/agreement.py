@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from fedfinlora.run.evaluation import ClassRow, ConfusionMatrix
 
 if TYPE_CHECKING:
     from eval.intervals import Array
@@ -101,7 +103,7 @@ def true_classes(pairs: Iterable[Pair]) -> list[str]:
     return sorted({truth for truth, _ in pairs})
 
 
-def class_table(pairs: Sequence[Pair], labels: Sequence[str] = ()) -> list[dict[str, Any]]:
+def class_table(pairs: Sequence[Pair], labels: Sequence[str] = ()) -> tuple[ClassRow, ...]:
     """Precision, recall and F1 of each label, or without labels of the LARGEST_CLASSES most frequent true classes.
 
     `support` counts the rows of a class, `answered` the answers that name it. A figure whose denominator is 0 is None.
@@ -113,20 +115,20 @@ def class_table(pairs: Sequence[Pair], labels: Sequence[str] = ()) -> list[dict[
     def share(part: int, whole: int) -> float | None:
         return part / whole if whole else None
 
-    return [
-        {
-            "label": label,
-            "support": support[label],
-            "answered": answered[label],
-            "precision": share(hits[label], answered[label]),
-            "recall": share(hits[label], support[label]),
-            "f1": share(2 * hits[label], support[label] + answered[label]),
-        }
+    return tuple(
+        ClassRow(
+            label=label,
+            support=support[label],
+            answered=answered[label],
+            precision=share(hits[label], answered[label]),
+            recall=share(hits[label], support[label]),
+            f1=share(2 * hits[label], support[label] + answered[label]),
+        )
         for label in (labels or largest)
-    ]
+    )
 
 
-def confusion_matrix(pairs: Iterable[Pair], labels: Sequence[str]) -> dict[str, Any]:
+def confusion_matrix(pairs: Iterable[Pair], labels: Sequence[str]) -> ConfusionMatrix:
     """counts[i][j]: rows whose truth is labels[i] and whose answer is answers[j].
 
     After the labels stand "other", for truths or answers outside the label set where there are any, and "unparsed".
@@ -140,8 +142,8 @@ def confusion_matrix(pairs: Iterable[Pair], labels: Sequence[str]) -> dict[str, 
     odd_answers = [other] if any(column == other for _, column in counts) else []
     rows, columns = [*range(len(labels)), *odd_truths], [*range(len(labels)), *odd_answers, unparsed]
     names = [*labels, "other", "unparsed"]
-    return {
-        "labels": [names[row] for row in rows],
-        "answers": [names[column] for column in columns],
-        "counts": [[counts[row, column] for column in columns] for row in rows],
-    }
+    return ConfusionMatrix(
+        labels=tuple(names[row] for row in rows),
+        answers=tuple(names[column] for column in columns),
+        counts=tuple(tuple(counts[row, column] for column in columns) for row in rows),
+    )

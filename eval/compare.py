@@ -14,17 +14,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data.catalog import BENCHMARKS, GROUPS, Benchmark
 from eval.intervals import bootstrap_interval, estimate_of, mean_interval, sample_and_resamples
-from eval.metrics import Judged, JudgedRow, bertscore_encoders, figure_values, headline_name, judge_rows, kinds_of, mean_of
+from eval.metrics import Judged, JudgedRow, bertscore_encoders, figure_values, headline_of, judge_rows, kinds_of, mean_of
 from fedfinlora.errors import UserError
-from fedfinlora.runfolder import read_lines
+from fedfinlora.run.evaluation import RowRecord, read_records
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from eval.intervals import Array
 
-Record = Mapping[str, Any]
-NEEDED_KEYS = ("id", "prompt_sha256", "target", "output", "parsed")
 
 RIGHT: dict[str, Callable[[JudgedRow], bool]] = {
     "accuracy": lambda row: row.correct,
@@ -40,17 +38,17 @@ RIGHT: dict[str, Callable[[JudgedRow], bool]] = {
 class Joined(NamedTuple):
     """The rows that two evaluations have in common, in one order, and how many only one of them has."""
 
-    one: list[Record]
-    other: list[Record]
+    one: list[RowRecord]
+    other: list[RowRecord]
     only_one: int
     only_other: int
 
 
-def join_records(one: Sequence[Record], other: Sequence[Record]) -> Joined:
+def join_records(one: Sequence[RowRecord], other: Sequence[RowRecord]) -> Joined:
     """Join by prompt_sha256, id and target: the same row, asked the same way (solved examples in front make it another prompt)."""
 
-    def by_row(records: Sequence[Record]) -> dict[tuple[str, ...], Record]:
-        return {tuple(str(record[key]) for key in ("prompt_sha256", "id", "target")): record for record in records}
+    def by_row(records: Sequence[RowRecord]) -> dict[tuple[str, ...], RowRecord]:
+        return {(record.prompt_sha256, record.id, record.target): record for record in records}
 
     first, second = by_row(one), by_row(other)
     common = sorted(first.keys() & second.keys())
@@ -58,7 +56,7 @@ def join_records(one: Sequence[Record], other: Sequence[Record]) -> Joined:
     return Joined([first[row] for row in common], [second[row] for row in common], only_one, only_other)
 
 
-def compare_records(benchmark: Benchmark, one: Sequence[Record], other: Sequence[Record]) -> dict[str, Any]:
+def compare_records(benchmark: Benchmark, one: Sequence[RowRecord], other: Sequence[RowRecord]) -> dict[str, Any]:
     """Every figure that both evaluations have, on the rows that both have, and what it gains from `one` to `other`.
 
     {"rows", "only_one", "only_other", "figures": {NAME: {"one", "other", "difference", "difference_ci95", "mcnemar_p"}}}: differences
@@ -167,7 +165,7 @@ def _mean_differences(compared: Mapping[str, Mapping[str, Any]], keys: Sequence[
     """Mean difference of the headline scores and its interval, for both families, over the benchmarks that have them."""
     means: dict[str, Any] = {}
     for family, name in (("honest", "score"), ("finlora", "finlora_score")):
-        headlines = {key: compared[key]["figures"].get(headline_name(compared[key]["figures"], family)) for key in keys}
+        headlines = {key: compared[key]["figures"].get(headline_of(compared[key]["figures"], family)) for key in keys}
         have = [key for key in keys if headlines[key] and headlines[key]["difference"] is not None]
         differences = [(headlines[key]["difference"], headlines[key]["difference_ci95"]) for key in have]
         means[f"{name}_difference"] = mean_of(differences)
@@ -176,7 +174,7 @@ def _mean_differences(compared: Mapping[str, Mapping[str, Any]], keys: Sequence[
     return means
 
 
-def _read_evaluation(run: Path, label: str) -> dict[str, list[dict[str, Any]]]:
+def _read_evaluation(run: Path, label: str) -> dict[str, list[RowRecord]]:
     """Benchmark key -> records, of the benchmarks in the catalogue, in its order."""
     if not (run / "eval").is_dir():
         raise UserError(f"{run} is not the folder of a run with scores: it has no eval/. Name one such as outputs/demo.")
@@ -184,15 +182,11 @@ def _read_evaluation(run: Path, label: str) -> dict[str, list[dict[str, Any]]]:
     if not folder.is_dir():
         labels = ", ".join(sorted(child.name for child in (run / "eval").iterdir() if child.is_dir()))
         raise UserError(f"{run} has no scores called {label!r}. It has: {labels or 'none'}. Choose with --labels.")
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, list[RowRecord]] = {}
     for key in BENCHMARKS:
         file = folder / f"{key}.jsonl"
-        if not file.is_file():
-            continue
-        found[key] = read_lines(file)
-        for number, record in enumerate(found[key], 1):
-            if not isinstance(record, dict) or any(name not in record for name in NEEDED_KEYS):
-                raise UserError(f"{file}, line {number} is no record of an evaluated row. Evaluate again.")
+        if file.is_file():
+            found[key] = read_records(file)
     if not found:
         raise UserError(f"{folder} holds no benchmark's records. Evaluate again.")
     return found

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,16 @@ from data.rows import Row
 from data.shots import few_shot_rows
 from data.sources import load_rows
 from eval.answers import AnswerFile, read_answers, settings_id
-from eval.metrics import headline_score, summarise, summarise_all
+from eval.metrics import finlora_overall, group_means, headline_score, summarise
 from eval.models import TOO_LONG, LocalModel, Model, OnAnswer, choice_of
 from eval.records import score_rows
 from eval.said import is_unfinished
 from fedfinlora.config import Config
 from fedfinlora.errors import UserError
+from fedfinlora.memory import give_back_heap
 from fedfinlora.models import Session
+from fedfinlora.run.evaluation import METRICS_FILE, BenchmarkMetrics, DecodingCheck, Evaluation, RowRecord, TokenCounts, Work
+from fedfinlora.run.typed import to_json
 from fedfinlora.runfolder import write_bytes, write_json
 from fedfinlora.seeds import generator
 
@@ -100,7 +103,7 @@ def evaluate(
     run: Path,
     on_event: OnEvent | None = None,
     chosen_rows: EvaluationRows | None = None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Score the session's model with its adapter as it is now; write eval/<label>/ and return the content of metrics.json.
 
     `chosen_rows` takes the place of the test rows that the configuration asks for.
@@ -114,34 +117,33 @@ def evaluate_models(
     run: Path,
     on_event: OnEvent | None = None,
     chosen_rows: EvaluationRows | None = None,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Evaluation]:
     """Score several models, given by label, benchmark by benchmark in one pass over the rows; returns metrics.json by label."""
     asked = chosen_rows or rows_to_score(config)
     rows, skipped, shortages = _prepared(asked, config, next(iter(models.values())))
-    summaries: dict[str, dict[str, Any]] = {label: {"scores": {}, "seconds": {}, "work": {}} for label in models}
+    scored: dict[str, list[_Scored]] = {label: [] for label in models}
     benchmarks = [benchmark for benchmark in select(config.evaluation.benchmarks) if benchmark.key in rows]
     for number, benchmark in enumerate(benchmarks, 1):
         for label, model in models.items():
             task = _Task(benchmark, rows[benchmark.key], model, label, config, run)
             place = {"index": number, "of": len(benchmarks)}
-            records, metrics, work = task.run_all(_reporter(on_event, label, benchmark.key, len(task.rows), place))
-            lines = "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
+            found = task.run_all(_reporter(on_event, label, benchmark.key, len(task.rows), place))
+            lines = "".join(json.dumps(to_json(record), ensure_ascii=False, allow_nan=False) + "\n" for record in found.records)
             write_bytes(task.folder / f"{benchmark.key}.jsonl", lines.encode("utf-8", "surrogatepass"))
-            summaries[label]["scores"][benchmark.key] = metrics
-            summaries[label]["seconds"][benchmark.key] = work.pop("seconds")
-            summaries[label]["work"][benchmark.key] = work
-    for label, summary in summaries.items():
-        summary |= {"label": label, "synthetic": asked.synthetic, "skipped": skipped, **summarise_all(summary["scores"])}
-        evaluation = config.evaluation
-        summary |= {"model": dict(models[label].identity), "mode": evaluation.mode, "shots": evaluation.shots}
-        summary |= {"shortages": shortages, **_totals(summary, models[label]), **models[label].account()}
-        write_json(run / "eval" / label / "metrics.json", summary)
+            scored[label].append(replace(found, records=()))
+    summaries: dict[str, Evaluation] = {}
+    for label, model in models.items():
+        summary = _summary(label, scored[label], model, config)
+        summary = replace(summary, synthetic=asked.synthetic, skipped=skipped, shortages=shortages)
+        summaries[label] = summary
+        write_json(run / "eval" / label / METRICS_FILE, to_json(summary))
         for partial in (run / "eval" / label).glob(f"*{PARTIAL}"):
             partial.unlink(missing_ok=True)
         if on_event is not None:
-            shown = {key: headline_score(metrics, "honest") for key, metrics in summary["scores"].items()}
-            on_event("message", level="info", text=_told(summary, config))
+            shown = {key: headline_score(metrics, "honest") for key, metrics in summary.scores.items()}
+            on_event("message", level="info", text=_cost(summary, config))
             on_event("evaluate_done", label=label, scores=shown)
+    give_back_heap()
     return summaries
 
 
@@ -156,6 +158,17 @@ def prompts_to_send(config: Config, model: Model) -> dict[str, list[str]]:
         texts = {prompt: row.prompt for row, prompt in zip(chosen, ids, strict=True) if prompt not in known}
         found[key] = list(texts.values())
     return found
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """One benchmark, scored."""
+
+    key: str
+    records: Sequence[RowRecord]
+    metrics: BenchmarkMetrics
+    work: Work
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -176,8 +189,8 @@ class _Task:
     def partial_file(self, what: str) -> Path:
         return self.folder / f"{self.benchmark.key}.{what}{PARTIAL}"
 
-    def run_all(self, report: Callable[[int], None]) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
-        """(records, metrics, what it cost)."""
+    def run_all(self, report: Callable[[int], None]) -> _Scored:
+        """Ask the model and score its answers."""
         started = time.monotonic()
         evaluation, benchmark = self.config.evaluation, self.benchmark
         ids = self.model.prompts(self.rows, benchmark)
@@ -200,26 +213,26 @@ class _Task:
             outputs = ["" if place in set(too_long) else output for place, output in enumerate(outputs)]
         records, metrics = score_rows(benchmark, self.rows, outputs, evaluation.bertscore_model)
         for place in too_long:
-            records[place]["too_long"] = True
-        for record, answer in zip(records, texts, strict=True):
+            records[place] = replace(records[place], too_long=True)
+        for place, (answer, choice) in enumerate(zip(texts, choices, strict=True)):
             if answer:
-                record |= {name: value for name, value in answer.items() if name != "text"}
+                stopped, api, served = (answer.get(name) for name in ("stopped", "api", "served_model"))
+                records[place] = replace(records[place], stopped=stopped, api=api, served_model=served)
+            if choice:
+                chosen = choice_of(benchmark, choice["label_logprobs"])
+                records[place] = replace(records[place], label_logprobs=choice["label_logprobs"], label_choice=chosen)
         if any(choices):
-            for record, choice in zip(records, choices, strict=True):
-                record["label_logprobs"] = choice["label_logprobs"] if choice else None
-                record["label_choice"] = choice_of(benchmark, choice["label_logprobs"]) if choice else None
             metrics = summarise(benchmark, records)
-        metrics["too_long"] = len(too_long)
+        metrics = replace(metrics, too_long=len(too_long))
         if evaluation.mode != "labels":
             self._say_what_was_cut(records)
         if evaluation.check_rows and evaluation.mode != "labels":
-            metrics["decoding"] = self._checked(records)
-        work = {"rows": len(self.rows), "reused": reused, "seconds": time.monotonic() - started}
-        return records, metrics, work
+            metrics = replace(metrics, decoding=self._checked(records))
+        return _Scored(benchmark.key, records, metrics, Work(len(self.rows), reused), time.monotonic() - started)
 
-    def _say_what_was_cut(self, records: Sequence[Mapping[str, Any]]) -> None:
+    def _say_what_was_cut(self, records: Sequence[RowRecord]) -> None:
         """Warn where many texts reach the budget while they are empty or inside a thought: their score says little of the model."""
-        texts = [str(record["output"]) for record in records if record.get("stopped") in CUT]
+        texts = [record.output or "" for record in records if record.stopped in CUT]
         cut = sum(not text.strip() or is_unfinished(text) for text in texts)
         if cut >= max(1, MANY_CUT * len(records)):
             log.warning(
@@ -272,20 +285,20 @@ class _Task:
         answers: list[dict[str, Any] | None] = [None if prompt is None else known[prompt] for prompt in ids]
         return answers, sum(map(len, places.values())) - missing
 
-    def _checked(self, records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    def _checked(self, records: Sequence[RowRecord]) -> DecodingCheck | None:
         """How many of a seeded few rows plain decoding row by row answers otherwise, as far as ours were decoded."""
         if not isinstance(self.model, LocalModel):
-            return {}
-        fitting = [place for place, record in enumerate(records) if not record.get("too_long")]
+            return None
+        fitting = [place for place, record in enumerate(records) if not record.too_long]
         drawn = generator(self.config.seed, "check rows", self.benchmark.key).permutation(len(fitting))
         places = [fitting[index] for index in sorted(drawn[: self.config.evaluation.check_rows].tolist())]
         plain = self.model.generate_plainly(self.benchmark, [self.rows[place] for place in places])
         differ = 0
         for place, text in zip(places, plain, strict=True):
-            ours = str(records[place]["output"])
-            same = text.startswith(ours) if records[place]["stopped"] == "settled" else text == ours
+            ours = records[place].output or ""
+            same = text.startswith(ours) if records[place].stopped == "settled" else text == ours
             differ += not same
-        return {"rows_checked": len(places), "rows_differ": differ}
+        return DecodingCheck(len(places), differ)
 
 
 def _prepared(
@@ -331,21 +344,33 @@ def _reporter(
     return report
 
 
-def _told(summary: Mapping[str, Any], config: Config) -> str:
+def _cost(summary: Evaluation, config: Config) -> str:
     """What an evaluation cost, in a line."""
-    rows = sum(work["rows"] for work in summary["work"].values())
-    speed = f"{summary['rows_per_s']:.2f} rows a second" if summary["rows_per_s"] else "none asked"
-    memory = f"keys and values took at most {summary['peak_cache_gib']:.2f} of {config.evaluation.cache_gib:g} GiB"
-    return f"{summary['label']}: {rows} rows, {summary['reused']} answered earlier, {speed}; {memory}"
+    rows = sum(work.rows for work in summary.work.values())
+    speed = f"{summary.rows_per_s:.2f} rows a second" if summary.rows_per_s else "none asked"
+    memory = f"keys and values took at most {summary.peak_cache_gib or 0.0:.2f} of {config.evaluation.cache_gib:g} GiB"
+    return f"{summary.label}: {rows} rows, {summary.reused} answered earlier, {speed}; {memory}"
 
 
-def _totals(summary: Mapping[str, Any], model: Model) -> dict[str, Any]:
-    """What the whole evaluation cost."""
-    seconds = sum(summary["seconds"].values())
-    asked = sum(work["rows"] - work["reused"] for work in summary["work"].values())
-    return {
-        "reused": sum(work["reused"] for work in summary["work"].values()),
-        "rows_per_s": asked / seconds if seconds else None,
-        "peak_cache_gib": model.work.peak_cache_bytes / 2**30,
-        "tokens": {"prompts": model.work.prompt_tokens, "read": model.work.read_tokens, "written": model.work.written_tokens},
-    }
+def _summary(label: str, scored: Sequence[_Scored], model: Model, config: Config) -> Evaluation:
+    """All benchmarks of one model together."""
+    scores = {one.key: one.metrics for one in scored}
+    seconds, reused = sum(one.seconds for one in scored), sum(one.work.reused for one in scored)
+    asked = sum(one.work.rows for one in scored) - reused
+    work = model.work
+    return Evaluation(
+        scores=scores,
+        seconds={one.key: one.seconds for one in scored},
+        work={one.key: one.work for one in scored},
+        label=label,
+        groups=group_means(scores),
+        finlora_overall=finlora_overall(scores),
+        model=dict(model.identity),
+        mode=config.evaluation.mode,
+        shots=config.evaluation.shots,
+        reused=reused,
+        rows_per_s=asked / seconds if seconds else None,
+        peak_cache_gib=work.peak_cache_bytes / 2**30,
+        tokens=TokenCounts(work.prompt_tokens, work.read_tokens, work.written_tokens),
+        server=model.account(),
+    )

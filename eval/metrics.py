@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from data.catalog import BENCHMARKS, GROUPS, Benchmark
 from eval.agreement import (
@@ -32,13 +33,24 @@ from eval.agreement import (
 from eval.intervals import bootstrap_interval, estimate_of, mean_interval, sample_and_resamples, wilson_interval
 from eval.scoring import RELATIVE_TOLERANCE, FinloraPiece, closed_labels, finlora_scores, score_row
 from fedfinlora.errors import UserError
+from fedfinlora.run.evaluation import BenchmarkMetrics, Estimate, GroupMean, Overall, RowRecord, Scores
 
 if TYPE_CHECKING:
     from eval.intervals import Array
 
 __all__ = [
-    "PUBLISHED_ENCODER", "f1_scores", "figure_values", "finlora_f1", "finlora_overall", "group_means", "headline_score",
-    "judge_rows", "matthews_correlation", "summarise", "summarise_all", "wilson_interval",
+    "PUBLISHED_ENCODER",
+    "f1_scores",
+    "figure_values",
+    "finlora_f1",
+    "finlora_overall",
+    "group_means",
+    "headline_of",
+    "headline_score",
+    "judge_rows",
+    "matthews_correlation",
+    "summarise",
+    "wilson_interval",
 ]  # fmt: skip
 
 PUBLISHED_ENCODER = "ProsusAI/finbert"
@@ -51,7 +63,6 @@ ROW_SHARES = frozenset(
 )
 """Figures that are a number of rows (of tags, for tag lists) out of all."""
 
-Record = Mapping[str, Any]
 Item = TypeVar("Item")
 
 
@@ -85,20 +96,20 @@ class Judged(NamedTuple):
     """Labels were compared by their log-probabilities. Should single rows have no choice, theirs is wrong."""
 
 
-def judge_rows(benchmark: Benchmark, records: Sequence[Record]) -> Judged:
+def judge_rows(benchmark: Benchmark, records: Sequence[RowRecord]) -> Judged:
     """Judge every record by what it holds: `target`, `output`, `label_choice` and the BERTScores."""
     if benchmark.scorer == "bertscore":
         return _bertscored(records)
     labels = closed_labels(benchmark)
-    outputs = [record["output"] for record in records]
+    outputs = [record.output for record in records]
     written = not records or any(output is not None for output in outputs)
     texts = [output or "" for output in outputs]
-    judged = finlora_scores(benchmark, [record["target"] for record in records], texts) if written else [[] for _ in records]
+    judged = finlora_scores(benchmark, [record.target for record in records], texts) if written else [[] for _ in records]
     targets = {piece.target for pieces in judged for piece in pieces}
     rows: list[JudgedRow] = []
     for record, text, pieces in zip(records, texts, judged, strict=True):
-        score = score_row(benchmark, record["target"], text)
-        truth, choice = str(score.expected), record.get("label_choice")
+        score = score_row(benchmark, record.target, text)
+        truth, choice = str(score.expected), record.label_choice
         if benchmark.scorer == "tag_list":
             answers = score.tag_pairs
         else:
@@ -114,19 +125,19 @@ def judge_rows(benchmark: Benchmark, records: Sequence[Record]) -> Judged:
                 choice=(truth, choice if choice in labels else None),
             )
         )
-    chosen = bool(labels) and any(record.get("label_choice") is not None for record in records)
+    chosen = bool(labels) and any(record.label_choice is not None for record in records)
     return Judged(rows, written, chosen)
 
 
-def _bertscored(records: Sequence[Record]) -> Judged:
+def _bertscored(records: Sequence[RowRecord]) -> Judged:
     rows = [
         JudgedRow(
-            answers=(("", None if record["parsed"] is None else ""),),
-            bertscore=tuple(record.get(f"bertscore_{part}") or 0.0 for part in BERTSCORE_PARTS),
+            answers=(("", None if record.parsed is None else ""),),
+            bertscore=(record.bertscore_precision or 0.0, record.bertscore_recall or 0.0, record.bertscore_f1 or 0.0),
         )
         for record in records
     ]
-    return Judged(rows, not records or any(record.get("bertscore_f1") is not None for record in records), chosen=False)
+    return Judged(rows, not records or any(record.bertscore_f1 is not None for record in records), chosen=False)
 
 
 def _finlora_pair(piece: FinloraPiece, targets: Collection[str]) -> Pair:
@@ -208,7 +219,7 @@ def _total(of_kind: Sequence[float], times: Array) -> Array:
     return np.asarray(np.einsum("rk,k->r", times, np.asarray(of_kind, dtype=np.float64)))
 
 
-def _interval(benchmark: Benchmark, name: str, values: Array, rows: int) -> list[float] | None:
+def _interval(benchmark: Benchmark, name: str, values: Array, rows: int) -> Sequence[float] | None:
     """Wilson's for shares of rows; else the bootstrap's. Shares of tags at 0 and 1, where the bootstrap has no width, take Wilson's
     with the rows for n: no tag of a row tells more than the row."""
     estimate = estimate_of(values)
@@ -216,63 +227,59 @@ def _interval(benchmark: Benchmark, name: str, values: Array, rows: int) -> list
         return None
     share_of_rows = benchmark.scorer != "tag_list" or name == "row_accuracy" or estimate in (0.0, 1.0)
     if name in ROW_SHARES and share_of_rows:
-        interval = wilson_interval(round(estimate * rows), rows)
-        return list(interval) if interval else None
+        return wilson_interval(round(estimate * rows), rows)
     return bootstrap_interval(values, lowest=-1.0 if name.endswith("matthews") else 0.0)
 
 
 # --- one benchmark ------------------------------------------------------------------------------------------------------------
 
 
-def summarise(benchmark: Benchmark, records: Sequence[Record]) -> dict[str, Any]:
-    """The metrics of one benchmark from its row records (`eval.records`); all figures are null if there are no rows.
+def summarise(benchmark: Benchmark, records: Sequence[RowRecord]) -> BenchmarkMetrics:
+    """The metrics of one benchmark from its records; all estimates are None if there are no rows.
 
-    Every figure NAME is followed by NAME_ci95, [low, high]. For FiNER and FNXL `n` and everything else counts tags, and `rows` and
-    `row_accuracy` count rows.
+    For FiNER and FNXL `n` and everything else counts tags, and `rows` and `row_accuracy` count rows.
     """
     judged = judge_rows(benchmark, records)
     kinds, counts = kinds_of(judged.rows)
     pairs = [pair for row in judged.rows for pair in row.answers]
-    metrics: dict[str, Any] = {"n": len(pairs)}
-    if judged.written:
-        metrics["unparsed"] = sum(answer is None for _, answer in pairs)
-    for name, values in figure_values(benchmark, kinds, sample_and_resamples(counts), judged.written, judged.chosen).items():
-        metrics[name] = estimate_of(values)
-        metrics[f"{name}_ci95"] = _interval(benchmark, name, values, len(judged.rows))
+    found = figure_values(benchmark, kinds, sample_and_resamples(counts), judged.written, judged.chosen)
+    metrics = BenchmarkMetrics(
+        n=len(pairs),
+        unparsed=sum(answer is None for _, answer in pairs) if judged.written else None,
+        estimates={
+            name: Estimate(estimate_of(values), *(_interval(benchmark, name, values, len(judged.rows)) or ()))
+            for name, values in found.items()
+        },
+        rows=len(records) if benchmark.scorer == "tag_list" else None,
+    )
     if benchmark.scorer == "bertscore":
-        return metrics | _encoder(records)
-    if judged.written:
-        metrics["finlora_ambiguous"] = sum(row.finlora_ambiguous for row in judged.rows)
-        metrics |= _tables(benchmark, pairs)
-        if benchmark.scorer == "number" or benchmark.judged_by_value:
-            metrics["relative_tolerance"] = RELATIVE_TOLERANCE
-    if benchmark.scorer == "tag_list":
-        metrics["rows"] = len(records)
-    return metrics
-
-
-def _tables(benchmark: Benchmark, pairs: Sequence[Pair]) -> dict[str, Any]:
+        return _with_encoder(metrics, records)
+    if not judged.written:
+        return metrics
     labels = closed_labels(benchmark)
-    if labels:
-        return {"classes": class_table(pairs, labels), "confusion": confusion_matrix(pairs, labels)}
-    return {"classes": class_table(pairs)} if benchmark.scorer == "tag_list" else {}
+    compared_as_numbers = benchmark.scorer == "number" or benchmark.judged_by_value
+    return replace(
+        metrics,
+        finlora_ambiguous=sum(row.finlora_ambiguous for row in judged.rows),
+        classes=class_table(pairs, labels) if labels or benchmark.scorer == "tag_list" else None,
+        confusion=confusion_matrix(pairs, labels) if labels else None,
+        relative_tolerance=RELATIVE_TOLERANCE if compared_as_numbers else None,
+    )
 
 
-def _encoder(records: Sequence[Record]) -> dict[str, Any]:
-    """BERTScore's encoder and layer, null where nothing was scored."""
+def _with_encoder(metrics: BenchmarkMetrics, records: Sequence[RowRecord]) -> BenchmarkMetrics:
+    """With BERTScore's encoder and layer, where anything was scored."""
     encoders = bertscore_encoders(records)
     if len(encoders) > 1:
         raise UserError(f"BERTScores of different encoders cannot be averaged: {encoders}. Score all rows again with one.")
-    return {
-        "bertscore_model": encoders[0][0] if encoders else None,
-        "bertscore_layer": encoders[0][1] if encoders else None,
-    }
+    model, layer = encoders[0] if encoders else (None, None)
+    return replace(metrics, bertscore_model=model, bertscore_layer=layer)
 
 
-def bertscore_encoders(records: Sequence[Record]) -> list[tuple[str, int]]:
+def bertscore_encoders(records: Sequence[RowRecord]) -> list[tuple[str, int]]:
     """Every (encoder, layer) that scored a record."""
-    scored = [record for record in records if record.get("bertscore_f1") is not None]
-    return sorted({(record["bertscore_model"], record["bertscore_layer"]) for record in scored})
+    scored = {(record.bertscore_model, record.bertscore_layer) for record in records if record.bertscore_f1 is not None}
+    return sorted((str(model), int(layer or 0)) for model, layer in scored)
 
 
 # --- figures of plain lists ---------------------------------------------------------------------------------------------------
@@ -310,66 +317,74 @@ def _once() -> Array:
 # --- several benchmarks -------------------------------------------------------------------------------------------------------
 
 
-def headline_name(metrics: Mapping[str, Any], family: str = "finlora") -> str:
+def headline_name(metrics: BenchmarkMetrics, family: str = "finlora") -> str:
     """The figure of a benchmark that averages use: accuracy ("finlora" or "honest" family), or BERTScore F1."""
-    return "bertscore_f1" if "bertscore_f1" in metrics else "finlora_accuracy" if family == "finlora" else "accuracy"
+    return headline_of(metrics.estimates, family)
 
 
-def headline_score(metrics: Mapping[str, Any], family: str = "finlora") -> float | None:
+def headline_of(names: Collection[str], family: str) -> str:
+    """The same by the names of the figures that were measured."""
+    return "bertscore_f1" if "bertscore_f1" in names else "finlora_accuracy" if family == "finlora" else "accuracy"
+
+
+def headline_score(metrics: BenchmarkMetrics, family: str = "finlora") -> float | None:
     """Its value; None where it was not measured, as in an evaluation of label log-probabilities alone."""
-    value = metrics.get(headline_name(metrics, family))
-    return None if value is None else float(value)
+    return metrics.value(headline_name(metrics, family))
 
 
-def _headlines(
-    scores: Mapping[str, Mapping[str, Any]], keys: Iterable[str], family: str
-) -> list[tuple[float, Sequence[float] | None]]:
+def _headlines(scores: Scores, keys: Iterable[str], family: str) -> list[tuple[float, Sequence[float] | None]]:
     """(score, 95 % interval) of each benchmark that has one."""
-    found = [(headline_name(scores[key], family), scores[key]) for key in keys]
-    return [(float(metrics[name]), metrics.get(f"{name}_ci95")) for name, metrics in found if metrics.get(name) is not None]
+    found = [scores[key].estimates.get(headline_name(scores[key], family)) for key in keys]
+    return [
+        (one.value, None if one.low is None or one.high is None else (one.low, one.high))
+        for one in found
+        if one is not None and one.value is not None
+    ]
 
 
-def group_means(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def _scored(scores: Scores, keys: Iterable[str]) -> list[str]:
+    return [key for key in keys if key in scores and headline_score(scores[key]) is not None]
+
+
+def group_means(scores: Scores) -> dict[str, GroupMean]:
     """Group key -> mean of its benchmarks' headline scores in both families, with the benchmarks that are missing from it."""
-    means: dict[str, dict[str, Any]] = {}
+    means: dict[str, GroupMean] = {}
     for group in GROUPS:
         keys = [key for key, benchmark in BENCHMARKS.items() if benchmark.group == group]
-        present = [key for key in keys if headline_score(scores.get(key, {})) is not None]
+        present = _scored(scores, keys)
         honest, finlora = (_headlines(scores, present, family) for family in ("honest", "finlora"))
-        means[group] = {
-            "score": mean_of(honest),
-            "score_ci95": mean_interval(honest),
-            "finlora_score": mean_of(finlora),
-            "finlora_score_ci95": mean_interval(finlora),
-            "benchmarks": present,
-            "missing": [key for key in keys if key not in present],
-        }
+        means[group] = GroupMean(
+            score=mean_of(honest),
+            score_ci95=_pair(mean_interval(honest)),
+            finlora_score=mean_of(finlora),
+            finlora_score_ci95=_pair(mean_interval(finlora)),
+            benchmarks=tuple(present),
+            missing=tuple(key for key in keys if key not in present),
+        )
     return means
 
 
-def finlora_overall(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def finlora_overall(scores: Scores) -> Overall:
     """FinLoRA's overall average in percent, over those of its benchmarks that were scored.
 
     It equals the published definition only if `missing` is empty and BERTScore ran on the published encoder (`comparable`).
     """
     keys = [key for key, benchmark in BENCHMARKS.items() if benchmark.is_published]
-    present = [key for key in keys if headline_score(scores.get(key, {})) is not None]
+    present = _scored(scores, keys)
     headlines = _headlines(scores, present, "finlora")
     mean, interval = mean_of(headlines), mean_interval(headlines)
-    encoders = {scores[key].get("bertscore_model", PUBLISHED_ENCODER) for key in present}
-    missing = [key for key in keys if key not in present]
-    return {
-        "value": None if mean is None else 100 * mean,
-        "value_ci95": None if interval is None else [100 * end for end in interval],
-        "unit": "percent",
-        "missing": missing,
-        "comparable": not missing and encoders == {PUBLISHED_ENCODER},
-    }
+    encoders = {scores[key].bertscore_model or PUBLISHED_ENCODER for key in present}
+    missing = tuple(key for key in keys if key not in present)
+    return Overall(
+        value=None if mean is None else 100 * mean,
+        value_ci95=None if interval is None else tuple(100 * end for end in interval),
+        missing=missing,
+        comparable=not missing and encoders == {PUBLISHED_ENCODER},
+    )
 
 
-def summarise_all(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The figures over several benchmarks that `eval/<label>/metrics.json` holds beside their own."""
-    return {"groups": group_means(scores), "finlora_overall": finlora_overall(scores)}
+def _pair(interval: Sequence[float] | None) -> tuple[float, ...] | None:
+    return None if interval is None else tuple(interval)
 
 
 def mean_of(figures: Sequence[tuple[float, Sequence[float] | None]]) -> float | None:

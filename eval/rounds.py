@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -27,7 +27,10 @@ from fedfinlora.checkpoint import UNSCORED, Checkpoint, adapter_checksum, save_c
 from fedfinlora.config import Config
 from fedfinlora.models import Session, initial_adapter
 from fedfinlora.retention import forget_old_rounds
-from fedfinlora.runfolder import append_line, read_lines
+from fedfinlora.run.evaluation import BenchmarkMetrics
+from fedfinlora.run.records import ROUNDS_FILE, RoundLine, Validation, read_rounds, round_line
+from fedfinlora.run.typed import to_json
+from fedfinlora.runfolder import append_line
 from fedfinlora.selection import Selection, kept_round, selection_of
 from fedfinlora.tensorboard import TensorBoardWriter
 
@@ -75,36 +78,36 @@ class RunScores:
             return
         self.on_event("phase", name="evaluating base")
         write_adapter(self.session.model, initial_adapter(self.session, self.config))
-        self.board.add_scores(evaluate(self.session, self.config, "base", self.folder, self.on_event)["scores"], step=0)
+        self.board.add_scores(evaluate(self.session, self.config, "base", self.folder, self.on_event).scores, step=0)
 
     def go_on(self, checkpoint: Checkpoint | None) -> Selection:
         """What earlier rounds say; closes the round that was stopped while it was scored."""
-        selection = selection_of(read_lines(self.folder / "rounds.jsonl"))
+        selection = selection_of(read_rounds(self.folder))
         if checkpoint is None or checkpoint.closed:
             return selection
-        return self.close_round(checkpoint.arrays, checkpoint.line, selection)
+        return self.close_round(checkpoint.arrays, round_line(checkpoint.line, "the checkpoint"), selection)
 
     def more(self, rounds_done: int, selection: Selection) -> bool:
         """Whether another round is to be trained."""
         return rounds_done < self.config.num_server_rounds and not selection.stops(self.config.evaluation.patience)
 
-    def close_round(self, arrays: Mapping[str, NDArray[Any]], line: Mapping[str, Any], selection: Selection) -> Selection:
+    def close_round(self, arrays: Mapping[str, NDArray[Any]], line: RoundLine, selection: Selection) -> Selection:
         """Save a trained round and score it where that is due. `arrays` is what the checkpoint holds, `adapter` among it."""
-        number, adapter = int(line["round"]), arrays["adapter"]
+        number, adapter = line.round, arrays["adapter"]
         layout_id = self.session.layout.id
-        trained = {**line, "adapter_sha256": adapter_checksum(adapter)}
+        trained = replace(line, adapter_sha256=adapter_checksum(adapter))
         self._save(f"round_{number:03d}", adapter)
         if self._due(number):
-            save_checkpoint(self.folder, Checkpoint(number, layout_id, arrays, {**trained, UNSCORED: True}))
+            save_checkpoint(self.folder, Checkpoint(number, layout_id, arrays, {**to_json(trained), UNSCORED: True}))
         closed = self._with_scores(trained, adapter, selection)
         following = selection.after(closed)
         if following.best_round == number:
             self._save("best", adapter)
-        save_checkpoint(self.folder, Checkpoint(number, layout_id, arrays, closed))
-        append_line(self.folder / "rounds.jsonl", closed)
+        save_checkpoint(self.folder, Checkpoint(number, layout_id, arrays, to_json(closed)))
+        append_line(self.folder / ROUNDS_FILE, to_json(closed))
         forget_old_rounds(self.folder, number, self.config)
         self.board.add_round(closed)
-        self._tell(closed, following)
+        self._report(closed, following)
         return following
 
     def finish(self, adapter: Vector, rounds_done: int, selection: Selection) -> None:
@@ -121,7 +124,7 @@ class RunScores:
             return
         self.on_event("phase", name="evaluating final")
         write_adapter(self.session.model, adapter)
-        scores = evaluate(self.session, config, "final", self.folder, self.on_event)["scores"]
+        scores = evaluate(self.session, config, "final", self.folder, self.on_event).scores
         self.board.add_scores(scores, step=rounds_done if best is None else best)
 
     def _due(self, number: int) -> bool:
@@ -130,53 +133,53 @@ class RunScores:
         every = self.config.evaluation.every
         return self.validation is not None if last else every > 0 and number % every == 0
 
-    def _with_scores(self, line: Mapping[str, Any], adapter: Vector, selection: Selection) -> dict[str, Any]:
-        """The line with its last keys: scores, validation, and timings with what they took."""
-        untimed = {key: value for key, value in line.items() if key not in ("timings", UNSCORED)}
-        number, config = int(line["round"]), self.config
+    def _with_scores(self, line: RoundLine, adapter: Vector, selection: Selection) -> RoundLine:
+        """The line with its scores and its validation, and what they took."""
+        number, config = line.round, self.config
         if not self._due(number):
-            return {**untimed, "scores": {}, "validation": None, "timings": line["timings"]}
+            return line
         write_adapter(self.session.model, adapter)
         started = time.monotonic()
         asked = rows_to_score(config, config.evaluation.round_limit or config.evaluation.limit)
-        scores = evaluate(self.session, config, f"round_{number:03d}", self.folder, self.on_event, asked)["scores"]
-        timings = {**line["timings"], "evaluate_s": time.monotonic() - started}
-        validation: dict[str, Any] | None = None
+        scores = evaluate(self.session, config, f"round_{number:03d}", self.folder, self.on_event, asked).scores
+        timings = replace(line.timings, evaluate_s=time.monotonic() - started)
+        validation: Validation | None = None
         if self.validation is not None:
             started = time.monotonic()
             validation = self._validated(number, selection)
-            timings["validate_s"] = time.monotonic() - started
-        return {**untimed, "scores": scores, "validation": validation, "timings": timings}
+            timings = replace(timings, validate_s=time.monotonic() - started)
+        return replace(line, scores=scores, validation=validation, timings=timings)
 
-    def _validated(self, number: int, selection: Selection) -> dict[str, Any]:
+    def _validated(self, number: int, selection: Selection) -> Validation:
         """The model as it is on the validation rows; the score is the mean over benchmarks."""
         label = f"validation_round_{number:03d}"
-        scores = evaluate(self.session, self.config, label, self.folder, self.on_event, self.validation)["scores"]
+        scores = evaluate(self.session, self.config, label, self.folder, self.on_event, self.validation).scores
         defined = [score for metrics in scores.values() if (score := _validation_score(metrics)) is not None]
         score = fmean(defined) if defined else None
-        return {"score": score, "scores": scores, "best": selection.improves(score)}
+        return Validation(score, scores, selection.improves(score))
 
     def _save(self, label: str, adapter: Vector) -> None:
         session, config = self.session, self.config
         save_adapter(self.folder / "adapters" / label, adapter, session.layout, config.peft, config.model, session.frozen)
 
-    def _tell(self, line: Mapping[str, Any], selection: Selection) -> None:
-        validation = line["validation"] or {}
-        if validation:
-            log.info(
-                "round %d: validation score %s, best so far round %s", line["round"], validation["score"], selection.best_round
-            )
+    def _report(self, line: RoundLine, selection: Selection) -> None:
+        score = line.validation.score if line.validation else None
+        if line.validation:
+            log.info("round %d: validation score %s, best so far round %s", line.round, score, selection.best_round)
         self.on_event(
             "round_done",
-            round=line["round"],
-            **{key: line[key] for key in ("train_loss", "holdout_loss", "bytes_up", "bytes_down")},
-            seconds=line["timings"]["total_s"],
-            validation=validation.get("score"),
+            round=line.round,
+            train_loss=line.train_loss,
+            holdout_loss=line.holdout_loss,
+            bytes_up=line.bytes_up,
+            bytes_down=line.bytes_down,
+            seconds=line.timings.total_s,
+            validation=score,
             best_round=selection.best_round,
         )
 
 
-def _validation_score(metrics: Mapping[str, Any]) -> float | None:
+def _validation_score(metrics: BenchmarkMetrics) -> float | None:
     """Accuracy, or BERTScore F1; of label log-probabilities where nothing else was measured (evaluation.mode=labels)."""
     score = headline_score(metrics, "honest")
-    return metrics.get("labels_accuracy") if score is None else score
+    return metrics.value("labels_accuracy") if score is None else score

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -10,6 +11,7 @@ from typing import Any, cast
 from fedfinlora.config import Config
 from fedfinlora.config_values import build, describe, to_plain
 from fedfinlora.errors import ConfigError, UserError
+from fedfinlora.which_run import find_run
 from fedfinlora.words import split_text, word
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
@@ -31,7 +33,7 @@ def compose(overrides: Sequence[str] = (), folder: Path | None = None) -> Config
     from omegaconf.errors import OmegaConfBaseException
 
     if not CONF_FOLDER.is_dir():
-        raise UserError(f"{CONF_FOLDER} is missing. Run from a checkout of the project: configurations live beside the code.")
+        raise UserError(f"{CONF_FOLDER} is missing. Run from a checkout of the project: configurations lie next to the code.")
     for each in overrides:
         if "=" not in each and not each.startswith("~"):
             raise ConfigError(f"{each!r} is not of the form key=value, such as peft=dora or train.steps_per_round=20.")
@@ -65,16 +67,28 @@ def absolute_paths(config: Config, folder: Path) -> Config:
     model_path = config.model.path
     if ":" not in model_path and (folder / Path(model_path).expanduser()).is_dir():
         model_path = absolute(model_path)
+    output_dir = absolute(config.output_dir)
     return dataclasses.replace(
         config,
-        output_dir=absolute(config.output_dir),
-        resume=absolute(config.resume),
+        output_dir=output_dir,
+        resume=_run_to_resume(config.resume, Path(output_dir), folder),
         start_adapter=absolute(config.start_adapter),
         dataset=dataclasses.replace(config.dataset, root=absolute(config.dataset.root)),
         strategy=dataclasses.replace(config.strategy, second_moments=absolute(config.strategy.second_moments)),
         model=dataclasses.replace(config.model, path=model_path),
         evaluation=dataclasses.replace(config.evaluation, answers_dir=absolute(config.evaluation.answers_dir)),
     )
+
+
+def _run_to_resume(name: str, output_dir: Path, folder: Path) -> str:
+    """The folder of the run that `resume=` names: a path, or a run of `output_dir`. What is wrong with a folder that is there is for its reader to say."""
+    if not name:
+        return ""
+    path = (folder / Path(name).expanduser()).absolute()
+    if path.exists():
+        return str(path)
+    named = str(path) if os.sep in name else name
+    return str(find_run(named, output_dir, elsewhere="resume=FOLDER, or output_dir=DIR"))
 
 
 OWN_PATHS = ("model.path", "start_adapter", "strategy.second_moments", "evaluation.answers_dir")

@@ -7,6 +7,7 @@ it writes to state/command.log of the folder.
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,12 +21,19 @@ DETACHED = "FEDFINLORA_DETACHED"
 LOG_FILE = Path(STATE) / "command.log"
 FOLDER_LINE = "run folder: "
 """Begins the line with which a command says which folder it works in."""
+EACH_LINE = "runs: "
+"""Begins the line with which a command of several runs, one after the other, says how their folders begin."""
 LEFT = "detached"
 """The last line that a command writes to the one that started it."""
 
 
+def is_detached() -> bool:
+    """Whether this command was started by `start_detached` and has not left its terminal yet."""
+    return bool(os.environ.get(DETACHED))
+
+
 def start_detached(words: Sequence[str]) -> int:
-    """Start `python -m fedfinlora WORDS` and say how to come back to it; its own exit status where it ends before it has a folder to itself."""
+    """Start `python -m fedfinlora WORDS`, which hold --detach, and say how to come back to it; its own exit status where it ends before it has a folder to itself."""
     command = [sys.executable, "-m", "fedfinlora", *words]
     process = subprocess.Popen(
         command, env=os.environ | {DETACHED: "1"}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -42,11 +50,15 @@ def start_detached(words: Sequence[str]) -> int:
     if said.splitlines()[-1:] != [LEFT]:
         print(said, end="", flush=True)
         return process.wait()
-    print(f"{FOLDER_LINE}{folders[0]}")
-    print(f"process: {process.pid}, which writes to {Path(folders[0]) / LOG_FILE}")
+    run = Path(folders[0])
+    print(f"{FOLDER_LINE}{run}")
+    print(f"process: {process.pid}, which writes to {run / LOG_FILE}")
+    several = [line.removeprefix(EACH_LINE) for line in said.splitlines() if line.startswith(EACH_LINE)]
+    if several:
+        print("Each bank has a run of its own, one after the other. attach and stop find the one that runs:")
     for action in ("attach", "stop"):
-        print(f"python -m fedfinlora {action} {folders[0]}")
-    print(f"python -m fedfinlora list {Path(folders[0]).parent}", flush=True)
+        print(f"python -m fedfinlora {action} {shlex.quote(several[0] if several else str(run))}")
+    print(f"python -m fedfinlora list {shlex.quote(str(run.parent))}", flush=True)
     process.returncode = 0  # it runs on: no warning about that at the end of this process
     return 0
 

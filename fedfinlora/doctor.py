@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 
 from fedfinlora.runfolder import PROJECT_ROOT
+from fedfinlora.shadows import imported_folders, shadowing, words_for
 from fedfinlora.web import PROXIES, proxy_trouble
 
 OK, WARN, FAIL = "ok", "warn", "fail"
@@ -135,11 +136,17 @@ def temporary() -> Finding:
 
 
 def working_directory() -> Finding:
-    """Whether it is there, and shadows no module."""
+    """Whether it is there, and whether a file in it, in the checkout or in PYTHONPATH has a library's name."""
     try:
         here = Path.cwd()
     except OSError:
         return Finding("directory", FAIL, "the working directory was deleted. Change to another folder.")
+    if found := shadowing(imported_folders()):
+        return Finding("directory", FAIL, f"{words_for(found)} Rename or move it, or take its folder out of PYTHONPATH.")
+    if found := shadowing([here]):
+        return Finding(
+            "directory", WARN, f"{words_for(found)} Our commands do not import from here, other Python programs do. Rename it."
+        )
     return Finding("directory", OK, str(here))
 
 
@@ -165,7 +172,7 @@ def proxies(environment: Mapping[str, str]) -> Finding:
 
 
 def ray_address(environment: Mapping[str, str]) -> Finding:
-    """Whether somebody else's Ray cluster is named."""
+    """Whether another's Ray cluster is named."""
     if environment.get("RAY_ADDRESS"):
         return Finding(
             "ray", WARN, "RAY_ADDRESS is set; our commands ignore it, plain `flwr run` would join that cluster. Unset it."

@@ -8,7 +8,8 @@ from pathlib import Path
 from fedfinlora.checkpoint import latest_round
 from fedfinlora.errors import UserError
 from fedfinlora.report.reproduce import COMMANDS
-from fedfinlora.runfolder import STATE, read_config, read_json, read_lines, write_result
+from fedfinlora.run.records import RunResult, read_result, read_rounds, write_result
+from fedfinlora.runfolder import STATE, read_config, read_json
 from fedfinlora.runs import OpenRun, run_result
 
 DEPLOYED = "python -m fedfinlora coordinator "
@@ -21,19 +22,19 @@ def record_end(run: Path, status: str, reason: str) -> None:
     try:
         config = read_config(run)
     except UserError:
-        write_result(run, {"mode": mode, "status": status, "reason": reason, "run": run.name, "run_dir": str(run)})
+        write_result(run, RunResult(mode=mode, status=status, reason=reason, run=run.name, run_dir=str(run)))
         return
-    seconds = sum(line["timings"]["total_s"] for line in read_lines(run / "rounds.jsonl"))
+    seconds = sum(line.timings.total_s for line in read_rounds(run))
     write_result(run, run_result(OpenRun(run, config, "", None), status, reason, seconds, mode))
 
 
 def is_recorded(run: Path, status: str, reason: str) -> bool:
     """Whether result.json says so already; it may be an earlier attempt's, or missing where the disk was full."""
     try:
-        result = read_json(run / "result.json")
+        result = read_result(run)
     except UserError:
         return False
-    return bool(result["status"] == status and result["reason"] == reason)
+    return (result.status, result.reason) == (status, reason)
 
 
 def mode_of(run: Path) -> str:

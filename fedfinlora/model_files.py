@@ -10,6 +10,7 @@ from pathlib import Path
 from fedfinlora.config import ModelConfig
 from fedfinlora.embedded import embedded_folder, is_embedded
 from fedfinlora.errors import UserError
+from fedfinlora.hub_faults import first_line, hub_fault
 from fedfinlora.web import check_hub
 
 WANTED = (".json", ".safetensors", ".model", ".txt", ".jinja")
@@ -28,15 +29,19 @@ def model_folder(model: ModelConfig, local_only: bool = False) -> Path:
     if folder.is_dir():
         return folder
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     wanted = [f"*{suffix}" for suffix in WANTED]
     if not local_only:
         check_hub()
     try:
         return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=wanted, local_files_only=local_only))
-    except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
-        raise UserError(f"The files of {model.path} are neither here nor can they be had: {error}") from error
+    except Exception as error:  # of three HTTP libraries, and of a form that no hub answers in
+        fault = hub_fault(error, model.path, licence_url=model.licence_url)
+        if not fault and not isinstance(error, OSError | ValueError | LookupError | TypeError):
+            raise
+        raise UserError(
+            fault or f"The files of {model.path} are neither here nor can they be had: {first_line(error)}"
+        ) from error
 
 
 def model_files(model: ModelConfig) -> dict[str, str]:

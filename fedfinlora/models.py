@@ -36,6 +36,7 @@ from fedfinlora.base_checks import check_attention, check_packing, check_quantiz
 from fedfinlora.config import Config, ModelConfig, PeftConfig
 from fedfinlora.embedded import embedded_folder, is_embedded
 from fedfinlora.errors import UserError
+from fedfinlora.hub_faults import first_line, hub_fault
 from fedfinlora.lora_xs import insert
 from fedfinlora.seeds import derive_seed
 from fedfinlora.web import check_hub
@@ -128,7 +129,12 @@ def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
         check_attention(config)
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=config.revision)
         model = AutoModelForCausalLM.from_pretrained(folder, **options)
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a download's errors are of three HTTP libraries
+        known = isinstance(error, OSError | ValueError | ImportError | SafetensorError)
+        if not known and not hub_fault(error, config.path):
+            raise
         raise UserError(_unreachable(config, error)) from error
     base_loads += 1
     model.requires_grad_(False)
@@ -414,13 +420,14 @@ def _quantization_config(config: ModelConfig, dtype: torch.dtype) -> Any:
 
 
 def _unreachable(config: ModelConfig, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = first_line(error)
     if Path(config.path).expanduser().exists():
         return (
             f"The folder {config.path} does not load as a model: {reason}. It needs config.json, *.safetensors and a tokenizer."
         )
-    licence = f" Accept its licence at {config.licence_url} first." if config.licence_url else ""
+    if fault := hub_fault(error, config.path, licence_url=config.licence_url):
+        return f"{fault} model=smollm2-135m needs no network."
     return (
-        f"The model {config.path} cannot be loaded: {reason}.{licence} Then either set HF_TOKEN to a token that may read it, or "
-        "download it elsewhere and give the folder: model.path=/path/to/folder. model=smollm2-135m needs no network."
+        f"The model {config.path} cannot be loaded: {reason}. Choose another one, or download it elsewhere and give the folder: "
+        "model.path=/path/to/folder. model=smollm2-135m needs no network."
     )

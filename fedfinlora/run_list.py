@@ -6,13 +6,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from fedfinlora.ended import mode_of
 from fedfinlora.errors import UserError
 from fedfinlora.locks import is_held
-from fedfinlora.progress import FILE_NAME, number
-from fedfinlora.runfolder import COMMAND_LOCK, SERVER_LOCK, STATE, read_config, read_json, read_lines
+from fedfinlora.progress import FILE_NAME
+from fedfinlora.run.evaluation import BenchmarkMetrics
+from fedfinlora.run.records import ROUNDS_FILE, RoundLine, RunResult, read_result, readable_rounds
+from fedfinlora.runfolder import COMMAND_LOCK, SERVER_LOCK, STATE, read_config
 
 STATES = {"completed": "finished", "failed": "failed", "stopped": "interrupted"}
 """Status in result.json -> state of a run that does not run."""
@@ -54,6 +55,11 @@ def runs_in(folder: Path) -> list[Path]:
         raise UserError(f"{folder} cannot be read: {error.strerror}.") from error
 
 
+def runs_now(run: Path) -> bool:
+    """Whether a process works on a run."""
+    return is_held(run / COMMAND_LOCK) or is_held(run / SERVER_LOCK)
+
+
 def listed(run: Path) -> Listed:
     """What a run's folder says; a damaged one is listed with what can be read."""
     lines, result, mode = _lines(run), _result(run), mode_of(run)
@@ -69,20 +75,20 @@ def listed(run: Path) -> Listed:
     )
 
 
-def state_of(run: Path, result: dict[str, Any]) -> str:
+def state_of(run: Path, result: RunResult) -> str:
     """running, finished, failed or interrupted."""
-    if is_held(run / COMMAND_LOCK) or is_held(run / SERVER_LOCK):
+    if runs_now(run):
         return "running"
-    known = STATES.get(str(result.get("status")), "interrupted")
+    known = STATES.get(result.status, "interrupted")
     if known != "finished" and _time(run / FILE_NAME) > _time(run / "result.json") + LATE_S:
         return "interrupted"  # the last attempt was killed; the result is an earlier one's
     return known
 
 
-def _score(result: dict[str, Any], lines: list[dict[str, Any]]) -> float | None:
+def _score(result: RunResult, lines: list[RoundLine]) -> float | None:
     """The mean strict accuracy of the final adapter, else of the last round that was scored, else of the base model."""
-    scores = result.get("scores") or {}
-    of_rounds = [line["scores"] for line in lines if line.get("scores")]
+    scores = result.scores
+    of_rounds = [line.scores for line in lines if line.scores]
     candidates = [
         scores.get("final"),
         *reversed(of_rounds),
@@ -96,25 +102,20 @@ def _score(result: dict[str, Any], lines: list[dict[str, Any]]) -> float | None:
     return None
 
 
-def _headline(metrics: Any) -> float | None:
+def _headline(metrics: BenchmarkMetrics) -> float | None:
     """The figure that means of a benchmark are of (`eval.metrics.headline_name`, strict)."""
-    found = metrics if isinstance(metrics, dict) else {}
-    return next((value for name in HEADLINES if (value := number(found.get(name))) is not None), None)
+    return next((value for name in HEADLINES if (value := metrics.value(name)) is not None), None)
 
 
-def _lines(run: Path) -> list[dict[str, Any]]:
+def _lines(run: Path) -> list[RoundLine]:
+    return readable_rounds(run, []) if (run / ROUNDS_FILE).is_file() else []
+
+
+def _result(run: Path) -> RunResult:
     try:
-        return read_lines(run / "rounds.jsonl")
+        return read_result(run, [])
     except UserError:
-        return []
-
-
-def _result(run: Path) -> dict[str, Any]:
-    try:
-        result = read_json(run / "result.json")
-    except UserError:
-        return {}
-    return result if isinstance(result, dict) else {}
+        return RunResult()
 
 
 def _rounds(run: Path) -> int:

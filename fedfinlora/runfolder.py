@@ -376,11 +376,6 @@ def _empty(run: Path) -> None:
             entry.unlink()
 
 
-def write_result(run: Path, values: Mapping[str, Any]) -> None:
-    """result.json, version 1."""
-    write_json(run / "result.json", {"schema_version": 1, **values, "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
-
-
 ORIGIN_FILE = Path("state") / "origin.json"
 """Written by `simulate` for its server, which runs from Flower's copy of the code, outside git."""
 

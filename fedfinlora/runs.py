@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from fedfinlora.checkpoint import Checkpoint, load_checkpoint, restore_rounds
 from fedfinlora.config import Config
@@ -15,6 +14,8 @@ from fedfinlora.errors import UserError
 from fedfinlora.locks import Lock
 from fedfinlora.privacy.card import privacy_card
 from fedfinlora.resuming import check_same, record
+from fedfinlora.run.evaluation import read_evaluation
+from fedfinlora.run.records import PrivacyCard, PrivacySummary, RunResult, WallTimes, read_rounds
 from fedfinlora.runfolder import (
     ROUND_LABEL,
     SERVER_LOCK,
@@ -25,7 +26,6 @@ from fedfinlora.runfolder import (
     new_run_folder,
     read_config,
     read_json,
-    read_lines,
     write_config,
     write_json,
 )
@@ -125,57 +125,55 @@ def differences(one: Config, other: Config) -> list[str]:
     return [f"{key}: {first[key]} -> {second[key]}" for key in first if first[key] != second[key]]
 
 
-def run_result(run: OpenRun, status: str, reason: str, wall_s: float, mode: str = "federated") -> dict[str, Any]:
-    """The content of result.json from what lies in the run's folder."""
-    lines = read_lines(run.folder / "rounds.jsonl")
-    config = run.config
-    scores: dict[str, Any] = {}
-    skipped: dict[str, str] = {}
-    synthetic = config.dataset.source == "sample"
-    evaluate_s = sum(line["timings"].get(key, 0.0) for line in lines for key in ("evaluate_s", "validate_s"))
-    for label in _labels(run.folder):
-        metrics = read_json(run.folder / "eval" / label / "metrics.json")
-        scores[label] = metrics["scores"]
-        skipped |= metrics["skipped"]
-        synthetic = bool(metrics["synthetic"])
-        evaluate_s += sum(metrics["seconds"].values())
+def run_result(run: OpenRun, status: str, reason: str, wall_s: float, mode: str = "federated") -> RunResult:
+    """result.json from what lies in the run's folder."""
+    lines, config = read_rounds(run.folder), run.config
+    evaluations = {label: read_evaluation(run.folder, label) for label in _labels(run.folder)}
     chosen = choice(lines, config)
     if not (run.folder / "adapters" / "final").is_dir():
-        chosen["final_round"] = None
-    banks = [bank for line in lines for bank in line["banks"]]
-    card = privacy_card(config, lines)
+        chosen = replace(chosen, final_round=None)
+    banks = [bank for line in lines for bank in line.banks]
     private = config.privacy.in_the_bank
-    return {
-        "mode": mode,
-        "status": status,
-        "reason": reason,
-        "run": run.folder.name,
-        "run_dir": str(run.folder),
-        "model": config.model.name,
-        "quantization": config.model.quantization,
-        "peft": config.peft.method,
-        "strategy": config.strategy.name if mode == "federated" else mode,
-        "rounds": len(lines),
-        **chosen,
-        "banks": config.banks,
-        "seed": config.seed,
-        "config_sha256": config_fingerprint(config),
-        "rows_trained": None if private else sum(bank["rows"] for bank in banks),
-        "steps_trained": sum(bank["steps"] for bank in banks),
-        "tokens_trained": None if private else sum(bank["tokens"] for bank in banks),
-        "wall_s": {
-            "total": wall_s,
-            "train": sum(line["timings"]["train_s"] for line in lines),
-            "evaluate": evaluate_s,
-            "aggregate": sum(line["timings"]["aggregate_s"] for line in lines),
-        },
-        "bytes_up": sum(line["bytes_up"] for line in lines),
-        "bytes_down": sum(line["bytes_down"] for line in lines),
-        "privacy": {key: card[key] for key in ("mode", "unit", "epsilon", "delta", "void")} if card else None,
-        "synthetic": synthetic,
-        "scores": scores,
-        "skipped": skipped,
-    }
+    synthetic = config.dataset.source == "sample"
+    return RunResult(
+        mode=mode,
+        status=status,
+        reason=reason,
+        run=run.folder.name,
+        run_dir=str(run.folder),
+        model=config.model.name,
+        quantization=config.model.quantization,
+        peft=config.peft.method,
+        strategy=config.strategy.name if mode == "federated" else mode,
+        rounds=len(lines),
+        best_round=chosen.best_round,
+        validation_score=chosen.validation_score,
+        final_round=chosen.final_round,
+        stopped_early_after_round=chosen.stopped_early_after_round,
+        banks=config.banks,
+        seed=config.seed,
+        config_sha256=config_fingerprint(config),
+        rows_trained=None if private else sum(bank.rows for bank in banks),
+        steps_trained=sum(bank.steps for bank in banks),
+        tokens_trained=None if private else sum(bank.tokens for bank in banks),
+        wall_s=WallTimes(
+            total=wall_s,
+            train=sum(line.timings.train_s for line in lines),
+            evaluate=sum(line.timings.evaluate_s + line.timings.validate_s for line in lines)
+            + sum(seconds for found in evaluations.values() for seconds in found.seconds.values()),
+            aggregate=sum(line.timings.aggregate_s for line in lines),
+        ),
+        bytes_up=sum(line.bytes_up for line in lines),
+        bytes_down=sum(line.bytes_down for line in lines),
+        privacy=_summary_of(privacy_card(config, lines)),
+        synthetic=[*evaluations.values()][-1].synthetic if evaluations else synthetic,
+        scores={label: found.scores for label, found in evaluations.items()},
+        skipped={key: reason for found in evaluations.values() for key, reason in found.skipped.items()},
+    )
+
+
+def _summary_of(card: PrivacyCard | None) -> PrivacySummary | None:
+    return PrivacySummary(card.mode, card.unit, card.epsilon, card.delta, card.void) if card else None
 
 
 def _labels(folder: Path) -> list[str]:
@@ -188,8 +186,8 @@ def _labels(folder: Path) -> list[str]:
 
 
 def asked_otherwise(overrides: Sequence[str]) -> list[str]:
-    """The words of a resumed run that ask for a configuration of its own."""
-    return [word for word in overrides if word.split("=")[0].lstrip("+") not in ("resume", "resume_anyway")]
+    """The words of a resumed run that ask for a configuration of its own; output_dir only says where the run is looked for."""
+    return [word for word in overrides if word.split("=")[0].lstrip("+") not in ("resume", "resume_anyway", "output_dir")]
 
 
 def configuration_of(folder: Path, asked: Config | None, anyway: bool = False) -> Config:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from fedfinlora.config import Config
+from fedfinlora.run.records import RoundLine
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,12 @@ class Selection:
         """Whether a score is strictly better than all before it."""
         return score is not None and (self.best_score is None or score > self.best_score)
 
-    def after(self, line: Mapping[str, Any]) -> Selection:
-        """The state after one more line of rounds.jsonl."""
-        validation = line.get("validation")
-        if validation is None:
+    def after(self, line: RoundLine) -> Selection:
+        """The state after one more round."""
+        if line.validation is None:
             return self
-        if self.improves(validation["score"]):
-            return Selection(int(line["round"]), float(validation["score"]), 0)
+        if self.improves(line.validation.score):
+            return Selection(line.round, line.validation.score, 0)
         return replace(self, since=self.since + 1)
 
     def stops(self, patience: int) -> bool:
@@ -37,7 +36,7 @@ class Selection:
         return 0 < patience <= self.since
 
 
-def selection_of(lines: Iterable[Mapping[str, Any]]) -> Selection:
+def selection_of(lines: Iterable[RoundLine]) -> Selection:
     """The state after all of these lines."""
     selection = Selection()
     for line in lines:
@@ -45,18 +44,25 @@ def selection_of(lines: Iterable[Mapping[str, Any]]) -> Selection:
     return selection
 
 
-def choice(lines: Iterable[Mapping[str, Any]], config: Config) -> dict[str, Any]:
-    """What result.json says about it: the best round and its score, the round of adapters/final, and where the run stopped early."""
-    listed = list(lines)
-    selection = selection_of(listed)
-    last = int(listed[-1]["round"]) if listed else None
+@dataclass(frozen=True)
+class Choice:
+    """Which adapter became the final one, and why."""
+
+    best_round: int | None
+    validation_score: float | None
+    """Of the best round."""
+    final_round: int | None
+    """The round of adapters/final."""
+    stopped_early_after_round: int | None
+
+
+def choice(lines: Sequence[RoundLine], config: Config) -> Choice:
+    """What result.json says about it."""
+    selection = selection_of(lines)
+    last = lines[-1].round if lines else None
     early = selection.stops(config.evaluation.patience) and last is not None and last < config.num_server_rounds
-    return {
-        "best_round": selection.best_round,
-        "validation_score": selection.best_score,
-        "final_round": kept_round(selection, config) or last,
-        "stopped_early_after_round": last if early else None,
-    }
+    final = kept_round(selection, config) or last
+    return Choice(selection.best_round, selection.best_score, final, last if early else None)
 
 
 def kept_round(selection: Selection, config: Config) -> int | None:

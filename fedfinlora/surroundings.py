@@ -12,16 +12,16 @@ from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 from fedfinlora.errors import UserError
+from fedfinlora.shadows import check_shadows, own_modules_first
 from fedfinlora.web import usable_proxies, with_loopback_direct
 
-PROJECT_ROOT = Path(__file__).resolve().parents[1]
-OUR_FOLDERS = ("data", "eval", "client_app", "server_app")
 NO_HOME = "No home folder is known: HOME is not set and the user has no entry. Set the environment variable HOME to a folder that you may write."
 
 
 def prepare_process() -> list[str]:
     """Make the surroundings fit for a command. Returns sentences about what was changed; UserError where nothing can be done here."""
     own_modules_first()
+    check_shadows()
     _check_folder()
     _name_user(os.environ)
     return settle(os.environ)
@@ -58,21 +58,6 @@ def settled(environment: Mapping[str, str]) -> dict[str, str]:
     copy = dict(environment)
     settle(copy)
     return copy
-
-
-def own_modules_first() -> None:
-    """Import data, eval, client_app and server_app from the project, whatever lies in the working directory or in PYTHONPATH.
-
-    `python -m` puts the working directory first; a folder `data` or `datasets` there with an __init__.py would take a module's place.
-    """
-    if not all((PROJECT_ROOT / folder).is_dir() for folder in OUR_FOLDERS):
-        return
-    root = str(PROJECT_ROOT)
-    try:
-        here = {"", os.getcwd()} - {root}
-    except FileNotFoundError:
-        here = {""}
-    sys.path[:] = [root, *(place for place in sys.path if place != root and place not in here)]
 
 
 def replace_unprintable() -> None:

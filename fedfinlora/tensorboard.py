@@ -6,12 +6,14 @@ that writes need not import torch. Where the package is missing everything here 
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from fedfinlora.run.evaluation import Scores
+from fedfinlora.run.records import RESULT_FILE, ROUNDS_FILE, RoundLine, RunResult, read_result, readable_rounds
 
 FOLDER = "tensorboard"
 SCORE_NAMES = ("accuracy", "f1_macro", "unparsed_share", "finlora_accuracy", "finlora_f1", "bertscore_f1")
@@ -35,11 +37,11 @@ class TensorBoardWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def add_round(self, record: Mapping[str, Any]) -> None:
-        """Write one line of rounds.jsonl, and flush, so that a watching TensorBoard shows it at once."""
-        self._add(round_scalars(record), step=int(record["round"]))
+    def add_round(self, line: RoundLine) -> None:
+        """Write one round, and flush, so that a watching TensorBoard shows it at once."""
+        self._add(round_scalars(line), step=line.round)
 
-    def add_scores(self, scores: Mapping[str, Mapping[str, Any]], step: int) -> None:
+    def add_scores(self, scores: Scores, step: int) -> None:
         """Write the metrics of each benchmark ({key: metrics}) at a step: 0 for the base model, else the round."""
         self._add(score_scalars(scores), step)
 
@@ -60,44 +62,43 @@ def write_events(run_dir: Path, notify: Callable[[str], None] = print) -> None:
     """Write the events of a finished run anew from its rounds.jsonl and result.json, in place of those that are there."""
     for old in (run_dir / FOLDER).glob("events.out.tfevents.*"):
         old.unlink()
-    rounds_file, result_file = run_dir / "rounds.jsonl", run_dir / "result.json"
-    lines = rounds_file.read_text(encoding="utf-8").splitlines() if rounds_file.is_file() else []
-    rounds = [json.loads(line) for line in lines if line.strip()]
-    result = json.loads(result_file.read_text(encoding="utf-8")) if result_file.is_file() else {}
-    scores = result.get("scores") or {}
+    rounds = readable_rounds(run_dir, []) if (run_dir / ROUNDS_FILE).is_file() else []
+    result = read_result(run_dir, []) if (run_dir / RESULT_FILE).is_file() else RunResult()
     with TensorBoardWriter(run_dir, notify) as writer:
-        writer.add_scores(scores.get("base") or {}, step=0)
-        for record in rounds:
-            writer.add_round(record)
-        last_round = max((int(record["round"]) for record in rounds), default=0)
-        writer.add_scores(scores.get("final") or {}, step=int(result.get("final_round") or last_round))
+        writer.add_scores(result.scores.get("base", {}), step=0)
+        for line in rounds:
+            writer.add_round(line)
+        last_round = max((line.round for line in rounds), default=0)
+        writer.add_scores(result.scores.get("final", {}), step=result.final_round or last_round)
 
 
-def round_scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """(tag, value) of one line of rounds.jsonl. Values that are null or not finite are left out."""
-    banks = record.get("banks", [])
-    validation = record.get("validation") or {}
-    candidates = [
-        ("loss/train", record.get("train_loss")),
-        ("loss/holdout", record.get("holdout_loss")),
-        ("validation/score", validation.get("score")),
-        ("update_norm", record.get("update_norm")),
-        ("bytes/up", record.get("bytes_up")),
-        ("bytes/down", record.get("bytes_down")),
-        ("seconds/round", record.get("timings", {}).get("total_s")),
-        ("banks/accepted", sum(bank.get("status") == "ok" for bank in banks)),
+def round_scalars(line: RoundLine) -> Iterator[tuple[str, float]]:
+    """(tag, value) of one round. What was not measured is left out."""
+    candidates: list[tuple[str, float | None]] = [
+        ("loss/train", line.train_loss),
+        ("loss/holdout", line.holdout_loss),
+        ("validation/score", line.validation.score if line.validation else None),
+        ("update_norm", line.update_norm),
+        ("bytes/up", line.bytes_up),
+        ("bytes/down", line.bytes_down),
+        ("seconds/round", line.timings.total_s),
+        ("banks/accepted", sum(entry.is_ok for entry in line.banks)),
     ]
-    for bank in banks:
-        candidates += [(f"{name}/{bank['bank']}", bank.get(name)) for name in ("train_loss", "holdout_loss", "bytes_up")]
+    for entry in line.banks:
+        candidates += [
+            (f"train_loss/{entry.bank}", entry.train_loss),
+            (f"holdout_loss/{entry.bank}", entry.holdout_loss),
+            (f"bytes_up/{entry.bank}", entry.bytes_up),
+        ]
     yield from _finite(candidates)
-    yield from score_scalars(record.get("scores") or {})
-    for tag, value in score_scalars(validation.get("scores") or {}):
+    yield from score_scalars(line.scores)
+    for tag, value in score_scalars(line.validation.scores if line.validation else {}):
         yield f"validation_{tag}", value
 
 
-def score_scalars(scores: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, float]]:
+def score_scalars(scores: Scores) -> Iterator[tuple[str, float]]:
     """(tag, value) of the metrics of each benchmark, e.g. ("accuracy/fpb", 0.46)."""
-    yield from _finite([(f"{name}/{key}", metrics.get(name)) for key, metrics in scores.items() for name in SCORE_NAMES])
+    yield from _finite([(f"{name}/{key}", metrics.value(name)) for key, metrics in scores.items() for name in SCORE_NAMES])
 
 
 def _finite(candidates: list[tuple[str, Any]]) -> Iterator[tuple[str, float]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from fedfinlora.config import ModelConfig
 from fedfinlora.embedded import embedded_folder, is_embedded
 from fedfinlora.errors import UserError
+from fedfinlora.hub_faults import first_line, hub_fault
 
 
 def load_tokenizer(model: ModelConfig) -> Any:
@@ -16,8 +18,11 @@ def load_tokenizer(model: ModelConfig) -> Any:
     folder = str(embedded_folder(model.path)) if is_embedded(model.path) else model.path
     try:
         return AutoTokenizer.from_pretrained(folder, revision=model.revision)
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except Exception as error:  # of three HTTP libraries
+        fault = "" if os.path.exists(folder) else hub_fault(error, model.path, licence_url=model.licence_url)
+        if not fault and not isinstance(error, OSError | ValueError):
+            raise
         raise UserError(
-            f"The tokenizer of {model.path} cannot be loaded: {reason} Name a folder or model that can be with model.path=."
+            fault
+            or f"The tokenizer of {model.path} cannot be loaded: {first_line(error)} Name a folder or model that can be with model.path=."
         ) from error

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,8 @@ from fedfinlora.config import MOST_ROUNDS, Config
 from fedfinlora.config_values import build, to_json
 from fedfinlora.errors import UserError
 from fedfinlora.privacy.head import MOST_LINES, SHA256, Head
-from fedfinlora.wire_form import LONGEST_RUN_NAME, reply_fault, request_fault
+from fedfinlora.reasons import SAFE_REASONS, UNKNOWN, reason_of
+from fedfinlora.wire_form import LONGEST_RUN_NAME, PLAIN_NAME, reply_fault, request_fault
 
 if TYPE_CHECKING:
     from flwr.app import ConfigRecord, RecordDict
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ARRAY_KEY = "vector"
 PART_NUMBERS = 2**20
 """A vector travels in parts of so many numbers: Flower takes four times an array's size in memory to put it together again."""
-BANK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+BANK_NAME = PLAIN_NAME
 MOST_ROWS = 2**40 - 1
 """No bank has a trillion rows; a claim of more is a claim on the whole average."""
 MOST_TOKENS = 2**53 - 1
@@ -43,42 +43,9 @@ MOST_NORM = 1e8
 FLAT_FLOAT32 = "fedfinlora.flat-float32"
 """Flower's `stype` of our arrays."""
 
-SAFE_REASONS = {
-    "config": "The bank could not accept the configuration it was sent.",
-    "unsigned": "The request is not what the coordinator signed for this bank.",
-    "source": "The bank runs another version of the code than the server.",
-    "data": "The bank's rows could not be read or none of them is usable.",
-    "model": "The bank could not load or prove the base model.",
-    "layout": "The adapter sent to the bank does not fit its model.",
-    "adapter": "The adapter sent to the bank holds NaN or infinite numbers.",
-    "diverged": "Training gave a loss or an adapter that is not finite.",
-    "memory": "The bank ran out of memory.",
-    "disk": "The bank could not write its own state.",
-    "privacy": "The bank's rows, ledger or budget do not allow this round, or its work on it failed; it does not say which.",
-    "internal": "The bank failed; the details are in its own log.",
-    "policy-model": "The bank's policy does not allow this base model (rule: models).",
-    "policy-peft_methods": "The bank's policy does not allow this kind of adapter (rule: peft_methods).",
-    "policy-max_rank": "The bank's policy does not allow adapters of this rank (rule: max_rank).",
-    "policy-target_modules": "The bank's policy does not allow an adapter on these layers (rule: target_modules).",
-    "policy-optimizer": "The bank's policy does not allow this optimiser without the bank's own noise (rule: optimizer).",
-    "policy-datasets": "The bank's policy does not allow these tasks, or wants them named (rule: datasets).",
-    "policy-generation": "The bank's policy does not let held-out rows be scored, or not so few of them (rule: generation).",
-    "policy-max_delta": "The bank's policy does not allow this delta (rule: max_delta).",
-    "policy-max_steps_per_round": "The bank's policy does not allow so many steps in a round (rule: max_steps_per_round).",
-    "policy-max_rows_per_round": "The bank's policy does not allow so many rows in a round (rule: max_rows_per_round).",
-    "policy-max_rounds_per_day": "The bank's policy does not allow another round today (rule: max_rounds_per_day).",
-    "policy-privacy": "The bank's policy does not allow this privacy mode (rule: privacy).",
-    "policy-privacy_units": "The bank's policy does not allow this privacy unit (rule: privacy_units).",
-    "policy-max_epsilon": "The bank's policy does not allow this epsilon (rule: max_epsilon).",
-    "policy-code": "The bank runs no other code than it has installed or its policy lists (rule: code).",
-    "policy-reveal": "The bank's policy does not reveal its number of rows, which strategy.weighting=rows needs (rule: reveal).",
-    "policy-hours": "The bank's policy does not allow a round at this time of day (rule: hours).",
-}
-"""All that a bank ever says about an error: a code and this sentence, never exception text, rows or paths."""
-
 
 class BankError(UserError):
-    """A failure at a bank with one of the codes of SAFE_REASONS; the detail stays in the bank's log."""
+    """A failure at a bank with one of the codes of `fedfinlora.reasons`; the detail stays in the bank's log."""
 
     def __init__(self, code: str, detail: str, rule: str = "") -> None:
         assert code in SAFE_REASONS
@@ -283,9 +250,12 @@ def check_request_form(content: RecordDict) -> None:
 
 
 def check_reply_form(content: RecordDict) -> None:
-    """RejectedReply where a reply has names or lengths that none may have: nothing of it may be kept."""
+    """RejectedReply where a reply has names, texts or a code that none may have: nothing of it may be kept."""
     if fault := reply_fault(content, NOT_TOLD):
         raise RejectedReply("malformed", f"In the reply {fault}.")
+    code = str(dict(content.config_records.get("reply", {})).get("code", "internal"))
+    if code not in SAFE_REASONS:
+        raise RejectedReply(UNKNOWN, reason_of(code), said_by_bank=True)
 
 
 def unpack_request(content: RecordDict) -> TrainRequest:
@@ -363,7 +333,7 @@ def pack_error(bank: str, code: str) -> RecordDict:
     from flwr.app import ConfigRecord, RecordDict
 
     code = code if code in SAFE_REASONS else "internal"
-    return RecordDict({"reply": ConfigRecord({"status": "error", "bank": bank, "code": code, "reason": SAFE_REASONS[code]})})
+    return RecordDict({"reply": ConfigRecord({"status": "error", "bank": bank, "code": code})})
 
 
 def unpack_reply(
@@ -381,8 +351,7 @@ def unpack_reply(
         bank = str(head["bank"])
         if head["status"] != "ok":
             code = str(head.get("code", "internal"))
-            code = code if code in SAFE_REASONS else "internal"
-            raise RejectedReply(code, SAFE_REASONS[code], said_by_bank=True)
+            raise RejectedReply(code, reason_of(code), said_by_bank=True)
         layout_id, policy_sha256 = head["layout-id"], str(head.get("policy-sha256", ""))
         if policy_sha256 and not SHA256.fullmatch(policy_sha256):
             raise ValueError("policy-sha256")

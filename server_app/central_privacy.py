@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,7 @@ from fedfinlora.privacy.randomness import (
     reproducible_keys,
     secret_keys,
 )
+from fedfinlora.run.records import RoundPrivacy
 
 if TYPE_CHECKING:
     from fedfinlora.runs import OpenRun
@@ -253,8 +254,8 @@ class BookedRound:
 
     banks: tuple[str, ...]
     """Those that may be drawn: whose budget is not spent."""
-    figures: dict[str, Any]
-    """Of the round's line; an infinite epsilon is None."""
+    privacy: RoundPrivacy
+    """Of the round's line, still without its clip norm."""
 
 
 def book_round(run: OpenRun, mechanism: CentralMechanism, banks: Sequence[str], round_number: int) -> BookedRound:
@@ -282,13 +283,9 @@ def book_round(run: OpenRun, mechanism: CentralMechanism, banks: Sequence[str], 
         budget_epsilon=run.config.privacy.budget_epsilon,
         version_1=Version1((folder,), lambda: _old_accounts(folder)),
     )
-    figures = {
-        "epsilon_planned": mechanism.epsilon_planned,
-        "epsilon_spent": booked.epsilon if math.isfinite(booked.epsilon) else None,
-        "delta": mechanism.delta,
-        **({"left_out": booked.left_out} if booked.left_out else {}),
-    }
-    return BookedRound(tuple(compress(names, booked.taking_part)), figures)
+    spent = booked.epsilon if math.isfinite(booked.epsilon) else None
+    privacy = RoundPrivacy(mechanism.epsilon_planned, spent, mechanism.delta, booked.left_out)
+    return BookedRound(tuple(compress(names, booked.taking_part)), privacy)
 
 
 def _old_accounts(folder: Path) -> dict[str, Rows]:

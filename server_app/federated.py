@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,15 @@ from fedfinlora.logs import about, also_in, belongs
 from fedfinlora.models import Session, first_adapter, get_session
 from fedfinlora.privacy.card import privacy_card
 from fedfinlora.progress import EventWriter
-from fedfinlora.provenance.chain import Chain, ServerKeys, begin_line, end_line, keep_start, server_keys
+from fedfinlora.provenance.audits import bound_audit
+from fedfinlora.provenance.chain import Chain, begin_line, end_line, saved_line
+from fedfinlora.provenance.deltas import keep_start
+from fedfinlora.provenance.evidence import ServerKeys, server_keys
+from fedfinlora.provenance.lines import Attempt
 from fedfinlora.provenance.release import write_release
-from fedfinlora.runfolder import read_json, read_lines, write_json, write_manifest, write_result
+from fedfinlora.run.records import BankEntry, BankTimings, RoundLine, RoundPrivacy, read_rounds, write_result
+from fedfinlora.run.typed import plain
+from fedfinlora.runfolder import write_json, write_manifest
 from fedfinlora.runs import OpenRun, open_run, run_result
 from fedfinlora.tensorboard import TensorBoardWriter
 from server_app.central_privacy import CLIP_NORM, BookedRound, CentralMechanism, book_round, make_mechanism
@@ -106,13 +113,15 @@ def _train(grid: MessageGrid, banks: Mapping[str, int], run: OpenRun, events: Ev
     scores.base()
     events.write("phase", name="training")
     selection = scores.go_on(run.checkpoint)
-    witness = Witness(witness_root(), read_lines(folder / "rounds.jsonl"))
+    chain.append(saved_line(folder, run.run_id, state.round, with_base=True))
+    witness = Witness(witness_root(), read_rounds(folder))
     seconds: dict[str, float] = {}
     while scores.more(state.round, selection):
         with about(run=run.run_id, round=state.round + 1):
             state, line, evidence = _one_round(grid, banks, run, session, state, events, seconds, central, witness, keys, code)
         chain.append(evidence)
         selection = scores.close_round({"adapter": state.adapter, **state.server}, line, selection)
+        chain.append(saved_line(folder, run.run_id, state.round))
     scores.finish(state.adapter, state.round, selection)
     board.close()
 
@@ -140,29 +149,31 @@ def _one_round(
     witness: Witness,
     keys: ServerKeys,
     code_sha256: str,
-) -> tuple[RoundState, dict[str, Any], dict[str, Any]]:
+) -> tuple[RoundState, RoundLine, Attempt]:
     """The next state, the round's line of rounds.jsonl, still without scores, and that of provenance.jsonl."""
     config = run.config
     number = state.round + 1
     events.write("round_start", round=number)
-    privacy: dict[str, Any] = {}
+    privacy: RoundPrivacy | None = None
     if central:
         booked = book_round(run, central, list(banks), number)
         banks = {name: banks[name] for name in booked.banks}
-        privacy = {"privacy": {**booked.figures, "clip_norm": clip_norm_of(state, central)}}
+        privacy = replace(booked.privacy, clip_norm=clip_norm_of(state, central))
         events.write("message", level="info", text=what_banks_have_spent(booked))
 
-    def on_bank(entry: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
-        train_s = timing.get("train_s") or 0.0
-        private = entry.get("privacy")
-        figures: dict[str, Any] = {"rows": entry["rows"], "train_loss": entry["train_loss"], "seconds": train_s}
-        figures |= {"rows_per_s": a_second(entry["rows"], train_s), "tokens_per_s": timing.get("tokens_per_s", 0.0)}
+    def on_bank(entry: BankEntry, timing: BankTimings) -> None:
+        train_s = timing.train_s or 0.0
+        figures: dict[str, Any] = {"rows": entry.rows, "train_loss": entry.train_loss, "seconds": train_s}
+        figures |= {"rows_per_s": a_second(entry.rows, train_s), "tokens_per_s": timing.tokens_per_s or 0.0}
         events.write(
             "bank_done",
             round=number,
-            **{key: entry[key] for key in ("bank", "status", "code", "reason")},
-            **(private or figures),
-            **({"ledger_number": entry["ledger"]["number"]} if "ledger" in entry else {}),
+            bank=entry.bank,
+            status=entry.status,
+            code=entry.code,
+            reason=entry.reason,
+            **(asdict(entry.privacy) if entry.privacy else figures),
+            **({"ledger_number": entry.ledger.number} if entry.ledger else {}),
         )
 
     def on_drawn(names: Sequence[str]) -> None:
@@ -184,38 +195,36 @@ def _one_round(
         keys,
         code_sha256,
     )
-    state, line, timings = result.state, result.line, result.timings
-    seconds.update((name, timing.get("train_s", 0.0)) for name, timing in timings["banks"].items())
-    if number == 1 and not config.privacy.in_the_bank and line["banks"]:
-        answers, tokens = (sum(bank[key] for bank in line["banks"]) for key in ("answer_tokens", "tokens"))
+    state, line = result.state, replace(result.line, privacy=privacy)
+    seconds.update((name, timing.train_s or 0.0) for name, timing in line.timings.banks.items())
+    if number == 1 and not config.privacy.in_the_bank and line.banks:
+        answers, tokens = sum(bank.answer_tokens for bank in line.banks), sum(bank.tokens for bank in line.banks)
         events.write("message", level="info", text=f"{answers:,} of {tokens:,} tokens carry loss: answers and their ends only")
-    if line.get("noise_alone"):
+    if line.noise_alone:
         events.write("message", level="warning", text=f"round {number}: no bank's reply came: the step is noise alone")
     if number == 1 and config.privacy.mode == "dp_lora":
-        events.write("message", level="info", text=what_dp_lora_promises(line["banks"]))
-    return state, {**line, **privacy, "timings": timings}, result.evidence
+        events.write("message", level="info", text=what_dp_lora_promises(line.banks))
+    return state, line, result.evidence
 
 
 def what_banks_have_spent(booked: BookedRound) -> str:
     """Epsilon after a round with privacy=bank, in a sentence."""
-    spent, planned = booked.figures["epsilon_spent"], booked.figures["epsilon_planned"]
-    left_out = (
-        f"; {booked.figures['left_out']} banks are left out, their budget is spent" if "left_out" in booked.figures else ""
-    )
-    return (
-        f"epsilon of every bank: {'infinite' if spent is None else f'{spent:.3g}'} spent, {planned:.3g} planned for this run, at delta "
-        f"{booked.figures['delta']:.0e}{left_out}"
-    )
+    privacy = booked.privacy
+    spent = "infinite" if privacy.epsilon_spent is None else f"{privacy.epsilon_spent:.3g}"
+    left_out = f"; {privacy.left_out} banks are left out, their budget is spent" if privacy.left_out else ""
+    return f"epsilon of every bank: {spent} spent, {privacy.epsilon_planned:.3g} planned for this run, at delta {privacy.delta:.0e}{left_out}"
 
 
-def what_dp_lora_promises(banks: Sequence[Mapping[str, Any]]) -> str:
+def what_dp_lora_promises(banks: Sequence[BankEntry]) -> str:
     """The largest epsilon that a bank plans, and what it rests on."""
-    planned = [bank["privacy"] for bank in banks if bank.get("privacy") and bank["privacy"]["epsilon_planned"] is not None]
+    planned = [
+        (bank.privacy.epsilon_planned, bank.privacy.delta) for bank in banks if bank.privacy and bank.privacy.epsilon_planned
+    ]
     if not planned:
         return "DP-LoRA as published: no bank has trained privately"
-    most = max(planned, key=lambda one: one["epsilon_planned"])
+    epsilon, delta = max(planned)
     return (
-        f"DP-LoRA as published: epsilon {most['epsilon_planned']:.3g} at delta {most['delta']:.0e} for this run, if one row may be in every minibatch and "
+        f"DP-LoRA as published: epsilon {epsilon:.3g} at delta {delta:.0e} for this run, if one row may be in every minibatch and "
         "turn both clipped gradients round (sensitivity 2 sqrt(2) C; the paper assumes C)"
     )
 
@@ -230,7 +239,7 @@ def finish(run: OpenRun, events: EventWriter, started: float, status: str, reaso
     result = run_result(run, status, reason, time.monotonic() - started)
     report = ""
     try:
-        write_card(run)
+        write_card(run, keys)
         if status == "completed":
             write_release(run.folder, run.config, keys.signer)
         write_result(run.folder, result)
@@ -244,9 +253,8 @@ def finish(run: OpenRun, events: EventWriter, started: float, status: str, reaso
     events.write("run_done", status=status, reason=reason, run_dir=str(run.folder), report=report)
 
 
-def write_card(run: OpenRun) -> None:
-    """privacy.json, where privacy is on."""
-    audited = run.folder / "audit.json"
-    card = privacy_card(run.config, read_lines(run.folder / "rounds.jsonl"), read_json(audited) if audited.is_file() else None)
+def write_card(run: OpenRun, keys: ServerKeys) -> None:
+    """privacy.json, where privacy is on. An audit is in it if the run's chain has it."""
+    card = privacy_card(run.config, read_rounds(run.folder), bound_audit(run.folder, keys.signer))
     if card:
-        write_json(run.folder / "privacy.json", card)
+        write_json(run.folder / "privacy.json", plain(card))

@@ -2,7 +2,8 @@
 
 Flower's own `pull_messages` fetches everything of all replies before anybody can look at it, waits inside the call for pieces that are still on their way
 (for minutes where a bank never sends them, and all other banks with it), and raises where one of them is no message, which ends the run. Here the
-pieces are taken as they are there; what cannot be a reply comes back as Flower's error with our code UNREADABLE, and the rest of it is not fetched.
+pieces are taken as they are there, within `fedfinlora.reply_limits`; what cannot be a reply comes back as Flower's error with our code UNREADABLE and
+one of the reasons below, and the rest of it is not fetched. Of an error that a bank sends, its code counts and its text is dropped.
 """
 
 from __future__ import annotations
@@ -29,17 +30,19 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.superlink.grid.http_grid import HttpGrid
 
 from fedfinlora.errors import UserError
+from fedfinlora.reply_limits import bytes_allowed, objects_allowed
 from server_app.rounds import UNREADABLE, MessageGrid
 
 log = logging.getLogger("fedfinlora.server")
-SLACK_BYTES = 2**20
-"""What a reply may have beyond the arrays of the message that it answers: its head, figures and Flower's own framing."""
-MOST_SMALL_OBJECTS = 64
-"""Flower cuts a message into objects: a handful, and one for each piece of an array."""
+TOO_MANY_PIECES = "The reply is cut into too many pieces."
+NOT_WHOLE = "The reply was not sent as a whole."
+TOO_LARGE = "The reply is larger than a reply to this request may be."
+GARBLED = "The reply cannot be read."
+NO_REPLY = "What came is no reply."
+BANKS_CODES = range(1, 9)
+"""Flower's errors that a bank may send (`flwr.common.constant.ErrorCode`). 0 is a simulation's own, for a process that has died; UNREADABLE is ours."""
 MUCH = 2**22
 """Bytes that are worth a tenth of a second to have back."""
-SMALLEST_PIECE = 2**18
-"""Bytes of a piece of an array, at least, but for the last."""
 
 
 def guarded(grid: Any) -> MessageGrid:
@@ -76,7 +79,7 @@ class GuardedGrid:
         with _said_plainly():
             ids = list(self._grid.push_messages(messages))
         sizes = [_array_bytes(message) for message in messages]
-        self._allowed = {str(each): size + SLACK_BYTES for each, size in zip(ids, sizes, strict=False)}
+        self._allowed = {str(each): bytes_allowed(size) for each, size in zip(ids, sizes, strict=False)}
         del messages
         if max(sizes, default=0) >= MUCH:
             gc.collect()  # Flower's records of what was sent hold each other, and would stay until the last reply
@@ -102,33 +105,32 @@ class GuardedGrid:
         for head, tree in zip(found.messages_list, found.message_object_trees, strict=True):
             objects = list(dict.fromkeys(str(part.object_id) for part in iterate_object_tree(tree)))
             answers = str(head.metadata.reply_to_message_id)
-            allowed = self._allowed.get(answers, SLACK_BYTES)
+            allowed = self._allowed.get(answers, bytes_allowed(0))
             self._coming[answers] = Coming(str(head.metadata.message_id), objects, allowed)
 
     def _go_on(self, answers: str) -> Message | None:
         """Fetch what is there of a reply to message `answers`; None while something is on its way."""
-        coming, allowed = self._coming[answers], self._allowed.get(answers, SLACK_BYTES)
-        if len(coming.missing) + len(coming.contents) > MOST_SMALL_OBJECTS + allowed // SMALLEST_PIECE:
-            return unreadable(answers, "The reply is cut into too many pieces.")
+        coming, allowed = self._coming[answers], self._allowed.get(answers, bytes_allowed(0))
+        if len(coming.missing) + len(coming.contents) > objects_allowed(allowed):
+            return unreadable(answers, TOO_MANY_PIECES)
         client, node, run = self._grid._runtime_client, self._grid.node, self._grid.run.run_id
         while coming.missing:
             found = client.PullObject(PullObjectRequest(node=node, run_id=run, object_id=coming.missing[-1]))
             if not found.object_found:
-                return unreadable(answers, "The reply was not sent as a whole.")
+                return unreadable(answers, NOT_WHOLE)
             if not found.object_available:
                 return None
             coming.bytes_left -= len(found.object_content)
             if coming.bytes_left < 0:
-                return unreadable(answers, f"The reply has more than {allowed:,} bytes.")
+                return unreadable(answers, TOO_LARGE)
             coming.contents[coming.missing.pop()] = found.object_content
         client.ConfirmMessageReceived(ConfirmMessageReceivedRequest(node=node, run_id=run, message_object_id=coming.message_id))
         try:
             message = put_together(coming)
-        except Exception as error:  # whatever a bank's bytes do to Flower's readers
-            return unreadable(answers, f"The reply cannot be read ({type(error).__name__}).")
-        if not isinstance(message, Message) or message.metadata.reply_to_message_id != answers:
-            return unreadable(answers, "What came is no reply.")
-        return message
+        except Exception as error:  # a bank's bytes may raise anything in Flower's readers
+            log.warning("a reply cannot be read (%s)", type(error).__name__)
+            return unreadable(answers, GARBLED)
+        return as_reply(message, answers)
 
 
 def put_together(coming: Coming) -> Any:
@@ -149,13 +151,27 @@ def put_together(coming: Coming) -> Any:
     return inflate_object_from_contents(coming.message_id, contents, objects=done)
 
 
+def as_reply(message: Any, answers: str) -> Message:
+    """What a bank sent, as the server may see it: a reply, an error without its text, or UNREADABLE for anything else."""
+    if not isinstance(message, Message) or message.metadata.reply_to_message_id != answers:
+        return unreadable(answers, NO_REPLY)
+    if not message.has_error():
+        return message
+    code = message.error.code
+    return _error(answers, code, "") if code in BANKS_CODES else unreadable(answers, NO_REPLY)
+
+
 def unreadable(answers: str, reason: str) -> Message:
-    """What stands for a reply that was not taken in."""
+    """What stands for a reply that was not accepted."""
+    return _error(answers, UNREADABLE, reason)
+
+
+def _error(answers: str, code: int, reason: str) -> Message:
     metadata = Metadata(
         run_id=0, message_id="", src_node_id=0, dst_node_id=0, reply_to_message_id=answers, group_id="", created_at=0.0, ttl=0.0,
         message_type="system",
     )  # fmt: skip
-    return make_message(metadata=metadata, error=Error(UNREADABLE, reason))
+    return make_message(metadata=metadata, error=Error(code, reason))
 
 
 @contextmanager

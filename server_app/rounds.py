@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,12 +25,16 @@ from fedfinlora.config import Config, StrategyConfig
 from fedfinlora.errors import UserError
 from fedfinlora.logs import about
 from fedfinlora.privacy.randomness import Stream
-from fedfinlora.provenance.chain import RoundEvidence, ServerKeys, keep_delta
+from fedfinlora.provenance.deltas import keep_delta
+from fedfinlora.provenance.evidence import RoundEvidence, ServerKeys
+from fedfinlora.provenance.lines import Attempt
+from fedfinlora.reasons import SAFE_REASONS, reason_of
+from fedfinlora.run.records import BankEntry, BankPrivacy, BankTimings, RoundLine, RoundTimings
 from fedfinlora.runfolder import source_fingerprint
 from fedfinlora.seeds import generator
 from fedfinlora.shares import capped
 from fedfinlora.training import schedule_factor
-from fedfinlora.wire import BANK_NAME, SAFE_REASONS, Figures, RejectedReply, Reply, TrainRequest, pack_requests, unpack_reply
+from fedfinlora.wire import BANK_NAME, Figures, RejectedReply, Reply, TrainRequest, pack_requests, unpack_reply
 from server_app.central_privacy import CLIP_NORM, CentralMechanism, private_mean
 from server_app.replies import StoredDeltas
 from server_app.strategies import AGGREGATES, STEPS
@@ -72,17 +76,17 @@ class RoundState:
 
 @dataclass(frozen=True)
 class RoundResult:
-    """A finished round: the next state, the line of rounds.jsonl and the timings that go under its "timings"."""
+    """A finished round: the next state and the line of rounds.jsonl."""
 
     state: RoundState
-    line: dict[str, Any]
-    timings: dict[str, Any]
-    evidence: dict[str, Any] = field(default_factory=dict)
+    line: RoundLine
+    """Still without its scores."""
+    evidence: Attempt
     """The round's line of provenance.jsonl."""
 
 
 OnDrawn = Callable[[Sequence[str]], None]
-OnBank = Callable[[Mapping[str, Any], Mapping[str, Any]], None]
+OnBank = Callable[[BankEntry, BankTimings], None]
 
 
 def roster(
@@ -121,7 +125,7 @@ def roster(
         if not BANK_NAME.fullmatch(name):
             refusals.append(f"node {node}: its name is not a plain one")
         elif head.get("status") != "ok":
-            refusals.append(f"{name}: {SAFE_REASONS.get(str(head.get('code')), SAFE_REASONS['internal'])}")
+            refusals.append(f"{name}: {reason_of(str(head.get('code')))}")
         elif head.get("source-sha256") != source_fingerprint():
             refusals.append(f"{name}: runs another version of the code")
         elif enrolled is not None and enrolled.get(node) != name:
@@ -228,13 +232,13 @@ def run_round(
     requests = {banks[name]: content for name, content in packed.items()}
     arriving = exchange(grid, requests, "train", strategy.deadline_s, str(number))
     replies: dict[str, Reply] = {}
-    entries: dict[str, dict[str, Any]] = {}
-    bank_timings: dict[str, dict[str, float]] = {}
+    entries: dict[str, BankEntry] = {}
+    bank_timings: dict[str, BankTimings] = {}
     with StoredDeltas(folder, layout.size) as deltas:
         for node, message in arriving:
             name = names[node]
             reply, entry, timing = _taken_in(message, name, request, layout, witness, deltas, evidence)
-            evidence.outcome(name, entry["code"])
+            evidence.outcome(name, entry.code)
             if reply is not None and strategy.keep_deltas:
                 keep_delta(folder.parent, number, name, next(iter(deltas.read([name], slice(0, layout.size)))))
             del message  # nor held while the next is fetched
@@ -242,38 +246,37 @@ def run_round(
                 replies[name] = reply
             else:
                 with about(bank=name):
-                    log.warning("round %d: %s left out (%s): %s", number, name, entry["code"], entry["reason"])
-            entries[name] = {**entry, "bytes_down": bytes_down}
-            bank_timings[name] = {"reply_s": time.monotonic() - started, **timing}
+                    log.warning("round %d: %s left out (%s): %s", number, name, entry.code, entry.reason)
+            entries[name] = replace(entry, bytes_down=bytes_down)
+            bank_timings[name] = replace(timing, reply_s=time.monotonic() - started)
             if on_bank is not None:
                 on_bank(entries[name], bank_timings[name])
         collected = time.monotonic()
         if len(replies) < strategy.quorum and central is None:
-            reasons = "; ".join(f"{name}: {entries[name]['reason']}" for name in sorted(entries) if name not in replies)
+            reasons = "; ".join(f"{name}: {entries[name].reason}" for name in sorted(entries) if name not in replies)
             raise UserError(
                 f"Round {number}: {len(replies)} of {len(drawn)} replies are usable, strategy.quorum={strategy.quorum}. {reasons}"
             )
         ordered, stored = [replies[name] for name in sorted(replies)], partial(deltas.read, sorted(replies))
         following, update_norm = take_step(ordered, state, strategy, config.num_server_rounds, central, stored)
     weights = None if central else dict(zip(sorted(replies), weights_of(ordered, strategy), strict=True))
-    line = {
-        "round": number,
-        "status": "ok",
-        **({"noise_alone": True} if central and not replies else {}),
-        "banks": [entries[name] for name in sorted(entries)],
-        "train_loss": _weighted(replies.values(), "train_loss", "answer_tokens"),
-        "holdout_loss": _weighted(replies.values(), "holdout_loss", "holdout_rows"),
-        "update_norm": update_norm,
-        "bytes_up": sum(entry["bytes_up"] for entry in entries.values()),
-        "bytes_down": sum(entry["bytes_down"] for entry in entries.values()),
-    }
-    timings = {
-        "total_s": time.monotonic() - started,
-        "train_s": collected - started,
-        "aggregate_s": time.monotonic() - collected,
-        "banks": dict(sorted(bank_timings.items())),
-    }
-    return RoundResult(following, line, timings, evidence.line(adapter_checksum(following.adapter), weights))
+    line = RoundLine(
+        round=number,
+        noise_alone=bool(central and not replies),
+        banks=tuple(entries[name] for name in sorted(entries)),
+        train_loss=_weighted(replies.values(), "train_loss", "answer_tokens"),
+        holdout_loss=_weighted(replies.values(), "holdout_loss", "holdout_rows"),
+        update_norm=update_norm,
+        bytes_up=sum(entry.bytes_up for entry in entries.values()),
+        bytes_down=sum(entry.bytes_down for entry in entries.values()),
+        timings=RoundTimings(
+            total_s=time.monotonic() - started,
+            train_s=collected - started,
+            aggregate_s=time.monotonic() - collected,
+            banks=dict(sorted(bank_timings.items())),
+        ),
+    )
+    return RoundResult(following, line, evidence.line(adapter_checksum(following.adapter), weights))
 
 
 def take_step(
@@ -350,15 +353,14 @@ def _taken_in(
     witness: Witness | None,
     deltas: StoredDeltas,
     evidence: RoundEvidence,
-) -> tuple[Reply | None, dict[str, Any], dict[str, float]]:
+) -> tuple[Reply | None, BankEntry, BankTimings]:
     """(the checked reply, whose delta lies in `deltas` now, or None; the bank's entry in the round's line; its timings)."""
     try:
         reply = _check(message, name, layout, request.config, evidence)
         if witness and reply.ledger:
             witness.check(name, reply.ledger, request.ledger_heads.get(name))
     except RejectedReply as rejection:
-        found = {"status": _status_of(rejection), "code": rejection.code, "reason": str(rejection)}
-        return None, _blank_entry(name) | found, {}
+        return None, BankEntry(name, _status_of(rejection), rejection.code, str(rejection)), BankTimings()
     if witness and reply.ledger:
         witness.keep(name, reply.ledger)
     deltas.keep(name, reply.delta)
@@ -366,9 +368,8 @@ def _taken_in(
     for record in message.content.array_records.values():
         record.clear()  # Flower's records hold each other: else these bytes stay until the garbage is collected
     train_s = reply.figures.train_s
-    speed = a_second(reply.figures.tokens, train_s)
-    timing = {"train_s": train_s, "load_s": reply.figures.load_s, "tokens_per_s": speed}
-    return replace(reply, delta=NOT_HERE), _blank_entry(name) | _ok_entry(reply), timing
+    timing = BankTimings(train_s=train_s, load_s=reply.figures.load_s, tokens_per_s=a_second(reply.figures.tokens, train_s))
+    return replace(reply, delta=NOT_HERE), accepted_entry(name, reply), timing
 
 
 def a_second(count: float, seconds: float) -> float:
@@ -388,7 +389,7 @@ def _check(message: Message | None, name: str, layout: Layout, config: Config, e
         raise RejectedReply("away", "The bank has started again and lost what it was asked.")
     if message.has_error() and message.error.code == INVALID_FAB:
         raise RejectedReply("policy-code", SAFE_REASONS["policy-code"], said_by_bank=True)
-    if message.has_error() and message.error.code == PROCESS_DIED:
+    if message.has_error() and message.error.code == PROCESS_DIED and evidence.keys.banks is None:
         # Flower hands the dead process out again in each later round, and the run would end without the banks that draw it.
         raise UserError(
             f"The process that simulated {name} has died, most likely for want of memory. Go on from the last finished round with fewer "
@@ -410,43 +411,40 @@ def _status_of(rejection: RejectedReply) -> str:
     return "error" if rejection.said_by_bank or rejection.code in ("crashed", "away") else "rejected"
 
 
-def _blank_entry(name: str) -> dict[str, Any]:
-    return {
-        "bank": name, "status": "error", "code": "", "reason": "", "rows": 0, "skipped_rows": 0, "steps": 0, "tokens": 0, "answer_tokens": 0,
-        "train_loss": None, "holdout_loss": None, "holdout_rows": 0, "delta_norm": None, "bytes_up": 0, "bytes_down": 0,
-    }  # fmt: skip
-
-
-def _ok_entry(reply: Reply) -> dict[str, Any]:
+def accepted_entry(name: str, reply: Reply) -> BankEntry:
+    """The entry of a bank whose reply is in the aggregate. A figure that is not finite was not measured."""
     figures = reply.figures
     measured = math.isfinite(figures.holdout_loss)
-    return {
-        "status": "ok",
-        "rows": figures.rows,
-        "skipped_rows": figures.skipped_rows,
-        "steps": figures.steps,
-        "tokens": figures.tokens,
-        "answer_tokens": figures.answer_tokens,
-        "train_loss": figures.train_loss if math.isfinite(figures.train_loss) else None,
-        "holdout_loss": figures.holdout_loss if measured else None,
-        "holdout_rows": figures.holdout_rows if measured else 0,
-        "delta_norm": reply.delta_norm,
-        "bytes_up": reply.delta.nbytes,
-        **_privacy_of(figures),
-        **({"ledger": asdict(reply.ledger)} if reply.ledger else {}),
-        **({"policy_sha256": reply.policy_sha256} if reply.policy_sha256 else {}),
-        **({"withheld": list(reply.withheld)} if reply.withheld else {}),
-    }
+    return BankEntry(
+        bank=name,
+        status="ok",
+        rows=figures.rows,
+        skipped_rows=figures.skipped_rows,
+        steps=figures.steps,
+        tokens=figures.tokens,
+        answer_tokens=figures.answer_tokens,
+        train_loss=finite(figures.train_loss),
+        holdout_loss=finite(figures.holdout_loss),
+        holdout_rows=figures.holdout_rows if measured else 0,
+        delta_norm=reply.delta_norm,
+        bytes_up=reply.delta.nbytes,
+        privacy=_privacy_of(figures),
+        ledger=reply.ledger,
+        policy_sha256=reply.policy_sha256,
+        withheld=reply.withheld,
+    )
 
 
-def _privacy_of(figures: Figures) -> dict[str, Any]:
-    """What a private reply has spent, under "privacy"; nothing where there is none."""
+def _privacy_of(figures: Figures) -> BankPrivacy | None:
+    """What a private reply has spent; None where there is no privacy."""
     if not math.isfinite(figures.delta):
-        return {}
-    spent = {name: value if math.isfinite(value) else None for name, value in (
-        ("epsilon_planned", figures.epsilon_planned), ("epsilon_spent", figures.epsilon_spent)
-    )}  # fmt: skip
-    return {"privacy": {**spent, "delta": figures.delta}}
+        return None
+    return BankPrivacy(finite(figures.epsilon_planned), finite(figures.epsilon_spent), figures.delta)
+
+
+def finite(value: float) -> float | None:
+    """The value; None for one that JSON cannot hold."""
+    return value if math.isfinite(value) else None
 
 
 def _weighted(replies: Any, value: str, weight: str) -> float | None:

@@ -15,12 +15,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from fedfinlora.errors import UserError
 from fedfinlora.locks import wait_for
 from fedfinlora.privacy.head import Head
 from fedfinlora.privacy.ledger import ledger_root
+from fedfinlora.run.records import RoundLine
 from fedfinlora.runfolder import unwritable, write_bytes
 from fedfinlora.wire import RejectedReply
 
@@ -39,7 +39,7 @@ def witness_root() -> Path:
 class Witness:
     """The heads that a server has seen. Several runs may share one folder, at the same time too."""
 
-    def __init__(self, folder: Path, rounds: Iterable[Mapping[str, Any]] = ()) -> None:
+    def __init__(self, folder: Path, rounds: Iterable[RoundLine] = ()) -> None:
         """Begin with what is in `folder`, and with what the lines of a run's rounds.jsonl say. UserError where the file
         is damaged."""
         self.file = folder / HEADS_FILE
@@ -47,7 +47,7 @@ class Witness:
         self._read_as: tuple[int, int] | None = None
         self._read()
         for line in rounds:
-            self._grow({entry["bank"]: Head(**entry["ledger"]) for entry in line["banks"] if "ledger" in entry})
+            self._grow({entry.bank: entry.ledger for entry in line.banks if entry.ledger})
 
     def heads(self, banks: Iterable[str]) -> dict[str, Head]:
         """Bank -> newest head that any run has seen, of those banks that have shown one."""

@@ -172,7 +172,7 @@ slowest bank's round, and `strategy.quorum`: seconds of training, and for a line
 
 ## What remains
 
-- An enrolled bank can make `superlink.log` grow, by a line for each of its requests, whose number has no limit: rotate it, and revoke the bank. What a full disk does to a run is above.
+- `superlink.log`, `supernode.log` and `state/worker.log` begin again at 32 MiB, with their last 32 MiB in `superlink.log.1` and so on: no more than 64 MiB each, and what comes in five seconds. The SuperLink logs no line for each request.
 - A bank that lies within the limits (a finite delta of acceptable norm, rows that it does not have) is averaged. `strategy.weighting=declared` or `equal` takes its say on the weight away.
 - Flower marks a killed run as failed only after it has missed the server's signs of life; until then `coordinator status` calls it running. It holds nobody up.
 - Flower's signed time may be 5 minutes old, but only 5 seconds ahead: keep the banks' clocks on NTP.

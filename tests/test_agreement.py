@@ -23,6 +23,7 @@ from eval.agreement import (
 )
 from eval.intervals import sample_and_resamples
 from eval.metrics import f1_scores, matthews_correlation
+from fedfinlora.run.evaluation import ConfusionMatrix
 
 UNPARSED = "\x00unparsed"
 PAIRS = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["a", "b", "c", "d", None])), min_size=1, max_size=25)
@@ -87,18 +88,18 @@ def test_class_table_is_scikit_learns(pairs) -> None:
         )
     for place, entry in enumerate(table):
         precision, recall, f1, support = (column[place] for column in expected)
-        assert (entry["label"], entry["support"]) == ("abcd"[place], support)
-        assert entry["answered"] == sum(answer == entry["label"] for _, answer in pairs)
-        assert (entry["precision"] or 0, entry["recall"] or 0, entry["f1"] or 0) == pytest.approx((precision, recall, f1))
-        assert (entry["precision"] is None, entry["recall"] is None) == (entry["answered"] == 0, support == 0)
+        assert (entry.label, entry.support) == ("abcd"[place], support)
+        assert entry.answered == sum(answer == entry.label for _, answer in pairs)
+        assert (entry.precision or 0, entry.recall or 0, entry.f1 or 0) == pytest.approx((precision, recall, f1))
+        assert (entry.precision is None, entry.recall is None) == (entry.answered == 0, support == 0)
 
 
 def test_class_table_of_open_answers_holds_the_most_frequent() -> None:
     pairs = [(f"tag{number:02d}", None) for number in range(40) for _ in range(1 + number // 20)]
     table = class_table(pairs)
     assert len(table) == LARGEST_CLASSES
-    assert [entry["label"] for entry in table] == [f"tag{number:02d}" for number in range(20, 40)]
-    assert {entry["support"] for entry in table} == {2}
+    assert [entry.label for entry in table] == [f"tag{number:02d}" for number in range(20, 40)]
+    assert {entry.support for entry in table} == {2}
 
 
 @given(PAIRS)
@@ -106,19 +107,19 @@ def test_confusion_matrix_is_scikit_learns(pairs) -> None:
     found = confusion_matrix(pairs, "abcd")
     answers = [UNPARSED if answer is None else answer for _, answer in pairs]
     expected = sklearn_metrics.confusion_matrix([t for t, _ in pairs], answers, labels=[*"abcd", UNPARSED])
-    assert found["labels"] == list("abcd")
-    assert found["answers"] == [*"abcd", "unparsed"]
-    assert found["counts"] == expected[:4].tolist()
+    assert found.labels == tuple("abcd")
+    assert found.answers == (*"abcd", "unparsed")
+    assert [list(row) for row in found.counts] == expected[:4].tolist()
 
 
 def test_confusion_matrix_keeps_what_is_no_label_apart() -> None:
     found = confusion_matrix([("a", "a"), ("a", "x"), ("y", "b"), ("y", None), ("b", None)], ["a", "b"])
-    assert found == {
-        "labels": ["a", "b", "other"],
-        "answers": ["a", "b", "other", "unparsed"],
-        "counts": [[1, 0, 1, 0], [0, 0, 0, 1], [0, 1, 0, 1]],
-    }
-    assert confusion_matrix([], ["a"]) == {"labels": ["a"], "answers": ["a", "unparsed"], "counts": [[0, 0]]}
+    assert found == ConfusionMatrix(
+        labels=("a", "b", "other"),
+        answers=("a", "b", "other", "unparsed"),
+        counts=((1, 0, 1, 0), (0, 0, 0, 1), (0, 1, 0, 1)),
+    )
+    assert confusion_matrix([], ["a"]) == ConfusionMatrix(("a",), ("a", "unparsed"), ((0, 0),))
 
 
 def test_classes_are_in_a_fixed_order() -> None:

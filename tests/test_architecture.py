@@ -64,7 +64,7 @@ def test_the_tests_of_a_file_stay_in_one_worker(request: pytest.FixtureRequest) 
 def test_the_walk_sees_the_project() -> None:
     assert len(MODULES) > 50
     found = imports(ROOT / "client_app" / "bank.py")
-    assert {"fedfinlora.training", "fedfinlora.training.train", "data.encode"} <= found
+    assert {"fedfinlora.training", "fedfinlora.training.train", "fedfinlora.wire"} <= found
     assert "torch" in imports(ROOT / "fedfinlora" / "training.py")
     assert "torch" not in imports(ROOT / "fedfinlora" / "training.py", top_level=True)
 

@@ -17,7 +17,7 @@ import torch
 from fake_grid import FakeGrid, simulated_banks
 from tiny_runs import overrides, write_lines, write_rows
 
-import client_app.bank
+import client_app.prepared_rows
 from client_app import privacy_plan
 from fedfinlora.cli import main
 from fedfinlora.commands import audit_banks, audit_canaries, audit_rows
@@ -38,10 +38,10 @@ Patch = pytest.MonkeyPatch
 @pytest.fixture(autouse=True)
 def forget(tmp_path: Path, monkeypatch: Patch) -> Iterator[None]:
     monkeypatch.setenv("FEDFINLORA_LEDGER", str(tmp_path / "ledger"))
-    client_app.bank._rows.clear()
+    client_app.prepared_rows._rows.clear()
     privacy_plan._tested.clear()
     yield
-    client_app.bank._rows.clear()
+    client_app.prepared_rows._rows.clear()
     privacy_plan._tested.clear()
 
 
@@ -205,7 +205,7 @@ def clip_of_the_two_shortest(patch: Patch) -> None:
 
 
 def customers_clipped_apart(patch: Patch) -> None:
-    patch.setattr(client_app.bank, "units_of", lambda rows, privacy: tuple((place,) for place in range(len(rows))))
+    patch.setattr(client_app.prepared_rows, "units_of", lambda rows, privacy: tuple((place,) for place in range(len(rows))))
 
 
 def dropout_as_it_was(patch: Patch) -> None:

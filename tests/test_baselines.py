@@ -87,7 +87,7 @@ class TestCentralized:
 
     def test_exactly_the_banks_train_rows_are_pooled(self, rows: Path, tmp_path: Path) -> None:
         """What a bank holds out is not trained on by the pooled run either."""
-        from client_app.bank import divide, split_rows
+        from client_app.own_rows import divide, split_rows
 
         config = compose(overrides(rows, tmp_path, banks=3))
         session = models.get_session(config)

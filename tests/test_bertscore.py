@@ -101,7 +101,7 @@ def test_unknown_encoders_end_in_one_clear_line(monkeypatch, tmp_path) -> None:
 def test_records_name_the_encoder() -> None:
     rows = [Row(f"xbrl_term/test/{i:06d}", "xbrl_term", "Answer:", REFERENCE) for i in range(2)]
     records, metrics = score_rows(BENCHMARKS["xbrl_term"], rows, [f"noise Answer: {REFERENCE}", ""], "embedded")
-    assert records[0]["bertscore_f1"] == pytest.approx(1.0, abs=1e-5)
-    assert (records[0]["correct"], records[0]["finlora_correct"], records[1]["parsed"]) == (None, None, None)
-    assert metrics["bertscore_f1"] == pytest.approx(0.5, abs=1e-5)
-    assert (metrics["bertscore_model"], metrics["unparsed"], metrics["n"]) == (EMBEDDED, 1, 2)
+    assert records[0].bertscore_f1 == pytest.approx(1.0, abs=1e-5)
+    assert (records[0].correct, records[0].finlora_correct, records[1].parsed) == (None, None, None)
+    assert metrics.value("bertscore_f1") == pytest.approx(0.5, abs=1e-5)
+    assert (metrics.bertscore_model, metrics.unparsed, metrics.n) == (EMBEDDED, 1, 2)

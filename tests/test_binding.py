@@ -16,7 +16,8 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from flwr.superlink.servicer.fleet import fleet_handlers
 from test_flower_habits import Asked, message
 
-from fedfinlora.deployment.binding import MOST_SESSIONS, SLACK_BYTES, bound_confirm, bound_pull, bound_push, bound_put
+from fedfinlora.deployment.binding import MOST_SESSIONS, bound_confirm, bound_pull, bound_push, bound_put
+from fedfinlora.reply_limits import SLACK_BYTES
 
 SUPERLINK = 1
 push = bound_push(fleet_handlers.push_messages)

@@ -16,10 +16,10 @@ from data.catalog import (
     PUBLISHED_FEDERATED_TASKS,
     PUBLISHED_OVERALL,
     Benchmark,
-    classify_merged,
     merged_files,
     select,
 )
+from data.merged import classify_merged
 from eval.parsers import PARSERS
 from eval.scoring import SCORERS
 from fedfinlora.errors import ConfigError
@@ -158,12 +158,12 @@ TWENTIETH = Benchmark(
 @pytest.fixture
 def twentieth(monkeypatch: pytest.MonkeyPatch) -> Iterator[Benchmark]:
     """The catalogue with one entry more."""
-    from data.sources import layout
+    from data.sources import names
 
     monkeypatch.setitem(BENCHMARKS, TWENTIETH.key, TWENTIETH)
-    layout._known_names.cache_clear()
+    names._known_names.cache_clear()
     yield TWENTIETH
-    layout._known_names.cache_clear()
+    names._known_names.cache_clear()
 
 
 def write_rows(file: Path, targets: list[str]) -> None:
@@ -199,13 +199,13 @@ def test_a_twentieth_benchmark_is_scored_and_stays_out_of_finloras_average(twent
         Row(f"esg_rating/test/{place:06d}", "esg_rating", "Answer:", target) for place, target in enumerate(["low", "lower"])
     ]
     records, metrics = score_rows(twentieth, rows, ["Lower", "lower."])
-    assert [record["parsed"] for record in records] == ["lower", "lower"]
-    assert (metrics["accuracy"], metrics["finlora_accuracy"], metrics["finlora_ambiguous"]) == (0.5, 0.5, 2)
-    assert metrics["confusion"]["labels"] == ["low", "lower", "high"]
-    assert group_means({"esg_rating": metrics})["analysis"]["score"] == 0.5
+    assert [record.parsed for record in records] == ["lower", "lower"]
+    assert (metrics.value("accuracy"), metrics.value("finlora_accuracy"), metrics.finlora_ambiguous) == (0.5, 0.5, 2)
+    assert metrics.confusion.labels == ("low", "lower", "high")
+    assert group_means({"esg_rating": metrics})["analysis"].score == 0.5
     overall = finlora_overall({"esg_rating": metrics})
-    assert overall["value"] is None
-    assert len(overall["missing"]) == 19
+    assert overall.value is None
+    assert len(overall.missing) == 19
 
 
 def test_a_twentieth_benchmark_stands_in_the_documentation_and_the_report(twentieth: Benchmark, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from eval.compare import compare_records, compare_runs, join_records, mcnemar_p
 from eval.records import score_rows
 from fedfinlora.cli import main
 from fedfinlora.errors import UserError
+from fedfinlora.run.evaluation import RowRecord
+from fedfinlora.run.typed import to_json
 
 FPB = BENCHMARKS["fpb"]
 
@@ -24,24 +27,24 @@ def rows_of(key: str, targets: list[str], marker: str = "") -> list[Row]:
     return [Row(f"{key}/test/{i:06d}", key, f"{marker}Question {i}\nAnswer:", target) for i, target in enumerate(targets)]
 
 
-def records_of(key: str, targets: list[str], outputs: list[str | None], marker: str = "") -> list[dict]:
+def records_of(key: str, targets: list[str], outputs: list[str | None], marker: str = "") -> list[RowRecord]:
     return score_rows(BENCHMARKS[key], rows_of(key, targets, marker), outputs)[0]
 
 
-def write_run(folder: Path, label: str, **records: list[dict]) -> Path:
+def write_run(folder: Path, label: str, **records: list[RowRecord]) -> Path:
     (folder / "eval" / label).mkdir(parents=True, exist_ok=True)
     for key, lines in records.items():
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        text = "".join(json.dumps(to_json(line), ensure_ascii=False) + "\n" for line in lines)
         (folder / "eval" / label / f"{key}.jsonl").write_text(text, encoding="utf-8")
     return folder
 
 
-def bertscored(values: list[float], encoder: str = "MiniLM") -> list[dict]:
+def bertscored(values: list[float], encoder: str = "MiniLM") -> list[RowRecord]:
     return [
-        {
-            "id": str(place), "prompt_sha256": "x", "target": "t", "output": "o", "parsed": "o", "bertscore_precision": value,
-            "bertscore_recall": value, "bertscore_f1": value, "bertscore_model": encoder, "bertscore_layer": 5,
-        }
+        RowRecord(
+            str(place), "x", "t", "o", "o", bertscore_precision=value, bertscore_recall=value, bertscore_f1=value,
+            bertscore_model=encoder, bertscore_layer=5,
+        )
         for place, value in enumerate(values)
     ]  # fmt: skip
 
@@ -125,8 +128,8 @@ def test_tags_have_no_mcnemar_test_but_rows_have() -> None:
 
 def test_labels_and_generated_answers_are_never_mixed() -> None:
     generated = records_of("fpb", ["positive", "negative"], ["positive", "positive"])
-    labels = [record | {"label_choice": "positive"} for record in records_of("fpb", ["positive", "negative"], [None, None])]
-    both = [record | {"label_choice": "negative"} for record in generated]
+    labels = [replace(record, label_choice="positive") for record in records_of("fpb", ["positive", "negative"], [None, None])]
+    both = [replace(record, label_choice="negative") for record in generated]
     assert set(compare_records(FPB, labels, both)["figures"]) == {
         "labels_accuracy", "labels_f1_macro", "labels_f1_weighted", "labels_matthews",
     }  # fmt: skip
@@ -206,12 +209,13 @@ def test_what_is_no_run_or_has_nothing_in_common_is_said(tmp_path: Path, capsys:
     one = write_run(tmp_path / "one", "final", fpb=records_of("fpb", ["positive"], ["?"]))
     other = write_run(tmp_path / "other", "final", ner=records_of("ner", ["person"], ["person"]))
     third = write_run(tmp_path / "third", "final", fpb=records_of("fpb", ["positive"], ["?"], marker="Example\n"))
-    broken = write_run(tmp_path / "broken", "final", fpb=[{"id": "1"}])
+    broken = write_run(tmp_path / "broken", "final", fpb=[])
+    (broken / "eval" / "final" / "fpb.jsonl").write_text('{"id": "1"}\n', encoding="utf-8")
     for second, message in (
         (tmp_path, "is not the folder of a run with scores"),
         (other, "No benchmark is in both"),
         (third, "Nothing can be compared. fpb: no row is in both"),
-        (broken, "line 1 is no record"),
+        (broken, "line 1 cannot be read: prompt_sha256 is missing"),
     ):
         assert main(["compare", str(one), str(second)]) == 1
         assert message in capsys.readouterr().err

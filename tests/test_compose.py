@@ -135,7 +135,8 @@ def test_a_folder_source_without_a_root_says_how_to_name_it(source: str) -> None
 
 
 def test_relative_paths_are_taken_from_where_the_command_is_typed(tmp_path: Path) -> None:
-    (tmp_path / "llama").mkdir()
+    for folder in ("llama", "old"):
+        (tmp_path / folder).mkdir()
     config = compose(
         ["dataset=jsonl", "dataset.root=rows", "output_dir=runs", "resume=old", "model.path=llama"], folder=tmp_path
     )

@@ -12,8 +12,12 @@ import psutil
 import pytest
 from tiny_runs import result_of, rounds_of
 
-from benchmarks.deploy_demo import DESKS, KILLED, LIAR, LIES, LONG, MARK, PROJECT_ROOT, REFUSED, ROUNDS, RULE, SAMPLE, share_out
+from benchmarks.demo_liar import LIAR, LIES
+from benchmarks.demo_parties import RULE
+from benchmarks.demo_setting import DESKS, KILLED, LONG, MARK, REFUSED, ROUNDS, share_out
+from data.sample import FOLDER as SAMPLE
 from fedfinlora.commands.simulate import end_family
+from fedfinlora.compose import PROJECT_ROOT
 from fedfinlora.deployment.history import read_history
 from fedfinlora.errors import UserError
 

@@ -174,6 +174,39 @@ class TestDetached:
         assert same_run(place / "alone", place / "far")
         assert "run completed" in (place / "far" / "state" / "command.log").read_text()
 
+    def test_local_runs_on_bank_after_bank_and_is_found_by_the_beginning_of_the_names(self, place: Path, rows: Path) -> None:
+        status, out, err = cli("local", *words(rows, place, "each"), "--detach")
+        assert status == 0, err
+        begins = place / "each-bank-"
+        assert out.splitlines()[0] == f"run folder: {begins}0"
+        assert f"python -m fedfinlora stop {begins}" in out.splitlines()
+        status, out, err = cli("stop", str(begins))
+        assert status == 0, err
+        assert_nothing_left(place / "each-bank-0")
+        assert result_of(place / "each-bank-0")["status"] == "stopped"
+        assert not (place / "each-bank-1").exists(), "the command has ended with its first bank"
+
+    def test_a_command_that_cannot_leave_its_terminal_says_which_can(self) -> None:
+        status, _, err = cli("bench", "train", "--detach")
+        assert status == 2
+        assert "--detach goes with simulate, centralized, local, evaluate" in err
+
+    def test_an_abbreviated_detach_starts_one_process(self, place: Path, rows: Path) -> None:
+        status, out, err = cli("centralized", *overrides(rows, place, name="short"), "--deta")
+        assert status == 0, err
+        assert out.splitlines()[0] == f"run folder: {place / 'short'}"
+        status, _, err = cli("attach", str(place / "short"))
+        assert status == 0, err
+
+    def test_an_evaluation_leaves_its_terminal(self, place: Path, rows: Path) -> None:
+        scored = overrides(rows, place, "evaluation.benchmarks=[fpb]", name="scored far")
+        status, out, err = cli("evaluate", *scored, "--detach")
+        assert status == 0, err
+        assert f"python -m fedfinlora attach '{place / 'scored far'}'" in out
+        status, _, err = cli("attach", "scored", "--output-dir", str(place))
+        assert status == 0, err
+        assert result_of(place / "scored far")["status"] == "completed"
+
 
 @pytest.mark.parametrize("number", [signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM])
 def test_a_baseline_ends_in_good_order_on_every_signal(place: Path, rows: Path, number: signal.Signals) -> None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,16 +38,17 @@ from data.catalog import BENCHMARKS
 from data.encode import encode_prompts
 from eval import models
 from eval.answers import read_answers
-from eval.evaluate import EvaluationRows, evaluate, evaluate_models
+from eval.evaluate import EvaluationRows, OnEvent, evaluate, evaluate_models
 from eval.generation import Answer, Generated
-from eval.models import LocalModel
+from eval.models import LocalModel, Model
 from eval.plain_generation import generate_plainly
 from fedfinlora.adapter import save_adapter
 from fedfinlora.cli import main
 from fedfinlora.commands.bench_evaluate import products_flop
-from fedfinlora.config import EvaluationConfig, PeftConfig
+from fedfinlora.config import Config, EvaluationConfig, PeftConfig
 from fedfinlora.errors import UserError
 from fedfinlora.models import Session, get_session, initial_adapter
+from fedfinlora.run.typed import to_json
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -55,6 +56,13 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder_of_rows(tmp_path_factory.mktemp("rows"))
+
+
+def evaluated(
+    models: Mapping[str, Model], config: Config, run: Path, chosen_rows: EvaluationRows, on_event: OnEvent | None = None
+) -> dict[str, dict[str, Any]]:
+    """metrics.json by label."""
+    return {label: to_json(found) for label, found in evaluate_models(models, config, run, on_event, chosen_rows).items()}
 
 
 @dataclass
@@ -325,8 +333,8 @@ def test_equal_prompts_are_asked_once_and_scored_each(tmp_path: Path) -> None:
     rows = fpb_rows(("a", "positive"), ("b", "negative"), ("a", "neutral"), ("a", "positive"))
     model = Said({"a": "positive", "b": "positive"})
     events: list[int] = []
-    metrics = evaluate_models(
-        {"base": model}, fpb_config(), tmp_path, lambda event, **fields: events.append(fields.get("rows_done", -1)), rows
+    metrics = evaluated(
+        {"base": model}, fpb_config(), tmp_path, rows, lambda event, **fields: events.append(fields.get("rows_done", -1))
     )["base"]
     assert model.calls == ["a", "b"]
     assert metrics["scores"]["fpb"]["n"] == 4
@@ -340,7 +348,7 @@ def test_answers_stay_out_of_the_users_home(rows: Path, tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     config = replace(fpb_config(), evaluation=EvaluationConfig(benchmarks=("fpb",)))
-    evaluate_models({"base": Said({"a": "positive"})}, config, tmp_path / "run", chosen_rows=fpb_rows(("a", "positive")))
+    evaluated({"base": Said({"a": "positive"})}, config, tmp_path / "run", chosen_rows=fpb_rows(("a", "positive")))
     assert len(list((tmp_path / "home" / ".fedfinlora" / "answers").iterdir())) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "run"]
 
@@ -457,7 +465,7 @@ def test_labels_score_by_the_most_probable_one(tmp_path: Path) -> None:
     rows = fpb_rows(("a", "positive"), ("b", "negative"))
     likely = {"negative": -3.0, "neutral": -2.0, "positive": -1.0}
     model = Said({}, {"a": likely, "b": likely})
-    scores = evaluate_models({"base": model}, fpb_config(mode="labels"), tmp_path, chosen_rows=rows)["base"]["scores"]["fpb"]
+    scores = evaluated({"base": model}, fpb_config(mode="labels"), tmp_path, chosen_rows=rows)["base"]["scores"]["fpb"]
     assert scores["labels_accuracy"] == 0.5
     assert "accuracy" not in scores
     assert "finlora_accuracy" not in scores
@@ -468,7 +476,7 @@ def test_labels_score_by_the_most_probable_one(tmp_path: Path) -> None:
 
 def test_no_rows_are_no_score(tmp_path: Path) -> None:
     config = fpb_config()
-    (metrics,) = evaluate_models(
+    (metrics,) = evaluated(
         {"base": Said({})}, config, tmp_path, chosen_rows=EvaluationRows({}, {"fpb": "none"}, {}, False)
     ).values()
     assert (metrics["scores"], metrics["skipped"]) == ({}, {"fpb": "none"})
@@ -478,7 +486,7 @@ def test_no_rows_are_no_score(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("said", "right"), [("positive", 1.0), ("negative", 0.0), ("", 0.0)])
 def test_one_row(tmp_path: Path, said: str, right: float) -> None:
-    scores = evaluate_models({"base": Said({"a": said})}, fpb_config(), tmp_path, chosen_rows=fpb_rows(("a", "positive")))
+    scores = evaluated({"base": Said({"a": said})}, fpb_config(), tmp_path, chosen_rows=fpb_rows(("a", "positive")))
     fpb = scores["base"]["scores"]["fpb"]
     assert (fpb["n"], fpb["accuracy"], fpb["finlora_accuracy"]) == (1, right, right)
     assert fpb["unparsed"] == (said == "")
@@ -487,15 +495,13 @@ def test_one_row(tmp_path: Path, said: str, right: float) -> None:
 def test_rows_of_one_class(tmp_path: Path) -> None:
     rows = fpb_rows(*((str(number), "neutral") for number in range(4)))
     model = Said(dict(zip("0123", ["neutral", "neutral", "positive", "I see"], strict=True)))
-    fpb = evaluate_models({"base": model}, fpb_config(), tmp_path, chosen_rows=rows)["base"]["scores"]["fpb"]
+    fpb = evaluated({"base": model}, fpb_config(), tmp_path, chosen_rows=rows)["base"]["scores"]["fpb"]
     assert (fpb["accuracy"], fpb["unparsed"], fpb["matthews"]) == (0.5, 1, None)
 
 
 def test_nothing_readable_is_counted_and_wrong(tmp_path: Path) -> None:
     rows = fpb_rows(("a", "positive"), ("b", "negative"))
-    fpb = evaluate_models({"base": Said({"a": "?", "b": ""})}, fpb_config(), tmp_path, chosen_rows=rows)["base"]["scores"][
-        "fpb"
-    ]
+    fpb = evaluated({"base": Said({"a": "?", "b": ""})}, fpb_config(), tmp_path, chosen_rows=rows)["base"]["scores"]["fpb"]
     assert (fpb["unparsed"], fpb["unparsed_share"], fpb["accuracy"], fpb["too_long"]) == (2, 1.0, 0.0, 0)
     json.dumps(fpb, allow_nan=False)
 
@@ -505,7 +511,7 @@ def test_lone_surrogates_in_an_answer_are_written_and_read(tmp_path: Path) -> No
     config = replace(fpb_config(), evaluation=EvaluationConfig(benchmarks=("fpb",), answers_dir=str(tmp_path / "answers")))
     for name in ("first", "second"):
         model = Said({"a": "positive \ud83d\u2028"})
-        evaluate_models({"base": model}, config, tmp_path / name, chosen_rows=rows)
+        evaluated({"base": model}, config, tmp_path / name, chosen_rows=rows)
         assert len(model.calls) == (name == "first")
     assert (tmp_path / "first/eval/base/fpb.jsonl").read_bytes() == (tmp_path / "second/eval/base/fpb.jsonl").read_bytes()
 
@@ -525,7 +531,7 @@ def test_prompts_longer_than_the_window_are_counted_and_not_cut(
     """The budget has to fit into the window too: 60 - 10 tokens are left for a prompt."""
     config = fpb_config(mode=mode)
     config = replace(config, model=replace(config.model, context_tokens=60))
-    metrics = evaluate(tiny, config, "base", tmp_path, chosen_rows=long_rows)
+    metrics = to_json(evaluate(tiny, config, "base", tmp_path, chosen_rows=long_rows))
     fpb = metrics["scores"]["fpb"]
     assert (fpb["n"], fpb["too_long"]) == (4, 1)
     fitting = encode_prompts(tiny.tokenizer, ["up? ", "y" * 50, "down? "])
@@ -537,12 +543,12 @@ def test_prompts_longer_than_the_window_are_counted_and_not_cut(
         expected = [tiny.tokenizer.decode(tokens) for tokens in generate_plainly(tiny.model, fitting, 10, [EOS])]
         assert [record["output"] for record in records] == [expected[0], "", *expected[1:]]
     if mode != "generate":
-        assert [record["label_choice"] is None for record in records] == [False, True, False, False]
+        assert ["label_choice" not in record for record in records] == [False, True, False, False]
 
 
 def test_rows_that_are_all_too_long_are_all_wrong(tiny: Session, tmp_path: Path, long_rows: EvaluationRows) -> None:
     config = replace(fpb_config(), model=replace(tiny_config().model, context_tokens=11))
-    fpb = evaluate(tiny, config, "base", tmp_path, chosen_rows=long_rows)["scores"]["fpb"]
+    fpb = to_json(evaluate(tiny, config, "base", tmp_path, chosen_rows=long_rows))["scores"]["fpb"]
     assert (fpb["n"], fpb["too_long"], fpb["accuracy"], fpb["unparsed"]) == (4, 4, 0.0, 4)
 
 
@@ -616,7 +622,7 @@ def test_a_broken_answer_of_a_callback_is_not_swallowed(tmp_path: Path) -> None:
             raise UserError("no")
 
     with pytest.raises(UserError, match="no"):
-        evaluate_models({"base": Refuses({"a": ""})}, fpb_config(), tmp_path, chosen_rows=fpb_rows(("a", "positive")))
+        evaluated({"base": Refuses({"a": ""})}, fpb_config(), tmp_path, chosen_rows=fpb_rows(("a", "positive")))
 
 
 # --- the benchmark of the evaluator -------------------------------------------------------------------------------------------------------

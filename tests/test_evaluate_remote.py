@@ -19,7 +19,7 @@ from evaluations import cost_of, metrics_of, records_of, scored, words_for
 from fake_server import Server, answer_body, fails_for, prompt_of, says, sends, serving
 from tiny_runs import result_of, write_lines, write_rows
 
-from eval.remote import KEY_VARIABLES
+from eval.remote_model import KEY_VARIABLES
 from fedfinlora.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,7 +55,7 @@ def test_a_remote_model_is_scored_like_any_other(server: Server, few_rows: Path,
     metrics = metrics_of(run, "remote")
     assert metrics["scores"]["fpb"]["accuracy"] == pytest.approx(2 / 6)
     assert metrics["model"] == {"url": server.url, "model": "some/model", "chat": False}
-    assert (metrics["served_models"], metrics["api"]) == (["dated-2026-01-01"], "completions")
+    assert (metrics["server"]["served_models"], metrics["server"]["api"]) == (["dated-2026-01-01"], "completions")
     assert {record["stopped"] for record in records_of(run, "fpb", "remote")} == {"stop"}
     result = result_of(run)
     assert (result["status"], result["model"], result["quantization"], result["peft"]) == (

@@ -51,8 +51,9 @@ from fedfinlora.deployment.flower import PIECE_BYTES
 from fedfinlora.deployment.policy import read_settings, settings_text
 from fedfinlora.deployment.reach import bank_context
 from fedfinlora.privacy.head import Head
+from fedfinlora.reasons import SAFE_REASONS
 from fedfinlora.runfolder import read_json, source_fingerprint
-from fedfinlora.wire import ALWAYS_TOLD, SAFE_REASONS, TrainRequest, from_arrays
+from fedfinlora.wire import ALWAYS_TOLD, TrainRequest, from_arrays
 
 SHIFTED_CLOCK = Path(__file__).parent / "shifted_clock"
 LARGE = ("peft.rank=1228",)

@@ -22,7 +22,8 @@ from tiny_runs import SCORED, write_rows
 
 from data.check import check_folder
 from data.sources.files import SourceFile, read_file
-from eval.openai_form import MalformedReply, read_answer, read_fault
+from eval.openai_faults import read_fault
+from eval.openai_form import MalformedReply, read_answer
 from fedfinlora.adapter import Layout
 from fedfinlora.adapter_folder import peft_settings, read_tensors
 from fedfinlora.cli import main
@@ -134,7 +135,7 @@ class TestRowsAndFiles:
             report, _ = tried(lambda: check_folder(root, "jsonl"), UserError)
             if report is None:
                 return
-            doubles = {name for names in report.ambiguous for name in names}
+            doubles = {name for refused in report.refused for name in refused.names}
             listed = [file.name for file in report.files] + [entry.name for entry in report.not_read] + sorted(doubles)
             files = [name for name, kind in drawn if kind != "folder"]
             assert len(set(listed)) >= len(files), (drawn, listed)

@@ -138,7 +138,7 @@ def test_records_of_a_run_carry_the_frozen_verdicts(key) -> None:
         correct, ambiguous = row["finlora_correct"], row["finlora_ambiguous"]
         if key in TAG_LISTS:
             correct, ambiguous = all(correct), any(ambiguous)
-        assert (record["finlora_correct"], record["finlora_ambiguous"]) == (correct, ambiguous), row["id"]
+        assert (record.finlora_correct, record.finlora_ambiguous) == (correct, ambiguous), row["id"]
 
 
 @pytest.mark.parametrize("key", sorted(BERTSCORES))
@@ -157,9 +157,9 @@ def test_accuracy_f1_and_ambiguity_of_each_file_equal_the_references(key) -> Non
     expected = [piece for pieces in reference(key) for piece in pieces]
     rows = [Row(row["id"], key, row.get("prompt", ""), row["target"]) for row in golden(key)]
     _, metrics = score_rows(BENCHMARKS[key], rows, column(key, "output"))
-    assert metrics["finlora_accuracy"] == pytest.approx(accuracy(expected), abs=1e-12)
-    assert metrics["finlora_f1"] == pytest.approx(weighted_f1(expected), abs=1e-12)
-    assert metrics["finlora_ambiguous"] == sum(piece.ambiguous for piece in expected)
+    assert metrics.value("finlora_accuracy") == pytest.approx(accuracy(expected), abs=1e-12)
+    assert metrics.value("finlora_f1") == pytest.approx(weighted_f1(expected), abs=1e-12)
+    assert metrics.finlora_ambiguous == sum(piece.ambiguous for piece in expected)
     judged = finlora_scores(BENCHMARKS[key], column(key, "target"), column(key, "output"))
     assert finlora_f1([piece for pieces in judged for piece in pieces]) == pytest.approx(weighted_f1(expected), abs=1e-12)
 

@@ -17,10 +17,10 @@ from round_runs import Runs
 from tiny_runs import SCORED, adapter_bytes, result_of, rounds_of, same_run, write_rows
 from watched_runs import bank_done
 
-import client_app.bank
+import client_app.prepared_rows
 from benchmarks.long_run import Mark, faults, long_run
-from client_app.bank import ROWS_BYTES, bank_rows, size_of
 from client_app.kept_state import KEPT_RUNS, KEPT_STATES, forget_old_runs, load_moments, save_moments
+from client_app.prepared_rows import ROWS_BYTES, bank_rows, size_of
 from fedfinlora.bounded_cache import BoundedCache
 from fedfinlora.checkpoint import Checkpoint, latest_round, load_checkpoint, save_checkpoint
 from fedfinlora.config import Config, StrategyConfig
@@ -246,12 +246,12 @@ class TestCaches:
 
         config = runs.config("run", banks=4)
         tokenizer = get_session(config).tokenizer
-        monkeypatch.setattr(client_app.bank, "_rows", BoundedCache(0))
+        monkeypatch.setattr(client_app.prepared_rows, "_rows", BoundedCache(0))
         facts = [bank_facts(node) for node in runs.nodes(4).values()]
         one = size_of(bank_rows(config, facts[0], tokenizer))
         assert 0 < one < ROWS_BYTES
-        limited: BoundedCache[client_app.bank.BankRows] = BoundedCache(2 * one + one // 2)
-        monkeypatch.setattr(client_app.bank, "_rows", limited)
+        limited: BoundedCache[client_app.prepared_rows.BankRows] = BoundedCache(2 * one + one // 2)
+        monkeypatch.setattr(client_app.prepared_rows, "_rows", limited)
         for seed in range(5):
             for each in facts:
                 bank_rows(replace(config, seed=seed), each, tokenizer)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, Metadata, RecordDict
+from flwr.app.message import make_message
+from flwr.common.constant import ErrorCode
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedfinlora.wire import PART_NUMBERS, from_arrays, to_arrays
-from server_app.guarded_grid import Coming, put_together
+from server_app.guarded_grid import BANKS_CODES, NO_REPLY, Coming, as_reply, put_together
+from server_app.rounds import PROCESS_DIED, UNREADABLE
 
 PIECE_BYTES = 2**18
 
@@ -61,3 +65,39 @@ def test_it_takes_less_than_one_array_beyond_the_numbers(monkeypatch: pytest.Mon
     # The contents that were there before were not traced, so their going does not count against what came.
     assert now < 1.1 * vector.nbytes
     assert peak < vector.nbytes + 3 * 4 * PART_NUMBERS
+
+
+def came(answers: str = "asked", **what: Any) -> Message:
+    metadata = Metadata(
+        run_id=1, message_id="", src_node_id=7, dst_node_id=1, reply_to_message_id=answers, group_id="", created_at=0.0, ttl=9.0,
+        message_type="train",
+    )  # fmt: skip
+    return make_message(metadata=metadata, **what)
+
+
+def test_an_error_from_a_bank_is_its_code_without_its_text() -> None:
+    for code in BANKS_CODES:
+        error = as_reply(came(error=Error(code, "Acme Corp will default")), "asked").error
+        assert (error.code, error.reason) == (code, "")
+    assert max(value for name, value in vars(ErrorCode).items() if name.isupper()) == max(BANKS_CODES)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        came(error=Error(PROCESS_DIED, "it ends the run of a simulation")),
+        came(error=Error(UNREADABLE, "Acme Corp will default")),
+        came(error=Error(-1, "Acme")),
+        came("another", content=RecordDict()),
+        RecordDict(),
+    ],
+    ids=["process died", "unreadable", "unknown", "another request", "no message"],
+)
+def test_what_is_no_reply_is_an_error_of_the_servers_own(message: Any) -> None:
+    error = as_reply(message, "asked").error
+    assert (error.code, error.reason) == (UNREADABLE, NO_REPLY)
+
+
+def test_a_reply_goes_through() -> None:
+    message = came(content=RecordDict({"reply": ConfigRecord({"status": "ok"})}))
+    assert as_reply(message, "asked") is message

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 from conftest import tiny_config
 
-import client_app.bank
-from client_app.bank import bank_rows, train_round
+import client_app.prepared_rows
+from client_app.bank import train_round
 from client_app.facts import BankFacts
-from client_app.held_out import HELD_OUT, TIMES, drawn, once, published_count, whole_tasks
+from client_app.held_out import HELD_OUT, TIMES, drawn, once, whole_tasks
+from client_app.prepared_rows import bank_rows
+from client_app.published import published_count
 from data.rows import Row
 from fedfinlora.config import Config, DatasetConfig
 from fedfinlora.deployment.policy import Policy
@@ -28,9 +30,9 @@ ROWS = 180
 
 @pytest.fixture(autouse=True)
 def nothing_kept() -> Iterator[None]:
-    client_app.bank._rows.clear()
+    client_app.prepared_rows._rows.clear()
     yield
-    client_app.bank._rows.clear()
+    client_app.prepared_rows._rows.clear()
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +72,7 @@ def config_of(*, tasks: tuple[str, ...] = (), seed: int = 0, context: int = 0, p
 
 def held_out(config: Config, facts: BankFacts) -> set[tuple[int, ...]]:
     """The held-out rows by their tokens."""
-    client_app.bank._rows.clear()
+    client_app.prepared_rows._rows.clear()
     rows = bank_rows(config, facts, get_session(config).tokenizer)
     own = {row.prompt_ids for row in rows.holdout}
     assert len(own) == len(rows.holdout)

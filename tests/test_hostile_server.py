@@ -20,9 +20,10 @@ from tiny_runs import rounds_of
 from wiretap import found_in, pushed, secrets_of
 
 import client_app.bank
+import client_app.prepared_rows
 import client_app.privacy_plan
-from client_app.bank import bank_rows, delta_of
-from client_app.privacy_plan import NAMES, PrivacyPlan
+from client_app.prepared_rows import bank_rows
+from client_app.privacy_plan import NAMES, PrivacyPlan, delta_of
 from client_app.trial import try_plan
 from fedfinlora.deployment.history import read_history
 from fedfinlora.deployment.plan import read_plan
@@ -36,7 +37,8 @@ from fedfinlora.privacy.ledger import Rows, read_lines
 from fedfinlora.privacy.ledger_chain import opened
 from fedfinlora.privacy.ledger_spent import histories, units_of
 from fedfinlora.privacy.mechanism import Mechanism
-from fedfinlora.wire import ARRAY_KEY, SAFE_REASONS, from_array, pack_error, pack_request
+from fedfinlora.reasons import SAFE_REASONS
+from fedfinlora.wire import ARRAY_KEY, from_array, pack_error, pack_request
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def bank(settings: Path, tmp_path: Path) -> Bank:
 @pytest.fixture(autouse=True)
 def forget() -> Iterator[None]:
     yield
-    client_app.bank._rows.clear()
+    client_app.prepared_rows._rows.clear()
     client_app.privacy_plan._tested.clear()
 
 
@@ -130,7 +132,7 @@ def test_all_refusals_that_depend_on_rows_are_one(bank: Bank) -> None:
     asked += [{"privacy.epsilon": 0.0, "privacy.noise_multiplier": 1e-3}, {"train.max_rows": 3, "train.batch_rows": 1}]
     answers = [bank.lied_to(Lie("", "privacy", "", config)) for config in asked]
     assert {json.dumps(said(answer)) for answer in answers} == {
-        json.dumps({"status": "error", "bank": "north", "code": "privacy", "reason": SAFE_REASONS["privacy"]})
+        json.dumps({"status": "error", "bank": "north", "code": "privacy"})
     }
     assert bank.lines == []
     assert len({line["detail"] for line in bank.history if line["outcome"] == "refused"}) > 8, "the bank knows them apart"
@@ -339,7 +341,7 @@ def more_rows(place: Path, number: int) -> None:
     lines = file.read_text("utf-8").splitlines()[1:]
     lines += [json.dumps({"context": f"new {number} {each} came in. Answer:", "target": "positive"}) for each in range(10)]
     file.write_text("".join(f"{line}\n" for line in lines), "utf-8")
-    client_app.bank._rows.clear()
+    client_app.prepared_rows._rows.clear()
 
 
 def rows_of_now(bank: Bank) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from hostile_server import Bank, code_of, config_of, write_bank
 from tiny_runs import write_lines
 
 import client_app.bank
+import client_app.prepared_rows
 from client_app.trial import try_plan
 from fedfinlora.cli import main
 from fedfinlora.deployment.plan import deployment_words, read_plan
@@ -31,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(autouse=True)
 def forget() -> Iterator[None]:
     yield
-    client_app.bank._rows.clear()
+    client_app.prepared_rows._rows.clear()
 
 
 @pytest.fixture
@@ -212,7 +213,7 @@ class TestRows:
         customers = (*PRIVATE, "privacy.unit=customer", "dataset.tasks=[fpb]")
         assert code_of(bank.answers(pack_request(bank.request(*customers)))) == "ok", bank.history
         config = config_of(tmp_path, *customers)
-        found = client_app.bank.bank_rows(config, bank.facts, load_tokenizer(config.model))
+        found = client_app.prepared_rows.bank_rows(config, bank.facts, load_tokenizer(config.model))
         assert len(found.units) == 30
         assert found.skipped == len(strange)
 

@@ -17,7 +17,10 @@ from hypothesis import strategies as st
 from tiny_runs import overrides, rounds_of, write_rows
 
 import client_app.bank
-from client_app.bank import check_policy, train_round
+import client_app.own_rows
+import client_app.prepared_rows
+from client_app.admission import check_policy
+from client_app.bank import train_round
 from client_app.facts import bank_facts
 from client_app.trial import OF_ROWS, WAYS_OUT
 from fedfinlora.compose import compose
@@ -39,8 +42,9 @@ from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.model_files import model_sha256
 from fedfinlora.models import get_session, initial_adapter
 from fedfinlora.privacy.head import Head
+from fedfinlora.reasons import SAFE_REASONS
 from fedfinlora.runfolder import source_fingerprint
-from fedfinlora.wire import SAFE_REASONS, BankError, TrainRequest
+from fedfinlora.wire import BankError, TrainRequest
 from server_app.federated import run_federated
 
 TINY = Policy(models=("memory:tiny-random",))
@@ -49,8 +53,8 @@ TINY = Policy(models=("memory:tiny-random",))
 @pytest.fixture(autouse=True)
 def forget() -> Iterator[None]:
     yield
-    client_app.bank._rows.clear()
-    client_app.bank._divided.cache_clear()
+    client_app.prepared_rows._rows.clear()
+    client_app.own_rows._divided.cache_clear()
 
 
 def work(*words: str, steps: int = 2, rows: int = 8, today: int = 0, hour: int = 12, model_sha256: str = "") -> Work:

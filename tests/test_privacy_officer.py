@@ -14,7 +14,7 @@ from test_docs import OURS
 from test_private_bank import config_of
 from tiny_runs import write_rows
 
-import client_app.bank
+import client_app.prepared_rows
 import client_app.privacy_plan
 from client_app.bank import RoundReply, train_round
 from client_app.facts import BankFacts, bank_facts
@@ -44,7 +44,7 @@ def bank(tmp_path: Path) -> BankFacts:
         policy=Policy(models=("memory:tiny-random",), privacy=("example",), max_epsilon=2.0),
     )
     (tmp_path / "bank.yaml").write_text(settings_text(settings), "utf-8")
-    client_app.bank._rows.clear()
+    client_app.prepared_rows._rows.clear()
     client_app.privacy_plan._tested.clear()
     node = {
         "settings": str(tmp_path / "bank.yaml"),

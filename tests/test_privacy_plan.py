@@ -49,7 +49,7 @@ def no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a row was read")
 
     monkeypatch.setattr("data.sources.load_rows", load_rows)
-    monkeypatch.setattr("client_app.bank.load_rows", load_rows)
+    monkeypatch.setattr("client_app.own_rows.load_rows", load_rows)
 
 
 # --- the figures --------------------------------------------------------------------------------------------------------------------

@@ -24,9 +24,12 @@ from reliability import OUTCOMES
 from tiny_runs import overrides, result_of, rounds_of, write_lines, write_rows
 
 import client_app.bank
+import client_app.own_rows
+import client_app.prepared_rows
 import client_app.privacy_plan
-from client_app.bank import RoundReply, sampled_rows, train_round
+from client_app.bank import RoundReply, train_round
 from client_app.facts import BankFacts, bank_facts
+from client_app.own_rows import sampled_rows
 from client_app.privacy_plan import PrivacyPlan
 from data.rows import Row
 from fedfinlora.cli import main
@@ -56,8 +59,8 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def forget() -> Iterator[None]:
     """Each test reads its rows and tests its gradients anew."""
     yield
-    client_app.bank._rows.clear()
-    client_app.bank._divided.cache_clear()
+    client_app.prepared_rows._rows.clear()
+    client_app.own_rows._divided.cache_clear()
     client_app.privacy_plan._tested.clear()
 
 
@@ -138,7 +141,7 @@ class TestGuarantee:
         for more in (["seed=0"], ["seed=1"], ["train.max_rows=70"], ["dataset.max_rows_per_task=35"], ["dataset.tasks=[fpb]"]):
             spent.append(ask(config_of(rows, tmp_path, *noise, *more), at).figures.epsilon_spent)
         write_lines(tmp_path / "bank" / "train" / "fpb_train.jsonl", lines_of("fpb", 41)[::-1])
-        client_app.bank._rows.clear()
+        client_app.prepared_rows._rows.clear()
         spent.append(ask(config_of(rows, tmp_path, *noise), replace(at, name="south")).figures.epsilon_spent)
         assert spent == sorted(spent)
         assert len(set(spent)) == 6
@@ -183,7 +186,7 @@ class TestGuarantee:
         figures = ask(config, at).figures
         assert figures.delta == 1e-5
         session = get_session(config)
-        units = client_app.bank.bank_rows(config, at, session.tokenizer).units
+        units = client_app.prepared_rows.bank_rows(config, at, session.tokenizer).units
         assert sorted(map(len, units)) == [4] * 10
         assert booked(at)[0]["unit"] == "customer"
 
@@ -196,7 +199,7 @@ class TestGuarantee:
         at = own_rows(tmp_path, declared_rows=("fpb:60",))
         first = ask(config, at).figures.epsilon_spent
         write_lines(tmp_path / "bank" / "train" / "fpb_train.jsonl", lines_of("fpb", 60))
-        client_app.bank._rows.clear()
+        client_app.prepared_rows._rows.clear()
         plans = plans_made(monkeypatch)
         later = ask(config, replace(at, budget_epsilon=first * 1.01))
         assert plans[0].booked.left_out == 40
@@ -480,7 +483,7 @@ class TestABankThatIsDeployed:
         assert private.figures.epsilon_planned <= 8
         refused(config_of(rows, tmp_path), replace(at, budget_epsilon=1000.0), "above privacy.budget_epsilon=1000")
         write_lines(tmp_path / "bank" / "train" / "fpb_train.jsonl", lines_of("other", 40))
-        client_app.bank._rows.clear()
+        client_app.prepared_rows._rows.clear()
         assert ask(config_of(rows, tmp_path), replace(at, budget_epsilon=8.0)).figures.epsilon_spent == math.inf, (
             "told without regard to rows"
         )

@@ -19,6 +19,9 @@ from rich.console import Console
 from fedfinlora.errors import UserError
 from fedfinlora.progress import EventWriter, ProgressState, follow
 from fedfinlora.progress_display import ProgressDisplay, format_seconds
+from fedfinlora.run.evaluation import BenchmarkMetrics, Estimate
+from fedfinlora.run.records import BankEntry, RoundLine
+from fedfinlora.run.typed import to_json
 from fedfinlora.tensorboard import TensorBoardWriter, round_scalars, write_events
 
 
@@ -232,16 +235,20 @@ def test_seconds_are_printed_for_people() -> None:
     ]
 
 
-def round_record(number: int) -> dict[str, Any]:
-    banks = [{"bank": "bank-0", "status": "ok", "train_loss": 1.0, "holdout_loss": None, "bytes_up": 100}]
-    scores = {"fpb": {"n": 24, "accuracy": 0.5, "f1_macro": None}}
-    return {"round": number, "banks": banks, "train_loss": 1.0 / number, "holdout_loss": float("nan"), "scores": scores}
+def round_of(number: int) -> RoundLine:
+    entry = BankEntry("bank-0", "ok", train_loss=1.0, bytes_up=100)
+    estimates = {"accuracy": Estimate(0.5), "f1_macro": Estimate(None)}
+    scores = {"fpb": BenchmarkMetrics(24, estimates=estimates)}
+    return RoundLine(number, banks=(entry,), train_loss=1.0 / number, bytes_up=100, scores=scores)
 
 
-def test_round_scalars_leave_out_what_is_not_a_number() -> None:
-    assert dict(round_scalars(round_record(2))) == {
+def test_round_scalars_leave_out_what_was_not_measured() -> None:
+    assert dict(round_scalars(round_of(2))) == {
         "loss/train": 0.5,
         "banks/accepted": 1.0,
+        "bytes/up": 100.0,
+        "bytes/down": 0.0,
+        "seconds/round": 0.0,
         "train_loss/bank-0": 1.0,
         "bytes_up/bank-0": 100.0,
         "accuracy/fpb": 0.5,
@@ -261,7 +268,7 @@ def read_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def test_events_of_a_finished_run_are_read_back_from_tensorboard(tmp_path: Path) -> None:
-    (tmp_path / "rounds.jsonl").write_text("".join(json.dumps(round_record(number)) + "\n" for number in (1, 2)))
+    (tmp_path / "rounds.jsonl").write_text("".join(json.dumps(to_json(round_of(number))) + "\n" for number in (1, 2)))
     scores = {"base": {"fpb": {"accuracy": 0.25}}, "final": {"fiqa": {"accuracy": 0.75}}}
     (tmp_path / "result.json").write_text(json.dumps({"scores": scores}))
     write_events(tmp_path)
@@ -283,7 +290,7 @@ def test_without_tensorboard_nothing_is_written_and_it_is_said_once(tmp_path: Pa
     monkeypatch.setattr(builtins, "__import__", import_without_tensorboard)
     said: list[str] = []
     with TensorBoardWriter(tmp_path, said.append) as writer:
-        writer.add_round(round_record(1))
+        writer.add_round(round_of(1))
         writer.add_scores({"fpb": {"accuracy": 0.5}}, step=1)
     assert len(said) == 1
     assert "pip install tensorboard" in said[0]

@@ -41,11 +41,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.catalog import BENCHMARKS
-from eval import remote as remote_module
+from eval import remote_connection
 from eval.dry_run import RequestEstimate, cost_usd, estimate_requests, render_estimates
-from eval.openai_form import Form, MalformedReply, RemoteAnswer, read_answer, read_fault
+from eval.openai_faults import read_fault
+from eval.openai_form import Form, MalformedReply, RemoteAnswer, read_answer
 from eval.pace import Pace, retry_after_s
-from eval.remote import KEY_VARIABLES, RemoteModel, RemoteSession
+from eval.remote import RemoteSession
+from eval.remote_model import KEY_VARIABLES, RemoteModel
 from fedfinlora.config import Config, EvaluationConfig, ModelConfig
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.tokenizers import load_tokenizer
@@ -309,7 +311,7 @@ def test_an_answer_that_takes_too_long_is_asked_for_again(server: Server, silenc
 
 
 def test_a_reply_without_end_is_cut(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_module, "LARGEST_REPLY_BYTES", 2**20)
+    monkeypatch.setattr(remote_connection, "LARGEST_REPLY_BYTES", 2**20)
     server.script = [sends(200, b" " * (2**20 + 1))]
     assert ask(model_at(server), "ab")[0].tries == 2
 

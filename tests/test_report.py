@@ -16,12 +16,14 @@ from fedfinlora.config_values import build, to_plain
 from fedfinlora.errors import UserError
 from fedfinlora.report import Published, write_report
 from fedfinlora.report.charts import IntervalRow, Series, bar_chart, interval_chart, line_chart, nice_ticks
-from fedfinlora.report.confusion import Confusion, confusion_of, summed, trimmed
+from fedfinlora.report.confusion import confusion_of, summed, trimmed
 from fedfinlora.report.examples import choose_examples
 from fedfinlora.report.markup import points, seconds, size
 from fedfinlora.report.reading import read_run, read_runs
 from fedfinlora.report.reproduce import command_line
 from fedfinlora.report.scores import mean_accuracy_bounds, systems_of
+from fedfinlora.run.evaluation import BenchmarkMetrics, ConfusionMatrix, RowRecord
+from fedfinlora.run.typed import from_json
 
 
 def test_report_of_one_run_states_its_verdict_and_parses(tmp_path: Path) -> None:
@@ -137,7 +139,7 @@ def test_failed_run_says_so_and_what_is_missing(tmp_path: Path) -> None:
     text = Page(report(tmp_path, run)).text
     assert "The run failed after 1 round: all banks failed." in text
     assert "manifest.json is missing" in text
-    assert "rounds.jsonl: 1 unreadable line(s) left out" in text
+    assert "rounds.jsonl, line 2 cannot be read" in text
     assert "No model was scored." in text
 
 
@@ -167,7 +169,7 @@ def test_scores_of_an_interrupted_run_come_from_the_evaluation_folders(tmp_path:
         json.dumps({"label": "base", "scores": {"fpb": metrics(0.25)}, "skipped": {"fiqa": "no rows"}})
     )
     read = read_run(run)
-    assert read.scores["base"]["fpb"]["accuracy"] == 0.25
+    assert read.scores["base"]["fpb"].value("accuracy") == 0.25
     assert read.skipped == {"fiqa": "no rows"}
 
 
@@ -409,46 +411,48 @@ def test_long_output_is_folded_and_cut(tmp_path: Path) -> None:
 
 
 def test_examples_are_the_same_rows_whatever_their_order() -> None:
-    rows = [{"id": f"row-{index}", "parsed": "a", "correct": index % 2 == 0, "output": "a"} for index in range(40)]
+    rows = [RowRecord(f"row-{index}", "", "a", output="a", parsed="a", correct=index % 2 == 0) for index in range(40)]
     first, second = choose_examples(rows), choose_examples(reversed(rows))
-    assert [[row["id"] for row in kind.rows] for kind in first] == [[row["id"] for row in kind.rows] for kind in second]
+    assert [[row.id for row in kind.rows] for kind in first] == [[row.id for row in kind.rows] for kind in second]
     assert [(kind.name, len(kind.rows)) for kind in first] == [("Right", 3), ("Wrong", 3)]
 
 
 def test_rows_without_right_and_wrong_are_shown_by_their_distance() -> None:
-    rows = [{"id": str(index), "parsed": "a", "correct": None, "bertscore_f1": index / 10, "output": "a"} for index in range(8)]
-    assert {kind.name: [row["id"] for row in kind.rows] for kind in choose_examples(rows)} == {
+    rows = [RowRecord(str(index), "", "a", output="a", parsed="a", bertscore_f1=index / 10) for index in range(8)]
+    assert {kind.name: [row.id for row in kind.rows] for kind in choose_examples(rows)} == {
         "Closest to the target": ["7", "6", "5"],
         "Farthest from the target": ["2", "1", "0"],
     }
 
 
 def test_rows_of_ranked_labels_are_not_called_unparsed() -> None:
-    kinds = choose_examples([{"id": "1", "output": None, "parsed": None, "correct": None, "label_choice": "neutral"}])
+    kinds = choose_examples([RowRecord("1", "", "neutral", label_choice="neutral")])
     assert [kind.name for kind in kinds] == ["Labels ranked"]
 
 
 def test_large_confusion_keeps_its_totals_when_trimmed() -> None:
     labels = tuple(f"tag-{index}" for index in range(30))
     counts = tuple(tuple(row + column for column in range(32)) for row in range(30))
-    small = trimmed(Confusion(labels, (*labels, "other", "unparsed"), counts), most=12)
+    small = trimmed(ConfusionMatrix(labels, (*labels, "other", "unparsed"), counts), most=12)
     assert len(small.labels) == 13
     assert small.answers[-3:] == ("18 more classes", "other", "unparsed")
     assert sum(map(sum, small.counts)) == sum(map(sum, counts))
 
 
 def test_confusions_of_banks_add_up_if_they_have_the_same_classes() -> None:
-    one = confusion_of(detailed(0.5))
+    one = confusion_of(from_json(BenchmarkMetrics, detailed(0.5), "fpb"))
     assert one is not None
     both = summed([one, one])
     assert both is not None
     assert both.counts[0][0] == 2 * one.counts[0][0]
-    assert summed([one, Confusion(("a",), ("a",), ((1,),))]) is None
+    assert summed([one, ConfusionMatrix(("a",), ("a",), ((1,),))]) is None
 
 
 @pytest.mark.parametrize("broken", [{"labels": ["a"], "answers": ["a"], "counts": [[1, 2]]}, {"labels": []}, 3, None])
 def test_confusion_of_a_broken_shape_is_left_out(broken: object) -> None:
-    assert confusion_of({"confusion": broken}) is None
+    problems: list[str] = []
+    assert confusion_of(from_json(BenchmarkMetrics, {"confusion": broken}, "fpb", problems)) is None
+    assert bool(problems) == (broken is not None)
 
 
 # --- rounds -------------------------------------------------------------------------------------------------------------------

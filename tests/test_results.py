@@ -26,7 +26,8 @@ from eval.evaluate import evaluate_models
 from eval.models import LocalModel
 from fedfinlora.config import Config, DatasetConfig, EvaluationConfig
 from fedfinlora.models import get_session, initial_adapter
-from fedfinlora.runfolder import write_config, write_manifest, write_result
+from fedfinlora.run.records import RunResult, WallTimes, write_result
+from fedfinlora.runfolder import write_config, write_manifest
 
 KEYS = ("fpb", "xbrl_tags_extract", "xbrl_value_extract")
 FILES = {"fpb": "fpb_test", "xbrl_tags_extract": "xbrl_extract_tags_test", "xbrl_value_extract": "xbrl_extract_value_test"}
@@ -55,8 +56,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_config(run, config)
     write_manifest(run, config, {})
     evaluate_models(models, config, run)
-    result = {"mode": "evaluate", "status": "finished", "rows_trained": 12, "steps_trained": 3, "wall_s": {"total": 60.0}}
-    write_result(run, result)
+    write_result(run, RunResult(mode="evaluate", status="finished", rows_trained=12, steps_trained=3, wall_s=WallTimes(60.0)))
     return run
 
 
@@ -75,10 +75,10 @@ def test_every_model_is_a_column_and_every_benchmark_a_row_of_both_tables(scored
 
 def test_figures_in_the_tables_are_those_of_the_metrics(scored: Path) -> None:
     page = all_benchmarks(scored, NAMES, [scored])
-    score = metrics_of(scored)["fed-final"]["scores"]["fpb"]
-    low, high = score["accuracy_ci95"]
+    score = metrics_of(scored)["fed-final"].scores["fpb"]
+    low, high = score.bounds("accuracy")
     row = next(line for line in page.splitlines() if line.startswith("| FPB (3) |"))
-    assert row.split("|")[3].strip().startswith(f"{100 * score['accuracy']:.1f} ({100 * low:.0f} to {100 * high:.0f})")
+    assert row.split("|")[3].strip().startswith(f"{100 * score.value('accuracy'):.1f} ({100 * low:.0f} to {100 * high:.0f})")
 
 
 def test_filings_say_how_far_federated_is_from_centralised_on_the_same_rows(scored: Path) -> None:

@@ -26,7 +26,8 @@ import client_app.app
 from fedfinlora import models
 from fedfinlora.config import StrategyConfig
 from fedfinlora.errors import UserError
-from fedfinlora.wire import FLAT_FLOAT32, SAFE_REASONS, BankError
+from fedfinlora.reasons import SAFE_REASONS
+from fedfinlora.wire import FLAT_FLOAT32, BankError
 from server_app.federated import run_federated
 from server_app.rounds import draw, roster
 
@@ -615,9 +616,9 @@ class TestRoster:
             runs.start("run", tamper=other)
 
     def test_a_bank_whose_code_changes_under_the_run_refuses(self, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-        import client_app.bank
+        import client_app.admission
 
-        monkeypatch.setattr(client_app.bank, "source_fingerprint", lambda: "1" * 64)
+        monkeypatch.setattr(client_app.admission, "source_fingerprint", lambda: "1" * 64)
         with pytest.raises(UserError, match="another version of the code"):
             runs.start("run")
 

@@ -11,10 +11,10 @@ import pytest
 from test_private_bank import ask, config_of, facts, lines_of, own_rows, refused
 from tiny_runs import write_lines, write_rows
 
-import client_app.bank
+import client_app.prepared_rows
 import client_app.privacy_plan
-from client_app.bank import bank_rows
 from client_app.facts import BankFacts, bank_facts
+from client_app.prepared_rows import bank_rows
 from fedfinlora.deployment.policy import BankSettings, Policy, settings_text
 from fedfinlora.errors import UserError
 from fedfinlora.models import get_session
@@ -33,7 +33,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def forget() -> None:
-    client_app.bank._rows.clear()
+    client_app.prepared_rows._rows.clear()
     client_app.privacy_plan._tested.clear()
 
 
@@ -99,7 +99,7 @@ def test_rows_that_were_changed_or_deleted_are_not_trained_on_by_a_resident_proc
     bank_file(tmp_path).unlink()
     with pytest.raises(UserError):
         bank_rows(config, at, tokenizer)
-    assert not client_app.bank._rows
+    assert not client_app.prepared_rows._rows
 
 
 def with_history(rows: Path, place: Path) -> BankFacts:

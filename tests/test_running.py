@@ -15,8 +15,6 @@ from rich.console import Console
 from tiny_runs import SCORED, overrides, write_rows
 
 from fedfinlora.cli import main
-from fedfinlora.commands.running import find_run
-from fedfinlora.errors import UserError
 from fedfinlora.process_identity import start_of
 from fedfinlora.progress import EventWriter, ShownEvents
 from fedfinlora.progress_display import PlainProgress, ProgressDisplay
@@ -87,20 +85,6 @@ class TestList:
     def test_a_folder_that_is_not_there_is_one_line(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["list", str(tmp_path / "nowhere")]) == 1
         assert "is not there" in capsys.readouterr().err
-
-
-class TestWhichRun:
-    def test_a_folder_a_name_or_a_beginning_of_one_alone(self, output: Path) -> None:
-        assert find_run(str(output / "first"), Path("/nowhere")) == output / "first"
-        assert find_run("first", output) == output / "first"
-        assert find_run("first-a", output) == output / "first-again"
-
-    @pytest.mark.parametrize(
-        ("name", "words"), [("fir", "first, first-again"), ("zz", "no run 'zz'"), ("", "no run ''"), ("notes", "no run")]
-    )
-    def test_anything_else_says_what_there_is(self, output: Path, name: str, words: str) -> None:
-        with pytest.raises(UserError, match=words):
-            find_run(name, output)
 
 
 class TestStop:

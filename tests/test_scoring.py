@@ -29,6 +29,7 @@ from eval.scoring import (
     finlora_scores,
     score_row,
 )
+from fedfinlora.run.typed import to_json
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL_ROWS = ROOT.parent / "shared" / "data" / "finlora"
@@ -314,7 +315,7 @@ def rows_of(key: str, targets: list[str]) -> list[Row]:
 
 def test_records_carry_what_the_run_folder_promises() -> None:
     records, metrics = score_rows(BENCHMARKS["fpb"], rows_of("fpb", ["positive", "neutral"]), ["Positive", "?"])
-    assert records[0] == {
+    assert to_json(records[0]) == {
         "id": "fpb/test/000000",
         "prompt_sha256": hashlib.sha256(b"Question 0\nAnswer:").hexdigest(),
         "target": "positive",
@@ -324,18 +325,18 @@ def test_records_carry_what_the_run_folder_promises() -> None:
         "finlora_correct": True,
         "finlora_ambiguous": False,
     }
-    assert records[1]["parsed"] is None
-    assert (metrics["n"], metrics["unparsed"], metrics["accuracy"]) == (2, 1, 0.5)
-    json.dumps([records, metrics], allow_nan=False)
+    assert records[1].parsed is None
+    assert (metrics.n, metrics.unparsed, metrics.value("accuracy")) == (2, 1, 0.5)
+    json.dumps([*map(to_json, records), to_json(metrics)], allow_nan=False)
 
 
 def test_tag_records_count_tags_and_rows() -> None:
     rows = rows_of("xbrl_finer", ["NetIncomeLoss,Revenues", "GrossProfit,Goodwill"])
     records, metrics = score_rows(BENCHMARKS["xbrl_finer"], rows, ["NetIncomeLoss,Goodwill", "GrossProfit,Goodwill"])
-    assert [(r["correct"], r["tags_correct"], r["tags"]) for r in records] == [(False, 1, 2), (True, 2, 2)]
-    assert records[0]["parsed"] == ["netincomeloss", "goodwill"]
-    assert (metrics["n"], metrics["accuracy"], metrics["rows"], metrics["row_accuracy"]) == (4, 0.75, 2, 0.5)
-    assert (metrics["finlora_accuracy"], metrics["finlora_ambiguous"]) == (0.75, 0)
+    assert [(r.correct, r.tags_correct, r.tags) for r in records] == [(False, 1, 2), (True, 2, 2)]
+    assert records[0].parsed == ["netincomeloss", "goodwill"]
+    assert (metrics.n, metrics.value("accuracy"), metrics.rows, metrics.value("row_accuracy")) == (4, 0.75, 2, 0.5)
+    assert (metrics.value("finlora_accuracy"), metrics.finlora_ambiguous) == (0.75, 0)
 
 
 def test_outputs_and_rows_have_to_match() -> None:
@@ -379,18 +380,18 @@ def real_rows(key: str) -> list[Row]:
 def test_perfect_outputs_on_real_rows_score_one(key) -> None:
     rows = real_rows(key)
     records, metrics = score_rows(BENCHMARKS[key], rows, [f" {row.target}\n" for row in rows])
-    assert all(record["correct"] and record["finlora_correct"] for record in records)
+    assert all(record.correct and record.finlora_correct for record in records)
     for figure in ("accuracy", "f1_macro", "f1_weighted", "finlora_accuracy", "finlora_f1"):
-        assert metrics[figure] == pytest.approx(1.0), figure
-    assert metrics["unparsed"] == 0
+        assert metrics.value(figure) == pytest.approx(1.0), figure
+    assert metrics.unparsed == 0
 
 
 @pytest.mark.parametrize("key", SCORED)
 def test_silent_outputs_on_real_rows_score_zero_and_are_unparsed(key) -> None:
     rows = real_rows(key)
     _, metrics = score_rows(BENCHMARKS[key], rows, [""] * len(rows))
-    assert (metrics["accuracy"], metrics["finlora_accuracy"], metrics["unparsed_share"]) == (0, 0, 1)
-    assert metrics["accuracy_ci95"][0] == 0
+    assert (metrics.value("accuracy"), metrics.value("finlora_accuracy"), metrics.value("unparsed_share")) == (0, 0, 1)
+    assert metrics.bounds("accuracy")[0] == 0
 
 
 def test_real_prompts_end_in_the_marker_of_their_benchmark() -> None:

@@ -77,7 +77,7 @@ def settled_texts(draw: st.DrawFn, restarts: bool) -> Case:
     parts = fragments(benchmark)
     around = st.one_of(st.just(""), parts)
     label = st.sampled_from([*benchmark.labels, *targets])
-    behind = st.sampled_from(["", " ", "-", ".", "\nO", ". ", "-\n", " - "])
+    behind = st.sampled_from(["", " ", "-", ".", "\nO", ". ", "-\n", " - ", "\nOutput", ". The ", " it is"])
     texts = draw(st.lists(st.tuples(around, label, behind, around).map("".join), min_size=8, max_size=8))
     return Case(benchmark, targets, rule, [text for text in texts if rule.settled(text, left)], left)
 

@@ -12,6 +12,7 @@ import pytest
 from fake_server import serving
 from tiny_runs import overrides, write_rows
 
+import fedfinlora.shadows as shadows
 import fedfinlora.surroundings as surroundings
 from fedfinlora.deployment.reach import check_address
 from fedfinlora.errors import ConfigError, UserError
@@ -54,6 +55,16 @@ class TestHome:
             assert status == 1
             assert "HOME" in printed
             assert in_one_line(printed), printed
+
+    @pytest.mark.skipif(not can_be_nobody(), reason="this machine has no user namespaces")
+    @pytest.mark.parametrize("command", ["doctor", "centralized"])
+    def test_a_user_id_without_an_entry_that_has_a_home(self, tmp_path: Path, command: str) -> None:
+        words = overrides(write_rows(tmp_path / "rows"), tmp_path, rounds=1)
+        status, printed = run(
+            command, *words, without=("USER", "LOGNAME"), start=self.STRANGER, HOME=str(tmp_path), HF_HUB_OFFLINE="1"
+        )
+        assert status == 0, printed
+        assert "Traceback" not in printed
 
     @pytest.mark.parametrize("home", ["/proc", "/dev/null"])
     def test_a_home_that_cannot_be_written(self, home: str) -> None:
@@ -162,3 +173,56 @@ def test_a_model_behind_a_server_on_this_machine_is_asked_without_a_proxy(tmp_pa
 def test_an_aggregators_address_is_host_and_port(address: str) -> None:
     with pytest.raises(ConfigError, match="must be HOST:PORT"):
         check_address(address)
+
+
+class TestShadows:
+    NAMES = ("json", "random", "torch", "typing", "argparse", "re", "runpy", "logging", "numpy", "psutil")
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        """A working directory with files that have the names of libraries, each of which ends whoever imports it."""
+        for name in self.NAMES:
+            (tmp_path / f"{name}.py").write_text(f"raise SystemExit('imported {name}')\n")
+        for name in ("flwr", "data", "yaml"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "__init__.py").write_text(f"raise SystemExit('imported {name}')\n")
+        (tmp_path / "torchvision").mkdir()  # no package: Python passes over it
+        (tmp_path / "notes.py").write_text("")
+        return tmp_path
+
+    def test_what_has_a_librarys_name_is_found(self, folder: Path) -> None:
+        found = {entry.name for entry in shadows.shadowing([folder])}
+        assert found == {*(f"{name}.py" for name in self.NAMES), "flwr", "data", "yaml"}
+        assert shadows.shadowing([ROOT]) == []
+
+    def test_commands_run_where_files_have_the_names_of_libraries(self, folder: Path) -> None:
+        for words in (
+            ["--help"],
+            ["list", "."],
+            ["evaluate", "model=tiny-random", "evaluation.benchmarks=[none]", "peft=lora"],
+        ):
+            _, printed = run(*words, cwd=folder, HOME=str(folder))
+            assert "imported" not in printed
+            assert "Traceback" not in printed, printed
+
+    def test_the_doctor_names_them(self, folder: Path) -> None:
+        _, printed = run("doctor", "model=tiny-random", cwd=folder, HF_HUB_OFFLINE="1")
+        [line] = [line for line in printed.splitlines() if " directory " in line]
+        assert line.startswith("warn")
+        assert str(folder / "json.py") in line
+
+    def test_a_folder_of_pythonpath_with_a_librarys_name_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "torch.py").write_text("raise SystemExit('imported')\n")
+        status, printed = run("list", str(tmp_path), PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}")
+        assert (status, in_one_line(printed)) == (1, True), printed
+        assert f"{tmp_path / 'torch.py'} has the name of a library" in printed
+        status, printed = run("doctor", "model=tiny-random", PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}", HF_HUB_OFFLINE="1")
+        assert (status, "Rename or move it" in printed) == (1, True), printed
+
+    def test_the_project_comes_after_pythons_own_library_and_before_all_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "path", ["", str(ROOT), *[place for place in sys.path if place not in ("", str(ROOT))]])
+        shadows.own_modules_first()
+        at = sys.path.index(str(ROOT))
+        assert at > sys.path.index(os.path.dirname(os.__file__))
+        assert not any("site-packages" in place for place in sys.path[:at])
+        assert "" not in sys.path

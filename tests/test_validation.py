@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,9 +20,10 @@ from hypothesis import strategies as st
 from tiny_runs import adapter_bytes, overrides, result_of, rounds_bytes, rounds_of, same_run, write_rows
 
 import client_app.bank
+import client_app.prepared_rows
 import eval.rounds
-from client_app.bank import divide
 from client_app.facts import BankFacts
+from client_app.own_rows import divide
 from data.partition import original_id
 from data.rows import Row
 from data.sources import load_rows
@@ -34,6 +36,8 @@ from fedfinlora.config import Config, DatasetConfig, EvaluationConfig, TrainConf
 from fedfinlora.errors import UserError
 from fedfinlora.progress import ProgressState
 from fedfinlora.progress_display import plain_line
+from fedfinlora.run.evaluation import BenchmarkMetrics, Estimate, Evaluation
+from fedfinlora.run.records import RoundLine, Validation
 from fedfinlora.runfolder import config_fingerprint, read_config, write_json
 from fedfinlora.runs import OpenRun, differences, run_result
 from fedfinlora.selection import Selection, selection_of
@@ -164,8 +168,8 @@ SCORES = (None, 0.5, 0.5, 0.75, 0.25, 0.75)
 
 
 class TestSelection:
-    def lines(self, scores: Sequence[float | None]) -> list[dict[str, Any]]:
-        return [{"round": number, "validation": {"score": score}} for number, score in enumerate(scores, 1)]
+    def lines(self, scores: Sequence[float | None]) -> list[RoundLine]:
+        return [RoundLine(number, validation=Validation(score)) for number, score in enumerate(scores, 1)]
 
     def test_the_earlier_of_two_equal_rounds_is_best(self) -> None:
         found = [selection_of(self.lines(SCORES[:count])) for count in range(len(SCORES) + 1)]
@@ -174,7 +178,7 @@ class TestSelection:
 
     def test_rounds_without_a_validation_count_for_nothing(self) -> None:
         lines = self.lines([0.5, 0.4])
-        lines[1:1] = [{"round": 9}, {"round": 9, "validation": None}]
+        lines[1:1] = [RoundLine(9)]
         assert selection_of(lines) == Selection(1, 0.5, 1)
 
     @pytest.mark.parametrize(
@@ -226,12 +230,15 @@ def scripted(monkeypatch: pytest.MonkeyPatch, scores: Sequence[float]) -> list[s
     """Let the validation of round n have scores[n - 1]. Returns the labels that are evaluated, as they come."""
     true, labels = eval.rounds.evaluate, []
 
-    def evaluate(session: Any, config: Config, label: str, *more: Any) -> dict[str, Any]:
+    def evaluate(session: Any, config: Config, label: str, *more: Any) -> Evaluation:
         labels.append(label)
         summary = true(session, config, label, *more)
-        if label.startswith("validation_"):
-            summary["scores"]["fpb"]["accuracy"] = scores[int(label.rpartition("_")[2]) - 1]
-        return summary
+        if not label.startswith("validation_"):
+            return summary
+        accuracy = Estimate(scores[int(label.rpartition("_")[2]) - 1])
+        metrics = summary.scores["fpb"]
+        changed = replace(metrics, estimates={**metrics.estimates, "accuracy": accuracy})
+        return replace(summary, scores={"fpb": changed})
 
     monkeypatch.setattr(eval.rounds, "evaluate", evaluate)
     return labels
@@ -282,14 +289,14 @@ class TestRowsOfTheRun:
             config = compose(overrides(rows, tmp_path, *more))
             session = client_app.bank.get_session(config)
             facts = [BankFacts(f"bank-{index}", index, 2, "", tmp_path) for index in range(2)]
-            found = [client_app.bank.bank_rows(config, each, session.tokenizer) for each in facts]
+            found = [client_app.prepared_rows.bank_rows(config, each, session.tokenizer) for each in facts]
             counts.append(sum(len(each.train) + len(each.holdout) for each in found))
         assert counts == [40, 34, 30, 40]
 
     def test_a_bank_with_rows_of_its_own_keeps_them_all(self, rows: Path, tmp_path: Path) -> None:
         config = compose(overrides(rows, tmp_path, *VALIDATED))
         session = client_app.bank.get_session(config)
-        own = client_app.bank.bank_rows(config, BankFacts("alpha", 0, 0, str(rows), tmp_path), session.tokenizer)
+        own = client_app.prepared_rows.bank_rows(config, BankFacts("alpha", 0, 0, str(rows), tmp_path), session.tokenizer)
         assert len(own.train) + len(own.holdout) == 40
 
     @pytest.mark.parametrize("mode", ["federated", "centralized"])
@@ -490,7 +497,7 @@ def test_a_run_stopped_while_it_is_scored_goes_on_to_the_same_bytes(
     true = eval.rounds.evaluate
     with monkeypatch.context() as patch:
 
-        def evaluate(session: Any, config: Config, asked: str, *more: Any) -> dict[str, Any]:
+        def evaluate(session: Any, config: Config, asked: str, *more: Any) -> Evaluation:
             if asked == label:
                 raise Stop
             return true(session, config, asked, *more)
@@ -600,9 +607,9 @@ def test_result_json_holds_the_scores_of_every_label_but_those_of_rounds(tmp_pat
         metrics = {"scores": {"fpb": {"n": 1}}, "skipped": {label: "no rows"}, "synthetic": True, "seconds": {"fpb": 1.0}}
         write_json(tmp_path / "eval" / label / "metrics.json", metrics)
     result = run_result(OpenRun(tmp_path, Config(), "", None), "completed", "", 1.0, "evaluate")
-    assert list(result["scores"]) == ["base", "final", "round_trip", "zeta"]
-    assert set(result["skipped"]) == {"base", "final", "round_trip", "zeta"}
-    assert result["wall_s"]["evaluate"] == 4.0
+    assert list(result.scores) == ["base", "final", "round_trip", "zeta"]
+    assert set(result.skipped) == {"base", "final", "round_trip", "zeta"}
+    assert result.wall_s.evaluate == 4.0
 
 
 class TestShown:
@@ -636,8 +643,9 @@ class TestShown:
         )
 
     def test_tensorboard_has_the_validation_score_by_round(self) -> None:
-        line = {"round": 3, "validation": {"score": 0.5, "scores": {"fpb": {"accuracy": 0.25}}, "best": True}}
+        fpb = BenchmarkMetrics(estimates={"accuracy": Estimate(0.25)})
+        line = RoundLine(3, validation=Validation(0.5, {"fpb": fpb}, best=True))
         scalars = dict(round_scalars(line))
         assert scalars["validation/score"] == 0.5
         assert scalars["validation_accuracy/fpb"] == 0.25
-        assert "validation/score" not in dict(round_scalars({"round": 3, "validation": None}))
+        assert "validation/score" not in dict(round_scalars(RoundLine(3)))

@@ -20,6 +20,7 @@ from fedfinlora.adapter import Layout
 from fedfinlora.config import Config, TrainConfig
 from fedfinlora.config_values import to_plain
 from fedfinlora.privacy.head import Head
+from fedfinlora.reasons import SAFE_REASONS, UNKNOWN, UNKNOWN_REASON
 from fedfinlora.wire import (
     ALWAYS_TOLD,
     ARRAY_KEY,
@@ -27,7 +28,6 @@ from fedfinlora.wire import (
     PART_NUMBERS,
     RANGES,
     REVEALABLE,
-    SAFE_REASONS,
     BankError,
     Figures,
     RejectedReply,
@@ -522,14 +522,13 @@ def test_a_norm_that_overflows_float32_is_measured_and_refused_without_a_limit_t
 
 
 @pytest.mark.parametrize("code", list(SAFE_REASONS))
-def test_an_error_travels_as_its_code_and_fixed_sentence(code: str) -> None:
+def test_an_error_travels_as_its_code_and_the_reader_has_the_sentence(code: str) -> None:
     content = over_the_wire(pack_error("bank-1", code))
     assert set(content.keys()) == {"reply"}
     assert dict(content.config_records["reply"]) == {
         "status": "error",
         "bank": "bank-1",
         "code": code,
-        "reason": SAFE_REASONS[code],
     }
     refusal = rejected(content)
     assert (refusal.code, str(refusal)) == (code, SAFE_REASONS[code])
@@ -542,14 +541,20 @@ def test_an_unknown_code_leaves_the_bank_as_internal() -> None:
     assert "Acme" not in json.dumps(dict(content.config_records["reply"]))
 
 
-def test_an_unknown_code_from_a_bank_counts_as_internal_and_its_reason_is_not_read() -> None:
+@pytest.mark.parametrize(
+    ("key", "text", "code", "sentence"),
+    [
+        ("code", "acme-will-default", UNKNOWN, UNKNOWN_REASON),
+        ("code", "<script>Acme Corp</script>", "malformed", "In the reply code is not written as it should be."),
+        ("reason", "Acme Corp will default", "malformed", "In the reply a value of its head has an unknown name."),
+        ("status", "Acme", "malformed", "In the reply status is not written as it should be."),
+    ],
+)
+def test_no_text_of_a_banks_own_is_read_in_its_error(key: str, text: str, code: str, sentence: str) -> None:
     content = pack_error("bank-1", "data")
-    content.config_records["reply"]["reason"] = "Acme Corp will default"
-    assert str(rejected(content)) == SAFE_REASONS["data"]
-    content.config_records["reply"]["code"] = "<script>Acme Corp</script>"
+    content.config_records["reply"][key] = text
     refusal = rejected(content)
-    assert str(refusal) == SAFE_REASONS["internal"]
-    assert refusal.code == "internal"
+    assert (refusal.code, str(refusal)) == (code, sentence)
 
 
 def test_a_bank_error_keeps_its_detail_at_home() -> None:

@@ -14,10 +14,11 @@ from test_wire import HEAD, LAYOUT, REQUEST, over_the_wire, reply
 
 from client_app.facts import bank_facts
 from client_app.signed import bank_keys, check_request, sign_answer, signed_file
-from fedfinlora.provenance.chain import RoundEvidence, ServerKeys, answer_signed
+from fedfinlora.provenance.evidence import RoundEvidence, ServerKeys, answer_signed
+from fedfinlora.provenance.lines import values_of
 from fedfinlora.provenance.signatures import load_signer
+from fedfinlora.reasons import SAFE_REASONS
 from fedfinlora.wire import (
-    SAFE_REASONS,
     BankError,
     RejectedReply,
     check_reply_form,
@@ -51,7 +52,16 @@ REPLIES: dict[str, Change] = {
     "a name that is long": head("reply", **{SECRET * 1000: 1}),
     "a long bank": head("reply", bank="x" * 65),
     "a long text in many bytes": head("reply", run="ä" * 101),
-    "a long reason": head("reply", reason="x" * 401),
+    "a reason": head("reply", reason="The bank ran out of memory."),
+    "a status of its own": head("reply", status=SECRET),
+    "a bank that is no name": head("reply", bank=SECRET),
+    "a layout that is no hash": head("reply", layout_id=SECRET),
+    "a policy that is no hash": head("reply", policy_sha256=SECRET),
+    "a ledger that is no hash": head("reply", ledger_hash=SECRET),
+    "a request that is no hash": head("reply", request=SECRET),
+    "an attempt that is no number": head("reply", attempt=SECRET),
+    "a signature that is none": head("reply", signature=SECRET),
+    "a code that is none": head("reply", code=SECRET),
     "a long attempt": head("reply", attempt="0" * 2**20),
     "bytes": head("reply", layout_id=b"\0" * 8),
     "a list": head("reply", round=[1] * 1000),
@@ -79,7 +89,10 @@ REQUESTS: dict[str, Change] = {
     "a long layout": head("request", layout_id="0" * 65),
     "a long source": head("request", source_sha256="0" * 65),
     "a long configuration": head("request", config="{" + " " * 2**19 + "}"),
-    "many heads": head("request", ledger_heads="{" + " " * 2**16 + "}"),
+    "many heads": head("request", ledger_heads="{" + " " * 2**12 + "}"),
+    "a long certificate": head("request", certificate="x" * 5000),
+    "a layout that is no hash": head("request", layout_id=SECRET),
+    "a bank that is no name": head("request", bank=SECRET),
     "a long run": head("request", run="x" * 201),
     "a list": head("request", round=[1, 2]),
     "bytes": head("request", attempt=b"\0"),
@@ -123,9 +136,24 @@ def test_a_reply_that_is_refused_for_its_form_is_not_kept_in_the_run(tmp_path: P
         with pytest.raises(RejectedReply) as error:
             evidence.check("bank-1", content)
         assert error.value.code == "malformed"
-        kept = json.dumps(evidence.line("0" * 64, {}))
+        evidence.outcome("bank-1", error.value.code)
+        kept = json.dumps(values_of(evidence.line("0" * 64, {})))
         assert "salaries" not in kept
         assert "12345.5" not in kept
+
+
+def test_a_run_name_of_the_banks_own_is_not_kept_in_the_run(tmp_path: Path) -> None:
+    consortium = Consortium(tmp_path)
+    consortium.enrolls(("bank-1",))
+    public = consortium.key_of("bank-1").with_name("node.key.pub").read_text()
+    evidence = RoundEvidence(ServerKeys(consortium.signer, {"bank-1": public}), REQUEST.run, REQUEST.round, "0" * 64, "c" * 64)
+    evidence.ask(pack_requests(REQUEST, ["bank-1"]))
+    content = reply()
+    answer_signed(content, {**evidence.banks["bank-1"]["request"], "run": SECRET}, load_signer(consortium.key_of("bank-1")))
+    with pytest.raises(RejectedReply, match="another request"):
+        evidence.check("bank-1", content)
+    evidence.outcome("bank-1", "signature")
+    assert "Acme" not in json.dumps(values_of(evidence.line("0" * 64, {})))
 
 
 def test_a_request_that_is_refused_for_its_form_is_not_kept_at_the_bank(tmp_path: Path) -> None:

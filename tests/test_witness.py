@@ -21,6 +21,7 @@ from tiny_runs import rounds_of, write_rows
 from fedfinlora.commands import coordinator
 from fedfinlora.errors import UserError
 from fedfinlora.privacy.head import Head
+from fedfinlora.run.records import BankEntry, RoundLine
 from fedfinlora.wire import RejectedReply, unpack_request
 from server_app.federated import run_federated
 from server_app.witness import HEADS_FILE, WITNESS_VARIABLE, Witness, witness_root
@@ -73,8 +74,7 @@ class TestWitness:
         assert json.loads((tmp_path / HEADS_FILE).read_text()) == {"north": {"number": 3, "hash": "a" * 64}}
 
     def test_a_resumed_run_brings_back_what_its_rounds_say(self, tmp_path: Path) -> None:
-        entry = {"bank": "north", "ledger": {"number": 7, "hash": "c" * 64}}
-        rounds = [{"banks": [entry, {"bank": "south"}]}, {"banks": []}]
+        rounds = [RoundLine(1, banks=(BankEntry("north", ledger=head(7, "c")), BankEntry("south"))), RoundLine(2)]
         assert Witness(tmp_path, rounds).heads(["north", "south"]) == {"north": head(7, "c")}
         Witness(tmp_path).keep("north", head(8))
         assert Witness(tmp_path, rounds).heads(["north"]) == {"north": head(8)}

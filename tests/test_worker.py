@@ -23,7 +23,7 @@ import pytest
 from reliability import OUTCOMES
 from tiny_runs import overrides, write_rows
 
-import client_app.bank
+import client_app.prepared_rows
 from client_app import worker
 from client_app.bank import RoundReply, train_round
 from client_app.facts import bank_facts
@@ -79,7 +79,7 @@ def bank(tmp_path: Path, sockets: Path) -> Iterator[Bank]:
     made = Bank(tmp_path)
     yield made
     end_worker(made.facts.state_folder)
-    client_app.bank._rows.clear()
+    client_app.prepared_rows._rows.clear()
 
 
 def test_it_gives_the_same_bytes_and_keeps_the_model(bank: Bank) -> None:

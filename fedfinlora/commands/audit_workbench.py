@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from client_app.bank import RoundReply, bank_rows, divide, train_round
+from client_app.bank import RoundReply, train_round
 from client_app.facts import BankFacts
+from client_app.own_rows import divide
+from client_app.prepared_rows import bank_rows
 from client_app.privacy_plan import CUSTOMERS, declared_size, make_plan
 from data.rows import Row
 from fedfinlora.adapter import Vector

@@ -17,8 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from client_app.bank import bank_dataset, bank_rows
 from client_app.facts import BankFacts, bank_facts
+from client_app.own_rows import bank_dataset
+from client_app.prepared_rows import bank_rows
 from client_app.privacy_plan import CUSTOMERS
 from client_app.trial import Forecast
 from client_app.trial import try_plan as trial_of
@@ -28,6 +29,7 @@ from fedfinlora.commands.simulate import end_family, flower, free_port
 from fedfinlora.compose import compose
 from fedfinlora.config import Config
 from fedfinlora.deployment.app_bundle import code_sha256, installed_files
+from fedfinlora.deployment.bounded_logs import bounded
 from fedfinlora.deployment.certificates import (
     check_bank_certificate,
     days_left,
@@ -36,7 +38,7 @@ from fedfinlora.deployment.certificates import (
     tls_key,
     write_private,
 )
-from fedfinlora.deployment.history import read_history
+from fedfinlora.deployment.history import read_history, unread
 from fedfinlora.deployment.local_server import close
 from fedfinlora.deployment.own_user import check_user
 from fedfinlora.deployment.plan import read_plan
@@ -59,9 +61,9 @@ from fedfinlora.privacy.ledger import read_lines
 from fedfinlora.privacy.ledger_chain import opened
 from fedfinlora.privacy.ledger_spent import histories, members
 from fedfinlora.process_identity import this_process
+from fedfinlora.reasons import SAFE_REASONS
 from fedfinlora.runfolder import alone_in, made_as, make_private, write_bytes
 from fedfinlora.surroundings import settled
-from fedfinlora.wire import SAFE_REASONS
 from fedfinlora.words import toml_text
 
 KEY = "node.key"
@@ -181,7 +183,7 @@ def start(home: Path, listen: Listen, worker: bool = True) -> int:
     """
     _settings(home)
     check_user()
-    with alone_in(home, f"The bank {home}"):
+    with alone_in(home, f"The bank {home}"), bounded(home / "supernode.log", home / "state" / "worker.log"):
         return _serve(home, listen, worker)
 
 
@@ -307,6 +309,8 @@ def history(home: Path) -> int:
         print(printable(_line_of(line)))
     if not lines:
         print("nothing has run here yet")
+    if more := unread(_facts(home).history_file):
+        print(f"{more} more requests were refused unread")
     return 0
 
 
@@ -329,9 +333,10 @@ def _line_of(line: dict[str, Any]) -> str:
     known = line["epsilon_spent"] is not None
     spent = f"{line['epsilon_spent']:.3g}" if known else "infinite" if line.get("noise_multiplier") == 0 else ""
     outcome = f"{line['outcome']} {line['code']}".strip()
+    more = f"  ({line['unread']} before it were refused unread)" if line.get("unread") else ""
     return (
         f"{line['time']}  {line['run'][:40]}  round {line['round']}  {outcome}  {line['rows']} rows  {line['steps']} steps  "
-        f"{line['bytes_sent']:,} bytes sent  {spent}  {line.get('detail', '')}"
+        f"{line['bytes_sent']:,} bytes sent  {spent}  {line.get('detail', '')}{more}"
     ).rstrip()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from client_app.bank import bad_train_rows, divide, split_rows
+from client_app.own_rows import bad_train_rows, divide, split_rows
 from data.encode import encode_rows
 from eval.evaluate import data_files
 from eval.report import write_run_report
@@ -28,14 +28,15 @@ from fedfinlora.base_checks import context_tokens
 from fedfinlora.checkpoint import Checkpoint, save_checkpoint
 from fedfinlora.compose import compose
 from fedfinlora.config import Config
-from fedfinlora.detach import leave_if_detached
+from fedfinlora.detach import EACH_LINE, is_detached, leave_if_detached
 from fedfinlora.ended import how_to_resume
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.models import Session, first_adapter, get_session
 from fedfinlora.packing import Example
 from fedfinlora.progress import EventWriter, ShownEvents
 from fedfinlora.progress_display import ProgressDisplay
-from fedfinlora.runfolder import write_manifest, write_result
+from fedfinlora.run.records import BankEntry, BankTimings, RoundLine, RoundTimings, write_result
+from fedfinlora.runfolder import write_manifest
 from fedfinlora.runs import OpenRun, asked_otherwise, configuration_of, open_run, run_result
 from fedfinlora.tensorboard import TensorBoardWriter
 from fedfinlora.training import (
@@ -67,6 +68,8 @@ def local(overrides: Sequence[str]) -> int:
     if config.resume:
         return _run_alone(config, _index_of(Path(config.resume)))
     name = config.run_name or f"{time.strftime('%Y%m%d-%H%M%S')}-{config.model.name}-{config.peft.method}-local"
+    if is_detached():
+        print(f"{EACH_LINE}{Path(config.output_dir) / name}-bank-", flush=True)
     for index in range(config.banks):
         base = config.evaluation.base and index == 0  # the base model is the same for all of them
         evaluation = replace(config.evaluation, base=base)
@@ -230,7 +233,7 @@ def _train(run: OpenRun, mode: str, bank: str, rows_of: RowsOf, events: EventWri
         # The server's arithmetic, so that one bank alone and a federation of one give the same bytes.
         adapter = (adapter.astype(np.float64) + (trained - adapter).astype(np.float64)).astype(np.float32)
         optimizer = result.optimizer
-        _tell_bank(line, events)
+        _report_bank(line, events)
         selection = scores.close_round(_state_of(adapter, optimizer), line, selection)
         done = number
     scores.finish(adapter, done, selection)
@@ -262,22 +265,33 @@ def _first_state(run: OpenRun, session: Session) -> tuple[Vector, OptimizerState
     return arrays["adapter"], moments, run.checkpoint.round
 
 
-def _line(
-    number: int, bank: str, result: TrainResult, holdout_loss: float | None, rows: RunRows, delta: Vector
-) -> dict[str, Any]:
+def _line(number: int, bank: str, result: TrainResult, holdout_loss: float | None, rows: RunRows, delta: Vector) -> RoundLine:
+    """A round of a baseline, whose only bank sends nothing."""
     norm = float(np.linalg.norm(delta.astype(np.float64)))
-    rows_held_out = len(rows.held_out) if holdout_loss is not None else 0
-    entry = {
-        "bank": bank, "status": "ok", "code": "", "reason": "", "rows": result.rows, "skipped_rows": rows.skipped,
-        "steps": result.steps, "tokens": result.tokens, "answer_tokens": result.answer_tokens, "train_loss": result.loss, "holdout_loss": holdout_loss, "holdout_rows": rows_held_out,
-        "delta_norm": norm, "bytes_up": 0, "bytes_down": 0,
-    }  # fmt: skip
-    timing = {"train_s": result.wall_s, "tokens_per_s": result.tokens / result.wall_s if result.wall_s else 0.0}
-    return {
-        "round": number, "status": "ok", "banks": [entry], "train_loss": result.loss, "holdout_loss": holdout_loss, "update_norm": norm,
-        "bytes_up": 0, "bytes_down": 0,
-        "timings": {"total_s": result.wall_s, "train_s": result.wall_s, "aggregate_s": 0.0, "banks": {bank: timing}},
-    }  # fmt: skip
+    entry = BankEntry(
+        bank=bank,
+        status="ok",
+        rows=result.rows,
+        skipped_rows=rows.skipped,
+        steps=result.steps,
+        tokens=result.tokens,
+        answer_tokens=result.answer_tokens,
+        train_loss=result.loss,
+        holdout_loss=holdout_loss,
+        holdout_rows=len(rows.held_out) if holdout_loss is not None else 0,
+        delta_norm=norm,
+    )
+    speed = result.tokens / result.wall_s if result.wall_s else 0.0
+    return RoundLine(
+        round=number,
+        banks=(entry,),
+        train_loss=result.loss,
+        holdout_loss=holdout_loss,
+        update_norm=norm,
+        timings=RoundTimings(
+            total_s=result.wall_s, train_s=result.wall_s, banks={bank: BankTimings(train_s=result.wall_s, tokens_per_s=speed)}
+        ),
+    )
 
 
 def _state_of(adapter: Vector, optimizer: OptimizerState) -> dict[str, NDArray[Any]]:
@@ -290,13 +304,12 @@ def _state_of(adapter: Vector, optimizer: OptimizerState) -> dict[str, NDArray[A
     }
 
 
-def _tell_bank(line: Mapping[str, Any], events: EventWriter) -> None:
-    [entry] = line["banks"]
-    train_s = line["timings"]["train_s"]
+def _report_bank(line: RoundLine, events: EventWriter) -> None:
+    [entry] = line.banks
+    train_s = line.timings.train_s
     events.write(
-        "bank_done", round=line["round"], bank=entry["bank"], status="ok", reason="", rows=entry["rows"], train_loss=entry["train_loss"],
-        rows_per_s=entry["rows"] / max(train_s, 1e-9), tokens_per_s=line["timings"]["banks"][entry["bank"]]["tokens_per_s"],
-        seconds=train_s,
+        "bank_done", round=line.round, bank=entry.bank, status=entry.status, reason="", rows=entry.rows, train_loss=entry.train_loss,
+        rows_per_s=entry.rows / max(train_s, 1e-9), tokens_per_s=line.timings.of(entry.bank).tokens_per_s, seconds=train_s,
     )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from fedfinlora.commands.simulate import Link, end_family, flower, free_port, wa
 from fedfinlora.compose import OWN_PATHS, PROJECT_ROOT, absolute_words, compose
 from fedfinlora.config import Config
 from fedfinlora.deployment.app_bundle import code_sha256, installed_files
+from fedfinlora.deployment.bounded_logs import bounded
 from fedfinlora.deployment.certificates import (
     CA_CERTIFICATE,
     CA_KEY,
@@ -277,7 +278,7 @@ def start(home: Path, listen: Listen) -> int:
     """
     _ = Coordinator(home).settings
     check_user()
-    with alone_in(home, f"The coordinator {home}"):
+    with alone_in(home, f"The coordinator {home}"), bounded(home / "superlink.log"):
         return _serve(home, listen)
 
 

@@ -24,6 +24,8 @@ from fedfinlora.models import get_session, initial_adapter
 from fedfinlora.progress import ShownEvents
 from fedfinlora.progress_display import ProgressDisplay
 from fedfinlora.resuming import check_same, record
+from fedfinlora.run.evaluation import Evaluation
+from fedfinlora.run.records import RunResult, write_result
 from fedfinlora.runfolder import (
     SERVER_LOCK,
     hold_run,
@@ -34,12 +36,11 @@ from fedfinlora.runfolder import (
     write_config,
     write_json,
     write_manifest,
-    write_result,
 )
 from fedfinlora.runs import OpenRun, asked_otherwise, resumed_configuration, run_result
 
 if TYPE_CHECKING:
-    from eval.remote import RemoteModel
+    from eval.remote_model import RemoteModel
 
 ASKED_FILE = Path("state") / "evaluate.json"
 """Which models a run folder of mode "evaluate" is about, for resume."""
@@ -156,26 +157,24 @@ def _remote_answers(model: RemoteModel, config: Config) -> Any:
     return RemoteAnswers(RemoteSession(model), config)
 
 
-def _require_scores(summaries: dict[str, dict[str, Any]]) -> None:
+def _require_scores(summaries: dict[str, Evaluation]) -> None:
     for summary in summaries.values():
-        if not summary["scores"]:
-            reason = next(iter(summary["skipped"].values()), "evaluation.benchmarks names none")
+        if not summary.scores:
+            reason = next(iter(summary.skipped.values()), "evaluation.benchmarks names none")
             raise UserError(f"Nothing was scored: {reason}")
 
 
-def _result(run: OpenRun, asked: Asked, status: str, reason: str, wall_s: float) -> dict[str, Any]:
+def _result(run: OpenRun, asked: Asked, status: str, reason: str, wall_s: float) -> RunResult:
     result = run_result(run, status, reason, wall_s, "evaluate")
     if asked.url:
-        result |= {"model": asked.name, "quantization": "unknown", "peft": "none"}
-    elif not asked.adapters:
-        result["peft"] = "none"
-    return result
+        return replace(result, model=asked.name, quantization="unknown", peft="none")
+    return result if asked.adapters else replace(result, peft="none")
 
 
 def _remote_model(config: Config, asked: Asked) -> RemoteModel | None:
     if not asked.url:
         return None
-    from eval.remote import RemoteModel
+    from eval.remote_model import RemoteModel
 
     if asked.adapters or asked.base:
         raise ConfigError("--model-url names the model: leave --adapter and --base out.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -16,68 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from fedfinlora.errors import UserError
-from fedfinlora.locks import Holder, holder_of, is_held
+from fedfinlora.locks import Holder, holder_of
 from fedfinlora.process_identity import ProcessIdentity
+from fedfinlora.run_list import listed, runs_in, runs_now
 from fedfinlora.runfolder import COMMAND_LOCK, SERVER_LOCK, read_json
+from fedfinlora.which_run import RUNS
 
 STOP_S = 90.0
 """Longest wait for an orderly end."""
 LOOK_S = 0.2
-DEFAULT = Path("~/.fedfinlora/runs")
-"""The configuration's output_dir."""
 DEPLOYED = " coordinator run"
 """In the command line of who follows a coordinator's run, which does not end with it."""
 
 
-def add_actions(commands: Any) -> None:
-    """The parsers of the three."""
-    where = "the folder that it lies in (default: %(default)s)"
-    for name, summary in (
-        ("attach", "Follow a run that goes on; Ctrl-C leaves it going on."),
-        ("stop", "End a run in good order, and say how to resume it."),
-    ):
-        command = commands.add_parser(name, help=summary, description=summary)
-        command.add_argument("run", metavar="RUN", help="its folder, its name or the beginning of its name")
-        command.add_argument("--output-dir", type=Path, default=DEFAULT, metavar="DIR", help=where)
-    summary = "List runs: state, rounds, last score, when."
-    command = commands.add_parser("list", help=summary, description=summary)
-    command.add_argument(
-        "folder", nargs="?", type=Path, default=DEFAULT, metavar="DIR", help="output_dir of the runs (default: %(default)s)"
-    )
-    command.add_argument("--json", action="store_true", help="as JSON")
-
-
-def running(options: argparse.Namespace) -> int:
-    """Call the one that was asked for."""
-    if options.command == "list":
-        return list_runs(options.folder.expanduser().absolute(), options.json)
-    run = find_run(options.run, options.output_dir.expanduser().absolute())
-    return {"attach": attach, "stop": stop}[options.command](run)
-
-
-def find_run(name: str, output_dir: Path) -> Path:
-    """A run's folder from a path, a name, or a beginning that one run alone has. UserError with the names that fit."""
-    from fedfinlora.run_list import is_run, runs_in
-
-    if name and is_run(folder := Path(name).expanduser().absolute()):
-        return folder
-    names = [run.name for run in runs_in(output_dir)]
-    found = [name] if name in names else [one for one in names if name and one.startswith(name)]
-    if len(found) == 1:
-        return output_dir / found[0]
-    if found:
-        raise UserError(f"{name!r} begins the names of {len(found)} runs: {', '.join(found[:10])}. Give more of the name.")
-    there = f"It has {', '.join(names[:10])}{' …' if len(names) > 10 else ''}." if names else "It has no runs."
-    raise UserError(
-        f"There is no run {name!r}, neither as a folder nor in {output_dir}. {there} Another folder: --output-dir DIR"
-    )
-
-
 def list_runs(folder: Path, as_json: bool) -> int:
     """A line for each run, the newest first."""
-    from fedfinlora.run_list import listed, runs_in
-
-    if not folder.is_dir() and folder != DEFAULT.expanduser():
+    if not folder.is_dir() and folder != RUNS.expanduser():
         raise UserError(f"{folder} is not there. Name the output_dir of your runs: python -m fedfinlora list DIR")
     lines = sorted(map(listed, runs_in(folder)), key=lambda one: one.when, reverse=True)
     if as_json:
@@ -100,12 +53,12 @@ def attach(run: Path) -> int:
     from fedfinlora.progress_display import ProgressDisplay
 
     print(f"run folder: {run}", flush=True)
-    if not _runs(run):
+    if not runs_now(run):
         print("It does not run.", flush=True)
         return _status(run, final_status)
     try:
         with ProgressDisplay() as display:
-            for event in follow(run / FILE_NAME, lambda: not _runs(run), start_byte=_start_of_attempt(run / FILE_NAME)):
+            for event in follow(run / FILE_NAME, lambda: not runs_now(run), start_byte=_start_of_attempt(run / FILE_NAME)):
                 display.handle(event)
     except KeyboardInterrupt:
         with contextlib.suppress(OSError):
@@ -149,14 +102,14 @@ def stop(run: Path) -> int:
     """End a run as Ctrl-C in its own terminal would, wait for it, and say what is kept."""
     from fedfinlora.ended import as_sentence, how_to_resume, record_end
 
-    if not _runs(run):
+    if not runs_now(run):
         if _completed(run):
             raise UserError(f"{run} is completed, so there is nothing to stop.")
         raise UserError(f"{run} does not run, so there is nothing to stop. {as_sentence(how_to_resume(run))}")
     began = time.time()
     _interrupt(_who_trains(run), run)
     deadline = time.monotonic() + STOP_S
-    while _runs(run):
+    while runs_now(run):
         if time.monotonic() > deadline:
             raise UserError(f"{run} has not ended within {STOP_S:g} s. Try again, or look at its log in {run / 'state'}.")
         time.sleep(LOOK_S)
@@ -171,10 +124,6 @@ def stop(run: Path) -> int:
     print(f"{run} has ended. Adapters kept: {', '.join(adapters[-5:]) or 'none yet'}")
     print(as_sentence(how_to_resume(run)))
     return 0
-
-
-def _runs(run: Path) -> bool:
-    return is_held(run / COMMAND_LOCK) or is_held(run / SERVER_LOCK)
 
 
 def _who_trains(run: Path) -> Holder | None:

@@ -113,7 +113,7 @@ def prepare(overrides: Sequence[str]) -> tuple[Config, list[str]]:
         going_on = replace(resumed_configuration(folder, asked), resume=config.resume, resume_anyway=config.resume_anyway)
         check_same(folder, going_on, data_files(going_on) | start_files(going_on))
         return going_on, []
-    from client_app.bank import divide
+    from client_app.own_rows import divide
 
     check_start(config)
     divide(config, config.banks)  # what is wrong with the rows is said here: from inside, a bank may only send a code

@@ -7,8 +7,8 @@ sent, and handles only the parts of its own messages. What else it asks for is r
 Whose a request is stands in the SuperLink's database until it is answered. Whose a reply is, is remembered from its head on: as soon as the ServerApp has seen the head,
 Flower forgets the sender, though the parts are still on their way.
 
-A reply to a request may be as large as the request and SLACK_BYTES more, so that one bank does not fill the SuperLink's disk; the server reads no more of it either
-(`server_app.guarded_grid`). Of a push that Flower takes nothing from, no session stays in its database.
+A reply is taken up to the size that `fedfinlora.reply_limits` allows; the server reads no more of it either (`server_app.guarded_grid`). Of a push
+that Flower takes nothing from, no session stays in its database.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from typing import Any, NoReturn
+
+from fedfinlora.reply_limits import bytes_allowed, objects_allowed
 
 Handler = Callable[..., Any]
 MOST_MESSAGES = 32
@@ -28,11 +30,6 @@ MOST_SESSIONS = 64
 """Sessions of a node that are remembered, its newest: it answers one request of each run, and tries again after a lost answer."""
 _sessions: dict[int, deque[tuple[str, str]]] = {}
 """Node -> (session, request) in which it pushes the parts of its replies. A run ends with the SuperLink, and its sessions with it."""
-SLACK_BYTES = 2**20
-"""What a reply may have beyond its request: head, figures, and Flower's framing of a small request's answer."""
-MOST_SMALL_OBJECTS = 64
-SMALLEST_PIECE_BYTES = 2**18
-"""A reply has so many objects at most, and one more for each such piece of what it may have."""
 _allowed: dict[str, int] = {}
 """Request -> bytes that the parts of its reply may have."""
 _put: dict[str, dict[str, int]] = {}
@@ -57,7 +54,7 @@ def bound_push(push_messages: Handler) -> Handler:
         own = asked in answering or asked in _requests_to(state, node)
         if own:
             _measure(state, asked)
-        if _objects_in(request.message_object_trees[0]) > MOST_SMALL_OBJECTS + _allowance(asked) // SMALLEST_PIECE_BYTES:
+        if _objects_in(request.message_object_trees[0]) > objects_allowed(_allowance(asked)):
             _refuse("The message is cut into too many pieces.")
         answer = push_messages(request=request, state=state)
         if own and answer.objects_to_push:  # parts of an answer to anything else are not taken
@@ -122,11 +119,11 @@ def _measure(state: Any, message_id: str) -> None:
         return
     with state.session() as session:
         size = session.scalar(select(func.sum(func.length(StoredObject.content))).where(StoredObject.object_id.in_(parts)))
-    _remembered(_allowed, message_id, int(size or 0) + SLACK_BYTES)
+    _remembered(_allowed, message_id, bytes_allowed(int(size or 0)))
 
 
 def _allowance(message_id: str) -> int:
-    return _allowed.get(message_id, SLACK_BYTES)
+    return _allowed.get(message_id, bytes_allowed(0))
 
 
 def _objects_in(tree: Any) -> int:

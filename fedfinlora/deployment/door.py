@@ -349,6 +349,7 @@ def serve(inner: uvicorn.Config, app: Any, home: Path, host: str, port: int, adm
     context = public_context(home)
     config = uvicorn.Config(
         cast(Any, door), host=host, port=port, interface="asgi3", lifespan="off", ws="none", proxy_headers=False, server_header=False, log_config=None,
+        access_log=False,  # a line for each request would make superlink.log grow with every question whether there is something to do
         ssl_context_factory=lambda _config, _default: context,
     )  # fmt: skip
     most_open = min(MOST_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)

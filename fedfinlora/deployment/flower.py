@@ -28,7 +28,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,8 @@ PROMISED_S = 120
 link that is cut for a minute cost the bank its round."""
 PIECE_BYTES = 2**19
 """Bytes of a piece of an array. Two at a time take 8.4 seconds at 1 Mbit/s. Each costs the SuperLink about 10 ms, so smaller ones would hold up fast lines."""
+MOST_KNOWN = 4096
+"""Requests whose offers are counted, the newest."""
 MOST_OFFERS = 10
 """Times that a request is handed out again. One that a bank can never take, as of a run that has ended, stands in the way of its next one for so long."""
 PIECES = {"FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(PIECE_BYTES)}
@@ -110,13 +111,15 @@ def offered_again(get_message_ins: Callable[..., list[Any]]) -> Callable[..., li
     from flwr.supercore.state.schema.linkstate_models import MessageIns
     from sqlalchemy import select, update
 
-    offers: Counter[str] = Counter()
+    offers: dict[str, int] = {}
 
     def handed_out(state: Any, node_id: int, limit: int | None, **chosen: Any) -> list[Any]:
         with state.session() as session:
             for request in session.scalars(select(MessageIns.message_id).where(*_unanswered(node_id))).all():
-                if offers[request] < MOST_OFFERS and state.object_store.get(request):
-                    offers[request] += 1
+                if offers.get(request, 0) < MOST_OFFERS and state.object_store.get(request):
+                    offers[request] = offers.pop(request, 0) + 1
+                    if len(offers) > MOST_KNOWN:
+                        del offers[next(iter(offers))]
                     session.execute(update(MessageIns).where(MessageIns.message_id == request).values(delivered_at=""))
         return get_message_ins(state, node_id, limit, **chosen)
 
@@ -230,6 +233,7 @@ def superlink() -> None:
 
     def run(app: Any, **settings: Any) -> None:
         limited = Limited(app)
+        settings["access_log"] = False
         serve(uvicorn.Config(limited, **settings), limited, Path.cwd(), host, int(port), is_own)
 
     uvicorn.run = run

@@ -27,7 +27,7 @@ from fedfinlora.deployment.app_bundle import (
     installed_files,
     read_bundle,
 )
-from fedfinlora.deployment.history import Event, history_file, record
+from fedfinlora.deployment.history import Event, history_file, record, refuses_unread
 from fedfinlora.deployment.policy import SETTINGS, read_settings
 from fedfinlora.errors import UserError
 from fedfinlora.runfolder import write_bytes
@@ -100,8 +100,10 @@ class Gate:
             raise RefusedBundle("Flower would take it for another one, whose hash begins alike; start the bank again")
 
     def _note(self, event: Event) -> None:
+        file = history_file(self._home / "state", self._bank)
         try:
-            record(history_file(self._home / "state", self._bank), event)
+            if not refuses_unread(file):
+                record(file, event)
         except UserError as error:  # it stays refused
             log.error("%s", error)
 

@@ -3,20 +3,35 @@ was refused.
 
 A privacy ledger that was lost is booked again from these lines (`privacy ledger FOLDER --reconcile`), so they stay
 where the ledger does not.
+
+A coordinator that lies must not fill the bank's disk with refusals. Once MOST_REFUSED_A_DAY requests were refused or
+failed on a day, the bank looks at one more in each PAUSE_S; the others are refused unread, and counted in a file next to
+the history until the next line takes their number over.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from fedfinlora.errors import UserError
+from fedfinlora.locks import wait_for
 from fedfinlora.privacy.head import Head
-from fedfinlora.runfolder import unwritable
+from fedfinlora.runfolder import unwritable, write_bytes
 from fedfinlora.synced import append_synced
+
+MOST_REFUSED_A_DAY = 200
+"""Requests that end as refused or failed, on a calendar day of the bank's clock, before most are refused unread."""
+PAUSE_S = 600.0
+"""After so many seconds one more is looked at: what was wrong may have been mended."""
+LONGEST_DETAIL = 500
+"""Characters of what was wrong with a request: the coordinator decides how long a request is."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +45,10 @@ class Event:
     outcome: str
     """begun and, where it stands in the ledger, booked (nothing has left yet); then sent, refused or failed."""
     code: str = ""
-    """Why it was refused or failed, one of `fedfinlora.wire.SAFE_REASONS`."""
+    """Why it was refused or failed, one of `fedfinlora.reasons.SAFE_REASONS`."""
     detail: str = ""
-    """What was wrong, with the bank's own figures: of an app bundle, of the rows, the ledger or the budget. This stays
-    at the bank."""
+    """What was wrong, with the bank's own figures: of an app bundle, of the rows, the ledger or the budget;
+    LONGEST_DETAIL characters at most. This stays at the bank."""
     rows: int = 0
     """Rows trained on; they are told here also where the reply withholds them."""
     steps: int = 0
@@ -59,6 +74,8 @@ class Event:
     epsilon_spent: float | None = None
     """The largest over the rows that took part, over all runs; None where it is infinite or there was no privacy."""
     policy_sha256: str = ""
+    unread: int = 0
+    """Requests that were refused unread since the line before."""
 
 
 def history_file(state_folder: Path, bank: str) -> Path:
@@ -67,12 +84,65 @@ def history_file(state_folder: Path, bank: str) -> Path:
 
 
 def record(file: Path, event: Event) -> None:
-    """Append and sync one line. UserError where the disk does not take it."""
-    line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "day": time.strftime("%Y-%m-%d"), **asdict(event)}
+    """Append and sync one line, with the number of requests that were refused unread before it. UserError where the disk does not take it."""
+    with _counting(file) if _unread_file(file).is_file() else contextlib.nullcontext():
+        event = replace(event, detail=event.detail[:LONGEST_DETAIL], unread=unread(file))
+        line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "day": time.strftime("%Y-%m-%d"), **asdict(event)}
+        try:
+            append_synced(file, (json.dumps(line, allow_nan=False) + "\n").encode())
+            if event.unread:
+                _unread_file(file).unlink()
+        except OSError as error:
+            raise unwritable(file, error) from error
+
+
+def refuses_unread(file: Path) -> bool:
+    """Whether the next request is to be refused without a look at it; it is counted then. UserError where that cannot be written."""
+    today, newest = time.strftime("%Y-%m-%d"), None
+    refused = 0
+    for line in read_history(file):
+        if line.get("outcome") in ("refused", "failed"):
+            refused += line.get("day") == today
+            newest = line.get("time")
+    if refused < MOST_REFUSED_A_DAY or not 0 <= time.time() - _seconds(newest) < PAUSE_S:
+        return False
+    with _counting(file):
+        try:
+            write_bytes(_unread_file(file), str(unread(file) + 1).encode())
+        except OSError as error:
+            raise unwritable(file, error) from error
+    return True
+
+
+def unread(file: Path) -> int:
+    """Requests that were refused unread since the last line of a history."""
     try:
-        append_synced(file, (json.dumps(line, allow_nan=False) + "\n").encode())
+        return int(_unread_file(file).read_bytes())
+    except (OSError, ValueError):
+        return 0
+
+
+def _unread_file(file: Path) -> Path:
+    return file.with_suffix(".unread")
+
+
+@contextlib.contextmanager
+def _counting(file: Path) -> Iterator[None]:
+    """Hold the count against the bank's other processes."""
+    try:
+        lock = wait_for(file.with_suffix(".lock"), f"The history {file}")
     except OSError as error:
         raise unwritable(file, error) from error
+    with lock:
+        yield
+
+
+def _seconds(time_text: object) -> float:
+    """A line's time in seconds since 1970; minus infinity for anything else."""
+    try:
+        return datetime.fromisoformat(str(time_text)).timestamp()
+    except ValueError:
+        return float("-inf")
 
 
 def read_history(file: Path) -> list[dict[str, Any]]:

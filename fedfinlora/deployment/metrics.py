@@ -35,8 +35,8 @@ from fedfinlora.deployment.run_list import Watched, watched_runs
 from fedfinlora.errors import UserError
 from fedfinlora.privacy.ledger_files import read_head
 from fedfinlora.progress import FILE_NAME
+from fedfinlora.reasons import UNREAD
 from fedfinlora.report.markup import number
-from fedfinlora.report.reading import banks_of, timings_of
 
 PARTS = {"round": "total_s", "train": "train_s", "aggregate": "aggregate_s"}
 """Part of a round -> its name in a line's timings. `train` is the wait for all replies."""
@@ -146,19 +146,18 @@ def _of_rounds(runs: Iterable[Watched]) -> Iterator[Metric]:
     loss: dict[tuple[str, ...], float] = {}
     for one in runs:
         rounds.add((one.name,), len(one.run.rounds))
-        for record in one.run.rounds:
+        for line in one.run.rounds:
             for part, name in PARTS.items():
-                took.add((one.name, part), timings_of(record).get(name))
-            for bank in banks_of(record):
-                who = (one.name, str(bank.get("bank")))
-                moved.add((*who, "up"), bank.get("bytes_up"))
-                moved.add((*who, "down"), bank.get("bytes_down"))
-                if bank.get("status") == "ok":
-                    trained.add(who, timings_of(record, who[1]).get("train_s"))
-                if bank.get("status") == "rejected":
-                    rejected.add((*who, str(bank.get("code") or "")), 1)
-            for kind in ("train", "holdout"):
-                value = number(record.get(f"{kind}_loss"))
+                took.add((one.name, part), getattr(line.timings, name))
+            for entry in line.banks:
+                who = (one.name, entry.bank)
+                moved.add((*who, "up"), entry.bytes_up)
+                moved.add((*who, "down"), entry.bytes_down)
+                if entry.is_ok:
+                    trained.add(who, line.timings.of(entry.bank).train_s)
+                if entry.status == "rejected":
+                    rejected.add((*who, entry.code), 1)
+            for kind, value in (("train", line.train_loss), ("holdout", line.holdout_loss)):
                 loss |= {} if value is None else {(one.name, kind): value}
     yield rounds.counter("fedfinlora_rounds", "Rounds that are done and saved", ("run",))
     yield moved.counter("fedfinlora_bytes", "Adapter bytes from banks (up) and to banks (down)", ("run", "bank", "direction"))
@@ -179,6 +178,8 @@ def _of_history(lines: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
         if outcome in ("begun", "booked"):
             continue
         requests.add((outcome, str(line.get("code") or "").removeprefix("policy-")), 1)
+        if line.get("unread"):
+            requests.add(("refused", UNREAD), line["unread"])
         for name in ("rows", "steps", "bytes_sent", "bytes_received"):
             work.add((name,), line.get(name))
         if begun is not None and begun[0] == request:

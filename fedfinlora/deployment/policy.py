@@ -248,7 +248,7 @@ RULES: dict[str, Callable[[Policy, Work], bool]] = {
     "reveal": lambda policy, work: _weighs_by_rows(work.config) and "rows" not in policy.reveal,
     "hours": lambda policy, work: not within(policy.hours, work.now),
 }  # fmt: skip
-"""Rule -> whether the work breaks it. A new rule needs a line here, a field of Policy, a sentence in `fedfinlora.wire.SAFE_REASONS` and a way out in
+"""Rule -> whether the work breaks it. A new rule needs a line here, a field of Policy, a sentence in `fedfinlora.reasons.SAFE_REASONS` and a way out in
 `client_app.trial`. The rule `code` is not among them: it judges the code that would run these, and is kept by `fedfinlora.deployment.gate`."""
 
 

@@ -81,7 +81,7 @@ class Watched:
             return "running"
         ended = self.run.folder / "result.json"
         began = self.progress.started_t or self.listed_t
-        if self.run.result and ended.is_file() and ended.stat().st_mtime >= began:
+        if self.run.result.status and ended.is_file() and ended.stat().st_mtime >= began:
             return self.run.status
         return "died" if self.process else "waiting"
 
@@ -96,10 +96,10 @@ class Watched:
         """Bank -> (spent over all runs, planned for this run), as last told; {} without privacy."""
         found: dict[str, tuple[float | None, float | None]] = {}
         for record in self.run.rounds:
-            for bank in record.get("banks", ()):
-                told = bank.get("privacy") or record.get("privacy")
-                if told:
-                    found[str(bank.get("bank"))] = (told.get("epsilon_spent"), told.get("epsilon_planned"))
+            for entry in record.banks:
+                privacy = entry.privacy or record.privacy
+                if privacy:
+                    found[entry.bank] = (privacy.epsilon_spent, privacy.epsilon_planned)
         for name, line in self.progress.banks.items():
             if line.epsilon_spent is not None:
                 found[name] = (line.epsilon_spent, line.epsilon_planned)

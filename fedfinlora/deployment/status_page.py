@@ -11,7 +11,6 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qs
 
 from fedfinlora.deployment.certificates import WARN_DAYS, days_left
@@ -23,9 +22,10 @@ from fedfinlora.progress import BankLine
 from fedfinlora.report.curves import run_charts
 from fedfinlora.report.drawing import legend_list, picture
 from fedfinlora.report.markup import DASH, count, decimal, number, percent, plain_table, plural, seconds, size, text
-from fedfinlora.report.reading import mapping
 from fedfinlora.report.scores import systems_of, with_unlisted
 from fedfinlora.report.style import STYLE as REPORT_STYLE
+from fedfinlora.run.evaluation import Scores
+from fedfinlora.run.records import RoundLine
 from fedfinlora.runfolder import ROUND_LABEL
 
 REFRESH_S = 5
@@ -146,7 +146,7 @@ def _present(one: Watched, now: float) -> str:
     """The chosen run: where it is, how far, how long still."""
     progress = one.progress
     planned = progress.rounds or int(number(one.run.config.get("num_server_rounds")) or 0)
-    reason = str(one.run.result.get("reason") or "") if one.state in ("failed", "stopped") else ""
+    reason = one.run.reason if one.state in ("failed", "stopped") else ""
     words = {"waiting": "waiting for banks", "died": "its process has ended without a result; resume it"}.get(one.state, "")
     failed = f'<div class="banner failure"><b>The run {text(one.state)}</b><p>{text(reason)}</p></div>' if reason else ""
     figures = [("Rounds done", f"{progress.rounds_done} of {planned or DASH}", _round_words(one))]
@@ -156,12 +156,10 @@ def _present(one: Watched, now: float) -> str:
         figures.append(("Banks awaited", str(len(one.awaited)), ", ".join(one.awaited)))
         figures.append(("Time left, about", seconds(progress.seconds_left(now)), f"after {seconds(elapsed)}"))
     else:
-        wall = one.run.result.get("wall_s")
-        took = wall.get("total") if isinstance(wall, Mapping) else None
-        figures.append(("Wall time", seconds(took), str(one.run.result.get("finished_at") or "")))
-    last = one.run.rounds[-1] if one.run.rounds else {}
-    figures.append(("Train loss", decimal(last.get("train_loss")), f"held-out {decimal(last.get('holdout_loss'))}"))
-    up, down = (sum(number(record.get(f"bytes_{direction}")) or 0 for record in one.run.rounds) for direction in ("up", "down"))
+        figures.append(("Wall time", seconds(one.run.result.wall_s.total), one.run.result.finished_at))
+    last = one.run.rounds[-1] if one.run.rounds else RoundLine(0)
+    figures.append(("Train loss", decimal(last.train_loss), f"held-out {decimal(last.holdout_loss)}"))
+    up, down = (sum(line.bytes_up for line in one.run.rounds), sum(line.bytes_down for line in one.run.rounds))
     figures.append(("Sent by banks", size(up), f"received {size(down)}"))
     spent = [value for value, _ in one.epsilon.values() if value is not None]
     if spent:
@@ -247,7 +245,7 @@ def _scores(one: Watched) -> str:
     for label, values in one.progress.scores.items():
         if not ROUND_LABEL.fullmatch(label):
             whole.setdefault(label, {key: value for key, value in values.items() if value is not None})
-    by_round = {f"round {record.get('round')}": _accuracies(mapping(record.get("scores"))) for record in one.run.rounds}
+    by_round = {f"round {line.round}": _accuracies(line.scores) for line in one.run.rounds}
     base = {label: whole.pop(label) for label in ("base",) if label in whole}
     found = {label: values for label, values in {**base, **by_round, **whole}.items() if values}
     if not found:
@@ -261,8 +259,8 @@ def _scores(one: Watched) -> str:
     return f'<section id="scores"><h2>Scores</h2>{table}</section>'
 
 
-def _accuracies(scores: Mapping[str, Any]) -> dict[str, float]:
-    found = {key: number(mapping(metrics).get("accuracy")) for key, metrics in scores.items()}
+def _accuracies(scores: Scores) -> dict[str, float]:
+    found = {key: metrics.value("accuracy") for key, metrics in scores.items()}
     return {key: value for key, value in found.items() if value is not None}
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fedfinlora.config import Config
 from fedfinlora.privacy.accounting import accountant_name
+from fedfinlora.run.records import BankCard, PrivacyCard, RoundLine
 
-FIGURES = ("epsilon_planned", "epsilon_spent", "delta")
 LEAVES = {
     "the noisy delta of each round": "the guarantee is about this, and about all that is made of it: the global adapter, its scores",
     "epsilon planned, epsilon spent, delta": "of the ledger's lines, added up as if one row had been in all of them, and of the bank's declared size; not of its rows",
@@ -111,59 +111,60 @@ WORDS = {
 """privacy.mode -> what its card says. A new mode needs an entry here."""
 
 
-def privacy_card(config: Config, rounds: Sequence[Mapping[str, Any]], audit: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The card after the given lines of rounds.jsonl; {} for a run without privacy. `audit` is the content of the run's audit.json."""
+def privacy_card(config: Config, rounds: Sequence[RoundLine], audit: Mapping[str, Any] | None = None) -> PrivacyCard | None:
+    """The card after these rounds; None for a run without privacy. `audit` is the content of an audit.json."""
     privacy = config.privacy
     if privacy.mode == "none":
-        return {}
+        return None
     words = WORDS[privacy.mode]
     banks = _server_side(rounds) if privacy.mode == "bank" else _banks(rounds)
-    spent = [bank["epsilon_spent"] for bank in banks.values() if bank["epsilon_spent"] is not None]
-    broken = any(bank["rounds"] and bank["epsilon_spent"] is None for bank in banks.values())
+    spent = [bank.epsilon_spent for bank in banks.values() if bank.epsilon_spent is not None]
+    broken = any(bank.rounds and bank.epsilon_spent is None for bank in banks.values())
     unit = {"example": "one row", "customer": "all rows of one customer", "bank": "one bank with all its rows"}[privacy.unit]
-    return {
-        "schema_version": 1,
-        "mode": privacy.mode,
-        "epsilon": None if broken or not spent else max(spent),
-        "delta": max((bank["delta"] for bank in banks.values() if bank["delta"] is not None), default=None),
-        "void": NO_GUARANTEE if broken else "",
-        "unit": unit if privacy.mode == "bank" else f"{unit} of one bank",
-        "adjacency": f"two data sets that differ by {unit}, added or removed",
-        "trusted": words.trusted,
-        "mechanism": words.mechanism,
-        "formula": words.formula,
-        "sampling": words.sampling,
-        "clip_norm": privacy.clip_norm,
-        "noise_multiplier": privacy.noise_multiplier or f"found for epsilon {privacy.epsilon:g}",
-        "accountant": accountant_name(),
-        "composition": words.composition,
-        "banks": banks,
-        "leaves": dict(words.leaves),
-        "withheld": list(words.withheld),
-        "limits": [*([OUTSIDE_START] if config.start_adapter else []), *words.limits],
-        "audit": str(audit["sentence"]) if audit else NO_AUDIT,
-    }
+    return PrivacyCard(
+        mode=privacy.mode,
+        epsilon=None if broken or not spent else max(spent),
+        delta=max((bank.delta for bank in banks.values() if bank.delta is not None), default=None),
+        void=NO_GUARANTEE if broken else "",
+        unit=unit if privacy.mode == "bank" else f"{unit} of one bank",
+        adjacency=f"two data sets that differ by {unit}, added or removed",
+        trusted=words.trusted,
+        mechanism=words.mechanism,
+        formula=words.formula,
+        sampling=words.sampling,
+        clip_norm=privacy.clip_norm,
+        noise_multiplier=privacy.noise_multiplier or f"found for epsilon {privacy.epsilon:g}",
+        accountant=accountant_name(),
+        composition=words.composition,
+        banks=banks,
+        leaves=dict(words.leaves),
+        withheld=tuple(words.withheld),
+        limits=(*([OUTSIDE_START] if config.start_adapter else []), *words.limits),
+        audit=str(audit["sentence"]) if audit else NO_AUDIT,
+    )
 
 
-def _server_side(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The same figures for all banks together, whose promise is one."""
-    private = [line["privacy"] for line in rounds if line.get("privacy")]
+def _server_side(rounds: Sequence[RoundLine]) -> dict[str, BankCard]:
+    """The same for all banks together, whose guarantee is one."""
+    private = [line.privacy for line in rounds if line.privacy]
     if not private:
         return {}
-    return {"every bank": {"rounds": len(private), "refused": 0, **{name: private[-1][name] for name in FIGURES}}}
+    last = private[-1]
+    card = BankCard(len(private), 0, last.epsilon_planned, last.epsilon_spent, last.delta)
+    return {"every bank": card}
 
 
-def _banks(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Each bank's latest figures, how many of its private rounds were averaged, and how many it refused."""
-    banks: dict[str, dict[str, Any]] = {}
+def _banks(rounds: Sequence[RoundLine]) -> dict[str, BankCard]:
+    """Each bank's latest epsilon, how many of its private rounds are in the aggregate, and how many it refused."""
+    banks: dict[str, BankCard] = {}
     for line in rounds:
-        for entry in line["banks"]:
-            found = banks.setdefault(entry["bank"], {"rounds": 0, "refused": 0} | dict.fromkeys(FIGURES))
-            if "privacy" in entry:
-                found["rounds"] += 1
-                found |= {name: entry["privacy"][name] for name in FIGURES}
-            found["refused"] += entry.get("code") == "privacy"
-    return {name: bank for name, bank in sorted(banks.items()) if bank["rounds"] or bank["refused"]}
+        for entry in line.banks:
+            before = banks.get(entry.bank, BankCard())
+            card = replace(before, refused=before.refused + (entry.code == "privacy"))
+            if spent := entry.privacy:
+                card = BankCard(card.rounds + 1, card.refused, spent.epsilon_planned, spent.epsilon_spent, spent.delta)
+            banks[entry.bank] = card
+    return {name: bank for name, bank in sorted(banks.items()) if bank.rounds or bank.refused}
 
 
 NO_GUARANTEE = (

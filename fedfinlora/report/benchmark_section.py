@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from fedfinlora.report.confusion import Confusion, confusion_chart, confusion_of, confusion_table, summed, trimmed
+from fedfinlora.report.confusion import confusion_chart, confusion_of, confusion_table, summed, trimmed
 from fedfinlora.report.drawing import Chart
 from fedfinlora.report.examples import NOT_STORED, choose_examples, examples_block
 from fedfinlora.report.figures import FAMILIES, FIGURES, Figure, interval_of, shown, value_of
@@ -16,14 +15,13 @@ from fedfinlora.report.markup import (
     details,
     file_name,
     fraction,
-    mapping_list,
-    number,
     percent,
     plural,
     scroll_box,
     text,
 )
 from fedfinlora.report.scores import BenchmarkInfo, Score, System, by_group, mean
+from fedfinlora.run.evaluation import BenchmarkMetrics, ClassRow, ConfusionMatrix
 
 MOST_CLASSES = 15
 """Rows of the class table; the rest are counted below it."""
@@ -37,7 +35,7 @@ class Scored:
     score: Score
 
     @property
-    def metrics(self) -> list[Mapping[str, Any]]:
+    def metrics(self) -> list[BenchmarkMetrics]:
         """All its figures; one for each bank where the system is the mean of several."""
         return [metrics for _, metrics in self.score.parts]
 
@@ -94,11 +92,9 @@ def _figures_table(benchmark: BenchmarkInfo, scored: Sequence[Scored]) -> str:
             heading = f'<tr class="family"><th scope="rowgroup" colspan="{1 + len(scored)}">{text(title)}</th></tr>'
             bodies.append(f"<tbody>{heading}{''.join(rows)}</tbody>")
     table = f'<table class="plain compact"><thead><tr><th scope="col">Figure</th>{head}</tr></thead>{"".join(bodies)}</table>'
-    tolerances = {number(metrics.get("relative_tolerance")) for item in scored for metrics in item.metrics} - {None}
+    tolerances = [metrics.relative_tolerance for item in scored for metrics in item.metrics if metrics.relative_tolerance]
     tolerance = (
-        f"<p><small>Numbers are right within {min(t for t in tolerances if t is not None):g} of the target’s size.</small></p>"
-        if tolerances
-        else ""
+        f"<p><small>Numbers are right within {min(tolerances):g} of the target’s size.</small></p>" if tolerances else ""
     )
     return scroll_box(f"Figures of {benchmark.title}", table) + tolerance
 
@@ -153,13 +149,18 @@ def _classes_table(benchmark: BenchmarkInfo, scored: Sequence[Scored]) -> str:
 
 def _classes(item: Scored) -> dict[str, dict[str, float | None]]:
     """Class -> its figures, the mean over banks where there are several."""
-    gathered: dict[str, list[Mapping[str, Any]]] = {}
+    gathered: dict[str, list[ClassRow]] = {}
     for metrics in item.metrics:
-        for values in mapping_list(metrics.get("classes")):
-            gathered.setdefault(str(values.get("label", "?")), []).append(values)
-    names = ("support", "precision", "recall", "f1")
+        for row in metrics.classes or ():
+            gathered.setdefault(row.label, []).append(row)
     return {
-        label: {name: mean(number(values.get(name)) for values in parts) for name in names} for label, parts in gathered.items()
+        label: {
+            "support": mean(row.support for row in rows),
+            "precision": mean(row.precision for row in rows),
+            "recall": mean(row.recall for row in rows),
+            "f1": mean(row.f1 for row in rows),
+        }
+        for label, rows in gathered.items()
     }
 
 
@@ -171,7 +172,7 @@ def _bar(share: float | None) -> str:
     )
 
 
-def confusion_charts(benchmark: BenchmarkInfo, systems: Sequence[System]) -> list[tuple[Scored, Confusion, Chart]]:
+def confusion_charts(benchmark: BenchmarkInfo, systems: Sequence[System]) -> list[tuple[Scored, ConfusionMatrix, Chart]]:
     """The matrix of each system that has one, with its figure."""
     found = []
     for item in scored_on(benchmark, systems):

@@ -13,7 +13,7 @@ from typing import Any
 from fedfinlora.errors import UserError
 from fedfinlora.report.markup import DASH, number, points, scroll_box, text
 from fedfinlora.report.reading import mapping
-from fedfinlora.report.scores import BenchmarkInfo, Bounds, Source, System, base_of, bounds, by_group
+from fedfinlora.report.scores import BenchmarkInfo, Bounds, Source, System, base_of, by_group
 from fedfinlora.report.table import group_heading, row_heading
 
 Compare = Callable[[Path, str, Path, str], Mapping[str, Any]]
@@ -102,7 +102,8 @@ def _headline(figures: Mapping[str, Any]) -> Difference | None:
 
 def _difference(values: Mapping[str, Any], name: str, figure: str) -> Difference | None:
     value = number(values.get(name))
-    return None if value is None else Difference(value, bounds(values, name), number(values.get("mcnemar_p")), figure)
+    low, high = values.get(f"{name}_ci95") or (None, None)
+    return None if value is None else Difference(value, (low, high), number(values.get("mcnemar_p")), figure)
 
 
 def comparison_section(pairs: Sequence[Pair], catalogue: Sequence[BenchmarkInfo]) -> str:

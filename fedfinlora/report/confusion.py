@@ -6,66 +6,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from fedfinlora.report.drawing import Chart, save_link
-from fedfinlora.report.markup import count, number, percent, plural, scroll_box, text
-from fedfinlora.report.reading import Metrics, mapping
+from fedfinlora.report.markup import count, percent, plural, scroll_box, text
 from fedfinlora.report.style import SHADES
+from fedfinlora.run.evaluation import BenchmarkMetrics, ConfusionMatrix
 
 APART = ("other", "unparsed")
 MOST_CLASSES = 12
 """Larger matrices show their most frequent classes and sum up the rest: more than this cannot be read."""
 
 
-@dataclass(frozen=True)
-class Confusion:
-    """Rows of each true class by the answer given."""
-
-    labels: tuple[str, ...]
-    answers: tuple[str, ...]
-    """The columns: classes, then "other" and "unparsed"."""
-    counts: tuple[tuple[int, ...], ...]
-    """(labels, answers)."""
-
-    def share(self, row: int, column: int) -> float:
-        """The part of a class's rows that got an answer; 0 for a class without rows."""
-        total = sum(self.counts[row])
-        return self.counts[row][column] / total if total else 0.0
+def confusion_of(metrics: BenchmarkMetrics) -> ConfusionMatrix | None:
+    """The matrix of one benchmark; None where there is none, or nothing is in it."""
+    return metrics.confusion if metrics.confusion and any(map(sum, metrics.confusion.counts)) else None
 
 
-def confusion_of(metrics: Metrics) -> Confusion | None:
-    """The matrix of one benchmark; None where there is none or its shape is broken."""
-    values = mapping(metrics.get("confusion"))
-    labels, answers, counts = (values.get(name) for name in ("labels", "answers", "counts"))
-    if not isinstance(labels, list) or not isinstance(answers, list) or not isinstance(counts, list) or not labels:
-        return None
-    rows = [_row(row, len(answers)) for row in counts]
-    if len(rows) != len(labels) or any(row is None for row in rows):
-        return None
-    whole = Confusion(tuple(map(str, labels)), tuple(map(str, answers)), tuple(row for row in rows if row is not None))
-    return whole if any(map(sum, whole.counts)) else None
-
-
-def _row(row: Any, width: int) -> tuple[int, ...] | None:
-    if not isinstance(row, list) or len(row) != width:
-        return None
-    known = [number(value) for value in row]
-    return None if any(value is None or value < 0 for value in known) else tuple(int(value or 0) for value in known)
-
-
-def summed(matrices: Sequence[Confusion | None]) -> Confusion | None:
+def summed(matrices: Sequence[ConfusionMatrix | None]) -> ConfusionMatrix | None:
     """The sum of matrices of the same classes; None if one is missing or has others."""
     first = matrices[0] if matrices else None
     if first is None or any(m is None or (m.labels, m.answers) != (first.labels, first.answers) for m in matrices):
         return None
     stacked = [m.counts for m in matrices if m is not None]
     counts = tuple(tuple(map(sum, zip(*rows, strict=True))) for rows in zip(*stacked, strict=True))
-    return Confusion(first.labels, first.answers, counts)
+    return ConfusionMatrix(first.labels, first.answers, counts)
 
 
-def trimmed(matrix: Confusion, most: int = MOST_CLASSES) -> Confusion:
+def trimmed(matrix: ConfusionMatrix, most: int = MOST_CLASSES) -> ConfusionMatrix:
     """The matrix with its `most` most frequent classes; the rest is one row and one column."""
     if len(matrix.labels) <= most:
         return matrix
@@ -81,7 +48,7 @@ def trimmed(matrix: Confusion, most: int = MOST_CLASSES) -> Confusion:
 
     others = [sum(column) for column in zip(*(matrix.counts[index] for index in ranked[most:]), strict=True)]
     rest_name = f"{len(matrix.labels) - most} more classes"
-    return Confusion(
+    return ConfusionMatrix(
         (*names, rest_name),
         (*(matrix.answers[i] for i in columns), rest_name, *(matrix.answers[i] for i in apart)),
         (*(gathered(matrix.counts[index]) for index in kept), gathered(others)),
@@ -92,7 +59,7 @@ def _kind(label: str, answer: str) -> str:
     return "apart" if answer in APART else "right" if label == answer else "wrong"
 
 
-def confusion_table(matrix: Confusion, heading: str, chart: Chart) -> str:
+def confusion_table(matrix: ConfusionMatrix, heading: str, chart: Chart) -> str:
     """The matrix as a table: true classes down, answers across, darker where more of a class's rows went."""
     head = "".join(
         f'<th scope="col" class="{_edge(matrix, column)}">{text(answer)}</th>' for column, answer in enumerate(matrix.answers)
@@ -119,12 +86,12 @@ def confusion_table(matrix: Confusion, heading: str, chart: Chart) -> str:
     return f"<figure>{caption}{scroll_box(f'Confusion matrix of {heading}', table)}</figure>"
 
 
-def _edge(matrix: Confusion, column: int) -> str:
+def _edge(matrix: ConfusionMatrix, column: int) -> str:
     """Where the outcomes that are no class begin."""
     return "edge" if matrix.answers[column] in APART and (column == 0 or matrix.answers[column - 1] not in APART) else ""
 
 
-def confusion_chart(matrix: Confusion, name: str, title: str) -> Chart:
+def confusion_chart(matrix: ConfusionMatrix, name: str, title: str) -> Chart:
     """The same matrix as a figure for a file."""
     cell_width, cell_height, gap = 66, 26, 10
     left = 16 + 6.2 * max(map(len, matrix.labels))

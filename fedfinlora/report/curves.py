@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from fedfinlora.report.charts import Format, Series, bar_chart, line_chart
 from fedfinlora.report.drawing import Chart
-from fedfinlora.report.markup import file_name, number, percent, seconds, size
-from fedfinlora.report.reading import Metrics, Run, bank_name, banks_of, best_round, mapping, round_number, timings_of
+from fedfinlora.report.markup import file_name, percent, seconds, size
+from fedfinlora.report.reading import Run, best_round
 from fedfinlora.report.scores import BenchmarkInfo, System, by_group, common_accuracy_keys, mean_accuracy, score_of
+from fedfinlora.run.evaluation import Scores
+from fedfinlora.run.records import BankEntry, RoundLine
 
 NAMED_LINES = 7
 """More banks or benchmarks than this are not drawn one by one: eight colours are as many as can be told apart."""
 MOST_BARS = 150
 """Above this, bars are means over the rounds, one for each bank."""
 
-ValueOf = Callable[[Mapping[str, Any], Mapping[str, Any]], float | None]
-"""A figure of one bank from (the line of rounds.jsonl, the bank's part of it)."""
+ValueOf = Callable[[RoundLine, BankEntry], float | None]
+"""A figure of one bank in one round."""
+LossOf = Callable[[RoundLine | BankEntry], float | None]
 
 
 def run_charts(run: Run, catalogue: Sequence[BenchmarkInfo]) -> list[Chart]:
     """The charts of one run, without those that would be empty."""
     if not run.rounds:
         return []
-    rounds = [round_number(record, index) for index, record in enumerate(run.rounds, start=1)]
+    rounds = [line.round for line in run.rounds]
     start = f"{file_name(run.name)}-"
     best = best_round(run)
     charts = [
         *_score_charts(run, rounds, catalogue, start, best),
-        _loss_chart(run, rounds, start, "Train loss", "train_loss", best),
-        _loss_chart(run, rounds, start, "Held-out loss", "holdout_loss", best),
+        _loss_chart(run, rounds, start, "Train loss", _train_loss, best),
+        _loss_chart(run, rounds, start, "Held-out loss", _holdout_loss, best),
         _bank_bars(run, rounds, start, "Training time", "seconds", _train_s, seconds),
         _bank_bars(run, rounds, start, "Bytes sent by each bank", "bytes", _bytes_up, size),
         _bank_bars(run, rounds, start, "Bytes received by each bank", "bytes", _bytes_down, size),
@@ -41,12 +43,12 @@ def run_charts(run: Run, catalogue: Sequence[BenchmarkInfo]) -> list[Chart]:
 def loss_comparison(runs: Sequence[Run]) -> list[Chart]:
     """The global loss curves of all runs on one axis."""
     with_rounds = [run for run in runs if run.rounds]
-    places = sorted({round_number(record) for run in with_rounds for record in run.rounds})
+    places = sorted({line.round for run in with_rounds for line in run.rounds})
     charts = []
-    for title, name in (("Train loss", "train_loss"), ("Held-out loss", "holdout_loss")):
+    for title, loss_of in (("Train loss", _train_loss), ("Held-out loss", _holdout_loss)):
         lines = []
         for index, run in enumerate(with_rounds):
-            by_round = {round_number(record): number(record.get(name)) for record in run.rounds}
+            by_round = {line.round: loss_of(line) for line in run.rounds}
             lines.append(Series(run.name, tuple(by_round.get(place) for place in places), slot=index % 8))
         if places:
             charts.append(line_chart(f"runs-{file_name(title)}", title, places, lines, "mean over answer tokens", _loss))
@@ -57,24 +59,32 @@ def _loss(value: float) -> str:
     return f"{value:.2f}"
 
 
-def _loss_chart(run: Run, rounds: Sequence[int], start: str, title: str, name: str, best: int | None) -> Chart | None:
-    lines = [_global_line(run, name), *_bank_lines(run, name)]
+def _train_loss(part: RoundLine | BankEntry) -> float | None:
+    return part.train_loss
+
+
+def _holdout_loss(part: RoundLine | BankEntry) -> float | None:
+    return part.holdout_loss
+
+
+def _loss_chart(run: Run, rounds: Sequence[int], start: str, title: str, loss_of: LossOf, best: int | None) -> Chart | None:
+    lines = [_global_line(run, loss_of), *_bank_lines(run, loss_of)]
     return line_chart(f"{start}{file_name(title)}", title, rounds, lines, "mean over answer tokens", _loss, best)
 
 
-def _global_line(run: Run, name: str) -> Series:
+def _global_line(run: Run, loss_of: LossOf) -> Series:
     label = "all banks" if len(run.banks) > 1 else (run.banks or ["run"])[0]
-    return Series(label, tuple(number(record.get(name)) for record in run.rounds), slot=0, thick=True)
+    return Series(label, tuple(map(loss_of, run.rounds)), slot=0, thick=True)
 
 
-def _bank_lines(run: Run, name: str) -> list[Series]:
+def _bank_lines(run: Run, loss_of: LossOf) -> list[Series]:
     banks = run.banks
     if len(banks) < 2:
         return []
     return [
         Series(
             bank,
-            tuple(number(bank_of(record, bank).get(name)) for record in run.rounds),
+            tuple(loss_of(entry) if (entry := line.bank(bank)) else None for line in run.rounds),
             slot=_bank_slot(index, len(banks)),
             legend="" if len(banks) <= NAMED_LINES else f"each of {len(banks)} banks",
         )
@@ -91,17 +101,14 @@ def _score_charts(
     run: Run, rounds: Sequence[int], catalogue: Sequence[BenchmarkInfo], start: str, best: int | None
 ) -> list[Chart | None]:
     """Accuracy by round on test rows and on validation rows, where they were scored."""
-    tested = {place: mapping(record.get("scores")) for place, record in zip(rounds, run.rounds, strict=True)}
-    validated = {
-        place: mapping(mapping(record.get("validation")).get("scores"))
-        for place, record in zip(rounds, run.rounds, strict=True)
-    }
-    means = {
-        place: number(mapping(record.get("validation")).get("score")) for place, record in zip(rounds, run.rounds, strict=True)
-    }
-    by_test = _with_ends(run, {place: scores for place, scores in tested.items() if scores})
+    by_test = _with_ends(run, {line.round: line.scores for line in run.rounds if line.scores})
+    validated = {line.round: line.validation.scores for line in run.rounds if line.validation}
     charts = [_accuracy_chart(f"{start}scores", "Accuracy on test rows", by_test, catalogue, best)]
-    known = {place: value for place, value in means.items() if value is not None}
+    known = {
+        line.round: line.validation.score
+        for line in run.rounds
+        if line.validation is not None and line.validation.score is not None
+    }
     if known:
         lines = [Series("mean score", tuple(known.values()), slot=0, thick=True)]
         lines += _benchmark_lines({place: validated[place] for place in known}, catalogue)
@@ -113,19 +120,18 @@ def _score_charts(
     return charts
 
 
-def _with_ends(run: Run, by_round: Mapping[int, Mapping[str, Metrics]]) -> dict[int, Mapping[str, Metrics]]:
+def _with_ends(run: Run, by_round: Mapping[int, Scores]) -> dict[int, Scores]:
     """The scores by round with base as round 0 and final at the round it was taken from, if they were scored on as many rows."""
     if not by_round:
         return {}
     first = next(iter(by_round.values()))
     found = dict(by_round)
 
-    def same_rows(scores: Mapping[str, Metrics]) -> bool:
-        return all(mapping(scores.get(key)).get("n") == mapping(metrics).get("n") for key, metrics in first.items())
+    def same_rows(scores: Scores) -> bool:
+        return all(key in scores and scores[key].n == metrics.n for key, metrics in first.items())
 
     base, final = run.scores.get("base", {}), run.scores.get("final", {})
-    last = max(round_number(record) for record in run.rounds)
-    kept = int(number(run.result.get("final_round")) or last)
+    kept = run.result.final_round or max(line.round for line in run.rounds)
     if same_rows(base):
         found[0] = base
     if same_rows(final):
@@ -133,15 +139,12 @@ def _with_ends(run: Run, by_round: Mapping[int, Mapping[str, Metrics]]) -> dict[
     return {place: found[place] for place in sorted(found)}
 
 
-def _systems(by_round: Mapping[int, Mapping[str, Metrics]]) -> list[System]:
-    return [
-        System("", "", "", "", {key: score_of(metrics) for key, metrics in scores.items() if isinstance(metrics, Mapping)})
-        for scores in by_round.values()
-    ]
+def _systems(by_round: Mapping[int, Scores]) -> list[System]:
+    return [System("", "", "", "", {key: score_of(metrics) for key, metrics in scores.items()}) for scores in by_round.values()]
 
 
 def _accuracy_chart(
-    name: str, title: str, by_round: Mapping[int, Mapping[str, Metrics]], catalogue: Sequence[BenchmarkInfo], best: int | None
+    name: str, title: str, by_round: Mapping[int, Scores], catalogue: Sequence[BenchmarkInfo], best: int | None
 ) -> Chart | None:
     """The mean over the benchmarks that every scored round has, and each benchmark if they are few, else each group."""
     systems = _systems(by_round)
@@ -157,7 +160,7 @@ def _share(value: float) -> str:
     return f"{percent(value, 0)} %"
 
 
-def _benchmark_lines(by_round: Mapping[int, Mapping[str, Metrics]], catalogue: Sequence[BenchmarkInfo]) -> list[Series]:
+def _benchmark_lines(by_round: Mapping[int, Scores], catalogue: Sequence[BenchmarkInfo]) -> list[Series]:
     systems = _systems(by_round)
     keys = common_accuracy_keys(systems, systems[0].scores if systems else ())
     if len(keys) < 2:
@@ -183,8 +186,7 @@ def _bank_bars(
     banks = run.banks
     name = f"{start}{file_name(title)}"
     by_bank = {
-        bank: tuple(value_of(record, bank_of(record, bank)) if bank_of(record, bank) else None for record in run.rounds)
-        for bank in banks
+        bank: tuple(value_of(line, entry) if (entry := line.bank(bank)) else None for line in run.rounds) for bank in banks
     }
     if not any(value for values in by_bank.values() for value in values):
         return None
@@ -200,33 +202,27 @@ def _bank_bars(
             bank,
             by_bank[bank],
             _bank_slot(index, len(banks)),
-            notes=tuple(note_of(bank_of(record, bank)) for record in run.rounds),
+            notes=tuple(note_of(line.bank(bank)) for line in run.rounds),
         )
         for index, bank in enumerate(banks)
     ]
     return bar_chart(name, title, [str(place) for place in rounds], series, y_label, y_format)
 
 
-def bank_of(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A bank's part of one line of rounds.jsonl; empty where it took no part."""
-    return next((bank for bank in banks_of(record) if bank_name(bank) == name), {})
-
-
-def note_of(bank: Mapping[str, Any]) -> str:
+def note_of(entry: BankEntry | None) -> str:
     """Why a bank's reply was not accepted; "" where it was, or where there is none."""
-    status = str(bank.get("status", "ok"))
-    if not bank or status == "ok":
+    if entry is None or entry.is_ok:
         return ""
-    return f"{status}: {bank.get('reason') or bank.get('code') or 'no reason given'}"
+    return f"{entry.status}: {entry.reason or entry.code or 'no reason given'}"
 
 
-def _bytes_up(record: Mapping[str, Any], bank: Mapping[str, Any]) -> float | None:
-    return number(bank.get("bytes_up"))
+def _bytes_up(line: RoundLine, entry: BankEntry) -> float | None:
+    return entry.bytes_up
 
 
-def _bytes_down(record: Mapping[str, Any], bank: Mapping[str, Any]) -> float | None:
-    return number(bank.get("bytes_down"))
+def _bytes_down(line: RoundLine, entry: BankEntry) -> float | None:
+    return entry.bytes_down
 
 
-def _train_s(record: Mapping[str, Any], bank: Mapping[str, Any]) -> float | None:
-    return number(timings_of(record, bank_name(bank)).get("train_s"))
+def _train_s(line: RoundLine, entry: BankEntry) -> float | None:
+    return line.timings.of(entry.bank).train_s

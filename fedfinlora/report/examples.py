@@ -8,11 +8,11 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-from fedfinlora.report.markup import decimal, number, text
+from fedfinlora.report.markup import decimal, text
+from fedfinlora.run.evaluation import RowRecord
 
 EXAMPLES = 3
 """Rows of each kind."""
@@ -22,8 +22,6 @@ LONGEST = 1200
 """Characters kept of one text; the whole of it is in the run folder."""
 NOT_STORED = "Prompts are not stored in run folders, only their hashes: find a row’s prompt by its id in the data that the run was scored on."
 
-Record = Mapping[str, Any]
-
 
 @dataclass(frozen=True)
 class Kind:
@@ -31,19 +29,19 @@ class Kind:
 
     name: str
     mark: str
-    rows: tuple[Record, ...]
+    rows: tuple[RowRecord, ...]
 
 
-def choose_examples(records: Iterable[Record], most: int = EXAMPLES) -> list[Kind]:
+def choose_examples(records: Iterable[RowRecord], most: int = EXAMPLES) -> list[Kind]:
     """Up to `most` rows of each kind. BERTScore sets have no right and wrong: there the closest and the farthest stand."""
-    found: dict[str, list[tuple[str, int, Record]]] = {"right": [], "wrong": [], "unparsed": [], "scored": [], "ranked": []}
+    found: dict[str, list[tuple[str, int, RowRecord]]] = {"right": [], "wrong": [], "unparsed": [], "scored": [], "ranked": []}
     for index, record in enumerate(records):
         found[_kind(record)].append((_order(record), index, record))
 
-    def first(kind: str) -> tuple[Record, ...]:
+    def first(kind: str) -> tuple[RowRecord, ...]:
         return tuple(record for _, _, record in heapq.nsmallest(most, found[kind]))
 
-    scored = sorted(found["scored"], key=lambda item: (-(number(item[2].get("bertscore_f1")) or 0.0), item[0]))
+    scored = sorted(found["scored"], key=lambda item: (-(item[2].bertscore_f1 or 0.0), item[0]))
     kinds = [
         Kind("Right", "✓", first("right")),
         Kind("Wrong", "✕", first("wrong")),
@@ -55,18 +53,18 @@ def choose_examples(records: Iterable[Record], most: int = EXAMPLES) -> list[Kin
     return [kind for kind in kinds if kind.rows]
 
 
-def _kind(record: Record) -> str:
-    if record.get("output") is None and record.get("label_choice") is not None:
+def _kind(record: RowRecord) -> str:
+    if record.output is None and record.label_choice is not None:
         return "ranked"  # nothing was generated
-    if record.get("parsed") is None:
+    if record.parsed is None:
         return "unparsed"
-    if record.get("correct") is None:
+    if record.correct is None:
         return "scored"
-    return "right" if record["correct"] is True else "wrong"
+    return "right" if record.correct else "wrong"
 
 
-def _order(record: Record) -> str:
-    return hashlib.sha256(str(record.get("id", "")).encode(errors="replace")).hexdigest()
+def _order(record: RowRecord) -> str:
+    return hashlib.sha256(record.id.encode(errors="replace")).hexdigest()
 
 
 def examples_block(kinds: Iterable[Kind]) -> str:
@@ -78,30 +76,28 @@ def examples_block(kinds: Iterable[Kind]) -> str:
     )
 
 
-def _example(record: Record) -> str:
-    parsed = record.get("parsed")
-    read = "no answer found" if parsed is None else _plain(parsed)
-    parts = [("Target", _shortened(_plain(record.get("target", ""))))]
-    if record.get("output") is not None:
-        parts += [("Output", _shortened(_plain(record["output"]))), ("Read as", _shortened(read))]
-    if record.get("label_choice") is not None:
-        parts.append(("Most probable label", _shortened(_plain(record["label_choice"]))))
+def _example(record: RowRecord) -> str:
+    read = "no answer found" if record.parsed is None else _plain(record.parsed)
+    parts = [("Target", _shortened(record.target))]
+    if record.output is not None:
+        parts += [("Output", _shortened(record.output)), ("Read as", _shortened(read))]
+    if record.label_choice is not None:
+        parts.append(("Most probable label", _shortened(record.label_choice)))
     verdict = _finlora_verdict(record)
     if verdict:
         parts.append(("FinLoRA", text(verdict)))
-    if number(record.get("bertscore_f1")) is not None:
-        parts.append(("BERTScore F1", decimal(record["bertscore_f1"])))
-    if number(record.get("tags")) is not None:
-        parts.append(("Tags right", text(f"{record.get('tags_correct', '?')} of {record['tags']}")))
+    if record.bertscore_f1 is not None:
+        parts.append(("BERTScore F1", decimal(record.bertscore_f1)))
+    if record.tags is not None:
+        parts.append(("Tags right", f"{record.tags_correct} of {record.tags}"))
     items = "".join(f"<dt>{name}</dt><dd>{content}</dd>" for name, content in parts)
-    return f"<li><code>{text(str(record.get('id', 'no id'))[:120])}</code><dl>{items}</dl></li>"
+    return f"<li><code>{text(record.id[:120])}</code><dl>{items}</dl></li>"
 
 
-def _finlora_verdict(record: Record) -> str:
-    correct = record.get("finlora_correct")
-    if not isinstance(correct, bool):
+def _finlora_verdict(record: RowRecord) -> str:
+    if record.finlora_correct is None:
         return ""
-    return ("right" if correct else "wrong") + (", ambiguous" if record.get("finlora_ambiguous") is True else "")
+    return ("right" if record.finlora_correct else "wrong") + (", ambiguous" if record.finlora_ambiguous else "")
 
 
 def _plain(value: object) -> str:

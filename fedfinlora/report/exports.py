@@ -13,17 +13,16 @@ from fedfinlora.report.benchmark_section import confusion_charts
 from fedfinlora.report.charts import Interval, IntervalRow, interval_chart
 from fedfinlora.report.curves import loss_comparison, run_charts
 from fedfinlora.report.drawing import Chart, download, save_link
-from fedfinlora.report.figures import raw_value
+from fedfinlora.report.figures import COUNTS, raw_value
 from fedfinlora.report.markup import DASH, fraction, number, percent
 from fedfinlora.report.published import published_charts
-from fedfinlora.report.reading import Run, mapping
+from fedfinlora.report.reading import Run
 from fedfinlora.report.scores import (
     BenchmarkInfo,
     Published,
     Score,
     Source,
     System,
-    bounds,
     by_group,
     common_accuracy_keys,
     labels_systems,
@@ -32,6 +31,7 @@ from fedfinlora.report.scores import (
     system_slots,
 )
 from fedfinlora.report.summary import is_synthetic, overview_chart
+from fedfinlora.run.evaluation import BenchmarkMetrics, Evaluation, GroupMean
 
 CSV_HEAD = ("run", "system", "benchmark", "metric", "value", "low", "high", "n")
 SYNTHETIC = "Scores of the bundled synthetic sample: no measure of quality."
@@ -75,9 +75,9 @@ def scores_csv(systems: Sequence[System], catalogue: Sequence[BenchmarkInfo]) ->
         scores = source.run.scores.get(source.label, {})
         for key in sorted(scores, key=lambda key: (order.get(key, len(order)), key)):
             lines.writerows([*place, _cell(key), *figure] for figure in _figures(scores[key]))
-        groups = mapping(mapping(source.run.evaluations.get(source.label)).get("groups"))
-        for group, values in groups.items():
-            lines.writerows([*place, _cell(f"group:{group}"), *figure] for figure in _figures(mapping(values)))
+        evaluation = source.run.evaluations.get(source.label, Evaluation())
+        for group, means in evaluation.groups.items():
+            lines.writerows([*place, _cell(f"group:{group}"), *figure] for figure in _means(means))
     for item in catalogue:
         for column, (accuracy, f1) in item.published.items():
             figures = {"bertscore_f1": f1} if accuracy is None else {"finlora_accuracy": accuracy / 100, "finlora_f1": f1}
@@ -89,12 +89,29 @@ def scores_csv(systems: Sequence[System], catalogue: Sequence[BenchmarkInfo]) ->
     return written.getvalue()
 
 
-def _figures(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
-    """(metric, value, low, high, n) of each figure."""
-    for name, value in _numbers(metrics):
-        n = metrics.get("rows") if name == "row_accuracy" else metrics.get("n")
-        low, high = bounds(metrics, name)
-        yield _cell(name), _plain(value), _plain(low), _plain(high), _plain(n)
+Cells = tuple[str, str, str, str, str]
+"""(metric, value, low, high, n)."""
+
+
+def _figures(metrics: BenchmarkMetrics) -> Iterator[Cells]:
+    """Each number of a benchmark's metrics."""
+    for name in (*COUNTS, *metrics.estimates):
+        value = raw_value(name, metrics)
+        if value is not None:
+            n = metrics.rows if name == "row_accuracy" else metrics.n
+            low, high = metrics.bounds(name)
+            yield _cell(name), _plain(value), _plain(low), _plain(high), _plain(n)
+
+
+def _means(means: GroupMean) -> Iterator[Cells]:
+    """The two means of a group."""
+    for name, value, interval in (
+        ("score", means.score, means.score_ci95),
+        ("finlora_score", means.finlora_score, means.finlora_score_ci95),
+    ):
+        if value is not None:
+            low, high = interval or (None, None)
+            yield name, _plain(value), _plain(low), _plain(high), ""
 
 
 def _sources(systems: Sequence[System]) -> Iterator[tuple[Source, System]]:
@@ -106,16 +123,6 @@ def _sources(systems: Sequence[System]) -> Iterator[tuple[Source, System]]:
                 if not any(source.run is other.run and source.label == other.label for other in seen):
                     seen.append(source)
         yield from ((source, system) for source in seen)
-
-
-def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The figures that are numbers, also those one level down."""
-    for key in metrics:
-        value = raw_value(key, metrics)
-        if value is not None:
-            yield prefix + key, value
-        elif isinstance(metrics[key], Mapping) and not prefix:
-            yield from _numbers(metrics[key], f"{key}.")
 
 
 def _plain(value: Any) -> str:

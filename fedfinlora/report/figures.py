@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from fedfinlora.report.markup import count, decimal, fraction, number, percent
-from fedfinlora.report.scores import bounds, mean
+from fedfinlora.report.markup import count, decimal, fraction, percent
+from fedfinlora.report.scores import mean
+from fedfinlora.run.evaluation import BenchmarkMetrics
 
 FAMILIES = {
     "parsed": "Parsed answers",
@@ -23,6 +23,7 @@ class Figure:
     """One figure of the metrics of a benchmark."""
 
     key: str
+    """Of an estimate, or of a count in COUNTS."""
     title: str
     family: str
     form: str = "fraction"
@@ -58,15 +59,26 @@ FIGURES = (
 )
 
 
-def raw_value(key: str, metrics: Mapping[str, Any]) -> float | None:
-    """A figure of one benchmark's metrics; a dot leads into a nested one."""
-    value: Any = metrics
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return number(value)
+COUNTS: dict[str, Callable[[BenchmarkMetrics], float | None]] = {
+    "n": lambda metrics: metrics.n,
+    "rows": lambda metrics: metrics.rows,
+    "unparsed": lambda metrics: metrics.unparsed,
+    "finlora_ambiguous": lambda metrics: metrics.finlora_ambiguous,
+    "bertscore_layer": lambda metrics: metrics.bertscore_layer,
+    "relative_tolerance": lambda metrics: metrics.relative_tolerance,
+    "too_long": lambda metrics: metrics.too_long,
+    "decoding.rows_checked": lambda metrics: metrics.decoding.rows_checked if metrics.decoding else None,
+    "decoding.rows_differ": lambda metrics: metrics.decoding.rows_differ if metrics.decoding else None,
+}
+"""Every number of a benchmark's metrics that is no estimate."""
 
 
-def value_of(figure: Figure, parts: Sequence[Mapping[str, Any]]) -> float | None:
+def raw_value(key: str, metrics: BenchmarkMetrics) -> float | None:
+    """A figure of one benchmark's metrics; None where it is absent."""
+    return COUNTS[key](metrics) if key in COUNTS else metrics.value(key)
+
+
+def value_of(figure: Figure, parts: Sequence[BenchmarkMetrics]) -> float | None:
     """The figure, or its mean over the banks that trained alone; None where it is absent."""
     return mean(raw_value(figure.key, metrics) for metrics in parts)
 
@@ -80,13 +92,13 @@ def shown(figure: Figure, value: float) -> str:
     return decimal(value) if figure.form == "correlation" else fraction(value)
 
 
-def interval_of(figure: Figure, parts: Sequence[Mapping[str, Any]]) -> str:
+def interval_of(figure: Figure, parts: Sequence[BenchmarkMetrics]) -> str:
     """The 95 % interval of one evaluation, or the worst and the best of several banks; "" without either."""
     if len(parts) > 1:
         known = [value for metrics in parts if (value := raw_value(figure.key, metrics)) is not None]
         low, high = min(known, default=None), max(known, default=None)
     else:
-        low, high = bounds(parts[0], figure.key) if parts else (None, None)
+        low, high = parts[0].bounds(figure.key) if parts else (None, None)
     if low is None or high is None or (figure.form == "count" and low == high):
         return ""
     if figure.form == "percent":

@@ -8,8 +8,7 @@ from __future__ import annotations
 import html
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 DASH = "–"
 
@@ -81,11 +80,6 @@ def size(value: object) -> str:
 
 def plural(amount: int, noun: str) -> str:
     return f"{amount:,} {noun}" if amount == 1 else f"{amount:,} {noun}s"
-
-
-def mapping_list(value: object) -> list[Mapping[str, Any]]:
-    """The mappings in a value that should be a list of them."""
-    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
 
 
 def listed(words: Sequence[str]) -> str:

@@ -157,16 +157,16 @@ def _runs_table(runs: Sequence[Run]) -> str:
     numbers = ("Banks", "Rounds", "Rows trained", "Tokens", "Seed", "Sent by banks", "Wall time")
     rows = []
     for run in runs:
-        wall_s = run.result.get("wall_s")
-        described = [run.mode, run.status, run.model, str(run.result.get("peft") or "")]
+        result = run.result
+        described = [run.mode, run.status, run.model, result.peft]
         figures = [
-            count(run.result.get("banks")),
-            count(run.result.get("rounds")),
-            count(run.result.get("rows_trained")),
-            count(run.result.get("tokens_trained")),
-            count(run.result.get("seed")),
-            size(run.result.get("bytes_up")),
-            seconds(wall_s.get("total") if isinstance(wall_s, Mapping) else None),
+            count(result.banks),
+            count(result.rounds),
+            count(result.rows_trained),
+            count(result.tokens_trained),
+            count(result.seed),
+            size(result.bytes_up),
+            seconds(result.wall_s.total),
         ]
         cells = "".join(f"<td>{text(word)}</td>" for word in described) + "".join(
             f'<td class="number">{text(figure)}</td>' for figure in figures

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from fedfinlora.errors import UserError
-from fedfinlora.report.markup import number
 from fedfinlora.resuming import resumed_words
+from fedfinlora.run.evaluation import METRICS_FILE, BenchmarkMetrics, Evaluation, RowRecord, Scores, readable_records
+from fedfinlora.run.records import CARD_FILE, RESULT_FILE, ROUNDS_FILE, PrivacyCard, RoundLine, RunResult, readable_rounds
+from fedfinlora.run.typed import from_json
 
+MOST_NAMED = 3
+"""Values of rounds.jsonl that cannot be read."""
 RUN_FILES = ("result.json", "rounds.jsonl", "config.yaml", "manifest.json", "progress.jsonl")
-
-Metrics = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -23,63 +25,55 @@ class Run:
     """One run folder, read."""
 
     folder: Path
-    result: Mapping[str, Any]
-    rounds: tuple[Mapping[str, Any], ...]
+    result: RunResult
+    """All defaults where the run has not finished."""
+    rounds: tuple[RoundLine, ...]
     config: Mapping[str, Any]
     manifest: Mapping[str, Any]
-    privacy: Mapping[str, Any]
-    scores: Mapping[str, Mapping[str, Metrics]]
+    privacy: PrivacyCard | None
+    """None where there is no privacy."""
+    scores: Mapping[str, Scores]
     """Label ("base", "final", …) -> benchmark key -> metrics, without the scores by round."""
     skipped: Mapping[str, str]
     """Benchmark key -> why it was not scored."""
     missing: tuple[str, ...]
     """What the report cannot show, one sentence each."""
-    evaluations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
     """Label -> all of eval/<label>/metrics.json: groups, seconds, speed."""
 
     @property
     def name(self) -> str:
-        return str(self.result.get("run") or self.folder.name)
+        return self.result.run or self.folder.name
 
     @property
     def mode(self) -> str:
-        return str(self.result.get("mode") or "federated")
+        return self.result.mode or "federated"
 
     @property
     def status(self) -> str:
-        return str(self.result.get("status") or "unfinished")
+        return self.result.status or "unfinished"
 
     @property
     def reason(self) -> str:
-        return str(self.result.get("reason") or "")
+        return self.result.reason
 
     @property
     def model(self) -> str:
         """The base model as it was loaded, e.g. "smollm2-135m nf4"."""
         model = mapping(self.config.get("model"))
         quantization = str(model.get("quantization") or "")
-        name = str(self.result.get("model") or model.get("name") or "unknown model")
+        name = str(self.result.model or model.get("name") or "unknown model")
         return name if quantization in ("", "none") else f"{name} {quantization}"
 
     @property
     def banks(self) -> list[str]:
         """The names of all banks that appear in any round, bank-2 before bank-10."""
-        names = {bank_name(bank) for record in self.rounds for bank in banks_of(record)}
+        names = {entry.bank for line in self.rounds for entry in line.banks}
         return sorted(names, key=lambda name: ([int(part) for part in re.findall(r"[0-9]{1,18}", name)], name))
 
-    def records(self, label: str, benchmark: str) -> Iterator[Mapping[str, Any]]:
+    def records(self, label: str, benchmark: str) -> Iterator[RowRecord]:
         """The evaluated rows of one benchmark, one by one; lines that cannot be read are left out."""
-        file = self.folder / "eval" / label / f"{benchmark}.jsonl"
-        if not file.is_file():
-            return
-        with file.open(encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(record, Mapping):
-                    yield record
+        return readable_records(self.folder / "eval" / label / f"{benchmark}.jsonl")
 
 
 def of_a_round(label: str) -> bool:
@@ -87,32 +81,10 @@ def of_a_round(label: str) -> bool:
     return re.fullmatch(r"(\w+_)?round_[0-9]+", label) is not None
 
 
-def round_number(record: Mapping[str, Any], default: int = 0) -> int:
-    """The number of one line of rounds.jsonl."""
-    return int(number(record.get("round")) or default)
-
-
 def best_round(run: Run) -> int | None:
     """The best round on the validation rows; None where nothing was validated."""
-    said = number(run.result.get("best_round"))
-    best = [round_number(record) for record in run.rounds if mapping(record.get("validation")).get("best") is True]
-    return int(said) if said is not None else best[-1] if best else None
-
-
-def bank_name(bank: Mapping[str, Any]) -> str:
-    return str(bank.get("bank", "?"))
-
-
-def banks_of(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The banks of one line of rounds.jsonl."""
-    banks = record.get("banks")
-    return [bank for bank in banks if isinstance(bank, Mapping)] if isinstance(banks, list) else []
-
-
-def timings_of(record: Mapping[str, Any], bank: str = "") -> Mapping[str, Any]:
-    """The wall-clock figures of one round, or of one bank in it."""
-    timings = mapping(record.get("timings"))
-    return mapping(mapping(timings.get("banks")).get(bank)) if bank else timings
+    best = [line.round for line in run.rounds if line.validation is not None and line.validation.best]
+    return run.result.best_round if run.result.best_round is not None else best[-1] if best else None
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
@@ -140,12 +112,14 @@ def _is_run(path: Path) -> bool:
 def read_run(folder: Path) -> Run:
     """Read one run folder; unreadable parts are named in `missing`."""
     missing: list[str] = []
-    result = _read_json(folder / "result.json", missing, "the run has not finished, or ended before it could write its result")
-    rounds = _read_rounds(folder / "rounds.jsonl", missing, needed=result.get("mode") != "evaluate")
+    result = _read_result(folder, missing)
+    rounds = _read_rounds(folder, missing, needed=result.mode != "evaluate")
     config = _read_yaml(folder / "config.yaml", missing)
     manifest = _read_json(folder / "manifest.json", missing, "versions and hashes are not known")
-    privacy = _read_json(folder / "privacy.json", missing) if (folder / "privacy.json").is_file() else {}
-    evaluations = {file.parent.name: _read_json(file, missing) for file in sorted((folder / "eval").glob("*/metrics.json"))}
+    privacy = _read_card(folder, missing) if (folder / CARD_FILE).is_file() else None
+    evaluations = {
+        file.parent.name: _read_evaluation(file, missing) for file in sorted((folder / "eval").glob(f"*/{METRICS_FILE}"))
+    }
     scores, skipped = _merged_scores(result, evaluations)
     missing += _resumed_words(folder)
     if not any(scores.values()):
@@ -161,40 +135,43 @@ def _resumed_words(folder: Path) -> list[str]:
 
 
 def _merged_scores(
-    result: Mapping[str, Any], evaluations: Mapping[str, Mapping[str, Any]]
-) -> tuple[dict[str, dict[str, Metrics]], dict[str, str]]:
+    result: RunResult, evaluations: Mapping[str, Evaluation]
+) -> tuple[dict[str, dict[str, BenchmarkMetrics]], dict[str, str]]:
     """Scores and reasons from result.json, filled up from eval/<label>/metrics.json (a failed run may have only those)."""
-    scores = {
-        str(label): _mappings(metrics) for label, metrics in mapping(result.get("scores")).items() if not of_a_round(str(label))
-    }
-    skipped = {str(key): str(reason) for key, reason in mapping(result.get("skipped")).items()}
+    scores = {label: dict(metrics) for label, metrics in result.scores.items() if not of_a_round(label)}
+    skipped = dict(result.skipped)
     for label, evaluation in evaluations.items():
         if not of_a_round(label):
             known = scores.setdefault(label, {})
-            for key, metrics in _mappings(evaluation.get("scores")).items():
-                known[key] = {**metrics, **known.get(key, {})}
-        for key, reason in mapping(evaluation.get("skipped")).items():
-            skipped.setdefault(str(key), str(reason))
+            known |= {key: metrics for key, metrics in evaluation.scores.items() if key not in known}
+        for key, reason in evaluation.skipped.items():
+            skipped.setdefault(key, reason)
     return scores, skipped
 
 
-def _read_rounds(file: Path, missing: list[str], needed: bool) -> tuple[Mapping[str, Any], ...]:
-    if not file.is_file():
+def _read_evaluation(file: Path, missing: list[str]) -> Evaluation:
+    return from_json(Evaluation, _read_json(file, missing), f"eval/{file.parent.name}/{METRICS_FILE}", missing)
+
+
+def _read_card(folder: Path, missing: list[str]) -> PrivacyCard:
+    return from_json(PrivacyCard, _read_json(folder / CARD_FILE, missing), CARD_FILE, missing)
+
+
+def _read_result(folder: Path, missing: list[str]) -> RunResult:
+    values = _read_json(folder / RESULT_FILE, missing, "the run has not finished, or ended before it could write its result")
+    return from_json(RunResult, values, RESULT_FILE, missing)
+
+
+def _read_rounds(folder: Path, missing: list[str], needed: bool) -> tuple[RoundLine, ...]:
+    if not (folder / ROUNDS_FILE).is_file():
         if needed:
             missing.append("rounds.jsonl is missing: there are no figures by round.")
         return ()
-    rounds, broken = [], 0
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if isinstance(record, Mapping):
-            rounds.append(record)
-        else:
-            broken += bool(line.strip())
-    if broken:
-        missing.append(f"rounds.jsonl: {broken} unreadable line(s) left out.")
+    problems: list[str] = []
+    rounds = readable_rounds(folder, problems)
+    missing += problems[:MOST_NAMED]
+    if len(problems) > MOST_NAMED:
+        missing.append(f"rounds.jsonl: {len(problems) - MOST_NAMED} more values or lines cannot be read.")
     if not rounds and needed:
         missing.append("rounds.jsonl has no round: the run ended before the first one closed.")
     return tuple(rounds)
@@ -234,7 +211,3 @@ def _read_yaml(file: Path, missing: list[str]) -> Mapping[str, Any]:
 def mapping(value: object) -> Mapping[str, Any]:
     """The value if it is a mapping, else an empty one."""
     return value if isinstance(value, Mapping) else {}
-
-
-def _mappings(value: object) -> dict[str, Metrics]:
-    return {str(key): item for key, item in mapping(value).items() if isinstance(item, Mapping)}

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fedfinlora.report.curves import bank_of, note_of, run_charts
+from fedfinlora.report.curves import note_of, run_charts
 from fedfinlora.report.drawing import figure
-from fedfinlora.report.markup import DASH, count, decimal, details, number, plain_table, plural, seconds, size, text
-from fedfinlora.report.reading import Run, banks_of, best_round, mapping, of_a_round, timings_of
+from fedfinlora.report.markup import DASH, count, decimal, details, plain_table, plural, seconds, size, text
+from fedfinlora.report.reading import Run, best_round, of_a_round
 from fedfinlora.report.reproduce import command_line, flatten, shown
-from fedfinlora.report.scores import BenchmarkInfo
+from fedfinlora.report.scores import BenchmarkInfo, mean
+from fedfinlora.run.records import BankCard
+from fedfinlora.run.typed import to_json
 
 CONFIGURATION_HEAD = ("Key", "Value", "Default")
 
@@ -35,26 +37,22 @@ def run_section(run: Run, catalogue: Sequence[BenchmarkInfo], defaults: Mapping[
 
 def key_figures(run: Run) -> str:
     """The run in a handful of numbers."""
-    wall_s = run.result.get("wall_s")
-    wall_s = wall_s if isinstance(wall_s, Mapping) else {}
-    counted = [bank for record in run.rounds for bank in banks_of(record)]
-    not_ok = sum(bank.get("status") != "ok" for bank in counted)
-    shares = [
-        f"{name} {seconds(wall_s[name])}"
-        for name in ("train", "evaluate", "aggregate")
-        if (number(wall_s.get(name)) or 0) >= 0.05
-    ]
-    figures = [("Wall time", seconds(wall_s.get("total")), ", ".join(shares))]
+    result, wall_s = run.result, run.result.wall_s
+    counted = [entry for line in run.rounds for entry in line.banks]
+    accepted = sum(entry.is_ok for entry in counted)
+    parts = (("train", wall_s.train), ("evaluate", wall_s.evaluate), ("aggregate", wall_s.aggregate))
+    shares = [f"{name} {seconds(part_s)}" for name, part_s in parts if part_s >= 0.05]
+    figures = [("Wall time", seconds(wall_s.total), ", ".join(shares))]
     if run.mode == "evaluate":
         figures.append(("Answers scored", *_answers(run)))
     else:
-        tokens = f"{count(run.result.get('tokens_trained'))} tokens"
-        figures.insert(0, ("Rows trained", count(run.result.get("rows_trained")), tokens))
-    if number(run.result.get("bytes_up")):
-        figures.append(("Sent by banks", size(run.result.get("bytes_up")), f"received {size(run.result.get('bytes_down'))}"))
+        tokens = f"{count(result.tokens_trained)} tokens"
+        figures.insert(0, ("Rows trained", count(result.rows_trained), tokens))
+    if result.bytes_up:
+        figures.append(("Sent by banks", size(result.bytes_up), f"received {size(result.bytes_down)}"))
     if counted and run.mode == "federated":
-        replies = f"{len(counted) - not_ok} of {len(counted)}"
-        figures.append(("Replies of banks", replies, "accepted" if not_ok else "all accepted"))
+        replies = f"{accepted} of {len(counted)}"
+        figures.append(("Replies of banks", replies, "accepted" if accepted < len(counted) else "all accepted"))
     items = "".join(
         f"<div><dt>{text(name)}</dt><dd>{text(figure)}<small>{text(detail)}</small></dd></div>"
         for name, figure, detail in figures
@@ -63,7 +61,7 @@ def key_figures(run: Run) -> str:
 
 
 def _answers(run: Run) -> tuple[str, str]:
-    ns = [number(metrics.get("n")) or 0 for scores in run.scores.values() for metrics in scores.values()]
+    ns = [metrics.n for scores in run.scores.values() for metrics in scores.values()]
     benchmarks = len({key for scores in run.scores.values() for key in scores})
     return count(sum(ns)), f"{plural(len(run.scores), 'evaluation')} of {plural(benchmarks, 'benchmark')}"
 
@@ -94,34 +92,30 @@ def _banks_table(run: Run) -> str:
 
 
 def _bank_row(run: Run, name: str) -> str:
-    replies = [(record, bank) for record in run.rounds if (bank := bank_of(record, name))]
-    accepted = [(record, bank) for record, bank in replies if bank.get("status") == "ok"]
-
-    def total(key: str) -> float:
-        return sum(number(bank.get(key)) or 0.0 for _, bank in replies)
-
-    def course(key: str) -> str:
-        known = [value for _, bank in accepted if (value := number(bank.get(key))) is not None]
-        return DASH if not known else decimal(known[0]) if len(known) == 1 else f"{decimal(known[0])} → {decimal(known[-1])}"
-
-    speeds = [number(timings_of(record, name).get("tokens_per_s")) for record, _ in accepted]
-    known_speeds = [speed for speed in speeds if speed is not None]
-    speed = count(sum(known_speeds) / len(known_speeds)) if known_speeds else DASH
-    reasons = Counter(note_of(bank) for _, bank in replies if note_of(bank))
+    replies = [(line, entry) for line in run.rounds if (entry := line.bank(name))]
+    accepted = [(line, entry) for line, entry in replies if entry.is_ok]
+    speed = mean(line.timings.of(name).tokens_per_s for line, _ in accepted)
+    reasons = Counter(note_of(entry) for _, entry in replies if note_of(entry))
     refused = "; ".join(f"{note}" if times == 1 else f"{note} ({times} times)" for note, times in reasons.items())
     figures = [
         f"{len(accepted)} of {len(replies)}",
-        count(sum(number(bank.get("rows")) or 0.0 for _, bank in accepted)),
-        count(total("steps")),
-        count(total("tokens")),
-        speed,
-        course("train_loss"),
-        course("holdout_loss"),
-        size(total("bytes_up")),
-        size(total("bytes_down")),
+        count(sum(entry.rows for _, entry in accepted)),
+        count(sum(entry.steps for _, entry in replies)),
+        count(sum(entry.tokens for _, entry in replies)),
+        count(speed),
+        _course(entry.train_loss for _, entry in accepted),
+        _course(entry.holdout_loss for _, entry in accepted),
+        size(sum(entry.bytes_up for _, entry in replies)),
+        size(sum(entry.bytes_down for _, entry in replies)),
     ]
     cells = "".join(f'<td class="number">{text(figure)}</td>' for figure in figures)
     return f'<tr><th scope="row">{text(name)}</th>{cells}<td class="reason">{text(refused) or "none"}</td></tr>'
+
+
+def _course(losses: Iterable[float | None]) -> str:
+    """The first and the last that were measured: "2.401 → 1.873"."""
+    known = [loss for loss in losses if loss is not None]
+    return DASH if not known else decimal(known[0]) if len(known) == 1 else f"{decimal(known[0])} → {decimal(known[-1])}"
 
 
 def _rounds_table(run: Run) -> str:
@@ -141,23 +135,20 @@ def _rounds_table(run: Run) -> str:
     )
     rows = []
     best = best_round(run)
-    for record in run.rounds:
-        banks = banks_of(record)
+    for line in run.rounds:
         figures = [
-            f"{sum(bank.get('status') == 'ok' for bank in banks)} of {len(banks)}",
-            decimal(record.get("train_loss")),
-            decimal(record.get("holdout_loss")),
-            decimal(mapping(record.get("validation")).get("score")),
-            decimal(record.get("update_norm")),
-            size(record.get("bytes_up")),
-            size(record.get("bytes_down")),
-            seconds(timings_of(record).get("total_s")),
+            f"{sum(entry.is_ok for entry in line.banks)} of {len(line.banks)}",
+            decimal(line.train_loss),
+            decimal(line.holdout_loss),
+            decimal(line.validation.score if line.validation else None),
+            decimal(line.update_norm),
+            size(line.bytes_up),
+            size(line.bytes_down),
+            seconds(line.timings.total_s),
         ]
         cells = "".join(f'<td class="number">{text(figure)}</td>' for figure in figures)
-        mark = " (best)" if best is not None and record.get("round") == best else ""
-        rows.append(
-            f'<tr><th scope="row">{text(record.get("round", DASH))}{mark}</th><td>{text(record.get("status", DASH))}</td>{cells}</tr>'
-        )
+        mark = " (best)" if line.round == best else ""
+        rows.append(f'<tr><th scope="row">{line.round}{mark}</th><td>{text(line.status)}</td>{cells}</tr>')
     return details(
         "Figures by round",
         plural(len(rows), "round"),
@@ -169,14 +160,14 @@ def _evaluations_table(run: Run) -> str:
     """How fast each evaluation was, and what its checks found."""
     rows = []
     for label, evaluation in run.evaluations.items():
-        metrics = [mapping(item) for item in mapping(evaluation.get("scores")).values()]
-        took_s = sum(filter(None, map(number, mapping(evaluation.get("seconds")).values())))
-        scored = _total(metrics, "rows") + sum(number(item.get("n")) or 0 for item in metrics if "rows" not in item)
-        speed = number(evaluation.get("rows_per_s")) or (scored / took_s if took_s else None)
-        checks = [mapping(item.get("decoding")) for item in metrics if item.get("decoding")]
-        differ = f"{count(_total(checks, 'rows_differ'))} of {count(_total(checks, 'rows_checked'))}" if checks else DASH
-        reused = count(_total(metrics, "reused")) if any("reused" in item for item in metrics) else DASH
-        peak = number(evaluation.get("peak_cache_gib"))
+        metrics = evaluation.scores.values()
+        took_s = sum(evaluation.seconds.values())
+        scored = sum(item.n if item.rows is None else item.rows for item in metrics)
+        speed = evaluation.rows_per_s or (scored / took_s if took_s else None)
+        checks = [item.decoding for item in metrics if item.decoding]
+        differ = f"{sum(one.rows_differ for one in checks)} of {sum(one.rows_checked for one in checks)}" if checks else DASH
+        reused = count(evaluation.reused) if evaluation.work else DASH
+        peak = evaluation.peak_cache_gib
         figures = [
             count(scored),
             seconds(took_s),
@@ -191,9 +182,9 @@ def _evaluations_table(run: Run) -> str:
         return ""
     described = {
         label: {
-            name: evaluation[name]
-            for name in ("model", "mode", "shots", "shortages", "tokens")
-            if evaluation.get(name) is not None
+            name: value
+            for name, value in to_json(evaluation).items()
+            if name in ("model", "mode", "shots", "shortages", "tokens") and value not in (None, {}, "")
         }
         for label, evaluation in run.evaluations.items()
         if not of_a_round(label)
@@ -202,10 +193,6 @@ def _evaluations_table(run: Run) -> str:
     table = plain_table("Evaluations", head, "".join(rows), words=("Evaluation",))
     pairs = _pairs("Models evaluated", described) if any(described.values()) else ""
     return details("Evaluation speed and checks", plural(len(rows), "evaluation"), table + pairs)
-
-
-def _total(items: Sequence[Mapping[str, Any]], key: str) -> float:
-    return sum(number(item.get(key)) or 0.0 for item in items)
 
 
 def _skipped(run: Run, catalogue: Sequence[BenchmarkInfo]) -> str:
@@ -217,49 +204,43 @@ def _skipped(run: Run, catalogue: Sequence[BenchmarkInfo]) -> str:
 
 
 def _privacy(run: Run) -> str:
-    if not run.privacy:
-        return ""
     card = run.privacy
-    epsilon, delta = number(card.get("epsilon")), number(card.get("delta"))
-    if card.get("void"):
-        guarantee = f"<p><b>No guarantee.</b> {text(card['void'])}</p>"
-    elif epsilon is None or delta is None:
+    if card is None:
+        return ""
+    if card.void:
+        guarantee = f"<p><b>No guarantee.</b> {text(card.void)}</p>"
+    elif card.epsilon is None or card.delta is None:
         guarantee = "<p>No bank has trained privately yet: nothing is spent.</p>"
     else:
         # (epsilon, delta)-differential privacy as a bound on a guess: what was believed with even odds may rise to e^eps / (1 + e^eps).
-        surest = 1 / (1 + math.exp(-epsilon))
+        surest = 1 / (1 + math.exp(-card.epsilon))
         guarantee = (
-            f"<p>For every unit ({text(card.get('unit'))}): <b>ε = {epsilon:.3g}</b> at δ = {delta:.0e}, over all runs in the banks' ledgers. "
+            f"<p>For every unit ({text(card.unit)}): <b>ε = {card.epsilon:.3g}</b> at δ = {card.delta:.0e}, over all runs in the banks' ledgers. "
             "Somebody who knows everything else and cannot tell beforehand whether the unit took part (even odds) can be at most "
             f"{100 * surest:.5g} % sure of it afterwards, except with probability δ.</p>"
         )
     words = ("unit", "adjacency", "trusted", "mechanism", "formula", "sampling", "accountant", "composition", "audit")
-    facts = {key: card[key] for key in (*words, "clip_norm", "noise_multiplier") if card.get(key) not in (None, "")}
-    leaves = "".join(f"<li>{text(what)}: {text(tells)}</li>" for what, tells in mapping(card.get("leaves")).items())
-    folded = [("What else leaves a bank", leaves), *((title, _items(card.get(key))) for title, key in (
-        ("What is withheld", "withheld"), ("Known limits", "limits")
-    ))]  # fmt: skip
-    lists = "".join(details(title, "", f"<ul>{items}</ul>") for title, items in folded if items)
-    return f"<h3>Privacy</h3>{guarantee}{_privacy_of_banks(mapping(card.get('banks')))}{_pairs('Privacy', facts)}{lists}"
+    values = to_json(card)
+    facts = {key: values[key] for key in (*words, "clip_norm", "noise_multiplier") if values[key] not in (None, "")}
+    leaves = [f"{what}: {tells}" for what, tells in card.leaves.items()]
+    folded = (("What else leaves a bank", leaves), ("What is withheld", card.withheld), ("Known limits", card.limits))
+    lists = "".join(details(title, "", f"<ul>{_items(items)}</ul>") for title, items in folded if items)
+    return f"<h3>Privacy</h3>{guarantee}{_privacy_of_banks(card.banks)}{_pairs('Privacy', facts)}{lists}"
 
 
-def _items(values: Any) -> str:
-    return "".join(f"<li>{text(value)}</li>" for value in values) if isinstance(values, Sequence) else ""
+def _items(sentences: Iterable[str]) -> str:
+    return "".join(f"<li>{text(sentence)}</li>" for sentence in sentences)
 
 
-def _privacy_of_banks(banks: Mapping[str, Any]) -> str:
+def _privacy_of_banks(banks: Mapping[str, BankCard]) -> str:
     """Planned and spent epsilon, bank by bank."""
     heads = ("Bank", "ε planned for this run", "ε spent, all runs", "δ", "Private rounds", "Refused rounds")
     rows = []
     for name, bank in banks.items():
-        cells = [bank.get("epsilon_planned"), bank.get("epsilon_spent"), bank.get("delta")]
-        shown_cells = ["–" if number(cell) is None else f"{number(cell):.3g}" for cell in cells]
-        shown_cells += [count(bank.get("rounds")), count(bank.get("refused"))]
-        rows.append(
-            f'<tr><th scope="row">{text(name)}</th>'
-            + "".join(f'<td class="number">{text(cell)}</td>' for cell in shown_cells)
-            + "</tr>"
-        )
+        cells = ["–" if value is None else f"{value:.3g}" for value in (bank.epsilon_planned, bank.epsilon_spent, bank.delta)]
+        cells += [count(bank.rounds), count(bank.refused)]
+        figures = "".join(f'<td class="number">{text(cell)}</td>' for cell in cells)
+        rows.append(f'<tr><th scope="row">{text(name)}</th>{figures}</tr>')
     return plain_table("Privacy by bank", heads, "".join(rows), words=("Bank",)) if rows else ""
 
 
@@ -284,9 +265,9 @@ def _configuration(run: Run, defaults: Mapping[str, Any]) -> str:
 
 def _manifest(run: Run) -> str:
     values = {**run.manifest}
-    for name in ("config_sha256", "finished_at"):
-        if run.result.get(name):
-            values[name] = run.result[name]
+    for name, value in (("config_sha256", run.result.config_sha256), ("finished_at", run.result.finished_at)):
+        if value:
+            values[name] = value
     if not values:
         return ""
     return details(

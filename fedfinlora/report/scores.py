@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from fedfinlora.report.markup import number
-from fedfinlora.report.reading import Metrics, Run, best_round, mapping
+from fedfinlora.report.reading import Run, best_round
+from fedfinlora.run.evaluation import BenchmarkMetrics, RowRecord
 
 GROUPS = {
     "general": "General financial tasks",
@@ -65,7 +64,7 @@ class Source:
     run: Run
     label: str
 
-    def records(self, key: str) -> Iterator[Mapping[str, Any]]:
+    def records(self, key: str) -> Iterator[RowRecord]:
         """The evaluated rows of a benchmark."""
         return self.run.records(self.label, key)
 
@@ -95,7 +94,7 @@ class Score:
     labels_accuracy: float | None = None
     """Log-probability scoring: the share of rows whose most probable label is right. Never mixed with generated answers."""
     labels_bounds: Bounds = (None, None)
-    parts: tuple[tuple[Source, Metrics], ...] = ()
+    parts: tuple[tuple[Source, BenchmarkMetrics], ...] = ()
     """Where the figures come from and all of them; several for the mean of several banks."""
 
     @property
@@ -117,40 +116,28 @@ class System:
     scores: Mapping[str, Score]
 
 
-def score_of(metrics: Metrics, source: Source | None = None) -> Score:
-    """Read the metrics of one benchmark as the evaluator writes them."""
-    bertscore = "bertscore_f1" in metrics
-    n = int(number(metrics.get("n")) or 0)
-    unparsed = number(metrics.get("unparsed"))
-    share = number(metrics.get("unparsed_share"))
-    low, high = bounds(metrics, "bertscore_f1" if bertscore else "accuracy")
-    layer = metrics.get("bertscore_layer")
-    f1 = number(metrics.get("bertscore_f1"))
+def score_of(metrics: BenchmarkMetrics, source: Source | None = None) -> Score:
+    """What the tables show of one benchmark's metrics."""
+    bertscore, n = metrics.is_bertscored, metrics.n
+    low, high = metrics.bounds("bertscore_f1" if bertscore else "accuracy")
+    share, f1 = metrics.value("unparsed_share"), metrics.value("bertscore_f1")
+    layer = "" if metrics.bertscore_layer is None else f", layer {metrics.bertscore_layer}"
     return Score(
         n=n,
-        value=f1 if bertscore else number(metrics.get("accuracy")),
+        value=f1 if bertscore else metrics.value("accuracy"),
         low=low,
         high=high,
-        unparsed_share=unparsed / n if share is None and unparsed is not None and n else share,
-        finlora_accuracy=None if bertscore else number(metrics.get("finlora_accuracy")),
-        finlora_f1=f1 if bertscore else number(metrics.get("finlora_f1")),
-        ambiguous=int(number(metrics.get("finlora_ambiguous")) or 0),
+        unparsed_share=metrics.unparsed / n if share is None and metrics.unparsed is not None and n else share,
+        finlora_accuracy=None if bertscore else metrics.value("finlora_accuracy"),
+        finlora_f1=f1 if bertscore else metrics.value("finlora_f1"),
+        ambiguous=metrics.finlora_ambiguous or 0,
         bertscore=bertscore,
-        encoder=f"{metrics.get('bertscore_model', 'unnamed encoder')}" + ("" if layer is None else f", layer {layer}"),
-        finlora_bounds=(low, high) if bertscore else bounds(metrics, "finlora_accuracy"),
-        labels_accuracy=number(metrics.get("labels_accuracy")),
-        labels_bounds=bounds(metrics, "labels_accuracy"),
+        encoder=(metrics.bertscore_model or "unnamed encoder") + layer,
+        finlora_bounds=(low, high) if bertscore else metrics.bounds("finlora_accuracy"),
+        labels_accuracy=metrics.value("labels_accuracy"),
+        labels_bounds=metrics.bounds("labels_accuracy"),
         parts=() if source is None else ((source, metrics),),
     )
-
-
-def bounds(metrics: Metrics, name: str) -> Bounds:
-    """The 95 % interval of a figure; (None, None) where none was computed."""
-    interval = metrics.get(f"{name}_ci95")
-    if not isinstance(interval, list | tuple) or len(interval) != 2:
-        return None, None
-    low, high = number(interval[0]), number(interval[1])
-    return (None, None) if low is None or high is None else (low, high)
 
 
 def mean_of_banks(scores: Sequence[Score]) -> Score:
@@ -210,7 +197,7 @@ def systems_of(runs: Sequence[Run]) -> list[System]:
 
 def remote_model(run: Run, label: str) -> str:
     """The name of the model that a server answered for; "" for a model that ran here."""
-    model = mapping(mapping(run.evaluations.get(label)).get("model"))
+    model = run.evaluations[label].model if label in run.evaluations else {}
     return str(model.get("model") or "a remote model") if model.get("url") else ""
 
 

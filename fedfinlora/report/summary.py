@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from fedfinlora.report.charts import Interval, IntervalRow, interval_chart
 from fedfinlora.report.drawing import Chart, figure
-from fedfinlora.report.markup import count, listed, number, percent, plural, points, seconds, text
-from fedfinlora.report.reading import Run, mapping
+from fedfinlora.report.markup import count, listed, percent, plural, points, seconds, text
+from fedfinlora.report.reading import Run
 from fedfinlora.report.scores import (
     MODES,
     BenchmarkInfo,
@@ -27,6 +26,7 @@ from fedfinlora.report.scores import (
     score_of,
     system_slots,
 )
+from fedfinlora.run.evaluation import BenchmarkMetrics
 
 SAME_ANSWER_SHARE = 0.95
 FEWEST_ANSWERS = 20
@@ -87,9 +87,9 @@ def _gap(means: Sequence[tuple[System, float]]) -> list[str]:
 
 
 def _setting(run: Run) -> str:
-    rounds = int(number(run.result.get("rounds")) or len(run.rounds))
-    banks = int(number(run.result.get("banks")) or len(run.banks))
-    peft = "" if run.mode == "evaluate" else str(run.result.get("peft") or "")
+    rounds = run.result.rounds or len(run.rounds)
+    banks = run.result.banks or len(run.banks)
+    peft = "" if run.mode == "evaluate" else run.result.peft
     model = " ".join(filter(None, (run.model, peft)))
     counts = f"{plural(banks, 'bank')}, {plural(rounds, 'round')}, " if run.mode == "federated" else ""
     return counts + model
@@ -116,7 +116,7 @@ def warnings(runs: Sequence[Run]) -> str:
         if run.status != "completed":
             left = "What follows is what it left behind, and may be partial."
             banners.append(_banner("Not completed", f"{failure(run, alone=len(runs) == 1)} {left}", "failure"))
-    trained = {run.mode: run.result.get("rows_trained") for run in runs if run.mode in ("federated", "centralized")}
+    trained = {run.mode: run.result.rows_trained for run in runs if run.mode in ("federated", "centralized")}
     if len(set(trained.values())) > 1:
         amounts = ", ".join(f"{MODES[mode].lower()} {count(rows)}" for mode, rows in trained.items())
         said = f"The runs did not train on the same number of rows: {amounts}."
@@ -126,7 +126,7 @@ def warnings(runs: Sequence[Run]) -> str:
 
 def is_synthetic(run: Run) -> bool:
     """Whether the scores come from rows that were made up."""
-    return bool(run.result.get("synthetic")) or any(item.get("synthetic") is True for item in run.evaluations.values())
+    return run.result.synthetic or any(item.synthetic for item in run.evaluations.values())
 
 
 def _banner(title: str, sentence: str, css_class: str) -> str:
@@ -178,21 +178,20 @@ def _tested(runs: Sequence[Run], systems: Sequence[System], catalogue: Sequence[
         facts.append(f"{len(scored)} of {len(catalogue)} benchmarks, {span} answers each.")
     facts.append(f"Model: {listed(list(dict.fromkeys(run.model for run in runs)))}.")
     for run in runs:
-        if run.mode == "federated" and run.result.get("rows_trained"):
-            wall_s = mapping(run.result.get("wall_s")).get("total")
-            facts.append(f"{_setting(run)}: {count(run.result['rows_trained'])} rows trained in {seconds(wall_s)}.")
-        kept, early = number(run.result.get("final_round")), number(run.result.get("stopped_early_after_round"))
-        if early is not None:
-            facts.append(f"{run.name} stopped early after round {early:.0f}: the validation score no longer rose.")
-        if kept is not None and kept != len(run.rounds):
+        if run.mode == "federated" and run.result.rows_trained:
             facts.append(
-                f"The final adapter of {run.name} is that of round {kept:.0f}, the best on the public validation rows."
+                f"{_setting(run)}: {count(run.result.rows_trained)} rows trained in {seconds(run.result.wall_s.total)}."
             )
-        epsilon = number(run.privacy.get("epsilon"))
+        kept, early = run.result.final_round, run.result.stopped_early_after_round
+        if early is not None:
+            facts.append(f"{run.name} stopped early after round {early}: the validation score no longer rose.")
+        if kept is not None and kept != len(run.rounds):
+            facts.append(f"The final adapter of {run.name} is that of round {kept}, the best on the public validation rows.")
+        epsilon = run.privacy.epsilon if run.privacy else None
         if epsilon is not None:
-            delta = number(run.privacy.get("delta"))
+            delta = run.privacy.delta if run.privacy else None
             facts.append(f"Differential privacy in {run.name}: ε = {epsilon:.3g}" + (f", δ = {delta:.1g}." if delta else "."))
-    shots = {int(number(item.get("shots")) or 0) for run in runs for item in run.evaluations.values()}
+    shots = {item.shots for run in runs for item in run.evaluations.values()}
     if shots - {0}:
         facts.append(f"Solved examples in front of each prompt: {listed([str(shot) for shot in sorted(shots)])}.")
     return facts
@@ -284,10 +283,9 @@ def _cautions(systems: Sequence[System]) -> list[str]:
     if ambiguous:
         found.append(f"{plural(ambiguous, 'answer')} ambiguous by FinLoRA’s rules: its own verdict on them is left to chance.")
     metrics = [part for _, _, score in named for _, part in score.parts]
-    lengths = [number(item.get("too_long")) for item in metrics]
-    known = [length for length in lengths if length is not None]
+    known = [item.too_long for item in metrics if item.too_long is not None]
     if known:
-        long = int(sum(known))
+        long = sum(known)
         found.append(
             f"{plural(long, 'prompt')} longer than the model’s context window."
             if long
@@ -298,10 +296,10 @@ def _cautions(systems: Sequence[System]) -> list[str]:
         found.append(
             f"BERTScore by {listed(sorted(encoders))}: not comparable with published BERTScores, which used ProsusAI/finbert."
         )
-    checked = [number(mapping(item.get("decoding")).get("rows_checked")) or 0 for item in metrics]
-    if sum(checked):
-        differ = sum(number(mapping(item.get("decoding")).get("rows_differ")) or 0 for item in metrics)
-        found.append(f"Of {count(sum(checked))} answers decoded again one by one, {count(differ)} differ.")
+    checks = [item.decoding for item in metrics if item.decoding and item.decoding.rows_checked]
+    if checks:
+        checked, differ = sum(one.rows_checked for one in checks), sum(one.rows_differ for one in checks)
+        found.append(f"Of {count(checked)} answers decoded again one by one, {count(differ)} differ.")
     found.append("Published figures come from another model and other rows: orientation, not comparison.")
     return found
 
@@ -319,9 +317,9 @@ def _one_answer(systems: Sequence[System]) -> list[str]:
     return found
 
 
-def says_one_label(metrics: Mapping[str, Any]) -> bool:
+def says_one_label(metrics: BenchmarkMetrics) -> bool:
     """Whether one label has SAME_ANSWER_SHARE of all answers, unparsed ones among them, while the right answers are more mixed."""
-    counts = mapping(metrics.get("confusion")).get("counts") or []
+    counts = metrics.confusion.counts if metrics.confusion else ()
     total = sum(map(sum, counts))
     if total < FEWEST_ANSWERS:
         return False

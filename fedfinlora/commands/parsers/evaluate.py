@@ -1,0 +1,44 @@
+"""Parser of `evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from fedfinlora.commands.parsers import DETACH_HELP, add_command
+from fedfinlora.errors import ConfigError
+
+ORDER = 30
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    command = add_command(commands, "evaluate", "Score base model, adapters, or a model behind a server.")
+    command.add_argument(
+        "--adapter", type=Path, action="append", default=[], metavar="DIR",
+        help="a PEFT folder; several are scored in one pass (default: the base model)",
+    )  # fmt: skip
+    command.add_argument("--detach", action="store_true", help=DETACH_HELP)
+    command.add_argument("--base", action="store_true", help="score the untouched base model too, next to the adapters")
+    command.add_argument("--model-url", default="", metavar="URL", help="an OpenAI-compatible server, e.g. "
+                         "http://127.0.0.1:8000/v1; its key: FEDFINLORA_API_KEY")  # fmt: skip
+    command.add_argument("--model-name", default="", metavar="NAME", help="what the server calls the model")
+    command.add_argument("--dry-run", action="store_true", help="with --model-url: requests, tokens and cost; send nothing")
+    for way, of in (("in", "prompt"), ("out", "answer")):
+        command.add_argument(f"--price-{way}", type=float, metavar="USD", help=f"per million {of} tokens, for --dry-run")
+    command.set_defaults(call=call)
+
+
+def call(options: argparse.Namespace) -> int:
+    """Run it, or its dry run."""
+    from fedfinlora.commands.evaluate import Asked, dry_run, evaluate
+
+    asked = Asked(tuple(options.adapter), options.base, options.model_url, options.model_name)
+    if not asked.url and (asked.name or options.dry_run):
+        raise ConfigError("--model-name and --dry-run go with --model-url.")
+    if not options.dry_run and (options.price_in is not None or options.price_out is not None):
+        raise ConfigError("--price-in and --price-out go with --dry-run.")
+    if options.dry_run:
+        return dry_run(options.overrides, asked, options.price_in, options.price_out)
+    return evaluate(options.overrides, asked)

@@ -1,0 +1,30 @@
+"""Parser of `report`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from fedfinlora.commands.parsers import add_command
+
+ORDER = 40
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    command = add_command(commands, "report", "Write report.html of one run, or of several side by side.", overrides=False)
+    command.add_argument("runs", nargs="+", metavar="RUN", help="folders or names of runs")
+    command.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the first run's folder")
+    command.add_argument(
+        "--export", type=Path, metavar="DIR", help="also write scores.csv, .md, .tex and figures/*.svg into DIR"
+    )
+    command.set_defaults(call=call)
+
+
+def call(options: argparse.Namespace) -> int:
+    """Run it."""
+    from fedfinlora.commands.report import report
+    from fedfinlora.which_run import folder_or_run
+
+    return report([folder_or_run(run) for run in options.runs], options.output, options.export)
