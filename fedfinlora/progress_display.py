@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from fedfinlora.progress import BankLine, Event, ProgressState, clean, number
 from fedfinlora.runfolder import ROUND_LABEL
@@ -91,6 +93,24 @@ class PlainProgress:
         return line
 
 
+class _Listener(NamedTuple):
+    on_event: Callable[[Event], None]
+    is_shown: bool
+
+
+_listener: ContextVar[_Listener | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def listening(on_event: Callable[[Event], None], is_shown: bool) -> Iterator[None]:
+    """Give the events of the runs that are started inside to a function too, or, where `is_shown` is false, to it alone."""
+    token = _listener.set(_Listener(on_event, is_shown))
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
 class ProgressDisplay:
     """Shows events as they come: live on a terminal, one plain line for each event elsewhere (a log, a pipe).
 
@@ -107,9 +127,11 @@ class ProgressDisplay:
         self._console = console if console is not None else Console()
         self._clock = clock
         self._live: Live | None = None
+        self._listener = _listener.get()
+        self._is_shown = self._listener is None or self._listener.is_shown
 
     def __enter__(self) -> ProgressDisplay:
-        if self._console.is_terminal and not self._console.is_dumb_terminal:
+        if self._console.is_terminal and not self._console.is_dumb_terminal and self._is_shown:
             from rich.live import Live
 
             # Drawn twice a second, so that the time left counts down between events at next to no cost in CPU.
@@ -128,6 +150,10 @@ class ProgressDisplay:
     def handle(self, event: Event) -> None:
         """Take in one event and show it. After `run_done` the final table stands on the terminal."""
         line = self._plain.take(event)
+        if self._listener is not None:
+            self._listener.on_event(event)
+        if not self._is_shown:
+            return
         if event["event"] == "run_done":
             self._stop_live()
             self._print_end(event)

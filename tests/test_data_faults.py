@@ -318,7 +318,7 @@ def test_rows_inside_something_else_get_advice(tmp_path: Path, content: str, adv
         ("a.jsonl", ROW.encode("utf-16-le"), "UTF-16"),
         ("a.jsonl", ROW.encode("utf-32"), "UTF-16"),
         ("a.parquet", b"PAR1 cut", "not a Parquet table"),
-        ("a.jsonl.gz", gzip.compress(ROW.encode())[:-9], "damaged gzip data"),
+        ("a.jsonl.gz", gzip.compress(ROW.encode(), mtime=0)[:-9], "damaged gzip data"),
         ("a.jsonl", b'{"context": "p", "target": null}', "target is not text"),
         ("a.jsonl", b'{"context": "p", "target": true}', "target is not text"),
         ("a.jsonl", b'{"context": 5, "target": "t"}', "context is not text"),
@@ -331,14 +331,14 @@ def test_odd_bytes_are_named(tmp_path: Path, name: str, content: bytes, reason: 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz", "a.csv.gz"])
 def test_a_file_that_unpacks_without_end_is_not_read_to_its_end(tmp_path: Path, name: str) -> None:
     """100 GB of blanks in 100 MB would be the same; here 80 MB, stopped at 64 MB."""
-    ((line, reason),) = faults(tmp_path / name, gzip.compress(b" " * (1 << 20)) * 80)
+    ((line, reason),) = faults(tmp_path / name, gzip.compress(b" " * (1 << 20), mtime=0) * 80)
     assert (line, reason) == (0, "unpacks to more than 500 times its size: not rows; no row of it is read")
 
 
 def test_what_is_fine_stays_fine(tmp_path: Path) -> None:
     million = json.dumps({"context": "x" * 10**6, "target": 5.10}).replace("5.1}", "5.10}")
     content = f"\ufeff{ROW}\r\n{million}\r\n"
-    (tmp_path / "a.jsonl.GZ").write_bytes(gzip.compress(content.encode()))
+    (tmp_path / "a.jsonl.GZ").write_bytes(gzip.compress(content.encode(), mtime=0))
     found = read_file(SourceFile(tmp_path / "a.jsonl.GZ", "a.jsonl.GZ", "train"))
     assert [row.target for row in found.rows] == ["t", "5.10"]
     assert found.lines == (1, 2)

@@ -1,0 +1,139 @@
+"""What `import fedfinlora as ff` offers: the commands as functions with typed results, for notebooks, scripts and tests.
+
+    run = ff.simulate(banks=2, experiment="demo", settings={"train.epochs": 1})
+    run.result.status, run.rounds[-1].train_loss, run.scores["final"]["fpb"].value("accuracy")
+    other = ff.centralized(banks=2, experiment="demo")
+    ff.compare(run, other)["overall"]["score_difference"]
+
+Settings are the configuration's keys (docs/configuration.md): those without a dot as keywords, any of them in `settings`. What the command line
+refuses is a ConfigError, and a run that fails a UserError with what to do; both have been raised before anything is half done, or leave a run folder
+that `resume` takes. No terminal is needed. Events are those of progress.jsonl; `on_event` gets each as it comes, and nothing is printed then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedfinlora.errors import ConfigError, UserError
+from fedfinlora.progress import Event
+from fedfinlora.report.reading import Run, read_run
+
+OnEvent = Callable[[Event], None]
+Settings = Mapping[str, object]
+
+
+def simulate(*, settings: Settings | None = None, on_event: OnEvent | None = None, **named: object) -> Run:
+    """A federated run of simulated banks (`banks=`, default 2) to its end, as `python -m fedfinlora simulate` does it."""
+    from fedfinlora.commands.simulate import simulate as command
+
+    [run] = _runs(command, words_of(settings, named), on_event)
+    return run
+
+
+def centralized(*, settings: Settings | None = None, on_event: OnEvent | None = None, **named: object) -> Run:
+    """The baseline with all banks' rows pooled."""
+    from fedfinlora.commands.baselines import centralized as command
+
+    [run] = _runs(command, words_of(settings, named), on_event)
+    return run
+
+
+def local(*, settings: Settings | None = None, on_event: OnEvent | None = None, **named: object) -> list[Run]:
+    """The baseline of each bank alone: a run for each, in the banks' order."""
+    from fedfinlora.commands.baselines import local as command
+
+    return _runs(command, words_of(settings, named), on_event)
+
+
+def evaluate(
+    adapters: Sequence[str | os.PathLike[str]] = (),
+    *,
+    base: bool = False,
+    url: str = "",
+    model_name: str = "",
+    settings: Settings | None = None,
+    on_event: OnEvent | None = None,
+    **named: object,
+) -> Run:
+    """Score adapters (folders that PEFT can load), the base model (`base`, or without any adapter), or the model behind an OpenAI-like server (`url`,
+    `model_name`). The scores are in `Run.scores`: under `final` for one adapter, under the folders' names for several, `base` and `remote`.
+    """
+    from fedfinlora.commands.evaluate import Asked
+    from fedfinlora.commands.evaluate import evaluate as command
+
+    asked = Asked(tuple(Path(folder) for folder in adapters), base, url, model_name)
+    [run] = _runs(lambda words: command(words, asked), words_of(settings, named), on_event)
+    return run
+
+
+def load_run(run: str | os.PathLike[str]) -> Run:
+    """The records of a run by its folder or its name. UserError where there is none; what is damaged is in `Run.missing`, and the rest is there."""
+    from fedfinlora.which_run import folder_or_run
+
+    folder = folder_or_run(os.fspath(run))
+    found = read_run(folder)
+    if not found.config and not found.rounds and not found.result.status:
+        raise UserError(f"{folder} is not the folder of a run: it has neither config.yaml, rounds.jsonl nor result.json.")
+    return found
+
+
+def compare(one: Run, other: Run, labels: tuple[str, str] = ("final", "final")) -> dict[str, Any]:
+    """The differences of two evaluations on the rows that both have, with paired intervals (`eval.compare.compare_runs`)."""
+    from eval.compare import compare_runs
+
+    return compare_runs(one.folder, labels[0], other.folder, labels[1])
+
+
+def words_of(settings: Settings | None, named: Settings) -> list[str]:
+    """The command line's words of settings.
+
+    >>> words_of({"train.epochs": 2, "dataset.tasks": ["fpb", "fiqa"]}, {"banks": 3, "run_name": "Lauf Ü", "overwrite": True})
+    ['banks=3', 'run_name=Lauf Ü', 'overwrite=true', 'train.epochs=2', 'dataset.tasks=[fpb,fiqa]']
+    """
+    from fedfinlora.words import text_keys, word
+
+    words = []
+    for key, value in {**named, **(settings or {})}.items():
+        if isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        if key in text_keys():
+            words.append(word(key, str(value)))
+        elif isinstance(value, str):
+            words.append(f"{key}={value}")
+        elif isinstance(value, bool | int | float) or value is None:
+            words.append(f"{key}={json.dumps(value)}")
+        elif isinstance(value, list | tuple):
+            words.append(f"{key}=[{','.join(map(str, value))}]")
+        else:
+            raise ConfigError(f"{key} must be a text, a number, true or false, or a list of names, not {type(value).__name__}.")
+    return words
+
+
+def _runs(command: Callable[[list[str]], int], words: list[str], on_event: OnEvent | None) -> list[Run]:
+    """Call a command, and read the folders of the runs that it has completed, in order."""
+    from fedfinlora.progress_display import listening
+    from fedfinlora.shadows import own_modules_first
+    from fedfinlora.surroundings import prepare_process
+
+    own_modules_first()
+    prepare_process()
+    folders: list[Path] = []
+
+    def take(event: Event) -> None:
+        if event["event"] == "run_done":
+            folders.append(Path(str(event["run_dir"])))
+        if on_event is not None:
+            on_event(event)
+
+    is_shown = on_event is None
+    with listening(take, is_shown), contextlib.nullcontext() if is_shown else contextlib.redirect_stdout(io.StringIO()):
+        status = command(words)
+    if status or not folders:
+        raise UserError("The run has failed; its folder says why.")
+    return [read_run(folder) for folder in folders]
