@@ -29,6 +29,9 @@ __all__ = ["SHOWN_BAD_ROWS", "WIDTH", "CheckReport", "FileReport", "PromptTokens
 Tokenize = Callable[[list[str]], Sequence[Sequence[int]]]
 """Texts -> the token ids of each, e.g. `lambda texts: tokenizer(texts, add_special_tokens=False)["input_ids"]`."""
 
+LeastTokens = Callable[[Row], int]
+"""A row -> tokens that it has at least, where that alone shows that it does not fit the window; else 0."""
+
 SHOWN_ANSWERS = 5
 TOKENIZED_TOGETHER = 256
 
@@ -41,6 +44,8 @@ class LongRow:
     """From 1, as editors count; of a Parquet table its row from 1."""
     tokens: int
     """Prompt and target with the tokens that begin and end them; of a test row, prompt and the answer's budget."""
+    at_least: bool = False
+    """The row was not tokenized: its number of characters shows that it has these tokens or more."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,8 @@ class PromptTokens:
     """Rows that a run skips because they do not fit the model's context window; () where no window was given."""
     window: int = 0
     """The context window in tokens."""
+    at_least: bool = False
+    """A row was not tokenized, so mean and longest are no more than lower bounds."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,7 @@ class Lengths:
     targets: Tokenize | None
     context_tokens: int
     """0 = no window is known."""
+    least: LeastTokens | None = None
 
     def of(self, content: FileRows) -> PromptTokens | None:
         """The lengths of a file's prompts, and its rows that do not fit. A test row needs room for its answer's whole budget."""
@@ -72,14 +80,17 @@ class Lengths:
         long: list[LongRow] = []
         for start in range(0, len(content.rows), TOKENIZED_TOGETHER):
             chunk = content.rows[start : start + TOKENIZED_TOGETHER]
-            lengths = list(map(len, self.prompts([row.prompt for row in chunk])))
-            prompts += lengths
-            if self.context_tokens:
-                rooms = self._rooms(chunk, content.file.split)
-                lines = content.lines[start : start + TOKENIZED_TOGETHER]
-                needed = zip(lines, map(sum, zip(lengths, rooms, strict=True)), strict=True)
-                long += [LongRow(line, tokens) for line, tokens in needed if tokens > self.context_tokens]
-        return PromptTokens(sum(prompts) / len(prompts), max(prompts), tuple(long), self.context_tokens)
+            least = [self.least(row) if self.least and self.context_tokens else 0 for row in chunk]
+            tokenized = [row for row, tokens in zip(chunk, least, strict=True) if not tokens]
+            lengths = iter(list(map(len, self.prompts([row.prompt for row in tokenized]))) if tokenized else [])
+            rooms = iter(self._rooms(tokenized, content.file.split) if tokenized and self.context_tokens else [])
+            for line, tokens in zip(content.lines[start : start + TOKENIZED_TOGETHER], least, strict=True):
+                prompts.append(tokens or next(lengths))
+                needed = tokens or prompts[-1] + next(rooms, 0)
+                if self.context_tokens and needed > self.context_tokens:
+                    long.append(LongRow(line, needed, bool(tokens)))
+        bounded = any(row.at_least for row in long)
+        return PromptTokens(sum(prompts) / len(prompts), max(prompts), tuple(long), self.context_tokens, bounded)
 
     def _rooms(self, rows: Sequence[Row], split: str) -> list[int]:
         """Tokens that must fit behind each prompt."""
@@ -114,6 +125,8 @@ class FileReport:
     """Task and number of rows."""
     same_as: str = ""
     """An earlier file with the same bytes, where it has rows."""
+    doubt: str = ""
+    """What its name leaves open about its split."""
 
 
 @dataclass(frozen=True)
@@ -148,11 +161,13 @@ def check_folder(
     context_tokens: int = 0,
     columns: ColumnsConfig | None = None,
     answer_tokenizer: Tokenize | None = None,
+    least_tokens: LeastTokens | None = None,
 ) -> CheckReport:
     """Read and judge every train and test file that `source` has below `root` (not used for the sample; with jsonl also a file).
 
     `context_tokens` is the model's context window; with it and a tokenizer, rows that do not fit are named. `answer_tokenizer` is that
-    of the targets, where it is another one: a prompt may have a token that begins it. A bad or unreadable file is part of the report.
+    of the targets, where it is another one: a prompt may have a token that begins it. `least_tokens` saves tokenizing rows whose length
+    in characters says enough. A bad or unreadable file is part of the report.
     Raises UserError only where there is nothing to read.
     """
     choose(source, ("finlora", "jsonl", "sample"), "source to check")
@@ -161,13 +176,15 @@ def check_folder(
         raise UserError(f"There is no folder {shown(str(folder))!r} to check (looked at {shown(str(folder.absolute()))}).")
     layout = "jsonl" if source == "jsonl" else "finlora"
     found = [find(folder, layout, split, columns=columns, thorough=True) for split in SPLITS]
+    doubts = {name: doubt for each in found for name, doubt in each.doubts.items()}
     in_train: set[bytes] = set()
     by_sha256: dict[str, str] = {}
     reports = []
     for file in (file for each in found for file in each.files):
         content = read_file(file)
         prompts = [_fingerprint(row.prompt) for row in content.rows]
-        report = _report(content, prompts, in_train, Lengths(tokenizer, answer_tokenizer or tokenizer, context_tokens))
+        lengths = Lengths(tokenizer, answer_tokenizer or tokenizer, context_tokens, least_tokens)
+        report = replace(_report(content, prompts, in_train, lengths), doubt=doubts.get(file.name, ""))
         same_as = by_sha256.setdefault(content.sha256, file.name) if content.rows else file.name
         reports.append(replace(report, same_as="" if same_as == file.name else same_as))
         if file.split == "train":

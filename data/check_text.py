@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 WIDTH = 120
 """Columns of the report."""
+ALL_ROWS = "show=all"
+"""The word on the command line of `data check` that lists every bad and every long row."""
 SHOWN_BAD_ROWS = 5
 SHOWN_LONG_ROWS = 5
 SHOWN_NAMES = 30
@@ -22,8 +24,8 @@ MOST_TASK_WIDTH = 30
 GAP = "  "
 
 
-def render(report: CheckReport) -> str:
-    """The report as plain text of at most 120 columns."""
+def render(report: CheckReport, all_rows: bool = False) -> str:
+    """The report as plain text of at most 120 columns, with the first bad and long rows of each file or with all of them."""
     lines = [
         f"{report.root}: {_count(len(report.files), 'file')}, {_count(sum(file.rows for file in report.files), 'row')}, "
         f"read as dataset={report.source}",
@@ -34,7 +36,7 @@ def render(report: CheckReport) -> str:
     if not report.has_tokens:
         lines += ["", "Prompt tokens are not shown: no tokenizer was given."]
     for file in report.files:
-        lines += _findings(file)
+        lines += _findings(file, all_rows)
     lines += _banks(report)
     lines += _not_read(report)
     bad = sum(len(file.bad_rows) for file in report.files) + len(report.refused)
@@ -116,7 +118,8 @@ def _table(report: CheckReport) -> list[str]:
         in_train = f"{file.in_train}" if file.split == "test" else ""
         line = [file.name, _tasks(file), f"{file.rows}", f"{len(file.bad_rows)}", f"{file.duplicates}", in_train]
         if report.has_tokens:
-            line += [f"{file.tokens.mean:.0f}", f"{file.tokens.longest}"] if file.tokens else ["", ""]
+            least = "≥" if file.tokens and file.tokens.at_least else ""
+            line += [f"{least}{file.tokens.mean:.0f}", f"{least}{file.tokens.longest}"] if file.tokens else ["", ""]
         cells.append(line)
     widths = [max(len(line[column]) for line in cells) for column in range(len(heads))]
     widths[1] = min(widths[1], MOST_TASK_WIDTH)
@@ -133,9 +136,11 @@ def _tasks(file: FileReport) -> str:
     return file.tasks[0] if len(file.tasks) == 1 else f"{len(file.tasks)} tasks" if file.tasks else "?"
 
 
-def _findings(file: FileReport) -> list[str]:
-    """Answers, warnings and the first bad rows of one file."""
+def _findings(file: FileReport, all_rows: bool) -> list[str]:
+    """Answers, warnings and the bad rows of one file."""
     lines = ["", file.name]
+    if file.doubt:
+        lines.append(f"  warning: {file.doubt}")
     if file.answers:
         kind = "labels" if all(labels_of(task) for task in file.tasks) else "most frequent answers"
         listed = ", ".join(f"{_clip(' '.join(answer.split()), ANSWER_WIDTH)} {count}" for answer, count in file.answers)
@@ -147,19 +152,21 @@ def _findings(file: FileReport) -> list[str]:
     if file.same_as:
         lines.append(f"  warning: the same bytes as {file.same_as}: these rows are there twice")
     if file.tokens and file.tokens.over_window:
-        lines += _long(file)
-    lines += [f"  bad: {describe(bad)}" for bad in file.bad_rows[:SHOWN_BAD_ROWS]]
-    if len(file.bad_rows) > SHOWN_BAD_ROWS:
-        lines.append(f"  bad: and {len(file.bad_rows) - SHOWN_BAD_ROWS} more")
+        lines += _long(file, all_rows)
+    bad_rows = file.bad_rows if all_rows else file.bad_rows[:SHOWN_BAD_ROWS]
+    lines += [f"  bad: {describe(bad)}" for bad in bad_rows]
+    if len(file.bad_rows) > len(bad_rows):
+        lines.append(f"  bad: and {len(file.bad_rows) - len(bad_rows):,} more; {ALL_ROWS} behind the folder lists them all")
     return lines if len(lines) > 2 else []
 
 
-def _long(file: FileReport) -> list[str]:
-    """The rows that a run skips for their length, the first of them by line, and what to do."""
+def _long(file: FileReport, all_rows: bool) -> list[str]:
+    """The rows that a run skips for their length, by line, and what to do."""
     assert file.tokens is not None
     long, window = file.tokens.over_window, file.tokens.window
-    listed = ", ".join(f"line {row.line:,} ({row.tokens:,})" for row in long[:SHOWN_LONG_ROWS])
-    more = f" and {len(long) - SHOWN_LONG_ROWS:,} more" if len(long) > SHOWN_LONG_ROWS else ""
+    shown = long if all_rows else long[:SHOWN_LONG_ROWS]
+    listed = ", ".join(f"line {row.line:,} ({'at least ' if row.at_least else ''}{row.tokens:,})" for row in shown)
+    more = f" and {len(long) - len(shown):,} more" if len(long) > len(shown) else ""
     what = "longer with the answer's budget" if file.split == "test" else "longer"
     unused = "not scored" if file.split == "test" else "skipped by a run"
     return [

@@ -19,7 +19,7 @@ from typing import Any
 from fedfinlora.errors import UserError
 from fedfinlora.locks import wait_for
 
-FORMAT = 2
+FORMAT = 3
 """Raised when the decoding or the lines change their meaning, so that old answers are left alone."""
 
 

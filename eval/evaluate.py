@@ -35,8 +35,9 @@ from fedfinlora.seeds import generator
 
 OnEvent = Callable[..., None]
 log = logging.getLogger("fedfinlora")
-CUT, MANY_CUT = ("budget", "length", "max_tokens"), 0.05
-"""Why a text ended at its budget, in ours and in servers' words; the share of such answers that is worth a warning."""
+CUT, FILTERED, MANY_CUT = ("budget", "length", "max_tokens"), ("content_filter", "safety", "refusal"), 0.05
+"""Why a text ended at its budget, in ours and in servers' words, and because the server held it back; the share of such answers that is worth a
+warning."""
 PARTIAL = ".partial"
 """Ends the names of files that hold answers until all benchmarks are scored."""
 
@@ -234,6 +235,12 @@ class _Task:
         """Warn where many texts reach the budget while they are empty or inside a thought: their score says little of the model."""
         texts = [record.output or "" for record in records if record.stopped in CUT]
         cut = sum(not text.strip() or is_unfinished(text) for text in texts)
+        filtered = sum(record.stopped in FILTERED for record in records)
+        if filtered >= max(1, MANY_CUT * len(records)):
+            log.warning(
+                "%s, %s: the server held back %d of %d answers (content filter); they count as they came, empty ones as unparsed.",
+                self.label, self.benchmark.key, filtered, len(records),
+            )  # fmt: skip
         if cut >= max(1, MANY_CUT * len(records)):
             log.warning(
                 "%s, %s: %d of %d answers were cut off at the benchmark's budget of %d tokens before they said anything. Ask for answers without "

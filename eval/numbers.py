@@ -53,6 +53,16 @@ _NUMBER = re.compile(
 )
 _POWER_OF_TEN = re.compile(r"10\s*(?:\^|\*\*)\s*\(?([-+−]?\d{1,4})")
 _QUOTIENT = re.compile(r"\W*?(?P<over>[-−]?\d+(?:\.\d+)?)\s*/\s*(?P<under>\d+(?:\.\d+)?)\W*")
+_MINUS = re.compile(rf"(?<![\d)]\s)(?<![\d)])\b(?:negative|minus)\s+(?={CURRENCY}?\s?\.?\d)", re.IGNORECASE)
+_MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sept?|oct|nov|dec)[a-z]*\.?"
+_YEAR = r"(?:19|20)\d\d"
+_SET_ASIDE = re.compile(
+    rf"\b{_YEAR}-\d\d-\d\d(?!\d)|\b{_MONTH}\s+\d{{1,2}}(?:st|nd|rd|th)?,?\s+{_YEAR}\b|\b\d{{1,2}}\s+{_MONTH}\s+{_YEAR}\b"
+    rf"|\b(?:in|for|of|fy|year|during)\s*(?:(?:the\s+)?(?:fiscal\s+)?(?:fy|year)\s*)?{_YEAR}(?![\w.]*\d|\s*(?:%|[a-z]*illion|dollars|usd))\b"
+    r"|(?:\bnot|n['\u2019]t)\s+[^\s\d]{0,4}\d\S*(?:\s+[a-z]+)?\s+but\b",
+    re.IGNORECASE,
+)
+"""Dates, years ("in 2023", "FY 2023") and what "not 4 but" denies: no answer where another number is there."""
 _AROUND = " \t*_`\"'“”„«»‹›‚‘’.,;:!?="
 """Signs around a number that is alone."""
 _STEP = re.compile(r"\s*\d{1,2}[.):]\s+\S")
@@ -65,25 +75,27 @@ def parse_number(text: str, labels: Sequence[str] = ()) -> float | None:
     Where the text does not begin with a line that is a number, one behind the last "the answer is" or "final answer" comes first. Separators
     of thousands (comma, blank, apostrophe, dots where there are several), currency signs and a percent sign are dropped ("12.5 %" is 12.5,
     not 0.125); a decimal comma is a point; accountants' brackets negate; "e6", "x 10^6", "10⁶", "million", "bn", "5M" scale; a fraction is
-    divided where it is all there is; LaTeX and other dashes are read as what they are written for. Other units are ignored. What is not
-    finite is no number.
+    divided where it is all there is; LaTeX, other dashes, "minus" and "negative" are read as what they are written for. Other units are
+    ignored, and so are a date, a year ("in 2023") and a number denied ("not 4 but 5") where another number is there. What is not finite is
+    no number.
 
     >>> parse_number("FV = 30,000 × 1.2 = $36,000.00"), parse_number("(5.2 million)"), parse_number("none")
     (36000.0, -5200000.0, None)
     >>> parse_number("1. We add 5 to 6.\\nThe answer is 11."), parse_number("1.234,5"), parse_number("1/4")
     (11.0, 1234.5, 0.25)
     """
-    text = typed(text)
+    text = _MINUS.sub("-", typed(text))
     quotient = _QUOTIENT.fullmatch(text)
     if quotient and not float(quotient["under"]):
         return None
     if quotient:
         return float(quotient["over"].replace("−", "-")) / float(quotient["under"])
-    named = [] if _is_number(_first_line(text)) else list(_NAMED.finditer(text))
-    for place in (*(found.end() for found in reversed(named)), 0):
-        value = _first_number(text[place:])
-        if value is not None:
-            return value if math.isfinite(value) else None
+    for said in (_SET_ASIDE.sub(" ", text), text):
+        named = [] if _is_number(_first_line(said)) else list(_NAMED.finditer(said))
+        for place in (*(found.end() for found in reversed(named)), 0):
+            value = _first_number(said[place:])
+            if value is not None:
+                return value if math.isfinite(value) else None
     return None
 
 

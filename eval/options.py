@@ -1,8 +1,11 @@
-"""Lists of all options on offer, as a question repeats them: "positive/negative/neutral", "A, B or C?". They are no answer.
+"""Labels that are named but not answered: lists of options ("positive/negative/neutral", "A, B or C?") and denials ("not positive").
 
-A list is every label once or more, with nothing between them but commas, bars, slashes, semicolons, "or", "and", quotes, brackets, bullets
-and the words for a level (strong, moderately, mildly). Some of the labels alone, "positive or neutral", are no such list: the first counts.
-Of two labels ("Yes", "No") a comma or "and" alone makes no list unless nothing else is there: "Yes, no doubt" is an answer.
+A list is two labels or more with nothing between them but commas, bars, slashes, semicolons, "or", "and", quotes, brackets, bullets and the
+words for a level (strong, moderately, mildly). It is no answer if a bar, a slash, "or" or "vs" is in it ("positive or neutral" decides
+nothing), or if it holds every label on offer. Some of the labels with commas or "and" alone are no such list: the first counts. Of two
+labels ("Yes", "No") a comma or "and" alone makes no list unless nothing else is there: "Yes, no doubt" is an answer.
+
+A denial denies the labels behind it up to the end of its clause. The word "no" in front of a noun ("no doubt") is not the answer "No".
 """
 
 from __future__ import annotations
@@ -23,10 +26,63 @@ _PIECES = re.compile(
 _BEGUN = ("or", "and", "vs", "strongly", "moderately", "mildly")
 
 
-def without_option_lists(text: str, labels: Sequence[str], denied: str = "") -> str:
-    """The text with a sign in the place of each list of all labels; case does not matter.
+_DENIAL = (
+    r"\b(?:not(?!\s+(?:only|just|surprisingly)\b)|cannot|\w+n['\u2019]t|neither|nor|{no}nothing|never|hardly|without|rather\s+than"
+    r"|instead\s+of|far\s+from)(?![\w'\u2019-])"
+)
+_NOUNS = ("doubts", "questions", "wonder", "matter", "problems", "idea", "clue", "way", "longer", "need", "reasons")
+"""What "no" stands in front of without being an answer; a plural stands for its singular too."""
+_NO_NOUN = rf"(?:{'|'.join(re.sub('s$', 's?', noun) for noun in _NOUNS)})\b"
+_NO = rf"no(?!\s+{_NO_NOUN})|"
+_CLAUSE_END = re.compile(
+    r"[;:,?!)\n\u2013\u2014]|\.(?!\d)|(?<=\s)-+(?=\s)|\bbut\b|\b(?:and|so)\s+(?:the|it|this|that)\b|\b(?:therefore|thus|hence|because)\b",
+    re.IGNORECASE,
+)
+_STRUCK = re.compile(r"~~[^~]*~~|\[ \][^\n\[]*")
+"""What is struck out in Markdown, or behind a check box that is not ticked."""
+_DETERMINER = re.compile(
+    rf"\bno(?=[ \t]+{_NO_NOUN}|\.[ \t]*\d)"
+    r"|(?:(?<=\bthere is )|(?<=\bthere are )|(?<=\bthere was )|(?<=\bthere were )|(?<=\bhas )|(?<=\bhave )|(?<=\bwith ))no(?=[ \t]+\w)",
+    re.IGNORECASE,
+)
+_OPEN_DETERMINER = re.compile(r"\bno\.?[ \t]*(\w*)\Z", re.IGNORECASE)
 
-    `denied` is a lookbehind for what makes a label no option, such as "not" in front of it.
+
+def without_denials(text: str, labels: Sequence[str]) -> str:
+    """The text with a sign in the place of each label that is denied, struck out or not ticked, and of each "no" that is no answer.
+
+    >>> without_denials("It is not really positive or neutral, but negative", ("negative", "neutral", "positive"))
+    'It is not really ∅ or ∅, but negative'
+    >>> without_denials("There is no doubt: yes", ("Yes", "No")), without_denials("~~Yes~~ No", ("Yes", "No"))
+    ('There is ∅ doubt: yes', '∅ No')
+    """
+    text = _STRUCK.sub("∅", text)
+    names = sorted((label for label in labels if label), key=lambda label: (-len(label), label))
+    no_is_label = any(label.lower() == "no" for label in names)
+    if no_is_label:
+        text = _DETERMINER.sub("∅", text)
+    one = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, names))})(?!\w)", re.IGNORECASE)
+    pieces, done = [], 0
+    for denial in re.finditer(_DENIAL.format(no="" if no_is_label else _NO), text, re.IGNORECASE):
+        if denial.start() < done:
+            continue
+        end = _CLAUSE_END.search(text, denial.end())
+        until = end.start() if end else len(text)
+        pieces += [text[done : denial.end()], one.sub("∅", text[denial.end() : until])]
+        done = until
+    return "".join((*pieces, text[done:]))
+
+
+def may_become_denial(text: str) -> bool:
+    """Whether more text could strike a label out, or take its last "no" for a word in front of a noun."""
+    left = _OPEN_DETERMINER.search(text)
+    return "~~" in text or (
+        left is not None and (left[1].isdigit() or any(noun.startswith(left[1].lower()) for noun in _NOUNS))
+    )
+
+
+def without_option_lists(text: str, labels: Sequence[str]) -> str:
+    """The text with a sign in the place of each list of options that decides nothing; case does not matter.
 
     >>> without_option_lists("Is it Yes or No? No", ("Yes", "No")), without_option_lists("Yes, no doubt", ("Yes", "No"))
     ('Is it ∅? No', 'Yes, no doubt')
@@ -34,13 +90,13 @@ def without_option_lists(text: str, labels: Sequence[str], denied: str = "") -> 
     names = {label.lower() for label in labels if label}
     if len(names) < 2:
         return text
-    one, run = _patterns(tuple(sorted(names, key=lambda name: (-len(name), name))), denied)
+    one, run = _patterns(tuple(sorted(names, key=lambda name: (-len(name), name))))
 
     def list_or_text(found: re.Match[str]) -> str:
-        if {label.lower() for label in one.findall(found[0])} != names:
-            return found[0]
+        listed = {label.lower() for label in one.findall(found[0])}
+        undecided = len(listed) > 1 and _DECISIVE.search(one.sub("", found[0]))
         alone = not re.search(r"\w", text[: found.start()] + text[found.end() :])
-        return "∅" if len(names) > 2 or alone or _DECISIVE.search(one.sub("", found[0])) else found[0]
+        return "∅" if undecided or (listed == names and (len(names) > 2 or alone)) else found[0]
 
     return run.sub(list_or_text, text)
 
@@ -63,23 +119,29 @@ def without_letter_lists(text: str, letters: str) -> str:
 
 
 def may_become_list(text: str, labels: Sequence[str]) -> bool:
-    """Whether more text could turn the first label of this one into a part of a list of options (or already has)."""
+    """Whether more text could turn a label of this one into a part of a list of options, or of labels with a score each."""
     names = tuple(sorted({label.lower() for label in labels if label}, key=lambda name: (-len(name), name)))
     if len(names) < 2:
         return False
-    one, run = _patterns(names, "")
-    found = one.search(text)
-    if not found:
-        return True
-    whole = run.match(text, found.start())
-    rest = text[whole.end() if whole else found.end() :]
-    between = _PIECES.match(rest)
-    left = rest[between.end() if between else 0 :].lower()
-    return any(word.startswith(left) for word in (*_BEGUN, *names)) or bool(re.search(r"\n\s*\(?\w{0,2}[.)]?\Z", rest))
+    one, run = _patterns(names)
+    found = list(one.finditer(text))
+    for label in found:
+        whole = run.match(text, label.start())
+        rest = text[whole.end() if whole else label.end() :]
+        between = _PIECES.match(rest)
+        left = rest[between.end() if between else 0 :].lower()
+        if any(word.startswith(left) for word in (*_BEGUN, *names)) or re.search(r"\n\s*\(?\w{0,2}[.)]?\Z", rest):
+            return True
+        if re.match(r"[\s\"'`*]*(?:[:=]|\Z)", rest):
+            return True
+        part = re.search(r"\w-\Z", text[: label.start()]) or rest.startswith("-")
+        if not whole and not part:  # the answer: what comes later does not count
+            return False
+    return not found
 
 
 @cache
-def _patterns(names: tuple[str, ...], denied: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
+def _patterns(names: tuple[str, ...]) -> tuple[re.Pattern[str], re.Pattern[str]]:
     """(one label, two or more labels with joiners between them)."""
     label = rf"(?<!\w)(?:{'|'.join(map(re.escape, names))})(?!\w)"
-    return re.compile(label, re.IGNORECASE), re.compile(rf"{denied}{_LEVEL}{label}(?:{_JOINER}{label})+", re.IGNORECASE)
+    return re.compile(label, re.IGNORECASE), re.compile(rf"{_LEVEL}{label}(?:{_JOINER}{label})+", re.IGNORECASE)

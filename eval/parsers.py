@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 
 from eval.numbers import DASHES, lone_number, parse_number
-from eval.options import without_letter_lists, without_option_lists
+from eval.options import without_denials, without_letter_lists, without_option_lists
 from eval.said import WRITTEN, is_refusal
 
 Answer = str | float | list[str | None]
@@ -20,15 +20,20 @@ Parser = Callable[[str, Sequence[str]], Answer | None]
 
 
 _HYPHENS = "-\u2010\u2011"
-_DENIED = "".join(rf"(?<!\b{word} )" for word in ("not", "neither", "nor", "never")) + "(?<!n't )(?<!n\u2019t )"
+LABEL_NAMED = re.compile(r"\b(?:answer|sentiment)(?: is|:)[\s\"'`*_(\[]*(?:(?:a|an|the)\s+)?", re.IGNORECASE)
+"""What a text says in front of the label that it decides on."""
+_NEXT_QUESTION = re.compile(r"\n\s*(?:input|question|instruction)\s*:", re.IGNORECASE)
 
 
 def parse_label(text: str, labels: Sequence[str]) -> str | None:
     """The label that occurs first as a whole word, in the label set's own spelling; case does not matter.
 
-    Where two labels start at the same place the longer one wins. A hyphen binds: "non-negative" holds no label. A label behind "not",
-    "neither" or "nor" is denied and does not count, and neither does a list of all labels, as in "Is it positive, negative or neutral?".
-    Full-width letters are letters. A text that begins with a refusal ("I cannot tell whether it is positive or negative") holds none.
+    Unless the first line is a label and no more, one behind the last "answer is", "answer:", "sentiment is" or "sentiment:" comes first. Of
+    labels with a score each ("negative: 10%, positive: 90%") the largest counts. Where two labels start at the same place the longer one
+    wins. A hyphen binds: "non-negative" holds no label. What does not count: a label behind a denial ("not", "no", "neither", "hardly",
+    "without", "rather than", …) in the same clause, struck out or behind an empty check box; a list that decides nothing ("positive or
+    neutral", all labels); "no" in front of a noun ("no doubt") where No is a label. Full-width letters are letters. A text that begins with
+    a refusal ("I cannot tell whether it is positive or negative") holds none.
 
     >>> parse_label("It is Positive, not negative.", ["negative", "positive"])
     'positive'
@@ -37,11 +42,28 @@ def parse_label(text: str, labels: Sequence[str]) -> str | None:
     if not longest_first or is_refusal(text):
         return None
     text = text if text.isascii() else unicodedata.normalize("NFKC", text)
-    text = without_option_lists(text, longest_first, _DENIED)
+    text = without_option_lists(without_denials(text, longest_first), longest_first)
     words = "|".join(f"({re.escape(label)})" for label in longest_first)
-    bound = rf"{_DENIED}(?<!\w)(?<!\w[{_HYPHENS}])(?:{words})(?!\w)(?![{_HYPHENS}]\w)"
-    found = re.search(bound, text, re.IGNORECASE)
+    bound = re.compile(rf"(?<!\w)(?<!\w[{_HYPHENS}])(?:{words})(?!\w)(?![{_HYPHENS}]\w)", re.IGNORECASE)
+    found = _scored_highest(text, bound) or bound.search(text)
+    first_line = re.sub(r"\A\W+|\W+\Z", "", _first_line(text))
+    if found and not bound.fullmatch(first_line):
+        own = _NEXT_QUESTION.split(text, maxsplit=1)[0]
+        named = [label for lead in LABEL_NAMED.finditer(own) if (label := bound.match(own, lead.end()))]
+        found = named[-1] if named else found
     return longest_first[found.lastindex - 1] if found and found.lastindex else None
+
+
+def _scored_highest(text: str, label: re.Pattern[str]) -> re.Match[str] | None:
+    """The label with the largest score, if a text's first label and at least one more have a score each."""
+    scores: dict[str, tuple[float, re.Match[str]]] = {}
+    for found in label.finditer(text):
+        score = re.compile(r"[\"'`*]*\s*[:=]\s*(\d+(?:\.\d+)?|\.\d+)").match(text, found.end())
+        if score:
+            scores.setdefault(found[0].lower(), (float(score[1]), found))
+        elif not scores:
+            return None
+    return max(scores.values(), key=lambda pair: pair[0])[1] if len(scores) > 1 else None
 
 
 def parse_collapsed_sentiment(text: str, labels: Sequence[str]) -> str | None:
@@ -53,7 +75,7 @@ def parse_collapsed_sentiment(text: str, labels: Sequence[str]) -> str | None:
     return parse_label(text, ("negative", "neutral", "positive"))
 
 
-_LETTER_ENDS = r"(?=\s*(?:$|[.,:;!)\]\n*\"'`]|[-–—]+\s|(?:is|because|since)\b))"
+_LETTER_ENDS = r"(?=\s*(?:$|[.,:;!)\]\n*\"`]|['\u2019](?!\w)|[-–—]+\s|(?:is|because|since)\b))"
 """What may follow an option's letter, so that the article in "A company issues bonds" is not option A."""
 
 
@@ -62,7 +84,8 @@ def parse_choice(text: str, labels: Sequence[str]) -> str | None:
 
     Tried in this order: the text begins with a letter ("B", "B.", "(C)", "D) 5 %"); "final answer", then "answer", "option" or "choice"
     names one ("The correct answer is D"); a letter in brackets anywhere; a lone capital followed by punctuation, if no other letter
-    is alone. A list of the options ("A, B or C?", or a line for each) is no answer. Wide and circled letters, and LaTeX around a letter, count
+    is alone. A list of the options ("A, B or C?", or a line for each) is no answer, and neither is a letter that is denied ("not A", "A is
+    wrong", "eliminate A"). Wide and circled letters, and LaTeX around a letter, count
     as the letter. Small letters count only where the text begins with one or "Answer:" is followed by one, and brackets, punctuation or the
     end follow.
 
@@ -72,11 +95,11 @@ def parse_choice(text: str, labels: Sequence[str]) -> str | None:
     letters = "".join(label for label in labels if len(label) == 1).upper()
     if not letters or is_refusal(text):
         return None
-    text = without_letter_lists(_plain(unicodedata.normalize("NFKC", text)), letters)
+    text = _without_denied_letters(without_letter_lists(_plain(unicodedata.normalize("NFKC", text)), letters), letters)
     upper, either = f"[{letters}]", f"[{letters}{letters.lower()}]"
     small_ends = r"(?=\s*(?:$|[.:;)\]\n*]))"
     keyword = r"(?i:\b(?:answer|option|choice)\b)"
-    named = rf"{keyword}\s*[:=]?\s*[(\[*\"'`]*(?:({upper}){_LETTER_ENDS}|({either}){small_ends})"
+    named = rf"{keyword}[\"'`*]*\s*[:=]?\s*[(\[*\"'`]*(?:({upper}){_LETTER_ENDS}|({either}){small_ends})"
     patterns = (
         rf"^[\s(\[*\"'`]*(?:({upper}){_LETTER_ENDS}|({either}){small_ends})",
         rf"(?i:\bfinal)\s+{named}",
@@ -88,8 +111,23 @@ def parse_choice(text: str, labels: Sequence[str]) -> str | None:
         found = re.search(pattern, text)
         if found:
             return next(group for group in found.groups() if group).upper()
-    alone = set(re.findall(rf"(?<![\w'’])({upper})(?!\w)", text))
-    return alone.pop() if len(alone) == 1 and re.search(rf"(?<![\w'’]){upper}(?=[.:;)\]]|\s*$)", text) else None
+    alone = set(re.findall(rf"(?<![\w'’])({upper})(?!['’]?\w)", text))
+    ends = r"(?=[.:;)\]]|\s*$|\s+is\s+(?:correct|right|true)\b)"
+    return alone.pop() if len(alone) == 1 and re.search(rf"(?<![\w'’]){upper}{ends}", text) else None
+
+
+def _without_denied_letters(text: str, letters: str) -> str:
+    """A text with a sign in the place of the letters that it rules out.
+
+    >>> _without_denied_letters("Eliminate A and (C). The answer is not B; D is wrong.", "ABCD")
+    'Eliminate ∅. The answer is not ∅; ∅ is wrong.'
+    """
+    letter = rf"[(\[*\"'`]*(?<!\w)[{letters}](?!['’]?\w)[)\]*\"'`]*"
+    several = rf"{letter}(?:\s*(?:,|\bor\b|\bnor\b|\band\b)+\s*{letter})*"
+    denial = r"(?i:\b(?:not|neither|nor|eliminat(?:e|es|ed|ing)|rul(?:e|es|ed|ing)\s+out|exclud(?:e|es|ed|ing))|n['’]t)"
+    behind = r"(?i:is|are|was|were)(?:n['’]t\b|\s+(?i:not|never|incorrect|wrong|false|eliminated|excluded|ruled\s+out)\b)"
+    text = re.sub(rf"({denial}\s+(?i:(?:options?|choices?|answers?)\s+)?){several}", r"\1∅", text)
+    return re.sub(rf"{several}(?=\s*(?:{behind}))", "∅", text)
 
 
 def _plain(text: str) -> str:
@@ -126,13 +164,27 @@ def parse_tag(text: str, labels: Sequence[str] = ()) -> str | None:
     return word.lower() if word else None
 
 
+_LIST_LEAD = re.compile(
+    r"\A\W*(?:[A-Za-z'\u2019-]+ +)*(?:tags?|answers?|elements?|concepts?|list|follows|following)\b[^:,;|\n]*:\W*?\s+",
+    re.IGNORECASE,
+)
+_SIDE_BY_SIDE = re.compile(rf"({_PREFIX}[A-Za-z]\w*)[ \t]+(?={_PREFIX}[A-Za-z])", re.IGNORECASE)
+_KEY = re.compile(r"""\A[{\s]*["']?\d{1,3}["']?\s*:\s*(?=["'\w])""")
+
+
 def parse_tag_list(text: str, labels: Sequence[str] = ()) -> list[str | None] | None:
     """The tags of a list, by position: None where a place holds no tag. Numbers, dashes, brackets and quotes of lists are dropped.
+
+    So are words with a colon in front of the list ("The tags are:") and the keys of an object; tags with a prefix may stand side by side.
 
     >>> parse_tag_list("DebtInstrumentFaceAmount, us-gaap:Assets,,Revenues")
     ['debtinstrumentfaceamount', 'assets', None, 'revenues']
     """
-    tags = [parse_tag(piece) for piece in split_tags(text)]
+    text = _LIST_LEAD.sub("", text)
+    if text.lstrip().startswith("("):
+        text = re.sub(r"(?<=\w)\s+(?=\(\d{1,3}\)\s)", ", ", text)
+    text = _SIDE_BY_SIDE.sub(r"\1, ", text)
+    tags = [parse_tag(_KEY.sub("", piece).strip("{} ")) for piece in split_tags(text)]
     return tags if any(tags) else None
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from enum import Enum
 from urllib.parse import urlsplit
 
-from eval.openai_faults import Fault
+from eval.openai_faults import LONGEST_MESSAGE, Fault
 from eval.openai_form import PATHS, Form, redacted
 from eval.pace import retry_after_s
 from eval.remote_model import KEY_VARIABLES, RemoteModel
-from fedfinlora.errors import UserError
+from fedfinlora.errors import UserError, printable
 
 _BUSY = 429
 _TRY_AGAIN = {408, 409, 425, _BUSY}
@@ -108,7 +108,7 @@ def refusal(model: RemoteModel, variable: str, key: str, form: Form, reply: Repl
         return RequestFailure(kind, f"status {reply.shown_status}", fault.message, hold_s)
     if 300 <= status < 400:
         return UserError(
-            f"{model.endpoint(form.api)} redirects to {_host_of(reply.location, key)} ({status}). Nothing is sent there: if that "
+            f"{model.endpoint(form.api)} redirects to {_target_of(reply.location, key)} ({status}). Nothing is sent there: if that "
             "is where the model is, name it with --model-url."
         )
     if status == 401:
@@ -132,10 +132,24 @@ def refusal(model: RemoteModel, variable: str, key: str, form: Form, reply: Repl
     )
 
 
-def _host_of(location: str, key: str) -> str:
-    """Scheme and host of a redirect's target."""
+def _target_of(location: str, key: str) -> str:
+    """Scheme, host, port and path of a redirect's target: a query, a user or a password may be a secret, and is left out.
+
+    >>> _target_of("http://bank:pass@127.0.0.1:18722/v2?token=s#top", ""), _target_of("/v2?token=s", "")
+    ('http://127.0.0.1:18722/v2', 'the path /v2')
+    """
     try:
         there = urlsplit(location)
+        port = there.port
     except ValueError:
         return "another address"
-    return redacted(f"{there.scheme}://{there.hostname}", key) if there.hostname else "another path"
+    if not there.hostname:
+        return _fit_to_show(f"the path {there.path}", key) if there.path.startswith("/") else "another path"
+    host = f"[{there.hostname}]" if ":" in there.hostname else there.hostname
+    scheme = f"{there.scheme}:" if there.scheme else ""
+    return _fit_to_show(f"{scheme}//{host}{'' if port is None else f':{port}'}{there.path}", key)
+
+
+def _fit_to_show(address: str, key: str) -> str:
+    """One printable line without the key, in lower case neither: hosts are read so."""
+    return printable(redacted(redacted(address, key), key.lower()))[:LONGEST_MESSAGE]

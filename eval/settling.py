@@ -1,25 +1,29 @@
 """When can a row stop being decoded? As soon as no text that may follow can change any of its figures.
 
 Shown for closed label sets read by `label` or `collapsed_sentiment`, whose verdicts look for the first label. The verdict stands when a
-label has been found by both readings, the text does not end in the beginning of a label (a longer one could be completed) or of a list of all
-labels (which is no answer, `eval.options`), and the output is not on its way to become equal to a target (FinLoRA's rule 6 takes a wrong
-output for a class, and so tells such outputs apart). What is left is FinLoRA's rule 3: a second "Answer:" in the output begins it again, as
-the end of a thought or an answer's own tag does for the strict reading (`eval.said`), so the tokens left in the budget must not suffice for
-one.
+label has been found by both readings, the text does not end in the beginning of a label (a longer one could be completed) or of a list of
+options (which decides nothing, `eval.options`), nothing in it could still strike the label out or give it a score, and the output is not on
+its way to become equal to a target (FinLoRA's rule 6 takes a wrong output for a class, and so tells such outputs apart). What is left is
+FinLoRA's rule 3: a second "Answer:" in the output begins it again, as the end of a thought, an answer's own tag (`eval.said`) or "the answer
+is" does for the strict reading, so the tokens left in the budget must not suffice for one.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from data.catalog import Benchmark
-from eval.options import may_become_list
+from eval.options import may_become_denial, may_become_list, without_denials
+from eval.parsers import LABEL_NAMED
 from eval.said import MARKERS, said
 from eval.scoring import closed_labels, finlora_labels, finlora_output, finlora_pieces, read_answer
 
 READ_BY_FIRST_LABEL = ("label", "collapsed_sentiment")
-RESTARTS = ("answer:", *MARKERS)
+NAMING = ("answer is", "sentiment:", "sentiment is")
+"""What names another label for the answer, in lower case; it begins with a word."""
+RESTARTS = ("answer:", *NAMING, *MARKERS)
 """What begins an answer again, in lower case."""
 BOUNDARY = 2
 """Characters behind a label that decide whether it is a whole word: "positive" against "positives" and "positive-looking"."""
@@ -51,8 +55,7 @@ class Settling:
         """Whether `text`, decoded so far, gives the figures that it would give with anything that may follow."""
         if self.benchmark.parser not in READ_BY_FIRST_LABEL or not text.isascii():
             return False
-        begun = any(text.lower().endswith(marker[:size]) for marker in RESTARTS for size in range(1, len(marker)))
-        if self.restarts and tokens_left >= (1 if begun else self.marker_tokens):
+        if self.restarts and tokens_left >= (1 if _ends_in_begun_marker(text.lower()) else self.marker_tokens):
             return False
         output = finlora_output(text)
         if not any(label in output.lower() for label in self.labels) or self._may_complete(text.lower()):
@@ -63,12 +66,29 @@ class Settling:
         answer = read_answer(self.benchmark, text[:-BOUNDARY])
         if answer is None or answer != read_answer(self.benchmark, text):
             return False
-        return not may_become_list(said(text) or "", closed_labels(self.benchmark))
+        final = said(text) or ""
+        if LABEL_NAMED.search(final) or may_become_denial(final):
+            return False
+        labels = closed_labels(self.benchmark)
+        return not may_become_list(without_denials(final, labels), labels)
 
     def _may_complete(self, lower: str) -> bool:
         """Whether the text ends in a label or the beginning of one."""
         labels = (*self.labels, *(label.lower() for label in self.benchmark.labels))
         return any(lower.endswith(label[:size]) for label in labels for size in range(1, len(label) + 1))
+
+
+def _ends_in_begun_marker(lower: str) -> bool:
+    """Whether a text ends in the beginning of one of RESTARTS.
+
+    >>> _ends_in_begun_marker("positive. the sent"), _ends_in_begun_marker("positive it is")
+    (True, False)
+    """
+    return any(
+        lower.endswith(marker[:size]) and not (marker in NAMING and re.search(r"\w\Z", lower[:-size]))
+        for marker in RESTARTS
+        for size in range(1, len(marker))
+    )
 
 
 def fewest_marker_tokens(vocabulary: Iterable[str]) -> int:

@@ -13,6 +13,7 @@ that `resume` takes. No terminal is needed. Events are those of progress.jsonl; 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -22,7 +23,10 @@ from typing import Any
 
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.progress import Event
+from fedfinlora.progress_display import listening
 from fedfinlora.report.reading import Run, read_run
+from fedfinlora.shadows import own_modules_first
+from fedfinlora.surroundings import prepare_process
 
 OnEvent = Callable[[Event], None]
 Settings = Mapping[str, object]
@@ -30,25 +34,19 @@ Settings = Mapping[str, object]
 
 def simulate(*, settings: Settings | None = None, on_event: OnEvent | None = None, **named: object) -> Run:
     """A federated run of simulated banks (`banks=`, default 2) to its end, as `python -m fedfinlora simulate` does it."""
-    from fedfinlora.commands.simulate import simulate as command
-
-    [run] = _runs(command, words_of(settings, named), on_event)
+    [run] = _runs("simulate", "simulate", words_of(settings, named), on_event)
     return run
 
 
 def centralized(*, settings: Settings | None = None, on_event: OnEvent | None = None, **named: object) -> Run:
     """The baseline with all banks' rows pooled."""
-    from fedfinlora.commands.baselines import centralized as command
-
-    [run] = _runs(command, words_of(settings, named), on_event)
+    [run] = _runs("baselines", "centralized", words_of(settings, named), on_event)
     return run
 
 
 def local(*, settings: Settings | None = None, on_event: OnEvent | None = None, **named: object) -> list[Run]:
     """The baseline of each bank alone: a run for each, in the banks' order."""
-    from fedfinlora.commands.baselines import local as command
-
-    return _runs(command, words_of(settings, named), on_event)
+    return _runs("baselines", "local", words_of(settings, named), on_event)
 
 
 def evaluate(
@@ -64,11 +62,11 @@ def evaluate(
     """Score adapters (folders that PEFT can load), the base model (`base`, or without any adapter), or the model behind an OpenAI-like server (`url`,
     `model_name`). The scores are in `Run.scores`: under `final` for one adapter, under the folders' names for several, `base` and `remote`.
     """
+    own_modules_first()
     from fedfinlora.commands.evaluate import Asked
-    from fedfinlora.commands.evaluate import evaluate as command
 
     asked = Asked(tuple(Path(folder) for folder in adapters), base, url, model_name)
-    [run] = _runs(lambda words: command(words, asked), words_of(settings, named), on_event)
+    [run] = _runs("evaluate", "evaluate", words_of(settings, named), on_event, asked)
     return run
 
 
@@ -85,6 +83,7 @@ def load_run(run: str | os.PathLike[str]) -> Run:
 
 def compare(one: Run, other: Run, labels: tuple[str, str] = ("final", "final")) -> dict[str, Any]:
     """The differences of two evaluations on the rows that both have, with paired intervals (`eval.compare.compare_runs`)."""
+    own_modules_first()
     from eval.compare import compare_runs
 
     return compare_runs(one.folder, labels[0], other.folder, labels[1])
@@ -115,14 +114,11 @@ def words_of(settings: Settings | None, named: Settings) -> list[str]:
     return words
 
 
-def _runs(command: Callable[[list[str]], int], words: list[str], on_event: OnEvent | None) -> list[Run]:
-    """Call a command, and read the folders of the runs that it has completed, in order."""
-    from fedfinlora.progress_display import listening
-    from fedfinlora.shadows import own_modules_first
-    from fedfinlora.surroundings import prepare_process
-
-    own_modules_first()
+def _runs(module: str, name: str, words: list[str], on_event: OnEvent | None, *more: object) -> list[Run]:
+    """Call a command of `fedfinlora.commands`, and read the folders of the runs that it has completed, in order."""
+    own_modules_first()  # the commands import data and eval, which are not in the path of a script that lies elsewhere
     prepare_process()
+    command = getattr(importlib.import_module(f"fedfinlora.commands.{module}"), name)
     folders: list[Path] = []
 
     def take(event: Event) -> None:
@@ -133,7 +129,7 @@ def _runs(command: Callable[[list[str]], int], words: list[str], on_event: OnEve
 
     is_shown = on_event is None
     with listening(take, is_shown), contextlib.nullcontext() if is_shown else contextlib.redirect_stdout(io.StringIO()):
-        status = command(words)
+        status = command(words, *more)
     if status or not folders:
         raise UserError("The run has failed; its folder says why.")
     return [read_run(folder) for folder in folders]

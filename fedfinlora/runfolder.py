@@ -101,7 +101,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}. Is this the folder of a run?") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}.") from error
 
 
@@ -125,7 +125,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     for line in path.read_bytes().split(b"\n")[:-1]:
         try:
             rows.append(json.loads(line.decode("utf-8")))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {len(rows) + 1} is damaged: {error}.") from error
     return rows
 

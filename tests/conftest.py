@@ -66,7 +66,7 @@ TOGETHER = {
     "test_deploy_demo": "deployments", "test_deployment": "deployments", "test_faults": "deployments", "test_worker": "deployments",
     "test_hostile_server": "deployments", "test_door": "deployments", "test_two_at_once": "deployments",
     "test_flower": "simulations", "test_docs": "simulations", "test_private_bank": "simulations", "test_frozen_a": "simulations",
-    "test_surroundings": "simulations", "test_ending": "simulations",
+    "test_surroundings": "simulations", "test_ending": "simulations", "test_api": "simulations",
 }  # fmt: skip
 """Test files that start many processes: no two deployments and no two simulations run at once, else their deadlines would be those of another machine."""
 

@@ -80,7 +80,11 @@ def test_a_federated_run_from_a_script(rows: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [({"train.epoch": 1}, "Unknown configuration key train.epoch"), ({"banks": {}}, "banks must be a text, a number"), ({"peft": "lorra"}, "lorra")],
+    [
+        ({"train.epoch": 1}, "Unknown configuration key train.epoch"),
+        ({"banks": {}}, "banks must be a text, a number"),
+        ({"peft": "lorra"}, "lorra"),
+    ],
 )
 def test_settings_that_are_none_are_refused(settings: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):

@@ -15,8 +15,8 @@ from data.check import LongRow, check_folder, render
 from data.check_text import SHOWN_LONG_ROWS
 from data.encode import encode_prompts, encode_rows, encode_targets
 from data.sources.files import SourceFile, read_file
-from data.sources.load import load_rows
-from data.sources.names import split_of
+from data.sources.load import _warn, load_rows
+from data.sources.names import split_of, task_of
 from fedfinlora.cli import main
 from fedfinlora.commands.data import root_and_overrides
 from fedfinlora.config import DatasetConfig
@@ -69,6 +69,25 @@ def test_lines_are_those_of_the_file_in_tables_and_arrays(tmp_path: Path) -> Non
     (tmp_path / "b.json").write_text('[\n{"context": "p",\n"target": "t"},\n{"context": "a b c d e f", "target": "t"}]')
     files = check_folder(tmp_path, "jsonl", words, 5).files
     assert [file.tokens and file.tokens.over_window for file in files] == [(LongRow(4, 8),), (LongRow(4, 8),)]
+
+
+def test_a_row_whose_length_says_enough_is_not_tokenized(tmp_path: Path) -> None:
+    long = json.dumps({"context": "a " * 900, "target": "t"})
+    write(tmp_path / "fpb_train.jsonl", ROW, long, ROW)
+    seen: list[str] = []
+
+    def counting(texts: list[str]) -> list[list[int]]:
+        seen.extend(texts)
+        return words(texts)
+
+    report = check_folder(tmp_path, "jsonl", counting, 8, least_tokens=lambda row: 180 if len(row.prompt) > 100 else 0)
+    assert max(map(len, seen)) < 100
+    tokens = report.files[0].tokens
+    assert tokens is not None
+    assert (tokens.over_window, tokens.longest, tokens.at_least) == ((LongRow(2, 180, True),), 180, True)
+    text = " ".join(render(report).split())
+    assert "line 2 (at least 180)" in text
+    assert "≥180" in text
 
 
 def test_a_test_row_needs_room_for_its_answers_budget(tmp_path: Path) -> None:
@@ -155,6 +174,18 @@ def test_a_folder_named_like_a_setting_is_found_where_it_exists(tmp_path: Path, 
     assert root_and_overrides(["year=2024", "a=b"]) == (Path("year=2024"), ["a=b"])
 
 
+def test_show_all_lists_every_bad_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "fpb_train.jsonl", ROW, *["{"] * 9)
+    assert main(["data", "check", str(tmp_path), "model=tiny-random"]) == 1
+    text = capsys.readouterr().out
+    assert text.count("  bad: fpb_train.jsonl:") == 5
+    assert "bad: and 4 more; show=all behind the folder lists them all" in text
+    assert main(["data", "check", str(tmp_path), "model=tiny-random", "show=all"]) == 1
+    text = capsys.readouterr().out
+    assert text.count("  bad: fpb_train.jsonl:") == 9
+    assert "more" not in text
+
+
 @pytest.mark.parametrize(("typed", "message"), [([], "No folder"), (["a=b"], "No folder"), (["a", "b"], "not at a and b")])
 def test_no_folder_or_two_are_a_clear_error(typed: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -231,9 +262,11 @@ def test_two_files_without_rows_are_not_the_same_rows_twice(tmp_path: Path, cont
     [
         "fpb_train_test.jsonl", "fpb_test_train.csv.gz", "FPB_TRAIN_TEST.JSONL", "fpbTrainTest.json", "test/fpb_train.jsonl",
         "train/north_test.csv", "TEST/Fpb-Train.jsonl", "north/test/fpb_training.jsonl", "train/test/fpb.jsonl",
+        "fpbtraintest.jsonl", "traintest.csv", "train_test/fpb.jsonl", "Testing data/fpb_train.jsonl",
+        "fpb_train_val.jsonl", "fpbTrainVal.csv", "trainval.jsonl", "evaluation_train.json", "train/fpb_val.jsonl",
     ],
 )  # fmt: skip
-def test_a_name_that_says_train_and_test_is_refused_and_not_guessed(tmp_path: Path, name: str) -> None:
+def test_a_name_that_says_train_and_test_or_validation_is_refused_and_not_guessed(tmp_path: Path, name: str) -> None:
     write(tmp_path / "fpb_good.jsonl", ROW)
     write(tmp_path / name, ROW)
     for split in ("train", "test"):
@@ -246,7 +279,7 @@ def test_a_name_that_says_train_and_test_is_refused_and_not_guessed(tmp_path: Pa
     assert "no run begins before the files under Refused are" in " ".join(render(report).split())
 
 
-@pytest.mark.parametrize("name", ["validation.jsonl", "fpb_dev.csv", "val/fpb.jsonl", "Eval.json"])
+@pytest.mark.parametrize("name", ["validation.jsonl", "fpb_dev.csv", "val/fpb.jsonl", "Eval.json", "fpbval.csv"])
 def test_rows_for_validation_are_named_and_not_trained_on(tmp_path: Path, name: str) -> None:
     write(tmp_path / "fpb_train.jsonl", ROW)
     write(tmp_path / name, ROW)
@@ -260,12 +293,53 @@ def test_rows_for_validation_are_named_and_not_trained_on(tmp_path: Path, name: 
     [
         ("fpb_test1", "test"), ("fpbTest", "test"), ("FPBTest", "test"), ("fpb_testset", "test"), ("Training_FPB", "train"),
         ("tests/fpb", "test"), ("Test set/fpb", "test"), ("test1/fpb", "train"), ("latest", "train"), ("contest", "train"),
-        ("testimony", "train"), ("north/fpb", "train"), ("test/fpb_test", "test"), ("train/evaluation_train", "train"),
+        ("testimony", "train"), ("north/fpb", "train"), ("test/fpb_test", "test"), ("val/fpb_train", "train"),
+        ("fpbtest", "test"), ("testfpb", "test"), ("fpbtest2024", "test"), ("fpbtestdata_v2", "test"), ("FPBTEST", "test"),
+        ("xbrl_termtest", "test"), ("testxbrl_term", "test"), ("cfalevel1test", "test"), ("finertestbatched", "test"),
+        ("fpbtrain", "train"), ("trainfpb", "train"), ("interval", "train"), ("trainer", "train"), ("DevOps", "train"),
+        ("Testing data/fpb", "test"), ("north test rows/fpb", "test"), ("StressTest/fpb", "test"), ("fpbtest/a", "test"),
+        ("Training data/fpb", "train"), ("train_test_split/test/fpb", "test"), ("train_test_split/train/fpb", "train"),
+        ("Contest/fpb", "train"), ("North Training/fpb", "train"),
     ],
 )  # fmt: skip
 def test_the_split_that_names_say(path: str, split: str) -> None:
     *parents, stem = path.split("/")
     assert split_of(stem, parents).name == split
+
+
+@pytest.mark.parametrize(
+    ("stem", "task"), [("fpbtest", "fpb"), ("testfpb", "fpb"), ("FiNERtest", "xbrl_finer"), ("xbrl_termtest", "xbrl_term")]
+)
+def test_a_benchmarks_name_counts_where_the_split_is_glued_to_it(stem: str, task: str) -> None:
+    assert task_of(stem) == (task, "")
+
+
+def test_a_folder_of_testing_data_is_no_bank(tmp_path: Path) -> None:
+    write(tmp_path / "north" / "fpb.jsonl", ROW)
+    write(tmp_path / "Testing data" / "fpb.jsonl", ROW)
+    loaded = load_rows(DatasetConfig(source="jsonl", root=str(tmp_path)), "train")
+    assert [row.path for row in loaded.rows] == ["north"]
+    assert len(load_rows(DatasetConfig(source="jsonl", root=str(tmp_path)), "test").rows) == 1
+
+
+DOUBT = "read as train: its name contains 'test'"
+
+
+@pytest.mark.parametrize(
+    ("name", "doubtful"),
+    [
+        ("mytest.jsonl", True), ("stresstest_2024.csv", True), ("train/tfnsxtest.jsonl", True), ("mytest_train.jsonl", False),
+        ("latest.jsonl", False), ("contest.jsonl", False), ("backtests.jsonl", False), ("attestation.jsonl", False),
+    ],
+)  # fmt: skip
+def test_a_name_with_test_in_a_longer_word_is_warned_of(
+    tmp_path: Path, name: str, doubtful: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path / name, *(["context,target", "p,t"] if name.endswith("csv") else [ROW]))
+    _warn.cache_clear()
+    assert (f"warning: {DOUBT}" in text_of(tmp_path, "jsonl")) == doubtful
+    assert len(load_rows(DatasetConfig(source="jsonl", root=str(tmp_path)), "train").rows) == 1
+    assert (f"{name}: {DOUBT}" in caplog.text) == doubtful
 
 
 def test_in_finloras_layout_such_a_name_is_not_read_and_says_why(tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from conftest import EOS
 
 from data.catalog import BENCHMARKS
-from data.encode import encode_prompts, encode_rows
+from data.encode import encode_prompts, encode_rows, encode_targets, least_tokens, token_limit
 from data.rows import Row
 from data.sources import load_rows
 from fedfinlora.config import DatasetConfig
@@ -37,6 +38,12 @@ def starting_tokenizer() -> Any:
         single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", made.bos_token_id)]
     )
     return made
+
+
+def _tiny() -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(embedded_folder("memory:tiny-random"))
 
 
 def row(prompt: str = "up? Answer: ", target: str = "positive", number: int = 0) -> Row:
@@ -103,9 +110,70 @@ def test_too_long_rows_are_named_and_the_others_keep_their_order(tokenizer: Any)
     assert encoded.rows == (rows[0], rows[2])
     assert [example.index for example in encoded.examples] == [0, 1]
     assert encoded.too_long == (rows[1].id,)
-    with pytest.raises(UserError, match=rf"{rows[1].id} has 59 tokens, the context window 20") as error:
+    with pytest.raises(UserError, match=rf"{rows[1].id} has (at least )?\d+ tokens, the context window 20") as error:
         encode_rows(tokenizer, rows, 20, on_bad_row="stop")
     assert "bbb" not in str(error.value)
+
+
+@pytest.mark.parametrize("model", ["memory:tiny-random", "embedded:smollm2-135m"])
+@pytest.mark.parametrize(
+    "text", ["a", " ", "\n", "ü€", "e\u0301", "Net interest income rose. ", "=", "\u3042", "\U0001f600", "\x16", "\U00045678"]
+)
+def test_a_row_has_the_tokens_that_it_has_at_least(model: str, text: str) -> None:
+    from transformers import AutoTokenizer
+
+    own = AutoTokenizer.from_pretrained(embedded_folder(model))
+    assert token_limit(own).longest > 0
+    for count in (1, 100, 3000):
+        one = row(text * count)
+        tokens = len(encode_prompts(own, [one.prompt])[0]) + len(encode_targets(own, [one.target])[0]) + 1
+        for window in (1, 8, 64):
+            assert least_tokens(own, one, window) <= tokens
+    if text not in token_limit(own).dropped:
+        assert least_tokens(own, row(text * 30_000), 64) > 64
+
+
+def test_30_mb_are_not_tokenized_to_see_that_they_do_not_fit(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    whole = type(tokenizer).__call__
+
+    def counting(self: Any, texts: Any, **named: Any) -> Any:
+        seen.extend(map(len, texts))
+        return whole(self, texts, **named)
+
+    monkeypatch.setattr(type(tokenizer), "__call__", counting)
+    rows = [row("a", number=0), row("Profit rose. " * 2_400_000, number=1), row("c", number=2)]
+    encoded = encode_rows(tokenizer, rows, 100)
+    assert (encoded.rows, encoded.too_long) == ((rows[0], rows[2]), (rows[1].id,))
+    assert max(seen) < 100
+    with pytest.raises(UserError, match=r"has at least \d+ tokens, the context window 100"):
+        encode_rows(tokenizer, rows, 100, on_bad_row="stop")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"normalizer": {"type": "Strip", "strip_left": True, "strip_right": True}},
+        {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}},
+        {"normalizer": {"type": "Replace", "pattern": {"String": "  "}, "content": " "}},
+        {"pre_tokenizer": {"type": "Whitespace"}},
+        {"pre_tokenizer": {"type": "Split", "pattern": {"String": " "}, "behavior": "Removed", "invert": False}},
+        {"pre_tokenizer": None},
+    ],
+)
+def test_a_tokenizer_that_may_drop_text_sets_no_limit(change: dict[str, Any]) -> None:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    plain = json.loads(_tiny().backend_tokenizer.to_str())
+    assert token_limit(PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(plain)))).longest > 0
+    changed = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(plain | change)))
+    assert token_limit(changed).longest == 0
+    assert least_tokens(changed, row("a" * 10_000), 10) == 0
+
+
+def test_a_tokenizer_of_unknown_kind_sets_no_limit() -> None:
+    assert token_limit(object()).longest == 0
 
 
 def test_no_rows_give_no_examples(tokenizer: Any) -> None:

@@ -97,6 +97,15 @@ def test_many_answers_that_say_nothing_before_the_budget_are_warned_about(
     assert "6 of 6 answers were cut off at the benchmark's budget" in caplog.text
 
 
+def test_answers_that_the_server_held_back_are_warned_about(
+    server: Server, few_rows: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    held_back = {"choices": [{"finish_reason": "content_filter", "text": ""}]}
+    server.behaviour = lambda handler, body: handler.reply(200, answer_body(body) | held_back)
+    scored(remote_words(few_rows, tmp_path), *remote_options(server))
+    assert "the server held back 6 of 6 answers (content filter)" in caplog.text
+
+
 @pytest.mark.parametrize("way", ["the same command", "resume", "resume without reuse"])
 def test_unanswered_rows_fail_and_the_others_are_not_asked_again(
     server: Server, few_rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], way: str

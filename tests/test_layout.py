@@ -159,6 +159,20 @@ def test_doubles_are_refused_by_name_and_none_is_read(tmp_path: Path, layout: st
     assert len(load_rows(DatasetConfig(source=layout, root=str(tmp_path)), "train", ("tfns",)).rows) == 1
 
 
+@pytest.mark.parametrize(
+    ("other", "how"),
+    [
+        ("FPB_train.jsonl", "differ only in letter case:"), ("fpb_train.JSONL", "differ only in letter case:"),
+        ("fpb_train.csv", "differ only in their endings:"), ("FPB_train.csv", "differ only in their endings and in letter case:"),
+    ],
+)  # fmt: skip
+def test_what_doubles_differ_in_is_said(tmp_path: Path, other: str, how: str) -> None:
+    for name in ("fpb_train.jsonl", other):
+        write(tmp_path / name)
+    (refused,) = find(tmp_path, "jsonl", "train").refused
+    assert how in refused.reason
+
+
 def test_files_of_one_task_with_names_of_their_own_are_all_read(tmp_path: Path) -> None:
     for name in ("finer_q1.jsonl", "finer_q2.csv", "finer.jsonl"):
         write(tmp_path / name)

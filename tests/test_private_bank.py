@@ -23,6 +23,7 @@ from hostile_server import BUDGET, Bank, code_of, write_bank
 from reliability import OUTCOMES
 from tiny_runs import overrides, result_of, rounds_of, write_lines, write_rows
 
+import client_app.admission
 import client_app.bank
 import client_app.own_rows
 import client_app.prepared_rows
@@ -410,7 +411,7 @@ class TestRefusals:
         def failing(*arguments: Any, **values: Any) -> None:
             raise error
 
-        monkeypatch.setattr(client_app.bank, where, failing)
+        monkeypatch.setattr(client_app.admission if where == "bank_rows" else client_app.bank, where, failing)
         with pytest.raises(BankError) as caught:
             ask(config_of(rows, tmp_path), facts(tmp_path))
         assert caught.value.code == "privacy"

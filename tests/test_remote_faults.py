@@ -176,3 +176,27 @@ def test_the_model_that_was_asked_is_not_spoken_of(server: Server, caplog: pytes
     server.behaviour = fine
     ask(server.url, "a", name="dated-2026-01-01")
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("location", "shown"),
+    [
+        ("http://127.0.0.1:18722/v2", "http://127.0.0.1:18722/v2 (307)"),
+        ("https://bank:pass@models.example:8443/v1/chat?token=secret#top", "https://models.example:8443/v1/chat (307)"),
+        ("http://[::1]:8000/v1", "http://[::1]:8000/v1 (307)"),
+        ("//models.example/v1", "//models.example/v1 (307)"),
+        ("/v2/completions?token=secret", "the path /v2/completions (307)"),
+        ("", "another path (307)"),
+        (f"https://a.example/{KEY}/v1", "https://a.example/[key]/v1 (307)"),
+        (f"https://{KEY.upper()}.example/v1", "https://[key].example/v1 (307)"),
+    ],
+)
+def test_a_redirect_is_shown_with_port_and_path_and_without_secrets(
+    server: Server, location: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLES[0], KEY)
+    server.behaviour = sends(307, location=location)
+    with pytest.raises(UserError) as raised:
+        ask(server.url, "a")
+    assert f"redirects to {shown}" in str(raised.value)
+    assert not any(secret in str(raised.value) for secret in ("secret", "pass@", KEY))

@@ -66,6 +66,8 @@ def test_what_is_written_is_read_back(name: str, numbers: list[float], note: str
         ({"inner": {"name": "a"}, "numbers": [1, "2"]}, "here cannot be read: numbers[1] is no number."),
         ({"inner": {"name": "a"}, "numbers": [float("nan")]}, "here cannot be read: numbers[0] is not finite."),
         ({"inner": {"name": "a"}, "numbers": [10**400]}, "here cannot be read: numbers[0] is not finite."),
+        ({"inner": {"name": "a", "size": 10**400}}, "here cannot be read: inner.size is out of range."),
+        ({"inner": {"name": "\ud800"}}, "here cannot be read: inner.name is no text that UTF-8 can hold."),
         ({"inner": {"name": "a"}, "parts": [{}]}, "here cannot be read: parts[0].name is missing."),
     ],
 )
@@ -147,6 +149,24 @@ class TestOlderFolders:
         assert round_line(checkpoint.line, "the checkpoint") == read_rounds(run)[-1]
         restore_rounds(run, checkpoint)
         assert (run / "rounds.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("result.json", '{"rounds": ' + "[" * 200_000),
+        ("result.json", '{"mode": "\\ud800", "rows_trained": 1' + "0" * 400 + "}"),
+        ("rounds.jsonl", "[" * 200_000 + "\n"),
+        ("rounds.jsonl", '{"round": 1, "banks": [{"bank": "a", "rows": 1' + "0" * 400 + "}]}\n"),
+        ("eval/final/metrics.json", '{"scores": {"fpb": {"n": 1' + "0" * 400 + "}}}"),
+    ],
+)
+def test_odd_json_is_named_and_the_rest_is_shown(file: str, content: str, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(OLD_RUNS / "none", tmp_path / "run"))
+    (run / file).write_text(content, encoding="utf-8")
+    page = write_run_report([run], tmp_path / "report.html").read_text("utf-8")
+    assert "cannot be read" in page or "no text that UTF-8 can hold" in page or "out of range" in page
+    assert main(["list", str(tmp_path)]) == 0
 
 
 def test_the_page_on_run_folders_is_made_from_the_records() -> None:

@@ -94,6 +94,36 @@ def test_longest_label_wins_where_two_start_together() -> None:
     assert parse_label("x", ()) is None
 
 
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("There is no doubt: yes", "Yes"),
+        ("No doubt, yes.", "Yes"),
+        ("No question - yes", "Yes"),
+        ("No. 1 reason: Yes", "Yes"),
+        ("There is no mention of a price", None),
+        ("No.", "No"),
+        ("No, it does not.", "No"),
+        ("No because prices rose", "No"),
+        ("not yes", None),
+    ],
+)
+def test_no_in_front_of_a_noun_is_not_the_answer_no(text, answer) -> None:
+    assert parse_label(text, BENCHMARKS["headline"].labels) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("Not an organization but a person.", "person"),
+        ("The entity is neither a location nor an organization; it's a person", "person"),
+        ("Rather than a person or a location, an organization", "organization"),
+    ],
+)
+def test_a_denied_entity_is_not_the_answer(text, answer) -> None:
+    assert parse_label(text, BENCHMARKS["ner"].labels) == answer
+
+
 def test_nwgi_is_collapsed_to_three() -> None:
     answers = [parse_collapsed_sentiment(label, ()) for label in BENCHMARKS["nwgi"].labels]
     assert answers == ["negative"] * 3 + ["neutral"] + ["positive"] * 3

@@ -179,6 +179,33 @@ def test_what_may_still_change_does_not_settle(text: str) -> None:
     assert not Settling.of(BENCHMARKS["fpb"], BENCHMARKS["fpb"].labels, 2, restarts=False).settled(text, 9)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "positive: 0.1", "It is positive or", "~~positive it", "Not negative. Positive o", "The sentiment: neutral it",
+        "It may be positive, but the answer is",
+    ],
+)  # fmt: skip
+def test_what_denials_scores_and_decisions_may_still_change_does_not_settle(text: str) -> None:
+    assert not Settling.of(BENCHMARKS["fpb"], BENCHMARKS["fpb"].labels, 2, restarts=False).settled(text, 9)
+
+
+@pytest.mark.parametrize("text", ["No. ", "No dou", "no  ", "There is no ", "No. 1", "No rea"])
+def test_a_no_that_may_stand_in_front_of_a_noun_does_not_settle(text: str) -> None:
+    rule = Settling.of(BENCHMARKS["headline"], BENCHMARKS["headline"].labels, 2, restarts=False)
+    assert not rule.settled(text, 9)
+    assert rule.settled("No. The ", 9)
+
+
+def test_a_decision_for_another_label_is_reckoned_with() -> None:
+    """The words that name it take two tokens, or one where they have begun."""
+    rule = Settling.of(BENCHMARKS["fpb"], BENCHMARKS["fpb"].labels, 2, restarts=True)
+    assert rule.settled("It is positive, yet", 1)
+    assert not rule.settled("It is positive, yet", 2)
+    assert not rule.settled("It is positive, yet the sentiment", 1)
+    assert score_row(BENCHMARKS["fpb"], "neutral", "It is positive, yet the sentiment is neutral").correct
+
+
 def test_an_output_that_may_become_another_rows_target_does_not_settle() -> None:
     """FinLoRA's F1 takes a wrong output for a class, and one that equals a target for that target's."""
     rule = Settling.of(BENCHMARKS["fpb"], ["positive", "neutral POSITIVE outlook"], 2, restarts=False)

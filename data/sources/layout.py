@@ -16,12 +16,13 @@ for twice as much in training and in the privacy ledger. Neither is chosen: both
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from data.catalog import BENCHMARKS, Benchmark
 from data.sources.files import SourceFile
+from data.sources.forms import form_of
 from data.sources.listing import Entry, NotRead, list_rows
 from data.sources.names import SPLITS, folder_split, split_of, task_of
 from fedfinlora.config import ColumnsConfig
@@ -47,6 +48,8 @@ class Found:
     """What no split reads, sorted by name."""
     refused: tuple[Refused, ...]
     """Doubles, and names that say both train and test: none of them is read, and there are no rows until they are put right."""
+    doubts: Mapping[str, str] = field(default_factory=dict)
+    """File that is read -> what in its name speaks against the split that it is read for."""
 
 
 def layout_of(root: Path) -> str:
@@ -183,9 +186,10 @@ def _bank(root: Path, split: str, wanted: Collection[str], columns: ColumnsConfi
         if split_of(entry.stem, entry.parents).name == "train":
             own.setdefault(_folder(entry), set()).add(task_of(entry.stem)[0])
     files, not_read, refused, unclear = [], list(listing.not_read), [], []
+    doubts: dict[str, str] = {}
     for entry in entries:
         task, merged = task_of(entry.stem)
-        its_split, problem, contradicts = split_of(entry.stem, entry.parents)
+        its_split, problem, contradicts, doubt = split_of(entry.stem, entry.parents)
         if problem and not contradicts:
             not_read.append(NotRead(entry.name, problem, True))
             continue
@@ -205,18 +209,28 @@ def _bank(root: Path, split: str, wanted: Collection[str], columns: ColumnsConfi
         if entry.name in doubles:
             refused.append(entry.name)
             continue
+        if doubt:
+            doubts[entry.name] = doubt
         prefix = "/".join((*entry.parents, entry.stem))
         files.append(SourceFile(entry.path, entry.name, split, task, merged, asked, _folder(entry), prefix, columns))
     twice = [_doubles(names) for names in ambiguous if any(name in refused for name in names)]
-    return Found(tuple(files), {}, tuple(sorted(not_read)), (*twice, *unclear))
+    return Found(tuple(files), {}, tuple(sorted(not_read)), (*twice, *unclear), doubts)
 
 
 def _doubles(names: tuple[str, ...]) -> Refused:
+    how = "letter case" if len({name.lower() for name in names}) == 1 else "their endings"
+    if how == "their endings" and len({_without_ending(name) for name in names}) > 1:
+        how = "their endings and in letter case"
     reason = (
-        "differ only in their endings: most likely the same rows twice, so none of them is read. "
+        f"differ only in {how}: most likely the same rows twice, so none of them is read. "
         "Keep one of them, or give the other a name of its own if its rows are others"
     )
     return Refused(names, reason)
+
+
+def _without_ending(name: str) -> str:
+    """The name without its ending: `form_of` keeps the stem's letter case."""
+    return form_of(name)[0]
 
 
 def _folder(entry: Entry) -> str:

@@ -116,6 +116,9 @@ def _from_folder(dataset: DatasetConfig, split: str, wanted: Sequence[str]) -> L
         raise UserError(f"{refusal(found.refused[0])} (in {shown(str(folder_of(dataset).absolute()))}).")
     if (words := lost(found.not_read)) and dataset.source != "sample":
         _warn(f"{shown(dataset.root)}: not read: {words}. `python -m fedfinlora data check FOLDER` names everything.")
+    for doubt in dict.fromkeys(found.doubts.values()):
+        names = ", ".join(name for name, about in found.doubts.items() if about == doubt)
+        _warn(f"{shown(dataset.root)}: {names}: {doubt}")
     files, missing = found.files, dict(found.missing)
     contents: list[FileRows] = []
     for file in files:

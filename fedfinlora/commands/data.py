@@ -8,7 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from data.check import check_folder, render
-from data.encode import encode_prompts, encode_targets
+from data.check_text import ALL_ROWS
+from data.encode import encode_prompts, encode_targets, least_tokens
+from data.rows import Row
 from data.sources.layout import layout_of
 from data.sources.listing import shown
 from fedfinlora.base_checks import context_tokens
@@ -40,9 +42,13 @@ def root_and_overrides(words: Sequence[str]) -> tuple[Path, list[str]]:
 def check(root: Path, overrides: Sequence[str]) -> int:
     """Print the report; 1 when a file is unreadable, has bad rows or is another one's double.
 
-    The folder is read as `dataset=` in the overrides says, else as a bank's own folder would be.
+    The folder is read as `dataset=` in the overrides says, else as a bank's own folder would be. The word show=all among them lists
+    every bad and every long row.
     """
     from transformers import AutoTokenizer
+
+    all_rows = ALL_ROWS in overrides
+    overrides = [word for word in overrides if word != ALL_ROWS]
 
     named = {word.split("=")[0].lstrip("+~") for word in overrides}
     config = compose([*overrides, "dataset.root=."])  # which takes a folder's name with blanks, quotes or brackets for syntax
@@ -62,7 +68,12 @@ def check(root: Path, overrides: Sequence[str]) -> int:
         source = layout_of(root)
     if source == "finlora" and not root.is_dir():
         raise UserError(f"{shown(str(root))} is not a folder: dataset=finlora reads folders, dataset=jsonl single files too.")
+    window = context_tokens(config.model)
+
+    def least(row: Row) -> int:
+        return least_tokens(tokenizer, row, window, config.dataset.chat_template)
+
     targets = partial(encode_targets, tokenizer)
-    report = check_folder(root, source, prompts, context_tokens(config.model), config.dataset.columns, targets)
-    print(render(report))
+    report = check_folder(root, source, prompts, window, config.dataset.columns, targets, least)
+    print(render(report, all_rows))
     return 0 if report.ok else 1

@@ -15,6 +15,7 @@ from fedfinlora.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
 from fedfinlora.checkpoint import adapter_checksum
 from fedfinlora.config import Config
 from fedfinlora.deployment.policy import SETTINGS, read_settings
+from fedfinlora.ended import mode_of
 from fedfinlora.errors import UserError, printable
 from fedfinlora.provenance.findings import NOT_ALL_PROVEN, WRONG, Findings
 from fedfinlora.provenance.folder import contents_of
@@ -72,6 +73,10 @@ def _has(folder: Path, *names: str) -> bool:
 def _run(folder: Path, ca: bytes | None, public: bytes | None, enrolled: Path | None) -> Findings:
     if enrolled is not None and not enrolled.is_dir():
         raise UserError(f"--enrolled {enrolled} is not a folder of banks' public keys (BANK.pub).")
+    if (mode := mode_of(folder)) != "federated" and not (folder / CHAIN_FILE).is_file():
+        raise UserError(
+            f"{folder} is a run of mode {mode}: only federated runs keep a chain of who was asked what. `verify {folder / FINAL}` checks its adapter."
+        )
     known = (
         {file.stem: read_public(file).decode("utf-8", "replace") for file in sorted(enrolled.glob("*.pub"))}
         if enrolled

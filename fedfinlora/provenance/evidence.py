@@ -154,7 +154,8 @@ class RoundEvidence:
         if self.keys.banks is not None:
             self._check_signature(bank, statement, signature)
         check_reply_form(content)  # what has no name on the wire is not kept
-        if statement["reply"].get("run", self.run) != self.run:  # a text of the bank's own
+        run = own["request"].get("run")
+        if statement["reply"].get("run", run) != run:  # a text of the bank's own
             raise RejectedReply("signature", "The reply answers another request than this round's.")
         if self.keys.banks is not None:
             own |= {**statement, "reply_signature": signature}

@@ -16,9 +16,11 @@ from fedfinlora.provenance.lines import CHAIN_FILE
 from fedfinlora.provenance.verify_card import check_audit, check_card
 from fedfinlora.provenance.verify_chain import ChainCheck, Placed
 from fedfinlora.provenance.verify_deltas import Step, compute_again
-from fedfinlora.provenance.verify_files import bound_by, check_adapters, check_files, check_identity
+from fedfinlora.provenance.verify_files import bound_by, check_files, check_identity, check_result
 from fedfinlora.provenance.verify_release import check_release
 from fedfinlora.provenance.verify_rounds import check_rounds_file
+from fedfinlora.provenance.verify_weights import check_adapters
+from fedfinlora.run.records import RESULT_FILE
 
 
 def verify_run(
@@ -51,6 +53,9 @@ def verify_run(
     bound = bound_by(lines, run)
     with naming(run, found):
         check_files(run, bound, found)
+    if bound.ended:
+        with naming(run / RESULT_FILE, found):
+            check_result(run, bound, chain.rounds, found)
     is_bound = False
     with naming(run / AUDIT_FILE, found):
         is_bound = check_audit(run, chain.audits, found)

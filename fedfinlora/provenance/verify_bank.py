@@ -37,6 +37,8 @@ class Record:
     """Names of configurations and certificates that its lines speak of."""
     begun: str = ""
     """Time of its first line, UTC; "" where there is none."""
+    last: str = ""
+    """Hash of the request that is its last line; "" where that is none."""
 
 
 def verify_bank(home: Path, name: str, authority: bytes, public_key: str, data: Path | None = None) -> Findings:
@@ -55,7 +57,7 @@ def verify_bank(home: Path, name: str, authority: bytes, public_key: str, data: 
     with naming(folder, found):
         _check_folder(folder, name, record, found)
     with naming(home / "state" / "history", found):
-        check_history(home, name, record.asked.values(), record.answered, record.begun, found)
+        check_history(home, name, record.asked, record.answered, record.begun, record.last, found)
     with naming(home, found):
         check_home(home, name, data, found)
     who = openssh_text(public_key_of(public_key))[-16:]
@@ -82,6 +84,7 @@ def _record(file: Path, name: str, lines: Sequence[bytes], authority: bytes, pub
             else:
                 check(public_key_of(public_key), REPLY, entry.answered, entry.signature)
                 record.answered.append(entry)
+                record.last = ""
                 if entry.head["status"] == "ok" and entry.head["request"] not in record.asked:
                     found.add(where, "the request that it answers is missing")
         except OSError as error:
@@ -99,7 +102,10 @@ def _asked(
 ) -> None:
     names = {kind: f"{sha256}{SUFFIXES[kind]}" for kind, sha256 in _hashes(entry).items()}
     record.files |= set(names.values())
-    record.asked[digest(entry.asked)] = entry
+    record.last = digest(entry.asked)
+    if record.last in record.asked:
+        found.add(where, "the request is there twice")
+    record.asked[record.last] = entry
     certificate = file_bytes(folder / names["certificate-sha256"])
     check(certified_key(certificate, authority, time_of(at)), REQUEST, entry.asked, entry.signature)
     for kind, sha256 in _hashes(entry).items():

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
-from fedfinlora.adapter_folder import WEIGHTS_FILE
 from fedfinlora.checkpoint import KEPT
 from fedfinlora.config import Config
 from fedfinlora.errors import UserError
@@ -22,7 +18,7 @@ from fedfinlora.provenance.lines import CHAIN_FILE, Attempt, Audited, Begin, End
 from fedfinlora.provenance.signatures import digest
 from fedfinlora.provenance.verify_chain import Placed
 from fedfinlora.retention import first_kept
-from fedfinlora.run.records import ROUNDS_FILE
+from fedfinlora.run.records import RESULT_FILE, ROUNDS_FILE, read_result
 from fedfinlora.runfolder import deciding_values, read_config, read_json
 
 WRITTEN_AGAIN = ("adapters/best/", "adapters/final/", "eval/final/", "tensorboard/", "result.json", ROUNDS_FILE)
@@ -36,6 +32,8 @@ class Bound:
     files: dict[str, str] = field(default_factory=dict)
     lines: dict[int, str] = field(default_factory=dict)
     """Round -> hash of its line of rounds.jsonl."""
+    status: str = ""
+    """Of the last `end`."""
     ended: bool = False
     """Whether nothing but audits follows the last `end`: it has every file."""
     report_sha256: str = ""
@@ -66,7 +64,7 @@ def bound_by(lines: Sequence[Placed], run: Path) -> Bound:
             if line.round:
                 found.lines[line.round] = line.line_sha256
         elif isinstance(line, End):
-            found = Bound(dict(line.files), found.lines, True, line.report_sha256, found.last_round)
+            found = Bound(dict(line.files), found.lines, line.status, True, line.report_sha256, found.last_round)
         elif isinstance(line, Audited):
             found.report_sha256 = line.files.get(REPORT_FILE, found.report_sha256)
     return found
@@ -88,47 +86,21 @@ def check_identity(run: Path, run_id: str, config: Config | None, found: Finding
         found.add(run / "config.yaml", str(error))
 
 
-def check_adapters(run: Path, rounds: Mapping[int, Round], found: Findings) -> None:
-    """The saved adapter of each round, where it is kept, holds just the round's vector; the final one is one of them."""
-    checked, kept = 0, 0
-    folders = {_number_of(folder): folder for folder in (run / "adapters").glob("round_*")}
-    for number, one in sorted(rounds.items()):
-        if number not in folders or one.config is None:
-            continue
-        kept += 1
-        file = folders[number] / WEIGHTS_FILE
-        sha256 = vector_sha256(file, one.config, found)
-        if sha256 and sha256 != one.line.adapter_sha256:
-            found.add(file, f"it is not the adapter in {CHAIN_FILE}")
-        checked += sha256 == one.line.adapter_sha256
-    final = run / "adapters" / "final" / WEIGHTS_FILE
-    if final.is_file() and rounds and (config := rounds[max(rounds)].config) and config.peft.method != "lora_xs":
-        sha256 = vector_sha256(final, config, found)
-        if sha256 and sha256 not in [one.line.adapter_sha256 for one in rounds.values()]:
-            found.add(final, f"it is no adapter that {CHAIN_FILE} has")
-    if kept:
-        found.checked.append(f"adapters: {checked} of {kept} saved adapters are their round's, number for number")
-
-
-def vector_sha256(file: Path, config: Config, found: Findings) -> str:
-    """Of the vector that was saved there, as float32; "" where it cannot be read off."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        tensors = load_file(file)
-    except (OSError, SafetensorError) as error:
-        found.add(file, f"it is missing or damaged ({type(error).__name__})")
-        return ""
-    if config.peft.method == "lora_xs":  # saved as the LoRA that it equals: R cannot be read off bit by bit
-        return ""
-    trained = [name for name in sorted(tensors) if not (config.peft.freeze_a and ".lora_A." in name)]
-    return hashlib.sha256(b"".join(np.ascontiguousarray(tensors[name], "<f4").tobytes() for name in trained)).hexdigest()
-
-
-def _number_of(folder: Path) -> int:
-    digits = folder.name.rpartition("_")[2]
-    return int(digits) if digits.isdigit() else -1
+def check_result(run: Path, bound: Bound, rounds: Mapping[int, Round], found: Findings) -> None:
+    """result.json says how the run ended, after how many rounds and of what configuration, as the chain does."""
+    result = read_result(run)
+    config = rounds[max(rounds)].config if rounds else None
+    expected: dict[str, object] = {"status": bound.status, "rounds": len(rounds)}
+    if config is not None:
+        expected |= {
+            "model": config.model.name,
+            "peft": config.peft.method,
+            "strategy": config.strategy.name,
+            "seed": config.seed,
+        }
+    for name, value in expected.items():
+        if getattr(result, name) != value:
+            found.add(run / RESULT_FILE, f"{name} is not what {CHAIN_FILE} says")
 
 
 def check_files(run: Path, bound: Bound, found: Findings) -> None:

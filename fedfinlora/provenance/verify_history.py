@@ -1,38 +1,52 @@
-"""Compare a bank's record of what was signed with its history and its privacy ledger: lines that were cut off at the end of one are in another.
+"""Compare a bank's record of what was signed with its history and its privacy ledger.
 
-For each request the bank writes, and syncs, in this order: the request into the record, `begun` into the history, the round into the ledger, `booked`
-and `sent` into the history, the answer into the record. So a later one without an earlier one was cut off, or the bank was killed between the two.
+Lines that were cut off at the end of one are in another. For each request the bank writes, and syncs, in this order:
+the request into the record, `begun` into the history, the round into the ledger, `booked` and `sent` into the history,
+the answer into the record. So a later one without an earlier one was cut off, or the bank was killed between the two.
+
+A refused request is not in the ledger. Where the last one was cut off both the record and the history, nothing in the
+bank's home shows it: only the coordinator's chain does.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from fedfinlora.deployment.history import history_file
 from fedfinlora.privacy.head import Head
-from fedfinlora.privacy.ledger_files import HEAD, LINES, has_line, origins, read_head, sound_lines
+from fedfinlora.privacy.ledger_files import COHORTS, EVERY_ROW, HEAD, LINES, has_line, origins, read_head, sound_lines
 from fedfinlora.provenance.bank_record import Answered, Asked
 from fedfinlora.provenance.findings import Findings, first_names, lines_of, no_other_kinds
 from fedfinlora.provenance.folder import contents_of, file_bytes
+from fedfinlora.provenance.verify_answers import OUTCOMES, Round, check_answers, round_of
 
 HOME_FILES = {
     "bank.yaml", "node.key", "node.key.pub", "node.id", "ca.crt", "bank.crt", "tls.key", "gate.yaml", "supernode.log", "running.lock",
 }  # fmt: skip
 HOME_FOLDERS = ("state/", "ledger/", "flwr/")
 STATE_FILES = {"worker.log", "worker.pid", "sample.key"}
-Round = tuple[str, int]
-"""(run's id, round)."""
+READ = {f"ledger/{LINES}", f"ledger/{HEAD}"}
 
 
 def check_history(
-    home: Path, name: str, asked: Iterable[Asked], answered: Sequence[Answered], begun: str, found: Findings
+    home: Path,
+    name: str,
+    asked: Mapping[str, Asked],
+    answered: Sequence[Answered],
+    begun: str,
+    last: str,
+    found: Findings,
 ) -> None:
-    """The record, whose first line is of the time `begun` ("" = it has none), knows each round of the history, and the other way round."""
+    """The record and the history have the same requests with the same ends.
+
+    The record's first line is of the time `begun` ("" = it has none). `last` is the hash of the request that is its last
+    line ("" = it is none).
+    """
     file = history_file(home / "state", name)
     if file.parent.is_dir() and not no_other_kinds(file.parent, found):
         return
@@ -46,9 +60,17 @@ def check_history(
     if earlier:
         found.not_proven(file, f"{len(earlier)} of its lines are older than the record, which begins at {begun}")
     counted = events[len(earlier) :]
-    _requests(file, counted, Counter(one.run_and_round for one in asked), found)
-    _answers(file, counted, events, accepted, found)
-    _ledger(home / "ledger", name, file, events, accepted, found)
+    requests = Counter(one.run_and_round for one in asked.values())
+    _requests(file, counted, requests, found)
+    lines = _ledger(home / "ledger", name, file, events, accepted, found)
+    for line in lines:
+        one = (str(line["run"]), int(line["round"]))
+        if line["bank"] == name and "origin" not in line and one not in requests and begun and not _before(line, begun):
+            found.add(
+                home / "ledger" / LINES,
+                f"it has round {one[1]} of {one[0]}, and the record does not have the request: lines of the record are missing",
+            )
+    check_answers(file, home / "state" / "signed", events, len(earlier), asked, answered, last, lines, found)
     found.checked.append(f"{file}: {len(events)} lines, compared with the record and the ledger")
 
 
@@ -57,7 +79,9 @@ def _events(file: Path, found: Findings) -> list[dict[str, Any]]:
     for number, line in enumerate(lines_of(file, found) if file.is_file() else (), 1):
         try:
             event = json.loads(line)
-            _round(event), str(event["outcome"]), datetime.fromisoformat(event["time"])
+            round_of(event), datetime.fromisoformat(event["time"])
+            if event["outcome"] not in OUTCOMES:
+                found.add(f"{file}, line {number}", f"its outcome is none of {', '.join(OUTCOMES)}")
             events.append(event)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             found.add(f"{file}, line {number}", f"it cannot be read ({type(error).__name__})")
@@ -66,8 +90,8 @@ def _events(file: Path, found: Findings) -> list[dict[str, Any]]:
 
 def _requests(file: Path, events: Sequence[Mapping[str, Any]], asked: Mapping[Round, int], found: Findings) -> None:
     """A round that was begun, or refused for what its request says, was asked for as often."""
-    begun = Counter(_round(event) for event in events if event["outcome"] == "begun")
-    named = {_round(event) for event in events if event["round"]}
+    begun = Counter(round_of(event) for event in events if event["outcome"] == "begun")
+    named = {round_of(event) for event in events if event["round"]}
     for one in sorted({*begun, *named}):
         if asked.get(one, 0) < max(begun[one], 1):
             found.add(
@@ -76,47 +100,22 @@ def _requests(file: Path, events: Sequence[Mapping[str, Any]], asked: Mapping[Ro
             )
 
 
-def _answers(
-    file: Path,
-    counted: Sequence[Mapping[str, Any]],
-    events: Sequence[Mapping[str, Any]],
-    accepted: Sequence[Answered],
-    found: Findings,
-) -> None:
-    """What was sent was signed, and what was signed was sent: the same rounds with the same line of the ledger, as often."""
-    sent = [_sent(event) for event in counted if event["outcome"] == "sent"]
-    ever = Counter(_sent(event) for event in events if event["outcome"] == "sent")
-    signed = Counter(_signed(answer) for answer in accepted)
-    missing = Counter(sent) - signed
-    for one in sorted(missing, key=str):
-        what = f"round {one[1]} of {one[0]} was sent, and the record does not have the answer"
-        if sent and one == sent[-1]:
-            found.add(file, f"{what}: the record was cut off at its end, or the bank was killed in that moment")
-        else:
-            found.checked.append(f"{file}: {what}; later answers follow it, so the bank was killed in that moment")
-    for one in sorted(signed - ever, key=str):
-        found.add(
-            file,
-            f"round {one[1]} of {one[0]} is missing, and the record has the answer: lines of the history are missing or changed",
-        )
-
-
 def _ledger(
     folder: Path, name: str, history: Path, events: Sequence[Mapping[str, Any]], accepted: Sequence[Answered], found: Findings
-) -> None:
-    """The ledger has every line that history and record speak of, and they know of its last ones."""
+) -> list[dict[str, Any]]:
+    """The ledger has every line that history and record speak of, and they know of its last. Returns its sound lines."""
     booked = [(event["ledger_number"], event.get("ledger_hash")) for event in events if event.get("ledger_number")]
     booked += [
         (answer.head["ledger-number"], answer.head.get("ledger-hash")) for answer in accepted if "ledger-number" in answer.head
     ]
     if not (folder / LINES).exists() and not booked:
-        return
+        return []
     if folder.is_dir() and not no_other_kinds(folder, found):
-        return
+        return []
     lines = sound_lines(file_bytes(folder / LINES))
     if isinstance(lines, int):
         found.add(f"{folder / LINES}, line {lines}", "it is damaged, or does not follow the line before it")
-        return
+        return []
     head = read_head(folder)
     if head is None or not has_line(lines, head):
         found.add(folder / HEAD, "it names no line of the ledger: lines were cut off, or it was changed")
@@ -126,14 +125,18 @@ def _ledger(
             found.add(
                 folder / LINES, f"history or record has its line {number}, which it does not have: it was cut or rolled back"
             )
-    begun = {_round(event) for event in events if event["outcome"] == "begun"}
+    begun = {round_of(event) for event in events if event["outcome"] == "begun"}
     for line in lines:
         one = (str(line["run"]), int(line["round"]))
         if line["bank"] == name and "origin" not in line and one not in begun:
             found.add(history, f"the ledger has booked round {one[1]} of {one[0]}, which the history does not have")
+    there = set(contents_of(folder / COHORTS).files) if (folder / COHORTS).is_dir() else set()
+    for cohort in sorted({line["cohort"] for line in lines} - {EVERY_ROW} - there):
+        found.add(folder / COHORTS, f"{cohort[:64]} is missing, and a line of the ledger names it")
     found.checked.append(
         f"{folder / LINES}: {len(lines)} lines, the last is the head's, and every one that was booked is there"
     )
+    return lines
 
 
 def check_home(home: Path, name: str, data: Path | None, found: Findings) -> None:
@@ -144,7 +147,7 @@ def check_home(home: Path, name: str, data: Path | None, found: Findings) -> Non
         else None
     )
     history = {f"{name}.jsonl", f"{name}.lock", f"{name}.unread"}
-    unknown = []
+    unknown, unread = [], Counter[str]()
     for file in contents_of(home).files:
         top, _, rest = file.partition("/")
         if file in HOME_FILES or (own and f"{file}/".startswith(own)):
@@ -156,26 +159,19 @@ def check_home(home: Path, name: str, data: Path | None, found: Findings) -> Non
             )
             of_history = parts[0] == "history" and len(parts) == 2 and parts[1] in history
             if rest in STATE_FILES or of_run or of_history or parts[0] == "signed":  # `signed` is checked by itself
+                if rest in STATE_FILES or of_run:
+                    unread["state/run/" if of_run else file] += 1
                 continue
         elif f"{top}/" in HOME_FOLDERS and rest:
+            if file not in READ:
+                unread["ledger/cohorts/" if rest.startswith(f"{COHORTS}/") else "flwr/" if top == "flwr" else file] += 1
             continue
         unknown.append(file)
+    if unread:
+        kinds = first_names([f"{kind} {count}" for kind, count in sorted(unread.items())])
+        found.checked.append(f"{home}: not looked at: {unread.total()} files ({kinds})")
     if unknown:
         found.not_proven(home, f"no bank makes these files, and they were not looked at: {first_names(unknown)}")
-
-
-def _round(event: Mapping[str, Any]) -> Round:
-    return str(event["run"]), int(event["round"])
-
-
-def _sent(event: Mapping[str, Any]) -> tuple[Any, ...]:
-    return (*_round(event), event.get("ledger_number"), event.get("ledger_hash") or None, event.get("policy_sha256") or None)
-
-
-def _signed(answer: Answered) -> tuple[Any, ...]:
-    head = answer.head
-    where = (str(head.get("run")), int(head.get("round", 0)))
-    return (*where, head.get("ledger-number"), head.get("ledger-hash") or None, head.get("policy-sha256") or None)
 
 
 def _before(event: Mapping[str, Any], begun: str) -> bool:

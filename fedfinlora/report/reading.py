@@ -184,7 +184,7 @@ def _read_json(file: Path, missing: list[str], meaning: str = "") -> Mapping[str
         return {}
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         value = None
     if not isinstance(value, Mapping):
         missing.append(f"{file.name} cannot be read{consequence}")
@@ -200,7 +200,7 @@ def _read_yaml(file: Path, missing: list[str]) -> Mapping[str, Any]:
         return {}
     try:
         value = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         value = None
     if not isinstance(value, Mapping):
         missing.append("config.yaml cannot be read: the configuration is not known.")

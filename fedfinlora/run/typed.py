@@ -23,6 +23,8 @@ Problems = list[str]
 Convert = Callable[[Any, str, Problems], Any]
 """(a JSON value, its dotted name, what was wrong so far) -> the value of a field. Raises `NotOfType` where it has another type."""
 
+MOST = 2**63 - 1
+"""Of a whole number, with either sign."""
 OMITTED = {"omitted": True}
 """Metadata of a field that has no key in JSON while it has its default."""
 
@@ -175,6 +177,10 @@ def _entries(convert: Convert) -> Convert:
 def _text(value: Any, name: str, problems: Problems) -> str:
     if not isinstance(value, str):
         raise NotOfType(f"{name} is no text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise NotOfType(f"{name} is no text that UTF-8 can hold") from None
     return value
 
 
@@ -186,9 +192,11 @@ def _truth(value: Any, name: str, problems: Problems) -> bool:
 
 def _whole(value: Any, name: str, problems: Problems) -> int:
     if isinstance(value, float) and value.is_integer():
-        return int(value)
+        value = int(value)
     if not isinstance(value, int) or isinstance(value, bool):
         raise NotOfType(f"{name} is no whole number")
+    if not -MOST <= value <= MOST:
+        raise NotOfType(f"{name} is out of range")
     return value
 
 
