@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -105,8 +104,10 @@ def words_of(settings: Settings | None, named: Settings) -> list[str]:
             words.append(word(key, str(value)))
         elif isinstance(value, str):
             words.append(f"{key}={value}")
-        elif isinstance(value, bool | int | float) or value is None:
-            words.append(f"{key}={json.dumps(value)}")
+        elif isinstance(value, bool) or value is None:
+            words.append(f"{key}={'null' if value is None else str(value).lower()}")
+        elif isinstance(value, int | float):
+            words.append(f"{key}={value}")
         elif isinstance(value, list | tuple):
             words.append(f"{key}=[{','.join(map(str, value))}]")
         else:

@@ -83,4 +83,4 @@ def _jq(path: tuple[str, ...]) -> str:
     if not all(map(is_name, path)):
         return "…"
     plain = all(re.fullmatch(r"[A-Za-z_]\w*", key, re.ASCII) for key in path)
-    return f".{'.'.join(path)}" if plain else f"'.{''.join(f'[{json.dumps(key)}]' for key in path)}'"
+    return f".{'.'.join(path)}" if plain else f"'.{''.join(f'[{json.dumps(key, allow_nan=False)}]' for key in path)}'"
