@@ -31,6 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
     from there. Models that were converted or downloaded before are still found. One of several workers computes with one thread:
     two that take two each on two cores wait for one another.
     """
+    _heed_signals()
     if hasattr(config, "workerinput"):
         os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, here and in the processes that tests start
     home = tempfile.TemporaryDirectory(prefix="fedfinlora-home-")
@@ -69,6 +70,17 @@ TOGETHER = {
     "test_surroundings": "simulations", "test_ending": "simulations", "test_api": "simulations",
 }  # fmt: skip
 """Test files that start many processes: no two deployments and no two simulations run at once, else their deadlines would be those of another machine."""
+
+
+def _heed_signals() -> None:
+    """Whoever runs the tests under nohup or behind a shell has signals ignored, and what the tests start would inherit that."""
+    for number, usual in (
+        (signal.SIGHUP, signal.SIG_DFL),
+        (signal.SIGQUIT, signal.SIG_DFL),
+        (signal.SIGINT, signal.default_int_handler),
+    ):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -39,14 +39,6 @@ def words(rows: Path, place: Path, name: str, rounds: int = 200) -> list[str]:
     return overrides(rows, place, "train.steps_per_round=30", "workers=1", name=name, rounds=rounds)
 
 
-@pytest.fixture(autouse=True)
-def closable_terminal() -> Iterator[None]:
-    """Whoever runs the tests under nohup has SIGHUP ignored, and what the tests start would inherit that."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
 def begun(rows: Path, place: Path, name: str) -> tuple[subprocess.Popen[str], Path]:
     """A simulation that has finished a round."""
     process = start("simulate", *words(rows, place, name))
