@@ -6,10 +6,8 @@
 The functions are those of `fedfinlora.api`, imported when they are first used: the package itself loads nothing.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
+# Nothing is imported here: under `python -m fedfinlora` a typing.py in the working directory would be taken for the library (`fedfinlora.shadows`).
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from fedfinlora.api import centralized, compare, evaluate, load_run, local, simulate
 
@@ -17,9 +15,10 @@ __version__ = "0.1.0"
 __all__ = ["centralized", "compare", "evaluate", "load_run", "local", "simulate"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from fedfinlora import api
 
-    return getattr(api, name)
+    found: object = getattr(api, name)
+    return found

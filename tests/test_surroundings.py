@@ -107,9 +107,8 @@ class TestFolders:
         for name in ("data", "eval", "datasets", "client_app"):
             (tmp_path / "here" / name).mkdir(parents=True)
             (tmp_path / "here" / name / "__init__.py").write_text("raise SystemExit('the wrong module')\n")
-        path = f"{tmp_path / 'here'}{os.pathsep}{ROOT}"
         words = overrides(write_rows(tmp_path / "rows"), tmp_path, rounds=1)
-        status, printed = run("centralized", *words, cwd=tmp_path / "here", PYTHONPATH=path)
+        status, printed = run("centralized", *words, cwd=tmp_path / "here", PYTHONPATH=str(ROOT))
         assert status == 0, printed
 
 
