@@ -57,8 +57,6 @@ def audit(
         choose(name, tuple(CHECKS), "--checks")
     config = compose(overrides)
     if run is not None:
-        if overrides:
-            raise ConfigError("--run takes the run's own configuration: leave out the key=value words.")
         config = read_config(run)
     signer = load_signer(signing_key) if signing_key else None
     if run is not None and (run / CHAIN_FILE).is_file():

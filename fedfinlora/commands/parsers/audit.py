@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedfinlora.commands.parsers import add_command
+from fedfinlora.errors import ConfigError
 
 ORDER = 80
 
@@ -29,6 +30,8 @@ def call(options: argparse.Namespace) -> int:
     from fedfinlora.commands.audit import audit
     from fedfinlora.which_run import folder_or_run
 
+    if options.run is not None and options.overrides:
+        raise ConfigError("--run takes the run's own configuration: leave out the key=value words.")
     run = None if options.run is None else folder_or_run(options.run)
     chosen = (options.canaries, options.confidence, options.json, options.checks, options.signing_key)
     return audit(options.overrides, run, *chosen)
