@@ -49,7 +49,9 @@ def hub_fault(
     offline = [each for each in OFFLINE if os.environ.get(each, "").upper() in ("1", "ON", "YES", "TRUE")]
     if "OfflineModeIsEnabled" in kinds or ("LocalEntryNotFoundError" in kinds and offline):
         gated = f" Then accept its licence at {licence_url} and set {TOKEN}." if licence_url else ""
-        return f"{name} is not on this machine, and {(offline or OFFLINE)[0]} forbids to ask the hub. Unset it.{gated} {elsewhere}"
+        return (
+            f"{name} is not on this machine, and {(offline or OFFLINE)[0]} forbids to ask the hub. Unset it.{gated} {elsewhere}"
+        )
     for each, kind in zip(chain, kinds, strict=True):
         if kind in _TOO_SLOW:
             return f"{name} cannot be had: {hub} takes too long to answer. Raise HF_HUB_DOWNLOAD_TIMEOUT (seconds), or try later. {elsewhere}"

@@ -364,10 +364,10 @@ class TestLedger:
         how = make_mechanism(run.config, ["north", "south"], 10)
         assert how is not None
         booked = book_round(run, how, ["north", "south"], 1)
-        assert booked.figures["epsilon_spent"] == pytest.approx(epsilon([Steps(1.0, 4.0, 6)], how.delta))
+        assert booked.privacy.epsilon_spent == pytest.approx(epsilon([Steps(1.0, 4.0, 6)], how.delta))
         for _ in range(2):
             alone = book_round(run, replace(how, banks=1), ["south"], 2)
-        assert alone.figures["epsilon_spent"] == pytest.approx(epsilon([Steps(1.0, 4.0, 3)], how.delta)), "north's is north's"
+        assert alone.privacy.epsilon_spent == pytest.approx(epsilon([Steps(1.0, 4.0, 3)], how.delta)), "north's is north's"
 
 
 def write_version_1(folder: Path, account: str, rounds: int, noise_multiplier: float) -> None:
