@@ -246,7 +246,7 @@ BAD_REPLIES: dict[str, tuple[Callable[[Message], RecordDict], str, str]] = {
     "a list for a figure": (lambda r: with_figures(r, rows=[8, 8]), "rejected", "malformed"),
     "rows NaN": (lambda r: with_figures(r, rows=math.nan), "rejected", "malformed"),
     "another bank's name": (lambda r: with_head(r, bank="bank-0"), "rejected", "malformed"),
-    "an unknown status": (lambda r: with_head(r, status="perhaps"), "error", "internal"),
+    "an unknown status": (lambda r: with_head(r, status="perhaps"), "rejected", "malformed"),
     "records under other names": (lambda r: RecordDict({"answer": ConfigRecord({"status": "ok"})}), "rejected", "malformed"),
     "no bytes": (lambda r: with_delta(r, lambda d: declared(len(d), b"")), "rejected", "layout"),
     "bytes that are no array": (lambda r: with_delta(r, lambda d: declared(len(d), b"\x00" * 128)), "rejected", "layout"),
@@ -337,13 +337,12 @@ class TestOneBadBank:
             "without a cap it owns the mean"
         )
 
-    def test_a_code_of_its_own_making_does_not_reach_the_run_folder(self, runs: Runs) -> None:
-        change = in_round(
-            1, lambda message, reply: replaced(with_head(reply, status="error", code=MARKER, reason=MARKER), message)
-        )
+    @pytest.mark.parametrize(("made_up", "status"), [(MARKER, "rejected"), ("acme-will-default", "error")])
+    def test_a_code_of_its_own_making_does_not_reach_the_run_folder(self, runs: Runs, made_up: str, status: str) -> None:
+        change = in_round(1, lambda message, reply: replaced(with_head(reply, status="error", code=made_up), message))
         run = runs.start("run", tamper=only("bank-1", change))
-        assert entry(run, 1, "bank-1")["status"] == "error"
-        assert MARKER not in (run / "rounds.jsonl").read_text() + (run / "progress.jsonl").read_text()
+        assert entry(run, 1, "bank-1")["status"] == status
+        assert made_up not in (run / "rounds.jsonl").read_text() + (run / "progress.jsonl").read_text()
 
     @pytest.mark.parametrize(
         "code",
