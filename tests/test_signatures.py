@@ -255,7 +255,16 @@ class TestRequests:
         (home / "state").mkdir()
         file.parent.rename(home / "state" / "signed")
         record(history_file(home / "state", "bank-1"), Event(REQUEST.run, REQUEST.round, "begun"))
-        record(history_file(home / "state", "bank-1"), Event(REQUEST.run, REQUEST.round, "sent"))
+        told = {name: value for name, value in lines[1]["answered"]["figures"].items() if value and value != "nan"}
+        sent = Event(
+            REQUEST.run,
+            REQUEST.round,
+            "sent",
+            steps=told["steps"],
+            figures=tuple(told),
+            epsilon_spent=told.get("epsilon_spent"),
+        )
+        record(history_file(home / "state", "bank-1"), sent)
         for name in ("node.key.pub",):
             (home / name).write_bytes(consortium.key_of("bank-1").with_name(name).read_bytes())
         assert verify(home, consortium.ca) == 0
