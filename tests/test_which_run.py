@@ -95,8 +95,8 @@ def test_commands_take_names(
 
 
 def test_verify_takes_a_name(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["verify", "first"])  # a baseline has no chain of its rounds, so its status is not 0
-    assert str(runs / "first") in capsys.readouterr().out
+    assert main(["verify", "first"]) == 1
+    assert f"{runs / 'first'} is a run of mode centralized: only federated runs keep a chain" in capsys.readouterr().err
 
 
 def test_a_path_that_is_there_stays_as_it_was_typed(tmp_path: Path) -> None:
