@@ -272,7 +272,7 @@ class TestDeclaredSizes:
     ) -> None:
         plans = plans_made(monkeypatch)
         bank = Bank(
-            write_bank(tmp_path, declared_rows=("fpb:80", "fiqa:20"), min_rows=1), tmp_path
+            write_bank(tmp_path, declared_rows=("fpb:80", "fiqa:20"), min_rows=1, min_units=1), tmp_path
         )  # a limit leaves a random sample
         for words in ((), ("dataset.tasks=[fpb]",), ("dataset.max_rows_per_task=50",), ("train.max_rows=40",)):
             noise = ("privacy.epsilon=0", "privacy.noise_multiplier=4")
