@@ -13,7 +13,7 @@ this file (`python -m fedfinlora.run.reference`). Older files lack newer keys, w
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -330,8 +330,3 @@ def read_result(run: Path, problems: Problems | None = None) -> RunResult:
     return from_json(
         RunResult, read_json(run / RESULT_FILE), str(run / RESULT_FILE) if problems is None else RESULT_FILE, problems
     )
-
-
-def total(values: Iterable[float | None]) -> float:
-    """The sum of those that were measured."""
-    return sum(value for value in values if value is not None)
