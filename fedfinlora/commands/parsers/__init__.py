@@ -1,7 +1,8 @@
-"""The parsers of the commands, a module for each: its words and options, and the call of its function in `fedfinlora.commands`.
+"""The parsers of the commands, a module for each: its words and options, and the call of its function in
+`fedfinlora.commands`.
 
-A module has `ORDER`, its place in the list of commands, and `add(commands)`, which ends with `set_defaults(call=…)`. Nothing heavy is imported
-before a command is called, so that `--help` stays quick. A new command is a new module here.
+A module has `ORDER`, its place in the list of commands, and `add(commands)`, which ends with `set_defaults(call=…)`.
+Nothing heavy is imported before a command is called, so that `--help` stays quick. A new command is a new module here.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 KEY_VALUE_HELP = "Hydra overrides, e.g. peft=dora train.steps_per_round=20; every key: fedfinlora/config.py"
 DETACH_HELP = "run without this terminal; `attach`, `stop` and `list` come back to it"
 BANKS_HELP = "how many banks (default: the configuration's)"
-CAN_DETACH = ("simulate", "centralized", "local", "evaluate")
+CAN_DETACH = ("simulate", "demo", "centralized", "local", "evaluate")
 
 HOME_HELP = "where its files lie (default: %(default)s)"
 

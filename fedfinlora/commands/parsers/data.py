@@ -18,7 +18,10 @@ def add(commands: Any) -> None:
         "check", help="rows, bad rows, labels, prompt tokens, duplicates and overlap of each file"
     )
     layouts = "ROOT: a folder in FinLoRA's layout, a bank's own folder, or a folder a bank"
-    keys = "model=… names the tokenizer, dataset=… the layout, dataset.columns={…} the columns"
+    keys = (
+        "model=… names the tokenizer, dataset=… the layout, dataset.tasks=[…] what is trained, dataset.columns={…} "
+        "the columns; show=all lists every bad and every long row"
+    )
     check.add_argument("overrides", nargs="*", metavar="ROOT, key=value", help=f"{layouts}; {keys}")
     check.usage = "python -m fedfinlora data check ROOT [key=value …]"
     command.set_defaults(call=call)
