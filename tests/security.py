@@ -32,7 +32,9 @@ HOSTILE = "test_killed_late_and_hostile_banks_cost_their_own_answers_only"
 OUTSIDE = "test_who_cannot_get_in_is_told_why"
 MODES = "tests/test_run_modes.py"
 ROUNDS, PLAN, GUARDED = (f"tests/test_{name}.py" for name in ("rounds", "plan", "guarded_grid"))
-SIGNATURES, VERIFY, CHAIN, RELEASE = (f"tests/test_{name}.py" for name in ("signatures", "verify", "verify_chain", "release"))
+SIGNATURES, VERIFY, LIES, CHAIN, RELEASE = (
+    f"tests/test_{name}.py" for name in ("signatures", "verify", "verify_lies", "verify_chain", "release")
+)
 
 ATTACKERS: Mapping[str, tuple[Attempt, ...]] = {
     "A stranger who reaches the coordinator's port": (
@@ -141,6 +143,10 @@ ATTACKERS: Mapping[str, tuple[Attempt, ...]] = {
             "Only a code crosses the line; the reader has the sentence for it, or writes that the reason is unknown.", WIRE,
             "test_no_text_of_a_banks_own_is_read_in_its_error",
         ),
+        Attempt(
+            "signs a reply with a sentence in the place of its name, to have it in the run's folder", "Rejected (`malformed`) and not kept.", SIGNATURES,
+            "test_what_a_rejected_bank_has_signed_is_kept_and_can_be_shown",
+        ),
         Attempt("names a run of its own making in its reply, to have the text in the run's folder", "Rejected (`signature`) and not kept.", "tests/test_wire_form.py",
             "test_a_run_name_of_the_banks_own_is_not_kept_in_the_run",
         ),
@@ -195,6 +201,20 @@ ATTACKERS: Mapping[str, tuple[Attempt, ...]] = {
         Attempt(
             "writes figures, deltas, weights or rounds of a finished run anew, with hashes that are right", "Signatures that it does not have are missing: `verify` says where.",
             VERIFY, "test_who_writes_the_chain_anew_cannot_sign_it",
+        ),
+        Attempt(
+            "changes losses, bytes, norms, weights, scores, verdicts or hashes in a run's folder and signs the whole chain again, with hashes that are right",
+            "`verify` computes each again from what it follows from, and names file, line, key and both values.", LIES,
+            "test_a_lie_of_the_folders_owner_is_named",
+        ),
+        Attempt(
+            "closes a round without any accepted reply, or without weights, leaves a bank out of it, or ends a run before its last round",
+            "`verify` names it: no such round is closed, and seed and configuration say who is asked and how long.", LIES,
+            "test_a_lie_of_the_folders_owner_is_named",
+        ),
+        Attempt(
+            "puts another checkpoint into a run's folder, for the run to go on from", "`verify` names the file: it holds its round's adapter and what the rule remembers.", LIES,
+            "test_another_checkpoint_is_named",
         ),
         Attempt(
             "gives the reply of a bank to another, with its own signature over all of it", "A reply says whose it is, signed by the bank: `verify` names it.", VERIFY,
@@ -314,6 +334,8 @@ TAIL = """
 - Without noise, an update is a function of the bank's rows: two updates that start from the same adapter and whose rows differ by one differ by what that row did. Rounding the figures
   (`client_app/published.py`) does not change that. Where strategy.weighting=rows, the rows of a round are exact, for they are the bank's weight.
 - The coordinator sees each bank's delta, within what the bank's policy allows to be trained; noise at the bank (`privacy=example`) or at the aggregator is what limits what a delta tells.
+- Who owns a run's folder can lie in what nothing else there follows from: the answers of a model, wall times, the reason of a refusal without a signature. Without banks'
+  signatures, as in a simulation, the whole run can be another one. Whether a coordinator had a cause to reject a reply is shown by its kept head and figures, not by its delta.
 - Root on a party's machine, and whoever can write its checkout or its Python packages, is that party.
 - Addresses, sizes and times of connections are visible on the line.
 - A flood of packets is the firewall's to stop: what is limited here is connections and bytes of those that arrive.

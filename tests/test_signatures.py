@@ -368,7 +368,9 @@ class TestRuns:
     def test_signatures_change_no_number_and_a_reply_without_a_good_one_is_left_out(
         self, runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """bank-1 is forged in round 1, its old reply comes again in round 2, it sends a claim of rows that it has not signed in round 3."""
+        """bank-1 is forged in round 1, its old reply comes again in round 2, it sends a claim of rows that it has not
+        signed in round 3.
+        """
         plain = runs.start("plain")
         runs.consortium = Consortium(runs.folder / "keys").serves(monkeypatch)
         assert server_keys().banks == {}
@@ -408,14 +410,14 @@ class TestRuns:
     def test_what_a_rejected_bank_has_signed_is_kept_and_can_be_shown(
         self, runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """NaN in a delta and in a figure, a figure out of its range, another layout, another name: each signed by the bank. What has no name on the wire is not kept."""
+        """NaN in a delta and in a figure, a figure out of its range, another layout: each signed by the bank. A name of its own choice is not kept."""
         consortium = runs.consortium = Consortium(runs.folder / "keys").serves(monkeypatch)
         lies: list[tuple[str, Callable[[Message], RecordDict]]] = [
             ("not-finite", lambda reply: with_delta(reply, lambda delta: delta * np.float32(np.nan))),
             ("not-finite", lambda reply: with_figures(reply, train_loss=math.nan)),
             ("malformed", lambda reply: with_figures(reply, rows=-1)),
             ("layout", lambda reply: with_head(reply, layout_id="0" * 16)),
-            ("malformed", lambda reply: with_head(reply, bank="bank-0")),
+            ("malformed", lambda reply: with_head(reply, bank="Acme.Corp.will.default." + "x" * 41)),
         ]
 
         def lying(message: Message, reply: Message) -> Message:
@@ -427,8 +429,11 @@ class TestRuns:
         assert [line["banks"][1]["code"] for line in rounds_of(run)] == [code for code, _ in lies]
         size = (run / CHAIN_FILE).stat().st_size
         public = public_key_of(consortium.key_of("bank-1").with_name("node.key.pub").read_text())
-        for line in attempts_of(run):
+        *kept, last = attempts_of(run)
+        for line in kept:
             check(public, REPLY, line.banks["bank-1"].statement, line.banks["bank-1"].reply_signature)
+        assert last.banks["bank-1"].reply is None
+        assert not [file for file in run.rglob("*") if file.is_file() and b"Acme.Corp" in file.read_bytes()]
         assert verify(run, consortium.ca) == 0, capsys.readouterr().out
         assert size < 40_000, "no delta"
 

@@ -152,6 +152,19 @@ def test_a_home_as_it_was_made_is_proven(home: Path, ca: Path, capsys: pytest.Ca
     assert "not looked at: 6 files (ledger/cohorts/ 1, ledger/index 1, ledger/key 1, ledger/lock 1, state/run/ 2)" in said
 
 
+def test_a_policy_that_was_changed_since_is_said(home: Path, ca: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Which is no fault: a bank changes its policy when it likes, and its answers say under which one they were made."""
+    assert verify(home, ca) == 0
+    assert "bank.yaml: it is the policy of the last answer\n" in capsys.readouterr().out
+    before, after = sha256((home / "bank.yaml").read_bytes()).hexdigest(), (home / "bank.yaml").read_bytes() + b"# more\n"
+    (home / "bank.yaml").write_bytes(after)
+    assert verify(home, ca) == 0
+    said = capsys.readouterr().out
+    assert f"policy {before[:16]}: answers from 20" in said
+    assert "bank.yaml: it was changed after the last answer of 20" in said
+    assert f"the policy of that one was {before[:16]}, now it is {sha256(after).hexdigest()[:16]}\n" in said
+
+
 def test_refusals_of_every_kind_are_proven(
     home: Path, ca: Path, consortium: Consortium, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,6 @@
-"""What a run's chain binds: each file once its round is closed, audits, and lines of known kinds. What it does not bind is named."""
+"""What a run's chain binds: each file once its round is closed, audits, and lines of known kinds. What it does not bind
+is named.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,8 @@ from typing import Any
 
 import pytest
 from keys import Consortium
+from liar import write_chain
 from round_runs import Runs
-from test_verify import write_chain
 from tiny_runs import rounds_of, write_rows
 
 from fedfinlora import __version__
@@ -77,7 +79,9 @@ class TestBrokenOff:
     def test_a_run_that_was_killed_is_checked_as_far_as_it_came(
         self, killed: Path, ca: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """It is not proven that no later lines were cut off, nor what TensorBoard's file says, which grows until the end; all else is."""
+        """It is not proven that no later lines were cut off, nor what TensorBoard's file says, which grows until the
+        end; all else is.
+        """
         assert verify(killed, ca) == 3
         said = capsys.readouterr().out
         assert f"NOT PROVEN  {killed / CHAIN_FILE}: the run was broken off or is still running after round 3" in said
@@ -200,7 +204,9 @@ class TestLines:
     def test_a_chain_of_an_earlier_version_is_still_proven(
         self, run: Path, made: tuple[Path, Consortium], capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """It has no `saved` and no files in `begin`. What it does not say is named; where it was broken off little is proven."""
+        """It has no `saved` and no files in `begin`. What it does not say is named; where it was broken off little is
+        proven.
+        """
         older = []
         for line in chain_of(run):
             if line["kind"] in KINDS and line["kind"] != "saved":

@@ -1,19 +1,20 @@
 """`verify`: check a run's folder, an adapter's folder or a bank's own record of what it was asked.
 
-Exit status: 0 everything is as it was made; 1 something is wrong; 3 nothing is wrong, but not everything could be proven. What is not proven is named.
+Exit status: 0 everything is as it was made; 1 something is wrong; 3 nothing is wrong, but not everything could be
+proven. What is not proven is named.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from fedfinlora.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
-from fedfinlora.checkpoint import adapter_checksum
-from fedfinlora.config import Config
 from fedfinlora.deployment.policy import SETTINGS, read_settings
 from fedfinlora.ended import mode_of
 from fedfinlora.errors import UserError, printable
@@ -27,12 +28,14 @@ from fedfinlora.provenance.verify import verify_run
 from fedfinlora.provenance.verify_adapter import verify_adapter
 from fedfinlora.provenance.verify_bank import verify_bank
 from fedfinlora.resuming import resumed_words
-from fedfinlora.wire import Figures, Reply
+
+QUIET_S = 3.0
+"""Seconds before a terminal shows how far it is."""
 
 
 def verify(folder: Path, authority: Path | None = None, key: Path | None = None, enrolled: Path | None = None) -> int:
-    """Print what was checked, what is wrong and what is not proven, a line each. `authority` is a ca.crt, `key` a public key, `enrolled` a
-    folder of banks' keys. Returns the exit status.
+    """Print what was checked, what is wrong and what is not proven, a line each. `authority` is a ca.crt, `key` a
+    public key, `enrolled` a folder of banks' keys. Returns the exit status.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder. Name a run, an adapter (RUN/adapters/final) or a bank's home.")
@@ -75,14 +78,18 @@ def _run(folder: Path, ca: bytes | None, public: bytes | None, enrolled: Path | 
         raise UserError(f"--enrolled {enrolled} is not a folder of banks' public keys (BANK.pub).")
     if (mode := mode_of(folder)) != "federated" and not (folder / CHAIN_FILE).is_file():
         raise UserError(
-            f"{folder} is a run of mode {mode}: only federated runs keep a chain of who was asked what. `verify {folder / FINAL}` checks its adapter."
+            f"{folder} is a run of mode {mode}: only federated runs keep a chain of who was asked what. `verify "
+            f"{folder / FINAL}` checks its adapter."
         )
     known = (
         {file.stem: read_public(file).decode("utf-8", "replace") for file in sorted(enrolled.glob("*.pub"))}
         if enrolled
         else None
     )
-    found = verify_run(folder, ca, known, _step, _first_state)
+    from fedfinlora.commands.verify_rules import ServerRules
+
+    with _progress() as on_step:
+        found = verify_run(folder, ServerRules(), ca, known, on_step)
     found.checked += [f"note: {sentence}" for sentence in resumed_words(folder)]
     if (folder / FINAL).is_dir() and not contents_of(folder).odd:
         release = verify_adapter(folder / FINAL, ca, public)
@@ -98,31 +105,27 @@ def _bank(home: Path, ca: bytes | None) -> Findings:
             own != "ca.crt" or ca is None
         ):
             raise UserError(f"{home / own} is missing or not a regular file.")
-    settings = read_settings(home / SETTINGS)[0]
+    settings, policy_sha256 = read_settings(home / SETTINGS)
     public = read_public(home / "node.key.pub").decode("utf-8", "replace")
-    return verify_bank(home, settings.name, ca or read_public(home / "ca.crt"), public, Path(settings.data).expanduser())
+    authority = ca or read_public(home / "ca.crt")
+    return verify_bank(home, settings.name, authority, public, policy_sha256, Path(settings.data).expanduser())
 
 
-def _first_state(config: Config, adapter: Any, layout_id: str) -> Any:
-    """The server's state before the first round. UserError where it begins with another run's moments and that run is not here."""
-    from server_app.rounds import RoundState
-    from server_app.strategies.fedadam import public_state
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """What is being done, in one line of a terminal, where it takes longer than QUIET_S."""
+    if not sys.stderr.isatty():
+        yield lambda words: None
+        return
+    shown = time.monotonic() + QUIET_S
 
-    return RoundState(0, adapter, public_state(config.strategy, layout_id))
+    def show(words: str) -> None:
+        nonlocal shown
+        if time.monotonic() >= shown:
+            shown = time.monotonic() + 0.5
+            print(f"\r\x1b[Kverify: {printable(words)}", end="", file=sys.stderr, flush=True)
 
-
-def _step(config: Config, state: Any, replies: Sequence[tuple[str, Mapping[str, Any], Any]]) -> tuple[Any, str]:
-    from server_app.rounds import take_step
-
-    made = [Reply(bank, delta, _figures(figures), 0.0) for bank, figures, delta in replies]
-    following, _ = take_step(made, state, config.strategy, config.num_server_rounds)
-    return following, adapter_checksum(following.adapter)
-
-
-def _figures(told: Mapping[str, Any]) -> Figures:
-    """As the server read them."""
-    from fedfinlora.wire import NOT_TOLD
-
-    values: dict[str, Any] = {name: told.get(name, NOT_TOLD[name]) for name in NOT_TOLD}
-    values |= {name: float(value) for name, value in values.items() if isinstance(value, str)}
-    return Figures(**values)
+    try:
+        yield show
+    finally:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -1,4 +1,5 @@
-"""An audit becomes part of a run's chain, or it is no part of the run: audit.json alone could be written by anyone who can write to the folder.
+"""An audit becomes part of a run's chain, or it is no part of the run: audit.json alone could be written by anyone who
+can write to the folder.
 
 The privacy card and the release take an audit's sentence from the chain (`bound_audit`), never from audit.json.
 """
@@ -18,7 +19,8 @@ from fedfinlora.provenance.signatures import LINE, Signer, WrongSignature, certi
 
 
 def bind_audit(run: Path, sentence: str, signer: Signer | None) -> bool:
-    """Enter audit.json and report.html, as they are in the run's folder, into its chain. False where the run has no chain, as one without banks.
+    """Enter audit.json and report.html, as they are in the run's folder, into its chain. False where the run has no
+    chain, as one without banks.
 
     UserError where the run is signed by a coordinator whose key `signer` is not, or a server trains in the folder.
     """
@@ -41,12 +43,15 @@ def begun(run: Path) -> Begin:
 
 
 def check_may_sign(run: Path, begin: Begin, signer: Signer | None) -> None:
-    """UserError unless lines of this run may be added: by anyone where it is not signed, else by the coordinator that signs it."""
+    """UserError unless lines of this run may be added: by anyone where it is not signed, else by the coordinator that
+    signs it.
+    """
     if not begin.certificate:
         return
     if signer is None:
         raise UserError(
-            f"{run} is signed by its coordinator, so an audit becomes part of it by the coordinator's key only: name its signing.key with --signing-key."
+            f"{run} is signed by its coordinator, so an audit becomes part of it by the coordinator's key only: name "
+            "its signing.key with --signing-key."
         )
     if openssh_text(signer.key.public_key()) != openssh_text(certificate_key(begin.certificate)):
         raise UserError(
@@ -55,7 +60,8 @@ def check_may_sign(run: Path, begin: Begin, signer: Signer | None) -> None:
 
 
 def bound_audit(run: Path, signer: Signer | None = None) -> Mapping[str, Any] | None:
-    """The last audit in a run's chain, for its privacy card; None where there is none. `signer` must have signed it, if the run is signed.
+    """The last audit in a run's chain, for its privacy card; None where there is none. `signer` must have signed it, if
+    the run is signed.
 
     UserError where the chain is damaged, or the line of the audit is not signed.
     """

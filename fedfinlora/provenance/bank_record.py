@@ -1,7 +1,9 @@
-"""A bank's own record of what was signed, `state/signed/BANK.jsonl`: each line holds the hash of the line before it, under the bank's signature.
+"""A bank's own record of what was signed, `state/signed/BANK.jsonl`: each line holds the hash of the line before it,
+under the bank's signature.
 
-So no line can be removed, added or moved without notice. Lines cut off at the end leave no trace here: `verify` compares the record with the bank's
-history and its privacy ledger (`fedfinlora.provenance.verify_history`), and the newest are in the coordinator's chain.
+So no line can be removed, added or moved without notice. Lines cut off at the end leave no trace here: `verify`
+compares the record with the bank's history and its privacy ledger (`fedfinlora.provenance.verify_history`), and the
+newest are in the coordinator's chain.
 """
 
 from __future__ import annotations
@@ -84,7 +86,9 @@ def entry_of(values: Any) -> Entry:
 
 
 def append(file: Path, entry: Entry, signer: Signer) -> None:
-    """Add one line and sync it, after removing one that a crash cut off. OSError where the disk does not take it, UserError where it has no locks."""
+    """Add one line and sync it, after removing one that a crash cut off. OSError where the disk does not take it,
+    UserError where it has no locks.
+    """
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with wait_for(file.with_suffix(".lock"), f"The record {file}"):
         body = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **values_of(entry), PREVIOUS: _last_hash(file)}
@@ -104,7 +108,8 @@ def _last_hash(file: Path) -> str:
 
 
 def check_links(lines: Sequence[bytes], public_key: str) -> list[tuple[int, str]]:
-    """(Number of a line from 1, what is wrong with it): each follows the one before it and is sealed by the bank, whose key is in OpenSSH's form.
+    """(Number of a line from 1, what is wrong with it): each follows the one before it and is sealed by the bank, whose
+    key is in OpenSSH's form.
 
     Lines without link and seal are wrong too: whoever takes them off all lines could take out any line.
     """
@@ -118,7 +123,7 @@ def check_links(lines: Sequence[bytes], public_key: str) -> list[tuple[int, str]
             if PREVIOUS not in body and unchained == number - 1:
                 unchained = number
             elif body.get(PREVIOUS) != expected:
-                wrong.append((number, "it does not follow the line before it: lines are missing, were added or were changed"))
+                wrong.append((number, ("it does not follow the line before it: lines are missing, were added or were changed")))
             else:
                 check(key, LINE, digest(body), str(values.get(SEAL, "")))
         except WrongSignature as error:
@@ -127,5 +132,5 @@ def check_links(lines: Sequence[bytes], public_key: str) -> list[tuple[int, str]
             wrong.append((number, f"it cannot be read ({type(error).__name__})"))
         expected = hashlib.sha256(line).hexdigest()
     if unchained:
-        wrong.insert(0, (1, f"the first {unchained} lines are not chained: nothing shows whether some of them are missing"))
+        wrong.insert(0, (1, (f"the first {unchained} lines are not chained: nothing shows whether some of them are missing")))
     return wrong

@@ -1,4 +1,6 @@
-"""`bom.cdx.json`: the bill of materials of an adapter (CycloneDX 1.6), made from the statement of its origin, and checked against it."""
+"""`bom.cdx.json`: the bill of materials of an adapter (CycloneDX 1.6), made from the statement of its origin, and
+checked against it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ ONE_SIDED = "(absent)"
 
 
 def bom_of(name: str, files: Mapping[str, str], predicate: Mapping[str, Any]) -> dict[str, Any]:
-    """A CycloneDX 1.6 bill of materials of the adapter: the base model, the data files and the libraries that it was trained with."""
+    """A CycloneDX 1.6 bill of materials of the adapter: the base model, the data files and the libraries that it was
+    trained with.
+    """
     base, data = predicate["baseModel"], predicate["data"]
     version = str(predicate["run"])
     parts = [
@@ -42,7 +46,8 @@ def bom_of(name: str, files: Mapping[str, str], predicate: Mapping[str, Any]) ->
         "modelCard": {
             "modelParameters": {
                 "approach": {"type": "supervised"}, "task": "text-generation", "architectureFamily": "transformer",
-                "modelArchitecture": f"{base['name']} with {predicate['adapter']['method']} of rank {predicate['adapter']['rank']}",
+                "modelArchitecture": (f"{base['name']} with {predicate['adapter']['method']} of rank "
+                                     f"{predicate['adapter']['rank']}"),
                 "datasets": [{"ref": f"data:{file}"} for file in sorted(data)],
             },
             **({"considerations": {"technicalLimitations": list(privacy["limits"])}} if privacy else {}),
@@ -73,8 +78,8 @@ def _hashes(sha256: str) -> dict[str, Any]:
 def check_bom(found: Any, files: Mapping[str, str], predicate: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """(names of values that do not follow from the statement, names of values that cannot be compared).
 
-    A bill that another version wrote may have values more or fewer than this version writes, and only those are not compared. KeyError or
-    TypeError where it has not the form of a bill.
+    A bill that another version wrote may have values more or fewer than this version writes, and only those are not
+    compared. KeyError or TypeError where it has not the form of a bill.
     """
     made = json.loads(json.dumps(bom_of(str(found["metadata"]["component"]["name"]), files, predicate), allow_nan=False))
     differences = list(differing(made, found))
@@ -84,7 +89,8 @@ def check_bom(found: Any, files: Mapping[str, str], predicate: Mapping[str, Any]
 
 
 def differing(expected: Any, found: Any, where: str = "") -> Iterator[tuple[str, bool]]:
-    """(name of a value that differs, whether one of the two lacks it), with a dot between the levels. Parts of a list go by their name.
+    """(name of a value that differs, whether one of the two lacks it), with a dot between the levels. Parts of a list
+    go by their name.
 
     >>> list(differing({"a": 1, "b": {"c": 2, "d": 3}}, {"a": 1, "b": {"c": 0}, "e": 4}))
     [('b.c', False), ('b.d', True), ('e', True)]

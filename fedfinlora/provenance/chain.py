@@ -1,8 +1,8 @@
 """provenance.jsonl of a run: lines in a chain of hashes, and what each kind of line binds of the run's files.
 
-A chain begins with `begin`. For each round follow `round`, written before its checkpoint, and `saved`, written once the round is closed; `end` has the
-hash of every file. A run that was broken off is therefore bound up to its last closed round. A line costs about 2 KB, and 1.2 KB a bank and round.
-The form of the lines is in `fedfinlora.provenance.lines`.
+A chain begins with `begin`. For each round follow `round`, written before its checkpoint, and `saved`, written once the
+round is closed; `end` has the hash of every file. A run that was broken off is therefore bound up to its last closed
+round. A line costs about 2 KB, and 1.2 KB a bank and round. The form of the lines is in `fedfinlora.provenance.lines`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ class Chain:
     """provenance.jsonl of a run, to add lines to."""
 
     def __init__(self, folder: Path, signer: Signer | None = None) -> None:
-        """Begin it, or continue after its last whole line: one that a crash cut off is removed. UserError where it is damaged."""
+        """Begin it, or continue after its last whole line: one that a crash cut off is removed. UserError where it is
+        damaged.
+        """
         self.file, self._signer = folder / CHAIN_FILE, signer
         self._previous = FIRST
         try:
@@ -81,7 +83,9 @@ def begin_line(
 
 
 def saved_line(run: Path, run_id: str, round_number: int, with_base: bool = False) -> Saved:
-    """What lies on the disk after a round; `with_base` adds the scores of the base model. OSError where it cannot be read."""
+    """What lies on the disk after a round; `with_base` adds the scores of the base model. OSError where it cannot be
+    read.
+    """
     scored = [f"eval/{kind}_{round_number:03d}" for kind in ("round", "validation_round")]
     folders = [f"adapters/round_{round_number:03d}", "adapters/best", *scored, *(["eval/base"] if with_base else [])]
     names = [f"{folder}/{name}" for folder in folders for name in contents_of(run / folder).files]
@@ -111,7 +115,9 @@ MOST_LINE_BYTES = 2**24
 
 
 def files_of(run: Path) -> dict[str, str]:
-    """Path in a run's folder -> SHA-256, of every file that does not change once the run has ended. OSError where one cannot be read."""
+    """Path in a run's folder -> SHA-256, of every file that does not change once the run has ended. OSError where one
+    cannot be read.
+    """
     return {name: sha256_of_file(run / name) for name in contents_of(run).files if is_covered(name)}
 
 

@@ -1,4 +1,6 @@
-"""What is signed in a round: statements of request and reply, and the evidence that the server collects of them while the round is made."""
+"""What is signed in a round: statements of request and reply, and the evidence that the server collects of them while
+the round is made.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,8 @@ MOST_STATEMENT_BYTES = 2**15
 
 
 def request_statement(content: RecordDict, adapter_sha256: str | None = None) -> dict[str, Any]:
-    """What a request says: its whole head, the configuration and the adapter by their SHA-256. KeyError where there is none of that.
+    """What a request says: its whole head, the configuration and the adapter by their SHA-256. KeyError where there is
+    none of that.
 
     `adapter_sha256` saves hashing the same adapter for each bank.
     """
@@ -48,7 +51,9 @@ def request_statement(content: RecordDict, adapter_sha256: str | None = None) ->
 
 
 def reply_statement(content: RecordDict) -> dict[str, Any]:
-    """What a reply says: its whole head, all figures, and the delta by the SHA-256 of its bytes as sent; an error has neither."""
+    """What a reply says: its whole head, all figures, and the delta by the SHA-256 of its bytes as sent; an error has
+    neither.
+    """
     head = {key: value for key, value in dict(content.config_records["reply"]).items() if key not in NOT_SIGNED}
     figures = dict(content.metric_records["figures"]) if "figures" in content.metric_records else {}
     arrays: Mapping[str, Any] = content.array_records.get("delta", {})
@@ -56,7 +61,9 @@ def reply_statement(content: RecordDict) -> dict[str, Any]:
 
 
 def arrays_sha256(arrays: Mapping[str, Any]) -> str:
-    """SHA-256 over the bytes of a vector's parts, in their order: that of the whole vector's bytes, little-endian float32."""
+    """SHA-256 over the bytes of a vector's parts, in their order: that of the whole vector's bytes, little-endian
+    float32.
+    """
     found = hashlib.sha256()
     for name in sorted(arrays, key=lambda name: (len(name), name)):
         found.update(arrays[name].data)
@@ -64,7 +71,9 @@ def arrays_sha256(arrays: Mapping[str, Any]) -> str:
 
 
 def answer_signed(content: RecordDict, request: Mapping[str, Any], signer: Signer | None) -> dict[str, Any]:
-    """Bank side: add to a reply which request it answers, and the bank's signature if it has a key. Returns the statement."""
+    """Bank side: add to a reply which request it answers, and the bank's signature if it has a key. Returns the
+    statement.
+    """
     from flwr.app import ConfigRecord
 
     head = dict(content.config_records["reply"])
@@ -82,11 +91,15 @@ class ServerKeys:
 
     signer: Signer | None = None
     banks: Mapping[str, str] | None = None
-    """Bank -> its enrolled public key in OpenSSH's form. None where no coordinator keeps such keys: replies are then not signed."""
+    """Bank -> its enrolled public key in OpenSSH's form. None where no coordinator keeps such keys: replies are then
+    not signed.
+    """
 
 
 def server_keys() -> ServerKeys:
-    """From the environment that `coordinator start` gives its ServerApps; none in a simulation. UserError where a key cannot be read."""
+    """From the environment that `coordinator start` gives its ServerApps; none in a simulation. UserError where a key
+    cannot be read.
+    """
     signing, enrolled = os.environ.get(SIGNING), os.environ.get(ENROLLED)
     signer = load_signer(Path(signing), Path(signing).with_suffix(".crt")) if signing else None
     if not enrolled:
@@ -102,7 +115,9 @@ def server_keys() -> ServerKeys:
 
 @dataclass
 class RoundEvidence:
-    """One attempt at a round while it is made: signs what is asked, checks what is answered, and becomes a line of the chain."""
+    """One attempt at a round while it is made: signs what is asked, checks what is answered, and becomes a line of the
+    chain.
+    """
 
     keys: ServerKeys
     run: str
@@ -136,9 +151,11 @@ class RoundEvidence:
                 )
 
     def check(self, bank: str, content: RecordDict) -> None:
-        """RejectedReply unless this is what the bank answers to just this request. Nothing else of the reply was looked at before.
+        """RejectedReply unless this is what the bank answers to just this request. Nothing else of the reply was looked
+        at before.
 
-        What a bank has signed is kept, without its arrays, accepted or not: a wrong answer can be shown later as its own.
+        What a bank has signed is kept, without its arrays, accepted or not: a wrong answer can be shown later as its
+        own.
         """
         try:
             statement = reply_statement(content)
@@ -157,6 +174,8 @@ class RoundEvidence:
         run = own["request"].get("run")
         if statement["reply"].get("run", run) != run:  # a text of the bank's own
             raise RejectedReply("signature", "The reply answers another request than this round's.")
+        if statement["reply"].get("bank", bank) != bank:  # likewise
+            raise RejectedReply("malformed", "The reply names another bank.")
         if self.keys.banks is not None:
             own |= {**statement, "reply_signature": signature}
         head = statement["reply"]
@@ -182,7 +201,9 @@ class RoundEvidence:
         self.banks[bank]["code"] = code
 
     def line(self, adapter_sha256: str, weights: Mapping[str, float] | None) -> Attempt:
-        """The attempt's line, for `Chain.append`. Weights are in the mean of those accepted; None where the mean is private."""
+        """The attempt's line, for `Chain.append`. Weights are in the mean of those accepted; None where the mean is
+        private.
+        """
         requests = [bank["request"] for bank in self.banks.values()]
         common = {
             key: value

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -11,12 +13,15 @@ from typing import Any
 
 from fedfinlora.config import Config
 from fedfinlora.errors import UserError
-from fedfinlora.provenance.folder import contents_of, file_bytes
-from fedfinlora.provenance.lines import Attempt, Audited
+from fedfinlora.provenance.compared import Difference
+from fedfinlora.provenance.folder import contents_of, file_bytes, regular
+from fedfinlora.provenance.lines import Attempt, Audited, sealed_of
 from fedfinlora.provenance.signatures import WrongSignature, check
 
 PROVEN, WRONG, NOT_ALL_PROVEN = 0, 1, 3
 """Exit status of `verify`; 2 is bad usage."""
+MOST_LINE_BYTES = 2**26
+"""Of a line of provenance.jsonl: 1.2 KB a bank, and the hash of every file of the run."""
 MOST_NAMED = 12
 """Files of one kind of finding whose names are printed."""
 
@@ -29,7 +34,9 @@ class Findings:
     wrong: list[str] = field(default_factory=list)
     """Each names a file."""
     unproven: list[str] = field(default_factory=list)
-    """Likewise: nothing that is signed or hashed speaks of it, so anyone who can write to the folder may have made or removed it."""
+    """Likewise: nothing that is signed or hashed speaks of it, so anyone who can write to the folder may have made or
+    removed it.
+    """
 
     def add(self, where: Path | str, what: str) -> None:
         """One thing more is wrong, at a file or at a line of one."""
@@ -38,6 +45,18 @@ class Findings:
     def not_proven(self, where: Path | str, what: str) -> None:
         """One thing more cannot be proven."""
         self.unproven.append(f"{where}: {what}")
+
+    def differs(self, differences: Iterable[Difference], same_version: bool = True) -> int:
+        """Name each; returns how many there are. What follows from rules that another version of the program may have
+        otherwise is only not proven.
+        """
+        named = list(differences)
+        for one in named:
+            if same_version:
+                self.add(one.where, str(one))
+            else:
+                self.not_proven(one.where, f"{one}; another version of the program has made it, perhaps by other rules")
+        return len(named)
 
     def signed(self, where: str, what: str, key: Any, purpose: str, statement: Any, signature: str) -> bool:
         """Whether a statement bears the signature of a key; named if not. False without a name where there is no key."""
@@ -55,18 +74,41 @@ class Findings:
         return WRONG if self.wrong else NOT_ALL_PROVEN if self.unproven else PROVEN
 
 
-@dataclass
+@dataclass(slots=True)
 class Round:
-    """A round that counts."""
+    """A round that counts. What its line says in full is read again where it is needed: of a hundred thousand rounds
+    this is all that is held.
+    """
 
-    line: Attempt
-    where: str
-    """File and line."""
+    number: int
+    file: ChainFile
+    place: tuple[int, int, int]
+    """Of its line: number from 1, offset and length in bytes."""
     config: Config | None
+    begin: int
+    """Which `begin` it follows, from 1."""
+    banks: tuple[str, ...]
+    """Those that were asked, sorted."""
+    accepted: tuple[str, ...]
+    """Banks whose replies were averaged, sorted."""
+    adapter_sha256: str
+    """After the round."""
     asked: int = 0
     """Requests whose signature was checked."""
     answered: int = 0
     """Replies whose signature was checked."""
+
+    @property
+    def where(self) -> str:
+        """File and line."""
+        return self.file.where(self.place[0])
+
+    @property
+    def line(self) -> Attempt:
+        """As it is in the chain."""
+        line = sealed_of(json.loads(self.file.read(*self.place[1:]))).line
+        assert isinstance(line, Attempt)
+        return line
 
 
 @dataclass(frozen=True)
@@ -97,7 +139,7 @@ def naming(where: Path | str, found: Findings) -> Iterator[None]:
         found.add(where, str(error))
     except (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as error:
         found.add(
-            where, f"it cannot be checked: something in it is damaged, missing or of another kind ({type(error).__name__})"
+            where, (f"it cannot be checked: something in it is damaged, missing or of another kind ({type(error).__name__})")
         )
 
 
@@ -107,6 +149,32 @@ def lines_of(file: Path, found: Findings) -> list[bytes]:
     if rest:
         found.add(file, "its last line is cut off")
     return lines
+
+
+class ChainFile:
+    """provenance.jsonl, read line by line: one of a million rounds has gigabytes."""
+
+    def __init__(self, path: Path) -> None:
+        """OSError where it cannot be opened."""
+        self.path = path
+        self._stream = regular(path)
+
+    def where(self, number: int) -> str:
+        """A line in words."""
+        return f"{self.path}, line {number}"
+
+    def lines(self) -> Iterator[tuple[tuple[int, int, int], bytes, bool]]:
+        """(number from 1, offset and length in bytes; the line without its end; whether it is whole), from the start."""
+        self._stream.seek(0)
+        offset = 0
+        for number, line in enumerate(iter(lambda: self._stream.readline(MOST_LINE_BYTES), b""), 1):
+            content = line.removesuffix(b"\n")
+            yield (number, offset, len(content)), content, content != line
+            offset += len(line)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """These bytes."""
+        return os.pread(self._stream.fileno(), length, offset)
 
 
 def time_of(text: str) -> datetime:

@@ -1,4 +1,6 @@
-"""What lies in a folder that is checked: its files by hash, and whatever is no file, by name. Nothing is opened that could wait or lead out of the folder."""
+"""What lies in a folder that is checked: its files by hash, and whatever is no file, by name. Nothing is opened that
+could wait or lead out of the folder.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ OTHER_KINDS = (
 )  # fmt: skip
 """What neither a run nor an adapter is made of."""
 MOST_BYTES = 2**34
-"""Of a file that is read or hashed: an adapter of a 70B model has a few GB, and a hole of terabytes costs nothing to make."""
+"""Of a file that is read or hashed: an adapter of a 70B model has a few GB, and a hole of terabytes costs nothing to
+make.
+"""
 DEEPEST = 50
 """Folders in one another; a run has four."""
 
@@ -70,17 +74,18 @@ def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, str]]:
 
 def sha256_of_file(file: Path) -> str:
     """OSError for a file that cannot be read, and for what is none: a link is not followed, a FIFO not waited for."""
-    with _regular(file) as stream:
+    with regular(file) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def file_bytes(file: Path) -> bytes:
     """Likewise, its content."""
-    with _regular(file) as stream:
+    with regular(file) as stream:
         return stream.read()
 
 
-def _regular(file: Path) -> BufferedReader:
+def regular(file: Path) -> BufferedReader:
+    """A file, open to be read. OSError as `sha256_of_file`."""
     descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:

@@ -1,21 +1,25 @@
 """The lines of provenance.jsonl, one frozen dataclass for each kind, for writer and verifier alike.
 
-A line is canonical JSON: the fields of its kind, `kind`, the time `at` (UTC), `previous` (SHA-256 of the line before), its own `sha256`, and, where
-a coordinator has a signing key, `signature`. A field with a default is of a later version than its kind: older lines do not have it.
+A line is canonical JSON: the fields of its kind, `kind`, the time `at` (UTC), `previous` (SHA-256 of the line before),
+its own `sha256`, and, where a coordinator has a signing key, `signature`. A field with a default is of a later version
+than its kind: older lines do not have it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from fedfinlora.errors import UserError
-from fedfinlora.provenance.signatures import WrongSignature, canonical, digest
+from fedfinlora.provenance.signatures import WrongSignature, canonical, plain_canonical
 from fedfinlora.run.typed import from_json, to_json
 
 CHAIN_FILE = "provenance.jsonl"
+PLACE_LAST = ("sha256", "signature")
+"""Keys that are added to a line once it is written."""
 FIRST = "0" * 64
 """`previous` of the first line, here and in a bank's record."""
 
@@ -72,7 +76,9 @@ class BankPart:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt at a round. Written before the round's checkpoint, so a round that a crash undid is there twice; the later one counts."""
+    """One attempt at a round. Written before the round's checkpoint, so a round that a crash undid is there twice; the
+    later one counts.
+    """
 
     run: str
     round: int
@@ -121,7 +127,9 @@ class End:
 
 @dataclass(frozen=True)
 class Audited:
-    """The run was audited (`python -m fedfinlora audit --run RUN`); the privacy card shows the sentence of the last such line."""
+    """The run was audited (`python -m fedfinlora audit --run RUN`); the privacy card shows the sentence of the last
+    such line.
+    """
 
     run: str
     config_sha256: str
@@ -176,18 +184,31 @@ def read_values(line: bytes) -> dict[str, Any]:
     """A line's JSON object. WrongSignature unless it is canonical JSON whose own hash is right."""
     try:
         values = json.loads(line)
-        if canonical(values) != line:
+        if plain_canonical(values) != line:
             raise WrongSignature("it is not written as this program writes it")
-        body = {key: value for key, value in values.items() if key not in ("sha256", "signature")}
-        if digest(body) != values["sha256"]:
+        if hashlib.sha256(_hashed(line, values)).hexdigest() != values["sha256"]:
             raise WrongSignature("its hash is not that of its content")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise WrongSignature(f"it cannot be read ({type(error).__name__})") from error
     return values  # type: ignore[no-any-return]
 
 
+def _hashed(line: bytes, values: Mapping[str, Any]) -> bytes:
+    """The bytes whose SHA-256 a line has: those of the line, without this hash and the signature."""
+    content = line
+    for name in PLACE_LAST:
+        if name in values:
+            member = f',"{name}":"{values[name]}"'.encode()
+            if content.count(member) != 1:  # another part of the line has the same member
+                return canonical({key: value for key, value in values.items() if key not in PLACE_LAST})
+            content = content.replace(member, b"")
+    return content
+
+
 def read_line(line: bytes) -> Sealed:
-    """A line in its place. WrongSignature as `read_values`; UnknownLine for a kind or a form that is not of this version."""
+    """A line in its place. WrongSignature as `read_values`; UnknownLine for a kind or a form that is not of this
+    version.
+    """
     return sealed_of(read_values(line))
 
 

@@ -1,8 +1,10 @@
-"""model.sig: a folder's signature in the OpenSSF model-signing format (github.com/sigstore/model-transparency, specification 1.0).
+"""model.sig: a folder's signature in the OpenSSF model-signing format (github.com/sigstore/model-transparency,
+specification 1.0).
 
-A Sigstore bundle around a DSSE envelope, whose payload is an in-toto statement with the SHA-256 of every file. What is written here is read by
-`model_signing verify certificate` (or `verify key`), and what `model_signing sign key`, `sign certificate`, `sign pkcs11-key` or `sign pkcs11-certificate` writes
-with a P-384 key is read here. Our own few lines and not that package: it brings a client of Sigstore's servers and seventeen packages along.
+A Sigstore bundle around a DSSE envelope, whose payload is an in-toto statement with the SHA-256 of every file. What is
+written here is read by `model_signing verify certificate` (or `verify key`), and what `model_signing sign key`, `sign
+certificate`, `sign pkcs11-key` or `sign pkcs11-certificate` writes with a P-384 key is read here. Our own few lines and
+not that package: it brings a client of Sigstore's servers and seventeen packages along.
 """
 
 from __future__ import annotations
@@ -60,13 +62,16 @@ class Checked:
     who: str
     """Whose key it is, in words."""
     trusted: bool
-    """Whether the key is one that the reader named; otherwise the signature says only that nothing changed since somebody signed."""
+    """Whether the key is one that the reader named; otherwise the signature says only that nothing changed since
+    somebody signed.
+    """
 
 
 def check_folder(folder: Path, authority: bytes | None = None, key: bytes | None = None) -> Checked:
     """WrongSignature unless model.sig is right and every file is as it was signed, none missing and none more.
 
-    `authority` is a ca.crt, `key` a public key that the reader trusts; with neither, a certificate in the signature is believed.
+    `authority` is a ca.crt, `key` a public key that the reader trusts; with neither, a certificate in the signature is
+    believed.
     """
     file = folder / SIGNATURE_FILE
     try:
@@ -93,7 +98,9 @@ def check_folder(folder: Path, authority: bytes | None = None, key: bytes | None
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
-    """Path -> SHA-256 of every file below a folder but the signature, sorted by path. WrongSignature for a link and whatever else is no file."""
+    """Path -> SHA-256 of every file below a folder but the signature, sorted by path. WrongSignature for a link and
+    whatever else is no file.
+    """
     contents = contents_of(folder)
     for name, what in contents.odd.items():
         raise WrongSignature(f"{folder / name} is {what}, which is not signed")
@@ -182,7 +189,8 @@ def _key_of(file: Path, material: Any, authority: bytes | None, key: bytes | Non
         if authority is None:
             check_signing_certificate(certificate, signed_from)
             return key_in(certificate), who, key is not None
-        # When it was signed is not known; as in model-signing, a certificate that has ended since stays good for what it signed.
+        # When it was signed is not known; as in model-signing, a certificate that has ended since stays good for what
+        # it signed.
         return (
             certified_key(certificate.public_bytes(Encoding.PEM), authority, max(signed_from, _good_from(authority))),
             who,

@@ -1,8 +1,10 @@
-"""What goes with a finished adapter: where it comes from, its bill of materials, and the aggregator's signature over all of it.
+"""What goes with a finished adapter: where it comes from, its bill of materials, and the aggregator's signature over
+all of it.
 
-`provenance.json` is an in-toto statement (v1) about the adapter's files: base model, data, code, configuration, banks, rounds, privacy card.
-`bom.cdx.json` is a CycloneDX 1.6 bill of materials of a machine-learning model. `model.sig` (`fedfinlora.provenance.model_signature`) covers both
-and the adapter; without a signing key, as in a simulation, it is not there.
+`provenance.json` is an in-toto statement (v1) about the adapter's files: base model, data, code, configuration, banks,
+rounds, privacy card. `bom.cdx.json` is a CycloneDX 1.6 bill of materials of a machine-learning model. `model.sig`
+(`fedfinlora.provenance.model_signature`) covers both and the adapter; without a signing key, as in a simulation, it is
+not there.
 """
 
 from __future__ import annotations
@@ -132,7 +134,9 @@ def _fields_from(kind: Any, values: Any, where: str) -> dict[str, Any]:
 
 
 def write_release(run: Path, config: Config, signer: Signer | None) -> None:
-    """Write statement, bill of materials and signature into adapters/final of a finished run. UserError where the disk does not take it."""
+    """Write statement, bill of materials and signature into adapters/final of a finished run. UserError where the disk
+    does not take it.
+    """
     folder = run / FINAL
     begun, head = _chain_of(run)
     card = run / "privacy.json"
@@ -159,7 +163,9 @@ def origin_of(
     model_sha256: str,
     card: dict[str, Any] | None,
 ) -> Origin:
-    """Where a run's last adapter comes from. `lines` are those of rounds.jsonl, `card` is privacy.json; the rest is in the chain."""
+    """Where a run's last adapter comes from. `lines` are those of rounds.jsonl, `card` is privacy.json; the rest is in
+    the chain.
+    """
     manifest = read_json(run / "manifest.json")
     kept_round = choice(lines, config).final_round
     kept = next((line for line in lines if line.round == kept_round), RoundLine(0))

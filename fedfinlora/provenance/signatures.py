@@ -1,7 +1,8 @@
 """Signatures on what parties say: ECDSA on P-384 with SHA-384 (FIPS 186-5), over a purpose and canonical JSON.
 
-A signature holds for one purpose only: the purpose stands in front of the bytes, so a signed reply is never a signed request. A coordinator's
-public key comes in a certificate of the consortium's authority, a bank's is the one that was enrolled.
+A signature holds for one purpose only: the purpose stands in front of the bytes, so a signed reply is never a signed
+request. A coordinator's public key comes in a certificate of the consortium's authority, a bank's is the one that was
+enrolled.
 """
 
 from __future__ import annotations
@@ -31,12 +32,23 @@ class WrongSignature(Exception):
 
 
 def canonical(values: Any) -> bytes:
-    """JSON with sorted keys and without spaces, UTF-8; NaN and infinities as texts. TypeError or ValueError for what is no JSON.
+    """JSON with sorted keys and without spaces, UTF-8; NaN and infinities as texts. TypeError or ValueError for what is
+    no JSON.
 
     >>> canonical({"b": 1, "a": [0.5, float("nan")]})
     b'{"a":[0.5,"nan"],"b":1}'
     """
-    return json.dumps(_plain(values), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    try:
+        return plain_canonical(values)
+    except (ValueError, TypeError):
+        return plain_canonical(_plain(values))
+
+
+def plain_canonical(values: Any) -> bytes:
+    """The same of dicts, lists and finite numbers alone, as `json.loads` gives them: four times as fast. ValueError or
+    TypeError for all else.
+    """
+    return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def _plain(values: Any) -> Any:
@@ -139,7 +151,8 @@ def read_public(file: Path) -> bytes:
         raise UserError(f"{file} cannot be read ({error.strerror}).") from error
     if b"PRIVATE KEY" in content:
         raise UserError(
-            f"{file} is a private key, which must not leave its bank or coordinator: name the public one, which ends in .pub or .crt."
+            f"{file} is a private key, which must not leave its bank or coordinator: name the public one, which ends "
+            "in .pub or .crt."
         )
     return content
 
@@ -152,8 +165,8 @@ def openssh_text(key: EllipticCurvePublicKey) -> str:
 
 
 def certified_key(certificate: str | bytes, authority: bytes, at: datetime | None = None) -> EllipticCurvePublicKey:
-    """The public key in a coordinator's signing certificate. WrongSignature unless the authority issued it, for signing, and it is good at
-    the time `at` (None = now).
+    """The public key in a coordinator's signing certificate. WrongSignature unless the authority issued it, for
+    signing, and it is good at the time `at` (None = now).
     """
     from cryptography import x509
     from cryptography.exceptions import InvalidSignature
@@ -174,7 +187,9 @@ def certified_key(certificate: str | bytes, authority: bytes, at: datetime | Non
 
 
 def check_signing_certificate(certificate: Any, at: datetime) -> None:
-    """WrongSignature unless a certificate is good at that time and for signing: those of banks and of the server are for connections."""
+    """WrongSignature unless a certificate is good at that time and for signing: those of banks and of the server are
+    for connections.
+    """
     from cryptography import x509
     from cryptography.x509.oid import ExtendedKeyUsageOID
 

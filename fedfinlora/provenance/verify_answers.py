@@ -153,7 +153,9 @@ def _round(file: Path, one: Round, told: _Told, last: str, ledger: Sequence[Mapp
         found.add(file, f"{name} was sent and not begun: {MISSING}")
     for line in told.lines[told.older :]:
         if "" not in told.modes and line.get("privacy") not in told.modes:
-            found.add(file, f"{name} has privacy {line.get('privacy')}, and its request had {' or '.join(sorted(told.modes))}")
+            found.add(
+                file, (f"{name} has privacy {line.get('privacy')}, and its request had {' or '.join(sorted(told.modes))}")
+            )
     return unread
 
 

@@ -1,10 +1,13 @@
-"""Check what a bank keeps of the requests that it got and of its answers, offline: who signed each, and that none is missing."""
+"""Check what a bank keeps of the requests that it got and of its answers, offline: who signed each, and that none is
+missing.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 from fedfinlora.provenance.bank_record import Answered, Asked, check_links, entry_of
@@ -35,15 +38,20 @@ class Record:
     answered: list[Answered] = field(default_factory=list)
     files: set[str] = field(default_factory=set)
     """Names of configurations and certificates that its lines speak of."""
+    policies: list[tuple[str, str]] = field(default_factory=list)
+    """(time of an update that was answered, UTC; SHA-256 of the policy that it was made under)."""
     begun: str = ""
     """Time of its first line, UTC; "" where there is none."""
     last: str = ""
     """Hash of the request that is its last line; "" where that is none."""
 
 
-def verify_bank(home: Path, name: str, authority: bytes, public_key: str, data: Path | None = None) -> Findings:
-    """Check a bank's record, and compare it with its history and its ledger: each request is signed by a coordinator of the authority, each
-    answer by the bank, and both files know of the same rounds. `data` is where its rows are, which is not looked at.
+def verify_bank(
+    home: Path, name: str, authority: bytes, public_key: str, policy_sha256: str, data: Path | None = None
+) -> Findings:
+    """Check a bank's record, and compare it with its history and its ledger: each request is signed by a coordinator of
+    the authority, each answer by the bank, and both files know of the same rounds. `policy_sha256` is that of bank.yaml
+    as it is now; `data` is where its rows are, which is not looked at.
     """
     found = Findings()
     folder = home / "state" / "signed"
@@ -62,13 +70,40 @@ def verify_bank(home: Path, name: str, authority: bytes, public_key: str, data: 
         check_home(home, name, data, found)
     who = openssh_text(public_key_of(public_key))[-16:]
     found.checked.append(
-        f"{file}: {len(record.asked)} requests signed by the coordinator, {len(record.answered)} answers signed by {name} ({who})"
+        f"{file}: {len(record.asked)} requests signed by the coordinator, {len(record.answered)} answers signed by "
+        f"{name} ({who})"
     )
+    found.checked += _policy_words(record.policies, policy_sha256)
     asked = list(record.asked.values())
     for run in sorted({str(one.asked.get("run")) for one in asked}):
         rounds = ", ".join(str(one.asked.get("round")) for one in asked if str(one.asked.get("run")) == run)
         found.checked.append(f"run {run}: rounds {rounds}")
     return found
+
+
+def _policy_words(policies: Sequence[tuple[str, str]], now: str) -> list[str]:
+    """Under which policy the bank has answered, and whether bank.yaml still is that one. A bank may change it at any
+    time, so another one is no fault.
+
+    >>> _policy_words([("t1", "a"), ("t2", "a"), ("t3", "b")], "c")[-1]
+    'bank.yaml: it was changed after the last answer of t3: the policy of that one was b, now it is c'
+    """
+    if not policies:
+        return []
+    said = [
+        f"policy {sha256[:16]}: answers from {group[0]} to {group[-1]}"
+        for sha256, group in ((key, [at for at, _ in own]) for key, own in groupby(policies, key=lambda one: one[1]))
+    ]
+    at, last = policies[-1]
+    if last == now:
+        return [*said, "bank.yaml: it is the policy of the last answer"]
+    return [
+        *said,
+        (
+            f"bank.yaml: it was changed after the last answer of {at}: the policy of that one was {last[:16]}, now it is "
+            f"{now[:16]}"
+        ),
+    ]
 
 
 def _record(file: Path, name: str, lines: Sequence[bytes], authority: bytes, public_key: str, found: Findings) -> Record:
@@ -85,6 +120,8 @@ def _record(file: Path, name: str, lines: Sequence[bytes], authority: bytes, pub
                 check(public_key_of(public_key), REPLY, entry.answered, entry.signature)
                 record.answered.append(entry)
                 record.last = ""
+                if policy := entry.head.get("policy-sha256"):
+                    record.policies.append((str(values["time"]), str(policy)))
                 if entry.head["status"] == "ok" and entry.head["request"] not in record.asked:
                     found.add(where, "the request that it answers is missing")
         except OSError as error:

@@ -2,77 +2,113 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fedfinlora.checkpoint import adapter_checksum
 from fedfinlora.config import Config
 from fedfinlora.errors import UserError
 from fedfinlora.provenance.deltas import delta_file, start_file
 from fedfinlora.provenance.evidence import NO_DELTA
-from fedfinlora.provenance.findings import Findings, Round
+from fedfinlora.provenance.findings import MOST_NAMED, Findings, Round
 from fedfinlora.provenance.folder import file_bytes
 from fedfinlora.provenance.lines import CHAIN_FILE
+from fedfinlora.provenance.rules import Rules, State
+from fedfinlora.provenance.verify_rounds import Norms, reply_of
 from fedfinlora.runfolder import sha256_of
 
-Step = Callable[[Config, Any, Sequence[tuple[str, Mapping[str, Any], Any]]], tuple[Any, str]]
-"""(configuration, state before the round, (bank, figures, delta) of each accepted bank by name) -> (state after it, SHA-256 of its adapter)."""
+
+@dataclass(frozen=True)
+class Computed:
+    """What came of computing the rounds again."""
+
+    norms: Mapping[int, Norms]
+    """Round -> its norms, as far as there are all deltas."""
+    state: State | None
+    """After the last round; None unless every round was computed."""
 
 
 def compute_again(
-    run: Path, rounds: Mapping[int, Round], started: str | None, step: Step | None, first_state: Any, found: Findings
-) -> None:
-    """Each round, as far as there are all deltas; what could not be computed is said. `started` is the SHA-256 of the first adapter."""
+    run: Path, rounds: Mapping[int, Round], started: str | None, rules: Rules, found: Findings, on_step: Callable[[str], None]
+) -> Computed:
+    """Each round, as far as there are all deltas; what could not be computed is said. `started` is the SHA-256 of the
+    first adapter.
+    """
     config = next((one.config for one in rounds.values()), None)
     kept = bool(config and config.strategy.keep_deltas)
-    state = _first(run, config, rounds, started, first_state, found) if kept else None
-    for number, one in sorted(rounds.items()):
-        words = [f"round {number}: {len(one.line.banks)} banks asked"]
+    state = _first(run, config, rounds, started, rules, found) if kept else None
+    norms: dict[int, Norms] = {}
+    said: list[tuple[str, str]] = []
+    for number, one in rounds.items():
+        on_step(f"round {number:,} from its deltas")
+        words = f"{len(one.banks)} banks asked"
         if one.asked or one.answered:
-            words.append(f"{one.asked} requests and {one.answered} replies signed")
-        if state is not None and config is not None and step is not None:
-            state = _again(run, number, one, config, state, step, found)
-            words.append(
-                "NOT computed again"
-                if state is None
-                else f"aggregate and step computed again from {len(one.line.accepted)} deltas"
-            )
+            words += f", {one.asked} requests and {one.answered} replies signed"
+        if state is not None and config is not None:
+            state = _again(run, number, one, config, state, rules, norms, found)
+            done = f"aggregate and step computed again from {len(one.accepted)} deltas"
+            words += f", {done if state is not None else 'NOT computed again'}"
         else:
-            words.append("NOT computed again" if kept else "hashes only: its deltas were not kept")
-        found.checked.append(f"{', '.join(words)}, adapter {one.line.adapter_sha256[:16]}")
+            words += ", NOT computed again" if kept else ", hashes only: its deltas were not kept"
+        said.append((words, one.adapter_sha256))
+    found.checked += _folded(said, next(iter(rounds), 1))
+    return Computed(norms, state)
+
+
+def _folded(said: Sequence[tuple[str, str]], first: int) -> Iterator[str]:
+    """(words on a round, its adapter) -> a line a round, or one for many in a row of which the same is said."""
+    number = first
+    for words, group in itertools.groupby(said, key=lambda one: one[0]):
+        adapters = [adapter for _, adapter in group]
+        if len(adapters) > MOST_NAMED:
+            yield (f"rounds {number} to {number + len(adapters) - 1}: each {words}; the last adapter is {adapters[-1][:16]}")
+        else:
+            yield from (f"round {number + place}: {words}, adapter {adapter[:16]}" for place, adapter in enumerate(adapters))
+        number += len(adapters)
 
 
 def _first(
-    run: Path, config: Config | None, rounds: Mapping[int, Round], started: str | None, first_state: Any, found: Findings
-) -> Any:
+    run: Path, config: Config | None, rounds: Mapping[int, Round], started: str | None, rules: Rules, found: Findings
+) -> State | None:
     vector = _vector(start_file(run), started, found)
-    if vector is None or first_state is None:
+    if vector is None or config is None:
         return None
     try:
-        return first_state(config, vector, next(iter(rounds.values())).line.request.get("layout-id", ""))
+        return rules.first_state(config, vector, next(iter(rounds.values())).line.request.get("layout-id", ""))
     except UserError as error:
         found.checked.append(f"not computed again: {error}")
         return None
 
 
-def _again(run: Path, number: int, one: Round, config: Config, state: Any, step: Step, found: Findings) -> Any:
-    replies = []
-    for bank in one.line.accepted:
-        part = one.line.banks[bank]
-        delta = _vector(delta_file(run, number, bank), part.delta_sha256, found)
+def _again(
+    run: Path, number: int, one: Round, config: Config, state: State, rules: Rules, norms: dict[int, Norms], found: Findings
+) -> State | None:
+    replies, line = [], one.line
+    for bank in one.accepted:
+        delta = _vector(delta_file(run, number, bank), line.banks[bank].delta_sha256, found)
         if delta is None:
             return None
-        replies.append((bank, part.figures, delta))
+        try:
+            replies.append(reply_of(bank, line.banks[bank], config, delta))
+        except (LookupError, TypeError, ValueError, OverflowError):
+            return None  # `check_rounds` names it
+    if not replies:  # `check_attempt` names it
+        return None
     try:
-        following, sha256 = step(config, state, replies)
+        following = rules.step(config, state, replies)
     except (UserError, ValueError, KeyError, TypeError) as error:
         found.add(one.where, f"round {number} cannot be computed again ({type(error).__name__})")
         return None
-    if sha256 != one.line.adapter_sha256:
+    sha256 = adapter_checksum(following.adapter)
+    if sha256 != one.adapter_sha256:
         found.add(one.where, f"round {number}: the kept deltas give another adapter, {sha256[:16]}")
         return None
+    norms[number] = Norms(following.step_norm, deltas={reply.bank: reply.delta_norm for reply in replies})
     return following
 
 

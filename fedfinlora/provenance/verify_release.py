@@ -18,17 +18,17 @@ from fedfinlora.provenance.findings import Ended, Findings
 from fedfinlora.provenance.lines import CHAIN_FILE
 from fedfinlora.provenance.release import FINAL, PROVENANCE_FILE, Origin, origin_of, read_statement
 from fedfinlora.provenance.signatures import WrongSignature, canonical
-from fedfinlora.run.records import RoundLine, read_rounds
+from fedfinlora.run.records import RoundLine
 from fedfinlora.run.typed import to_json
 from fedfinlora.runfolder import read_json
 
 
-def check_release(run: Path, ended: Ended, found: Findings) -> None:
+def check_release(run: Path, ended: Ended, rounds: Sequence[RoundLine], found: Findings) -> None:
     """Name each field of the statement that is not what the chain had come to when the run was completed."""
     file = run / FINAL / PROVENANCE_FILE
     try:
         said, _ = read_statement(run / FINAL)
-        expected = _origin(run, ended, said, found)
+        expected = _origin(run, ended, rounds, said, found)
     except WrongSignature:
         return  # whoever checks the adapter's own folder says what is wrong
     except UserError as error:  # it names the file, which is another's finding too
@@ -47,9 +47,9 @@ def _card(config: Config, lines: Sequence[RoundLine], audit: Mapping[str, Any] |
     return None if card is None else to_json(card)
 
 
-def _origin(run: Path, ended: Ended, said: Origin, found: Findings) -> Origin:
+def _origin(run: Path, ended: Ended, rounds: Sequence[RoundLine], said: Origin, found: Findings) -> Origin:
     config = ended.config
-    lines = [line for line in read_rounds(run) if line.round in ended.rounds]
+    lines = [line for line in rounds if line.round in ended.rounds]
     cards = [_card(config, lines), *(_card(config, lines, as_audit(audit)) for audit in ended.audits)]
     file = run / AUDIT_FILE
     if not ended.audits and file.is_file() and canonical(said.privacy) != canonical(cards[0]):
@@ -66,8 +66,8 @@ def _origin(run: Path, ended: Ended, said: Origin, found: Findings) -> Origin:
     else:
         found.checked.append("adapters/final: the base model's hash was not compared, the run's manifest does not have it")
     expected = origin_of(run, config, lines, ended.run, ended.code_sha256, ended.previous, base, card)
-    accepted = sorted({bank for one in ended.rounds.values() for bank in one.line.accepted})
-    kept = ended.rounds[expected.of_round].line.adapter_sha256 if expected.of_round in ended.rounds else ""
+    accepted = sorted({bank for one in ended.rounds.values() for bank in one.accepted})
+    kept = ended.rounds[expected.of_round].adapter_sha256 if expected.of_round in ended.rounds else ""
     if not ended.version:
         found.checked.append(
             f"adapters/final: code.version was not compared, {CHAIN_FILE} is of a version that did not name it"

@@ -1,97 +1,246 @@
-"""Compare rounds.jsonl and the weights of each round with what the banks have replied, as the chain has it."""
+"""Compute rounds.jsonl and the weights of each round again from what the banks have replied, as the chain has it."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from fedfinlora.adapter import Vector, norm
 from fedfinlora.config import Config
 from fedfinlora.errors import UserError
-from fedfinlora.provenance.findings import Findings, Round
-from fedfinlora.provenance.lines import CHAIN_FILE, Attempt
-from fedfinlora.runfolder import read_lines
-from fedfinlora.shares import capped
+from fedfinlora.privacy.head import Head
+from fedfinlora.provenance.compared import CLOSE, Difference, same
+from fedfinlora.provenance.findings import Findings, Round, lines_of
+from fedfinlora.provenance.lines import CHAIN_FILE, Attempt, BankPart
+from fedfinlora.provenance.rules import Rules
+from fedfinlora.provenance.signatures import digest
+from fedfinlora.provenance.verify_chain import ChainCheck
+from fedfinlora.reasons import SAFE_REASONS, reason_of
+from fedfinlora.run.records import ROUNDS_FILE, BankEntry, RoundLine, round_line
+from fedfinlora.run.typed import plain
+from fedfinlora.wire import Reply, read_figures
 
-COUNTS = ("rows", "tokens", "answer_tokens", "skipped_rows")
-"""Figures that are 0 in rounds.jsonl where a bank has kept them to itself, or makes its own reply private."""
+REPLIES = f"its reply in {CHAIN_FILE}"
+STATUS = {"late": ("late",), "crashed": ("error",), "away": ("error",)}
+"""Code of an answer that the chain has nothing of -> what its status may be; any other may be an error of the bank's or a rejected reply."""
+FROM_REPLIES = ("status", "noise_alone", "train_loss", "holdout_loss", "bytes_up", "bytes_down")
+"""Keys of a line of rounds.jsonl that follow from the entries of its banks."""
 
 
-def check_rounds_file(run: Path, rounds: Mapping[int, Round], open_round: int, found: Findings) -> None:
-    """rounds.jsonl has the chain's rounds, and says of each bank what its reply says. `open_round` was perhaps never closed; 0 = none."""
-    file = run / "rounds.jsonl"
-    try:
-        lines = {line["round"]: line for line in read_lines(file)}
-        content = file.read_bytes() if file.is_file() else b""
-    except (UserError, OSError, KeyError, TypeError) as error:
-        found.add(file, str(error))
-        return
-    if content and not content.endswith(b"\n"):
-        found.add(file, "its last line is cut off")
-    for number in sorted({*lines, *rounds}):
-        if number not in lines and number == open_round == max(rounds):
-            found.not_proven(
-                file, f"round {number} is missing: the run was broken off before it was closed, or its line was cut off"
+@dataclass(frozen=True)
+class Norms:
+    """The Euclidean norms of a round that could be computed again."""
+
+    update: float
+    """Of the server's step."""
+    tolerance: float = CLOSE
+    """Relative."""
+    deltas: Mapping[str, float] = field(default_factory=dict)
+    """Of each bank's delta; empty where none was kept."""
+
+
+def read_rounds_file(run: Path, found: Findings) -> tuple[list[RoundLine], dict[int, str]]:
+    """(the lines of rounds.jsonl up to one that cannot be read, which is named; round -> hash of its line). OSError."""
+    file, lines, hashes = run / ROUNDS_FILE, list[RoundLine](), dict[int, str]()
+    for number, text in enumerate(lines_of(file, found) if file.is_file() else (), 1):
+        where = f"{file}, line {number}"
+        try:
+            values = json.loads(text)
+            lines.append(round_line(values, where))
+            hashes[lines[-1].round] = digest(values)
+        except UserError as error:
+            found.add(where, str(error).removeprefix(f"{where} "))
+            break
+        except (ValueError, TypeError, RecursionError) as error:
+            found.add(where, f"it cannot be read ({type(error).__name__})")
+            break
+    return lines, hashes
+
+
+def reply_of(bank: str, part: BankPart, config: Config, delta: Vector) -> Reply:
+    """An accepted reply as the server has read it. LookupError, TypeError or ValueError for one that no server accepts."""
+    told = {name: float(value) if isinstance(value, str) else value for name, value in part.figures.items()}  # nan and inf
+    figures, withheld = read_figures(told, config.privacy.in_the_bank)
+    head = part.head
+    ledger = Head(head["ledger-number"], head["ledger-hash"]) if "ledger-number" in head else None
+    length = norm(delta) if delta.strides != (0,) else math.nan
+    return Reply(bank, delta, figures, length, str(head.get("policy-sha256", "")), withheld, ledger)
+
+
+def not_kept(size: int) -> Vector:
+    """In the place of a delta of `size` numbers that is not there."""
+    return np.broadcast_to(np.float32(0), (size,))
+
+
+@dataclass
+class RoundsCheck:
+    """rounds.jsonl, and how its figures follow from the replies in the chain."""
+
+    run: Path
+    lines: Sequence[RoundLine]
+    size: int
+    """How many numbers an adapter has; 0 = not known."""
+    rules: Rules
+
+    def __post_init__(self) -> None:
+        self._delta = not_kept(self.size)
+
+    def compare(self, one: Round, attempt: Attempt) -> list[Difference]:
+        """What in a round's weights, and in its line of rounds.jsonl, does not follow from its replies; but for norms."""
+        if (config := one.config) is None:
+            return []
+        replies = []
+        for bank in one.accepted:
+            try:
+                replies.append(reply_of(bank, attempt.banks[bank], config, self._delta))
+            except (LookupError, TypeError, ValueError, OverflowError) as error:
+                what = f"none that a server accepts ({error})"
+                return [Difference(one.where, f"round {one.number}: the reply of {bank}", what, "accepted", CHAIN_FILE)]
+        wrong = self._weights(one, attempt, config, replies)
+        if one.number <= len(self.lines):
+            where = f"{self.run / ROUNDS_FILE}, line {one.number}"
+            wrong += self._line(where, self.lines[one.number - 1], attempt, config, replies)
+        return wrong
+
+    def _weights(self, one: Round, attempt: Attempt, config: Config, replies: Sequence[Reply]) -> list[Difference]:
+        if not attempt.weights or sorted(attempt.weights) != list(one.accepted):  # `check_attempt` names it
+            return []
+        expected = dict(zip(one.accepted, self.rules.weights(config, replies), strict=True))
+        return [
+            Difference(one.where, f"round {one.number}: the weight of {bank}", attempt.weights[bank], weight, "configuration and replies")
+            for bank, weight in expected.items()
+            if not same(weight, attempt.weights[bank])
+        ]  # fmt: skip
+
+    def _line(
+        self, where: str, line: RoundLine, attempt: Attempt, config: Config, replies: Sequence[Reply]
+    ) -> list[Difference]:
+        if line.adapter_sha256 != attempt.adapter_sha256:
+            return [Difference(where, "adapter_sha256", line.adapter_sha256, attempt.adapter_sha256, CHAIN_FILE)]
+        entries = {entry.bank: entry for entry in line.banks}
+        if sorted(entries) != sorted(attempt.banks) or len(entries) != len(line.banks):
+            return [Difference(where, "the names of banks", ", ".join(entries), ", ".join(sorted(attempt.banks)), CHAIN_FILE)]
+        own = {reply.bank: reply for reply in replies}
+        wrong, expected = [], []
+        for bank in sorted(entries):
+            entry = entries[bank]
+            made = self._entry(attempt.banks[bank], entry, own.get(bank))
+            expected.append(made)
+            if entry != made:
+                wrong += _values(where, bank, made, entry)
+            if bank in own:
+                told, shown = self.rules.timing(own[bank].figures), line.timings.of(bank)
+                if (told.train_s, told.load_s, told.tokens_per_s) != (shown.train_s, shown.load_s, shown.tokens_per_s):
+                    wrong += _values(where, bank, replace(told, reply_s=shown.reply_s), shown)
+        made_line = self.rules.line(config, line.round, expected, replies)
+        for name in FROM_REPLIES:
+            values = getattr(made_line, name), getattr(line, name)
+            if values[0] != values[1] and not same(*values):
+                wrong.append(Difference(where, name, values[1], values[0], "its entries and replies"))
+        if (line.privacy is None) == (config.privacy.mode == "bank"):
+            wrong.append(
+                Difference(where, "privacy", plain(line.privacy), config.privacy.mode, "privacy.mode of the configuration")
             )
-        elif number not in lines:
-            found.add(file, f"round {number} is missing")
-        elif number not in rounds:
-            found.add(run / CHAIN_FILE, f"round {number} of rounds.jsonl is missing")
-        else:
-            _same_round(file, lines[number], rounds[number], found)
+        return wrong
+
+    def _entry(self, part: BankPart, entry: BankEntry, reply: Reply | None) -> BankEntry:
+        """What the entry should be. The norm of a delta is compared where the delta was kept."""
+        bytes_down = 4 * self.size or entry.bytes_down
+        if reply is None:
+            return replace(_not_accepted(part, entry), bytes_down=bytes_down)
+        made, bytes_up = self.rules.entry(reply), 4 * self.size or entry.bytes_up
+        return replace(made, bytes_down=bytes_down, bytes_up=bytes_up, delta_norm=entry.delta_norm)
+
+    def check(self, chain: ChainCheck, norms: Mapping[int, Norms], found: Findings) -> None:
+        """rounds.jsonl has the chain's rounds, nothing in it was found to differ, the norms are right, and so are the banks that were asked."""
+        file, rounds, lines = self.run / ROUNDS_FILE, chain.rounds, self.lines
+        for place, line in enumerate(lines, 1):
+            if line.round != place:
+                found.add(file, f"its line {place} is of round {line.round}")
+                return
+        for number in range(1, max(len(lines), max(rounds, default=0)) + 1):
+            if number > len(lines) and number == chain.open_round == max(rounds):
+                found.not_proven(
+                    file, f"round {number} is missing: the run was broken off before it was closed, or its line was cut off"
+                )
+            elif number > len(lines):
+                found.add(file, f"round {number} is missing")
+            elif number not in rounds:
+                found.add(chain.file.path, f"round {number} of {ROUNDS_FILE} is missing")
+        for wrong in chain.differences.values():
+            found.differs(wrong)
+        for number in sorted(norms.keys() & rounds.keys()):
+            if number <= len(lines):
+                found.differs(_norm_differences(f"{file}, line {number}", lines[number - 1], norms[number]))
+        check_samples(rounds, self.rules, found)
+        if rounds:
+            deltas = sum(bool(norms[number].deltas) for number in norms)
+            found.checked.append(
+                f"{ROUNDS_FILE}: every figure but wall times, reasons and what is said of the server's own ledger was computed again from the "
+                f"replies; norms of the step in {len(norms):,} of {len(rounds):,} rounds, of the deltas in {deltas:,}"
+            )
 
 
-def _same_round(file: Path, line: Mapping[str, Any], one: Round, found: Findings) -> None:
-    kept, number = one.line, one.line.round
-    try:
-        if line["adapter_sha256"] != kept.adapter_sha256:
-            found.add(file, f"round {number} has another adapter than {CHAIN_FILE}")
-        entries = {entry["bank"]: entry for entry in line["banks"]}
-        if sorted(entries) != sorted(kept.banks) or len(entries) != len(line["banks"]):
-            found.add(file, f"round {number} names other banks than {CHAIN_FILE}")
+def _norm_differences(where: str, line: RoundLine, norms: Norms) -> Iterator[Difference]:
+    if line.update_norm is None or not same(norms.update, line.update_norm, norms.tolerance):
+        yield Difference(where, "update_norm", line.update_norm, norms.update, "the adapters of the rounds")
+    for entry in line.banks:
+        if entry.bank in norms.deltas and not same(norms.deltas[entry.bank], entry.delta_norm):
+            yield Difference(where, f"delta_norm of {entry.bank}", entry.delta_norm, norms.deltas[entry.bank], "its delta")
+
+
+def check_samples(rounds: Mapping[int, Round], rules: Rules, found: Findings) -> None:
+    """Who is asked follows from the seed. privacy=bank samples with the operating system's entropy."""
+    rosters: dict[int, set[str]] = {}
+    for one in rounds.values():
+        rosters.setdefault(one.begin, set()).update(one.banks)
+    for one in rounds.values():
+        config, roster = one.config, rosters[one.begin]
+        if config is None or config.privacy.mode == "bank":
+            continue
+        is_whole, count = config.strategy.fraction_train == 1, config.banks
+        if config.dataset.source == "jsonl" and one.begin > 1:  # a deployed run may be resumed with other banks
+            count = len(roster) if is_whole else 0
+        if count and len(roster) > count:
+            found.add(one.where, f"{len(roster)} banks were asked in all, and the run began with {count}")
             return
-        for bank, entry in entries.items():
-            own = kept.banks[bank]
-            expected: dict[str, Any] = {"code": own.code}
-            if own.code == "":
-                private = one.config is not None and one.config.privacy.in_the_bank
-                expected |= {"status": "ok", **entry_of(own.head, own.figures, private)}
-            for name, value in expected.items():
-                if entry.get(name) != value:
-                    found.add(file, f"round {number}: {name} of {bank} is not what {CHAIN_FILE} has")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        found.add(file, f"round {number} lacks or garbles something ({type(error).__name__})")
+        if not count or (is_whole and len(one.banks) == count):
+            continue
+        names = sorted(roster) if len(roster) == count else [str(number) for number in range(count)]
+        sampled = rules.sampled(config, names, one.number)
+        if len(sampled) != len(one.banks):
+            found.add(
+                one.where,
+                f"round {one.number} asked {len(one.banks)} banks, and its configuration asks {len(sampled)} of {count}",
+            )
+        elif len(roster) == count and tuple(sampled) != one.banks:
+            found.add(one.where, f"the banks of round {one.number} are not those that the run's seed samples")
 
 
-def entry_of(reply: Mapping[str, Any], figures: Mapping[str, Any], private: bool) -> dict[str, Any]:
-    """What rounds.jsonl has of an accepted reply, from its head and figures as JSON; None for what it does not have."""
-    measured = {} if private else figures
-    holdout = _finite(measured.get("holdout_loss"))
-    spent = {name: _finite(figures.get(name)) for name in ("epsilon_planned", "epsilon_spent")}
-    delta = _finite(figures.get("delta"))
-    ledger = {"number": reply["ledger-number"], "hash": reply["ledger-hash"]} if "ledger-number" in reply else None
-    return {
-        "steps": figures.get("steps"), **{name: measured.get(name, 0) for name in COUNTS}, "train_loss": _finite(measured.get("train_loss")),
-        "holdout_loss": holdout, "holdout_rows": 0 if holdout is None else measured.get("holdout_rows", 0),
-        "privacy": None if delta is None else {**spent, "delta": delta}, "policy_sha256": reply.get("policy-sha256") or None, "ledger": ledger,
-    }  # fmt: skip
+def _values(where: str, bank: str, expected: Any, found: Any) -> list[Difference]:
+    """The fields of two records of one kind that differ."""
+    pairs = ((item.name, plain(getattr(expected, item.name)), plain(getattr(found, item.name))) for item in fields(expected))
+    return [
+        Difference(where, f"{name} of {bank}", has, should, REPLIES) for name, should, has in pairs if not same(should, has)
+    ]
 
 
-def _finite(value: Any) -> float | None:
-    number = math.nan if value is None else float(value)  # "nan" and "inf" are texts in the chain
-    return number if math.isfinite(number) else None
-
-
-def weights_of_line(line: Attempt, config: Config) -> dict[str, float]:
-    """Bank -> weight in the mean, from configuration and replies. KeyError or ValueError where they do not say it."""
-    strategy = config.strategy
-    if not line.accepted:
-        return {}
-    sizes = strategy.declared_sizes() if strategy.weighting == "declared" else {}
-    claimed = {
-        "declared": lambda bank: sizes[bank],
-        "rows": lambda bank: float(line.banks[bank].figures["rows"]),
-        "equal": lambda bank: 1.0,
-    }[strategy.weighting]
-    return dict(zip(line.accepted, capped([claimed(bank) for bank in line.accepted], strategy.max_share), strict=True))
+def _not_accepted(part: BankPart, entry: BankEntry) -> BankEntry:
+    """The entry of a bank whose reply was not accepted. A reason with figures of the reply, and what became of a reply that the chain has
+    nothing of, are the aggregator's word.
+    """
+    head, reason, code = part.head, entry.reason, part.code
+    if head.get("status") == "ok" or code == "signature":
+        may: tuple[str, ...] = ("rejected",)
+    elif head.get("status") == "error":
+        may, reason = ("error",), reason_of(code)
+    else:
+        may = STATUS.get(code, ("error", "rejected"))
+        reason = SAFE_REASONS[code] if code in SAFE_REASONS and entry.status == "error" else reason
+    return BankEntry(entry.bank, entry.status if entry.status in may else may[0], code, reason)

@@ -1,68 +1,145 @@
-"""Compare the saved adapters of a run with its chain: each holds its round's vector, in the form that the configuration says."""
+"""Compare the saved adapters and checkpoints of a run with its chain: each holds its round's vector, in the form that
+the configuration says.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedfinlora.adapter import peft_config_values
+from fedfinlora.adapter import norm, peft_config_values
 from fedfinlora.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
+from fedfinlora.checkpoint import FILES, adapter_checksum, read_checkpoint
 from fedfinlora.config import Config
 from fedfinlora.errors import UserError
+from fedfinlora.numbered import by_number, number_of
+from fedfinlora.provenance.compared import CLOSE, differences
 from fedfinlora.provenance.findings import Findings, Round
 from fedfinlora.provenance.lines import CHAIN_FILE
+from fedfinlora.provenance.rules import State
 from fedfinlora.provenance.signatures import canonical
-from fedfinlora.run.records import read_rounds
+from fedfinlora.provenance.verify_rounds import Norms
+from fedfinlora.run.records import ROUNDS_FILE, RoundLine
+from fedfinlora.run.typed import to_json
 from fedfinlora.runfolder import read_json
 from fedfinlora.selection import choice
 
+NO_ADAPTER = np.zeros(0, np.float32)
 FACTORS = {".lora_A.": 0, ".lora_B.": 1}
 """Part of a tensor's name -> the axis that has the rank: A is (rank, d_in), B is (d_out, rank)."""
 
 
-def check_adapters(run: Path, rounds: Mapping[int, Round], found: Findings) -> None:
-    """The saved adapter of each round, where it is kept, is just that round's; the final one is that of the last round, or of the best one."""
+def adapter_size(run: Path) -> int:
+    """How many numbers an adapter has, by the last checkpoint; 0 = not known. What is wrong with that is named by
+    `check_checkpoints`.
+    """
+    for file in by_number(run / "state", FILES)[::-1]:
+        with suppress(UserError):
+            return int(read_checkpoint(file).arrays.get("adapter", NO_ADAPTER).size)
+    return 0
+
+
+def check_checkpoints(
+    run: Path,
+    rounds: Mapping[int, Round],
+    started: str | None,
+    lines: Sequence[RoundLine],
+    state: State | None,
+    found: Findings,
+) -> None:
+    """Each checkpoint, from which a run is resumed, holds its round's adapter and line; the last one also `state`, what
+    the server's rule remembers after it, where that could be computed.
+    """
+    for file in by_number(run / "state", FILES):
+        number = number_of(file)
+        expected = rounds[number].adapter_sha256 if number in rounds else started if number == 0 else None
+        try:
+            saved = read_checkpoint(file)
+        except UserError as error:
+            found.add(file, f"it cannot be read: {error}")
+            continue
+        if (saved.round, adapter_checksum(saved.arrays.get("adapter", NO_ADAPTER))) != (number, expected):
+            found.add(file, f"it does not hold round {number} and the adapter that {CHAIN_FILE} has of it")
+        if saved.closed and 0 < number <= len(lines):
+            found.differs(differences(to_json(lines[number - 1]), dict(saved.line), file, ROUNDS_FILE, "line"))
+        if state is not None and number == max(rounds) and not _same_arrays(state.arrays, saved.arrays):
+            found.add(file, "what the server's rule remembers is not what the kept deltas give")
+
+
+def _same_arrays(expected: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+    own = {name: array for name, array in found.items() if name != "adapter"}
+    return sorted(own) == sorted(expected) and all(np.array_equal(own[name], array) for name, array in expected.items())
+
+
+def check_adapters(run: Path, rounds: Mapping[int, Round], lines: Sequence[RoundLine], found: Findings) -> dict[int, Norms]:
+    """The saved adapter of each round, where it is kept, is just that round's; the final one is that of the last round,
+    or of the best one. Returns the norm of the step between each two that are kept.
+    """
     checked, kept = 0, 0
+    norms: dict[int, Norms] = {}
+    last: tuple[int, Any] = (0, None)
     folders = {_number_of(folder): folder for folder in (run / "adapters").glob("round_*")}
-    for number, one in sorted(rounds.items()):
-        if number not in folders or one.config is None:
+    for number in sorted(folders.keys() & rounds.keys()):
+        if rounds[number].config is None:
             continue
         kept += 1
-        checked += _is_of_round(folders[number], one, f"it is not the adapter in {CHAIN_FILE}", found)
-    final = run / "adapters" / "final"
-    if (final / WEIGHTS_FILE).is_file() and rounds and (config := rounds[max(rounds)].config):
-        last = choice([line for line in read_rounds(run) if line.round in rounds], config).final_round
-        if last is not None and last in rounds:
-            _is_of_round(
-                final,
-                rounds[last],
-                f"it is not the adapter of round {last}, which {CHAIN_FILE} and rounds.jsonl say is the final one",
-                found,
-            )
+        vector = _of_round(folders[number], rounds[number], f"it is not the adapter in {CHAIN_FILE}", found)
+        if vector is not None:
+            checked += 1
+            if last[0] == number - 1 and last[1] is not None:
+                norms[number] = _step_between(last[1], vector)
+            last = number, vector
+    if rounds and (config := rounds[max(rounds)].config):
+        chosen = choice(lines[: max(rounds)], config)
+        is_over = (run / "adapters" / "final").is_dir()  # until then "best" may be of a round that is not closed yet
+        for folder, chosen_round, what in (("final", chosen.final_round, "the final"), ("best", chosen.best_round, "the best")):
+            one = rounds.get(chosen_round or 0)
+            if is_over and (run / "adapters" / folder / WEIGHTS_FILE).is_file() and one is not None:
+                said = f"it is not the adapter of round {chosen_round}, which {CHAIN_FILE} and rounds.jsonl say is {what} one"
+                _of_round(run / "adapters" / folder, one, said, found)
     if kept:
+        config = rounds[max(rounds)].config
+        if config is not None and config.peft.method == "lora_xs":
+            found.checked.append(
+                "adapters: LoRA-XS is saved as the LoRA that it equals, so its numbers are not compared with the chain"
+            )
+        elif config is not None and config.peft.freeze_a:
+            found.checked.append("adapters: A is frozen, so the chain does not have it; of A only the form was compared")
         found.checked.append(f"adapters: {checked} of {kept} saved adapters are their round's, number for number")
+    return norms
 
 
-def _is_of_round(folder: Path, one: Round, what: str, found: Findings) -> bool:
-    """Whether a folder holds the round's vector. LoRA-XS is saved as the LoRA that it equals: of it only the form is compared."""
+def _step_between(before: Any, after: Any) -> Norms:
+    """The norm of a step from two adapters, each of which was rounded to float32."""
+    length = norm(after.astype(np.float64) - before)
+    rounding = 2.0**-23 * max(norm(after), norm(before))
+    return Norms(length, CLOSE + 2 * rounding / length if length else math.inf)
+
+
+def _of_round(folder: Path, one: Round, what: str, found: Findings) -> Any:
+    """The round's vector if a folder holds it, else None. LoRA-XS is saved as the LoRA that it equals: of it only the
+    form is compared.
+    """
     assert one.config is not None
     file, config = folder / WEIGHTS_FILE, one.config
     tensors = _tensors(file, found)
     if not tensors:
-        return False
+        return None
     _check_form(folder, tensors, config, found)
     if config.peft.method == "lora_xs":  # R cannot be read off bit by bit
-        return False
+        return None
     trained = [name for name in sorted(tensors) if not (config.peft.freeze_a and ".lora_A." in name)]
-    content = b"".join(np.ascontiguousarray(tensors[name], "<f4").tobytes() for name in trained)
-    is_same = hashlib.sha256(content).hexdigest() == one.line.adapter_sha256
-    if not is_same:
+    vector = np.concatenate([np.ascontiguousarray(tensors[name], "<f4").ravel() for name in trained])
+    if hashlib.sha256(vector.data).hexdigest() != one.adapter_sha256:
         found.add(file, what)
-    return is_same
+        return None
+    return vector
 
 
 def _tensors(file: Path, found: Findings) -> dict[str, Any]:
@@ -77,7 +154,9 @@ def _tensors(file: Path, found: Findings) -> dict[str, Any]:
 
 
 def _check_form(folder: Path, tensors: Mapping[str, Any], config: Config, found: Findings) -> None:
-    """adapter_config.json says what the configuration says, and each tensor is a factor of the rank at a module that is trained."""
+    """adapter_config.json says what the configuration says, and each tensor is a factor of the rank at a module that is
+    trained.
+    """
     try:
         saved = read_json(folder / CONFIG_FILE)
     except UserError as error:

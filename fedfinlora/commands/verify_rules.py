@@ -1,0 +1,54 @@
+"""The server's and the evaluator's own functions, for `verify` to compute a run again
+(`fedfinlora.provenance.rules.Rules`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.recompute import recompute_scores
+from fedfinlora.config import Config
+from fedfinlora.provenance.compared import Difference
+from fedfinlora.provenance.rules import State
+from fedfinlora.run.records import BankEntry, BankTimings, RoundLine
+from fedfinlora.wire import Figures, Reply
+from server_app.replies import replies_of
+from server_app.rounds import accepted_entry, line_of, timing_of
+from server_app.strategies import rule_of
+from server_app.strategies.strategy import ServerState, Strategy, take_step
+
+
+class ServerRules:
+    """Without noise of the server's own, which is secret: such rounds cannot be computed again."""
+
+    def first_state(self, config: Config, adapter: Any, layout_id: str) -> ServerState:
+        return ServerState(0, adapter, _rule(config).first_arrays(layout_id))
+
+    def step(self, config: Config, state: State, replies: Sequence[Reply]) -> ServerState:
+        assert isinstance(state, ServerState)
+        rule = _rule(config)
+        return take_step(rule, state, replies_of(replies, rule.weights(replies)))
+
+    def weights(self, config: Config, replies: Sequence[Reply]) -> list[float]:
+        return _rule(config).weights(replies) or []
+
+    def sampled(self, config: Config, banks: Sequence[str], number: int) -> list[str]:
+        return _rule(config).sampled(banks, config.seed, number)
+
+    def entry(self, reply: Reply) -> BankEntry:
+        return accepted_entry(reply.bank, reply)
+
+    def timing(self, figures: Figures) -> BankTimings:
+        return timing_of(figures)
+
+    def line(self, config: Config, number: int, entries: Sequence[BankEntry], replies: Sequence[Reply]) -> RoundLine:
+        return line_of(number, entries, replies, config.privacy.mode == "bank")
+
+    def scores(self, run: Path, lines: Sequence[RoundLine]) -> Iterator[Difference | str]:
+        return recompute_scores(run, lines)
+
+
+def _rule(config: Config) -> Strategy:
+    return rule_of(config.strategy, config.num_server_rounds)

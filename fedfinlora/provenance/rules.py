@@ -1,0 +1,60 @@
+"""What a check computes again with the server's and the evaluator's own functions, which are above this package: the
+command hands them in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from fedfinlora.config import Config
+from fedfinlora.provenance.compared import Difference
+from fedfinlora.run.records import BankEntry, BankTimings, RoundLine
+from fedfinlora.wire import Figures, Reply
+
+
+class State(Protocol):
+    """What passes from round to round."""
+
+    @property
+    def adapter(self) -> Any:
+        """(size,) float32."""
+
+    @property
+    def arrays(self) -> Mapping[str, NDArray[Any]]:
+        """What the server's rule remembers."""
+
+    @property
+    def step_norm(self) -> float:
+        """Euclidean norm of the last step."""
+
+
+class Rules(Protocol):
+    """The functions that have made a run's folder. Replies are those accepted, by name."""
+
+    def first_state(self, config: Config, adapter: Any, layout_id: str) -> State:
+        """Before the first round. UserError where it begins with another run's moments and that run is not here."""
+
+    def step(self, config: Config, state: State, replies: Sequence[Reply]) -> State:
+        """After one more round."""
+
+    def weights(self, config: Config, replies: Sequence[Reply]) -> list[float]:
+        """In the mean."""
+
+    def sampled(self, config: Config, banks: Sequence[str], number: int) -> list[str]:
+        """The banks that a round asks, of all."""
+
+    def entry(self, reply: Reply) -> BankEntry:
+        """A bank's part of a line of rounds.jsonl."""
+
+    def timing(self, figures: Figures) -> BankTimings:
+        """What a reply says of its own times."""
+
+    def line(self, config: Config, number: int, entries: Sequence[BankEntry], replies: Sequence[Reply]) -> RoundLine:
+        """A line of rounds.jsonl but for the norm of the step, times and scores."""
+
+    def scores(self, run: Path, lines: Sequence[RoundLine]) -> Iterator[Difference | str]:
+        """What in eval/ does not follow from the rows that were scored, and sentences on what could not be computed."""
