@@ -20,19 +20,19 @@ from client_app.admission import Settled, admit, check_source, settle
 from client_app.facts import BankFacts
 from client_app.kept_state import load_moments, save_moments
 from client_app.prepared_rows import BankRows
-from client_app.privacy_plan import NAMES, PrivacyPlan, book_round, delta_of, make_plan
+from client_app.privacy_plan import NAMES, book_round, delta_of, make_plan
 from client_app.published import published
 from fedfinlora.adapter import Vector, read_adapter, write_adapter
 from fedfinlora.config import Config
 from fedfinlora.deployment.history import Event, record
 from fedfinlora.errors import UserError
+from fedfinlora.gradient_step import PLAIN, GradientStep
 from fedfinlora.logs import about
 from fedfinlora.memory import give_back_heap
 from fedfinlora.models import Session, get_session
 from fedfinlora.packing import Example
 from fedfinlora.privacy.accounting import Steps
 from fedfinlora.privacy.ledger import Booked, Head
-from fedfinlora.privacy.mechanism import Mechanism
 from fedfinlora.training import Stretch, TrainResult, mean_loss, train
 from fedfinlora.wire import ALWAYS_TOLD, BankError, Figures, TrainRequest
 
@@ -176,7 +176,7 @@ def _open_round(
         head, spending = booked.head, _spending(config, without_noise, "example", booked)
         on_booked(spending)
     holdout_loss = _holdout_loss(request, rows, session)
-    delta, result = _trained(request, facts, session, rows.train, stretch, None)
+    delta, result = _trained(request, facts, session, rows.train, stretch, PLAIN)
     figures = Figures(
         rows=result.rows,
         steps=result.steps,
@@ -206,16 +206,11 @@ def _private_round(
     if facts.reproducible_noise:
         spending["noise_multiplier"] = 0.0
     on_booked(spending)
-    examples = rows.train if isinstance(plan.mechanism, Mechanism) else _taking_part(rows, plan)
-    delta, result = _trained(request, facts, session, examples, stretch, plan)
+    delta, result = _trained(request, facts, session, plan.examples, stretch, plan.mechanism)
     if not delta.any():
         raise BankError("privacy", "the private steps did not move the adapter")
     figures = Figures.withheld(result.steps, load_s, plan.epsilon_planned, plan.booked.epsilon_reported, plan.delta)
     return _Done(RoundReply(delta, session.layout.id, figures, plan.booked.head), result.rows, spending)
-
-
-def _taking_part(rows: BankRows, plan: PrivacyPlan) -> tuple[Example, ...]:
-    return tuple(row for row, takes_part in zip(rows.train, plan.booked.taking_part, strict=True) if takes_part)
 
 
 def _spending(config: Config, steps: Steps, unit: str, booked: Booked) -> dict[str, Any]:
@@ -233,7 +228,7 @@ def _trained(
     session: Session,
     examples: Sequence[Example],
     stretch: Stretch,
-    plan: PrivacyPlan | None,
+    gradient: GradientStep,
 ) -> tuple[Vector, TrainResult]:
     """(delta, what the training was) of the received adapter on `examples`. BankError where either is not finite."""
     config = request.config
@@ -249,7 +244,7 @@ def _trained(
             seed=config.seed,
             bank=facts.name,
             optimizer=load_moments(folder, request.round) if keeps_moments else None,
-            privately=plan.mechanism if plan else None,
+            gradient=gradient,
         )
     except UserError as error:
         raise BankError("diverged", str(error)) from error

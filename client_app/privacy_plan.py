@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,10 @@ from fedfinlora.config import Config
 from fedfinlora.config_values import to_json
 from fedfinlora.deployment.history import newest_head
 from fedfinlora.errors import UserError
-from fedfinlora.privacy.accounting import Steps, default_delta, epsilon, noise_multiplier_for
-from fedfinlora.privacy.dp_lora import SENSITIVITY, PublishedMechanism, steps_of
+from fedfinlora.gradient_step import GradientStep
+from fedfinlora.packing import Example
+from fedfinlora.privacy.accounting import Accounted, Steps, default_delta, epsilon, noise_multiplier_for
+from fedfinlora.privacy.dp_lora import SENSITIVITY, PublishedMechanism
 from fedfinlora.privacy.ledger import Booked, BudgetError, Spending, book
 from fedfinlora.privacy.mechanism import NEIGHBOUR_SHARE, Mechanism, self_test, units_to_test
 from fedfinlora.wire import BankError, TrainRequest
@@ -43,11 +45,20 @@ CUSTOMERS = "customers"
 """The entry of declared_rows that says how many customers there are."""
 
 
+class BankMechanism(GradientStep, Accounted, Protocol):
+    """A mechanism inside a bank: it makes the steps' gradients private, and accounts for them."""
+
+    def among(self, rows: Sequence[Example], taking_part: NDArray[np.bool_]) -> tuple[BankMechanism, Sequence[Example]]:
+        """(the mechanism, the rows to train on) when only the marked ones of `rows` have budget left."""
+
+
 @dataclass(frozen=True)
 class PrivacyPlan:
     """What a private round does and costs; it is in the ledger when it is made."""
 
-    mechanism: Mechanism | PublishedMechanism
+    mechanism: BankMechanism
+    examples: Sequence[Example]
+    """The rows that it is given."""
     delta: float
     epsilon_planned: float
     steps: Steps
@@ -92,11 +103,8 @@ def make_plan(
             "privacy", f"{len(rows.units)} units for round {request.round}, fewer than min_units={facts.min_units}", "min_units"
         )
     try:
-        mechanism: Mechanism | PublishedMechanism
-        if privacy.mode == "example":
-            mechanism, planned, steps = _example_level(request, facts, rows, stretch, session, delta)
-        else:
-            mechanism, planned, steps = _published(request, facts, stretch, delta)
+        mechanism = PLANNERS[privacy.mode](request, facts, rows, stretch, session, delta)
+        planned, steps = epsilon([mechanism.spends(stretch.total_steps)], delta), mechanism.spends(stretch.steps)
         booked = book_round(request, facts, rows, steps, delta)
     except BankError:
         raise
@@ -108,9 +116,8 @@ def make_plan(
         "%s: round %d: %s, noise multiplier %.3g, epsilon planned %.3g, spent on these rows %.3g at delta %.1e, %d units left out",
         facts.name, request.round, NAMES[privacy.mode], mechanism.noise_multiplier, planned, booked.epsilon, delta, booked.left_out,
     )  # fmt: skip
-    if isinstance(mechanism, Mechanism):
-        mechanism = _of_units(mechanism, booked.taking_part)
-    return PrivacyPlan(mechanism, delta, math.inf if facts.reproducible_noise else planned, steps, booked)
+    mechanism, examples = mechanism.among(rows.train, booked.taking_part)
+    return PrivacyPlan(mechanism, examples, delta, math.inf if facts.reproducible_noise else planned, steps, booked)
 
 
 def book_round(request: TrainRequest, facts: BankFacts, rows: BankRows, steps: Steps, delta: float) -> Booked:
@@ -135,15 +142,10 @@ def book_round(request: TrainRequest, facts: BankFacts, rows: BankRows, steps: S
     )
 
 
-def _of_units(mechanism: Mechanism, taking_part: NDArray[np.bool_]) -> Mechanism:
-    """The same for the units whose rows may take part. The denominator stays: it is declared."""
-    return replace(mechanism, units=tuple(unit for unit in mechanism.units if taking_part[list(unit)].all()))
-
-
 def _example_level(
     request: TrainRequest, facts: BankFacts, rows: BankRows, stretch: Stretch, session: Session | None, delta: float
-) -> tuple[Mechanism, float, Steps]:
-    """(mechanism, epsilon planned for the run, this round's steps) of DP-SGD."""
+) -> Mechanism:
+    """DP-SGD with the noise that the wanted epsilon needs."""
     config, privacy = request.config, request.config.privacy
     size = declared_size(config, rows.declared, is_sample=not facts.deployed)
     sampling_rate = stretch.rows_per_step / size
@@ -159,10 +161,9 @@ def _example_level(
         )
     noise = privacy.noise_multiplier
     noise = noise or noise_multiplier_for(privacy.epsilon, delta, sampling_rate, stretch.total_steps)
-    planned = epsilon([Steps(sampling_rate, noise, stretch.total_steps)], delta)
     expected_units = sampling_rate * declared_units
     alone = session is None or _units_go_alone(request, facts, rows, session, expected_units)
-    mechanism = Mechanism(
+    return Mechanism(
         clip_norm=privacy.clip_norm,
         sampling_rate=sampling_rate,
         noise_multiplier=noise,
@@ -174,7 +175,6 @@ def _example_level(
         alone=alone,
         augmentations=privacy.augmentations,
     )
-    return mechanism, planned, Steps(sampling_rate, noise, stretch.steps)
 
 
 def _units_go_alone(request: TrainRequest, facts: BankFacts, rows: BankRows, session: Session, expected_units: float) -> bool:
@@ -200,18 +200,21 @@ def _units_go_alone(request: TrainRequest, facts: BankFacts, rows: BankRows, ses
 
 
 def _published(
-    request: TrainRequest, facts: BankFacts, stretch: Stretch, delta: float
-) -> tuple[PublishedMechanism, float, Steps]:
+    request: TrainRequest, facts: BankFacts, rows: BankRows, stretch: Stretch, session: Session | None, delta: float
+) -> PublishedMechanism:
     """The same of the published algorithm, at the epsilon that can honestly be stated for it."""
     privacy = request.config.privacy
     noise = privacy.noise_multiplier
     noise = noise or SENSITIVITY * noise_multiplier_for(privacy.epsilon, delta, 1.0, stretch.total_steps)
-    planned = epsilon([steps_of(noise, stretch.total_steps)], delta)
-    mechanism = PublishedMechanism(privacy.clip_norm, noise, request.config.seed, facts.name, facts.reproducible_noise)
     claimed = epsilon([Steps(1.0, noise, stretch.total_steps)], delta)
     log.info(
-        "%s: DP-LoRA as published: epsilon %.3g at delta %.0e for %d steps, if one row may be in every minibatch and turn both clipped gradients "
-        "round; with the paper's own assumption, that a row moves them by C, it would be %.3g",
-        facts.name, planned, delta, stretch.total_steps, claimed,
+        "%s: DP-LoRA as published: what is planned holds if one row may be in every minibatch and turn both clipped gradients round; with the paper's "
+        "own assumption, that a row moves them by C, epsilon would be %.3g at delta %.0e for %d steps",
+        facts.name, claimed, delta, stretch.total_steps,
     )  # fmt: skip
-    return mechanism, planned, steps_of(noise, stretch.steps)
+    return PublishedMechanism(privacy.clip_norm, noise, request.config.seed, facts.name, facts.reproducible_noise)
+
+
+Planner = Callable[["TrainRequest", "BankFacts", "BankRows", "Stretch", "Session | None", float], BankMechanism]
+PLANNERS: dict[str, Planner] = {"example": _example_level, "dp_lora": _published}
+"""privacy.mode -> the mechanism of a bank for a request, given its delta. BankError or UserError where there is none."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -18,11 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from fedfinlora.adapter import (
-    ADAPTER_NAME,
     Layout,
     Vector,
     frozen_tensors,
-    is_lora_xs,
     layout_of,
     load_adapter,
     peft_config_values,
@@ -35,9 +34,10 @@ from fedfinlora.attention import use_packed_attention
 from fedfinlora.base_checks import check_attention, check_packing, check_quantization, check_vocabulary, context_tokens
 from fedfinlora.config import Config, ModelConfig, PeftConfig
 from fedfinlora.embedded import embedded_folder, is_embedded
-from fedfinlora.errors import UserError
+from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.hub_faults import first_line, hub_fault
-from fedfinlora.lora_xs import insert
+from fedfinlora.peft_methods import METHODS
+from fedfinlora.peft_methods.lora import ADAPTER_NAME
 from fedfinlora.seeds import derive_seed
 from fedfinlora.web import check_hub
 
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 log = logging.getLogger("fedfinlora")
+
+MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Session:
     load_s: float
     """Wall time of loading the base model; 0 when it was in memory already."""
     untrained: Vector
-    """(layout.size,) float32: the adapter as PEFT made it, for DoRA's magnitudes, which are norms of the base's weights."""
+    """(layout.size,) float32: the adapter as it was built, for what is not drawn: DoRA's magnitudes are norms of the base's weights."""
     frozen: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     """Saved name -> the adapter's tensors that are not trained: A with peft.freeze_a, A and B with peft=lora_xs."""
 
@@ -78,9 +80,10 @@ def get_session(config: Config) -> Session:
     import dataclasses
 
     model_config, peft_config = config.model, config.peft
+    method = METHODS[peft_config.method]
     what_is_loaded = ("path", "revision", "quantization", "int8_threshold", "unpack", "dtype", "device")
     base_key = tuple(getattr(model_config, name) for name in what_is_loaded)
-    key = (*base_key, peft_config, config.seed if peft_config.freeze_a else None)
+    key = (*base_key, peft_config, config.seed if method.is_fixed_by_seed(peft_config) else None)
     if key in _sessions:
         _set_threads(model_config)
         return dataclasses.replace(_sessions[key], load_s=0.0)
@@ -94,7 +97,7 @@ def get_session(config: Config) -> Session:
     for other in list(_sessions):  # one adapter at a time lies in the base's layers
         cast(Any, _sessions.pop(other).model).unload()
     model = add_adapter(base, model_config, peft_config, config.seed)
-    _draw(model, config.seed)
+    method.start(model, config.seed)
     session = Session(
         model, tokenizer, layout_of(model), next(model.parameters()).device, load_s, read_adapter(model), frozen_tensors(model)
     )
@@ -122,7 +125,7 @@ def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
         options["quantization_config"] = quantization
     if device.type != "cpu":
         options["device_map"] = {"": device}
-    if not is_embedded(config.path) and not Path(folder).expanduser().is_dir():
+    if not is_embedded(config.path) and not os.path.isdir(os.path.expanduser(folder)):
         check_hub()
     try:
         check_quantization(config)
@@ -177,7 +180,7 @@ def import_bitsandbytes() -> None:
 
 
 def add_adapter(base: nn.Module, model_config: ModelConfig, peft_config: PeftConfig, seed: int) -> nn.Module:
-    """Put a fresh adapter into the base model: A drawn from the run's seed, B zero; for LoRA-XS A and B from the base, R zero."""
+    """Put a fresh adapter into the base model (`fedfinlora.peft_methods`)."""
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -200,16 +203,11 @@ def add_adapter(base: nn.Module, model_config: ModelConfig, peft_config: PeftCon
             ) from error
     for parameter in trainable(model).values():
         parameter.data = parameter.data.float()
-    if peft_config.method == "lora_xs":
-        try:
-            insert(model, peft_config.rank, ADAPTER_NAME)
-        except UserError:
-            cast(Any, model).unload()
-            raise
-    if peft_config.freeze_a:
-        for name, parameter in model.named_parameters():
-            if ".lora_A." in name:
-                parameter.requires_grad_(False)
+    try:
+        METHODS[peft_config.method].build(model, peft_config)
+    except UserError:
+        cast(Any, model).unload()
+        raise
     return model.eval()
 
 
@@ -236,32 +234,17 @@ def _check_targets(base: nn.Module, model_config: ModelConfig, peft_config: Peft
         )
 
 
-def _draw(model: nn.Module, seed: int) -> None:
-    """Set A as the run's seed gives it, B to zero; of LoRA-XS R to zero."""
-    import torch
-
-    if is_lora_xs(layout_of(model)):
-        for parameter in trainable(model).values():
-            parameter.data.zero_()
-        return
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "adapter"))
-        for module in model.modules():
-            if hasattr(module, "reset_lora_parameters"):
-                cast(Any, module).reset_lora_parameters(ADAPTER_NAME, init_lora_weights=True)
-
-
 def initial_adapter(session: Session, config: Config) -> Vector:
     """The start of every run: the adapter as drawn from the seed, whatever was trained in this process before.
 
-    Returns a vector of shape (layout.size,) float32. A is Kaiming-uniform as in PEFT, B zero, DoRA's magnitudes the base's norms;
-    LoRA-XS's R is zero.
+    Returns a vector of shape (layout.size,) float32 (`fedfinlora.peft_methods`).
     """
-    _draw(session.model, config.seed)
+    method = METHODS[config.peft.method]
+    method.start(session.model, config.seed)
     start = read_adapter(session.model)
     untrained = session.layout.views(session.untrained)
     for name, view in session.layout.views(start).items():
-        if name.endswith("lora_magnitude_vector"):  # not reset by PEFT
+        if not name.endswith(method.drawn):
             view[:] = untrained[name]
     write_adapter(session.model, start)
     return start
@@ -403,6 +386,8 @@ def _set_threads(config: ModelConfig) -> None:
 
     given = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     threads = config.threads or (int(given) if given.isdecimal() and int(given) else len(os.sched_getaffinity(0)))
+    if threads > MOST_THREADS:  # far more than that, and the process is ended by what starts them
+        raise ConfigError(f"model.threads={threads} is above {MOST_THREADS:,}. Use 0 for all cores of this machine.")
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
 
@@ -421,10 +406,12 @@ def _quantization_config(config: ModelConfig, dtype: torch.dtype) -> Any:
 
 def _unreachable(config: ModelConfig, error: Exception) -> str:
     reason = first_line(error)
-    if Path(config.path).expanduser().exists():
+    if os.path.exists(os.path.expanduser(config.path or "no folder")):
         return (
             f"The folder {config.path} does not load as a model: {reason}. It needs config.json, *.safetensors and a tokenizer."
         )
+    if not re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", config.path):
+        return f"model.path: {config.path[:200]!r} is no folder here, and no name of a model on the hub. model=smollm2-135m needs neither."
     if fault := hub_fault(error, config.path, licence_url=config.licence_url):
         return f"{fault} model=smollm2-135m needs no network."
     return (

@@ -1,7 +1,12 @@
-"""The ServerApp: run config to configuration, then `server_app.federated`."""
+"""The ServerApp: run config to configuration, then `server_app.federated`.
+
+Our own commands compose at the door and hand over the resolved configuration; only under plain `flwr run` is it
+composed here.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import shlex
 from collections.abc import Mapping
@@ -13,12 +18,13 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedfinlora.compose import compose
 from fedfinlora.config import Config
+from fedfinlora.config_values import build
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.logs import about, show_logs
 from fedfinlora.runs import asked_otherwise, configuration_of
 from fedfinlora.words import word
 from server_app.guarded_grid import guarded
-from server_app.plain_run import QUICK, asked_groups, say_first
+from server_app.plain_run import asked_groups, say_first
 
 log = logging.getLogger("fedfinlora.server")
 app = ServerApp()
@@ -27,7 +33,9 @@ KEYS = {"dataset-root": "dataset.root", "output-dir": "output_dir"}
 
 
 def overrides_of(run_config: Mapping[str, Any]) -> list[str]:
-    """Hydra overrides from Flower's run config: empty texts and 0 rounds mean "as in conf/"; `overrides` comes last and wins."""
+    """Hydra overrides from Flower's run config: empty texts and zeros mean "as in conf/"; `overrides` comes last and
+    wins.
+    """
     try:
         words = shlex.split(str(run_config.get("overrides", "")))
     except ValueError as error:
@@ -42,20 +50,28 @@ def overrides_of(run_config: Mapping[str, Any]) -> list[str]:
         overrides.append(word(target, value))
     if int(run_config.get("num-server-rounds", 0)):
         overrides.append(f"num_server_rounds={run_config['num-server-rounds']}")
-    overrides.append(f"seed={run_config.get('seed', 0)}")
+    if int(run_config.get("seed", 0)):
+        overrides.append(f"seed={run_config['seed']}")
     return overrides + words
 
 
 def config_of(run_config: Mapping[str, Any]) -> Config:
-    """The configuration of a run started through Flower. A resumed run takes its own, unless something else is asked for."""
-    resume = str(run_config.get("resume", ""))
+    """The configuration of a run: the resolved one where it is given, else composed. A resumed run takes its own,
+    unless something else is asked for.
+    """
+    if resolved := str(run_config.get("config", "")):
+        try:
+            return build(json.loads(resolved))
+        except ValueError as error:
+            raise ConfigError(
+                f"config= must be a whole configuration as JSON, as our own commands hand it over: {error}"
+            ) from error
     overrides = overrides_of(run_config)
-    if resume:
-        anyway = compose([each for each in overrides if each.startswith("resume_anyway=")]).resume_anyway
-        asked = asked_otherwise(overrides)
-        as_it_was = asked in (["seed=0"], [f"evaluation={QUICK}", "seed=0"])
-        return configuration_of(Path(resume), None if as_it_was else compose(asked), anyway)
-    return compose(overrides)
+    if not (resume := str(run_config.get("resume", ""))):
+        return compose(overrides)
+    anyway = compose([each for each in overrides if each.startswith("resume_anyway=")]).resume_anyway
+    asked = asked_otherwise(overrides)
+    return configuration_of(Path(resume), compose(asked) if asked else None, anyway)
 
 
 @app.main()

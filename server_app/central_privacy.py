@@ -1,32 +1,18 @@
-"""Bank-level central privacy: the trusted server hides whether a bank took part (McMahan, Ramage, Talwar and Zhang
-2018, DP-FedAvg).
+"""What bank-level central privacy draws and costs: the mechanism of a run, and its rounds in the server's ledger.
 
-Each round every connected bank is drawn with probability q, secretly; the whole delta of each is clipped to norm S and
-rounded to a grid of integers, the clipped deltas are summed with equal weights, noise of standard deviation z S is
-added to the sum, and the sum is divided by the expected number of banks q K, whatever came. A bank that is there or not
-moves the sum by at most S, so a round is one step of the Poisson-subsampled Gaussian mechanism. Sums and noise are
-integers, the noise discrete Gaussian (`fedfinlora.privacy.grid`), drawn from ChaCha20. How many banks were connected at
-the start, K, is taken as known.
-
-S is fixed, or follows a quantile of the norms (Andrew, Thakkar, McMahan and Ramaswamy 2021, algorithm 1): the number of
-deltas within S is counted with its own noise, and S is multiplied by exp(-eta (share within S - quantile)). Both noises
-together cost what z alone would cost.
+The arithmetic and the papers are in `server_app.strategies.private_mean`.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fedfinlora.adapter import Vector, blocks, norm
 from fedfinlora.config import Config
 from fedfinlora.errors import UserError
 from fedfinlora.privacy.accounting import Steps, default_delta, epsilon, noise_multiplier_for
@@ -46,12 +32,8 @@ if TYPE_CHECKING:
     from fedfinlora.runs import OpenRun
 
 log = logging.getLogger("fedfinlora.server")
-CLIP_NORM = "bank_clip_norm"
-"""Name under which an adaptive clip norm, shape (1,), passes from round to round with the server's other vectors."""
 LEAST_NOISE_MULTIPLIER = 1e-3
 """Epsilon is beyond 500,000 there, and the sums of a million banks are still far within 64 bits."""
-LARGEST_EXACT = 2**62
-"""Sums of squares below this are exact in int64."""
 
 
 @dataclass(frozen=True)
@@ -107,15 +89,13 @@ class CentralMechanism:
         return [names[place] for place in poisson_sample(len(names), self.sampling_rate, Stream(self.keys(round_number).draws))]
 
 
-def make_mechanism(config: Config, banks: Sequence[str], size: int) -> CentralMechanism | None:
-    """The mechanism of a run with these banks and an adapter of `size` numbers; None without privacy=bank.
+def make_mechanism(config: Config, banks: Sequence[str], size: int) -> CentralMechanism:
+    """The mechanism of a run with privacy=bank, these banks and an adapter of `size` numbers.
 
     UserError where privacy.delta is larger than the default, where the noise does not fit its grid, and where the noise
     on a round's mean is longer than any delta can be and privacy.accept_noise is not set.
     """
     privacy, count = config.privacy, len(banks)
-    if privacy.mode != "bank":
-        return None
     delta = privacy.delta or default_delta(count)
     if delta > default_delta(count):
         raise UserError(
@@ -160,94 +140,6 @@ def make_mechanism(config: Config, banks: Sequence[str], size: int) -> CentralMe
     return mechanism
 
 
-def private_mean(
-    deltas: Iterable[Vector], size: int, mechanism: CentralMechanism, clip_norm: float, noise: Stream
-) -> tuple[NDArray[np.float64], float]:
-    """(noisy mean of clipped deltas, (size,) float64; the next round's clip norm). Deltas: vectors of shape (size,) of
-    the banks that replied, one at a time; none gives noise alone.
-
-    Guarantee: one delta more or less moves the sum, in whole grid steps, by at most `Grid.bound_squared`, whatever it
-    holds.
-
-    | edge case | what happens |
-    |---|---|
-    | a delta of zeros | stays one |
-    | a delta with NaN or infinite numbers | counts as zeros |
-    | clip norm 0, negative, NaN, infinite | ValueError of `Grid` |
-    """
-    grid = Grid(clip_norm, mechanism.delta_noise_multiplier, size)
-    total, within, count = _sum_clipped(deltas, grid)
-    # The same memory holds the integers and then the mean.
-    mean = total.view(np.float64)
-    for block in blocks(size):
-        noisy = total[block] + grid.noise(total[block].size, noise)
-        mean[block] = noisy * (grid.step / mechanism.expected_banks)
-    return mean, _next_clip_norm(within, count, mechanism, clip_norm, noise)
-
-
-def _sum_clipped(deltas: Iterable[Vector], grid: Grid) -> tuple[NDArray[np.int64], int, int]:
-    """(sum of the clipped deltas in whole grid steps, (size,); how many were within the clip norm; how many there
-    were)."""
-    total = np.zeros(grid.size, np.int64)
-    within = count = 0
-    for delta in deltas:
-        count += 1
-        length = norm(delta)
-        within += length <= grid.clip_norm
-        _add_clipped(total, delta, grid, length)
-    return total, within, count
-
-
-def _add_clipped(total: NDArray[np.int64], delta: Vector, grid: Grid, length: float) -> None:
-    """Add a delta of this length to `total`, both (size,), in whole grid steps of squared length `grid.bound_squared`
-    at most: where rounding were to carry it further, which `grid.factor` leaves no room for, it is taken out again.
-    """
-    factor = grid.factor(length)
-    if not factor:
-        return
-
-    def in_steps(block: slice) -> NDArray[np.int64]:
-        scaled = delta[block].astype(np.float64)
-        scaled *= factor
-        return np.rint(scaled, out=scaled).astype(np.int64)
-
-    squared = 0
-    for block in blocks(total.size):
-        steps = in_steps(block)
-        squared += squared_length(steps)
-        total[block] += steps
-    if squared > grid.bound_squared:
-        for block in blocks(total.size):
-            total[block] -= in_steps(block)
-
-
-def squared_length(steps: NDArray[np.int64]) -> int:
-    """The exact sum of squares of integers.
-
-    >>> squared_length(np.array([3, -4])), squared_length(np.array([2**40, 1]))
-    (25, 1208925819614629174706177)
-    """
-    largest = max(int(steps.max(initial=0)), -int(steps.min(initial=0)))
-    if largest**2 * steps.size < LARGEST_EXACT:
-        return int(steps @ steps)
-    return sum(step * step for step in steps.tolist())
-
-
-def _next_clip_norm(within: int, deltas: int, mechanism: CentralMechanism, clip_norm: float, noise: Stream) -> float:
-    """S exp(-eta (noisy share within S - quantile)); S itself where it is fixed.
-
-    Each bank counts as +1/2 or -1/2, so that one more or less moves the sum by 1/2 and not by 1. A half is a whole
-    number of grid steps, rounded down: the noise is at least what the accounting assumes.
-    """
-    if not mechanism.adaptive_quantile:
-        return clip_norm
-    grid = Grid(clip_norm=0.5, noise_multiplier=2 * mechanism.count_deviation, size=1)
-    half = math.floor(grid.bound_steps)
-    noisy = ((2 * within - deltas) * half + int(grid.noise(1, noise)[0])) / (2 * half)
-    share = noisy / mechanism.expected_banks + 0.5
-    return float(clip_norm * math.exp(-mechanism.adaptive_rate * (share - mechanism.adaptive_quantile)))
-
-
 @dataclass(frozen=True)
 class BookedRound:
     """A round that is in the server's ledger."""
@@ -256,6 +148,12 @@ class BookedRound:
     """Those that may be drawn: whose budget is not spent."""
     privacy: RoundPrivacy
     """Of the round's line, still without its clip norm."""
+
+    def __str__(self) -> str:
+        privacy = self.privacy
+        spent = "infinite" if privacy.epsilon_spent is None else f"{privacy.epsilon_spent:.3g}"
+        left_out = f"; {privacy.left_out} banks are left out, their budget is spent" if privacy.left_out else ""
+        return f"epsilon of every bank: {spent} spent, {privacy.epsilon_planned:.3g} planned for this run, at delta {privacy.delta:.0e}{left_out}"
 
 
 def book_round(run: OpenRun, mechanism: CentralMechanism, banks: Sequence[str], round_number: int) -> BookedRound:

@@ -10,9 +10,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from eval.evaluate import data_files
 from eval.report import write_run_report
 from eval.rounds import RunScores, validation_rows
+from eval.rows import data_files
 from fedfinlora.adapter_folder import start_files
 from fedfinlora.checkpoint import Checkpoint, adapter_checksum, save_checkpoint
 from fedfinlora.config import Config
@@ -35,10 +35,10 @@ from fedfinlora.run.typed import plain
 from fedfinlora.runfolder import write_json, write_manifest
 from fedfinlora.runs import OpenRun, open_run, run_result
 from fedfinlora.tensorboard import TensorBoardWriter
-from server_app.central_privacy import CLIP_NORM, BookedRound, CentralMechanism, book_round, make_mechanism
 from server_app.plain_run import logged_events
-from server_app.rounds import MessageGrid, RoundState, a_second, roster, run_round
-from server_app.strategies.fedadam import public_state
+from server_app.rounds import MessageGrid, a_second, roster, run_round
+from server_app.strategies import strategy_of
+from server_app.strategies.strategy import ServerState, Strategy
 from server_app.witness import Witness, witness_root
 
 log = logging.getLogger("fedfinlora.server")
@@ -98,9 +98,9 @@ def _train(grid: MessageGrid, banks: Mapping[str, int], run: OpenRun, events: Ev
     validation = validation_rows(config, events.write)
     session = get_session(config)
     events.write("trainable", parameters=session.layout.size, load_s=session.load_s)
-    central = make_mechanism(config, list(banks), session.layout.size)
+    rule = strategy_of(config, list(banks), session.layout.size)
     board = TensorBoardWriter(folder, log.warning)
-    state = _first_state(run, session)
+    state = _first_state(run, session, rule)
     if run.checkpoint is None:
         write_manifest(folder, config, data_files(config) | start_files(config))
         save_checkpoint(folder, Checkpoint(0, session.layout.id, {"adapter": state.adapter}, {}))
@@ -118,23 +118,23 @@ def _train(grid: MessageGrid, banks: Mapping[str, int], run: OpenRun, events: Ev
     seconds: dict[str, float] = {}
     while scores.more(state.round, selection):
         with about(run=run.run_id, round=state.round + 1):
-            state, line, evidence = _one_round(grid, banks, run, session, state, events, seconds, central, witness, keys, code)
+            state, line, evidence = _one_round(grid, banks, run, session, rule, state, events, seconds, witness, keys, code)
         chain.append(evidence)
-        selection = scores.close_round({"adapter": state.adapter, **state.server}, line, selection)
+        selection = scores.close_round({"adapter": state.adapter, **state.arrays}, line, selection)
         chain.append(saved_line(folder, run.run_id, state.round))
     scores.finish(state.adapter, state.round, selection)
     board.close()
 
 
-def _first_state(run: OpenRun, session: Session) -> RoundState:
+def _first_state(run: OpenRun, session: Session, rule: Strategy) -> ServerState:
     if run.checkpoint is None:
-        return RoundState(0, first_adapter(session, run.config), public_state(run.config.strategy, session.layout.id))
+        return ServerState(0, first_adapter(session, run.config), rule.first_arrays(session.layout.id))
     if run.checkpoint.layout_id != session.layout.id:
         raise UserError(
             f"The checkpoint in {run.folder} belongs to another adapter than config.yaml says. Put config.yaml back, or start a new run."
         )
     arrays = dict(run.checkpoint.arrays)
-    return RoundState(run.checkpoint.round, arrays.pop("adapter"), arrays)
+    return ServerState(run.checkpoint.round, arrays.pop("adapter"), arrays)
 
 
 def _one_round(
@@ -142,24 +142,22 @@ def _one_round(
     banks: Mapping[str, int],
     run: OpenRun,
     session: Session,
-    state: RoundState,
+    rule: Strategy,
+    state: ServerState,
     events: EventWriter,
     seconds: dict[str, float],
-    central: CentralMechanism | None,
     witness: Witness,
     keys: ServerKeys,
     code_sha256: str,
-) -> tuple[RoundState, RoundLine, Attempt]:
+) -> tuple[ServerState, RoundLine, Attempt]:
     """The next state, the round's line of rounds.jsonl, still without scores, and that of provenance.jsonl."""
     config = run.config
     number = state.round + 1
     events.write("round_start", round=number)
     privacy: RoundPrivacy | None = None
-    if central:
-        booked = book_round(run, central, list(banks), number)
-        banks = {name: banks[name] for name in booked.banks}
-        privacy = replace(booked.privacy, clip_norm=clip_norm_of(state, central))
-        events.write("message", level="info", text=what_banks_have_spent(booked))
+    if booked := rule.book(run, list(banks), state):
+        banks, privacy = {name: banks[name] for name in booked.banks}, booked.privacy
+        events.write("message", level="info", text=str(booked))
 
     def on_bank(entry: BankEntry, timing: BankTimings) -> None:
         train_s = timing.train_s or 0.0
@@ -182,6 +180,7 @@ def _one_round(
     result = run_round(
         grid,
         banks,
+        rule,
         state,
         config,
         session.layout,
@@ -189,7 +188,6 @@ def _one_round(
         run.folder / "state",
         on_bank,
         seconds,
-        central,
         on_drawn,
         witness,
         keys,
@@ -207,14 +205,6 @@ def _one_round(
     return state, line, result.evidence
 
 
-def what_banks_have_spent(booked: BookedRound) -> str:
-    """Epsilon after a round with privacy=bank, in a sentence."""
-    privacy = booked.privacy
-    spent = "infinite" if privacy.epsilon_spent is None else f"{privacy.epsilon_spent:.3g}"
-    left_out = f"; {privacy.left_out} banks are left out, their budget is spent" if privacy.left_out else ""
-    return f"epsilon of every bank: {spent} spent, {privacy.epsilon_planned:.3g} planned for this run, at delta {privacy.delta:.0e}{left_out}"
-
-
 def what_dp_lora_promises(banks: Sequence[BankEntry]) -> str:
     """The largest epsilon that a bank plans, and what it rests on."""
     planned = [
@@ -227,11 +217,6 @@ def what_dp_lora_promises(banks: Sequence[BankEntry]) -> str:
         f"DP-LoRA as published: epsilon {epsilon:.3g} at delta {delta:.0e} for this run, if one row may be in every minibatch and "
         "turn both clipped gradients round (sensitivity 2 sqrt(2) C; the paper assumes C)"
     )
-
-
-def clip_norm_of(state: RoundState, central: CentralMechanism) -> float:
-    """The clip norm of the round that follows `state`."""
-    return float(state.server.get(CLIP_NORM, [central.clip_norm])[0])
 
 
 def finish(run: OpenRun, events: EventWriter, started: float, status: str, reason: str, keys: ServerKeys) -> None:

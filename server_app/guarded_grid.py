@@ -1,9 +1,12 @@
-"""Flower's Grid as the server should see banks that it does not trust: a reply is fetched piece by piece, and none may be larger than what it answers.
+"""Flower's Grid as the server should see banks that it does not trust: a reply is fetched piece by piece, and none may
+be larger than what it answers.
 
-Flower's own `pull_messages` fetches everything of all replies before anybody can look at it, waits inside the call for pieces that are still on their way
-(for minutes where a bank never sends them, and all other banks with it), and raises where one of them is no message, which ends the run. Here the
-pieces are taken as they are there, within `fedfinlora.reply_limits`; what cannot be a reply comes back as Flower's error with our code UNREADABLE and
-one of the reasons below, and the rest of it is not fetched. Of an error that a bank sends, its code counts and its text is dropped.
+Flower's own `pull_messages` fetches everything of all replies before anybody can look at it, waits inside the call for
+pieces that are still on their way (for minutes where a bank never sends them, and all other banks with it), and raises
+where one of them is no message, which ends the run. Here the pieces are taken as they are there, within
+`fedfinlora.reply_limits`; what cannot be a reply comes back as Flower's error with our code UNREADABLE and one of the
+reasons below, and the rest of it is not fetched. Of an error that a bank sends, its code counts and its text is
+dropped.
 """
 
 from __future__ import annotations
@@ -40,7 +43,9 @@ TOO_LARGE = "The reply is larger than a reply to this request may be."
 GARBLED = "The reply cannot be read."
 NO_REPLY = "What came is no reply."
 BANKS_CODES = range(1, 9)
-"""Flower's errors that a bank may send (`flwr.common.constant.ErrorCode`). 0 is a simulation's own, for a process that has died; UNREADABLE is ours."""
+"""Flower's errors that a bank may send (`flwr.common.constant.ErrorCode`). 0 is a simulation's own, for a process that
+has died; UNREADABLE is ours.
+"""
 MUCH = 2**22
 """Bytes that are worth a tenth of a second to have back."""
 
@@ -136,7 +141,8 @@ class GuardedGrid:
 def put_together(coming: Coming) -> Any:
     """Flower's object from the contents of all its parts. Raises whatever Flower's readers do.
 
-    One array after the other: Flower keeps each part until the object that it began with is done, which for a message is all of its numbers twice.
+    One array after the other: Flower keeps each part until the object that it began with is done, which for a message
+    is all of its numbers twice.
     """
     contents = coming.contents
     arrays = [each for each, content in contents.items() if get_object_type_from_object_content(content) == "Array"]

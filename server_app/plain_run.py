@@ -11,6 +11,7 @@ from typing import Any
 from fedfinlora.deployment.enrolled import enrolled_banks
 from fedfinlora.progress import ShownEvents
 from fedfinlora.progress_display import PlainProgress
+from fedfinlora.words import typed_keys
 
 log = logging.getLogger("fedfinlora.server")
 QUICK = "quick"
@@ -21,10 +22,12 @@ OURS = "FEDFINLORA_BANK_STATE"
 
 
 def asked_groups(run_config: Mapping[str, Any], words: Sequence[str]) -> dict[str, str]:
-    """Configuration group -> option, where one is asked for. The default evaluation gives way to an experiment and to an evaluation among `words`."""
+    """Configuration group -> option, where one is asked for. The default evaluation gives way to an experiment, to an evaluation among `words`, and
+    to what a resumed run did.
+    """
     found = {group: str(run_config[group]) for group in GROUPS if run_config.get(group)}
-    named = {word.split("=")[0].lstrip("+~") for word in words}
-    if found.get("evaluation") == QUICK and named & {"evaluation", "experiment"}:
+    named = typed_keys(words)
+    if found.get("evaluation") == QUICK and (run_config.get("resume") or named & {"evaluation", "experiment"}):
         del found["evaluation"]
     return found
 

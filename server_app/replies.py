@@ -1,22 +1,27 @@
-"""The deltas of a round, kept on the aggregator's disk until all have come.
+"""The replies of a round as the server's rules see them, and their deltas on the aggregator's disk until all have come.
 
-The mean must not depend on who answers first, so it is summed in a fixed order, and the last bank in that order may be the first to answer. In
-memory there is one delta at a time, however many banks there are. The file has no name: it is gone with the process, whatever ends it.
+The mean must not depend on who answers first, so it is summed in a fixed order, and the last bank in that order may be
+the first to answer. In memory there is one delta at a time, however many banks there are. The file has no name: it ends
+with the process.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fedfinlora.adapter import Vector
+from fedfinlora.adapter import Factors, Layout, Vector
 from fedfinlora.errors import UserError
 from fedfinlora.runfolder import unwritable
+from fedfinlora.wire import Figures, Reply
 
 
 class StoredDeltas:
@@ -47,8 +52,8 @@ class StoredDeltas:
         self._places[bank] = place
 
     def read(self, banks: Iterable[str], block: slice) -> Iterator[Vector]:
-        """Numbers block.start to block.stop of the deltas of `banks`, in that order, one after the other in the same memory: each is good until the
-        next is asked for.
+        """Numbers block.start to block.stop of the deltas of `banks`, in that order, one after the other in the same
+        memory: each is good until the next is asked for.
         """
         numbers = np.empty(block.stop - block.start, np.float32)
         content = memoryview(numbers.view(np.uint8).data)
@@ -66,3 +71,95 @@ class StoredDeltas:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._file.close()
+
+
+class Mean(Protocol):
+    """The weighted sum of a round's updates over their weights: what is left of them under privacy=bank, and under
+    secure aggregation.
+    """
+
+    def mean(self, block: slice) -> NDArray[np.float64]:
+        """Numbers block.start to block.stop of it, float64."""
+
+
+@dataclass(frozen=True)
+class Replies:
+    """The checked replies of a round, in the order of their banks. The updates are on the disk: ask for a block or a
+    layer at a time.
+    """
+
+    banks: tuple[str, ...]
+    weights: tuple[float, ...]
+    """As strategy.weighting and strategy.max_share have it; empty where nothing is weighed."""
+    metrics: tuple[Figures, ...]
+    """Rows, tokens, losses, seconds, epsilon, as each bank reports them; NaN where it does not."""
+    read: Callable[[slice], Iterable[Vector]]
+    """Block -> these numbers of each update."""
+    layout: Layout | None = None
+    """None where only vectors are known (an audit, `verify`)."""
+
+    def __len__(self) -> int:
+        return len(self.banks)
+
+    def updates(self, block: slice) -> Iterable[Vector]:
+        """These numbers of each bank's update (local adapter minus global one), float32, one after the other: each is
+        good until the next is asked for.
+        """
+        return self.read(block)
+
+    def mean(self, block: slice) -> NDArray[np.float64]:
+        """These numbers of the weighted mean."""
+        return weighted_mean(self.updates(block), self.weights)
+
+    @property
+    def layers(self) -> tuple[Factors, ...]:
+        """Where A and B of each layer are in a vector. UserError where that is not known."""
+        if self.layout is None:
+            raise UserError(
+                "This rule reads A and B of each layer, and here only the adapter's numbers are known, not its layers."
+            )
+        return self.layout.layers
+
+    def factors(self, layer: Factors) -> Iterator[tuple[Vector, Vector]]:
+        """Of each bank's update the change of A, (rank, d_in), and of B, (d_out, rank), in a layer; each is good until
+        the next is asked for.
+        """
+        for a, b in zip(self.updates(layer.a), self.updates(layer.b), strict=True):
+            yield a.reshape(layer.a_shape), b.reshape(layer.b_shape)
+
+
+def replies_of(
+    checked: Sequence[Reply],
+    weights: Sequence[float] | None,
+    layout: Layout | None = None,
+    read: Callable[[slice], Iterable[Vector]] | None = None,
+) -> Replies:
+    """`checked` as a rule sees them; `read` gives their updates in the same order where they do not hold them."""
+    return Replies(
+        tuple(reply.bank for reply in checked),
+        tuple(weights or ()),
+        tuple(reply.figures for reply in checked),
+        read or (lambda block: (reply.delta[block] for reply in checked)),
+        layout,
+    )
+
+
+def weighted_mean(deltas: Iterable[NDArray[np.float32]], weights: Sequence[float]) -> NDArray[np.float64]:
+    """sum_k w_k delta_k / sum_k w_k in float64. Deltas: K vectors of shape (size,), one at a time; weights: K numbers
+    above 0.
+
+    Summed in the order given, so a caller that sorts by bank gets the same bytes whoever answers first. Raises
+    ValueError for no deltas, another number of them, unequal shapes and weights that are not positive and finite.
+    """
+    if not weights or not all(np.isfinite(weight) and weight > 0 for weight in weights):
+        raise ValueError(f"weights must be positive and finite: {list(weights)}")
+    total: NDArray[np.float64] | None = None
+    for delta, weight in zip(deltas, weights, strict=True):
+        if total is None:
+            total = np.zeros(delta.shape, np.float64)
+        if delta.shape != total.shape:
+            raise ValueError("the deltas have different shapes")
+        total += np.float64(weight) * delta
+    assert total is not None
+    total /= np.float64(sum(weights))
+    return total

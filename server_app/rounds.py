@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,27 +17,21 @@ from typing import Any, Protocol
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
-from numpy.typing import NDArray
 
-from fedfinlora.adapter import Layout, Vector, blocks
+from fedfinlora.adapter import Layout
 from fedfinlora.checkpoint import adapter_checksum
 from fedfinlora.config import Config, StrategyConfig
 from fedfinlora.errors import UserError
 from fedfinlora.logs import about
-from fedfinlora.privacy.randomness import Stream
 from fedfinlora.provenance.deltas import keep_delta
 from fedfinlora.provenance.evidence import RoundEvidence, ServerKeys
 from fedfinlora.provenance.lines import Attempt
 from fedfinlora.reasons import SAFE_REASONS, reason_of
 from fedfinlora.run.records import BankEntry, BankPrivacy, BankTimings, RoundLine, RoundTimings
 from fedfinlora.runfolder import source_fingerprint
-from fedfinlora.seeds import generator
-from fedfinlora.shares import capped
-from fedfinlora.training import schedule_factor
 from fedfinlora.wire import BANK_NAME, Figures, RejectedReply, Reply, TrainRequest, pack_requests, unpack_reply
-from server_app.central_privacy import CLIP_NORM, CentralMechanism, private_mean
-from server_app.replies import StoredDeltas
-from server_app.strategies import AGGREGATES, STEPS
+from server_app.replies import StoredDeltas, replies_of
+from server_app.strategies.strategy import ServerState, Strategy, take_step
 from server_app.witness import Witness
 
 log = logging.getLogger("fedfinlora.server")
@@ -63,22 +57,10 @@ class MessageGrid(Protocol):
 
 
 @dataclass(frozen=True)
-class RoundState:
-    """What passes from round to round."""
-
-    round: int
-    """Rounds done."""
-    adapter: Vector
-    """(size,) float32."""
-    server: Mapping[str, NDArray[np.float64]]
-    """The server rule's own vectors."""
-
-
-@dataclass(frozen=True)
 class RoundResult:
     """A finished round: the next state and the line of rounds.jsonl."""
 
-    state: RoundState
+    state: ServerState
     line: RoundLine
     """Still without its scores."""
     evidence: Attempt
@@ -124,12 +106,12 @@ def roster(
         name = str(head.get("bank", node))
         if not BANK_NAME.fullmatch(name):
             refusals.append(f"node {node}: its name is not a plain one")
+        elif enrolled is not None and enrolled.get(node) != name:  # which is not written down: it is a text of the bank's own
+            refusals.append(f"{enrolled.get(node, f'node {node}')}: it gives another name than its key was enrolled under")
         elif head.get("status") != "ok":
             refusals.append(f"{name}: {reason_of(str(head.get('code')))}")
         elif head.get("source-sha256") != source_fingerprint():
             refusals.append(f"{name}: runs another version of the code")
-        elif enrolled is not None and enrolled.get(node) != name:
-            refusals.append(f"{name}: its key was enrolled as {enrolled.get(node, 'nobody')}")
         elif name in banks:
             raise UserError(f'Two connected banks are called {name!r}. Give each its own name in its node config: bank="…".')
         else:
@@ -149,14 +131,6 @@ def roster(
             f"{'; '.join([*refusals, *gates])}"
         )
     return dict(sorted(banks.items()))
-
-
-def draw(banks: Sequence[str], strategy: StrategyConfig, seed: int, round_number: int) -> list[str]:
-    """The banks of one round: a seeded sample of fraction_train, at least the quorum, sorted by name."""
-    count = max(strategy.quorum, math.ceil(strategy.fraction_train * len(banks)))
-    count = min(count, len(banks))
-    chosen = generator(seed, "sampling", round_number).permutation(len(banks))[:count]
-    return sorted(banks[index] for index in chosen)
 
 
 def exchange(
@@ -193,14 +167,14 @@ def exchange(
 def run_round(
     grid: MessageGrid,
     banks: Mapping[str, int],
-    state: RoundState,
+    rule: Strategy,
+    state: ServerState,
     config: Config,
     layout: Layout,
     run_id: str,
     folder: Path,
     on_bank: OnBank | None = None,
     expected_s: Mapping[str, float] | None = None,
-    central: CentralMechanism | None = None,
     on_drawn: OnDrawn | None = None,
     witness: Witness | None = None,
     keys: ServerKeys | None = None,
@@ -210,14 +184,12 @@ def run_round(
 
     The deltas rest in `folder` until all have come. `keys` sign what is asked, `code_sha256` (of the app bundle) among it, and check who answered. `expected_s` is how long each bank took last time, in seconds;
     `witness` knows how far the banks' privacy ledgers had come. Raises UserError when fewer than strategy.quorum
-    replies are usable; `state` is then unchanged and the run can be resumed. `central` draws the banks and makes their
-    mean private: such a round closes with what came, be it nothing, for an end of the run that depends on who is a
-    member would tell who is.
+    replies are usable (`rule.quorum`); `state` is then unchanged and the run can be resumed.
     """
     started = time.monotonic()
     number = state.round + 1
     strategy = config.strategy
-    drawn = central.drawn(list(banks), number) if central else draw(sorted(banks), strategy, config.seed, number)
+    drawn = rule.sampled(sorted(banks), config.seed, number)
     if on_drawn is not None:
         on_drawn(drawn)
     heads = witness.heads(drawn) if witness else {}
@@ -252,23 +224,17 @@ def run_round(
             if on_bank is not None:
                 on_bank(entries[name], bank_timings[name])
         collected = time.monotonic()
-        if len(replies) < strategy.quorum and central is None:
+        if len(replies) < rule.quorum:
             reasons = "; ".join(f"{name}: {entries[name].reason}" for name in sorted(entries) if name not in replies)
             raise UserError(
                 f"Round {number}: {len(replies)} of {len(drawn)} replies are usable, strategy.quorum={strategy.quorum}. {reasons}"
             )
-        ordered, stored = [replies[name] for name in sorted(replies)], partial(deltas.read, sorted(replies))
-        following, update_norm = take_step(ordered, state, strategy, config.num_server_rounds, central, stored)
-    weights = None if central else dict(zip(sorted(replies), weights_of(ordered, strategy), strict=True))
-    line = RoundLine(
-        round=number,
-        noise_alone=bool(central and not replies),
-        banks=tuple(entries[name] for name in sorted(entries)),
-        train_loss=_weighted(replies.values(), "train_loss", "answer_tokens"),
-        holdout_loss=_weighted(replies.values(), "holdout_loss", "holdout_rows"),
-        update_norm=update_norm,
-        bytes_up=sum(entry.bytes_up for entry in entries.values()),
-        bytes_down=sum(entry.bytes_down for entry in entries.values()),
+        ordered = [replies[name] for name in sorted(replies)]
+        weights = rule.weights(ordered)
+        following = take_step(rule, state, replies_of(ordered, weights, layout, partial(deltas.read, sorted(replies))))
+    line = replace(
+        line_of(number, [entries[name] for name in sorted(entries)], ordered, weights is None),
+        update_norm=following.step_norm,
         timings=RoundTimings(
             total_s=time.monotonic() - started,
             train_s=collected - started,
@@ -276,73 +242,21 @@ def run_round(
             banks=dict(sorted(bank_timings.items())),
         ),
     )
-    return RoundResult(following, line, evidence.line(adapter_checksum(following.adapter), weights))
+    weighed = None if weights is None else dict(zip(sorted(replies), weights, strict=True))
+    return RoundResult(following, line, evidence.line(adapter_checksum(following.adapter), weighed))
 
 
-def take_step(
-    replies: Sequence[Reply],
-    state: RoundState,
-    strategy: StrategyConfig,
-    rounds: int,
-    central: CentralMechanism | None = None,
-    stored: Callable[[slice], Iterable[Vector]] | None = None,
-) -> tuple[RoundState, float]:
-    """The server's step in one of `rounds` rounds, from checked replies in a fixed order: the next state and the norm of the step. UserError if not finite.
-
-    `stored` gives a block of numbers of each reply's delta, in the same order, where the replies do not hold them.
-    """
-    size = state.adapter.size
-    deltas_in = stored or (lambda block: (reply.delta[block] for reply in replies))
-    private_state = {}
-    if central:
-        clip_norm = float(state.server.get(CLIP_NORM, [central.clip_norm])[0])
-        noise = Stream(central.keys(state.round + 1).noise)
-        mean, clip_norm = private_mean(deltas_in(slice(0, size)), size, central, clip_norm, noise)
-        mean_in: Callable[[slice], NDArray[np.float64]] = mean.__getitem__
-        private_state = {CLIP_NORM: np.array([clip_norm])}
-    else:
-        weights = weights_of(replies, strategy)
-
-        def mean_in(block: slice) -> NDArray[np.float64]:
-            return AGGREGATES[strategy.aggregation](deltas_in(block), weights)
-
-    factor = schedule_factor(state.round, rounds, strategy.warmup_rounds, strategy.schedule)
-    now = replace(strategy, server_learning_rate=strategy.server_learning_rate * factor)
-    adapter, server, length = _moved(state, mean_in, now)
-    if not np.isfinite(adapter).all():
-        raise UserError(f"Round {state.round + 1} gives an adapter that is not finite. Lower strategy.server_learning_rate.")
-    return RoundState(state.round + 1, adapter, {**server, **private_state}), length
-
-
-def _moved(
-    state: RoundState, mean_in: Callable[[slice], NDArray[np.float64]], strategy: StrategyConfig
-) -> tuple[Vector, dict[str, NDArray[np.float64]], float]:
-    """(next adapter, the rule's next vectors, norm of the step). The mean and the rules work number by number, so both are taken a block at a time."""
-    size = state.adapter.size
-    adapter, server, squares = np.empty(size, np.float32), {}, 0.0
-    for block in blocks(size):
-        own = {name: vector[block] if vector.size == size else vector for name, vector in state.server.items()}
-        step, following = STEPS[strategy.name](mean_in(block), own, strategy)
-        adapter[block] = state.adapter[block].astype(np.float64) + step
-        squares += float(step @ step)
-        for name, value in following.items():
-            if value.size != step.size:
-                server[name] = value
-                continue
-            if name not in server:
-                server[name] = np.empty(size, np.float64)
-            server[name][block] = value
-    return adapter, server, math.sqrt(squares)
-
-
-def weights_of(replies: Sequence[Reply], strategy: StrategyConfig) -> list[float]:
-    """What each reply weighs in the mean, none more than strategy.max_share of it (`fedfinlora.shares`)."""
-    if strategy.weighting == "declared":
-        sizes = strategy.declared_sizes()
-        weights = [sizes[reply.bank] for reply in replies]
-    else:
-        weights = [float(reply.figures.rows) if strategy.weighting == "rows" else 1.0 for reply in replies]
-    return capped(weights, strategy.max_share)
+def line_of(number: int, entries: Sequence[BankEntry], replies: Sequence[Reply], is_private: bool) -> RoundLine:
+    """What a round's line of rounds.jsonl says that follows from its replies, both by name. `is_private`: the mean has the server's noise."""
+    return RoundLine(
+        round=number,
+        noise_alone=is_private and not replies,
+        banks=tuple(entries),
+        train_loss=_weighted(replies, "train_loss", "answer_tokens"),
+        holdout_loss=_weighted(replies, "holdout_loss", "holdout_rows"),
+        bytes_up=sum(entry.bytes_up for entry in entries),
+        bytes_down=sum(entry.bytes_down for entry in entries),
+    )
 
 
 def _taken_in(
@@ -367,9 +281,12 @@ def _taken_in(
     assert message is not None
     for record in message.content.array_records.values():
         record.clear()  # Flower's records hold each other: else these bytes stay until the garbage is collected
-    train_s = reply.figures.train_s
-    timing = BankTimings(train_s=train_s, load_s=reply.figures.load_s, tokens_per_s=a_second(reply.figures.tokens, train_s))
-    return replace(reply, delta=NOT_HERE), accepted_entry(name, reply), timing
+    return replace(reply, delta=NOT_HERE), accepted_entry(name, reply), timing_of(reply.figures)
+
+
+def timing_of(figures: Figures) -> BankTimings:
+    """What a reply says of its own times."""
+    return BankTimings(train_s=figures.train_s, load_s=figures.load_s, tokens_per_s=a_second(figures.tokens, figures.train_s))
 
 
 def a_second(count: float, seconds: float) -> float:

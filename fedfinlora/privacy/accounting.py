@@ -1,11 +1,12 @@
 """Epsilon of the Poisson-subsampled Gaussian mechanism, and the noise that a wanted epsilon needs.
 
-One optimiser step of DP-SGD (Abadi et al. 2016, algorithm 1): each unit is in the step with probability q (the sampling rate), its gradient
-is clipped to norm C, and N(0, (sigma C)^2 I) is added to the sum once; sigma is the noise multiplier. Adjacency is add/remove: two
-data sets are neighbours if one has a unit that the other lacks. Epsilon is by PRV (Gopi, Lee and Wutschitz 2021), an upper bound up to its
-numerical error of 0.01, which is added; RDP (Mironov 2017; Mironov, Talwar and Zhang 2019) stands beside it, a looser bound by another way.
-Both come from Opacus. Where every unit is in every step (q = 1) the Gaussian mechanism's own epsilon is known exactly
-(Balle and Wang 2018, theorem 8; composition: Dong, Roth and Su 2022, corollary 3.3) and is used instead.
+One optimiser step of DP-SGD (Abadi et al. 2016, algorithm 1): each unit is in the step with probability q (the sampling
+rate), its gradient is clipped to norm C, and N(0, (sigma C)^2 I) is added to the sum once; sigma is the noise
+multiplier. Adjacency is add/remove: two data sets are neighbours if one has a unit that the other lacks. Epsilon is by
+PRV (Gopi, Lee and Wutschitz 2021), an upper bound up to its numerical error of 0.01, which is added; RDP (Mironov 2017;
+Mironov, Talwar and Zhang 2019) stands beside it, a looser bound by another way. Both come from Opacus. Where every unit
+is in every step (q = 1) the Gaussian mechanism's own epsilon is known exactly (Balle and Wang 2018, theorem 8;
+composition: Dong, Roth and Su 2022, corollary 3.3) and is used instead.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from fedfinlora.errors import UserError
 
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fedfinlora.privacy")
 LARGEST_EPSILON = 30.0
-"""Where RDP's bound is beyond this it stands alone: nothing is promised any more, and PRV's tables would take gigabytes."""
+"""Where RDP's bound is beyond this it stands alone: nothing is promised any more, and PRV's tables would take
+gigabytes.
+"""
 
 
 LARGEST_MU = 1000.0
@@ -47,6 +50,21 @@ class Steps:
     def __post_init__(self) -> None:
         if not (0 < self.sampling_rate <= 1 and self.noise_multiplier >= 0 and self.count >= 0):
             raise ValueError(f"{self} are no steps of a mechanism")
+
+
+class Accounted(Protocol):
+    """A mechanism that accounts for itself: all that plan, ledger and audit need of it."""
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Standard deviation of the noise over the clip norm."""
+
+    @property
+    def sensitivity(self) -> float:
+        """How far one unit can move what the noise is added to, over the clip norm."""
+
+    def spends(self, count: int) -> Steps:
+        """What `count` steps of it are to the accountant."""
 
 
 def accountant_name() -> str:
@@ -73,7 +91,8 @@ def epsilon(spent: Iterable[Steps], delta: float) -> float:
 def gaussian_epsilon(mu: float, delta: float) -> float:
     """Epsilon of Gaussian noise on what one unit moves by at most `mu` standard deviations: the exact one.
 
-    delta(eps) = Phi(mu/2 - eps/mu) - e^eps Phi(-mu/2 - eps/mu) is solved for eps; steps compose as the root of the sum of their squared mu.
+    delta(eps) = Phi(mu/2 - eps/mu) - e^eps Phi(-mu/2 - eps/mu) is solved for eps; steps compose as the root of the sum
+    of their squared mu.
 
     >>> round(gaussian_epsilon(1.0, 1e-5), 2)
     4.38
@@ -115,7 +134,9 @@ def _rdp(together: tuple[Steps, ...], delta: float) -> float:
 
 @lru_cache(maxsize=4096)
 def _rdp_of_step(sampling_rate: float, noise_multiplier: float) -> NDArray[np.float64]:
-    """(orders,): what one step costs; steps add up (Mironov 2017, proposition 1), so many different ones are no slower than one."""
+    """(orders,): what one step costs; steps add up (Mironov 2017, proposition 1), so many different ones are no slower
+    than one.
+    """
     from opacus.accountants.analysis.rdp import compute_rdp
 
     found: NDArray[np.float64] = compute_rdp(q=sampling_rate, noise_multiplier=noise_multiplier, steps=1, orders=_orders())
@@ -130,7 +151,9 @@ def _orders() -> list[float]:
 
 @lru_cache(maxsize=256)
 def noise_multiplier_for(target_epsilon: float, delta: float, sampling_rate: float, steps: int) -> float:
-    """The smallest sigma (to about one per cent) with which `steps` steps stay within the target. UserError if none does."""
+    """The smallest sigma (to about one per cent) with which `steps` steps stay within the target. UserError if none
+    does.
+    """
 
     def stays_within(sigma: float) -> bool:
         spent = [Steps(sampling_rate, sigma, steps)]
@@ -142,7 +165,8 @@ def noise_multiplier_for(target_epsilon: float, delta: float, sampling_rate: flo
         low, high = high, 2 * high
         if high > 1e4:
             raise UserError(
-                f"No noise gives epsilon {target_epsilon:g} at delta {delta:g} in {steps} steps. Raise privacy.epsilon, or take fewer steps."
+                f"No noise gives epsilon {target_epsilon:g} at delta {delta:g} in {steps} steps. Raise "
+                "privacy.epsilon, or take fewer steps."
             )
     while high - low > 0.01 * high and high > 1e-2:
         middle = (low + high) / 2

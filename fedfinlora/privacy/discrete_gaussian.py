@@ -1,13 +1,17 @@
-"""Exact samples of the discrete Gaussian, N_Z(0, S^2): P(x) proportional to exp(-x^2 / (2 S^2)) on the integers (Canonne, Kamath and Steinke 2020, definition 1).
+"""Exact samples of the discrete Gaussian, N_Z(0, S^2): P(x) proportional to exp(-x^2 / (2 S^2)) on the integers
+(Canonne, Kamath and Steinke 2020, definition 1).
 
-Floating-point Gaussians have gaps that give a secret away (Mironov 2012); here every probability is exact, whatever the number of samples, and
-every number is an integer. S is a power of two, 2^L with 8 <= L <= 23: the noise chooses the grid (`fedfinlora.privacy.grid`), not the other way round.
+Floating-point Gaussians have gaps that give a secret away (Mironov 2012); here every probability is exact, whatever the
+number of samples, and every number is an integer. S is a power of two, 2^L with 8 <= L <= 23: the noise chooses the
+grid (`fedfinlora.privacy.grid`), not the other way round.
 
-The magnitude k = m y + j, with m = 2^(L - 8), is drawn in two parts, like the uniform-plus-geometric of their algorithm 3 but with hardly a
-rejection: y by inversion of the exact distribution P(y) proportional to exp(-y^2 / (2 * 256^2)), y >= 0, from a table of 64-bit thresholds;
-j uniform in [0, m); accepted with probability exp(-(k^2 - (m y)^2) / (2 S^2)), which is above 0.94. A sign is drawn, and minus zero rejected. A coin
-that 64 bits do not decide, in the table or against the exponential's bounds 1 - e <= exp(-e) <= 1 - e + e^2 / 2, is decided by further bits and decimal
-arithmetic of as many digits as it takes: about one sample in a million. tests/test_discrete_gaussian.py compares with exact probabilities.
+The magnitude k = m y + j, with m = 2^(L - 8), is drawn in two parts, like the uniform-plus-geometric of their algorithm
+3 but with hardly a rejection: y by inversion of the exact distribution P(y) proportional to exp(-y^2 / (2 * 256^2)), y
+>= 0, from a table of 64-bit thresholds; j uniform in [0, m); accepted with probability exp(-(k^2 - (m y)^2) / (2 S^2)),
+which is above 0.94. A sign is drawn, and minus zero rejected. A coin that 64 bits do not decide, in the table or
+against the exponential's bounds 1 - e <= exp(-e) <= 1 - e + e^2 / 2, is decided by further bits and decimal arithmetic
+of as many digits as it takes: about one sample in a million. tests/test_discrete_gaussian.py compares with exact
+probabilities.
 """
 
 from __future__ import annotations
@@ -58,7 +62,8 @@ def _proposals(count: int, log2_scale: int, stream: Stream) -> Integers:
     words = stream.words(2 * count)
     magnitude = _by_inversion(words[:count], stream)
     other = words[count:]
-    # Of the second word: the lowest bit is the sign, the next L - 8 are j, the other t are the coin V, uniform in [0, 2^t).
+    # Of the second word: the lowest bit is the sign, the next L - 8 are j, the other t are the coin V, uniform in [0,
+    # 2^t).
     j_bits = log2_scale - LOG2_TABLE_SCALE
     coin_bits = 63 - j_bits
     j = ((other >> np.uint64(1)) & np.uint64((1 << j_bits) - 1)).view(np.int64)
@@ -76,8 +81,8 @@ def _proposals(count: int, log2_scale: int, stream: Stream) -> Integers:
 
 
 def _accepted_beyond(coin: int, exponent: int, bits: int, stream: Stream) -> bool:
-    """Whether U <= exp(-e), for 1 - U in [coin, coin + 1) / 2^bits and e = exponent / 2^bits, where the coin is below e: certainly not if
-    1 - U < e - e^2 / 2, which is seen first; else by as many further bits as it takes.
+    """Whether U <= exp(-e), for 1 - U in [coin, coin + 1) / 2^bits and e = exponent / 2^bits, where the coin is below
+    e: certainly not if 1 - U < e - e^2 / 2, which is seen first; else by as many further bits as it takes.
     """
     rate = Fraction(exponent, 2**bits)
     while True:
@@ -102,7 +107,9 @@ def _one_minus_exp(rate: Fraction, digits: int) -> tuple[Fraction, Fraction]:
 
 
 def _by_inversion(words: Words, stream: Stream) -> Integers:
-    """(n,) int64, y >= 0 with P(y) proportional to exp(-y^2 / (2 * 256^2)): the first y with U < F(y), U in [word, word + 1) / 2^64."""
+    """(n,) int64, y >= 0 with P(y) proportional to exp(-y^2 / (2 * 256^2)): the first y with U < F(y), U in [word, word
+    + 1) / 2^64.
+    """
     import numpy as np
 
     thresholds, guide = _table()
@@ -159,7 +166,9 @@ def _cumulative(y: int, digits: int) -> tuple[Fraction, Fraction]:
 
 @lru_cache(maxsize=4)
 def _partial_sums(digits: int) -> tuple[list[Decimal], Decimal]:
-    """(sums of exp(-i^2 / (2 * 256^2)) for i up to y, their limit), until a further one no longer counts at so many digits."""
+    """(sums of exp(-i^2 / (2 * 256^2)) for i up to y, their limit), until a further one no longer counts at so many
+    digits.
+    """
     with localcontext() as context:
         context.prec = digits
         ratio = (Decimal(-1) / Decimal(2 ** (2 * LOG2_TABLE_SCALE + 1))).exp()

@@ -1,15 +1,17 @@
 """DP-LoRA as it was published (Liu, Zhu, Zha et al. 2023, arXiv 2312.17493, algorithm 1), for comparison.
 
-A bank clips the gradient of its whole minibatch to norm C, that of all A together and that of all B together, adds N(0, (sigma C)^2 I) to
-both, and steps; the server averages. The paper's epsilon takes C for what one row can change. A row can turn the clipped gradient of a
-minibatch round, by 2 C, and it does so in A and B at once: by 2 sqrt(2) C. Epsilon is stated here for that, with every row in every step: the
-order of the rows comes from the run's seed, which everybody knows, so nothing is gained by sampling. What that epsilon says is in turn
-true for any change of the bank's rows whatever, since no minibatch can move the clipped gradients by more.
+A bank clips the gradient of its whole minibatch to norm C, that of all A together and that of all B together, adds N(0,
+(sigma C)^2 I) to both, and steps; the server averages. The paper's epsilon takes C for what one row can change. A row
+can turn the clipped gradient of a minibatch round, by 2 C, and it does so in A and B at once: by 2 sqrt(2) C. Epsilon
+is stated here for that, with every row in every step: the order of the rows comes from the run's seed, which everybody
+knows, so nothing is gained by sampling. What that epsilon says is in turn true for any change of the bank's rows
+whatever, since no minibatch can move the clipped gradients by more.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +21,12 @@ from fedfinlora.privacy.grid import Grid
 from fedfinlora.privacy.randomness import Stream, reproducible_keys, secret_keys
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import nn
+
+    from fedfinlora.gradient_step import LocalRows, StepTaken
+    from fedfinlora.packing import Example
 
 SENSITIVITY = 2 * math.sqrt(2)
 """How far (clipped gradient of A, clipped gradient of B) can move, over C."""
@@ -40,14 +47,28 @@ class PublishedMechanism:
     reproducible: bool = False
     """Noise from the run's seed: for tests, and worth nothing as a guarantee."""
 
+    is_private = True
+    sensitivity = SENSITIVITY
 
-def steps_of(noise_multiplier: float, count: int) -> Steps:
-    """What `count` steps spend, as steps of a Gaussian mechanism that every row is in."""
-    return Steps(1.0, noise_multiplier / SENSITIVITY, count)
+    def spends(self, count: int) -> Steps:
+        """What `count` steps are, as steps of a Gaussian mechanism that every row is in."""
+        return Steps(1.0, self.noise_multiplier / SENSITIVITY, count)
+
+    def among(self, rows: Sequence[Example], taking_part: NDArray[np.bool_]) -> tuple[PublishedMechanism, Sequence[Example]]:
+        """The same, and the rows that may take part."""
+        return self, [row for row, is_in in zip(rows, taking_part, strict=True) if is_in]
+
+    def take(self, local: LocalRows, step: int) -> StepTaken:
+        """The noisy gradient of the rows whose turn it is (`fedfinlora.gradient_step`)."""
+        taken = local.add_gradient(step)
+        clip_and_noise(local.model, self, step)
+        return taken
 
 
 def clip_and_noise(model: nn.Module, mechanism: PublishedMechanism, step: int) -> None:
-    """Change the parameters' `grad`, the gradient of a minibatch's mean loss, in place, on the integer grid. One that is not finite becomes noise alone."""
+    """Change the parameters' `grad`, the gradient of a minibatch's mean loss, in place, on the integer grid. One that
+    is not finite becomes noise alone.
+    """
     import torch
 
     keys = reproducible_keys(mechanism.seed, mechanism.bank, step) if mechanism.reproducible else secret_keys()

@@ -1,12 +1,15 @@
-"""What a private run will cost and how much noise it will bear, from declared sizes alone: no row is read, no weight loaded.
+"""What a private run will cost and how much noise it will bear, from declared sizes alone: no row is read, no weight
+loaded.
 
-A step of bank k draws each of its N_k rows with probability q_k, clips each gradient to C and adds noise of standard deviation sigma_k C to each of the
-adapter's d numbers (`fedfinlora.privacy.mechanism`). The server's mean of the banks, with weights w_k, then carries noise of standard deviation
+A step of bank k draws each of its N_k rows with probability q_k, clips each gradient to C and adds noise of standard
+deviation sigma_k C to each of the adapter's d numbers (`fedfinlora.privacy.mechanism`). The server's mean of the banks,
+with weights w_k, then carries noise of standard deviation
 
     s C with s = sqrt(sum over k of (w_k sigma_k / (q_k N_k))^2) in each number, so of norm s C sqrt(d)
 
-next to a mean gradient of norm C at most. Over T steps signals add up and noises add as squares: in one direction the signal-to-noise ratio is at most
-sqrt(T) / s, which is sqrt(T) q N / sigma for one bank (Sander, Stock and Sablayrolles 2022, TAN), and over all d numbers sqrt(T) / (s sqrt(d)).
+next to a mean gradient of norm C at most. Over T steps signals add up and noises add as squares: in one direction the
+signal-to-noise ratio is at most sqrt(T) / s, which is sqrt(T) q N / sigma for one bank (Sander, Stock and Sablayrolles
+2022, TAN), and over all d numbers sqrt(T) / (s sqrt(d)).
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import Any
 
 from fedfinlora.config import Config, ModelConfig, PeftConfig
 from fedfinlora.errors import ConfigError, UserError
+from fedfinlora.peft_methods import METHODS
 from fedfinlora.privacy.accounting import Steps, default_delta, epsilon, noise_multiplier_for, rdp_epsilon
 from fedfinlora.shares import capped
 from fedfinlora.training import stretch_of_round, total_steps
@@ -25,7 +29,9 @@ from fedfinlora.training import stretch_of_round, total_steps
 FEWEST_STEPS = 20
 """Adam's moments need some steps to mean anything: alternatives with fewer are not advised."""
 XS_RANK, RANK_RATIO = 16, 8
-"""LoRA-XS has so many fewer parameters that it is compared at 8 times the rank, and at 16 at most: conf/peft/lora_xs.yaml."""
+"""LoRA-XS has so many fewer parameters that it is compared at 8 times the rank, and at 16 at most:
+conf/peft/lora_xs.yaml.
+"""
 Shapes = Mapping[str, tuple[int, int]]
 """Name of a linear layer -> (inputs, outputs)."""
 
@@ -82,7 +88,9 @@ class Alternative:
 
 
 def layer_shapes(model: ModelConfig) -> dict[str, tuple[int, int]]:
-    """The linear layers of a base model, from its config.json alone (weights on torch's meta device). UserError if unreachable."""
+    """The linear layers of a base model, from its config.json alone (weights on torch's meta device). UserError if
+    unreachable.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -96,7 +104,8 @@ def layer_shapes(model: ModelConfig) -> dict[str, tuple[int, int]]:
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"The configuration of model.path={model.path} cannot be read: {reason}. Name a folder with its config.json, or model=smollm2-135m."
+            f"The configuration of model.path={model.path} cannot be read: {reason}. Name a folder with its "
+            "config.json, or model=smollm2-135m."
         ) from error
     return {
         name: (layer.in_features, layer.out_features)
@@ -106,7 +115,8 @@ def layer_shapes(model: ModelConfig) -> dict[str, tuple[int, int]]:
 
 
 def adapter_parameters(peft: PeftConfig, shapes: Shapes) -> int:
-    """Numbers that an adapter of these settings trains and sends. ConfigError if its target modules are none of the model's.
+    """Numbers that an adapter of these settings trains and sends. ConfigError if its target modules are none of the
+    model's.
 
     >>> shapes = {"layers.0.q_proj": (64, 64), "layers.0.v_proj": (64, 32)}
     >>> [adapter_parameters(PeftConfig(method, 8, target_modules=("q_proj", "v_proj")), shapes) for method in ("lora", "dora", "lora_xs")]
@@ -120,15 +130,13 @@ def adapter_parameters(peft: PeftConfig, shapes: Shapes) -> int:
     if not chosen:
         known = ", ".join(sorted({name.rpartition(".")[2] for name in shapes}))
         raise ConfigError(f"peft.target_modules={list(peft.target_modules)} are no layers of this model. It has: {known}.")
-    if peft.method == "lora_xs":
-        return peft.rank**2 * len(chosen)
-    inputs = 0 if peft.freeze_a else peft.rank
-    magnitude = 1 if peft.method == "dora" else 0
-    return sum(inputs * size_in + (peft.rank + magnitude) * size_out for size_in, size_out in chosen)
+    return METHODS[peft.method].parameters(peft, chosen)
 
 
 def forecast(config: Config, sizes: Mapping[str, float], parameters: int) -> Forecast:
-    """The run of `config` by banks of these declared sizes. ConfigError where a step would take more rows than a bank declares."""
+    """The run of `config` by banks of these declared sizes. ConfigError where a step would take more rows than a bank
+    declares.
+    """
     banks, steps = [], 0
     for bank, rows in sizes.items():
         steps = total_steps(round(rows), config.num_server_rounds, config.train)
@@ -136,7 +144,8 @@ def forecast(config: Config, sizes: Mapping[str, float], parameters: int) -> For
         rate = stretch.rows_per_step / round(rows)
         if rate > 1:
             raise ConfigError(
-                f"{bank} would draw {stretch.rows_per_step:.0f} rows in each step and declares {rows:.0f}. Lower train.batch_rows or train.epochs."
+                f"{bank} would draw {stretch.rows_per_step:.0f} rows in each step and declares {rows:.0f}. Lower "
+                "train.batch_rows or train.epochs."
             )
         banks.append(_bank(config, bank, rows, rate, steps))
     weights = _weights(config, sizes)
@@ -162,7 +171,9 @@ def _bank(config: Config, bank: str, rows: float, rate: float, steps: int) -> Ba
 
 
 def _weights(config: Config, sizes: Mapping[str, float]) -> list[float]:
-    """What each bank weighs in the server's mean where all of them answer, strategy.max_share included; they add up to 1."""
+    """What each bank weighs in the server's mean where all of them answer, strategy.max_share included; they add up to
+    1.
+    """
     given = list(sizes.values()) if config.strategy.weighting == "declared" else [1.0] * len(sizes)
     weights = capped(given, config.strategy.max_share)
     return [weight / sum(weights) for weight in weights]
@@ -229,4 +240,7 @@ def advice(now: Forecast, others: Sequence[Alternative]) -> str:
         return (
             f"{is_now}, and at this epsilon and these rows nothing in the table lowers it much: let each step take more rows."
         )
-    return f"{is_now}; {best.words} makes it {best.forecast.noise_of_run:.2g} at the same epsilon and rows, the most in this table."
+    return (
+        f"{is_now}; {best.words} makes it {best.forecast.noise_of_run:.2g} at the same epsilon and rows, the most "
+        "in this table."
+    )

@@ -14,8 +14,8 @@ How a line counts for a unit, by the weight (`Cohort.weights`) with which it nam
 | customer | row, its customer's only one | Steps(q, sigma) | without the row the customer is gone |
 | customer | row, one of several | Steps(q, sigma/2) | the clipped sum moves from one point of a ball of radius C to another: by 2C |
 
-The last is replacement, not removal, for which there are no equal Steps. That the exact loss (Zhu, Dong and Wang 2022) lies
-below the one used here is not proved; a test computes it for five settings and three deltas.
+The last is replacement, not removal, for which there are no equal Steps. That the exact loss (Zhu, Dong and Wang 2022)
+lies below the one used here is not proved; a test computes it for five settings and three deltas.
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ class Histories:
         return [steps for steps in spent if steps.count]
 
     def _stays_within(self, history: int, limit: float, delta: float) -> bool:
-        """RDP's looser bound first: it takes no longer where many different steps come together, of which PRV makes a table each."""
+        """RDP's looser bound first: it takes no longer where many different steps come together, of which PRV makes a
+        table each.
+        """
         return rdp_epsilon(self._spent(history), delta) <= limit or self.epsilon(history, delta) <= limit
 
     def within(self, limit: float, delta: float) -> NDArray[np.bool_]:

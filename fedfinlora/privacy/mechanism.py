@@ -32,7 +32,9 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from fedfinlora.adapter import trainable
 from fedfinlora.errors import UserError
+from fedfinlora.gradient_step import StepTaken
 from fedfinlora.packing import Example, Pack, answer_logits, make_pack
+from fedfinlora.privacy.accounting import Steps
 from fedfinlora.privacy.grid import Grid
 from fedfinlora.privacy.per_example import (
     Kept,
@@ -53,9 +55,12 @@ from fedfinlora.privacy.unit_passes import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from torch import nn
 
+    from fedfinlora.gradient_step import LocalRows
     from fedfinlora.memory import Footprint
 
 log = logging.getLogger("fedfinlora.privacy")
@@ -96,6 +101,26 @@ class Mechanism:
     """One unit to a pass."""
     augmentations: int = 1
     """A unit's gradient is the mean over so many copies of it with masks of their own, before the clip (De et al. 2022, section 3.2)."""
+
+    is_private = True
+    sensitivity = 1.0
+
+    def spends(self, count: int) -> Steps:
+        """What `count` steps are to the accountant."""
+        return Steps(self.sampling_rate, self.noise_multiplier, count)
+
+    def among(self, rows: Sequence[Example], taking_part: NDArray[np.bool_]) -> tuple[Mechanism, Sequence[Example]]:
+        """The same for the units all of whose rows may take part; the rows keep their places, and the denominator stays: it is declared."""
+        return replace(self, units=tuple(unit for unit in self.units if taking_part[list(unit)].all())), rows
+
+    def take(self, local: LocalRows, step: int) -> StepTaken:
+        """The noisy gradient of a Poisson sample of the units (`fedfinlora.gradient_step`)."""
+        limits = local.limits
+        done = private_step(
+            local.model, local.examples, self, step, local.config.batch_tokens, limits.footprint, limits.memory_bytes
+        )
+        answers = sum(len(example.answer_ids) for example in done.examples)
+        return StepTaken(done.examples, done.loss_sum / answers if answers else 0.0)
 
     def keys(self, step: int) -> Keys:
         """The keys of one step: fresh each time, also when a step is repeated."""

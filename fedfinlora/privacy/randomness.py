@@ -1,8 +1,9 @@
-"""Randomness that a guarantee rests on: which units a step takes, the noise, and dropout masks. Never from the run's seed, which is public.
+"""Randomness that a guarantee rests on: which units a step takes, the noise, and dropout masks. Never from the run's
+seed, which is public.
 
-Every step has three ChaCha20 key streams (Bernstein 2008; RFC 8439) of its own, under separate 256-bit keys from the operating system's entropy:
-one for the draws, one for the noise, one for dropout masks. Whoever learns some of the noise, as a reader of a published update may, learns
-nothing of the draws.
+Every step has three ChaCha20 key streams (Bernstein 2008; RFC 8439) of its own, under separate 256-bit keys from the
+operating system's entropy: one for the draws, one for the noise, one for dropout masks. Whoever learns some of the
+noise, as a reader of a published update may, learns nothing of the draws.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 KEY_BYTES = 32
 REPRODUCIBLE_VARIABLE = "FEDFINLORA_REPRODUCIBLE_NOISE"
-"""Set to 1 in a bank's (or with privacy=bank the server's) own environment, every draw comes from the run's seed: for tests; voids the guarantee."""
+"""Set to 1 in a bank's (or with privacy=bank the server's) own environment, every draw comes from the run's seed: for
+tests; voids the guarantee.
+"""
 
 
 class Stream:
@@ -77,8 +80,9 @@ def unit_seed(masks: bytes, unit: int) -> int:
 def poisson_sample(units: int, sampling_rate: float, stream: Stream) -> list[int]:
     """The units of a step: each of `units` with probability `sampling_rate`, independently. May be empty.
 
-    A coin is a 64-bit integer below floor(rate * 2^64): the true probability is at most the stated one, by less than 2^-64. The unit's number
-    decides which word of the stream is its coin, so one unit more leaves the coins of those before it as they are.
+    A coin is a 64-bit integer below floor(rate * 2^64): the true probability is at most the stated one, by less than
+    2^-64. The unit's number decides which word of the stream is its coin, so one unit more leaves the coins of those
+    before it as they are.
 
     >>> poisson_sample(3, 1.0, Stream(bytes(32)))
     [0, 1, 2]

@@ -1,12 +1,14 @@
-"""What a model's layers do otherwise in a private pass: dropout masks of each unit's own, and products of a common beginning computed once.
+"""What a model's layers do otherwise in a private pass: dropout masks of each unit's own, and products of a common
+beginning computed once.
 
-Dropout. A unit's gradient may depend on its own tokens and on secret randomness of its own, on nothing else: masks that followed a token's place in the
-packed sequence would all move when a unit more is packed. Each unit's masks here come from a generator seeded by the step's secret mask key
-and the unit's number, so with and without one unit all others have the same masks, and the sum differs by that unit's clipped gradient alone.
+Dropout. A unit's gradient may depend on its own tokens and on secret randomness of its own, on nothing else: masks that
+followed a token's place in the packed sequence would all move when a unit more is packed. Each unit's masks here come
+from a generator seeded by the step's secret mask key and the unit's number, so with and without one unit all others
+have the same masks, and the sum differs by that unit's clipped gradient alone.
 
-Common beginnings. Prompts of one task begin alike. A frozen layer's products y = W x of tokens that have the same beginning are equal, so they are
-computed once and copied; the backward product is each unit's own. That halves the arithmetic of what is common and changes no gradient. It needs
-equal inputs: with dropout nothing is shared.
+Common beginnings. Prompts of one task begin alike. A frozen layer's products y = W x of tokens that have the same
+beginning are equal, so they are computed once and copied; the backward product is each unit's own. That halves the
+arithmetic of what is common and changes no gradient. It needs equal inputs: with dropout nothing is shared.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ LEAST_SAVED_SHARE = 0.1
 
 @contextmanager
 def dropout_of_units(model: nn.Module, spans: Sequence[Span], seeds: Sequence[int]) -> Iterator[None]:
-    """Dropout layers in training mode take unit i's masks, for tokens spans[i] of a (1, T, n) input, from a generator seeded with seeds[i]."""
+    """Dropout layers in training mode take unit i's masks, for tokens spans[i] of a (1, T, n) input, from a generator
+    seeded with seeds[i].
+    """
     import torch
 
     device = next(model.parameters()).device
@@ -60,8 +64,9 @@ def drops_out(model: nn.Module) -> bool:
 
 
 def repeated_tokens(rows: Sequence[Example]) -> tuple[list[int], list[int]] | None:
-    """(S first places, T numbers): the place in the packed sequence of the first token with each beginning, and for each of the T packed tokens which of
-    these has its beginning. None where too little is repeated. `rows` lie one after the other.
+    """(S first places, T numbers): the place in the packed sequence of the first token with each beginning, and for
+    each of the T packed tokens which of these has its beginning. None where too little is repeated. `rows` lie one
+    after the other.
     """
     ordered = sorted(range(len(rows)), key=lambda number: (rows[number].read_ids, rows[number].answer_ids))
     tree = make_tree([example.read_ids for example in in_order(rows)])
@@ -114,7 +119,9 @@ def _shared_linear() -> Any:
     import torch
 
     class SharedLinear(torch.autograd.Function):
-        """y = W x + b for values (1, T, in) of which those with the same number in `of_token` (T,) are equal to that at first[number]."""
+        """y = W x + b for values (1, T, in) of which those with the same number in `of_token` (T,) are equal to that at
+        first[number].
+        """
 
         @staticmethod
         def forward(
