@@ -1,4 +1,4 @@
-"""Charts: lines by round, bars by bank and round, and values with their intervals, in groups or small inside a table cell."""
+"""Charts of runs by round: lines, and bars by bank."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fedfinlora.report.drawing import Chart, LegendEntry, marker
-from fedfinlora.report.markup import text
+from fedfinlora.report.drawing import Chart, LegendEntry, marker, text
 
 WIDTH, HEIGHT = 360, 224
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 12, 34
@@ -43,13 +42,16 @@ def line_chart(
     best: int | None = None,
     x_label: str = "round",
 ) -> Chart | None:
-    """Lines over the rounds (or what `x_label` says) in `places`, the round `best` marked. A lone point is a marker; None if there is no value at all."""
+    """Lines over the rounds (or what `x_label` says) in `places`, the round `best` marked; None without any value.
+
+    A point alone on its line is a marker.
+    """
     values = [value for line in series for value in line.values if value is not None]
     if not values:
         return None
     ticks = nice_ticks(min(values), max(values))
-    x_at = _scale(places[0], places[-1], LEFT + 8, WIDTH - RIGHT - 8)
-    y_at = _scale(ticks[0], ticks[-1], HEIGHT - BOTTOM, TOP)
+    x_at = scale(places[0], places[-1], LEFT + 8, WIDTH - RIGHT - 8)
+    y_at = scale(ticks[0], ticks[-1], HEIGHT - BOTTOM, TOP)
     parts = [_y_axis(ticks, y_at, y_format), *(_x_label(x_at(place), str(place)) for place in _thinned(places, 8))]
     if best is not None and best in places:
         parts.append(_best_line(x_at(best), best))
@@ -86,7 +88,7 @@ def bar_chart(
     if not values:
         return None
     ticks = nice_ticks(0.0, max(values))
-    y_at = _scale(ticks[0], ticks[-1], HEIGHT - BOTTOM, TOP)
+    y_at = scale(ticks[0], ticks[-1], HEIGHT - BOTTOM, TOP)
     group_width = (WIDTH - LEFT - RIGHT) / len(groups)
     bar_width = min(group_width * 0.8 / len(series), 30.0)
     parts = [_y_axis(ticks, y_at, y_format)]
@@ -104,8 +106,8 @@ def bar_chart(
                 height = max(y_at(0.0) - y_at(value), 0.0)
                 label = f"{place}: {y_format(value)}" + (f" ({note})" if note else "")
                 parts.append(
-                    f'<rect class="bar slot-{bars.slot}" x="{x:.1f}" y="{y_at(value):.1f}" width="{max(bar_width - 1, 0.8):.1f}"'
-                    f' height="{height:.1f}"><title>{text(label)}</title></rect>'
+                    f'<rect class="bar slot-{bars.slot}" x="{x:.1f}" y="{y_at(value):.1f}"'
+                    f' width="{max(bar_width - 1, 0.8):.1f}" height="{height:.1f}"><title>{text(label)}</title></rect>'
                 )
             if note:
                 parts.append(_cross(x + bar_width / 2, y_at(value or 0.0) - 6, f"{place}: {note}"))
@@ -114,96 +116,6 @@ def bar_chart(
     parts.append(_x_title(x_label))
     entries = legend(series, bars=True) if len(series) > 1 else ()
     return Chart(name, title, y_label, described, WIDTH, HEIGHT, "".join(parts), entries)
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value with its 95 % interval, all fractions from 0 to 1."""
-
-    name: str
-    value: float
-    low: float | None
-    high: float | None
-    slot: int
-
-
-@dataclass(frozen=True)
-class IntervalRow:
-    """One label of an interval chart with the values under it."""
-
-    label: str
-    intervals: Sequence[Interval]
-    band: tuple[float, float, str] | None = None
-    """A grey range behind the values (low, high, what it is)."""
-    pin: tuple[float, str] | None = None
-    """One more value, drawn as an upright stroke (value, what it is)."""
-
-
-def interval_plot(title: str, intervals: Sequence[Interval], width: int = 150, row_height: int = 9) -> Chart:
-    """Values on a scale from 0 to 100 % with their intervals, one under the other: a picture for one table cell."""
-    height = row_height * len(intervals) + 5
-    x_at = _scale(0.0, 1.0, 5, width - 5)
-    parts = [_percent_grid(x_at, 0, height)]
-    for index, item in enumerate(intervals):
-        parts.append(_interval(item, x_at, 2.5 + row_height * (index + 0.5)))
-    description = "; ".join(f"{item.name} {100 * item.value:.1f} %" for item in intervals)
-    return Chart("", title, "", description, width, height, "".join(parts))
-
-
-def interval_chart(
-    name: str, title: str, subtitle: str, rows: Sequence[IntervalRow], extra_legend: Sequence[LegendEntry] = ()
-) -> Chart | None:
-    """Rows of values with intervals on one scale from 0 to 100 %, each under its label; None if there is no value at all."""
-    rows = [row for row in rows if row.intervals]
-    if not rows:
-        return None
-    x_at = _scale(0.0, 1.0, 12, WIDTH - 12)
-    step, gap, head = 11, 11, 19
-    heights = [head + step * len(row.intervals) + gap for row in rows]
-    bottom = sum(heights) + 2
-    parts = [_percent_grid(x_at, 4, bottom)]
-    y = 0.0
-    for row, height in zip(rows, heights, strict=True):
-        parts.append(f'<text class="name" x="12" y="{y + 13:.0f}">{text(row.label)}</text>')
-        first, last = y + head + 1, y + height - gap + 1
-        if row.band is not None:
-            low, high, meaning = row.band
-            parts.append(
-                f'<rect class="band" x="{x_at(low):.1f}" y="{first:.1f}" width="{max(x_at(high) - x_at(low), 1):.1f}"'
-                f' height="{last - first:.1f}"><title>{text(meaning)}</title></rect>'
-            )
-        if row.pin is not None:
-            at, meaning = row.pin
-            parts.append(
-                f'<line class="pin" x1="{x_at(at):.1f}" x2="{x_at(at):.1f}" y1="{first:.1f}" y2="{last:.1f}">'
-                f"<title>{text(meaning)}</title></line>"
-            )
-        parts += [_interval(item, x_at, y + head + step * (index + 0.5)) for index, item in enumerate(row.intervals)]
-        y += height
-    for at in (0, 0.25, 0.5, 0.75, 1):
-        anchor = "start" if at == 0 else "end" if at == 1 else "middle"
-        parts.append(
-            f'<text class="tick" x="{x_at(at):.1f}" y="{bottom + 14}" text-anchor="{anchor}">{100 * at:.0f}'
-            f"{' %' if at == 1 else ''}</text>"
-        )
-    described = "; ".join(
-        f"{row.label}: " + ", ".join(f"{item.name} {100 * item.value:.1f} %" for item in row.intervals) for row in rows
-    )
-    found = {item.name: item.slot for row in rows for item in row.intervals}
-    entries = [LegendEntry(marker(slot, 13, 6, 3.6), heading) for heading, slot in found.items()]
-    return Chart(name, title, subtitle, described + ".", WIDTH, bottom + 20, "".join(parts), (*entries, *extra_legend))
-
-
-def _interval(item: Interval, x_at: Callable[[float], float], y: float) -> str:
-    label = f"{item.name} {100 * item.value:.1f} %"
-    whisker = ""
-    if item.low is not None and item.high is not None:
-        label += f" ({100 * item.low:.1f} to {100 * item.high:.1f})"
-        whisker = (
-            f'<line class="line whisker slot-{item.slot}" x1="{x_at(item.low):.1f}" x2="{x_at(item.high):.1f}" '
-            f'y1="{y:.1f}" y2="{y:.1f}"/>'
-        )
-    return whisker + marker(item.slot, x_at(item.value), y, 3.2, label)
 
 
 def legend(series: Sequence[Series], bars: bool = False) -> tuple[LegendEntry, ...]:
@@ -249,7 +161,7 @@ def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     return [round(index * step, 12) for index in range(first, last + 1)]
 
 
-def _scale(from_low: float, from_high: float, to_low: float, to_high: float) -> Callable[[float], float]:
+def scale(from_low: float, from_high: float, to_low: float, to_high: float) -> Callable[[float], float]:
     """A linear map; where the input has no extent, everything lands in the middle."""
     if from_high == from_low:
         return lambda value: (to_low + to_high) / 2
@@ -266,13 +178,6 @@ def _ends(line: Series, y_format: Format) -> str:
     return y_format(known[0]) if len(known) == 1 else f"from {y_format(known[0])} to {y_format(known[-1])}"
 
 
-def _percent_grid(x_at: Callable[[float], float], top: float, bottom: float) -> str:
-    return "".join(
-        f'<line class="grid" x1="{x_at(at):.1f}" x2="{x_at(at):.1f}" y1="{top:.0f}" y2="{bottom:.0f}"/>'
-        for at in (0, 0.25, 0.5, 0.75, 1)
-    )
-
-
 def _y_axis(ticks: Sequence[float], y_at: Callable[[float], float], y_format: Format) -> str:
     return "".join(
         f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y_at(tick):.1f}" y2="{y_at(tick):.1f}"/>'
@@ -287,14 +192,16 @@ def _x_label(x: float, label: str) -> str:
 
 
 def _x_title(label: str) -> str:
-    return f'<text class="tick" x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 3}" text-anchor="middle">{text(label)}</text>'
+    x = (LEFT + WIDTH - RIGHT) / 2
+    return f'<text class="tick" x="{x:.0f}" y="{HEIGHT - 3}" text-anchor="middle">{text(label)}</text>'
 
 
 def _best_line(x: float, best: int) -> str:
-    near_end = x > WIDTH - 70
+    at, anchor = (x - 4, "end") if x > WIDTH - 70 else (x + 4, "start")
     return (
-        f'<line class="best" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 4}" y2="{HEIGHT - BOTTOM}"><title>best round: {best}</title></line>'
-        f'<text class="tick" x="{x + (-4 if near_end else 4):.1f}" y="{TOP + 5}" text-anchor="{"end" if near_end else "start"}">best</text>'
+        f'<line class="best" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 4}" y2="{HEIGHT - BOTTOM}">'
+        f"<title>best round: {best}</title></line>"
+        f'<text class="tick" x="{at:.1f}" y="{TOP + 5}" text-anchor="{anchor}">best</text>'
     )
 
 

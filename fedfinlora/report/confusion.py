@@ -1,15 +1,16 @@
-"""Confusion matrices: which answer was given to rows of which class, as a table with numbers and shades, and as a figure.
+"""Confusion matrices: which answer was given to rows of which class, as a table with shades, and as a chart.
 
-"Other" (an answer that is none of the classes) and "unparsed" (no answer found) are outcomes of their own and stand apart.
+"Other" (an answer that is none of the classes) and "unparsed" (no answer found) are outcomes of their own, set apart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from fedfinlora.report.drawing import Chart, save_link
-from fedfinlora.report.markup import count, percent, plural, scroll_box, text
-from fedfinlora.report.style import SHADES
+from fedfinlora.report.drawing import Chart, text
+from fedfinlora.report.formats import count, percent, plural
+from fedfinlora.report.palette import SHADES
 from fedfinlora.run.evaluation import BenchmarkMetrics, ConfusionMatrix
 
 APART = ("other", "unparsed")
@@ -59,40 +60,36 @@ def _kind(label: str, answer: str) -> str:
     return "apart" if answer in APART else "right" if label == answer else "wrong"
 
 
-def confusion_table(matrix: ConfusionMatrix, heading: str, chart: Chart) -> str:
-    """The matrix as a table: true classes down, answers across, darker where more of a class's rows went."""
-    head = "".join(
-        f'<th scope="col" class="{_edge(matrix, column)}">{text(answer)}</th>' for column, answer in enumerate(matrix.answers)
-    )
+class MatrixCell(NamedTuple):
+    """One cell of the matrix as a table."""
+
+    number: int
+    css_class: str
+    """right, wrong or apart; the shade, darker where more of a class's rows went; edge."""
+    title: str
+
+
+def matrix_rows(matrix: ConfusionMatrix) -> list[tuple[str, list[MatrixCell], int]]:
+    """(true class, its cells, its rows) of each class."""
     rows = []
-    for row, label in enumerate(matrix.labels):
+    for row, (label, counts) in enumerate(zip(matrix.labels, matrix.counts, strict=True)):
         cells = []
-        for column, answer in enumerate(matrix.answers):
-            shade = round(SHADES * matrix.share(row, column))
-            if matrix.counts[row][column]:
-                shade = max(shade, 1)
-            kind = _kind(label, answer)
-            classes = f"{_edge(matrix, column)} {kind} shade-{shade}".strip()
-            title = f"{label}, answered {answer}: {percent(matrix.share(row, column), 0)} % of {sum(matrix.counts[row])}"
-            cells.append(f'<td class="{classes}" title="{text(title)}">{count(matrix.counts[row][column])}</td>')
-        rows.append(
-            f'<tr><th scope="row">{text(label)}</th>{"".join(cells)}<td class="sum">{count(sum(matrix.counts[row]))}</td></tr>'
-        )
-    table = (
-        f'<table class="confusion"><thead><tr><th scope="col">true ↓ answer →</th>{head}<th scope="col" class="sum">rows</th></tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table>"
-    )
-    caption = f"<figcaption><b>{text(heading)}</b> {save_link(chart)}</figcaption>"
-    return f"<figure>{caption}{scroll_box(f'Confusion matrix of {heading}', table)}</figure>"
+        for column, (answer, found) in enumerate(zip(matrix.answers, counts, strict=True)):
+            shade = max(round(SHADES * matrix.share(row, column)), 1 if found else 0)
+            title = f"{label}, answered {answer}: {percent(matrix.share(row, column), 0)} % of {sum(counts)}"
+            classes = f"{edge(matrix, column)} {_kind(label, answer)} shade-{shade}".strip()
+            cells.append(MatrixCell(found, classes, title))
+        rows.append((label, cells, sum(counts)))
+    return rows
 
 
-def _edge(matrix: ConfusionMatrix, column: int) -> str:
+def edge(matrix: ConfusionMatrix, column: int) -> str:
     """Where the outcomes that are no class begin."""
     return "edge" if matrix.answers[column] in APART and (column == 0 or matrix.answers[column - 1] not in APART) else ""
 
 
 def confusion_chart(matrix: ConfusionMatrix, name: str, title: str) -> Chart:
-    """The same matrix as a figure for a file."""
+    """The same matrix as a chart for a file."""
     cell_width, cell_height, gap = 66, 26, 10
     left = 16 + 6.2 * max(map(len, matrix.labels))
     parts = []
@@ -103,10 +100,11 @@ def confusion_chart(matrix: ConfusionMatrix, name: str, title: str) -> Chart:
         for row, label in enumerate(matrix.labels):
             y = 24 + row * cell_height
             share, kind = matrix.share(row, column), _kind(label, answer)
+            note = text(f"{label}, answered {answer}: {percent(share, 0)} %")
             strong = " strong" if kind == "right" else ""
             parts.append(
                 f'<rect class="heat-{kind}" x="{x:.0f}" y="{y}" width="{cell_width - 1}" height="{cell_height - 1}"'
-                f' fill-opacity="{0.04 + 0.9 * share:.2f}"><title>{text(f"{label}, answered {answer}: {percent(share, 0)} %")}</title></rect>'
+                f' fill-opacity="{0.04 + 0.9 * share:.2f}"><title>{note}</title></rect>'
                 f'<text class="count{strong}" x="{x + cell_width / 2:.0f}" y="{y + 17}" text-anchor="middle">'
                 f"{count(matrix.counts[row][column])}</text>"
             )
@@ -120,7 +118,7 @@ def confusion_chart(matrix: ConfusionMatrix, name: str, title: str) -> Chart:
         name,
         title,
         "rows of each true class by the answer given",
-        f"{rows} over {plural(len(matrix.labels), 'class').replace('classs', 'classes')}.",
+        f"{rows} over {plural(len(matrix.labels), 'class', 'classes')}.",
         width,
         30 + cell_height * len(matrix.labels),
         "".join(parts),

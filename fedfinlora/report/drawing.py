@@ -1,17 +1,19 @@
-"""A chart as the report draws it: inline, in the colours of the page, and as an SVG file that stands alone.
+"""A chart as SVG: inside the page, in its colours, and as a file of its own.
 
-Colours come from classes (`slot-0` to `slot-7`), so that light, dark and print each have their own; the file gets a style sheet
-with the light set. A series is also told apart by its marker and dash pattern, never by colour alone, and each mark has a
-`<title>` with its value.
+Colours come from classes (`slot-0` to `slot-7`), so that light, dark and print each have their own; the file gets a
+style sheet with the light set. A series is also marked by its marker and dash pattern, never by colour alone, and each
+mark has a `<title>` with its value.
 """
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Sequence
+import html
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from fedfinlora.report.markup import text
+from markupsafe import Markup
+
+from fedfinlora.report.formats import printable
 from fedfinlora.report.palette import LIGHT, SLOTS
 
 LEGEND_ROW = 17
@@ -19,9 +21,14 @@ LEGEND_ROW = 17
 FONT = "system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 
+def text(value: object) -> str:
+    """The value as text that is safe in the content and the attributes of SVG."""
+    return html.escape(printable(value))
+
+
 @dataclass(frozen=True)
 class LegendEntry:
-    """One name beside its mark."""
+    """One name and its mark."""
 
     sample: str
     """SVG elements in a box of 26 x 12."""
@@ -46,27 +53,16 @@ class Chart:
     legend: tuple[LegendEntry, ...] = ()
 
 
-def figure(chart: Chart) -> str:
-    """The chart in the page: caption, picture, legend, and a link that saves it as a file."""
-    caption = f"<figcaption><b>{text(chart.title)}</b> <span>{text(chart.subtitle)}</span> {save_link(chart)}</figcaption>"
-    return f"<figure>{caption}{picture(chart)}{legend_list(chart.legend)}</figure>"
-
-
-def picture(chart: Chart, css_class: str = "chart") -> str:
-    """The inline SVG alone."""
-    return (
-        f'<svg class="{css_class}" viewBox="0 0 {chart.width} {chart.height}" width="{chart.width}" height="{chart.height}"'
-        f' role="img"><title>{text(chart.title)}</title><desc>{text(chart.description)}</desc>{chart.body}</svg>'
+def picture(chart: Chart, css_class: str = "chart") -> Markup:
+    """The chart as SVG inside the page."""
+    return Markup(
+        f'<svg class="{css_class}" viewBox="0 0 {chart.width} {chart.height}" width="{chart.width}"'
+        f' height="{chart.height}" role="img">{_described(chart)}{chart.body}</svg>'
     )
 
 
-def legend_list(entries: Sequence[LegendEntry]) -> str:
-    """The names of the series beside their marks, as an HTML list; "" without any."""
-    items = "".join(
-        f'<li><svg width="26" height="12" viewBox="0 0 26 12" aria-hidden="true">{entry.sample}</svg> {text(entry.name)}</li>'
-        for entry in entries
-    )
-    return f'<ul class="legend">{items}</ul>' if items else ""
+def _described(chart: Chart) -> str:
+    return f"<title>{text(chart.title)}</title><desc>{text(chart.description)}</desc>"
 
 
 def standalone(chart: Chart) -> str:
@@ -85,48 +81,36 @@ def standalone(chart: Chart) -> str:
         )
     body = f'<g transform="translate(0 {top})">{chart.body}</g>{"".join(words)}'
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img">'
-        f"<title>{text(chart.title)}</title><desc>{text(chart.description)}</desc><style>{_file_style(body)}</style>"
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+        f' role="img">{_described(chart)}<style>{_file_style(body)}</style>'
         f'<rect width="{width}" height="{height}" fill="#fff"/>{body}</svg>\n'
     )
 
 
-def save_link(chart: Chart) -> str:
-    """A link that saves the figure as an SVG file, without a network."""
-    return download(f"{chart.name}.svg", "image/svg+xml", standalone(chart), "SVG", f"Save the figure {chart.title} as SVG")
-
-
-def download(file_name: str, mime_type: str, content: str, shown: str, label: str) -> str:
-    """A link that saves `content`, which it carries in itself."""
-    encoded = base64.b64encode(content.encode()).decode()
-    return (
-        f'<a class="save" download="{text(file_name)}" href="data:{mime_type};charset=utf-8;base64,{encoded}"'
-        f' aria-label="{text(label)}">{text(shown)}</a>'
-    )
+def chart_style(colour: Callable[[str], str], font: str, body: str = "") -> str:
+    """The rules for charts, in the colours that `colour` gives to names; with `body`, of the series in it only."""
+    rules = [
+        f".tick{{font:11px {font};fill:{colour('quiet')};font-variant-numeric:tabular-nums}}",
+        f".name,.count{{font:11px {font};fill:{colour('ink')}}}",
+        f".grid{{stroke:{colour('rule')};stroke-width:1}}.band{{fill:{colour('rule')}}}",
+        f".pin{{stroke:{colour('quiet')};stroke-width:1.5;fill:none}}",
+        f".best{{stroke:{colour('quiet')};stroke-width:1;stroke-dasharray:3 3}}",
+        f".cross{{stroke:{colour('fail')};stroke-width:2;fill:none;stroke-linecap:round}}",
+        ".line{fill:none;stroke-linejoin:round;stroke-linecap:round}",
+        ".thin{stroke-width:1.3}.thick{stroke-width:3}.whisker{stroke-width:1.6;opacity:.75}.mark{stroke-width:1.4}",
+    ]
+    for slot in (f"slot-{number}" for number in range(SLOTS)):
+        if slot in body or not body:
+            rules.append(f".line.{slot}{{stroke:{colour(slot)}}}.mark.{slot}{{fill:{colour(slot)};stroke:{colour(slot)}}}")
+            rules.append(f".bar.{slot}{{fill:{colour(slot)}}}")
+    return "".join([*rules, f".mark.hollow{{fill:{colour('paper')}}}"])
 
 
 def _file_style(body: str) -> str:
-    """The rules for a file, of those series only that occur in it. Literal colours: not every program knows CSS variables."""
-    rules = [
-        f".title{{font:600 14px {FONT};fill:{LIGHT['ink']}}}",
-        f".tick{{font:11px {FONT};fill:{LIGHT['quiet']}}}",
-        f".name,.count{{font:11px {FONT};fill:{LIGHT['ink']}}}",
-        ".strong{font-weight:700}",
-        f".grid{{stroke:{LIGHT['rule']};stroke-width:1}}",
-        f".band{{fill:{LIGHT['rule']}}}",
-        f".pin{{stroke:{LIGHT['quiet']};stroke-width:1.5;fill:none}}",
-        f".best{{stroke:{LIGHT['quiet']};stroke-width:1;stroke-dasharray:3 3}}",
-        f".cross{{stroke:{LIGHT['fail']};stroke-width:2;fill:none;stroke-linecap:round}}",
-        ".line{fill:none;stroke-linejoin:round;stroke-linecap:round}",
-        ".thin{stroke-width:1.3}.thick{stroke-width:3}.whisker{stroke-width:1.6;opacity:.75}.mark{stroke-width:1.4}",
-        *(f".heat-{kind}{{fill:{LIGHT[f'heat-{kind}']}}}" for kind in ("right", "wrong", "apart") if f"heat-{kind}" in body),
-    ]
-    for slot in range(SLOTS):
-        if f"slot-{slot}" in body:
-            colour = LIGHT[f"slot-{slot}"]
-            rules.append(f".line.slot-{slot}{{stroke:{colour}}}.mark.slot-{slot}{{fill:{colour};stroke:{colour}}}")
-            rules.append(f".bar.slot-{slot}{{fill:{colour}}}")
-    return "".join([*rules, ".mark.hollow{fill:#fff}"])
+    """The rules for a file, in literal colours: not every program knows CSS variables."""
+    heat = (f".heat-{kind}{{fill:{LIGHT[f'heat-{kind}']}}}" for kind in ("right", "wrong", "apart") if f"heat-{kind}" in body)
+    title = f".title{{font:600 14px {FONT};fill:{LIGHT['ink']}}}.strong{{font-weight:700}}"
+    return "".join([title, *heat, chart_style({**LIGHT, "paper": "#fff"}.__getitem__, FONT, body)])
 
 
 def marker(slot: int, x: float, y: float, radius: float, label: str = "") -> str:

@@ -10,8 +10,9 @@ import heapq
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from fedfinlora.report.markup import decimal, text
+from fedfinlora.report.formats import decimal
 from fedfinlora.run.evaluation import RowRecord
 
 EXAMPLES = 3
@@ -20,7 +21,6 @@ SHORT = 160
 """Characters shown at once; the rest unfolds."""
 LONGEST = 1200
 """Characters kept of one text; the whole of it is in the run folder."""
-NOT_STORED = "Prompts are not stored in run folders, only their hashes: find a row’s prompt by its id in the data that the run was scored on."
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,20 @@ class Kind:
     mark: str
     rows: tuple[RowRecord, ...]
 
+    def parts_of(self, row: RowRecord) -> list[tuple[str, str | Quote]]:
+        """(name, content) of everything that is shown of a row."""
+        return parts_of(row)
+
 
 def choose_examples(records: Iterable[RowRecord], most: int = EXAMPLES) -> list[Kind]:
-    """Up to `most` rows of each kind. BERTScore sets have no right and wrong: there the closest and the farthest stand."""
-    found: dict[str, list[tuple[str, int, RowRecord]]] = {"right": [], "wrong": [], "unparsed": [], "scored": [], "ranked": []}
+    """Up to `most` rows of each kind. BERTScore sets have no right and wrong: of those the closest and the farthest."""
+    found: dict[str, list[tuple[str, int, RowRecord]]] = {
+        "right": [],
+        "wrong": [],
+        "unparsed": [],
+        "scored": [],
+        "ranked": [],
+    }
     for index, record in enumerate(records):
         found[_kind(record)].append((_order(record), index, record))
 
@@ -67,51 +77,41 @@ def _order(record: RowRecord) -> str:
     return hashlib.sha256(record.id.encode(errors="replace")).hexdigest()
 
 
-def examples_block(kinds: Iterable[Kind]) -> str:
-    """The examples of one system on one benchmark; "" without any."""
-    return "".join(
-        f'<h5><span aria-hidden="true">{kind.mark}</span> {text(kind.name)}</h5>'
-        f'<ol class="examples">{"".join(map(_example, kind.rows))}</ol>'
-        for kind in kinds
-    )
+class Quote(NamedTuple):
+    """A text of a row, its end folded away where it is long."""
+
+    line: str
+    """On one line; line breaks are shown as ⏎."""
+    whole: str = ""
+    """"" where `line` has all."""
+    left: int = 0
+    """Characters that are in the run folder only."""
 
 
-def _example(record: RowRecord) -> str:
-    read = "no answer found" if record.parsed is None else _plain(record.parsed)
-    parts = [("Target", _shortened(record.target))]
+def parts_of(record: RowRecord) -> list[tuple[str, str | Quote]]:
+    """(name, content) of everything that is shown of a row."""
+    parts: list[tuple[str, str | Quote]] = [("Target", _quote(record.target))]
     if record.output is not None:
-        parts += [("Output", _shortened(record.output)), ("Read as", _shortened(read))]
+        read = "no answer found" if record.parsed is None else _plain(record.parsed)
+        parts += [("Output", _quote(record.output)), ("Read as", _quote(read))]
     if record.label_choice is not None:
-        parts.append(("Most probable label", _shortened(record.label_choice)))
-    verdict = _finlora_verdict(record)
-    if verdict:
-        parts.append(("FinLoRA", text(verdict)))
+        parts.append(("Most probable label", _quote(record.label_choice)))
+    if record.finlora_correct is not None:
+        ambiguous = ", ambiguous" if record.finlora_ambiguous else ""
+        parts.append(("FinLoRA", ("right" if record.finlora_correct else "wrong") + ambiguous))
     if record.bertscore_f1 is not None:
         parts.append(("BERTScore F1", decimal(record.bertscore_f1)))
     if record.tags is not None:
         parts.append(("Tags right", f"{record.tags_correct} of {record.tags}"))
-    items = "".join(f"<dt>{name}</dt><dd>{content}</dd>" for name, content in parts)
-    return f"<li><code>{text(record.id[:120])}</code><dl>{items}</dl></li>"
-
-
-def _finlora_verdict(record: RowRecord) -> str:
-    if record.finlora_correct is None:
-        return ""
-    return ("right" if record.finlora_correct else "wrong") + (", ambiguous" if record.finlora_ambiguous else "")
+    return parts
 
 
 def _plain(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
 
 
-def _shortened(words: str) -> str:
-    """The text on one line, its end folded away where it is long; line breaks are shown as ⏎."""
+def _quote(words: str) -> Quote:
     whole = words.strip()
-    if not whole:
-        return "<i>empty</i>"
     cut = whole[:LONGEST]
     line = cut.replace("\r\n", "\n").replace("\n", " ⏎ ").replace("\t", " ")
-    if len(line) <= SHORT:
-        return f"<q>{text(line)}</q>"
-    ending = "" if len(whole) <= LONGEST else f" <i>… {len(whole) - LONGEST:,} more characters in the run folder</i>"
-    return f"<details><summary><q>{text(line[:SHORT])}…</q></summary><pre>{text(cut)}</pre>{ending}</details>"
+    return Quote(line) if len(line) <= SHORT else Quote(f"{line[:SHORT]}…", cut, len(whole) - len(cut))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from fedfinlora.report.markup import count, decimal, fraction, percent
-from fedfinlora.report.scores import mean
-from fedfinlora.run.evaluation import BenchmarkMetrics
+from fedfinlora.report.formats import count, decimal, fraction, percent
+from fedfinlora.report.score import Score
 
 FAMILIES = {
     "parsed": "Parsed answers",
@@ -18,8 +16,7 @@ FAMILIES = {
 }
 
 
-@dataclass(frozen=True)
-class Figure:
+class Figure(NamedTuple):
     """One figure of the metrics of a benchmark."""
 
     key: str
@@ -59,30 +56,6 @@ FIGURES = (
 )
 
 
-COUNTS: dict[str, Callable[[BenchmarkMetrics], float | None]] = {
-    "n": lambda metrics: metrics.n,
-    "rows": lambda metrics: metrics.rows,
-    "unparsed": lambda metrics: metrics.unparsed,
-    "finlora_ambiguous": lambda metrics: metrics.finlora_ambiguous,
-    "bertscore_layer": lambda metrics: metrics.bertscore_layer,
-    "relative_tolerance": lambda metrics: metrics.relative_tolerance,
-    "too_long": lambda metrics: metrics.too_long,
-    "decoding.rows_checked": lambda metrics: metrics.decoding.rows_checked if metrics.decoding else None,
-    "decoding.rows_differ": lambda metrics: metrics.decoding.rows_differ if metrics.decoding else None,
-}
-"""Every number of a benchmark's metrics that is no estimate."""
-
-
-def raw_value(key: str, metrics: BenchmarkMetrics) -> float | None:
-    """A figure of one benchmark's metrics; None where it is absent."""
-    return COUNTS[key](metrics) if key in COUNTS else metrics.value(key)
-
-
-def value_of(figure: Figure, parts: Sequence[BenchmarkMetrics]) -> float | None:
-    """The figure, or its mean over the banks that trained alone; None where it is absent."""
-    return mean(raw_value(figure.key, metrics) for metrics in parts)
-
-
 def shown(figure: Figure, value: float) -> str:
     """The value as text; percentages carry their sign."""
     if figure.form == "percent":
@@ -92,15 +65,9 @@ def shown(figure: Figure, value: float) -> str:
     return decimal(value) if figure.form == "correlation" else fraction(value)
 
 
-def interval_of(figure: Figure, parts: Sequence[BenchmarkMetrics]) -> str:
+def interval_of(figure: Figure, score: Score) -> str:
     """The 95 % interval of one evaluation, or the worst and the best of several banks; "" without either."""
-    if len(parts) > 1:
-        known = [value for metrics in parts if (value := raw_value(figure.key, metrics)) is not None]
-        low, high = min(known, default=None), max(known, default=None)
-    else:
-        low, high = parts[0].bounds(figure.key) if parts else (None, None)
+    low, high = score.bounds_of(figure.key)
     if low is None or high is None or (figure.form == "count" and low == high):
         return ""
-    if figure.form == "percent":
-        return f"{percent(low)} to {percent(high)}"
-    return f"{shown(figure, low)} to {shown(figure, high)}"
+    return f"{shown(figure, low).removesuffix(' %')} to {shown(figure, high).removesuffix(' %')}"

@@ -1,18 +1,25 @@
-"""A run folder as the report needs it. Whatever is missing or broken becomes a sentence in `Run.missing`, not an error."""
+"""A run folder as the report needs it. What is missing or broken becomes a sentence in `Run.missing`, not an error."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from fedfinlora.errors import UserError
+from fedfinlora.report.values import Values, flatten, parse_yaml, read_object
 from fedfinlora.resuming import resumed_words
 from fedfinlora.run.evaluation import METRICS_FILE, BenchmarkMetrics, Evaluation, RowRecord, Scores, readable_records
-from fedfinlora.run.records import CARD_FILE, RESULT_FILE, ROUNDS_FILE, PrivacyCard, RoundLine, RunResult, readable_rounds
+from fedfinlora.run.records import (
+    CARD_FILE,
+    RESULT_FILE,
+    ROUNDS_FILE,
+    PrivacyCard,
+    RoundLine,
+    RunResult,
+    readable_rounds,
+)
 from fedfinlora.run.typed import from_json
 
 MOST_NAMED = 3
@@ -28,8 +35,9 @@ class Run:
     result: RunResult
     """All defaults where the run has not finished."""
     rounds: tuple[RoundLine, ...]
-    config: Mapping[str, Any]
-    manifest: Mapping[str, Any]
+    config: Values
+    """Dotted keys, as config.yaml has them."""
+    manifest: Values
     privacy: PrivacyCard | None
     """None where there is no privacy."""
     scores: Mapping[str, Scores]
@@ -60,9 +68,8 @@ class Run:
     @property
     def model(self) -> str:
         """The base model as it was loaded, e.g. "smollm2-135m nf4"."""
-        model = mapping(self.config.get("model"))
-        quantization = str(model.get("quantization") or "")
-        name = str(self.result.model or model.get("name") or "unknown model")
+        quantization = str(self.config.get("model.quantization") or "")
+        name = str(self.result.model or self.config.get("model.name") or "unknown model")
         return name if quantization in ("", "none") else f"{name} {quantization}"
 
     @property
@@ -77,7 +84,7 @@ class Run:
 
 
 def of_a_round(label: str) -> bool:
-    """Whether an evaluation is one of the scores by round ("round_002", "validation_round_002"), which the curves show."""
+    """Whether an evaluation is of one round ("round_002", "validation_round_002"): the curves show these."""
     return re.fullmatch(r"(\w+_)?round_[0-9]+", label) is not None
 
 
@@ -112,32 +119,32 @@ def _is_run(path: Path) -> bool:
 def read_run(folder: Path) -> Run:
     """Read one run folder; unreadable parts are named in `missing`."""
     missing: list[str] = []
-    result = _read_result(folder, missing)
+    unfinished = "the run has not finished, or ended before it could write its result"
+    result = from_json(RunResult, read_object(folder / RESULT_FILE, missing, unfinished), RESULT_FILE, missing)
     rounds = _read_rounds(folder, missing, needed=result.mode != "evaluate")
-    config = _read_yaml(folder / "config.yaml", missing)
-    manifest = _read_json(folder / "manifest.json", missing, "versions and hashes are not known")
-    privacy = _read_card(folder, missing) if (folder / CARD_FILE).is_file() else None
+    config = read_object(folder / "config.yaml", missing, "the configuration is not known", parse_yaml)
+    manifest = flatten(read_object(folder / "manifest.json", missing, "versions and hashes are not known"))
+    privacy = None
+    if (folder / CARD_FILE).is_file():
+        privacy = from_json(PrivacyCard, read_object(folder / CARD_FILE, missing), CARD_FILE, missing)
     evaluations = {
-        file.parent.name: _read_evaluation(file, missing) for file in sorted((folder / "eval").glob(f"*/{METRICS_FILE}"))
+        file.parent.name: from_json(Evaluation, read_object(file, missing), f"eval/{file.parent.name}/{METRICS_FILE}", missing)
+        for file in sorted((folder / "eval").glob(f"*/{METRICS_FILE}"))
     }
     scores, skipped = _merged_scores(result, evaluations)
-    missing += _resumed_words(folder)
+    try:
+        missing += resumed_words(folder)
+    except UserError as error:
+        missing.append(str(error))
     if not any(scores.values()):
         missing.append("There are no scores: no evaluation finished, or none was asked for.")
     return Run(folder, result, rounds, config, manifest, privacy, scores, skipped, tuple(missing), evaluations)
 
 
-def _resumed_words(folder: Path) -> list[str]:
-    try:
-        return resumed_words(folder)
-    except UserError as error:
-        return [str(error)]
-
-
 def _merged_scores(
     result: RunResult, evaluations: Mapping[str, Evaluation]
 ) -> tuple[dict[str, dict[str, BenchmarkMetrics]], dict[str, str]]:
-    """Scores and reasons from result.json, filled up from eval/<label>/metrics.json (a failed run may have only those)."""
+    """Scores and reasons from result.json, filled up from eval/<label>/metrics.json (all that a failed run has)."""
     scores = {label: dict(metrics) for label, metrics in result.scores.items() if not of_a_round(label)}
     skipped = dict(result.skipped)
     for label, evaluation in evaluations.items():
@@ -147,19 +154,6 @@ def _merged_scores(
         for key, reason in evaluation.skipped.items():
             skipped.setdefault(key, reason)
     return scores, skipped
-
-
-def _read_evaluation(file: Path, missing: list[str]) -> Evaluation:
-    return from_json(Evaluation, _read_json(file, missing), f"eval/{file.parent.name}/{METRICS_FILE}", missing)
-
-
-def _read_card(folder: Path, missing: list[str]) -> PrivacyCard:
-    return from_json(PrivacyCard, _read_json(folder / CARD_FILE, missing), CARD_FILE, missing)
-
-
-def _read_result(folder: Path, missing: list[str]) -> RunResult:
-    values = _read_json(folder / RESULT_FILE, missing, "the run has not finished, or ended before it could write its result")
-    return from_json(RunResult, values, RESULT_FILE, missing)
 
 
 def _read_rounds(folder: Path, missing: list[str], needed: bool) -> tuple[RoundLine, ...]:
@@ -175,39 +169,3 @@ def _read_rounds(folder: Path, missing: list[str], needed: bool) -> tuple[RoundL
     if not rounds and needed:
         missing.append("rounds.jsonl has no round: the run ended before the first one closed.")
     return tuple(rounds)
-
-
-def _read_json(file: Path, missing: list[str], meaning: str = "") -> Mapping[str, Any]:
-    consequence = f": {meaning}." if meaning else "."
-    if not file.is_file():
-        missing.append(f"{file.name} is missing{consequence}")
-        return {}
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        value = None
-    if not isinstance(value, Mapping):
-        missing.append(f"{file.name} cannot be read{consequence}")
-        return {}
-    return value
-
-
-def _read_yaml(file: Path, missing: list[str]) -> Mapping[str, Any]:
-    import yaml
-
-    if not file.is_file():
-        missing.append("config.yaml is missing: the configuration is not known.")
-        return {}
-    try:
-        value = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        value = None
-    if not isinstance(value, Mapping):
-        missing.append("config.yaml cannot be read: the configuration is not known.")
-        return {}
-    return value
-
-
-def mapping(value: object) -> Mapping[str, Any]:
-    """The value if it is a mapping, else an empty one."""
-    return value if isinstance(value, Mapping) else {}

@@ -1,22 +1,20 @@
-"""Values as HTML text: escaping, the one way in which each kind of number is printed, and the plain table.
-
-Whatever comes out of a run folder (names of banks, reasons, versions) is untrusted and goes through `text`.
-"""
+"""The one way in which each kind of number is printed, and names as plain text."""
 
 from __future__ import annotations
 
-import html
 import math
 import re
 from collections.abc import Sequence
 
 DASH = "–"
+"""What is not known."""
+Bounds = tuple[float | None, float | None]
+"""The two ends of an interval."""
 
 
-def text(value: object) -> str:
-    """The value as text that is safe in HTML content and in quoted attributes; unprintable characters become U+FFFD."""
-    shown = "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in str(value))
-    return html.escape(shown, quote=True)
+def printable(value: object) -> str:
+    """The value as text; unprintable characters become U+FFFD."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in str(value))
 
 
 def number(value: object) -> float | None:
@@ -43,6 +41,13 @@ def fraction(value: float | None) -> str:
     return f"{value:.3f}".removeprefix("0") if 0 <= value < 1 else f"{value:.3f}"
 
 
+def interval(limits: Bounds, bertscore: bool = False) -> str:
+    """ "32.1 to 45.0", or "" where there is no interval."""
+    shown = fraction if bertscore else percent
+    low, high = limits
+    return "" if low is None or high is None else f"{shown(low)} to {shown(high)}"
+
+
 def count(value: object) -> str:
     """12345.6 -> "12,346"."""
     known = number(value)
@@ -50,8 +55,14 @@ def count(value: object) -> str:
 
 
 def decimal(value: object, digits: int = 3) -> str:
+    """-0.12345 -> "−0.123"."""
     known = number(value)
     return DASH if known is None else f"{known:.{digits}f}".replace("-", "−")
+
+
+def significant(value: float | None) -> str:
+    """1.2345 -> "1.23", as epsilon is printed."""
+    return DASH if value is None else f"{value:.3g}"
 
 
 def seconds(value: object) -> str:
@@ -78,8 +89,9 @@ def size(value: object) -> str:
     return f"{known:.1f} TB"
 
 
-def plural(amount: int, noun: str) -> str:
-    return f"{amount:,} {noun}" if amount == 1 else f"{amount:,} {noun}s"
+def plural(amount: int, one: str, many: str = "") -> str:
+    """1 -> "1 row"; 2 -> "2 rows"; `many` where it is not `one` with an s."""
+    return f"{amount:,} {one if amount == 1 else many or one + 's'}"
 
 
 def listed(words: Sequence[str]) -> str:
@@ -90,19 +102,3 @@ def listed(words: Sequence[str]) -> str:
 def file_name(words: str) -> str:
     """The words as a plain file name without an ending: "Federated, best (2)" -> "federated-best-2"."""
     return re.sub(r"[^a-z0-9_]+", "-", words.lower()).strip("-") or "unnamed"
-
-
-def scroll_box(label: str, content: str) -> str:
-    """A box that scrolls sideways where its content is wider than the page."""
-    return f'<div class="scroll" role="region" aria-label="{text(label)}" tabindex="0">{content}</div>'
-
-
-def plain_table(label: str, head: Sequence[str], rows: str, words: Sequence[str] = ()) -> str:
-    """A plain table; the columns not named in `words` hold numbers."""
-    headings = "".join(f'<th scope="col"{"" if name in words else " class=number"}>{text(name)}</th>' for name in head)
-    content = f'<table class="plain"><thead><tr>{headings}</tr></thead><tbody>{rows}</tbody></table>'
-    return scroll_box(label, content)
-
-
-def details(title: str, summary: str, content: str) -> str:
-    return f"<details><summary><b>{text(title)}</b> <span>{text(summary)}</span></summary>{content}</details>"

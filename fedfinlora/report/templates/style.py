@@ -1,21 +1,16 @@
-"""The report's style sheet and script, as Python because Flower's app bundle carries no .css or .js files."""
+"""The style sheet of both pages: light, dark, narrow windows and print."""
 
-from __future__ import annotations
-
-from fedfinlora.report.palette import DARK, LIGHT, PRINT, variables
-
-FONTS = """
-  --serif: Charter, "Bitstream Charter", "Iowan Old Style", "Palatino Linotype", Palatino, Georgia, "DejaVu Serif", serif;
+TEMPLATE = """
+{% macro colours(set) %}{% for name, value in set.items() %}--{{ name }}: {{ value }}; {% endfor %}{% endmacro %}
+:root { color-scheme: light dark; {{ colours(palette.light) }}
+  --serif: Charter, "Bitstream Charter", "Iowan Old Style", "Palatino Linotype", Palatino, Georgia,
+    "DejaVu Serif", serif;
   --sans: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
   --mono: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
-"""
-
-PUBLISHED_COLUMNS = 12
-"""Published columns that can be hidden one by one."""
-SHADES = 9
-"""Steps of the colours in a confusion matrix."""
-
-PAGE = """* { box-sizing: border-box; }
+}
+@media (prefers-color-scheme: dark) { :root { {{ colours(palette.dark) }} } }
+@media print { :root { color-scheme: light; {{ colours(palette.print) }} } }
+* { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 var(--sans); }
 main { max-width: 1360px; margin: 0 auto; padding: 56px 32px 96px; }
@@ -29,11 +24,13 @@ code { font-family: var(--mono); font-size: 0.86em; }
 a { color: inherit; text-decoration-color: var(--rule); text-underline-offset: 3px; }
 a:hover { text-decoration-color: currentColor; }
 :target { scroll-margin-top: 16px; }
-.kicker { color: var(--accent); font-size: 0.8rem; font-weight: 600; letter-spacing: 0.08em; text-transform: uppercase; margin-bottom: 8px; }
+.kicker { color: var(--accent); font-size: 0.8rem; font-weight: 600; letter-spacing: 0.08em;
+  text-transform: uppercase; margin-bottom: 8px; }
 .subtitle { color: var(--quiet); }
 .verdict { font-family: var(--serif); font-size: 1.35rem; line-height: 1.45; margin: 24px 0 28px; max-width: 68ch; }
 
-.banner { border-left: 5px solid var(--quiet); background: var(--panel); padding: 14px 18px; margin: 0 0 16px; border-radius: 0 6px 6px 0; overflow-wrap: anywhere; }
+.banner { border-left: 5px solid var(--quiet); background: var(--panel); padding: 14px 18px; margin: 0 0 16px;
+  border-radius: 0 6px 6px 0; overflow-wrap: anywhere; }
 .banner p, .banner ul { margin: 2px 0 0; }
 .banner ul { padding-left: 20px; }
 .banner.warning { border-color: var(--warn); background: var(--warn-panel); }
@@ -43,17 +40,20 @@ a:hover { text-decoration-color: currentColor; }
 .banner.warning > b::before { content: "⚠ "; }
 .banner.failure > b::before { content: "✕ "; }
 
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 20px 32px; margin: 32px 0 0; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 20px 32px;
+  margin: 32px 0 0; }
 .figures div { border-top: 2px solid var(--rule); padding-top: 10px; min-width: 0; }
 .figures dt { color: var(--quiet); font-size: 0.85rem; }
 .figures dd { margin: 0; font-family: var(--serif); font-size: 1.5rem; font-variant-numeric: tabular-nums; }
 .figures small { display: block; font-family: var(--sans); font-size: 0.8rem; min-height: 1.2em; }
 
-nav ul { list-style: none; display: flex; flex-wrap: wrap; gap: 4px 20px; padding: 12px 0 0; margin: 40px 0 0; border-top: 1px solid var(--rule); font-size: 0.875rem; }
+nav ul { list-style: none; display: flex; flex-wrap: wrap; gap: 4px 20px; padding: 12px 0 0; margin: 40px 0 0;
+  border-top: 1px solid var(--rule); font-size: 0.875rem; }
 nav a { display: inline-block; padding: 6px 0; color: var(--accent); }
 nav + section > h2 { margin-top: 24px; border-top: 0; }
 
-.summary { display: grid; grid-template-columns: minmax(0, 400px) minmax(0, 1fr); gap: 32px 56px; align-items: start; }
+.summary { display: grid; grid-template-columns: minmax(0, 400px) minmax(0, 1fr); gap: 32px 56px;
+  align-items: start; }
 .summary:not(:has(> figure)) { grid-template-columns: minmax(0, 1fr); }
 .cards { columns: 300px; column-gap: 40px; }
 .cards > div { break-inside: avoid; padding-bottom: 28px; }
@@ -61,25 +61,29 @@ nav + section > h2 { margin-top: 24px; border-top: 0; }
 .cards ul { margin: 0; padding-left: 18px; font-size: 0.925rem; line-height: 1.5; overflow-wrap: anywhere; }
 .cards li { margin-bottom: 6px; }
 
-.save, button { font: 600 0.75rem/1 var(--sans); color: var(--accent); background: none; border: 1px solid var(--rule); border-radius: 4px; padding: 5px 8px;
-  text-decoration: none; white-space: nowrap; cursor: pointer; display: inline-block; }
+.save, button { font: 600 0.75rem/1 var(--sans); color: var(--accent); background: none; border: 1px solid var(--rule);
+  border-radius: 4px; padding: 5px 8px; text-decoration: none; white-space: nowrap; cursor: pointer;
+  display: inline-block; }
 .save:hover, button:hover { border-color: var(--accent); }
-.saves { display: flex; flex-wrap: wrap; align-items: center; gap: 8px; max-width: none; font-size: 0.85rem; color: var(--quiet); }
+.saves { display: flex; flex-wrap: wrap; align-items: center; gap: 8px; max-width: none; font-size: 0.85rem;
+  color: var(--quiet); }
 .saves .save, .saves button { padding: 8px 12px; font-size: 0.8rem; }
 figcaption .save { float: right; padding: 3px 6px; font-size: 0.68rem; margin-left: 8px; }
-.choice { border: 0; padding: 0; margin: 0 0 12px; min-width: 0; display: flex; flex-wrap: wrap; gap: 2px 18px; font-size: 0.85rem; align-items: center; }
+.choice { border: 0; padding: 0; margin: 0 0 12px; min-width: 0; display: flex; flex-wrap: wrap; gap: 2px 18px;
+  font-size: 0.85rem; align-items: center; }
 .choice legend { float: left; padding: 0; margin-right: 12px; color: var(--quiet); }
 .choice label { display: inline-flex; align-items: center; gap: 6px; padding: 4px 0; cursor: pointer; }
 .choice input { accent-color: var(--accent); width: 16px; height: 16px; margin: 0; }
 
-/* The shadows at the sides show only while there is more to scroll to: the inner pair moves with the content and covers them. */
+/* The shadows at the sides show only while there is more to scroll to: the inner pair moves with the content. */
 .scroll { overflow-x: auto; margin: 0 0 12px; border: 1px solid var(--rule); border-radius: 6px;
   background:
     linear-gradient(to right, var(--paper) 30%, transparent) left / 40px 100% no-repeat local,
     linear-gradient(to left, var(--paper) 30%, transparent) right / 40px 100% no-repeat local,
     linear-gradient(to right, var(--shade), transparent) left / 14px 100% no-repeat scroll,
     linear-gradient(to left, var(--shade), transparent) right / 14px 100% no-repeat scroll; }
-.scroll:focus-visible, pre:focus-visible, summary:focus-visible, a:focus-visible, button:focus-visible, input:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
+.scroll:focus-visible, pre:focus-visible, summary:focus-visible, a:focus-visible, button:focus-visible,
+input:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 table { border-collapse: separate; border-spacing: 0; width: 100%; font-size: 0.875rem; line-height: 1.35; }
 caption { text-align: left; color: var(--quiet); font-size: 0.8rem; padding: 10px 12px 6px; }
 th, td { padding: 7px 12px; text-align: left; vertical-align: middle; border-bottom: 1px solid var(--rule); }
@@ -94,7 +98,8 @@ tbody th { font-weight: 500; }
 
 .scores { white-space: nowrap; }
 .scores th, .scores td { padding: 6px 9px; }
-.scores th[scope="row"], .scores thead tr:first-child th:first-child { position: sticky; left: 0; z-index: 1; background: var(--paper); }
+.scores th[scope="row"], .scores thead tr:first-child th:first-child { position: sticky; left: 0; z-index: 1;
+  background: var(--paper); }
 .scores tbody th[scope="row"] code { display: block; color: var(--quiet); font-size: 0.72rem; }
 .scores thead th[scope="colgroup"] { color: var(--ink); text-align: center; border-bottom: 0; padding-bottom: 0; }
 .scores .start { border-left: 1px solid var(--rule); }
@@ -121,7 +126,8 @@ caption span { display: inline-block; position: sticky; left: 12px; }
 .notes li { margin-bottom: 4px; }
 .notes b { color: var(--ink); font-weight: 600; }
 
-.legend { list-style: none; display: flex; flex-wrap: wrap; gap: 2px 18px; padding: 0; margin: 4px 0 12px; font-size: 0.82rem; overflow-wrap: anywhere; }
+.legend { list-style: none; display: flex; flex-wrap: wrap; gap: 2px 18px; padding: 0; margin: 4px 0 12px;
+  font-size: 0.82rem; overflow-wrap: anywhere; }
 .legend li { display: flex; align-items: center; gap: 6px; min-width: 0; }
 .legend svg { flex: none; }
 .legend span { color: var(--quiet); }
@@ -131,22 +137,7 @@ figure { margin: 0; min-width: 0; }
 figcaption { font-size: 0.9rem; margin-bottom: 6px; }
 figcaption span { color: var(--quiet); font-size: 0.8rem; }
 .chart { width: 100%; height: auto; max-width: 440px; display: block; }
-.name, .count { fill: var(--ink); font: 11px var(--sans); }
-.band { fill: var(--rule); }
-.pin { stroke: var(--quiet); stroke-width: 1.5; fill: none; }
-.best { stroke: var(--quiet); stroke-width: 1; stroke-dasharray: 3 3; }
-.grid { stroke: var(--rule); stroke-width: 1; }
-.tick { fill: var(--quiet); font: 11px var(--sans); font-variant-numeric: tabular-nums; }
-.line { fill: none; stroke: var(--slot); stroke-linejoin: round; stroke-linecap: round; }
-.thin { stroke-width: 1.3; }
-.thick { stroke-width: 3; }
-.whisker { stroke-width: 1.6; opacity: 0.75; }
-.mark { fill: var(--slot); stroke: var(--slot); stroke-width: 1.4; }
-.hollow { fill: var(--paper); }
-.bar { fill: var(--slot); }
-.cross { stroke: var(--fail); stroke-width: 2; fill: none; stroke-linecap: round; }
-.slot-0 { --slot: var(--slot-0); } .slot-1 { --slot: var(--slot-1); } .slot-2 { --slot: var(--slot-2); } .slot-3 { --slot: var(--slot-3); }
-.slot-4 { --slot: var(--slot-4); } .slot-5 { --slot: var(--slot-5); } .slot-6 { --slot: var(--slot-6); } .slot-7 { --slot: var(--slot-7); }
+{{ charts }}
 
 details { margin: 24px 0; }
 summary { cursor: pointer; padding: 6px 0; overflow-wrap: anywhere; }
@@ -165,7 +156,8 @@ h5 { font-size: 0.85rem; margin: 16px 0 6px; }
 .flaws b { color: var(--ink); }
 .compact { width: auto; min-width: min(100%, 480px); }
 .compact th, .compact td { padding: 5px 12px; }
-.compact tbody th[scope="row"], .compact thead tr:first-child th:first-child { position: sticky; left: 0; z-index: 1; background: var(--paper); }
+.compact tbody th[scope="row"], .compact thead tr:first-child th:first-child { position: sticky; left: 0;
+  z-index: 1; background: var(--paper); }
 .compact .number, .compact thead th { white-space: nowrap; }
 .compact small { display: block; }
 .compact th small { display: inline; }
@@ -187,22 +179,39 @@ h5 { font-size: 0.85rem; margin: 16px 0 6px; }
 .confusion .sum { color: var(--quiet); font-size: 0.72rem; }
 .answered > details { margin: 0 0 4px; }
 .answered > details > summary b { font-family: var(--sans); font-size: 0.9rem; }
-.examples { list-style: none; padding: 0; margin: 0; display: grid; grid-template-columns: repeat(auto-fill, minmax(min(340px, 100%), 1fr)); gap: 12px; }
-.examples li { background: var(--panel); border-radius: 6px; padding: 12px 14px; min-width: 0; overflow-wrap: anywhere; font-size: 0.85rem; }
+.examples { list-style: none; padding: 0; margin: 0; display: grid;
+  grid-template-columns: repeat(auto-fill, minmax(min(340px, 100%), 1fr)); gap: 12px; }
+.examples li { background: var(--panel); border-radius: 6px; padding: 12px 14px; min-width: 0;
+  overflow-wrap: anywhere; font-size: 0.85rem; }
 .examples > li > code { color: var(--quiet); }
-.examples dl { display: grid; grid-template-columns: minmax(64px, max-content) minmax(0, 1fr); gap: 4px 14px; margin: 8px 0 0; }
+.examples dl { display: grid; grid-template-columns: minmax(64px, max-content) minmax(0, 1fr); gap: 4px 14px;
+  margin: 8px 0 0; }
 .examples dt { color: var(--quiet); max-width: 92px; }
 .examples dd { margin: 0; min-width: 0; }
 .examples q { quotes: none; font-family: var(--mono); font-size: 0.92em; }
 .examples details { margin: 0; }
 .examples summary { padding: 0; }
-.examples pre { max-height: 320px; overflow: auto; background: var(--paper); margin-top: 6px; font: 0.85em/1.45 var(--mono); }
+.examples pre { max-height: 320px; overflow: auto; background: var(--paper); margin-top: 6px;
+  font: 0.85em/1.45 var(--mono); }
 
 .run { border-top: 1px solid var(--rule); padding-top: 12px; }
 .run > summary b { font-size: 1.35rem; }
 .changed th, .changed td { background: var(--warn-panel); }
 .changed th::before { content: "• "; color: var(--warn); }
-pre { background: var(--panel); padding: 14px 16px; border-radius: 6px; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; }
+pre { background: var(--panel); padding: 14px 16px; border-radius: 6px; white-space: pre-wrap;
+  overflow-wrap: anywhere; margin: 0; }
+
+/* The status page. */
+.status h2:first-of-type { margin-top: 32px; }
+progress { width: 100%; height: 10px; accent-color: var(--accent); margin: 16px 0 0; }
+.state { font-weight: 600; white-space: nowrap; }
+.state::before { content: ""; display: inline-block; width: 9px; height: 9px; border-radius: 50%;
+  background: var(--quiet); margin-right: 7px; }
+.state.good::before { background: var(--gain); }
+.state.busy::before { background: var(--accent); }
+.state.bad::before { background: var(--fail); border-radius: 1px; }
+.state.wait::before { background: none; border: 2px solid var(--quiet); }
+.state small { white-space: normal; }
 
 @media (max-width: 900px) { .summary { grid-template-columns: minmax(0, 1fr); } }
 @media (max-width: 640px) {
@@ -214,7 +223,8 @@ pre { background: var(--panel); padding: 14px 16px; border-radius: 6px; white-sp
   nav ul { gap: 0 18px; }
   .choice legend { float: none; width: 100%; }
   th, td { padding: 6px 9px; }
-  .scores tbody th[scope="row"] { white-space: normal; min-width: 7.5rem; max-width: 8.5rem; overflow-wrap: anywhere; }
+  .scores tbody th[scope="row"] { white-space: normal; min-width: 7.5rem; max-width: 8.5rem;
+    overflow-wrap: anywhere; }
   .scores tbody th[scope="row"] code { display: none; }
   .scores thead th[scope="colgroup"], .compact thead th[scope="colgroup"] { text-align: left; }
   .compact th, .compact td { padding: 5px 9px; }
@@ -252,60 +262,15 @@ pre { background: var(--panel); padding: 14px 16px; border-radius: 6px; white-sp
   tr, figure, .banner, .figures div { break-inside: avoid; }
   h2, h3, .group { break-after: avoid; }
 }
-"""
-
-STYLE = "\n".join(
-    [
-        f":root {{ color-scheme: light dark; {variables(LIGHT)}{FONTS}}}",
-        f"@media (prefers-color-scheme: dark) {{ :root {{ {variables(DARK)} }} }}",
-        f"@media print {{ :root {{ color-scheme: light; {variables(PRINT)} }} }}",
-        PAGE,
-        *(
-            f".{kind}.shade-{step} {{ background-color: color-mix(in srgb, var(--heat-{kind}) {10 * step}%, var(--paper)); }}"
-            for kind in ("right", "wrong", "apart")
-            for step in range(SHADES + 1)
-        ),
-        *(
-            f"main:has(#published-{index}:not(:checked)) .column-{index} {{ display: none; }}"
-            for index in range(PUBLISHED_COLUMNS)
-        ),
-    ]
-)
-
-SCRIPT = """"use strict";
-const all = (selector) => document.querySelectorAll(selector);
-
-// Printing shows what is folded away, but for benchmarks and for runs side by side: those are printed as far as they are open.
-const folded = [];
-addEventListener("beforeprint", () => {
-  for (const details of all("details:not([open], .benchmark, .benchmark details, .run, .run details)")) {
-    details.open = true;
-    folded.push(details);
-  }
-});
-addEventListener("afterprint", () => {
-  for (const details of folded.splice(0)) details.open = false;
-});
-
-// A link to a benchmark opens it.
-const unfold = () => {
-  const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
-  if (target && target.tagName === "DETAILS") target.open = true;
-};
-addEventListener("hashchange", unfold);
-unfold();
-
-for (const button of all("button[data-unfold]")) {
-  button.hidden = false;
-  button.addEventListener("click", () => {
-    for (const details of all("details.benchmark")) details.open = Boolean(button.dataset.unfold);
-  });
+{% for kind in ["right", "wrong", "apart"] %}
+{% for step in range(palette.shades + 1) %}
+.{{ kind }}.shade-{{ step }} {
+  background-color: color-mix(in srgb, var(--heat-{{ kind }}) {{ 10 * step }}%, var(--paper));
 }
-
-// Pixels by which the page is wider than the window, for whoever checks the layout. It should be 0.
-addEventListener("load", () => {
-  const root = document.documentElement;
-  root.dataset.windowWidth = String(root.clientWidth);
-  root.dataset.overflow = String(root.scrollWidth - root.clientWidth);
-});
+{% endfor %}
+{% endfor %}
+{# Published columns can be hidden one by one, a dozen of them. #}
+{% for index in range(12) %}
+main:has(#published-{{ index }}:not(:checked)) .column-{{ index }} { display: none; }
+{% endfor %}
 """

@@ -1,0 +1,96 @@
+"""The first lines of the report: what the runs show, and what has to be known before any figure is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedfinlora.report.content import Content
+from fedfinlora.report.formats import count, listed, percent, plural
+from fedfinlora.report.reading import Run
+from fedfinlora.report.score import mean
+from fedfinlora.report.scores import common_accuracy_keys
+from fedfinlora.report.systems import MODES, System
+
+
+def verdict(content: Content) -> str:
+    """One or two sentences with what the runs show, computed from their figures."""
+    runs, systems = content.runs, content.systems
+    failures = [failure(run, alone=len(runs) == 1) for run in runs if run.status != "completed"]
+    keys = common_accuracy_keys(systems, systems[0].scores if systems else ())
+    what = setting(runs[0]) if len(runs) == 1 else ", ".join(dict.fromkeys(run.model for run in runs))
+    if not keys:
+        return " ".join([*failures, f"{what}: {_label_scores(content.label_systems) or 'no accuracy to compare'}."])
+    means = [(system, system.accuracy(keys) or 0.0) for system in systems]
+    over = f"over {plural(len(keys), 'benchmark')}"
+    if len(systems) == 2 and systems[0].kind == "base":
+        figures = f"mean accuracy {percent(means[0][1], 0)} % → {percent(means[1][1], 0)} % {over}"
+    else:
+        figures = f"mean accuracy {over}: " + ", ".join(
+            f"{system.heading.lower()} {percent(value, 0)} %" for system, value in means
+        )
+    return " ".join([*failures, f"{what}: {figures}.", *_gap(means)])
+
+
+def _label_scores(ranked: Sequence[System]) -> str:
+    """The mean accuracies of the most probable label, where nothing was generated; "" without any."""
+    keys = [key for key in (ranked[0].scores if ranked else ()) if all(one.labels_accuracy(key) is not None for one in ranked)]
+    if not keys:
+        return ""
+    means = [f"{system.heading.lower()} {percent(mean(map(system.labels_accuracy, keys)), 0)} %" for system in ranked]
+    return f"mean accuracy of the most probable label over {plural(len(keys), 'benchmark')}: {', '.join(means)}"
+
+
+def _gap(means: Sequence[tuple[System, float]]) -> list[str]:
+    """How far the federated adapter is from the one trained on all rows pooled."""
+    by_kind: dict[str, float] = {}
+    for system, value in means:
+        by_kind.setdefault(system.kind, value)
+    if "federated" not in by_kind or "centralized" not in by_kind:
+        return []
+    gap = by_kind["federated"] - by_kind["centralized"]
+    side = "ahead of" if gap > 0 else "behind"
+    return [f"Federated is {abs(100 * gap):.1f} points {side} centralized."]
+
+
+def setting(run: Run) -> str:
+    """Banks, rounds, model and adapter of a run."""
+    rounds = run.result.rounds or len(run.rounds)
+    banks = run.result.banks or len(run.banks)
+    peft = "" if run.mode == "evaluate" else run.result.peft
+    model = " ".join(filter(None, (run.model, peft)))
+    counts = f"{plural(banks, 'bank')}, {plural(rounds, 'round')}, " if run.mode == "federated" else ""
+    return counts + model
+
+
+def failure(run: Run, alone: bool) -> str:
+    """How a run that did not complete ended, in a sentence."""
+    after = f" after {plural(len(run.rounds), 'round')}" if run.rounds else ""
+    reason = f": {run.reason.rstrip('.')}" if run.reason else ""
+    name = "The run" if alone else f"Run {run.name}"
+    ended = {"failed": "failed", "stopped": "was stopped"}.get(run.status, "has not finished")
+    return f"{name} {ended}{after}{reason}."
+
+
+def banners(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
+    """(warning or failure, title, sentence): what has to be known before any figure is read."""
+    found = []
+    synthetic = [run for run in runs if is_synthetic(run)]
+    if synthetic:
+        which = "Scores" if len(synthetic) == len(runs) else f"Scores of {listed([run.name for run in synthetic])}"
+        sentence = f"{which} come from the bundled synthetic sample: they show that the machinery works, not quality."
+        found.append(("warning", "Synthetic data", sentence))
+    for run in runs:
+        if run.status != "completed":
+            left = "What follows is what it left behind, and may be partial."
+            found.append(("failure", "Not completed", f"{failure(run, alone=len(runs) == 1)} {left}"))
+    trained = {run.mode: run.result.rows_trained for run in runs if run.mode in ("federated", "centralized")}
+    if len(set(trained.values())) > 1:
+        amounts = ", ".join(f"{MODES[mode].lower()} {count(rows)}" for mode, rows in trained.items())
+        sentence = f"The runs did not train on the same number of rows: {amounts}."
+        found.append(("warning", "Unequal budgets", sentence))
+    return found
+
+
+def is_synthetic(run: Run) -> bool:
+    """Whether the scores come from rows that were made up."""
+    return run.result.synthetic or any(item.synthetic for item in run.evaluations.values())
