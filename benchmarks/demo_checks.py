@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.demo_liar import LIAR, LIES
 from benchmarks.demo_parties import RULE, Bank, say
 from benchmarks.demo_setting import KILLED, REFUSED, ROUNDS
-from eval.metrics import headline_name
+from eval.averages import headline_name
 from fedfinlora.run.records import read_result
 from fedfinlora.runfolder import read_lines
 
@@ -45,7 +45,9 @@ def complaints(deployed: Path, simulated: Path, banks: Sequence[Bank]) -> list[s
 
 
 def show_scores(deployed: Path, simulated: Path) -> None:
-    """Print base and final scores side by side, and which deployed score is not in the 95 % interval of the simulated one."""
+    """Print base and final scores side by side, and which deployed score is not in the 95 % interval of the simulated
+    one.
+    """
     scores, twin = read_result(deployed).scores, read_result(simulated).scores["final"]
     outside = 0
     say(f"{'final scores, %':<22} rows   base  deployed  simulated  95 % interval")
@@ -58,5 +60,6 @@ def show_scores(deployed: Path, simulated: Path) -> None:
         say(f"{key:<10} {name:<12}{metrics.n:>5} {cells}{'' if inside else '  OUTSIDE'}")
         outside += not inside
     say(
-        f"{outside} of {len(twin)} outside. The two runs differ by the rounds that banks missed, and few rows are scored: nothing depends on these figures."
+        f"{outside} of {len(twin)} outside. The two runs differ by the rounds that banks missed, and few rows are "
+        "scored: nothing depends on these figures."
     )

@@ -1,4 +1,6 @@
-"""The parties of `benchmarks.deploy_demo`: each has a HOME of its own and types the documented commands, whose words are printed as they come."""
+"""The parties of `benchmarks.deploy_demo`: each has a HOME of its own and types the documented commands, whose words
+are printed as they come.
+"""
 
 from __future__ import annotations
 
@@ -149,7 +151,9 @@ def end_all(parties: Sequence[Party]) -> None:
 
 
 def until(what: str, condition: Callable[[], bool], alive: Mapping[str, Running]) -> None:
-    """Wait for a condition, looking often: what follows may be in a hurry. UserError when a process ends that should run, or after LONGEST_S."""
+    """Wait for a condition, looking often: what follows may be in a hurry. UserError when a process ends that should
+    run, or after LONGEST_S.
+    """
     deadline = time.monotonic() + LONGEST_S
     while not condition():
         for name, running in alive.items():

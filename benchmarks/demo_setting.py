@@ -40,7 +40,9 @@ LONG = ("xbrl_tags_extract", "xbrl_value_extract")
 
 @contextmanager
 def fresh(output: Path) -> Iterator[None]:
-    """An empty folder, locked. UserError if it holds something else than an earlier demonstration, or one that still runs."""
+    """An empty folder, locked. UserError if it holds something else than an earlier demonstration, or one that still
+    runs.
+    """
     mark = output / MARK
     if output.exists() and any(output.iterdir()):
         if not mark.is_file():
@@ -62,7 +64,8 @@ def _lock(descriptor: int, output: Path) -> None:
 
 
 def share_out(data: Path, output: Path) -> list[str]:
-    """Link each desk's train files into its bank's `rows`, the test files into the aggregator's, and all of them into `rows` of the twin.
+    """Link each desk's train files into its bank's `rows`, the test files into the aggregator's, and all of them into
+    `rows` of the twin.
 
     Returns the run's tasks. UserError where a desk has no rows.
     """

@@ -1,16 +1,22 @@
-"""`make deploy-demo`: one aggregator, three banks and a liar on loopback over mutual TLS, told on the terminal as it goes, and compared with a simulation.
+"""`make deploy-demo`: one aggregator, three banks and a liar on loopback over mutual TLS, told on the terminal as it
+goes, and compared with a simulation.
 
     python -m benchmarks.deploy_demo [--data FOLDER] [--output FOLDER] [key=value …]
 
-Each party has its own HOME, node key, policy and rows; the banks' rows are divided by desk, are synthetic, and have no privacy budget. Five rounds, by the documented commands: in round 2 a bank
-is killed while it trains, and comes back; in round 4 another refuses by its policy. A fourth bank is enrolled and lies in every round: a reply forged with a key that is not the bank's, a claim of a billion
-billion rows, deltas of NaN. The twin is `simulate` with the same rows, names and seeds and without the trouble.
+Each party has its own HOME, node key, policy and rows; the banks' rows are divided by desk, are synthetic, and have no
+privacy budget. Five rounds, by the documented commands: in round 2 a bank is killed while it trains, and comes back; in
+round 4 another refuses by its policy. A fourth bank is enrolled and lies in every round: a reply forged with a key that
+is not the bank's, a claim of a billion billion rows, deltas of NaN. The twin is `simulate` with the same rows, names
+and seeds and without the trouble.
 
-What is asserted is certain: the first round has the same bytes as the twin's, each refusal and each rejected lie is where it belongs, and `verify` computes the whole run again from the deltas that were kept and
-finds every signature and hash as it should be. Scores on a few rows move by chance, so they are shown beside the twin's, and nothing depends on them.
+What is asserted is certain: the first round has the same bytes as the twin's, each refusal and each rejected lie is
+where it belongs, and `verify` computes the whole run again from the deltas that were kept and finds every signature and
+hash as it should be. Scores on a few rows move by chance, so they are shown beside the twin's, and nothing depends on
+them.
 
---data is a folder in FinLoRA's layout (default: the bundled sample); `key=value` go to every command that takes overrides. Exit status 0 only if everything
-that is told here was seen. Every process that was started is ended, after Ctrl-C too.
+--data is a folder in FinLoRA's layout (default: the bundled sample); `key=value` go to every command that takes
+overrides. Exit status 0 only if everything that is told here was seen. Every process that was started is ended, after
+Ctrl-C too.
 """
 
 from __future__ import annotations
@@ -40,7 +46,9 @@ WORK = (
     "train.holdout_max_rows=0", "train.warmup_steps=3", "dataset.max_rows_per_task=200", "evaluation.limit=16", "strategy.deadline_s=180",
     "strategy.weighting=equal", "strategy.keep_deltas=true",
 )  # fmt: skip
-"""The run, deployed and simulated: a 4-bit base (QLoRA is the default), little work, one thread for each of the parties that share this machine."""
+"""The run, deployed and simulated: a 4-bit base (QLoRA is the default), little work, one thread for each of the parties
+that share this machine.
+"""
 
 
 def set_up(aggregator: Party, banks: Sequence[Bank], liar: Path, port: int, words: Sequence[str]) -> dict[str, Running]:
@@ -67,13 +75,15 @@ def set_up(aggregator: Party, banks: Sequence[Bank], liar: Path, port: int, word
 
 
 def follow_run(banks: Sequence[Bank], deployed: Path, running: dict[str, Running]) -> None:
-    """What happens while the rounds go on. `running` holds the commands that must not end; the restarted bank takes the place of the killed one."""
+    """What happens while the rounds go on. `running` holds the commands that must not end; the restarted bank takes the
+    place of the killed one.
+    """
     _, dying, refusing = banks
     until(f"bank-1 has begun round {KILLED}", lambda: "begun" in dying.outcomes(KILLED), running)
     count = dying.killed()
     del running[dying.name]
     say(
-        f"SIGKILL to all {count} processes, while it trains round {KILLED}; its history: {', '.join(dying.outcomes(KILLED))}",
+        (f"SIGKILL to all {count} processes, while it trains round {KILLED}; its history: {', '.join(dying.outcomes(KILLED))}"),
         dying.name,
     )
     running[dying.name] = dying.starts("bank", "start")

@@ -1,10 +1,12 @@
-"""Make a smaller folder in FinLoRA's layout, for machines without a GPU: of the XBRL train rows a few questions on few filings.
+"""Make a smaller folder in FinLoRA's layout, for machines without a GPU: of the XBRL train rows a few questions on few
+filings.
 
     python -m benchmarks.few_filings /data/finlora /data/finlora-few [--filings 1] [--rows 16]
 
-Of each filer the shortest filings that have at least ROWS questions are kept, with their first ROWS questions; filers without one lose
-their XBRL train rows. All other files, the test files among them, are links to the originals. Reading a filing costs most of a training
-step, whatever is asked about it: sixteen questions on one filing are a step, and cost little more than one question.
+Of each filer the shortest filings that have at least ROWS questions are kept, with their first ROWS questions; filers
+without one lose their XBRL train rows. All other files, the test files among them, are links to the originals. Reading
+a filing costs most of a training step, whatever is asked about it: sixteen questions on one filing are a step, and cost
+little more than one question.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """An enrolled bank that does not run our code: it speaks Flower's Fleet interface itself and answers what it likes.
 
-A bank runs the app bundle that it is sent, so a hostile one is another program. This one says hello as it should and hands each
-request to train to `answer`, which may send any content, any number of times, or raw objects that are no message at all.
+A bank runs the app bundle that it is sent, so a hostile one is another program. This one says hello as it should and
+hands each request to train to `answer`, which may send any content, any number of times, or raw objects that are no
+message at all.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ FIGURES = Figures(
 
 
 class HostileBank:
-    """Runs in a thread until `ends`; an error in it is raised there. `folder` holds its node.key, ca.crt and accepted certificate. `deaf` makes it lose
-    the first request to train on its way, as a broken link does.
+    """Runs in a thread until `ends`; an error in it is raised there. `folder` holds its node.key, ca.crt and accepted
+    certificate. `deaf` makes it lose the first request to train on its way, as a broken link does.
     """
 
     def __init__(self, name: str, folder: Path, port: int, answer: Answer, deaf: bool = False) -> None:
@@ -88,13 +89,17 @@ class HostileBank:
     def content(
         self, request: TrainRequest, delta: np.ndarray | None = None, figures: Figures = FIGURES, **head: Any
     ) -> RecordDict:
-        """A reply's content as an honest bank would make it, but for what is given; `ledger` is a head of its privacy ledger."""
+        """A reply's content as an honest bank would make it, but for what is given; `ledger` is a head of its privacy
+        ledger.
+        """
         delta = np.full(request.adapter.size, 1e-4, np.float32) if delta is None else delta
         said: dict[str, Any] = {"bank": self.name, "layout_id": request.layout_id, **head}
         return pack_reply(said["bank"], said["layout_id"], delta, figures, ledger=said.get("ledger"))
 
     def sends(self, message: Message, content: RecordDict, whole: bool = True, key: Any = None) -> bool:
-        """Answer a message, signed with the bank's own key as an honest answer is, or with another `key`. `whole` False announces everything and sends nothing. Returns whether the SuperLink wanted it."""
+        """Answer a message, signed with the bank's own key as an honest answer is, or with another `key`. `whole` False
+        announces everything and sends nothing. Returns whether the SuperLink wanted it.
+        """
         if message.metadata.message_type == "train":
             answer_signed(content, request_statement(message.content), Signer(key or self._key))
         reply = Message(content, reply_to=message)

@@ -1,9 +1,12 @@
-"""How the aggregator copes with many banks: `python -m benchmarks.load --banks 200 [--rounds 2] [--numbers 4718592] [--json FILE]`.
+"""How the aggregator copes with many banks: `python -m benchmarks.load --banks 200 [--rounds 2] [--numbers 4718592]
+[--json FILE]`.
 
-The aggregator is the real one: `coordinator init`, `start` and `run` on loopback, TLS and node authentication on, a tiny model whose adapter has as many numbers as that of
-Llama 3.1 8B with rank 8 on q, k and v. The banks are two hundred identities in this one process, each with its own enrolled key and connection, which speak Flower's Fleet API and
-answer each request with random numbers at once: two hundred SuperNodes would not fit on one machine, and their training is not what is measured. The times are therefore those of
-sending, checking, storing and averaging. Memory is resident memory, sampled ten times a second, beyond what the process had when the first round began.
+The aggregator is the real one: `coordinator init`, `start` and `run` on loopback, TLS and node authentication on, a
+tiny model whose adapter has as many numbers as that of Llama 3.1 8B with rank 8 on q, k and v. The banks are two
+hundred identities in this one process, each with its own enrolled key and connection, which speak Flower's Fleet API
+and answer each request with random numbers at once: two hundred SuperNodes would not fit on one machine, and their
+training is not what is measured. The times are therefore those of sending, checking, storing and averaging. Memory is
+resident memory, sampled ten times a second, beyond what the process had when the first round began.
 """
 
 from __future__ import annotations
@@ -144,7 +147,9 @@ def measure(banks: int, rounds: int, numbers: int) -> dict[str, Any]:
 
 
 class Answers:
-    """What the banks answer: who they are, and random numbers. One thread, since Flower keeps the identity of a process in one place."""
+    """What the banks answer: who they are, and random numbers. One thread, since Flower keeps the identity of a process
+    in one place.
+    """
 
     def __init__(
         self, names: Sequence[str], signers: Sequence[Signer], numbers: int, on_first_request: Callable[[], Any]
@@ -202,7 +207,9 @@ class Answers:
 
 
 def _enroll(home: Path, names: Sequence[str], keys: Path) -> list[str]:
-    """Make and register key and certificate for each name. Over one connection: `coordinator enroll` starts Flower's command line for each."""
+    """Make and register key and certificate for each name. Over one connection: `coordinator enroll` starts Flower's
+    command line for each.
+    """
     from flwr.cli.supernode.register import try_load_public_key
     from flwr.proto.control_pb2 import RegisterNodeRequest
     from flwr.supercore.control.control_http_client import ControlHttpClient

@@ -1,13 +1,15 @@
-"""What ten thousand rounds leave behind: memory, open files, disk and seconds a round at 100, 1,000, … rounds of one run of the tiny model.
+"""What ten thousand rounds leave behind: memory, open files, disk and seconds a round at 100, 1,000, … rounds of one
+run of the tiny model.
 
     python -m benchmarks.long_run --rounds 10000 --folder /tmp/long-run [--first 9900] [--own-rows] [--every 1000]
 
-The server's rounds and the banks' training are the real ones, two banks with two steps a round, in one process: requests and replies pass through
-Flower's serialization and no socket. `--own-rows` gives the banks rows and a privacy ledger of their own, as deployed banks have. `--first N` begins
-with a run that is made to look as if N - 1 rounds were over, for a look at round 10,000 without the way there.
+The server's rounds and the banks' training are the real ones, two banks with two steps a round, in one process:
+requests and replies pass through Flower's serialization and no socket. `--own-rows` gives the banks rows and a privacy
+ledger of their own, as deployed banks have. `--first N` begins with a run that is made to look as if N - 1 rounds were
+over, for a look at round 10,000 without the way there.
 
-The status is 1 where something grew beyond what docs/deployment.md says that is kept ("What is kept, and how long"). A round takes 0.08 s of
-processor time on a slow thread, so 10,000 rounds a quarter of an hour where nobody else is there.
+The status is 1 where something grew beyond what docs/deployment.md says that is kept ("What is kept, and how long"). A
+round takes 0.08 s of processor time on a slow thread, so 10,000 rounds a quarter of an hour where nobody else is there.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ MORE_MEMORY_BYTES = 64 * 2**20
 """Growth of the process's resident memory that is no leak: pages that the allocator keeps."""
 MORE_FILES = 8
 LINE_BYTES = 16 * 2**10
-"""Of the records of one round with two banks: rounds.jsonl, progress.jsonl, TensorBoard, what was signed, the ledger."""
+"""Of the records of one round with two banks: rounds.jsonl, progress.jsonl, TensorBoard, what was signed, the ledger.
+"""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,9 @@ HEAD = "  rounds  RSS MiB  files  state MiB  adapters  records  s a round    CPU
 
 @dataclass
 class ProcessGrid:
-    """The part of Flower's Grid that the server uses, over ClientApps in this process. `marks` are the rounds after which to look."""
+    """The part of Flower's Grid that the server uses, over ClientApps in this process. `marks` are the rounds after
+    which to look.
+    """
 
     nodes: dict[int, dict[str, Any]]
     folder: Path
@@ -168,7 +173,8 @@ def faults(marks: list[Mark], keep_rounds: int) -> list[str]:
             found.append(f"{mark.files - first.files} more open files at round {mark.round:,} than at {first.round:,}")
         if mark.state_bytes > 2 * first.state_bytes:
             found.append(
-                f"checkpoints and moments have {mark.state_bytes:,} bytes at round {mark.round:,}, {first.state_bytes:,} at {first.round:,}"
+                f"checkpoints and moments have {mark.state_bytes:,} bytes at round {mark.round:,}, "
+                f"{first.state_bytes:,} at {first.round:,}"
             )
         most = (keep_rounds + 2) * mark.one_adapter_bytes  # the last ones, the best and the final one
         if keep_rounds and mark.adapter_bytes > most:

@@ -1,14 +1,16 @@
-"""What privacy costs, cell by cell: adapter x epsilon x seed, each a `simulate` of experiment=sentiment_private with a ledger of its own.
+"""What privacy costs, cell by cell: adapter x epsilon x seed, each a `simulate` of experiment=sentiment_private with a
+ledger of its own.
 
     python -m benchmarks.private_grid --list
     python -m benchmarks.private_grid --data /data/finlora --work /scratch/grid
     python -m benchmarks.private_grid --data /data/finlora --work /scratch/grid --cells lora_xs-none-0 lora_xs-8-0
     python -m benchmarks.private_grid --data /data/finlora --work /scratch/grid -- workers=1 model.threads=2
 
-A cell is done when docs/private/CELL.json is there: figures only, no row. What is killed resumes: a finished cell is skipped, a begun run goes on
-from its last round. Besides epsilon (`none`, 8, 3, 1) there are cells of `noise` (a multiplier so large that noise alone moves the adapter) and
-of `start`, the public adapter that all others of its kind went on from. Words after `--` go to every run: what suits the machine, nothing that
-changes what is measured. docs/results.md is made from the figures by `python -m benchmarks.results --private`.
+A cell is done when docs/private/CELL.json is there: figures only, no row. What is killed resumes: a finished cell is
+skipped, a begun run goes on from its last round. Besides epsilon (`none`, 8, 3, 1) there are cells of `noise` (a
+multiplier so large that noise alone moves the adapter) and of `start`, the public adapter that all others of its kind
+went on from. Words after `--` go to every run: what suits the machine, nothing that changes what is measured.
+docs/results.md is made from the figures by `python -m benchmarks.results --private`.
 """
 
 from __future__ import annotations
@@ -40,13 +42,16 @@ ADAPTERS: dict[str, tuple[str, ...]] = {
     "lora": ("peft=lora", "peft.rank=2", "peft.alpha=4", "peft.target_modules=[v_proj]"),
     "ffa": ("peft=lora", "peft.freeze_a=true", "peft.rank=2", "peft.alpha=4", "peft.target_modules=[v_proj,o_proj]"),
 }
-"""Name -> what it sets besides experiment=sentiment_private, for the start and for the runs; the first is the experiment's own. The
-other two have six times its parameters, 46,080 each: fewer leave LoRA little to train."""
+"""Name -> what it sets besides experiment=sentiment_private, for the start and for the runs; the first is the
+experiment's own. The other two have six times its parameters, 46,080 each: fewer leave LoRA little to train.
+"""
 NOISE_MULTIPLIER = 20
 NOISE_WORDS = (
     "privacy=example", "privacy.epsilon=0", f"privacy.noise_multiplier={NOISE_MULTIPLIER}", "train.epochs=0.02", "strategy.max_update_norm=0",
 )  # fmt: skip
-"""Next to nothing of a row is left in the run; the server's steps are as long as in any other, since Adam knows no scale."""
+"""Next to nothing of a row is left in the run; the server's steps are as long as in any other, since Adam knows no
+scale.
+"""
 PHASES = (("start", "none", "8"), ("noise",), ("3",), ("1",))
 """Of each adapter, one after the other; inside a phase seed by seed."""
 
@@ -67,7 +72,9 @@ class Cell:
 
     @property
     def start_seed(self) -> int:
-        """Of the public start: one for all seeds, but with A frozen A comes from the run's seed, so the start's must be the same."""
+        """Of the public start: one for all seeds, but with A frozen A comes from the run's seed, so the start's must be
+        the same.
+        """
         return self.seed if "peft.freeze_a=true" in ADAPTERS[self.adapter] else 0
 
     def words(self) -> list[str]:
@@ -158,7 +165,9 @@ def run_cell(cell: Cell, data: Path, work: Path, more: Sequence[str], command: C
 
 
 def sizes_words(cell: Cell, data: Path) -> list[str]:
-    """The banks' public sizes, by which the server weighs them: their row counts to two significant digits, as a bank would declare them."""
+    """The banks' public sizes, by which the server weighs them: their row counts to two significant digits, as a bank
+    would declare them.
+    """
     config = compose([*cell.words(), f"dataset.root={data}"])
     sizes = [f"bank-{number}:{rounded_rows(len(rows))}" for number, rows in enumerate(divide(config, config.banks))]
     return ["strategy.weighting=declared", f"strategy.sizes=[{','.join(sizes)}]"]

@@ -14,8 +14,9 @@ from statistics import fmean
 from typing import Any
 
 from data.catalog import BENCHMARKS
-from fedfinlora.report.charts import Interval, IntervalRow, Series, interval_chart, line_chart
+from fedfinlora.report.charts import Series, line_chart
 from fedfinlora.report.drawing import standalone
+from fedfinlora.report.intervals import Interval, IntervalRow, interval_chart
 from fedfinlora.runfolder import read_json
 
 Cell = Mapping[str, Any]
@@ -61,7 +62,7 @@ def private_table(cells: Sequence[Cell]) -> str:
         noise, signal = first.get("noise_to_signal"), first.get("signal_to_noise")
         shares = [f"{100 * fmean(cell['scores'][key]['accuracy'] for cell in setting):.1f}" for key in keys]
         row = [
-            TITLES.get(first["kind"], first["kind"]), _adapter(first), f"{first['parameters']:,}", _sigmas(setting),
+            TITLES.get(str(first["kind"]), str(first["kind"])), _adapter(first), f"{first['parameters']:,}", _sigmas(setting),
             f"{noise:.2f} C" if noise else "–", f"{signal:.0f}" if signal else "–", *shares, _spread(means), _lost(setting, cells),
             ", ".join(str(cell["seed"]) for cell in setting),
         ]  # fmt: skip

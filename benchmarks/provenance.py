@@ -14,11 +14,16 @@ def provenance(name: str, run: Path) -> str:
     result, manifest = read_json(run / "result.json"), read_json(run / "manifest.json")
     commit = manifest["git_commit"] or "unknown"
     minutes = result["wall_s"]["total"] / 60
-    return f"- {name}: `{shown_command(manifest['command'])}`, commit `{commit}`, {minutes:.1f} minutes on {manifest['cpus']} CPUs."
+    return (
+        f"- {name}: `{shown_command(manifest['command'])}`, commit `{commit}`, {minutes:.1f} minutes on "
+        f"{manifest['cpus']} CPUs."
+    )
 
 
 def shown_command(command: str) -> str:
-    """The command as a reader would type it: without where the run was put, with the data and other runs in places of theirs."""
+    """The command as a reader would type it: without where the run was put, with the data and other runs in places of
+    theirs.
+    """
     words = [word for word in shlex.split(command) if word.split("=")[0] not in ("output_dir", "run_name", "overwrite")]
     shown: list[str] = []
     for before, word in pairwise(["", *words]):

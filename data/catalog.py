@@ -1,8 +1,10 @@
-"""The 19 FinLoRA benchmarks as data: one readable entry each, and nothing else in the project names a benchmark's files or labels.
+"""The 19 FinLoRA benchmarks as data: one readable entry each, and nothing else in the project names a benchmark's files
+or labels.
 
-Keys, file names, budgets and published scores are those of FinLoRA (Wang et al. 2025, arXiv 2505.19819, repository at commit
-7e1cf82). Adding a benchmark is one more `Benchmark(...)` below; `parser` and `scorer` are names that `eval.parsers.PARSERS` and
-`eval.scoring.SCORERS` know. One without published scores is evaluated and reported, and stays out of FinLoRA's overall average.
+Keys, file names, budgets and published scores are those of FinLoRA (Wang et al. 2025, arXiv 2505.19819, repository at
+commit 7e1cf82). Adding a benchmark is one more `Benchmark(...)` below; `parser` and `scorer` are names that
+`eval.parsers.PARSERS` and `eval.scorers.SCORERS` know. One without published scores is evaluated and reported, and
+stays out of FinLoRA's overall average.
 """
 
 from __future__ import annotations
@@ -63,15 +65,13 @@ class Benchmark:
     parser: str
     """How an answer is read: a name in eval.parsers.PARSERS."""
     scorer: str
-    """How it is judged: a name in eval.scoring.SCORERS."""
+    """How it is judged: a name in eval.scorers.SCORERS."""
     source: str
     """Where the rows come from."""
     licence: str
     """As stated by the source."""
     labels: tuple[str, ...] = ()
     """The closed set of targets; empty for open answers."""
-    judged_by_value: bool = False
-    """Answers are arithmetic: besides the formula itself, its value is compared with the target's."""
     published: Mapping[str, PublishedScore] = field(default_factory=_not_published)
     """Column of PUBLISHED_COLUMNS -> score of Llama 3.1 8B Instruct (or of the best other model)."""
     best_other_name: str = ""
@@ -163,7 +163,7 @@ _ENTRIES = (
         hub_id="zeroshot/twitter-financial-news-sentiment",
         source="Twitter Financial News Sentiment",
         licence="MIT",
-        notes='FinLoRA\'s labels are swapped: "positive" is really neutral and "neutral" is really bullish, in both parts.',
+        notes=('FinLoRA\'s labels are swapped: "positive" is really neutral and "neutral" is really bullish, in both parts.'),
     ),
     Benchmark(
         key="nwgi",
@@ -214,7 +214,7 @@ _ENTRIES = (
         hub_id="FinGPT/fingpt-ner-cls",
         source="Financial agreements with named entities (Salinas Alvarado et al. 2015)",
         licence="CC BY 3.0",
-        notes="About 100 distinct (sentence, entity) pairs stand behind the 3502 test rows: 17 prompt forms repeat each.",
+        notes=("About 100 distinct (sentence, entity) pairs stand behind the 3502 test rows: 17 prompt forms repeat each."),
     ),
     Benchmark(
         key="cfa_level1",
@@ -382,8 +382,7 @@ _ENTRIES = (
         merged_train_file=_XBRL_TRAIN,
         budget_tokens=30,
         parser="formula",
-        scorer="exact",
-        judged_by_value=True,
+        scorer="formula_value",
         published=_table((27.27, 0.317), (98.68, 0.990), (92.81, 0.947), (98.92, 0.993), (98.80, 0.988), (85.99, 0.868)),
         best_other_name="DeepSeek V3",
         hub_id=_XBRL_HUB,
@@ -433,7 +432,9 @@ PUBLISHED_OVERALL: dict[str, float] = {
     "rslora_r8_8bit": 73.82,
     "best_other": 71.08,
 }
-"""Percent: the mean over the 19 of accuracy and of 100 x BERTScore F1. The best single other model is Gemini 2.0 FL, tuned."""
+"""Percent: the mean over the 19 of accuracy and of 100 x BERTScore F1. The best single other model is Gemini 2.0 FL,
+tuned.
+"""
 
 PUBLISHED_FEDERATED_TASKS = ("xbrl_tags_extract", "xbrl_value_extract", "xbrl_formula_extract", "xbrl_formula_calc_extract")
 PUBLISHED_FEDERATED: dict[str, dict[str, float]] = {
@@ -447,7 +448,9 @@ PUBLISHED_FEDERATED: dict[str, dict[str, float]] = {
         "xbrl_formula_calc_extract": 28.57,
     },
 }
-"""Percent: FinLoRA's own federated run (4 nodes, FedAvg, the four XBRL analysis tasks), mean and by task where published."""
+"""Percent: FinLoRA's own federated run (4 nodes, FedAvg, the four XBRL analysis tasks), mean and by task where
+published.
+"""
 
 
 def select(names: Sequence[str]) -> tuple[Benchmark, ...]:

@@ -1,23 +1,24 @@
 """What a bank should know of its rows before it trains on them: `python -m fedfinlora data check FOLDER`.
 
-Reads the files that training and evaluation would read, by the same `data.sources.layout.find`, and reports, without changing anything:
-rows and bad rows, label counts, prompt lengths, prompts that occur twice, test prompts that also occur in the train files, each bank's
-tasks, and everything in the folder that is not read. Nothing of a row's prompt is shown; labels and short answers are.
+Reads the files that training and evaluation would read, by the same `data.sources.layout.find`, and reports, without
+changing anything: rows and bad rows, label counts, prompt lengths, prompts that occur twice, test prompts that also
+occur in the train files, each bank's tasks, and everything in the folder that is not read. Nothing of a row's prompt is
+shown; labels and short answers are.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data.catalog import BENCHMARKS
+from data.catalog import BENCHMARKS, merged_files
 from data.check_text import SHOWN_BAD_ROWS, WIDTH, labels_of, render
 from data.rows import BadRow, Row
 from data.sample import FOLDER as SAMPLE_FOLDER
-from data.sources.files import FileRows, read_file
+from data.sources.files import FileRows, SourceFile, read_file
 from data.sources.layout import Refused, find
 from data.sources.listing import NotRead, shown
 from data.sources.names import SPLITS
@@ -73,7 +74,9 @@ class Lengths:
     least: LeastTokens | None = None
 
     def of(self, content: FileRows) -> PromptTokens | None:
-        """The lengths of a file's prompts, and its rows that do not fit. A test row needs room for its answer's whole budget."""
+        """The lengths of a file's prompts, and its rows that do not fit. A test row needs room for its answer's whole
+        budget.
+        """
         if not self.prompts or not self.targets or not content.rows:
             return None
         prompts: list[int] = []
@@ -142,6 +145,10 @@ class CheckReport:
     """How the folder was read: finlora, jsonl or sample."""
     refused: tuple[Refused, ...] = ()
     """Files that are not read, and keep a run from beginning."""
+    passed_over: tuple[str, ...] = ()
+    """Tasks that the folder has, and that neither dataset.tasks nor evaluation.benchmarks names."""
+    missing: tuple[str, ...] = ()
+    """Tasks of dataset.tasks that have no train file, each with the reason."""
 
     @property
     def ignored(self) -> tuple[str, ...]:
@@ -150,7 +157,9 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """There are rows, and no file and no line is bad. Duplicates, overlaps, long rows and files not read are warnings only."""
+        """There are rows, and no file and no line is bad. Duplicates, overlaps, long rows and files not read are
+        warnings only.
+        """
         return any(file.rows for file in self.files) and not any(file.bad_rows for file in self.files) and not self.refused
 
 
@@ -162,20 +171,27 @@ def check_folder(
     columns: ColumnsConfig | None = None,
     answer_tokenizer: Tokenize | None = None,
     least_tokens: LeastTokens | None = None,
+    wanted: Mapping[str, Sequence[str]] | None = None,
 ) -> CheckReport:
-    """Read and judge every train and test file that `source` has below `root` (not used for the sample; with jsonl also a file).
+    """Read and judge every train and test file that `source` has below `root` (not used for the sample; with jsonl also
+    a file).
 
-    `context_tokens` is the model's context window; with it and a tokenizer, rows that do not fit are named. `answer_tokenizer` is that
-    of the targets, where it is another one: a prompt may have a token that begins it. `least_tokens` saves tokenizing rows whose length
-    in characters says enough. A bad or unreadable file is part of the report.
-    Raises UserError only where there is nothing to read.
+    `context_tokens` is the model's context window; with it and a tokenizer, rows that do not fit are named.
+    `answer_tokenizer` is that of the targets, where it is another one: a prompt may have a token that begins it.
+    `least_tokens` saves tokenizing rows whose length in characters says enough. `wanted` names the tasks of each split
+    to look at; () = all. A bad or unreadable file is part of the report. Raises UserError only where there is nothing
+    to read.
     """
     choose(source, ("finlora", "jsonl", "sample"), "source to check")
     folder = SAMPLE_FOLDER if source == "sample" else Path(root).expanduser()
     if not folder.is_dir() and not (source == "jsonl" and folder.exists()):
         raise UserError(f"There is no folder {shown(str(folder))!r} to check (looked at {shown(str(folder.absolute()))}).")
     layout = "jsonl" if source == "jsonl" else "finlora"
-    found = [find(folder, layout, split, columns=columns, thorough=True) for split in SPLITS]
+    tasks = {split: (wanted or {}).get(split, ()) for split in SPLITS}
+    found = [find(folder, layout, split, tasks[split], columns, thorough=True) for split in SPLITS]
+    there = {task for split in SPLITS if tasks[split] for file in find(folder, layout, split).files for task in _tasks_of(file)}
+    passed_over = there.difference(*tasks.values()) if any(tasks.values()) else set()
+    missing = [f"{task}: {reason}" for task, reason in found[SPLITS.index("train")].missing.items() if tasks["train"]]
     doubts = {name: doubt for each in found for name, doubt in each.doubts.items()}
     in_train: set[bytes] = set()
     by_sha256: dict[str, str] = {}
@@ -192,7 +208,14 @@ def check_folder(
     refused = tuple(dict.fromkeys(files for each in found for files in each.refused))
     not_read = tuple(sorted({entry for each in found for entry in each.not_read}))
     where = shown(str(folder))
-    return CheckReport(where, tuple(reports), not_read, tokenizer is not None, source, refused)
+    return CheckReport(
+        where, tuple(reports), not_read, tokenizer is not None, source, refused, tuple(sorted(passed_over)), tuple(missing)
+    )
+
+
+def _tasks_of(file: SourceFile) -> tuple[str, ...]:
+    """The tasks that a file's name promises; () where its rows say their own."""
+    return (file.task,) if file.task else merged_files().get(file.merged, ())
 
 
 def _report(content: FileRows, prompts: Sequence[bytes], in_train: set[bytes], lengths: Lengths) -> FileReport:

@@ -38,6 +38,12 @@ def render(report: CheckReport, all_rows: bool = False) -> str:
     for file in report.files:
         lines += _findings(file, all_rows)
     lines += _banks(report)
+    lines += ["", *(f"warning: {task}" for task in report.missing)] if report.missing else []
+    if report.passed_over:
+        lines += [
+            "",
+            f"Not looked at, as dataset.tasks and evaluation.benchmarks leave it out: {', '.join(report.passed_over)}.",
+        ]
     lines += _not_read(report)
     bad = sum(len(file.bad_rows) for file in report.files) + len(report.refused)
     ignored = (

@@ -1,4 +1,6 @@
-"""Which benchmark a row of a merged train file belongs to: upstream merges the sentiment sets, and the XBRL ones, into one file each."""
+"""Which benchmark a row of a merged train file belongs to: upstream merges the sentiment sets, and the XBRL ones, into
+one file each.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ def classify_merged(stem: str, context: str, target: str) -> str:
 
     The four XBRL tasks are told apart by the prompt's example question, or, in prompts without one, by the shape of the
     target. Of the sentiment sets only NWGI can be told for sure, by its seven levels. The rest goes by the instruction:
-    "tweet" is TFNS and "news" is FPB. FiQA uses both wordings, so its rows are counted among those two: train on the split
-    files where FiQA has to be its own task.
+    "tweet" is TFNS and "news" is FPB. FiQA uses both wordings, so its rows are counted among those two: train on the
+    split files where FiQA has to be its own task.
     """
     choose(stem, merged_files(), "merged train file")
     return _sentiment_task(context, target) if stem == BENCHMARKS["fpb"].merged_train_file else _xbrl_task(context, target)

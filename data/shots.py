@@ -1,8 +1,10 @@
-"""Few-shot prompts: solved examples from the train part in front of every row of a benchmark, as FinLoRA's 3-shot baseline has them.
+"""Few-shot prompts: solved examples from the train part in front of every row of a benchmark, as FinLoRA's 3-shot
+baseline has them.
 
-An example is a train row's prompt and its target; examples and the row's own prompt are separated by blank lines. The row's prompt
-stays the end of the new one, so FinLoRA's rules (what follows the last "Answer:" is the output) hold as before, and the examples are
-one common beginning of all rows of the benchmark, which is read once (`fedfinlora.packing`).
+An example is a train row's prompt and its target; examples and the row's own prompt are separated by blank lines. The
+row's prompt stays the end of the new one, so FinLoRA's rules (what follows the last "Answer:" is the output) hold as
+before, and the examples are one common beginning of all rows of the benchmark, which is read once
+(`fedfinlora.packing`).
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from fedfinlora.seeds import generator
 
 SEPARATOR = "\n\n"
 LOOKED_AT = 500
-"""Most train rows whose length is measured for one benchmark: enough to find examples that fit, where there are some."""
+"""Most train rows whose length is measured for one benchmark: enough to find examples that fit, where there are some.
+"""
 
 Length = Callable[[str], int]
 """Tokens of a text."""
@@ -64,11 +67,13 @@ def with_shots(
 ) -> ShotRows:
     """Put the same `shots` seeded examples in front of the prompt of every row; ids and targets stay.
 
-    No example has the prompt of a row that is evaluated; which rows those are changes nothing else in the draw. Where the label set is closed, examples take turns over the labels. With
-    `length`, each example gets an equal share of what the longest prompt leaves of `room_tokens`; longer ones are passed over. Rows
-    that are too long by themselves do not count: they are too long without examples too.
+    No example has the prompt of a row that is evaluated; which rows those are changes nothing else in the draw. Where
+    the label set is closed, examples take turns over the labels. With `length`, each example gets an equal share of
+    what the longest prompt leaves of `room_tokens`; longer ones are passed over. Rows that are too long by themselves
+    do not count: they are too long without examples too.
 
-    Fewer usable train rows than `shots` are used as they are, with a `shortage`; without any the benchmark is `skipped`.
+    Fewer usable train rows than `shots` are used as they are, with a `shortage`; without any the benchmark is
+    `skipped`.
     """
     if shots == 0 or not rows:
         return ShotRows(tuple(rows), (), "", "")
@@ -77,12 +82,12 @@ def with_shots(
     order = generator(seed, "shots", benchmark.key).permutation(len(distinct)).tolist()
     candidates = [distinct[index] for index in order if distinct[index].prompt.strip() not in evaluated]
     if not candidates:
-        return ShotRows((), (), "", f"no examples for evaluation.shots={shots}: no train row that is not evaluated itself")
+        return ShotRows((), (), "", (f"no examples for evaluation.shots={shots}: no train row that is not evaluated itself"))
     share_tokens = _share_tokens(rows, shots, length, room_tokens)
     examples = _draw(candidates, shots, benchmark, length, share_tokens)
     limits = "" if length is None else f" of at most {share_tokens} tokens each beside the longest prompt"
     if not examples:
-        return ShotRows((), (), "", f"too long: no example{limits} for evaluation.shots={shots}. Raise model.context_tokens")
+        return ShotRows((), (), "", (f"too long: no example{limits} for evaluation.shots={shots}. Raise model.context_tokens"))
     shortage = "" if len(examples) == shots else f"{len(examples)} of {shots} examples: no more train rows{limits}"
     prefix = "".join(_solved(example) for example in examples)
     return ShotRows(tuple(replace(row, prompt=prefix + row.prompt) for row in rows), tuple(examples), shortage, "")

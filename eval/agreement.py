@@ -1,8 +1,10 @@
-"""From (truth, answer) pairs to F1, Matthews correlation, the per-class table and the confusion matrix, for a sample and its resamples.
+"""From (truth, answer) pairs to F1, Matthews correlation, the per-class table and the confusion matrix, for a sample
+and its resamples.
 
-A pair's answer is None where none was found (unparsed). A row holds one pair, or one for each tag of a list. Figures come from three
-counts for each class: how often it is the truth, the answer, and both. They are sums over rows, so those of all resamples are one
-sparse product with `eval.intervals.sample_and_resamples`, in place of a thousand calls of scikit-learn, whose figures they equal.
+A pair's answer is None where none was found (unparsed). A row holds one pair, or one for each tag of a list. Figures
+come from three counts for each class: how often it is the truth, the answer, and both. They are sums over rows, so
+those of all resamples are one sparse product with `eval.intervals.sample_and_resamples`, in place of a thousand calls
+of scikit-learn, whose figures they equal.
 """
 
 from __future__ import annotations
@@ -62,10 +64,11 @@ def share_of(part: Array, whole: Array) -> Array:
 
 
 def macro_and_weighted_f1(counts: ClassCounts) -> tuple[Array, Array]:
-    """(macro F1, weighted F1), (resamples,) each, over the classes that occur among the truths; NaN where there is no row.
+    """(macro F1, weighted F1), (resamples,) each, over the classes that occur among the truths; NaN where there is no
+    row.
 
-    An answer that is None or no true class costs its true class recall and no class precision, and adds no class to the macro
-    average. Weights are the rows of each true class.
+    An answer that is None or no true class costs its true class recall and no class precision, and adds no class to the
+    macro average. Weights are the rows of each true class.
     """
     import numpy as np
 
@@ -75,11 +78,12 @@ def macro_and_weighted_f1(counts: ClassCounts) -> tuple[Array, Array]:
 
 
 def matthews(counts: ClassCounts) -> Array:
-    """Matthews correlation over several classes (Gorodkin 2004, eq. 8), (resamples,); "unparsed" is one more possible answer.
+    """Matthews correlation over several classes (Gorodkin 2004, eq. 8), (resamples,); "unparsed" is one more possible
+    answer.
 
-    (c·s - Σ t·a) / sqrt((s² - Σ a²)(s² - Σ t²)) with c hits, s rows, t and a how often a class is the truth and the answer. `counts`
-    has to hold every class that occurs, None included. NaN with one true class, where nothing can correlate; 0 if all answers are the
-    same.
+    (c·s - Σ t·a) / sqrt((s² - Σ a²)(s² - Σ t²)) with c hits, s rows, t and a how often a class is the truth and the
+    answer. `counts` has to hold every class that occurs, None included. NaN with one true class, where nothing can
+    correlate; 0 if all answers are the same.
     """
     import numpy as np
 

@@ -11,16 +11,31 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from fedfinlora.errors import UserError
 from fedfinlora.locks import wait_for
+from fedfinlora.run.typed import OMITTED, to_json
 
-FORMAT = 3
+FORMAT = 4
 """Raised when the decoding or the lines change their meaning, so that old answers are left alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelAnswer:
+    """What a model answered to one prompt: a text, or the log-probability of each label."""
+
+    text: str | None = field(default=None, metadata=OMITTED)
+    stopped: str | None = field(default=None, metadata=OMITTED)
+    """end, budget, settled (early stopping), or a server's own word; `eval.models.TOO_LONG` where it says that the prompt does not fit."""
+    api: str | None = field(default=None, metadata=OMITTED)
+    served_model: str | None = field(default=None, metadata=OMITTED)
+    label_logprobs: Mapping[str, float] | None = field(default=None, metadata=OMITTED)
+    """Label -> log-probability, nats."""
 
 
 def settings_id(settings: Mapping[str, Any]) -> str:
@@ -42,7 +57,7 @@ class AnswerFile:
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path = path
-        self.known: dict[str, dict[str, Any]] = {}
+        self.known: dict[str, ModelAnswer] = {}
         """Prompt id -> answer."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,11 +93,11 @@ class AnswerFile:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stream.close()
 
-    def add(self, prompt: str, answer: dict[str, Any]) -> None:
+    def add(self, prompt: str, answer: ModelAnswer) -> None:
         """Keep the answer to a prompt, given by its id."""
         if prompt not in self.known:
             self.known[prompt] = answer
-            self._write({"prompt": prompt, "answer": answer})
+            self._write({"prompt": prompt, "answer": to_json(answer)})
 
     def _write(self, values: Mapping[str, Any]) -> None:
         """One line in one write, so that a kill leaves whole lines or one broken one."""
@@ -94,7 +109,7 @@ class AnswerFile:
             raise _unwritable(self.path, error) from error
 
 
-def read_answers(path: Path) -> dict[str, dict[str, Any]]:
+def read_answers(path: Path) -> dict[str, ModelAnswer]:
     """Prompt id -> answer of a file that is only looked at; {} where there is none."""
     try:
         return _answers_in(_lines_of(path.read_bytes())) if path.is_file() else {}
@@ -102,9 +117,14 @@ def read_answers(path: Path) -> dict[str, dict[str, Any]]:
         raise UserError(f"{path} cannot be read: {error.strerror}. Use evaluation.reuse=false to do without it.") from error
 
 
-def _answers_in(lines: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    pairs = [(line.get("prompt"), line.get("answer")) for line in lines]
-    return {prompt: answer for prompt, answer in pairs if isinstance(prompt, str) and isinstance(answer, dict)}
+def _answers_in(lines: Sequence[Mapping[str, Any]]) -> dict[str, ModelAnswer]:
+    """Those of the lines that hold one: not the first, and none of another form."""
+    found = {}
+    for line in lines:
+        if isinstance(prompt := line.get("prompt"), str):
+            with contextlib.suppress(KeyError, TypeError):
+                found[prompt] = ModelAnswer(**line["answer"])
+    return found
 
 
 def _lines_of(content: bytes) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """The value of a written formula such as "(7-2)/3*100", by recursive descent: nothing is ever executed.
 
-Reads what `eval.parsers.parse_formula` returns: numbers, + - * / ^ and brackets, without blanks. ^ binds tightest and to the right,
-then a sign, then * and /, then + and -, as on paper: -2^2 is -4.
+Reads what `eval.parsers.parse_formula` returns: numbers, + - * / ^ and brackets, without blanks. ^ binds tightest and
+to the right, then a sign, then * and /, then + and -, as on paper: -2^2 is -4.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ class _NoValue(Exception):
 
 
 def value_of(formula: str) -> float | None:
-    """The value, or None if there is none: names of tags, brackets that do not match, division by zero, overflow, too deep.
+    """The value, or None if there is none: names of tags, brackets that do not match, division by zero, overflow, too
+    deep.
 
     >>> value_of("(7-2)/4*100"), value_of("assets/2"), value_of("1/0"), value_of("(1")
     (125.0, None, None, None)

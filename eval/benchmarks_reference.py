@@ -1,4 +1,5 @@
-"""docs/benchmarks.md, written from the entries of `data.catalog`, the parsers, the scorers and what their docstrings say.
+"""docs/benchmarks.md, written from the entries of `data.catalog`, the parsers, the scorers and what their docstrings
+say.
 
     python -m eval.benchmarks_reference > docs/benchmarks.md
 
@@ -17,7 +18,8 @@ from data.sources.layout import finlora_stems
 from eval.answer_examples import EXAMPLES
 from eval.intervals import BOOTSTRAP_SEED, RESAMPLES
 from eval.parsers import PARSERS, Answer
-from eval.scoring import RELATIVE_TOLERANCE, SCORERS, closed_labels
+from eval.scorers import RELATIVE_TOLERANCE, SCORERS
+from eval.scoring import closed_labels
 
 INTRODUCTION = f"""# The benchmarks
 
@@ -122,7 +124,7 @@ def render() -> str:
     return "\n".join([introduction, *groups, _overall()])
 
 
-def _functions(functions: Mapping[str, Callable[..., Any]], name_of: Callable[[Benchmark], str]) -> str:
+def _functions(functions: Mapping[str, Any], name_of: Callable[[Benchmark], str]) -> str:
     """A line for each parser or scorer: name, what its docstring says, who uses it."""
     users = {name: [entry.key for entry in BENCHMARKS.values() if name_of(entry) == name] for name in functions}
     lines = [(f"`{name}`", _meaning(function), _codes(users[name])) for name, function in functions.items()]
@@ -153,7 +155,7 @@ def _read(answer: Answer | None) -> str:
     return f"→ {answer:g}" if isinstance(answer, float) and float(f"{answer:g}") == answer else f"→ {answer}"
 
 
-def _meaning(function: Callable[..., Any]) -> str:
+def _meaning(function: Any) -> str:
     """A docstring up to its examples, on one line."""
     return " ".join((inspect.getdoc(function) or "").split(">>>")[0].split())
 
@@ -167,7 +169,14 @@ def _group(title: str, entries: Sequence[Benchmark]) -> str:
         for entry in entries
     ]  # fmt: skip
     answers = [
-        (f"`{entry.key}`", _labels(entry), str(entry.budget_tokens), f"`{entry.parser}`", _scorer(entry), _tolerance(entry))
+        (
+            f"`{entry.key}`",
+            _labels(entry),
+            str(entry.budget_tokens),
+            f"`{entry.parser}`",
+            f"`{entry.scorer}`",
+            _tolerance(entry),
+        )
         for entry in entries
     ]
     published = [
@@ -192,14 +201,9 @@ def _labels(entry: Benchmark) -> str:
     return listed if read_as == entry.labels else f"{listed}; read as {', '.join(read_as)}"
 
 
-def _scorer(entry: Benchmark) -> str:
-    return f"`{entry.scorer}`, also by value" if entry.judged_by_value else f"`{entry.scorer}`"
-
-
 def _tolerance(entry: Benchmark) -> str:
-    if entry.scorer == "number":
-        return f"{RELATIVE_TOLERANCE:g}"
-    return f"{RELATIVE_TOLERANCE:g} by value" if entry.judged_by_value else ""
+    tolerance = SCORERS[entry.scorer].relative_tolerance
+    return "" if tolerance is None else f"{tolerance:g}"
 
 
 def _score(score: PublishedScore) -> str:

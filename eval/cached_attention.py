@@ -1,4 +1,5 @@
-"""Attention over keys and values that are kept: of a pass that reads prompts, and of a step that decodes one token a row.
+"""Attention over keys and values that are kept: of a pass that reads prompts, and of a step that decodes one token a
+row.
 
 Shapes: R rows, H query heads, G key heads, D numbers a head.
 """
@@ -79,7 +80,9 @@ class Writing:
 
 
 def weighted(scores: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(softmax(scores) @ values, log of the sum of exp(scores)) of scores (…, queries, keys), changed in place, and values (…, keys, D)."""
+    """(softmax(scores) @ values, log of the sum of exp(scores)) of scores (…, queries, keys), changed in place, and
+    values (…, keys, D).
+    """
     highest = scores.amax(dim=-1, keepdim=True)
     weights = scores.sub_(highest).exp_()
     total = weights.sum(dim=-1, keepdim=True)

@@ -10,104 +10,68 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data.catalog import BENCHMARKS, GROUPS, Benchmark
+from eval.averages import headline_of, mean_of
 from eval.intervals import bootstrap_interval, estimate_of, mean_interval, sample_and_resamples
-from eval.metrics import Judged, JudgedRow, bertscore_encoders, figure_values, headline_of, judge_rows, kinds_of, mean_of
+from eval.metrics import Sample, bertscore_encoders, figure_values, kinds_of, sample_of, verdicts
+from eval.records import recorded_scores
 from fedfinlora.errors import UserError
+from fedfinlora.run.comparison import BenchmarkComparison, Compared, Comparison, MeanDifference, MetricDifference
 from fedfinlora.run.evaluation import RowRecord, read_records
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
-    from eval.intervals import Array
-
-
-RIGHT: dict[str, Callable[[JudgedRow], bool]] = {
-    "accuracy": lambda row: row.correct,
-    "row_accuracy": lambda row: row.correct,
-    "finlora_accuracy": lambda row: row.finlora[0][0] == row.finlora[0][1],
-    "accuracy_exact": lambda row: row.exact,
-    "value_accuracy": lambda row: row.value_correct,
-    "labels_accuracy": lambda row: row.choice[0] == row.choice[1],
-}
-"""Figures to which McNemar's test applies -> whether a row is right. Not the shares of tags: those of a row are not independent."""
-
-
-class Joined(NamedTuple):
-    """The rows that two evaluations have in common, in one order, and how many only one of them has."""
-
-    one: list[RowRecord]
-    other: list[RowRecord]
-    only_one: int
-    only_other: int
-
-
-def join_records(one: Sequence[RowRecord], other: Sequence[RowRecord]) -> Joined:
-    """Join by prompt_sha256, id and target: the same row, asked the same way (solved examples in front make it another prompt)."""
-
-    def by_row(records: Sequence[RowRecord]) -> dict[tuple[str, ...], RowRecord]:
-        return {(record.prompt_sha256, record.id, record.target): record for record in records}
-
-    first, second = by_row(one), by_row(other)
-    common = sorted(first.keys() & second.keys())
-    only_one, only_other = len(first) - len(common), len(second) - len(common)
-    return Joined([first[row] for row in common], [second[row] for row in common], only_one, only_other)
-
-
-def compare_records(benchmark: Benchmark, one: Sequence[RowRecord], other: Sequence[RowRecord]) -> dict[str, Any]:
+def compare_records(benchmark: Benchmark, one: Sequence[RowRecord], other: Sequence[RowRecord]) -> BenchmarkComparison:
     """Every figure that both evaluations have, on the rows that both have, and what it gains from `one` to `other`.
 
-    {"rows", "only_one", "only_other", "figures": {NAME: {"one", "other", "difference", "difference_ci95", "mcnemar_p"}}}: differences
-    are other - one, as fractions; `mcnemar_p` stands at accuracies of rows. FinLoRA's label set is that of the common rows. Raises
-    UserError without common rows or common figures, or where BERTScores come from different encoders.
+    FinLoRA's label set is that of the common rows. Raises UserError without common rows or common figures, or where BERTScores come from
+    different encoders.
     """
-    joined = join_records(one, other)
-    if not joined.one:
+    first, second = _by_row(one), _by_row(other)
+    common = sorted(first.keys() & second.keys())
+    if not common:
         raise UserError(
             f"{benchmark.key}: no row is in both evaluations ({len(one)} and {len(other)} rows): their prompts or rows differ. Evaluate "
             "both with the same data, evaluation.limit and seed, and with the same examples in front of the prompts."
         )
-    encoders = sorted({*bertscore_encoders(joined.one), *bertscore_encoders(joined.other)})
+    scores, other_scores = (recorded_scores(benchmark, [rows[row] for row in common]) for rows in (first, second))
+    encoders = bertscore_encoders([*scores, *other_scores])
     if len(encoders) > 1:
         listed = " and ".join(f"{name}, layer {layer}" for name, layer in encoders)
         raise UserError(
             f"{benchmark.key}: BERTScores of different encoders cannot be compared ({listed}). Evaluate again with one "
             "evaluation.bertscore_model."
         )
-    figures = _figures(benchmark, judge_rows(benchmark, joined.one), judge_rows(benchmark, joined.other))
+    figures = _figures(benchmark, sample_of(benchmark, scores), sample_of(benchmark, other_scores))
     if not figures:
         raise UserError(
             f"{benchmark.key}: one evaluation has generated answers only, the other labels only. Evaluate with evaluation.mode=both."
         )
-    return {"rows": len(joined.one), "only_one": joined.only_one, "only_other": joined.only_other, "figures": figures}
+    return BenchmarkComparison(len(common), len(first) - len(common), len(second) - len(common), figures)
 
 
-def _figures(benchmark: Benchmark, one: Judged, other: Judged) -> dict[str, Any]:
+def _by_row(records: Sequence[RowRecord]) -> dict[tuple[str, ...], RowRecord]:
+    """By what makes it the same row, asked the same way (solved examples in front make another prompt of it)."""
+    return {(record.prompt_sha256, record.id, record.target): record for record in records}
+
+
+def _figures(benchmark: Benchmark, one: Sample, other: Sample) -> dict[str, MetricDifference]:
     kinds, counts = kinds_of(zip(one.rows, other.rows, strict=True))
     times = sample_and_resamples(counts)
     first = figure_values(benchmark, [kind for kind, _ in kinds], times, one.written, one.chosen)
     second = figure_values(benchmark, [kind for _, kind in kinds], times, other.written, other.chosen)
-    figures: dict[str, Any] = {}
-    for name in first:
-        if name not in second:
-            continue
-        figures[name] = _difference(first[name], second[name], widest=2.0 if name.endswith("matthews") else 1.0)
-        if name in RIGHT and (benchmark.scorer != "tag_list" or name == "row_accuracy"):
-            right = RIGHT[name]
-            figures[name]["mcnemar_p"] = mcnemar_p([right(row) for row in one.rows], [right(row) for row in other.rows])
+    figures: dict[str, MetricDifference] = {}
+    for name in [name for name in first if name in second]:
+        difference, widest = second[name] - first[name], 2.0 if name.endswith("matthews") else 1.0
+        right = [verdicts(benchmark, name, rows) for rows in (one.rows, other.rows)]
+        figures[name] = MetricDifference(
+            one=estimate_of(first[name]),
+            other=estimate_of(second[name]),
+            difference=estimate_of(difference),
+            difference_ci95=bootstrap_interval(difference, lowest=-widest, highest=widest),
+            mcnemar_p=mcnemar_p(*right) if right[0] else None,
+        )
     return figures
-
-
-def _difference(one: Array, other: Array, widest: float) -> dict[str, Any]:
-    """`widest`: the largest difference that there can be."""
-    return {
-        "one": estimate_of(one),
-        "other": estimate_of(other),
-        "difference": estimate_of(other - one),
-        "difference_ci95": bootstrap_interval(other - one, lowest=-widest, highest=widest),
-    }
 
 
 def mcnemar_p(one: Sequence[bool], other: Sequence[bool]) -> float:
@@ -126,12 +90,10 @@ def mcnemar_p(one: Sequence[bool], other: Sequence[bool]) -> float:
 # --- run folders --------------------------------------------------------------------------------------------------------------
 
 
-def compare_runs(run_a: Path, label_a: str, run_b: Path, label_b: str) -> dict[str, Any]:
+def compare_runs(run_a: Path, label_a: str, run_b: Path, label_b: str) -> Comparison:
     """Compare eval/<label>/*.jsonl of two runs (or of two labels of one) on every benchmark that both have.
 
-    `groups` and `overall` hold the means of the headline scores' differences ("score": accuracy on parsed answers or BERTScore F1;
-    "finlora_score": by FinLoRA's rules) over the benchmarks compared, as fractions. Benchmarks that cannot be compared are in `skipped`
-    with the reason; UserError if none can be.
+    Benchmarks that cannot be compared are in `skipped` with the reason; UserError if none can be.
     """
     one, other = _read_evaluation(run_a, label_a), _read_evaluation(run_b, label_b)
     common = [key for key in BENCHMARKS if key in one and key in other]
@@ -139,7 +101,7 @@ def compare_runs(run_a: Path, label_a: str, run_b: Path, label_b: str) -> dict[s
         raise UserError(
             f"No benchmark is in both: {run_a} ({label_a}) has {', '.join(one)}; {run_b} ({label_b}) has {', '.join(other)}."
         )
-    compared: dict[str, Any] = {}
+    compared: dict[str, BenchmarkComparison] = {}
     skipped: dict[str, str] = {}
     for key in common:
         try:
@@ -149,29 +111,37 @@ def compare_runs(run_a: Path, label_a: str, run_b: Path, label_b: str) -> dict[s
     if not compared:
         raise UserError(f"Nothing can be compared. {next(iter(skipped.values()))}")
     groups = {group: [key for key in compared if BENCHMARKS[key].group == group] for group in GROUPS}
-    return {
-        "one": {"run": str(run_a), "label": label_a},
-        "other": {"run": str(run_b), "label": label_b},
-        "benchmarks": compared,
-        "skipped": skipped,
-        "only_one": [key for key in one if key not in other],
-        "only_other": [key for key in other if key not in one],
-        "groups": {group: _mean_differences(compared, keys) for group, keys in groups.items() if keys},
-        "overall": _mean_differences(compared, list(compared)),
-    }
+    return Comparison(
+        one=Compared(str(run_a), label_a),
+        other=Compared(str(run_b), label_b),
+        benchmarks=compared,
+        skipped=skipped,
+        only_one=tuple(key for key in one if key not in other),
+        only_other=tuple(key for key in other if key not in one),
+        groups={group: _mean_difference(compared, keys) for group, keys in groups.items() if keys},
+        overall=_mean_difference(compared, list(compared)),
+    )
 
 
-def _mean_differences(compared: Mapping[str, Mapping[str, Any]], keys: Sequence[str]) -> dict[str, Any]:
-    """Mean difference of the headline scores and its interval, for both families, over the benchmarks that have them."""
-    means: dict[str, Any] = {}
-    for family, name in (("honest", "score"), ("finlora", "finlora_score")):
-        headlines = {key: compared[key]["figures"].get(headline_of(compared[key]["figures"], family)) for key in keys}
-        have = [key for key in keys if headlines[key] and headlines[key]["difference"] is not None]
-        differences = [(headlines[key]["difference"], headlines[key]["difference_ci95"]) for key in have]
-        means[f"{name}_difference"] = mean_of(differences)
-        means[f"{name}_difference_ci95"] = mean_interval(differences)
-        means["benchmarks"] = have
-    return means
+def _mean_difference(compared: Mapping[str, BenchmarkComparison], keys: Sequence[str]) -> MeanDifference:
+    """Over the benchmarks that have headline scores."""
+
+    def differences(family: str) -> dict[str, tuple[float, tuple[float, float] | None]]:
+        headlines = {key: compared[key].figures.get(headline_of(compared[key].figures, family)) for key in keys}
+        return {
+            key: (headline.difference, headline.difference_ci95)
+            for key, headline in headlines.items()
+            if headline is not None and headline.difference is not None
+        }
+
+    honest, finlora = differences("honest"), differences("finlora")
+    return MeanDifference(
+        score_difference=mean_of(list(honest.values())),
+        score_difference_ci95=mean_interval(list(honest.values())),
+        finlora_score_difference=mean_of(list(finlora.values())),
+        finlora_score_difference_ci95=mean_interval(list(finlora.values())),
+        benchmarks=tuple(finlora),
+    )
 
 
 def _read_evaluation(run: Path, label: str) -> dict[str, list[RowRecord]]:

@@ -30,7 +30,9 @@ class RequestEstimate:
 
 
 def estimate_requests(prompts: Mapping[str, Sequence[str]], tokenizer: Any) -> list[RequestEstimate]:
-    """One entry for each benchmark key, in order. `prompts` holds what would be sent, so no rows that have an answer already."""
+    """One entry for each benchmark key, in order. `prompts` holds what would be sent, so no rows that have an answer
+    already.
+    """
     estimates = []
     for key, texts in prompts.items():
         prompt_tokens = sum(len(ids) for ids in encode_prompts(tokenizer, texts))
@@ -74,7 +76,10 @@ def render_estimates(
         lines.append(f"{line}  {entry.first_prompt_sha256}".rstrip())
     lines += [
         "",
-        f"Prompt tokens are an estimate by the tokenizer of {tokenizer_name} (model=…), without a chat template; the server's may differ.",
+        (
+            f"Prompt tokens are an estimate by the tokenizer of {tokenizer_name} (model=…), without a chat template; the "
+            "server's may differ."
+        ),
     ]
     if price_in is not None or price_out is not None:
         dollars = cost_usd(estimates, price_in or 0.0, price_out or 0.0)

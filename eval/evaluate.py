@@ -1,8 +1,4 @@
-"""The shared evaluator: test rows -> answers of one or several models -> scoring -> eval/<label>/ in the run's folder.
-
-Answers are written as they come, to the run's folder and (evaluation.reuse) to evaluation.answers_dir: an evaluation that was killed goes
-on where it was, and what a model has answered is not asked again, in this run or another.
-"""
+"""The shared evaluator: test rows -> answers of one or several models -> scoring -> eval/<label>/ in the run's folder."""
 
 from __future__ import annotations
 
@@ -10,22 +6,19 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from data.catalog import BENCHMARKS, Benchmark, select
 from data.rows import Row
-from data.shots import few_shot_rows
-from data.sources import load_rows
-from eval.answers import AnswerFile, read_answers, settings_id
-from eval.metrics import finlora_overall, group_means, headline_score, summarise
-from eval.models import TOO_LONG, LocalModel, Model, OnAnswer, choice_of
+from eval.answers import ModelAnswer
+from eval.asking import answers_of, unanswered
+from eval.averages import finlora_overall, group_means, headline_score
+from eval.models import TOO_LONG, LocalModel, Model, choice_of
 from eval.records import score_rows
+from eval.rows import EvaluationRows, prepared, rows_to_score
 from eval.said import is_unfinished
 from fedfinlora.config import Config
-from fedfinlora.errors import UserError
 from fedfinlora.memory import give_back_heap
 from fedfinlora.models import Session
 from fedfinlora.run.evaluation import METRICS_FILE, BenchmarkMetrics, DecodingCheck, Evaluation, RowRecord, TokenCounts, Work
@@ -40,61 +33,6 @@ CUT, FILTERED, MANY_CUT = ("budget", "length", "max_tokens"), ("content_filter",
 warning."""
 PARTIAL = ".partial"
 """Ends the names of files that hold answers until all benchmarks are scored."""
-
-
-@dataclass(frozen=True)
-class EvaluationRows:
-    """What one evaluation reads."""
-
-    rows: Mapping[str, list[Row]]
-    """Benchmark key -> its rows."""
-    skipped: Mapping[str, str]
-    """Benchmark key -> why it has none."""
-    files: Mapping[str, str]
-    """File -> SHA-256."""
-    synthetic: bool
-
-
-def rows_to_score(config: Config, limit: int | None = None) -> EvaluationRows:
-    """Test rows of each benchmark asked for: a seeded sample of `limit` (default evaluation.limit; 0 = all).
-
-    A smaller sample is part of every larger one.
-    """
-    synthetic = config.dataset.source == "sample"
-    benchmarks = select(config.evaluation.benchmarks)
-    if not benchmarks:
-        return EvaluationRows({}, {}, {}, synthetic)
-    try:
-        loaded = load_rows(config.dataset, "test", tuple(benchmark.key for benchmark in benchmarks), config.seed)
-    except UserError as error:  # no test rows at all, or bad ones with dataset.on_bad_row=stop
-        if config.dataset.on_bad_row == "stop":
-            raise
-        return EvaluationRows({}, {benchmark.key: str(error) for benchmark in benchmarks}, {}, synthetic)
-    rows: dict[str, list[Row]] = {benchmark.key: [] for benchmark in benchmarks}
-    for row in loaded.rows:
-        if row.task in rows:
-            rows[row.task].append(row)
-    skipped: dict[str, str] = {}
-    limit = config.evaluation.limit if limit is None else limit
-    for key in list(rows):
-        if not rows[key]:
-            skipped[key] = loaded.missing.get(key, "no usable test rows")
-            del rows[key]
-            continue
-        if limit and len(rows[key]) > limit:
-            chosen = generator(config.seed, "evaluation", key).permutation(len(rows[key]))[:limit]
-            rows[key] = [rows[key][index] for index in sorted(chosen.tolist())]
-    return EvaluationRows(rows, skipped, loaded.files, loaded.synthetic)
-
-
-def data_files(config: Config) -> dict[str, str]:
-    """File -> SHA-256 of every train and test file that can be read from here (a deployed bank's own files cannot)."""
-    files = dict(rows_to_score(config).files)
-    try:
-        files |= load_rows(config.dataset, "train", config.dataset.tasks, config.seed).files
-    except UserError:
-        return files
-    return files
 
 
 def evaluate(
@@ -120,23 +58,17 @@ def evaluate_models(
     chosen_rows: EvaluationRows | None = None,
 ) -> dict[str, Evaluation]:
     """Score several models, given by label, benchmark by benchmark in one pass over the rows; returns metrics.json by label."""
-    asked = chosen_rows or rows_to_score(config)
-    rows, skipped, shortages = _prepared(asked, config, next(iter(models.values())))
+    asked = prepared(chosen_rows or rows_to_score(config), config, next(iter(models.values())).length)
     scored: dict[str, list[_Scored]] = {label: [] for label in models}
-    benchmarks = [benchmark for benchmark in select(config.evaluation.benchmarks) if benchmark.key in rows]
+    benchmarks = [benchmark for benchmark in select(config.evaluation.benchmarks) if benchmark.key in asked.rows]
     for number, benchmark in enumerate(benchmarks, 1):
         for label, model in models.items():
-            task = _Task(benchmark, rows[benchmark.key], model, label, config, run)
+            task = _Task(benchmark, asked.rows[benchmark.key], model, label, config, run)
             place = {"index": number, "of": len(benchmarks)}
-            found = task.run_all(_reporter(on_event, label, benchmark.key, len(task.rows), place))
-            lines = "".join(json.dumps(to_json(record), ensure_ascii=False, allow_nan=False) + "\n" for record in found.records)
-            write_bytes(task.folder / f"{benchmark.key}.jsonl", lines.encode("utf-8", "surrogatepass"))
-            scored[label].append(replace(found, records=()))
+            scored[label].append(task.run_all(_reporter(on_event, label, benchmark.key, len(task.rows), place)))
     summaries: dict[str, Evaluation] = {}
     for label, model in models.items():
-        summary = _summary(label, scored[label], model, config)
-        summary = replace(summary, synthetic=asked.synthetic, skipped=skipped, shortages=shortages)
-        summaries[label] = summary
+        summaries[label] = summary = _summary(label, scored[label], model, config, asked)
         write_json(run / "eval" / label / METRICS_FILE, to_json(summary))
         for partial in (run / "eval" / label).glob(f"*{PARTIAL}"):
             partial.unlink(missing_ok=True)
@@ -150,15 +82,8 @@ def evaluate_models(
 
 def prompts_to_send(config: Config, model: Model) -> dict[str, list[str]]:
     """The prompts that `evaluate_models` would put to a model: with examples, without those answered earlier."""
-    rows, _, _ = _prepared(rows_to_score(config), config, model)
-    found: dict[str, list[str]] = {}
-    for key, chosen in rows.items():
-        file = _shared_file(config, model.settings(BENCHMARKS[key], chosen, labels=False))
-        known = read_answers(file) if config.evaluation.reuse and model.lasting else {}
-        ids = model.prompts(chosen, BENCHMARKS[key])
-        texts = {prompt: row.prompt for row, prompt in zip(chosen, ids, strict=True) if prompt not in known}
-        found[key] = list(texts.values())
-    return found
+    asked = prepared(rows_to_score(config), config, model.length)
+    return {key: unanswered(model, BENCHMARKS[key], rows, config) for key, rows in asked.rows.items()}
 
 
 @dataclass(frozen=True)
@@ -166,7 +91,6 @@ class _Scored:
     """One benchmark, scored."""
 
     key: str
-    records: Sequence[RowRecord]
     metrics: BenchmarkMetrics
     work: Work
     seconds: float
@@ -187,49 +111,37 @@ class _Task:
     def folder(self) -> Path:
         return self.run / "eval" / self.label
 
-    def partial_file(self, what: str) -> Path:
-        return self.folder / f"{self.benchmark.key}.{what}{PARTIAL}"
-
     def run_all(self, report: Callable[[int], None]) -> _Scored:
-        """Ask the model and score its answers."""
+        """Ask the model, score its answers and write their records."""
         started = time.monotonic()
         evaluation, benchmark = self.config.evaluation, self.benchmark
-        ids = self.model.prompts(self.rows, benchmark)
-        texts: list[dict[str, Any] | None] = [None] * len(self.rows)
-        choices: list[dict[str, Any] | None] = [None] * len(self.rows)
-        reused = 0
+        prompts = self.model.prompts(self.rows, benchmark)
+        none: list[ModelAnswer | None] = [None] * len(self.rows)
+        (texts, reused), (rankings, reused_rankings) = (none, 0), (none, 0)
         report(0)
         if evaluation.mode != "labels":
-            texts, reused = self._answers(ids, "text", self.model.generate, report)
+            texts, reused = self._answers(prompts, report)
         if evaluation.mode != "generate" and benchmark.labels:
-            choices, again = self._answers(ids, "labels", self.model.compare_labels, report)
-            reused += again
-        too_long = [
-            place
-            for place, (prompt, answer) in enumerate(zip(ids, texts, strict=True))
-            if prompt is None or (answer and answer["stopped"] == TOO_LONG)
-        ]
-        outputs = [answer["text"] if answer else None for answer in texts]
-        if evaluation.mode != "labels":
-            outputs = ["" if place in set(too_long) else output for place, output in enumerate(outputs)]
-        records, metrics = score_rows(benchmark, self.rows, outputs, evaluation.bertscore_model)
-        for place in too_long:
-            records[place] = replace(records[place], too_long=True)
-        for place, (answer, choice) in enumerate(zip(texts, choices, strict=True)):
-            if answer:
-                stopped, api, served = (answer.get(name) for name in ("stopped", "api", "served_model"))
-                records[place] = replace(records[place], stopped=stopped, api=api, served_model=served)
-            if choice:
-                chosen = choice_of(benchmark, choice["label_logprobs"])
-                records[place] = replace(records[place], label_logprobs=choice["label_logprobs"], label_choice=chosen)
-        if any(choices):
-            metrics = summarise(benchmark, records)
-        metrics = replace(metrics, too_long=len(too_long))
+            rankings, reused_rankings = self._answers(prompts, report, labels=True)
+        outputs = [None if evaluation.mode == "labels" else _output(text) for text in texts]
+        choices = [choice_of(benchmark, one.label_logprobs) if one and one.label_logprobs else None for one in rankings]
+        records, metrics = score_rows(benchmark, self.rows, outputs, evaluation.bertscore_model, choices)
+        records = [_with_answers(*one) for one in zip(records, prompts, texts, rankings, strict=True)]
+        metrics = replace(metrics, too_long=sum(record.too_long for record in records))
         if evaluation.mode != "labels":
             self._say_what_was_cut(records)
-        if evaluation.check_rows and evaluation.mode != "labels":
-            metrics = replace(metrics, decoding=self._checked(records))
-        return _Scored(benchmark.key, records, metrics, Work(len(self.rows), reused), time.monotonic() - started)
+            if evaluation.check_rows:
+                metrics = replace(metrics, decoding=self._checked(records))
+        lines = "".join(json.dumps(to_json(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records)
+        write_bytes(self.folder / f"{benchmark.key}.jsonl", lines.encode("utf-8", "surrogatepass"))
+        work = Work(len(self.rows), reused + reused_rankings)
+        return _Scored(benchmark.key, metrics, work, time.monotonic() - started)
+
+    def _answers(
+        self, prompts: Sequence[str | None], report: Callable[[int], None], labels: bool = False
+    ) -> tuple[list[ModelAnswer | None], int]:
+        partial = self.folder / f"{self.benchmark.key}.{'labels' if labels else 'text'}{PARTIAL}"
+        return answers_of(self.model, self.benchmark, self.rows, prompts, partial, self.config, report, labels)
 
     def _say_what_was_cut(self, records: Sequence[RowRecord]) -> None:
         """Warn where many texts reach the budget while they are empty or inside a thought: their score says little of the model."""
@@ -248,50 +160,6 @@ class _Task:
                 self.label, self.benchmark.key, cut, len(records), self.benchmark.budget_tokens,
             )  # fmt: skip
 
-    def _answers(
-        self,
-        ids: Sequence[str | None],
-        what: str,
-        ask: Callable[[Benchmark, Sequence[Row], Sequence[int], OnAnswer], None],
-        report: Callable[[int], None],
-    ) -> tuple[list[dict[str, Any] | None], int]:
-        """(each row's answer, None where its prompt is too long; how many were known already)."""
-        settings = self.model.settings(self.benchmark, self.rows, labels=what == "labels")
-        with ExitStack() as stack:
-            files = [stack.enter_context(AnswerFile(self.partial_file(what), settings))]
-            if self.config.evaluation.reuse and self.model.lasting:
-                files.append(stack.enter_context(AnswerFile(_shared_file(self.config, settings), settings)))
-            known: dict[str, dict[str, Any]] = {}
-            for file in files:
-                known |= file.known
-            places: dict[str, list[int]] = {}
-            for place, prompt in enumerate(ids):
-                if prompt is not None:
-                    places.setdefault(prompt, []).append(place)
-            for prompt in places:
-                if prompt in known:
-                    for file in files:
-                        file.add(prompt, known[prompt])
-            asked = [same[0] for prompt, same in places.items() if prompt not in known]
-            missing = sum(len(same) for prompt, same in places.items() if prompt not in known)
-            done = len(ids) - missing
-            report(done)
-
-            def keep(place: int, answer: dict[str, Any]) -> None:
-                nonlocal done
-                prompt = ids[place]
-                assert prompt is not None
-                known[prompt] = answer
-                for file in files:
-                    file.add(prompt, answer)
-                done += len(places[prompt])
-                report(done)
-
-            if asked:
-                ask(self.benchmark, self.rows, asked, keep)
-        answers: list[dict[str, Any] | None] = [None if prompt is None else known[prompt] for prompt in ids]
-        return answers, sum(map(len, places.values())) - missing
-
     def _checked(self, records: Sequence[RowRecord]) -> DecodingCheck | None:
         """How many of a seeded few rows plain decoding row by row answers otherwise, as far as ours were decoded."""
         if not isinstance(self.model, LocalModel):
@@ -308,32 +176,22 @@ class _Task:
         return DecodingCheck(len(places), differ)
 
 
-def _prepared(
-    asked: EvaluationRows, config: Config, model: Model
-) -> tuple[dict[str, Sequence[Row]], dict[str, str], dict[str, str]]:
-    """(rows as they are put to the models, what is skipped and why, benchmarks with fewer examples than asked for)."""
-    rows: dict[str, Sequence[Row]] = dict(asked.rows)
-    skipped, shortages = dict(asked.skipped), dict[str, str]()
-    for key in list(rows):
-        benchmark = BENCHMARKS[key]
-        if config.evaluation.mode == "labels" and not benchmark.labels:
-            skipped[key] = "evaluation.mode=labels: it has no closed label set"
-            del rows[key]
-        elif config.evaluation.shots:
-            prepared = few_shot_rows(config, benchmark, rows[key], model.length())
-            if prepared.skipped:
-                skipped[key] = prepared.skipped
-                del rows[key]
-                continue
-            if prepared.shortage:
-                shortages[key] = prepared.shortage
-            rows[key] = prepared.rows
-    return rows, skipped, shortages
+def _output(text: ModelAnswer | None) -> str | None:
+    """What is scored of a text: nothing where the prompt did not fit."""
+    return "" if text is None or text.stopped == TOO_LONG else text.text
 
 
-def _shared_file(config: Config, settings: Mapping[str, Any]) -> Path:
-    """Where answers under these settings are kept for later evaluations."""
-    return Path(config.evaluation.answers_dir).expanduser() / f"{settings_id(settings)}.jsonl"
+def _with_answers(record: RowRecord, prompt: str | None, text: ModelAnswer | None, ranking: ModelAnswer | None) -> RowRecord:
+    """The record with what is known of its answers apart from the score."""
+    text, ranking = text or ModelAnswer(), ranking or ModelAnswer()
+    return replace(
+        record,
+        too_long=prompt is None or text.stopped == TOO_LONG,
+        stopped=text.stopped,
+        api=text.api,
+        served_model=text.served_model,
+        label_logprobs=ranking.label_logprobs,
+    )
 
 
 def _reporter(
@@ -359,24 +217,27 @@ def _cost(summary: Evaluation, config: Config) -> str:
     return f"{summary.label}: {rows} rows, {summary.reused} answered earlier, {speed}; {memory}"
 
 
-def _summary(label: str, scored: Sequence[_Scored], model: Model, config: Config) -> Evaluation:
+def _summary(label: str, scored: Sequence[_Scored], model: Model, config: Config, asked: EvaluationRows) -> Evaluation:
     """All benchmarks of one model together."""
     scores = {one.key: one.metrics for one in scored}
     seconds, reused = sum(one.seconds for one in scored), sum(one.work.reused for one in scored)
-    asked = sum(one.work.rows for one in scored) - reused
+    new = sum(one.work.rows for one in scored) - reused
     work = model.work
     return Evaluation(
         scores=scores,
         seconds={one.key: one.seconds for one in scored},
         work={one.key: one.work for one in scored},
         label=label,
+        synthetic=asked.synthetic,
+        skipped=asked.skipped,
         groups=group_means(scores),
         finlora_overall=finlora_overall(scores),
         model=dict(model.identity),
         mode=config.evaluation.mode,
         shots=config.evaluation.shots,
+        shortages=asked.shortages,
         reused=reused,
-        rows_per_s=asked / seconds if seconds else None,
+        rows_per_s=new / seconds if seconds else None,
         peak_cache_gib=work.peak_cache_bytes / 2**30,
         tokens=TokenCounts(work.prompt_tokens, work.read_tokens, work.written_tokens),
         server=model.account(),

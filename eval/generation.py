@@ -2,10 +2,13 @@
 
 FinLoRA's rule 2: temperature 1e-5, stop at end-of-sequence or at the budget. Three things make it fast:
 
-- *Reading.* Prompts are sorted and read as a tree (`fedfinlora.packing`), pass by pass. What a pass has in common with the last prompt of the
+- *Reading.* Prompts are sorted and read as a tree (`fedfinlora.packing`), pass by pass. What a pass has in common with
+  the last prompt of the
   pass before is not read again: its keys and values are kept, and in sorted order there is nothing else to share.
-- *Writing.* Many rows are decoded together, each with its own keys and values in buffers of similar width; a long beginning that several
-  rows share (a filing, a list of tags) is kept once and attended to in one product (Hydragen, Juravsky et al. 2024, eq. 5: the two
+- *Writing.* Many rows are decoded together, each with its own keys and values in buffers of similar width; a long
+  beginning that several
+  rows share (a filing, a list of tags) is kept once and attended to in one product (Hydragen, Juravsky et al. 2024, eq.
+  5: the two
   softmaxes are merged by their normalisers).
 - *Leaving.* A row leaves at its end, at its budget, or when the caller says that nothing can change any more.
 
@@ -47,7 +50,9 @@ COMPACT_BELOW = 0.75
 """Buffers are cut down when at most this share of their rows is still being decoded."""
 
 Settled = Callable[[int, list[int], int], bool]
-"""(number of the prompt, new tokens so far, tokens left in the budget) -> whether nothing that counts can change any more."""
+"""(number of the prompt, new tokens so far, tokens left in the budget) -> whether nothing that counts can change any
+more.
+"""
 
 
 @dataclass(frozen=True)
@@ -88,8 +93,8 @@ def generate(
 ) -> Generated:
     """Greedy answers of at most `budget_tokens` tokens. Prompts must not be empty.
 
-    After its first prompt a pass reads at most `batch_tokens` further tokens. `on_answer` hears of each prompt, by its number, as soon as
-    its answer stands, in no particular order. Equal prompts are answered once.
+    After its first prompt a pass reads at most `batch_tokens` further tokens. `on_answer` hears of each prompt, by its
+    number, as soon as its answer stands, in no particular order. Equal prompts are answered once.
     """
     numbers: dict[Tokens, list[int]] = {}
     for number, prompt in enumerate(prompts):
@@ -173,7 +178,8 @@ class _Engine:
     def _needed(self, first: int, last: int) -> float:
         """Most bytes of keys and values while rows first to last are read and then stay in the pool.
 
-        What the pass reads and what is copied from it are there at the same time, and one layer twice while it is copied.
+        What the pass reads and what is copied from it are there at the same time, and one layer twice while it is
+        copied.
         """
         tokens = len(self.spine[0])
         for row in range(first, last):

@@ -1,8 +1,10 @@
-"""95 % intervals: Wilson's for shares of rows, a seeded bootstrap over rows for every other figure, and how intervals of means follow.
+"""95 % intervals: Wilson's for shares of rows, a seeded bootstrap over rows for every other figure, and how intervals
+of means follow.
 
-A *kind* is a set of rows that are alike in all that a figure depends on. Drawing n rows with replacement and counting the kinds is one
-multinomial draw, so a figure is written once, as a function of how often each kind occurs, and is computed for the sample and for all
-resamples together: counts (1 + RESAMPLES, kinds) in, values (1 + RESAMPLES,) out, the sample itself in the first place.
+A *kind* is a set of rows that are alike in all that a figure depends on. Drawing n rows with replacement and counting
+the kinds is one multinomial draw, so a figure is written once, as a function of how often each kind occurs, and is
+computed for the sample and for all resamples together: counts (1 + RESAMPLES, kinds) in, values (1 + RESAMPLES,) out,
+the sample itself in the first place.
 """
 
 from __future__ import annotations
@@ -49,7 +51,8 @@ def wilson_interval(hits: int, n: int, z: float = Z_95) -> tuple[float, float] |
 
 
 def sample_and_resamples(rows_of_kind: Sequence[int]) -> Array:
-    """How often each kind of row occurs in the sample and in each resample: (1 + RESAMPLES, kinds) float64 of whole numbers.
+    """How often each kind of row occurs in the sample and in each resample: (1 + RESAMPLES, kinds) float64 of whole
+    numbers.
 
     Without rows there is nothing to draw: (1, kinds) of zeros.
     """
@@ -69,15 +72,17 @@ def estimate_of(values: Array) -> float | None:
     return None if math.isnan(value) else value
 
 
-def bootstrap_interval(values: Array, lowest: float = 0.0, highest: float = 1.0) -> list[float] | None:
-    """[2.5 %, 97.5 %] percentile of the resamples, values[1:], freed of their bias; None where the figure itself is undefined.
+def bootstrap_interval(values: Array, lowest: float = 0.0, highest: float = 1.0) -> tuple[float, float] | None:
+    """(2.5 %, 97.5 %) percentile of the resamples, values[1:], freed of their bias; None where the figure itself is
+    undefined.
 
-    Efron's (1979) percentile interval, moved by the figure minus the mean of its resamples, and kept within what the figure can be.
-    Shares and means move by nothing but chance, F1 of label sets hardly; but F1 over hundreds of answers that occur once is higher in
-    nearly every resample (1,200 rows with as many answers, 59 % right: 0.51, resampled 0.52 to 0.57), because a resample repeats rows.
+    Efron's (1979) percentile interval, moved by the figure minus the mean of its resamples, and kept within what the
+    figure can be. Shares and means move by nothing but chance, F1 of label sets hardly; but F1 over hundreds of answers
+    that occur once is higher in nearly every resample (1,200 rows with as many answers, 59 % right: 0.51, resampled
+    0.52 to 0.57), because a resample repeats rows.
 
-    Resamples in which the figure is undefined (Matthews correlation, when one class alone was drawn) are left out. Where every row counts
-    alike, at 0, at 1 and with one row, the interval has no width.
+    Resamples in which the figure is undefined (Matthews correlation, when one class alone was drawn) are left out.
+    Where every row counts alike, at 0, at 1 and with one row, the interval has no width.
     """
     import numpy as np
 
@@ -86,18 +91,19 @@ def bootstrap_interval(values: Array, lowest: float = 0.0, highest: float = 1.0)
         return None
     defined = resamples[~np.isnan(resamples)]
     if not defined.size:
-        return [estimate, estimate]
+        return estimate, estimate
     shift = estimate - float(defined.mean())
     low, high = (float(end) + shift for end in np.percentile(defined, [2.5, 97.5]))
-    return [max(lowest, min(low, estimate)), min(highest, max(high, estimate))]
+    return max(lowest, min(low, estimate)), min(highest, max(high, estimate))
 
 
-def mean_interval(figures: Sequence[tuple[float, Sequence[float] | None]]) -> list[float] | None:
-    """The 95 % interval of the mean of independent figures, each given as (figure, its own interval); None if one has none.
+def mean_interval(figures: Sequence[tuple[float, Sequence[float] | None]]) -> tuple[float, float] | None:
+    """The 95 % interval of the mean of independent figures, each given as (figure, its own interval); None if one has
+    none.
 
-    Each side adds up as standard errors do: low = mean - sqrt(Σ (figure - low)²) / k, and likewise high ("MOVER", Zou and Donner 2008,
-    section 2). With symmetric intervals this is the stratified bootstrap's normal approximation; unlike it, benchmarks at 0 or 1 keep
-    the width that Wilson's interval gives them.
+    Each side adds up as standard errors do: low = mean - sqrt(Σ (figure - low)²) / k, and likewise high ("MOVER", Zou
+    and Donner 2008, section 2). With symmetric intervals this is the stratified bootstrap's normal approximation;
+    unlike it, benchmarks at 0 or 1 keep the width that Wilson's interval gives them.
 
     >>> low, high = mean_interval([(0.5, [0.3, 0.8]), (0.7, [0.3, 1.0])])
     >>> round(low, 3), round(high, 3)  # 0.6 - hypot(0.2, 0.4) / 2, 0.6 + hypot(0.3, 0.3) / 2
@@ -109,4 +115,4 @@ def mean_interval(figures: Sequence[tuple[float, Sequence[float] | None]]) -> li
     mean = math.fsum(figure for figure, _ in figures) / k
     below = math.hypot(*(figure - interval[0] for figure, interval in figures if interval))
     above = math.hypot(*(interval[1] - figure for figure, interval in figures if interval))
-    return [mean - below / k, mean + above / k]
+    return mean - below / k, mean + above / k

@@ -1,4 +1,5 @@
-"""Keys and values that decoding keeps: of the prompts read last, of beginnings that several rows share, and of each row by itself.
+"""Keys and values that decoding keeps: of the prompts read last, of beginnings that several rows share, and of each row
+by itself.
 
 Shapes: R rows, G key heads, D numbers a head.
 """
@@ -69,10 +70,11 @@ class Pool:
 
 
 def long_prefixes(ordered: Sequence[Tokens]) -> list[int]:
-    """For each of the sorted prompts, how many of its first tokens are kept once while decoding; the same number for neighbours that share.
+    """For each of the sorted prompts, how many of its first tokens are kept once while decoding; the same number for
+    neighbours that share.
 
-    Neighbours are grouped while they have LONG_PREFIX_TOKENS in common; a part of a group that has more in common goes by itself if
-    that keeps fewer tokens in all.
+    Neighbours are grouped while they have LONG_PREFIX_TOKENS in common; a part of a group that has more in common goes
+    by itself if that keeps fewer tokens in all.
     """
     shared = [0, *(common_prefix_tokens(one, other) for one, other in pairwise(ordered))]
     lengths = [0] * len(ordered)
@@ -138,7 +140,9 @@ def shared_by(
 
 
 def gather(layers: Layers, ranges: Sequence[tuple[int, int]], free: bool = False) -> Layers:
-    """Copies of the keys and values in `ranges`, (1, G, tokens, D) a layer; `free` lets each tensor go when it is copied."""
+    """Copies of the keys and values in `ranges`, (1, G, tokens, D) a layer; `free` lets each tensor go when it is
+    copied.
+    """
     import torch
 
     gathered = Layers()

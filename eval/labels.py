@@ -1,8 +1,9 @@
-"""Closed label sets without generation: the log-probability of each label as the answer, all labels of a row in one pass.
+"""Closed label sets without generation: the log-probability of each label as the answer, all labels of a row in one
+pass.
 
-A label's score is the sum of the log-probabilities of its tokens and of the end-of-sequence token behind them, as training sees it:
-log p(label, end | prompt), in nats. The highest is the model's choice. (Multiple choice as in GPT-3, Brown et al. 2020, section 2.4, without
-normalising by length: a label is compared as the whole answer that it is.)
+A label's score is the sum of the log-probabilities of its tokens and of the end-of-sequence token behind them, as
+training sees it: log p(label, end | prompt), in nats. The highest is the model's choice. (Multiple choice as in GPT-3,
+Brown et al. 2020, section 2.4, without normalising by length: a label is compared as the whole answer that it is.)
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ def label_logprobs(
     batch_tokens: int = 4096,
     on_row: Callable[[int, list[float]], None] | None = None,
 ) -> list[list[float]]:
-    """For each prompt the log-probability of each label, in nats, in the order of `labels` (token ids with the end-of-sequence token).
+    """For each prompt the log-probability of each label, in nats, in the order of `labels` (token ids with the
+    end-of-sequence token).
 
     `on_row` hears of each prompt, by its number, as soon as its labels are scored.
     """

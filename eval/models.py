@@ -1,6 +1,7 @@
 """The models that an evaluation asks: ours, with one adapter, or one behind a server. Both answer the same prompts.
 
-What a model is asked and what decides its answer, besides the prompt, is in `settings`: answers are kept under the hash of it.
+What a model is asked and what decides its answer, besides the prompt, is in `settings`: answers are kept under the hash
+of it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from data.catalog import Benchmark
 from data.encode import encode_prompts
 from data.rows import Row
-from eval.answers import prompt_id
+from eval.answers import ModelAnswer, prompt_id
 from eval.generation import Answer, generate
 from eval.labels import label_logprobs
 from eval.plain_generation import generate_plainly
@@ -30,10 +31,8 @@ from fedfinlora.models import Session, pick_dtype
 if TYPE_CHECKING:
     from eval.remote import RemoteSession
 
-OnAnswer = Callable[[int, dict[str, Any]], None]
-"""(number of the row, its answer): `text` and `stopped` of a generated one, `label_logprobs` of compared labels.
-
-`stopped` is end, budget, settled, or what a server gave as its reason; TOO_LONG where it says that the prompt does not fit."""
+OnAnswer = Callable[[int, ModelAnswer], None]
+"""Hears the number of a row and its answer."""
 TOO_LONG = "too_long"
 
 
@@ -67,11 +66,15 @@ class Model(Protocol):
 
     @property
     def lasting(self) -> bool:
-        """Whether `settings` tell the model from every other one, so that its answers may be kept for other evaluations."""
+        """Whether `settings` tell the model from every other one, so that its answers may be kept for other
+        evaluations.
+        """
         ...
 
     def settings(self, benchmark: Benchmark, rows: Sequence[Row], labels: bool) -> dict[str, Any]:
-        """Everything, besides the prompt, that decides the answers to a benchmark (all of its evaluated rows are given)."""
+        """Everything, besides the prompt, that decides the answers to a benchmark (all of its evaluated rows are
+        given).
+        """
         ...
 
     def prompts(self, rows: Sequence[Row], benchmark: Benchmark) -> list[str | None]:
@@ -164,7 +167,7 @@ class LocalModel:
 
         def keep(number: int, answer: Answer) -> None:
             text = decode(answer.tokens, skip_special_tokens=True)
-            on_answer(asked[number], {"text": text, "stopped": answer.stopped})
+            on_answer(asked[number], ModelAnswer(text, answer.stopped))
 
         write_adapter(self.session.model, self.adapter)
         evaluation = self.config.evaluation
@@ -196,7 +199,7 @@ class LocalModel:
         labels = [(*label, tokenizer.eos_token_id) for label in ids]
 
         def keep(number: int, logprobs: list[float]) -> None:
-            on_answer(asked[number], {"label_logprobs": dict(zip(benchmark.labels, logprobs, strict=True))})
+            on_answer(asked[number], ModelAnswer(label_logprobs=dict(zip(benchmark.labels, logprobs, strict=True))))
 
         write_adapter(self.session.model, self.adapter)
         label_logprobs(
@@ -255,8 +258,7 @@ class RemoteAnswers:
     def generate(self, benchmark: Benchmark, rows: Sequence[Row], asked: Sequence[int], on_answer: OnAnswer) -> None:
         prompts = [rows[number].prompt for number in asked]
         for number, answer in self.remote.answers(prompts, benchmark.budget_tokens, benchmark.key):
-            told = {"api": answer.api, "served_model": answer.served_model}
-            on_answer(asked[number], {"text": answer.text, "stopped": answer.finish_reason, **told})
+            on_answer(asked[number], ModelAnswer(answer.text, answer.finish_reason, answer.api, answer.served_model))
             self.work.read_tokens += answer.prompt_tokens or 0
             self.work.prompt_tokens += answer.prompt_tokens or 0
             self.work.written_tokens += answer.answer_tokens or 0
@@ -266,7 +268,9 @@ class RemoteAnswers:
 
 
 def end_ids(session: Session) -> list[int]:
-    """End-of-sequence tokens: the tokenizer's, which training used, first, and those of the model's generation settings."""
+    """End-of-sequence tokens: the tokenizer's, which training used, first, and those of the model's generation
+    settings.
+    """
     configured = getattr(session.model.generation_config, "eos_token_id", None) or []
     more = configured if isinstance(configured, list) else [configured]
     return [session.tokenizer.eos_token_id, *(token for token in more if token != session.tokenizer.eos_token_id)]

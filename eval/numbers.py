@@ -31,13 +31,15 @@ _TYPESET: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\\(?:times|cdot)\b"), "×"),
     (re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r"\1/\2"),
     (re.compile(r"\\([$%€£])"), r"\1"),
+    (re.compile(rf"({CURRENCY}\s?\d[\d.,]*)\s?MM\b"), r"\1 million"),
     (re.compile(r"\{,\}|(?<=\d)\\[,;!](?=\d{3})"), ","),
     (re.compile(r"10\s*\^\s*\{\s*([-+\u2212]?\d{1,4})\s*\}"), r"10^\1"),
     (re.compile(rf"(?<![\w.,])[{DASHES}](?=(?:US\$|USD|EUR|GBP|[$€£¥₹])?\s?\.?\d)"), "-"),
     (re.compile(r"(?<![\w.,])(\d+),(?=(?:\d{1,2}|\d{4,})(?!\w|[.,]\d))"), r"\1."),
 )
-"""How typesetting writes numbers -> how they are typed. A dash behind a digit is a range, not a sign; a comma in front of one, two, four or more
-digits is a decimal comma, unless more groups follow."""
+"""How typesetting writes numbers -> how they are typed. A dash behind a digit is a range, not a sign; a comma in front
+of one, two, four or more digits is a decimal comma, unless more groups follow.
+"""
 _NUMBER = re.compile(
     rf"""
     (?<![\w.,])                                                       # not inside a word, a tag name or another number
@@ -66,18 +68,23 @@ _SET_ASIDE = re.compile(
 _AROUND = " \t*_`\"'“”„«»‹›‚‘’.,;:!?="
 """Signs around a number that is alone."""
 _STEP = re.compile(r"\s*\d{1,2}[.):]\s+\S")
-_NAMED = re.compile(r"\b(?:final\s+answer|answer\s+(?:is|would\s+be|should\s+be))\b", re.IGNORECASE)
+_NAMED = re.compile(
+    r"\b(?:final\s+answer|answer\s+(?:is|would\s+be|should\s+be))\b|^\W*answer\W{0,4}:"
+    r"|\b(?:therefore|thus|hence)\b[^.\n]*?(?:\b(?:is|are|be|equals)\b|[=≈:])",
+    re.IGNORECASE | re.MULTILINE,
+)
 
 
 def parse_number(text: str, labels: Sequence[str] = ()) -> float | None:
     """The number that is answered: the first one, or on a line with "=" the first one behind its last "=".
 
-    Where the text does not begin with a line that is a number, one behind the last "the answer is" or "final answer" comes first. Separators
-    of thousands (comma, blank, apostrophe, dots where there are several), currency signs and a percent sign are dropped ("12.5 %" is 12.5,
-    not 0.125); a decimal comma is a point; accountants' brackets negate; "e6", "x 10^6", "10⁶", "million", "bn", "5M" scale; a fraction is
-    divided where it is all there is; LaTeX, other dashes, "minus" and "negative" are read as what they are written for. Other units are
-    ignored, and so are a date, a year ("in 2023") and a number denied ("not 4 but 5") where another number is there. What is not finite is
-    no number.
+    Where the text does not begin with a line that is a number, one behind the last "the answer is", "Answer:" or
+    "therefore … is" comes first. Separators of thousands (comma, blank, apostrophe, dots where there are several),
+    currency signs and a percent sign are dropped ("12.5 %" is 12.5, not 0.125); a decimal comma is a point;
+    accountants' brackets negate; "e6", "x 10^6", "10⁶", "million", "bn", "5M" scale; a fraction is divided where it is
+    all there is; LaTeX, other dashes, "minus" and "negative" are read as what they are written for. Other units are
+    ignored, and so are a date, a year ("in 2023") and a number denied ("not 4 but 5") where another number is there.
+    What is not finite is no number.
 
     >>> parse_number("FV = 30,000 × 1.2 = $36,000.00"), parse_number("(5.2 million)"), parse_number("none")
     (36000.0, -5200000.0, None)
@@ -91,7 +98,7 @@ def parse_number(text: str, labels: Sequence[str] = ()) -> float | None:
     if quotient:
         return float(quotient["over"].replace("−", "-")) / float(quotient["under"])
     for said in (_SET_ASIDE.sub(" ", text), text):
-        named = [] if _is_number(_first_line(said)) else list(_NAMED.finditer(said))
+        named = [] if _is_number(first_line(said)) else list(_NAMED.finditer(said))
         for place in (*(found.end() for found in reversed(named)), 0):
             value = _first_number(said[place:])
             if value is not None:
@@ -100,7 +107,8 @@ def parse_number(text: str, labels: Sequence[str] = ()) -> float | None:
 
 
 def typed(text: str) -> str:
-    """A text with its typeset numbers as they are typed: LaTeX, wide signs, superscripts, fractions of one sign, separators, other dashes.
+    """A text with its typeset numbers as they are typed: LaTeX, wide signs, superscripts, fractions of one sign,
+    separators, other dashes.
 
     >>> typed(r"\u20135.0 and \\$1{,}234 \\times 10^{6}, 3 × 10⁻²; 2½; 1 000 000,5")
     '-5.0 and $1,234 × 10^6, 3 × 10^-2; 2.5; 1000000.5'
@@ -116,7 +124,8 @@ def typed(text: str) -> str:
 
 
 def lone_number(line: str) -> float | None:
-    """The number that a line is, in any spelling but a fraction, if nothing stands around it but a currency, quotes and punctuation.
+    """The number that a line is, in any spelling but a fraction, if nothing stands around it but a currency, quotes and
+    punctuation.
 
     >>> lone_number("**$1,234.50**"), lone_number("5 %."), lone_number("(5)"), lone_number("5 × 10³"), lone_number("10 to 20")
     (1234.5, 5.0, -5.0, 5000.0, None)
@@ -129,7 +138,9 @@ def lone_number(line: str) -> float | None:
 
 
 def _first_number(text: str) -> float | None:
-    """The first number of the first line that has one, or the first behind its last "="; infinite where it is too large."""
+    """The first number of the first line that has one, or the first behind its last "="; infinite where it is too
+    large.
+    """
     line = next((line for line in text.splitlines() if _NUMBER.search(line)), "")
     found = _NUMBER.search(line.rpartition("=")[2]) or _NUMBER.search(line)
     return _value(found) if found else None
@@ -152,5 +163,6 @@ def _is_number(line: str) -> bool:
     return len(_NUMBER.findall(line)) == 1 and len(words) <= 2 and not {"answer", "step"} & set(words) and not _STEP.match(line)
 
 
-def _first_line(text: str) -> str:
-    return next((line for line in text.splitlines() if line.strip()), "")
+def first_line(text: str) -> str:
+    """The first line that is not blank, stripped."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")

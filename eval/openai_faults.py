@@ -1,7 +1,9 @@
-"""What a reply of an OpenAI-compatible server says where it holds no answer: its status, also behind a 200, and its own words.
+"""What a reply of an OpenAI-compatible server says where it holds no answer: its status, also behind a 200, and its own
+words.
 
-Servers, gateways and proxies put their words into JSON of many forms, into HTML or into plain text. Of these words one printable line of at
-most LONGEST_MESSAGE characters is shown, without the prompt, the key, or anything else that looks like a key.
+Servers, gateways and proxies put their words into JSON of many forms, into HTML or into plain text. Of these words one
+printable line of at most LONGEST_MESSAGE characters is shown, without the prompt, the key, or anything else that looks
+like a key.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ LONGEST_MESSAGE = 200
 LONGEST_READ = 4000
 """Characters of a text or a page that are looked at for them."""
 ECHO_CHARACTERS = 20
-"""A message that has so many characters in a row from the prompt, or a whole prompt of at least eight, repeats the prompt."""
+"""A message that has so many characters in a row from the prompt, or a whole prompt of at least eight, repeats the
+prompt.
+"""
 
 STATUS_OF = {
     "rate_limit": 429, "overloaded": 503, "unavailable": 503, "timeout": 408, "server_error": 500, "internal": 500,
@@ -48,7 +52,8 @@ class Fault:
 
 
 def error_status(content: bytes) -> int:
-    """The status that a reply should have had whose body is an error in spite of its 200, as gateways send; 0 where it is none.
+    """The status that a reply should have had whose body is an error in spite of its 200, as gateways send; 0 where it
+    is none.
 
     >>> error_status(b'{"error": {"code": 429}}'), error_status(b'[{"error": "no such model"}]'), error_status(b'{"choices": []}')
     (429, 400, 0)
@@ -97,7 +102,9 @@ def read_fault(content: bytes, prompt: str, key: str) -> Fault:
 
 
 def row_refusal(fault: Fault) -> str:
-    """Why a server refuses this one row for good: too_long or content_filter, as a finish_reason; empty for any other reason."""
+    """Why a server refuses this one row for good: too_long or content_filter, as a finish_reason; empty for any other
+    reason.
+    """
     if fault.code == "context_length_exceeded" or _TOO_LONG.search(fault.message):
         return "too_long"
     return "content_filter" if fault.code == "content_filter" else ""

@@ -1,7 +1,7 @@
 """The request and response forms of OpenAI-compatible servers: what is sent, and the answer in a reply.
 
-/completions takes the raw prompt, which is FinLoRA's rule 1; /chat/completions puts it into the model's chat template. Nothing here
-talks to a server, and nothing here returns text of a prompt or of the key.
+/completions takes the raw prompt, which is FinLoRA's rule 1; /chat/completions puts it into the model's chat template.
+Nothing here talks to a server, and nothing here returns text of a prompt or of the key.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ PATHS = {"completions": "/completions", "chat": "/chat/completions"}
 """Form of the interface -> path below the server's address."""
 GREEDY = {"temperature": 0, "top_p": 1}
 """FinLoRA's rule 2: greedy in effect."""
+HELD_BACK = ("content_filter", "safety", "refusal")
+"""Finish reasons of an answer that was withheld: it is empty, also where the reply has no place for it."""
 SHORTEST_SECRET = 8
 """A shorter key is a placeholder such as "EMPTY", and may well be a word of an answer."""
 
@@ -50,9 +52,13 @@ class RemoteAnswer:
     """One answer of a server."""
 
     text: str
-    """As sent; an empty answer is an answer."""
+    """As sent; an empty answer is an answer, and so is null where the reply says why it ended (a refusal, a tool call,
+    the budget, …).
+    """
     finish_reason: str
-    """As sent: stop, length, content_filter, …; too_long where the server says that the prompt does not fit; empty where unsaid."""
+    """As sent: stop, length, content_filter, …; refusal where the message says so; too_long where the server says that
+    the prompt does not fit; empty where unsaid.
+    """
     prompt_tokens: int | None
     """As the server counts (and bills) them; None where it does not say."""
     answer_tokens: int | None
@@ -82,7 +88,13 @@ def read_answer(api: str, content: bytes, key: str) -> RemoteAnswer:
     if finish_reason == "error":
         raise MalformedReply("an answer that ended with an error")
     message = choice.get("message")
-    text = choice.get("text") if api == "completions" else _message_text(message) if isinstance(message, dict) else None
+    message = message if api == "chat" and isinstance(message, dict) else {}
+    if message.get("content") is None and message.get("refusal"):
+        finish_reason = "refusal"
+    text = choice.get("text") if api == "completions" else _message_text(message)
+    null = "text" in choice if api == "completions" else bool(message)
+    if text is None and ((null and finish_reason) or finish_reason in HELD_BACK or "content" in message):
+        text = ""
     if not isinstance(text, str):
         raise MalformedReply(f"choices without a {'text' if api == 'completions' else 'message'}")
     usage = reply.get("usage")
@@ -103,10 +115,8 @@ def redacted(text: str, key: str) -> str:
 
 
 def _message_text(message: dict[str, Any]) -> Any:
-    """A chat message's text. It is null where the model refused, was filtered or used its budget up before it answered."""
-    if "content" not in message:
-        return message.get("refusal")
-    content = message["content"]
+    """A chat message's text; its refusal where it has none, None where it has neither."""
+    content = message.get("content")
     if isinstance(content, list):  # parts: text among others, such as thoughts
         return "".join(
             str(part["text"])
@@ -115,7 +125,7 @@ def _message_text(message: dict[str, Any]) -> Any:
             and isinstance(part.get("text"), str)
             and part.get("type", "text") in ("text", "output_text")
         )
-    return (message.get("refusal") or "") if content is None else content
+    return message.get("refusal") if content is None else content
 
 
 def clean(text: str, key: str) -> str:

@@ -27,9 +27,17 @@ _BEGUN = ("or", "and", "vs", "strongly", "moderately", "mildly")
 
 
 _DENIAL = (
-    r"\b(?:not(?!\s+(?:only|just|surprisingly)\b)|cannot|\w+n['\u2019]t|neither|nor|{no}nothing|never|hardly|without|rather\s+than"
-    r"|instead\s+of|far\s+from)(?![\w'\u2019-])"
+    r"\b(?:not(?!\s+(?:only|just|surprisingly)\b)|cannot|\w+n['\u2019]t|neither|nor|{no}nothing|never|hardly|without|despite|rather\s+than"
+    r"|instead\s+of|as\s+opposed\s+to|opposite\s+of|far\s+from|nowhere\s+near|anything\s+but|in\s+no\s+way|no\s+longer|lack(?:s|ing)?|fail(?:s|ed)?\s+to"
+    r"|(?:free|absence|devoid)\s+of)(?![\w'\u2019-])"
 )
+_BEHIND = (
+    r"[\"'`*]*(?:\?\W*(?:no|not)\b|(?:[ \t]+(?:sentiment|news|tone|label|answer))?[ \t]+(?:(?:it|this|that)[ \t]+is(?:n['\u2019]t|[ \t]+not)\b(?![ \t]+\w)"
+    r"|(?:is|was)n['\u2019]t\b|(?:(?:is|was|seems)|would[ \t]+be)[ \t]+(?:not|never|wrong|incorrect|false|absent|excluded|ruled[ \t]+out|out[ \t]+of)\b))"
+)
+"""What denies the label in front of it."""
+_OPEN_BEHIND = r"[\"'`*]*(?:\?\W*\w*|(?:[ \t]+[\w'\u2019]*){0,4})\Z"
+"""What could become such a denial."""
 _NOUNS = ("doubts", "questions", "wonder", "matter", "problems", "idea", "clue", "way", "longer", "need", "reasons")
 """What "no" stands in front of without being an answer; a plural stands for its singular too."""
 _NO_NOUN = rf"(?:{'|'.join(re.sub('s$', 's?', noun) for noun in _NOUNS)})\b"
@@ -38,8 +46,11 @@ _CLAUSE_END = re.compile(
     r"[;:,?!)\n\u2013\u2014]|\.(?!\d)|(?<=\s)-+(?=\s)|\bbut\b|\b(?:and|so)\s+(?:the|it|this|that)\b|\b(?:therefore|thus|hence|because)\b",
     re.IGNORECASE,
 )
-_STRUCK = re.compile(r"~~[^~]*~~|\[ \][^\n\[]*")
-"""What is struck out in Markdown, or behind a check box that is not ticked."""
+_STRUCK = re.compile(
+    r"~~[^~]*~~|\[ \][^\n\[]*|\u2610[^\n\u2611]*|^[^\w\n]*[\u274c\u2717\u2718][^\n]*|\w+[ \t*]{0,3}[\u274c\u2717\u2718]",
+    re.MULTILINE,
+)
+"""What is struck out in Markdown, crossed, or behind a check box that is not ticked."""
 _DETERMINER = re.compile(
     rf"\bno(?=[ \t]+{_NO_NOUN}|\.[ \t]*\d)"
     r"|(?:(?<=\bthere is )|(?<=\bthere are )|(?<=\bthere was )|(?<=\bthere were )|(?<=\bhas )|(?<=\bhave )|(?<=\bwith ))no(?=[ \t]+\w)",
@@ -61,7 +72,10 @@ def without_denials(text: str, labels: Sequence[str]) -> str:
     no_is_label = any(label.lower() == "no" for label in names)
     if no_is_label:
         text = _DETERMINER.sub("∅", text)
-    one = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, names))})(?!\w)", re.IGNORECASE)
+    one = _label(tuple(names))
+    less = re.sub(rf"\bless\s+{one.pattern}(?=\s+than\b)", "less ∅", text, flags=re.IGNORECASE)
+    text = re.sub(rf"(?<!∅ )\bthan\s+{one.pattern}", "than ∅", less, flags=re.IGNORECASE)
+    text = re.sub(rf"{one.pattern}(?={_BEHIND})", "∅", text, flags=re.IGNORECASE)
     pieces, done = [], 0
     for denial in re.finditer(_DENIAL.format(no="" if no_is_label else _NO), text, re.IGNORECASE):
         if denial.start() < done:
@@ -73,12 +87,11 @@ def without_denials(text: str, labels: Sequence[str]) -> str:
     return "".join((*pieces, text[done:]))
 
 
-def may_become_denial(text: str) -> bool:
-    """Whether more text could strike a label out, or take its last "no" for a word in front of a noun."""
+def may_become_denial(text: str, labels: Sequence[str]) -> bool:
+    """Whether more text could strike a label out, deny one from behind, or take its last "no" for a word in front of a noun."""
     left = _OPEN_DETERMINER.search(text)
-    return "~~" in text or (
-        left is not None and (left[1].isdigit() or any(noun.startswith(left[1].lower()) for noun in _NOUNS))
-    )
+    noun = left is not None and (left[1].isdigit() or any(noun.startswith(left[1].lower()) for noun in _NOUNS))
+    return noun or "~~" in text or bool(re.search(_label(tuple(labels)).pattern + _OPEN_BEHIND, text, re.IGNORECASE))
 
 
 def without_option_lists(text: str, labels: Sequence[str]) -> str:
@@ -132,7 +145,7 @@ def may_become_list(text: str, labels: Sequence[str]) -> bool:
         left = rest[between.end() if between else 0 :].lower()
         if any(word.startswith(left) for word in (*_BEGUN, *names)) or re.search(r"\n\s*\(?\w{0,2}[.)]?\Z", rest):
             return True
-        if re.match(r"[\s\"'`*]*(?:[:=]|\Z)", rest):
+        if re.match(r"[\s\"'`*]*(?:[:=|(-]|\Z)", rest):
             return True
         part = re.search(r"\w-\Z", text[: label.start()]) or rest.startswith("-")
         if not whole and not part:  # the answer: what comes later does not count
@@ -143,5 +156,10 @@ def may_become_list(text: str, labels: Sequence[str]) -> bool:
 @cache
 def _patterns(names: tuple[str, ...]) -> tuple[re.Pattern[str], re.Pattern[str]]:
     """(one label, two or more labels with joiners between them)."""
-    label = rf"(?<!\w)(?:{'|'.join(map(re.escape, names))})(?!\w)"
-    return re.compile(label, re.IGNORECASE), re.compile(rf"{_LEVEL}{label}(?:{_JOINER}{label})+", re.IGNORECASE)
+    one = _label(names)
+    return one, re.compile(rf"{_LEVEL}{one.pattern}(?:{_JOINER}{one.pattern})+", re.IGNORECASE)
+
+
+@cache
+def _label(names: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, names))})(?!\w)", re.IGNORECASE)

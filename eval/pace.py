@@ -1,4 +1,6 @@
-"""When the next request to a server may start: evenly spaced, held back while the server asks for it, later after each failure."""
+"""When the next request to a server may start: evenly spaced, held back while the server asks for it, later after each
+failure.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,8 @@ class Pace:
 
 
 def pause_s(failures: int, draw: float) -> float:
-    """Seconds before the next try: doubled with each failure (from 1), up to a limit, times 0.5 to 1 by `draw` in [0, 1).
+    """Seconds before the next try: doubled with each failure (from 1), up to a limit, times 0.5 to 1 by `draw` in [0,
+    1).
 
     >>> [pause_s(failures, 0.5) for failures in (1, 2, 3, 20)]
     [0.375, 0.75, 1.5, 22.5]
@@ -63,7 +66,8 @@ def pause_s(failures: int, draw: float) -> float:
 
 
 def retry_after_s(header: str | None, now: datetime | None = None) -> float | None:
-    """Seconds that a Retry-After header asks for, as a number or as an HTTP date (RFC 9110, 10.2.3); None without a usable one.
+    """Seconds that a Retry-After header asks for, as a number or as an HTTP date (RFC 9110, 10.2.3); None without a
+    usable one.
 
     >>> retry_after_s("20"), retry_after_s("soon"), retry_after_s(None)
     (20.0, None, None)

@@ -1,4 +1,5 @@
-"""One connection to an OpenAI-compatible server: a request is sent, in the form that the server was found to want, and its reply read.
+"""One connection to an OpenAI-compatible server: a request is sent, in the form that the server was found to want, and
+its reply read.
 
 The key is sent to the given address and to no other: redirects are not followed.
 """
@@ -35,7 +36,9 @@ _WANTS_CHAT = re.compile(r"chat/completions|v1/completions|is a chat model|compl
 
 
 class Connection:
-    """Sends single requests, from several threads. What it learns of the server (which interface, which parameters) holds for all of them."""
+    """Sends single requests, from several threads. What it learns of the server (which interface, which parameters)
+    holds for all of them.
+    """
 
     def __init__(self, model: RemoteModel, clock: Clock) -> None:
         import httpx
@@ -71,8 +74,9 @@ class Connection:
 
     @cached_property
     def served(self) -> dict[str, Any] | None:
-        """What the server's list at /models says of the model: answers that are kept are for this one only. None where it says nothing of when
-        the model was made or what it is, so that another one behind the same address and name could not be told from it.
+        """What the server's list at /models says of the model: answers that are kept are for this one only. None where
+        it says nothing of when the model was made or what it is, so that another one behind the same address and name
+        could not be told from it.
         """
         import httpx
 
@@ -115,7 +119,9 @@ class Connection:
             raise refusal(self.model, self._variable, self._key, form, reply, fault)
 
     def _send(self, form: Form, prompt: str, budget_tokens: int) -> Reply:
-        """One request and its whole reply, within request_timeout_s from start to end, however slowly the reply drips in."""
+        """One request and its whole reply, within request_timeout_s from start to end, however slowly the reply drips
+        in.
+        """
         import httpx
 
         timeout_s = self.model.limits.request_timeout_s
@@ -149,7 +155,9 @@ class Connection:
         raise RequestFailure(kind, reason)  # outside of the handlers: the text of httpx's errors may quote a reply
 
     def _learns(self, form: Form, status: int, fault: Fault) -> bool:
-        """Whether the reply showed another form to use. What one thread learns holds for all, and each thing is learnt once."""
+        """Whether the reply showed another form to use. What one thread learns holds for all, and each thing is learnt
+        once.
+        """
         with self._lock:
             if self.form != form:
                 return True
@@ -157,7 +165,8 @@ class Connection:
             if form.api == "completions" and chat_wanted and not self.answers["completions"]:
                 self.form = replace(form, api="chat")
                 log.warning(
-                    "The server does not answer at %s: using %s, which puts the model's chat template around each prompt.",
+                    ("The server does not answer at %s: using %s, which puts the model's chat template around each "
+                    "prompt."),
                     PATHS["completions"], PATHS["chat"],
                 )  # fmt: skip
                 return True

@@ -1,4 +1,6 @@
-"""Which model behind a server is asked: its address, its name and the key, which comes from the environment only and is written nowhere."""
+"""Which model behind a server is asked: its address, its name and the key, which comes from the environment only and is
+written nowhere.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""report.html of one run or of several side by side, and its figures for other programs, with the published ones of the catalogue."""
+"""report.html of one run or of several side by side, and its figures for other programs, with the published ones of the
+catalogue.
+"""
 
 from __future__ import annotations
 

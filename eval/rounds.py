@@ -1,7 +1,9 @@
-"""The scores of a run that trains in rounds, federated or not: the base, rounds in between, public validation, the final adapter.
+"""The scores of a run that trains in rounds, federated or not: the base, rounds in between, public validation, the
+final adapter.
 
-A round is closed in two writes. The first checkpoint holds the trained adapter and a line without scores; the second, and
-rounds.jsonl, the whole line. A run that is stopped while it scores a round therefore trains nothing again when it is resumed.
+A round is closed in two writes. The first checkpoint holds the trained adapter and a line without scores; the second,
+and rounds.jsonl, the whole line. A run that is stopped while it scores a round therefore trains nothing again when it
+is resumed.
 """
 
 from __future__ import annotations
@@ -20,14 +22,15 @@ from data.catalog import select
 from data.rows import Row
 from data.sources import load_rows
 from data.validation import set_aside
-from eval.evaluate import EvaluationRows, OnEvent, evaluate, rows_to_score
-from eval.metrics import headline_score
+from eval.averages import headline_score
+from eval.evaluate import OnEvent, evaluate
+from eval.rows import EvaluationRows, rows_to_score
 from fedfinlora.adapter import Vector, load_adapter, save_adapter, write_adapter
 from fedfinlora.checkpoint import UNSCORED, Checkpoint, adapter_checksum, save_checkpoint
 from fedfinlora.config import Config
 from fedfinlora.models import Session, initial_adapter
 from fedfinlora.retention import forget_old_rounds
-from fedfinlora.run.evaluation import BenchmarkMetrics
+from fedfinlora.run.evaluation import BenchmarkMetrics, Scores
 from fedfinlora.run.records import ROUNDS_FILE, RoundLine, Validation, read_rounds, round_line
 from fedfinlora.run.typed import to_json
 from fedfinlora.runfolder import append_line
@@ -38,7 +41,8 @@ log = logging.getLogger("fedfinlora.rounds")
 
 
 def validation_rows(config: Config, on_event: OnEvent) -> EvaluationRows | None:
-    """The public validation rows of a run, None without evaluation.validation_rows. Says which benchmarks have none, or fewer.
+    """The public validation rows of a run, None without evaluation.validation_rows. Says which benchmarks have none, or
+    fewer.
 
     Raises UserError if there are none at all.
     """
@@ -53,7 +57,9 @@ def validation_rows(config: Config, on_event: OnEvent) -> EvaluationRows | None:
         rows.setdefault(row.task, []).append(row)
     without = [key for key in benchmarks if key not in rows]
     if without:
-        on_event("message", level="warning", text=f"no public validation rows of {', '.join(without)}: no train rows to spare")
+        on_event(
+            "message", level="warning", text=(f"no public validation rows of {', '.join(without)}: no train rows to spare")
+        )
     fewer = [f"{key} {len(found)}" for key, found in rows.items() if len(found) < count]
     if fewer:
         text = f"fewer validation rows than {count}, so that half of the train rows stay: {', '.join(fewer)}"
@@ -92,12 +98,14 @@ class RunScores:
         return rounds_done < self.config.num_server_rounds and not selection.stops(self.config.evaluation.patience)
 
     def close_round(self, arrays: Mapping[str, NDArray[Any]], line: RoundLine, selection: Selection) -> Selection:
-        """Save a trained round and score it where that is due. `arrays` is what the checkpoint holds, `adapter` among it."""
+        """Save a trained round and score it where that is due. `arrays` is what the checkpoint holds, `adapter` among
+        it.
+        """
         number, adapter = line.round, arrays["adapter"]
         layout_id = self.session.layout.id
         trained = replace(line, adapter_sha256=adapter_checksum(adapter))
         self._save(f"round_{number:03d}", adapter)
-        if self._due(number):
+        if is_due(self.config, number):
             save_checkpoint(self.folder, Checkpoint(number, layout_id, arrays, {**to_json(trained), UNSCORED: True}))
         closed = self._with_scores(trained, adapter, selection)
         following = selection.after(closed)
@@ -127,16 +135,10 @@ class RunScores:
         scores = evaluate(self.session, config, "final", self.folder, self.on_event).scores
         self.board.add_scores(scores, step=rounds_done if best is None else best)
 
-    def _due(self, number: int) -> bool:
-        """Every so many rounds; the last one only with validation, since the final scores are about to come."""
-        last = number == self.config.num_server_rounds
-        every = self.config.evaluation.every
-        return self.validation is not None if last else every > 0 and number % every == 0
-
     def _with_scores(self, line: RoundLine, adapter: Vector, selection: Selection) -> RoundLine:
         """The line with its scores and its validation, and what they took."""
         number, config = line.round, self.config
-        if not self._due(number):
+        if not is_due(config, number):
             return line
         write_adapter(self.session.model, adapter)
         started = time.monotonic()
@@ -151,12 +153,10 @@ class RunScores:
         return replace(line, scores=scores, validation=validation, timings=timings)
 
     def _validated(self, number: int, selection: Selection) -> Validation:
-        """The model as it is on the validation rows; the score is the mean over benchmarks."""
+        """The model as it is on the validation rows."""
         label = f"validation_round_{number:03d}"
         scores = evaluate(self.session, self.config, label, self.folder, self.on_event, self.validation).scores
-        defined = [score for metrics in scores.values() if (score := _validation_score(metrics)) is not None]
-        score = fmean(defined) if defined else None
-        return Validation(score, scores, selection.improves(score))
+        return validation_of(scores, selection)
 
     def _save(self, label: str, adapter: Vector) -> None:
         session, config = self.session, self.config
@@ -177,6 +177,21 @@ class RunScores:
             validation=score,
             best_round=selection.best_round,
         )
+
+
+def is_due(config: Config, number: int) -> bool:
+    """Whether a round is scored: every so many, and the last one only with validation, since the final scores are about to come."""
+    every = config.evaluation.every
+    if number == config.num_server_rounds:
+        return config.evaluation.validation_rows > 0
+    return every > 0 and number % every == 0
+
+
+def validation_of(scores: Scores, selection: Selection) -> Validation:
+    """What a round's line says of its scores on the validation rows; the score is the mean over benchmarks."""
+    defined = [score for metrics in scores.values() if (score := _validation_score(metrics)) is not None]
+    score = fmean(defined) if defined else None
+    return Validation(score, scores, selection.improves(score))
 
 
 def _validation_score(metrics: BenchmarkMetrics) -> float | None:

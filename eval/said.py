@@ -2,7 +2,7 @@
 
 Models that think aloud put their thoughts between tags or into a channel, or write only the closing tag where the prompt has opened it; some put
 their answer into a tag, a field or a box of its own. A label inside a thought is not an answer. FinLoRA's own reading
-(`eval.scoring.finlora_score_row`) knows none of this.
+(`eval.finlora.finlora_score_row`) knows none of this.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ _CLOSING = re.compile(rf"{_END}|<\|end_of_thought\|>|<\|channel\|>final<\|messag
 _CLOSED = re.compile(rf"(?P<begin>{_BEGIN}).*?(?P<end>{_END})", re.IGNORECASE | re.DOTALL)
 _BARE_CHANNELS = re.compile(r"\A\s*analysis.*?assistantfinal", re.DOTALL)
 """Channels whose marks were taken away as special tokens."""
-_TAGGED = re.compile(r"<(?P<tag>(?:final[_ ]?)?answer)\s*>(?P<said>.*?)(?:</(?P=tag)\s*>|\Z)", re.IGNORECASE | re.DOTALL)
+_TAGGED = re.compile(
+    r"<(?P<tag>(?:final[_ ]?)?answer|choice|option|sentiment|label)\s*>(?P<said>.*?)(?:</(?P=tag)\s*>|\Z)",
+    re.IGNORECASE | re.DOTALL,
+)
 _FIELD = re.compile(
-    r'\{\s*"(?:final_?)?answer"\s*:\s*(?:"(?P<text>(?:[^"\\]|\\.)*)"|(?P<bare>[-+\d.eE]+))\s*[,}]', re.IGNORECASE
+    r'[{,]\s*"(?:final_?)?answer"\s*:\s*(?:"(?P<text>(?:[^"\\]|\\.)*)"|(?P<bare>[-+\d.eE]+))\s*[,}]', re.IGNORECASE
 )
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 WRITTEN = re.compile(r"\\(?:text|mathrm|mathbf|textbf|operatorname)\s*\{([^{}]*)\}")
@@ -32,7 +35,19 @@ _REFUSAL = re.compile(
 _NAMES = ("think", "thought", "reasoning", "reflection", "analysis", "scratchpad", "seed:think")
 MARKERS = (
     *(f"{mark}/{name}" for mark in ("<", "[", "\u25c1") for name in _NAMES),
-    *("<answer", "<final_answer", "<final answer", "<finalanswer", '"answer"', '"final_answer"', '"finalanswer"'),
+    *(
+        "<choice",
+        "<option",
+        "<sentiment",
+        "<label",
+        "<answer",
+        "<final_answer",
+        "<final answer",
+        "<finalanswer",
+        '"answer"',
+        '"final_answer"',
+        '"finalanswer"',
+    ),
     *("\\boxed", "\\fbox", "end_of_thought|>", "final<|message|>", "assistantfinal"),
 )
 """What, written later in small or capital letters, would make another answer of what was written before."""

@@ -1,32 +1,37 @@
 """When can a row stop being decoded? As soon as no text that may follow can change any of its figures.
 
-Shown for closed label sets read by `label` or `collapsed_sentiment`, whose verdicts look for the first label. The verdict stands when a
-label has been found by both readings, the text does not end in the beginning of a label (a longer one could be completed) or of a list of
-options (which decides nothing, `eval.options`), nothing in it could still strike the label out or give it a score, and the output is not on
-its way to become equal to a target (FinLoRA's rule 6 takes a wrong output for a class, and so tells such outputs apart). What is left is
-FinLoRA's rule 3: a second "Answer:" in the output begins it again, as the end of a thought, an answer's own tag (`eval.said`) or "the answer
-is" does for the strict reading, so the tokens left in the budget must not suffice for one.
+Shown for closed label sets read by `label` or `collapsed_sentiment`, whose verdicts look for the first label. The
+verdict stands when a label has been found by both readings, the text does not end in the beginning of a label (a longer
+one could be completed) or of a list of options (which decides nothing, `eval.options`), nothing in it could still
+strike the label out or give it a score, and the output is not on its way to become equal to a target (FinLoRA's rule 6
+takes a wrong output for a class, and so tells such outputs apart). What is left is FinLoRA's rule 3: a second "Answer:"
+in the output begins it again, as the end of a thought, an answer's own tag (`eval.said`) or a word that names the
+answer (`eval.parsers.LEADS`) does for the strict reading, so the tokens left in the budget must not suffice for one.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from data.catalog import Benchmark
+from eval.finlora import finlora_labels, finlora_output, finlora_pieces
 from eval.options import may_become_denial, may_become_list, without_denials
-from eval.parsers import LABEL_NAMED
+from eval.parsers import LAST_LINES, LEADS
 from eval.said import MARKERS, said
-from eval.scoring import closed_labels, finlora_labels, finlora_output, finlora_pieces, read_answer
+from eval.scoring import closed_labels, read_answer
 
 READ_BY_FIRST_LABEL = ("label", "collapsed_sentiment")
-NAMING = ("answer is", "sentiment:", "sentiment is")
-"""What names another label for the answer, in lower case; it begins with a word."""
-RESTARTS = ("answer:", *NAMING, *MARKERS)
+RESTARTS = ("answer:", *MARKERS)
 """What begins an answer again, in lower case."""
+NAMING = (*LEADS, *LAST_LINES)
+"""What names another label for the answer, in lower case: the label takes one more token, so that one left does not
+suffice.
+"""
 BOUNDARY = 2
-"""Characters behind a label that decide whether it is a whole word: "positive" against "positives" and "positive-looking"."""
+"""Characters behind a label that decide whether it is a whole word: "positive" against "positives" and
+"positive-looking".
+"""
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Settling:
 
     benchmark: Benchmark
     labels: tuple[str, ...]
-    """FinLoRA's label set: the targets of all evaluated rows in lower case (`eval.scoring.finlora_labels`)."""
+    """FinLoRA's label set: the targets of all evaluated rows in lower case (`eval.finlora.finlora_labels`)."""
     targets: tuple[str, ...]
     """Those targets as rule 6 compares outputs with them: as they are, NWGI's collapsed."""
     marker_tokens: int
@@ -66,10 +71,9 @@ class Settling:
         answer = read_answer(self.benchmark, text[:-BOUNDARY])
         if answer is None or answer != read_answer(self.benchmark, text):
             return False
-        final = said(text) or ""
-        if LABEL_NAMED.search(final) or may_become_denial(final):
+        final, labels = said(text) or "", closed_labels(self.benchmark)
+        if any(name in final.lower() for name in NAMING) or text.endswith("_") or may_become_denial(final, labels):
             return False
-        labels = closed_labels(self.benchmark)
         return not may_become_list(without_denials(final, labels), labels)
 
     def _may_complete(self, lower: str) -> bool:
@@ -81,14 +85,10 @@ class Settling:
 def _ends_in_begun_marker(lower: str) -> bool:
     """Whether a text ends in the beginning of one of RESTARTS.
 
-    >>> _ends_in_begun_marker("positive. the sent"), _ends_in_begun_marker("positive it is")
+    >>> _ends_in_begun_marker("positive. the answ"), _ends_in_begun_marker("positive it is")
     (True, False)
     """
-    return any(
-        lower.endswith(marker[:size]) and not (marker in NAMING and re.search(r"\w\Z", lower[:-size]))
-        for marker in RESTARTS
-        for size in range(1, len(marker))
-    )
+    return any(lower.endswith(marker[:size]) for marker in RESTARTS for size in range(1, len(marker)))
 
 
 def fewest_marker_tokens(vocabulary: Iterable[str]) -> int:

@@ -1,4 +1,5 @@
-"""Banks fine-tune one quantized Llama together: configuration, adapter algebra, models, training, aggregation, run folder, report.
+"""Banks fine-tune one quantized Llama together: configuration, adapter algebra, models, training, aggregation, run
+folder, report.
 
     import fedfinlora as ff
     run = ff.simulate(banks=2, experiment="demo")
@@ -6,7 +7,8 @@
 The functions are those of `fedfinlora.api`, imported when they are first used: the package itself loads nothing.
 """
 
-# Nothing is imported here: under `python -m fedfinlora` a typing.py in the working directory would be taken for the library (`fedfinlora.shadows`).
+# Nothing is imported here: under `python -m fedfinlora` a typing.py in the working directory would be taken for the
+# library (`fedfinlora.shadows`).
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from fedfinlora.api import centralized, compare, evaluate, load_run, local, simulate

@@ -2,7 +2,8 @@
 
 import sys
 
-# `python -m` puts the working directory first: a json.py, random.py or torch.py there would be imported in the library's place.
+# `python -m` puts the working directory first: a json.py, random.py or torch.py there would be imported in the
+# library's place.
 if not sys.flags.safe_path:
     del sys.path[0]
 

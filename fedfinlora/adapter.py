@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from fedfinlora.adapter_folder import WEIGHTS_FILE, base_name, read_tensors, same_base
 from fedfinlora.config import ModelConfig, PeftConfig
 from fedfinlora.errors import UserError
-from fedfinlora.lora_xs import TRAINED, folded, unfolded
+from fedfinlora.peft_methods import METHODS, method_of
+from fedfinlora.peft_methods.lora import ADAPTER_NAME
 from fedfinlora.runfolder import write_bytes
 
 if TYPE_CHECKING:
@@ -34,24 +35,38 @@ log = logging.getLogger("fedfinlora")
 Vector = NDArray[np.float32]
 """Shape (layout.size,), float32."""
 
-ADAPTER_NAME = "default"
+Scalar = TypeVar("Scalar", bound=np.generic)
 BLOCK = 2**18
 """Numbers that are worked on together where a whole vector in float64 would take too much memory."""
 
 
-def blocks(size: int) -> Iterator[slice]:
-    """The slices of a vector of `size` numbers, one after the other.
+def blocks(size: int, most: int = BLOCK) -> Iterator[slice]:
+    """The slices of at most `most` numbers of a vector of `size` numbers, one after the other.
 
     >>> list(blocks(2**18 + 1))
     [slice(0, 262144, None), slice(262144, 262145, None)]
     """
-    return (slice(start, min(start + BLOCK, size)) for start in range(0, size, BLOCK))
+    return (slice(start, min(start + most, size)) for start in range(0, size, most))
 
 
 def norm(vector: NDArray[Any]) -> float:
     """Euclidean norm of a vector of shape (size,), summed in float64."""
     parts = (vector[block].astype(np.float64) for block in blocks(vector.size))
     return math.sqrt(sum(float(part @ part) for part in parts))
+
+
+class Factors(NamedTuple):
+    """Where a layer's A, (rank, d_in), and B, (d_out, rank), are in the flat vector."""
+
+    layer: str
+    a: slice
+    a_shape: tuple[int, ...]
+    b: slice
+    b_shape: tuple[int, ...]
+
+    def of(self, vector: NDArray[Scalar]) -> tuple[NDArray[Scalar], NDArray[Scalar]]:
+        """(A, B) of a vector of shape (size,), views and no copies."""
+        return vector[self.a].reshape(self.a_shape), vector[self.b].reshape(self.b_shape)
 
 
 @dataclass(frozen=True)
@@ -80,6 +95,18 @@ class Layout:
         text = json.dumps([list(self.names), [list(shape) for shape in self.shapes]], allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    @cached_property
+    def layers(self) -> tuple[Factors, ...]:
+        """The layers whose A and B are both trained; none with peft.freeze_a=true or peft=lora_xs, whose mean update is
+        exact as it is.
+        """
+        where = {
+            name: (slice(start, start + prod(shape)), shape)
+            for name, shape, start in zip(self.names, self.shapes, self.offsets, strict=True)
+        }
+        pairs = ((name, name.replace(".lora_A.", ".lora_B.")) for name in self.names if ".lora_A." in name)
+        return tuple(Factors(a.split(".lora_A.")[0], *where[a], *where[b]) for a, b in pairs if b in where)
+
     def views(self, vector: Vector) -> dict[str, Vector]:
         """Named views, no copies, into a vector of shape (size,)."""
         if vector.shape != (self.size,):
@@ -103,17 +130,14 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def frozen_tensors(model: nn.Module) -> dict[str, NDArray[np.float32]]:
-    """Saved name -> copy of each of the adapter's tensors that is not trained: A with peft.freeze_a, A and B of LoRA-XS."""
+    """Saved name -> copy of each of the adapter's tensors that is not trained: A with peft.freeze_a, A and B of
+    LoRA-XS.
+    """
     return {
         saved_name(name): parameter.detach().float().cpu().numpy().copy()
         for name, parameter in model.named_parameters()
         if ".lora_" in name and not parameter.requires_grad
     }
-
-
-def is_lora_xs(layout: Layout) -> bool:
-    """Whether the vector holds R of LoRA-XS (`fedfinlora.lora_xs`)."""
-    return any(name.endswith(TRAINED) for name in layout.names)
 
 
 def layout_of(model: nn.Module) -> Layout:
@@ -148,8 +172,9 @@ def peft_config_values(peft: PeftConfig, model: ModelConfig) -> dict[str, Any]:
         "lora_alpha": peft.alpha,
         "lora_dropout": peft.dropout,
         "target_modules": sorted(peft.target_modules),
-        "use_dora": peft.method == "dora",
-        "use_rslora": peft.method == "rslora",
+        "use_dora": False,
+        "use_rslora": False,
+        **METHODS[peft.method].flags,
         "bias": "none",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": model.path,
@@ -166,14 +191,12 @@ def save_adapter(
 ) -> None:
     """Write a folder that plain `PeftModel.from_pretrained` loads: adapter_config.json and adapter_model.safetensors.
 
-    `frozen` holds the adapter's tensors that are not trained and so not in the vector. LoRA-XS is saved as the ordinary
-    LoRA that it equals.
+    `frozen` holds the adapter's tensors that are not trained and so not in the vector.
     """
     from peft import LoraConfig
     from safetensors.numpy import save
 
-    frozen = dict(frozen or {})
-    tensors = folded(layout.views(vector), frozen) if is_lora_xs(layout) else frozen | layout.views(vector)
+    tensors = dict(METHODS[peft.method].exported(layout.views(vector), frozen or {}))
     config = LoraConfig(**peft_config_values(peft, model), inference_mode=True).to_dict()
     write_bytes(folder / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
     write_bytes(
@@ -188,34 +211,25 @@ def load_adapter(
     model: ModelConfig | None = None,
     frozen: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> Vector:
-    """Read a PEFT folder into a vector of shape (layout.size,). UserError if it is another adapter's, or its tensors that are not trained
-    are not those in `frozen`. LoRA-XS's R is solved for, from the ordinary LoRA in the folder.
+    """Read a PEFT folder into a vector of shape (layout.size,). UserError if it is another adapter's, or its tensors
+    that are not trained are not those in `frozen`. LoRA-XS's R is solved for, from the ordinary LoRA in the folder.
 
-    With `model`, an adapter that names another base model is told apart: a warning if it fits all the same, else in the error.
+    With `model`, an adapter that names another base model is told apart: a warning if it fits all the same, else in the
+    error.
     """
     tensors = read_tensors(folder)
     made_for = base_name(folder)
     other_base = model is not None and made_for != "" and not same_base(made_for, model.path)
-    frozen = frozen or {}
-    shapes = dict(zip(layout.names, layout.shapes, strict=True)) | {name: expected.shape for name, expected in frozen.items()}
-    if is_lora_xs(layout):
-        nothing = layout.views(np.zeros(layout.size, np.float32))
-        shapes = {name: tensor.shape for name, tensor in folded(nothing, frozen).items()}
+    frozen, method = frozen or {}, method_of(layout.names)
+    nothing = layout.views(np.zeros(layout.size, np.float32))
+    shapes = {name: tensor.shape for name, tensor in method.exported(nothing, frozen).items()}
     if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != shapes:
         origin = f" It was made for {made_for}, the model here is {model.path}." if model is not None and other_base else ""
         raise UserError(
             f"{folder / WEIGHTS_FILE} does not fit this model and peft: {_misfit(tensors, shapes)}.{origin} "
             "Set model=, peft=, peft.rank= and peft.target_modules= as in its run."
         )
-    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    if is_lora_xs(layout):
-        arrays = unfolded(arrays, frozen, folder / WEIGHTS_FILE)
-    else:
-        for name, expected in frozen.items():
-            if not np.array_equal(arrays[name], expected):
-                raise UserError(
-                    f"{folder / WEIGHTS_FILE}: {name} is not what peft.freeze_a=true and this seed give. Set seed= as in its run, or peft.freeze_a=false."
-                )
+    arrays = method.imported({name: tensor.numpy() for name, tensor in tensors.items()}, frozen, folder / WEIGHTS_FILE)
     if model is not None and other_base:
         log.warning("The adapter in %s was made for %s, the model here is %s: its shapes fit.", folder, made_for, model.path)
     return np.concatenate([arrays[name].reshape(-1) for name in layout.names])

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedfinlora.config import Config, PeftConfig
 from fedfinlora.errors import UserError, printable
+from fedfinlora.peft_methods import METHODS
 from fedfinlora.runfolder import read_json, sha256_of
 
 if TYPE_CHECKING:
@@ -80,12 +81,13 @@ def peft_settings(folder: Path, config: Config) -> PeftConfig:
     if not isinstance(values, dict):
         raise UserError(f"{file} is damaged: it holds no settings.")
     _refuse_unsupported(file, values)
-    dora, rslora = (bool(values.get(key)) for key in ("use_dora", "use_rslora"))
-    if dora and rslora:
+    flags = {key: True for key in ("use_dora", "use_rslora") if values.get(key)}
+    method = next((name for name, kind in METHODS.items() if kind.saved_as == name and kind.flags == flags), None)
+    if method is None:
         raise UserError(f"{file} has use_dora and use_rslora at once, which is not supported. Use an adapter with one of them.")
     return replace(
         config.peft,
-        method="dora" if dora else "rslora" if rslora else "lora",
+        method=method,
         rank=_whole_number(file, values, "r"),
         alpha=_whole_number(file, values, "lora_alpha"),
         dropout=_dropout(values, config.peft.dropout),
@@ -105,12 +107,10 @@ def check_start(config: Config) -> None:
 
 def differing_settings(found: PeftConfig, wanted: PeftConfig, names: Set[str]) -> list[str]:
     """Which of the named settings of a folder's adapter are not as wanted, as `peft.rank=4 (here 8)`."""
-    # QLoRA is LoRA on a base of 4 bits; the folder of LoRA-XS holds the LoRA that it equals.
-    kinds = {"qlora": "lora", "lora_xs": "lora"}
     return [
         f"peft.{name}={there} (here {here})"
         for name, there, here in (
-            ("method", found.method, kinds.get(wanted.method, wanted.method)),
+            ("method", found.method, METHODS[wanted.method].saved_as),
             ("rank", found.rank, wanted.rank),
             ("alpha", found.alpha, wanted.alpha),
             ("target_modules", sorted(found.target_modules), sorted(wanted.target_modules)),

@@ -1,13 +1,15 @@
-"""What `import fedfinlora as ff` offers: the commands as functions with typed results, for notebooks, scripts and tests.
+"""What `import fedfinlora as ff` offers: the commands as functions with typed results, for notebooks, scripts and
+tests.
 
     run = ff.simulate(banks=2, experiment="demo", settings={"train.epochs": 1})
     run.result.status, run.rounds[-1].train_loss, run.scores["final"]["fpb"].value("accuracy")
     other = ff.centralized(banks=2, experiment="demo")
     ff.compare(run, other)["overall"]["score_difference"]
 
-Settings are the configuration's keys (docs/configuration.md): those without a dot as keywords, any of them in `settings`. What the command line
-refuses is a ConfigError, and a run that fails a UserError with what to do; both have been raised before anything is half done, or leave a run folder
-that `resume` takes. No terminal is needed. Events are those of progress.jsonl; `on_event` gets each as it comes, and nothing is printed then.
+Settings are the configuration's keys (docs/configuration.md): those without a dot as keywords, any of them in
+`settings`. What the command line refuses is a ConfigError, and a run that fails a UserError with what to do; both have
+been raised before anything is half done, or leave a run folder that `resume` takes. No terminal is needed. Events are
+those of progress.jsonl; `on_event` gets each as it comes, and nothing is printed then.
 """
 
 from __future__ import annotations
@@ -18,12 +20,12 @@ import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.progress import Event
 from fedfinlora.progress_display import listening
 from fedfinlora.report.reading import Run, read_run
+from fedfinlora.run.comparison import Comparison
 from fedfinlora.shadows import own_modules_first
 from fedfinlora.surroundings import prepare_process
 
@@ -58,8 +60,9 @@ def evaluate(
     on_event: OnEvent | None = None,
     **named: object,
 ) -> Run:
-    """Score adapters (folders that PEFT can load), the base model (`base`, or without any adapter), or the model behind an OpenAI-like server (`url`,
-    `model_name`). The scores are in `Run.scores`: under `final` for one adapter, under the folders' names for several, `base` and `remote`.
+    """Score adapters (folders that PEFT can load), the base model (`base`, or without any adapter), or the model behind
+    an OpenAI-like server (`url`, `model_name`). The scores are in `Run.scores`: under `final` for one adapter, under
+    the folders' names for several, `base` and `remote`.
     """
     own_modules_first()
     from fedfinlora.commands.evaluate import Asked
@@ -70,7 +73,9 @@ def evaluate(
 
 
 def load_run(run: str | os.PathLike[str]) -> Run:
-    """The records of a run by its folder or its name. UserError where there is none; what is damaged is in `Run.missing`, and the rest is there."""
+    """The records of a run by its folder or its name. UserError where there is none; what is damaged is in
+    `Run.missing`, and the rest is there.
+    """
     from fedfinlora.which_run import folder_or_run
 
     folder = folder_or_run(os.fspath(run))
@@ -80,8 +85,10 @@ def load_run(run: str | os.PathLike[str]) -> Run:
     return found
 
 
-def compare(one: Run, other: Run, labels: tuple[str, str] = ("final", "final")) -> dict[str, Any]:
-    """The differences of two evaluations on the rows that both have, with paired intervals (`eval.compare.compare_runs`)."""
+def compare(one: Run, other: Run, labels: tuple[str, str] = ("final", "final")) -> Comparison:
+    """The differences of two evaluations on the rows that both have, with paired intervals
+    (`eval.compare.compare_runs`).
+    """
     own_modules_first()
     from eval.compare import compare_runs
 

@@ -1,12 +1,13 @@
 """Attention over a tree of token stretches laid end to end in one sequence (see `fedfinlora.packing`).
 
-A token looks at the stretches on its way to the root and at its own stretch up to itself: a small part of a T x T matrix. The
-queries are cut into short runs, and each run is computed with the keys that it can see, gathered once; the result is that of the
-whole masked matrix. (Block-sparse document masking as in FlexAttention, on plain scaled-dot-product attention, so that it runs and
-differentiates the same on CPUs and GPUs.) Registered with transformers as `packed_sdpa`: a forward pass that brings no `plan` is plain
-`sdpa`.
+A token looks at the stretches on its way to the root and at its own stretch up to itself: a small part of a T x T
+matrix. The queries are cut into short runs, and each run is computed with the keys that it can see, gathered once; the
+result is that of the whole masked matrix. (Block-sparse document masking as in FlexAttention, on plain
+scaled-dot-product attention, so that it runs and differentiates the same on CPUs and GPUs.) Registered with
+transformers as `packed_sdpa`: a forward pass that brings no `plan` is plain `sdpa`.
 
-Shapes: H query heads, G key heads (H a multiple of G), D numbers a head, T new tokens, S keys that were computed before.
+Shapes: H query heads, G key heads (H a multiple of G), D numbers a head, T new tokens, S keys that were computed
+before.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 NAME = "packed_sdpa"
 SHORTEST_RUN, LONGEST_RUN = 64, 256
-"""Queries computed together. Longer runs see more keys that are not theirs, shorter ones gather the same keys more often."""
+"""Queries computed together. Longer runs see more keys that are not theirs, shorter ones gather the same keys more
+often.
+"""
 RUN_PER_KEY = 8
 """A run has about one query for so many keys in front of it, between the two bounds."""
 
@@ -35,7 +38,9 @@ class AttentionPlan(Protocol):
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
     ) -> torch.Tensor:
-        """Attention of query (1, H, T, D) over key and value (1, G, T, D) of layer number `layer`. Returns (1, T, H, D)."""
+        """Attention of query (1, H, T, D) over key and value (1, G, T, D) of layer number `layer`. Returns (1, T, H,
+        D).
+        """
         ...
 
 
@@ -187,7 +192,9 @@ def attend_by_runs(
 
 
 def no_mask(device: torch.device | str) -> torch.Tensor:
-    """What a forward pass with a plan brings as attention_mask, so that transformers makes none of its own; (1, 1, 1, 1) bool."""
+    """What a forward pass with a plan brings as attention_mask, so that transformers makes none of its own; (1, 1, 1,
+    1) bool.
+    """
     import torch
 
     return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)

@@ -1,8 +1,10 @@
-"""What is checked of a base model before it is used: that it computes packed rows as it computes them alone, and is what was asked for.
+"""What is checked of a base model before it is used: that it computes packed rows as it computes them alone, and is
+what was asked for.
 
-Rows are packed end to end and attend by ranges of keys (`fedfinlora.attention`). That is the whole model's attention where each token sees all
-tokens before it. Where a layer looks back a fixed number of tokens only, caps or biases its scores, or keeps a state, the result would be
-another one without a word; such models are refused by name, and a comparison with plain rows finds what has no name here.
+Rows are packed end to end and attend by ranges of keys (`fedfinlora.attention`). That is the whole model's attention
+where each token sees all tokens before it. Where a layer looks back a fixed number of tokens only, caps or biases its
+scores, or keeps a state, the result would be another one without a word; such models are refused by name, and a
+comparison with plain rows finds what has no name here.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ WINDOWS = ("sliding_window", "attention_chunk_size")
 """Names in a model's configuration for how many tokens a layer looks back."""
 FULL = "full_attention"
 COMMON_TOKENS, OWN_TOKENS = 48, (5, 9, 17)
-"""Rows of the comparison: the tokens that all have in common, and those of each alone; fewer where the model's rows are shorter."""
+"""Rows of the comparison: the tokens that all have in common, and those of each alone; fewer where the model's rows are
+shorter.
+"""
 FLOAT32_TOLERANCE, LOW_PRECISION_TOLERANCE = 1e-3, 0.1
 """Largest difference of packed and plain logits, as a share of their norm."""
 
@@ -58,7 +62,9 @@ def context_tokens(model: ModelConfig) -> int:
 
 
 def check_quantization(model: ModelConfig) -> None:
-    """UserError where the files are quantized already, in another way than model.quantization says: the run's record would be wrong."""
+    """UserError where the files are quantized already, in another way than model.quantization says: the run's record
+    would be wrong.
+    """
     stored = getattr(configuration_of(model), "quantization_config", None)
     if stored is None:
         return
@@ -68,7 +74,10 @@ def check_quantization(model: ModelConfig) -> None:
     found = found if by_bitsandbytes else str(values.get("quant_method"))
     if found != model.quantization:
         raise UserError(
-            f"The files of {model.path} are quantized already ({found}), so model.quantization={model.quantization} would not be true. "
+            (
+                f"The files of {model.path} are quantized already ({found}), so model.quantization={model.quantization} "
+                "would not be true. "
+            )
             + (f"Set model.quantization={found}." if found in ("int8", "nf4") else "Take the model's files in full precision.")
         )
 
@@ -84,7 +93,8 @@ def check_attention(model: ModelConfig) -> None:
         )
     if getattr(own, "attn_logit_softcapping", None):
         raise UserError(
-            f"{model.path} caps its attention's scores (attn_logit_softcapping), which is not computed here. Choose another model."
+            f"{model.path} caps its attention's scores (attn_logit_softcapping), which is not computed here. Choose "
+            "another model."
         )
     sizes = [getattr(own, name, None) for name in WINDOWS if name != WINDOWS[0] or getattr(own, "use_sliding_window", True)]
     windows = [size for size in sizes if isinstance(size, int) and size > 0]
@@ -97,11 +107,14 @@ def check_attention(model: ModelConfig) -> None:
 
 
 def check_vocabulary(model: nn.Module, tokenizer: Any, path: str) -> None:
-    """UserError where the tokenizer has tokens that the model does not know. One that was added for padding alone is never read."""
+    """UserError where the tokenizer has tokens that the model does not know. One that was added for padding alone is
+    never read.
+    """
     rows = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator, union-attr]
     if tokenizer.vocab_size > rows:
         raise UserError(
-            f"The tokenizer of {path} has {tokenizer.vocab_size} tokens and the model {rows} embeddings: they do not belong together."
+            f"The tokenizer of {path} has {tokenizer.vocab_size} tokens and the model {rows} embeddings: they do not "
+            "belong together."
         )
 
 

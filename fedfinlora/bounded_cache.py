@@ -11,7 +11,8 @@ Value = TypeVar("Value")
 
 
 class BoundedCache(Generic[Value]):
-    """Values by key, of `most_bytes` together by their own sizes. The last one that was put in stays even where it alone is larger.
+    """Values by key, of `most_bytes` together by their own sizes. The last one that was put in stays even where it
+    alone is larger.
 
     | case | what happens |
     |---|---|

@@ -70,14 +70,14 @@ def load_checkpoint(run: Path) -> Checkpoint:
     damaged: list[str] = []
     for file in by_number(run / "state", FILES)[::-1]:
         try:
-            return _read(file)
+            return read_checkpoint(file)
         except UserError as error:
             damaged.append(str(error))
     found = f"damaged: {', '.join(damaged)}" if damaged else "there is none"
     raise UserError(f"{run} has no checkpoint to go on from: {found}. Start the run anew.")
 
 
-def _read(file: Path) -> Checkpoint:
+def read_checkpoint(file: Path) -> Checkpoint:
     """A checkpoint; UserError with its name where it is damaged."""
     from safetensors import SafetensorError, safe_open
 
@@ -97,7 +97,7 @@ def restore_rounds(run: Path, checkpoint: Checkpoint) -> None:
     for older in by_number(run / "state", FILES):  # a line that was cut off is in the checkpoint of its round
         if number_of(older) == checkpoint.round - 1 == _last(lines) + 1:
             with contextlib.suppress(UserError):
-                lines += [dict(line) for line in [_read(older).line] if line and UNSCORED not in line]
+                lines += [dict(line) for line in [read_checkpoint(older).line] if line and UNSCORED not in line]
     if _last(lines) != max(0, checkpoint.round - 1):
         raise UserError(
             f"{file} is damaged: it ends with round {_last(lines)}, and the checkpoint is of round {checkpoint.round}. Bring back a copy of it, or "

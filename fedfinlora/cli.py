@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from fedfinlora import __version__
 from fedfinlora.commands.parsers import Parser, modules
@@ -27,10 +28,9 @@ class _ListOfCommands(argparse.HelpFormatter):
 def parser() -> argparse.ArgumentParser:
     """The parser; each command's `--help` fits a screen."""
     top = argparse.ArgumentParser(
-        prog="python -m fedfinlora",
+        prog="fedfinlora" if Path(sys.argv[0]).name == "fedfinlora" else "python -m fedfinlora",
         formatter_class=_ListOfCommands,
-        description="Banks fine-tune one quantized Llama on text that they may not share. Runs land in ~/.fedfinlora/runs. "
-        "Exit status: 0 done, 1 failed, 2 bad usage.",
+        description="Banks fine-tune one quantized Llama on rows they may not share. Exit: 0 done, 1 failed, 2 usage.",
     )
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
@@ -66,5 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, RuntimeError) as error:
         if not (line := of_machine(error)):
             raise
+        if (
+            isinstance(error, OSError) and error.filename is None
+        ):  # or what is left of the output would fail once more at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print(f"error: {line}", file=sys.stderr)
         return 1

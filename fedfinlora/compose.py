@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -12,15 +13,15 @@ from fedfinlora.config import Config
 from fedfinlora.config_values import build, describe, to_plain
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.which_run import find_run
-from fedfinlora.words import split_text, word
+from fedfinlora.words import split_text
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 CONF_FOLDER = PROJECT_ROOT / "conf"
 
 
 def compose(overrides: Sequence[str] = (), folder: Path | None = None) -> Config:
-    """Compose and validate. `overrides` are Hydra's: `peft=dora`, `train.learning_rate=2e-4`, `experiment=sentiment`; the values of text
-    fields are taken as they are (`fedfinlora.words`).
+    """Compose and validate. `overrides` are Hydra's: `peft=dora`, `train.learning_rate=2e-4`, `experiment=sentiment`;
+    the values of text fields are taken as they are (`fedfinlora.words`).
 
     Relative paths are made absolute against `folder` (default: the working directory). Raises ConfigError in one line.
     """
@@ -35,8 +36,7 @@ def compose(overrides: Sequence[str] = (), folder: Path | None = None) -> Config
     if not CONF_FOLDER.is_dir():
         raise UserError(f"{CONF_FOLDER} is missing. Run from a checkout of the project: configurations lie next to the code.")
     for each in overrides:
-        if "=" not in each and not each.startswith("~"):
-            raise ConfigError(f"{each!r} is not of the form key=value, such as peft=dora or train.steps_per_round=20.")
+        _check_word(each)
     texts, others = split_text(overrides)
     ConfigStore.instance().store(name="schema", node=_plain_defaults())
     GlobalHydra.instance().clear()
@@ -65,7 +65,7 @@ def absolute_paths(config: Config, folder: Path) -> Config:
         return str((folder / Path(path).expanduser()).absolute()) if path else ""
 
     model_path = config.model.path
-    if ":" not in model_path and (folder / Path(model_path).expanduser()).is_dir():
+    if ":" not in model_path and os.path.isdir(folder / Path(model_path).expanduser()):
         model_path = absolute(model_path)
     output_dir = absolute(config.output_dir)
     return dataclasses.replace(
@@ -81,7 +81,9 @@ def absolute_paths(config: Config, folder: Path) -> Config:
 
 
 def _run_to_resume(name: str, output_dir: Path, folder: Path) -> str:
-    """The folder of the run that `resume=` names: a path, or a run of `output_dir`. What is wrong with a folder that is there is for its reader to say."""
+    """The folder of the run that `resume=` names: a path, or a run of `output_dir`. What is wrong with a folder that is
+    there is for its reader to say.
+    """
     if not name:
         return ""
     path = (folder / Path(name).expanduser()).absolute()
@@ -91,22 +93,22 @@ def _run_to_resume(name: str, output_dir: Path, folder: Path) -> str:
     return str(find_run(named, output_dir, elsewhere="resume=FOLDER, or output_dir=DIR"))
 
 
-OWN_PATHS = ("model.path", "start_adapter", "strategy.second_moments", "evaluation.answers_dir")
-"""Paths that a typed override may give relative to where it is typed."""
-
-
-def absolute_words(config: Config, overrides: Sequence[str]) -> list[str]:
-    """Those of `overrides` that give such a path, for a server that does not run where they were typed."""
-    named = {each.split("=")[0].lstrip("+~") for each in overrides} & set(OWN_PATHS)
-    words = [word("model.path", config.model.path), word("model.name", config.model.name)] if "model.path" in named else []
-    values = {"start_adapter": config.start_adapter, "strategy.second_moments": config.strategy.second_moments}
-    values["evaluation.answers_dir"] = config.evaluation.answers_dir
-    return words + [word(key, value) for key, value in values.items() if key in named]
-
-
 def group_options(group: str) -> list[str]:
     """The names of the YAML files of one group, e.g. `peft` -> dora, lora, qlora, rslora."""
     return sorted(file.stem for file in (CONF_FOLDER / group).glob("*.yaml"))
+
+
+def _check_word(word: str) -> None:
+    """ConfigError where a word is not key=value, sets Hydra itself, or names no option of a group."""
+    key, equals, value = word.partition("=")
+    plain = key.lstrip("+~")
+    if not re.fullmatch(r"[A-Za-z_]\w*(?:[./@:][A-Za-z_]\w*)*", plain) or not (equals or key.startswith("~")):
+        raise ConfigError(f"{word!r} is not of the form key=value, such as peft=dora or train.steps_per_round=20.")
+    if plain.split(".")[0] == "hydra":
+        raise ConfigError(f"{plain}: Hydra itself is not configured here.")
+    options = group_options(plain) if equals and (CONF_FOLDER / plain).is_dir() else []
+    if options and value.strip().strip("'\"") not in options:
+        raise ConfigError(f"Unknown {plain} {value!r}. Choose one of: {', '.join(options)}.")
 
 
 def _plain_defaults() -> dict[str, Any]:
@@ -118,10 +120,12 @@ def _one_line(error: Exception) -> str:
     """Hydra's message without its search path and hints, with the valid keys or options of the place."""
     text = str(error).strip()
     first = next((line for line in text.splitlines() if line.strip()), type(error).__name__)
-    if "Could not find '" in text:
-        group, _, option = text.split("Could not find '")[1].split("'")[0].rpartition("/")
-        if group:
-            return f"Unknown {group} {option!r}. Choose one of: {', '.join(group_options(group))}."
+    typed = re.search(r"[\w.]+=.*", first)
+    key, _, value = (typed[0] if typed else "").rstrip("'").partition("=")
+    if "Ambiguous value" in text or "--multirun" in text:
+        return f"{key} takes one value, not {value}. A list is written {key}=[a,b]; a fraction has a point."
+    if "Error merging override" in text:
+        return f"{key} does not take {value}: docs/configuration.md says what each key takes."
     if "Could not override '" in text:
         key = text.split("Could not override '")[1].split("'")[0]
         if within := [name.removeprefix(f"{key}.") for name, _ in describe() if name.startswith(f"{key}.")]:
@@ -139,6 +143,7 @@ def _one_line(error: Exception) -> str:
         or "no viable alternative" in text
         or "extraneous input" in text
         or "token recognition" in text
+        or "LexerNoViableAlt" in text
     ):
-        return f"Not of the form key=value: {first} Quote values with blanks or commas, e.g. 'run_name=\"my run\"'."
+        return f"Not of the form key=value: {first.split('Exception: ')[-1]} Quote values with blanks or commas, e.g. 'run_name=\"my run\"'."
     return first

@@ -16,7 +16,7 @@ from typing import Any
 
 from fedfinlora import config as schema
 from fedfinlora.compose import CONF_FOLDER, PROJECT_ROOT, group_options
-from fedfinlora.report.reproduce import flatten, shown
+from fedfinlora.report.values import flatten, shown
 
 INTRODUCTION = """\
 # Configuration

@@ -1,7 +1,8 @@
-"""Commands that run on without a terminal: `--detach` starts the same command in a session of its own and returns as soon as its run folder is there.
+"""Commands that run on without a terminal: `--detach` starts the same command in a session of its own and returns as
+soon as its run folder is there.
 
-The command that was started writes to the first one's pipes until it holds its run's folder, so that what is wrong is said where it was typed; from then on
-it writes to state/command.log of the folder.
+The command that was started writes to the first one's pipes until it holds its run's folder, so that what is wrong is
+said where it was typed; from then on it writes to state/command.log of the folder.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def is_detached() -> bool:
 
 
 def start_detached(words: Sequence[str]) -> int:
-    """Start `python -m fedfinlora WORDS`, which hold --detach, and say how to come back to it; its own exit status where it ends before it has a folder to itself."""
+    """Start `python -m fedfinlora WORDS`, which hold --detach, and say how to come back to it; its own exit status
+    where it ends before it has a folder to itself.
+    """
     command = [sys.executable, "-m", "fedfinlora", *words]
     process = subprocess.Popen(
         command, env=os.environ | {DETACHED: "1"}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -73,7 +76,9 @@ def _read_to_the_end(process: subprocess.Popen[str]) -> tuple[str, str]:
 
 
 def leave_if_detached(run: Path) -> None:
-    """Where this command was started by `start_detached`: write to the run's folder from now on. Called when the folder is held."""
+    """Where this command was started by `start_detached`: write to the run's folder from now on. Called when the folder
+    is held.
+    """
     if not os.environ.pop(DETACHED, ""):
         return
     print(LEFT, flush=True)

@@ -1,4 +1,6 @@
-"""How a run ended, written and said by somebody else than its server, which could not: the command that followed it, its guardian, or `stop`."""
+"""How a run ended, written and said by somebody else than its server, which could not: the command that followed it,
+its guardian, or `stop`.
+"""
 
 from __future__ import annotations
 

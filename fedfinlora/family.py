@@ -1,6 +1,8 @@
-"""A process and all that it starts, ended together. `family` puts a guardian (`fedfinlora.guardian`) over it, which also ends it if this process is killed.
+"""A process and all that it starts, ended together. `family` puts a guardian (`fedfinlora.guardian`) over it, which
+also ends it if this process is killed.
 
-Flower and Ray start processes that outlive their parents: a SuperLink that is killed leaves a simulation and Ray's workers, which train on.
+Flower and Ray start processes that outlive their parents: a SuperLink that is killed leaves a simulation and Ray's
+workers, which train on.
 """
 
 from __future__ import annotations
@@ -28,11 +30,12 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
 
 @contextlib.contextmanager
 def family(command: Sequence[str], environment: Mapping[str, str], log: Path, run: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command, its output in the file `log`, as a family that ends with this block or this process, however that ends.
+    """Run a command, its output in the file `log`, as a family that ends with this block or this process, however that
+    ends.
 
-    Gives the guardian, which ends with the command and with its status. `run` is the run's folder, in which the guardian writes how the run ended if
-    this process is killed. The family is in a session of its own: a terminal's Ctrl-C reaches this process alone. If the guardian is killed, this
-    process has its orphans.
+    Gives the guardian, which ends with the command and with its status. `run` is the run's folder, in which the
+    guardian writes how the run ended if this process is killed. The family is in a session of its own: a terminal's
+    Ctrl-C reaches this process alone. If the guardian is killed, this process has its orphans.
     """
     import psutil
 
@@ -71,7 +74,9 @@ def _bury(before: Set[int]) -> None:
 
 
 def end_family(process: subprocess.Popen[bytes]) -> None:
-    """End a process and everything that it started: SIGTERM, and SIGKILL after GRACE_S, or at once when interrupted meanwhile."""
+    """End a process and everything that it started: SIGTERM, and SIGKILL after GRACE_S, or at once when interrupted
+    meanwhile.
+    """
     end_all(lambda: family_of(process.pid))
     process.wait(timeout=GRACE_S)
 
@@ -107,7 +112,9 @@ def family_of(pid: int) -> list[psutil.Process]:
 
 
 def _signalled(members: Iterable[psutil.Process], number: int) -> list[psutil.Process]:
-    """The members, the youngest generation first, after they were sent a signal. psutil never signals a later process of the same number."""
+    """The members, the youngest generation first, after they were sent a signal. psutil never signals a later process
+    of the same number.
+    """
     import psutil
 
     found = list(members)[::-1]
@@ -128,7 +135,9 @@ def _alive(process: psutil.Process) -> bool:
 
 
 def adopt_orphans(wanted: bool = True) -> None:
-    """Become the parent of descendants whose parents end (Linux): none of them is lost from sight. `wanted` ends it where it is False."""
+    """Become the parent of descendants whose parents end (Linux): none of them is lost from sight. `wanted` ends it
+    where it is False.
+    """
     _prctl(_PR_SET_CHILD_SUBREAPER, int(wanted))
 
 
@@ -143,7 +152,8 @@ def _prctl(option: int, value: int) -> None:
 
 
 def interrupt_on_signals() -> None:
-    """SIGTERM, SIGHUP (the terminal was closed) and SIGQUIT end this process as Ctrl-C does: what was started is ended, what is done is kept.
+    """SIGTERM, SIGHUP (the terminal was closed) and SIGQUIT end this process as Ctrl-C does: what was started is ended,
+    what is done is kept.
 
     A signal that is ignored stays so: `nohup` ignores SIGHUP.
     """

@@ -1,8 +1,9 @@
 """YAML that people write by hand, read as a person means it.
 
-YAML 1.1, which PyYAML reads, takes 012 for ten, 1:30 for ninety, 1_000 for a thousand, 0x10 for sixteen, `no` for false and 2024-01-01 for a date, and
-1e-5 for a text. Here numbers, true, false and null are what YAML 1.2's core schema calls so, 1e-5 is a number, and the others are refused with
-the line and with what to write. No key may occur twice, and none is merged in from elsewhere: the second would silently win over the first.
+YAML 1.1, which PyYAML reads, takes 012 for ten, 1:30 for ninety, 1_000 for a thousand, 0x10 for sixteen, `no` for false
+and 2024-01-01 for a date, and 1e-5 for a text. Here numbers, true, false and null are what YAML 1.2's core schema calls
+so, 1e-5 is a number, and the others are refused with the line and with what to write. No key may occur twice, and none
+is merged in from elsewhere: the second would silently win over the first.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ PLAIN = {
 EXPONENT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+", re.ASCII)
 """A number that YAML 1.1 takes for a text where point or sign is missing."""
 HIDDEN_BREAKS = "\u0085\u2028\u2029"
-"""Line breaks of YAML 1.1 that most editors show as part of the line: what follows looks like the rest of a comment, and is a setting."""
+"""Line breaks of YAML 1.1 that most editors show as part of the line: what follows looks like the rest of a comment,
+and is a setting.
+"""
 LONGEST_NUMBER = 40
 
 
@@ -78,7 +81,8 @@ def _check(node: yaml.ScalarNode) -> None:
 
 
 def read_yaml(content: bytes) -> Any:
-    """The value of a YAML file. yaml.YAMLError for one that is none or is larger than LARGEST_BYTES; RecursionError for one that is nested too deep.
+    """The value of a YAML file. yaml.YAMLError for one that is none or is larger than LARGEST_BYTES; RecursionError for
+    one that is nested too deep.
 
     >>> read_yaml(b"{a: 12, b: 1e-5, c: '012', d: on-line}")
     {'a': 12, 'b': 1e-05, 'c': '012', 'd': 'on-line'}

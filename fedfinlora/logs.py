@@ -1,6 +1,7 @@
 """Our log lines on standard error, inside Flower's processes, which configure their own logger only.
 
-FEDFINLORA_LOG=json makes each line a JSON object: time, level, logger, message, and the run, round and bank that it belongs to, where it does.
+FEDFINLORA_LOG=json makes each line a JSON object: time, level, logger, message, and the run, round and bank that it
+belongs to, where it does.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ def about(**values: Any) -> Iterator[None]:
 
 
 def belongs(**values: Any) -> None:
-    """To the end of the `about` around it, lines belong to these too: what is known only after something was read. Without one, nothing."""
+    """To the end of the `about` around it, lines belong to these too: what is known only after something was read.
+    Without one, nothing.
+    """
     known = _about.get()
     if known is not None:
         _about.set({**known, **values})

@@ -1,7 +1,9 @@
-"""What a training pass keeps in memory, and how to keep less: decoder layers are checkpointed (Chen et al. 2016), the first ones first.
+"""What a training pass keeps in memory, and how to keep less: decoder layers are checkpointed (Chen et al. 2016), the
+first ones first.
 
-A layer that is not checkpointed keeps what its backward pass needs; a checkpointed one keeps its input and runs forward once more when
-its turn comes. The first layers are checkpointed first: their turn comes when the others have given their memory back.
+A layer that is not checkpointed keeps what its backward pass needs; a checkpointed one keeps its input and runs forward
+once more when its turn comes. The first layers are checkpointed first: their turn comes when the others have given
+their memory back.
 """
 
 from __future__ import annotations
@@ -24,10 +26,12 @@ if TYPE_CHECKING:
     from fedfinlora.packing import Pack
 
 WORK_LAYERS = 1.0
-"""What a backward pass needs beside what was kept, in activations of a layer: the gradients on their way through one."""
+"""What a backward pass needs beside what was kept, in activations of a layer: the gradients on their way through one.
+"""
 HELD_BACK = 0.45
-"""What a CPU's heap holds back between tensors, as a share of the activations of all layers, however many are checkpointed
-(docs/adr/0013-memory-of-a-training-pass.md)."""
+"""What a CPU's heap holds back between tensors, as a share of the activations of all layers, however many are
+checkpointed (docs/adr/0013-memory-of-a-training-pass.md).
+"""
 GIVEN_BACK_BYTES = 256 * 2**20
 """To hand back less is not worth the page faults of the next pass."""
 PROBE_TOKENS = (16, 48)
@@ -69,7 +73,9 @@ _footprints: WeakKeyDictionary[nn.Module, Footprint] = WeakKeyDictionary()
 
 
 def footprint(model: nn.Module) -> Footprint:
-    """Measured on the model itself, whatever its quantization, adapter and dropout: what two short passes keep. Once per model."""
+    """Measured on the model itself, whatever its quantization, adapter and dropout: what two short passes keep. Once
+    per model.
+    """
     if model not in _footprints:
         _footprints[model] = _measure(model)
     return _footprints[model]
@@ -117,8 +123,8 @@ def _kept_bytes(model: nn.Module, tokens: int) -> int:
 
 
 class _Saved:
-    """A tensor that the graph holds for its backward pass; it goes with the part of the graph that wanted it, such as DoRA's norms, which
-    are detached: their memory is free again, and may be another tensor's, before the pass ends.
+    """A tensor that the graph holds for its backward pass; it goes with the part of the graph that wanted it, such as
+    DoRA's norms, which are detached: their memory is free again, and may be another tensor's, before the pass ends.
     """
 
     __slots__ = ("__weakref__", "tensor")
@@ -128,9 +134,11 @@ class _Saved:
 
 
 def give_back_heap() -> None:
-    """Hand what the C library's heap holds back between tensors to the system (glibc's malloc_trim(3)), where that is at least GIVEN_BACK_BYTES.
+    """Hand what the C library's heap holds back between tensors to the system (glibc's malloc_trim(3)), where that is
+    at least GIVEN_BACK_BYTES.
 
-    glibc keeps what was freed below anything in use, so a training pass's activations stay with a process that waits for its next round.
+    glibc keeps what was freed below anything in use, so a training pass's activations stay with a process that waits
+    for its next round.
     """
     import ctypes
 

@@ -1,4 +1,6 @@
-"""The files of a base model and their hash: what a bank's policy can name so that a model of the same name but other weights is refused."""
+"""The files of a base model and their hash: what a bank's policy can name so that a model of the same name but other
+weights is refused.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,8 @@ SUFFIXES = (*WANTED, ".bin", ".pt", ".pth", ".py", ".gguf", ".h5", ".msgpack")
 
 
 def model_folder(model: ModelConfig, local_only: bool = False) -> Path:
-    """Where the files lie: an embedded model's copy, a folder, or the hub's snapshot of the revision, downloaded if it is not here yet,
-    unless `local_only` is set.
+    """Where the files lie: an embedded model's copy, a folder, or the hub's snapshot of the revision, downloaded if it
+    is not here yet, unless `local_only` is set.
     """
     if is_embedded(model.path):
         return embedded_folder(model.path)
@@ -45,7 +47,9 @@ def model_folder(model: ModelConfig, local_only: bool = False) -> Path:
 
 
 def model_files(model: ModelConfig) -> dict[str, str]:
-    """Name -> SHA-256 of each file that counts; {} for a model that is not on this machine, such as one behind a server. Nothing is fetched."""
+    """Name -> SHA-256 of each file that counts; {} for a model that is not on this machine, such as one behind a
+    server. Nothing is fetched.
+    """
     try:
         folder = model_folder(model, local_only=True)
         files = counted_files(folder)

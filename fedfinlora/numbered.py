@@ -1,4 +1,6 @@
-"""Files and folders that are numbered by round, in the order of their numbers: round 10,000 comes after round 9,999, which as text it does not."""
+"""Files and folders that are numbered by round, in the order of their numbers: round 10,000 comes after round 9,999,
+which as text it does not.
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,11 @@
-"""Rows laid end to end in one sequence as a tree: what several rows begin with is there once, and what follows branches off.
+"""Rows laid end to end in one sequence as a tree: what several rows begin with is there once, and what follows branches
+off.
 
-Each token sees its own row's earlier tokens, wherever they lie, and nothing else, and keeps the position it would have in a row of its
-own. Loss and gradients therefore equal those of separate rows, without padding and with each common beginning run once, at every
-level: an instruction, a filing, the beginning of a question. (The masks are those of document masking in long-context training; the tree is
-the radix tree of SGLang's RadixAttention, Zheng et al. 2024, used here for training as well.)
+Each token sees its own row's earlier tokens, wherever they lie, and nothing else, and keeps the position it would have
+in a row of its own. Loss and gradients therefore equal those of separate rows, without padding and with each common
+beginning run once, at every level: an instruction, a filing, the beginning of a question. (The masks are those of
+document masking in long-context training; the tree is the radix tree of SGLang's RadixAttention, Zheng et al. 2024,
+used here for training as well.)
 """
 
 from __future__ import annotations
@@ -65,7 +67,9 @@ class Tree:
     leaves: tuple[int, ...]
     """The segment in which each sequence ends."""
     spine_tokens: int
-    """Length S of the sequence that was read before and stands in front of the roots: a root of depth d continues its first d tokens."""
+    """Length S of the sequence that was read before and stands in front of the roots: a root of depth d continues its
+    first d tokens.
+    """
 
     @property
     def tokens(self) -> int:
@@ -99,7 +103,9 @@ class Pack:
     """(1, T) int64: each token's place in its own row."""
     plan: TreePlan
     answer_index: torch.Tensor
-    """(A,) int64: places in T whose next token is an answer token, row by row; rows with the same beginning may share places."""
+    """(A,) int64: places in T whose next token is an answer token, row by row; rows with the same beginning may share
+    places.
+    """
     answer_ids: torch.Tensor
     """(A,) int64: those next tokens."""
     row_index: tuple[int, ...]
@@ -140,7 +146,8 @@ def make_tree(sequences: Sequence[Tokens], share: bool = True, spine: Tokens = (
     segments: list[Segment] = []
     leaves = [-1] * len(sequences)
     place = 0
-    # Each entry: sequences first to last (exclusive), whose tokens from `depth` on are still to be laid out behind `parent`.
+    # Each entry: sequences first to last (exclusive), whose tokens from `depth` on are still to be laid out behind
+    # `parent`.
     waiting: list[tuple[int, int, int, int]] = []
     first = 0
     for number in range(1, len(sequences) + 1):

@@ -1,7 +1,8 @@
 """What happens while a run goes on: events appended to `<run>/progress.jsonl`, followed, and summed up in a state.
 
-The process that trains appends events (`EventWriter`); the process at the terminal reads them as they come (`follow`) and
-shows them (`fedfinlora.progress_display`). A file lies between the two because Flower runs the job in a process of its own.
+The process that trains appends events (`EventWriter`); the process at the terminal reads them as they come (`follow`)
+and shows them (`fedfinlora.progress_display`). A file lies between the two because Flower runs the job in a process of
+its own.
 
     {"t": 1732300000.1, "event": "round_done", "round": 1, "train_loss": 1.2, "holdout_loss": 1.5, "seconds": 12.1, ...}
 """
@@ -90,9 +91,9 @@ def _plain(value: Any) -> Any:
 def follow(path: Path, stop: Callable[[], bool], poll_s: float = 0.2, start_byte: int = 0) -> Iterator[Event]:
     """Yield the events of a run folder or progress file as they are appended, until `stop()` is true and all are read.
 
-    The file need not exist yet. A line that is still being written waits for its end; a line that is no event is passed over.
-    `start_byte` skips what an earlier attempt of a resumed run has left there. The last look at the file comes after
-    `stop()`, so nothing is lost when the writer ends between two looks.
+    The file need not exist yet. A line that is still being written waits for its end; a line that is no event is passed
+    over. `start_byte` skips what an earlier attempt of a resumed run has left there. The last look at the file comes
+    after `stop()`, so nothing is lost when the writer ends between two looks.
     """
     position, unfinished = start_byte, b""
     while True:

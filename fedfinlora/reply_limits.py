@@ -1,6 +1,8 @@
-"""How large a bank's reply may be, and of how many pieces: the SuperLink takes no more of it in, and the server fetches no more.
+"""How large a bank's reply may be, and of how many pieces: the SuperLink takes no more of it in, and the server fetches
+no more.
 
-A reply may have as many bytes as its request and SLACK_BYTES more, so that one bank does not fill the SuperLink's disk or the server's memory.
+A reply may have as many bytes as its request and SLACK_BYTES more, so that one bank does not fill the SuperLink's disk
+or the server's memory.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""What stays of a run's rounds: without a limit a thousand scored rounds of Llama 3.1 8B at rank 8 leave 19 GB of adapters.
+"""What stays of a run's rounds: without a limit a thousand scored rounds of Llama 3.1 8B at rank 8 leave 19 GB of
+adapters.
 
-Of old rounds the adapter goes and the rows that were scored; the metrics stay, and so do rounds.jsonl and all that `verify` reads.
+Of old rounds the adapter goes and the rows that were scored; the metrics stay, and so do rounds.jsonl and all that
+`verify` reads.
 """
 
 from __future__ import annotations

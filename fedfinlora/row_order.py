@@ -1,8 +1,10 @@
-"""Which rows meet in an optimiser step: seeded permutations, in which rows with a long common beginning travel together.
+"""Which rows meet in an optimiser step: seeded permutations, in which rows with a long common beginning travel
+together.
 
-A filing is read once for all its questions only if they come in the same step (docs/adr/0011-rows-with-a-long-common-beginning-travel-together.md).
-What a step takes depends on the run's seed, the bank's name, its rows and the step's number alone, so an interrupted run goes on with
-the same rows. Where no row has a long beginning in common with another, the stream is a plain permutation of each epoch.
+A filing is read once for all its questions only if they come in the same step
+(docs/adr/0011-rows-with-a-long-common-beginning-travel-together.md). What a step takes depends on the run's seed, the
+bank's name, its rows and the step's number alone, so an interrupted run goes on with the same rows. Where no row has a
+long beginning in common with another, the stream is a plain permutation of each epoch.
 """
 
 from __future__ import annotations
@@ -17,17 +19,24 @@ from fedfinlora.packing import Example, common_prefix_tokens, in_order
 from fedfinlora.seeds import generator
 
 LONG_BEGINNING_TOKENS = 512
-"""A common beginning of fewer tokens is no reason to travel together: the instructions and label lists of the short sets have some 50 to
-200, and reading one once more costs less than what a step loses when its rows resemble each other."""
+"""A common beginning of fewer tokens is no reason to travel together: the instructions and label lists of the short
+sets have some 50 to 200, and reading one once more costs less than what a step loses when its rows resemble each other.
+"""
 LONG_BEGINNING_SHARE = 0.5
-"""Nor is one that makes up no more than this share of a row: most of the row is then read alone whatever it travels with."""
+"""Nor is one that makes up no more than this share of a row: most of the row is then read alone whatever it travels
+with.
+"""
 
 Groups = tuple[tuple[int, ...], ...]
-"""Rows with a long common beginning, by their places among the bank's rows. A row is in one group at most; the others travel alone."""
+"""Rows with a long common beginning, by their places among the bank's rows. A row is in one group at most; the others
+travel alone.
+"""
 
 
 def groups_of(examples: Sequence[Example]) -> Groups:
-    """The rows that have a long beginning in common with a neighbour in sorted order: the questions on one filing, for instance."""
+    """The rows that have a long beginning in common with a neighbour in sorted order: the questions on one filing, for
+    instance.
+    """
     if all(len(example.read_ids) < LONG_BEGINNING_TOKENS for example in examples):
         return ()
     return _groups_of(tuple(examples))
@@ -78,8 +87,8 @@ def _first_row(step: int, rows_per_step: float) -> int:
 def _order_of_epoch(epoch: int, rows: int, rows_per_step: float, seed: int, bank: str, groups: Groups) -> tuple[int, ...]:
     """The rows of one epoch in the order of training.
 
-    Each group is shuffled and cut into bundles that fill a step; each bundle is put into a step of its own, drawn at random. The other
-    rows fill the rest in the order of the permutation, what is left of a group in one piece.
+    Each group is shuffled and cut into bundles that fill a step; each bundle is put into a step of its own, drawn at
+    random. The other rows fill the rest in the order of the permutation, what is left of a group in one piece.
     """
     draw = generator(seed, "row order", bank, epoch)
     permutation: list[int] = draw.permutation(rows).tolist()
@@ -104,7 +113,9 @@ def _order_of_epoch(epoch: int, rows: int, rows_per_step: float, seed: int, bank
 
 
 def _bundles(permutation: Sequence[int], groups: Groups, size: int) -> tuple[list[list[int]], list[int]]:
-    """(bundles of `size` rows of one group, all other rows), in the order of the permutation; leftovers of a group stay together."""
+    """(bundles of `size` rows of one group, all other rows), in the order of the permutation; leftovers of a group stay
+    together.
+    """
     group_of = {row: number for number, group in enumerate(groups) for row in group}
     members: dict[int, list[int]] = defaultdict(list)
     for row in permutation:
@@ -125,7 +136,9 @@ def _bundles(permutation: Sequence[int], groups: Groups, size: int) -> tuple[lis
 
 
 def _steps_of_epoch(epoch: int, rows: int, rows_per_step: float) -> list[tuple[int, int]]:
-    """(first row, end) of the steps of an epoch, counted from its beginning; the first and the last may be parts of steps."""
+    """(first row, end) of the steps of an epoch, counted from its beginning; the first and the last may be parts of
+    steps.
+    """
     start = epoch * rows
     first = math.floor(start / rows_per_step)
     last = math.ceil((start + rows) / rows_per_step)

@@ -35,7 +35,9 @@ class Listed:
     rounds: int
     """That it was to have; 0 for an evaluation."""
     score: float | None
-    """Mean over the benchmarks, 0 to 1, of the last adapter that was scored, else of the base model; None without scores."""
+    """Mean over the benchmarks, 0 to 1, of the last adapter that was scored, else of the base model; None without
+    scores.
+    """
     when: str
     """Local time of the last change."""
 
@@ -103,7 +105,7 @@ def _score(result: RunResult, lines: list[RoundLine]) -> float | None:
 
 
 def _headline(metrics: BenchmarkMetrics) -> float | None:
-    """The figure that means of a benchmark are of (`eval.metrics.headline_name`, strict)."""
+    """The figure that means of a benchmark are of (`eval.averages.headline_name`, strict)."""
     return next((value for name in HEADLINES if (value := metrics.value(name)) is not None), None)
 
 

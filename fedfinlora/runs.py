@@ -15,7 +15,7 @@ from fedfinlora.locks import Lock
 from fedfinlora.privacy.card import privacy_card
 from fedfinlora.resuming import check_same, record
 from fedfinlora.run.evaluation import read_evaluation
-from fedfinlora.run.records import PrivacyCard, PrivacySummary, RunResult, WallTimes, read_rounds
+from fedfinlora.run.records import PrivacyCard, PrivacySummary, RoundLine, RunResult, WallTimes, read_rounds
 from fedfinlora.runfolder import (
     ROUND_LABEL,
     SERVER_LOCK,
@@ -56,9 +56,9 @@ class OpenRun:
 
 
 def open_run(config: Config, banks: int, mode: str, data_files: DataFiles = lambda config: {}) -> OpenRun:
-    """Make a new run's folder, or open the one to resume, and hold it until `OpenRun.held` ends. UserError when a resumed run was configured
-    otherwise, or began with other data, code, base model or packages, or somebody else trains in the folder. `data_files` gives
-    file -> SHA-256 of what a configuration reads.
+    """Make a new run's folder, or open the one to resume, and hold it until `OpenRun.held` ends. UserError when a
+    resumed run was configured otherwise, or began with other data, code, base model or packages, or somebody else
+    trains in the folder. `data_files` gives file -> SHA-256 of what a configuration reads.
     """
     folder = Path(config.resume) if config.resume else new_run_folder(config)
     if config.resume:
@@ -101,7 +101,8 @@ def _resumed(config: Config, folder: Path, mode: str, data_files: DataFiles) -> 
 
 
 def resumed_configuration(folder: Path, asked: Config) -> Config:
-    """The configuration to go on with: the run's own, but for what decides no number, which is as asked and kept in config.yaml.
+    """The configuration to go on with: the run's own, but for what decides no number, which is as asked and kept in
+    config.yaml.
 
     UserError that lists the differences, unless the two give the same numbers.
     """
@@ -125,9 +126,11 @@ def differences(one: Config, other: Config) -> list[str]:
     return [f"{key}: {first[key]} -> {second[key]}" for key in first if first[key] != second[key]]
 
 
-def run_result(run: OpenRun, status: str, reason: str, wall_s: float, mode: str = "federated") -> RunResult:
-    """result.json from what lies in the run's folder."""
-    lines, config = read_rounds(run.folder), run.config
+def run_result(
+    run: OpenRun, status: str, reason: str, wall_s: float, mode: str = "federated", lines: Sequence[RoundLine] | None = None
+) -> RunResult:
+    """result.json from what lies in the run's folder. `lines` are those of rounds.jsonl where they were read already."""
+    lines, config = read_rounds(run.folder) if lines is None else lines, run.config
     evaluations = {label: read_evaluation(run.folder, label) for label in _labels(run.folder)}
     chosen = choice(lines, config)
     if not (run.folder / "adapters" / "final").is_dir():
@@ -186,12 +189,16 @@ def _labels(folder: Path) -> list[str]:
 
 
 def asked_otherwise(overrides: Sequence[str]) -> list[str]:
-    """The words of a resumed run that ask for a configuration of its own; output_dir only says where the run is looked for."""
+    """The words of a resumed run that ask for a configuration of its own; output_dir only says where the run is looked
+    for.
+    """
     return [word for word in overrides if word.split("=")[0].lstrip("+") not in ("resume", "resume_anyway", "output_dir")]
 
 
 def configuration_of(folder: Path, asked: Config | None, anyway: bool = False) -> Config:
-    """The configuration to resume `folder` with: its own, or the one asked for, which `open_run` then compares with its own."""
+    """The configuration to resume `folder` with: its own, or the one asked for, which `open_run` then compares with its
+    own.
+    """
     own = read_config(folder.expanduser())
     return replace(
         asked or own, resume=str(folder.expanduser().absolute()), resume_anyway=anyway or (asked or own).resume_anyway

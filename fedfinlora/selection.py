@@ -1,4 +1,6 @@
-"""Which round is the best so far by its public validation score, and when to stop: all of it follows from the lines of rounds.jsonl."""
+"""Which round is the best so far by its public validation score, and when to stop: all of it follows from the lines of
+rounds.jsonl.
+"""
 
 from __future__ import annotations
 

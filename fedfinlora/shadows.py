@@ -1,7 +1,8 @@
-"""Where modules are imported from: the project's own before any other's of the same name, and no file of a user's in a library's place.
+"""Where modules are imported from: the project's own before any other's of the same name, and no file of a user's in a
+library's place.
 
-`python -m` puts the working directory first, PYTHONPATH comes before the libraries, and the checkout holds our modules and what its user puts there:
-a json.py, torch.py or flwr/ in any of them would be imported instead of the library.
+`python -m` puts the working directory first, PYTHONPATH comes before the libraries, and the checkout holds our modules
+and what its user puts there: a json.py, torch.py or flwr/ in any of them would be imported instead of the library.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ OF_CHECKOUT = ("fedfinlora", *OUR_FOLDERS, "benchmarks", "tests")
 
 
 def own_modules_first() -> None:
-    """Import data, eval, client_app and server_app from the project, anything else from the libraries, and nothing from the working directory.
+    """Import data, eval, client_app and server_app from the project, anything else from the libraries, and nothing from
+    the working directory.
 
     The project comes after Python's own library, which has no such names, and before all others.
     """
@@ -52,7 +54,9 @@ def shadowing(folders: Iterable[Path]) -> list[Path]:
 
 
 def check_shadows() -> None:
-    """UserError for a file of the checkout or of PYTHONPATH in a library's place; the working directory is not imported from."""
+    """UserError for a file of the checkout or of PYTHONPATH in a library's place; the working directory is not imported
+    from.
+    """
     if found := shadowing(imported_folders()):
         raise UserError(f"{words_for(found)} Rename or move it, or take its folder out of PYTHONPATH.")
 

@@ -77,6 +77,8 @@ def of_machine(error: Exception) -> str:
     if isinstance(error, RuntimeError):
         return NO_HOME if "home directory" in str(error) else ""
     assert isinstance(error, OSError)
+    if error.errno == errno.ENOSPC and error.filename is None:
+        return "What is printed cannot be written where it goes: no space left on the device. Send it to another file."
     if error.errno not in MACHINE_ERRORS or error.filename is None:
         return ""
     return f"{error.filename}: {error.strerror}. `python -m fedfinlora doctor` says which folders can be written and which variables move them."

@@ -1,4 +1,5 @@
-"""Bytes that are on the disk when the call returns, in files that their owner alone can read: one line more, or a new file.
+"""Bytes that are on the disk when the call returns, in files that their owner alone can read: one line more, or a new
+file.
 
 A record of what was signed, asked or spent must survive a power cut that follows it (fsync(2)).
 """
@@ -14,12 +15,16 @@ APPEND, NEW = os.O_APPEND, os.O_EXCL
 
 
 def append_synced(file: Path, content: bytes) -> None:
-    """Add bytes at the end of a file, which is made if need be with its folder (modes 0600, 0700). OSError where the disk does not take them."""
+    """Add bytes at the end of a file, which is made if need be with its folder (modes 0600, 0700). OSError where the
+    disk does not take them.
+    """
     _write(file, content, APPEND)
 
 
 def write_new(file: Path, content: bytes) -> None:
-    """Write a file that is not there yet, likewise. FileExistsError where it is, another OSError where the disk does not take it."""
+    """Write a file that is not there yet, likewise. FileExistsError where it is, another OSError where the disk does
+    not take it.
+    """
     _write(file, content, NEW)
 
 

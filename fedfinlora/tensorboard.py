@@ -1,7 +1,9 @@
-"""TensorBoard scalars of a run, in `<run>/tensorboard/`: losses, bytes, test scores and public validation scores by round.
+"""TensorBoard scalars of a run, in `<run>/tensorboard/`: losses, bytes, test scores and public validation scores by
+round.
 
-Written with TensorBoard's own `tensorboard.summary.Writer`, which is what `torch.utils.tensorboard` wraps, so the process
-that writes need not import torch. Where the package is missing everything here does nothing, after saying so once.
+Written with TensorBoard's own `tensorboard.summary.Writer`, which is what `torch.utils.tensorboard` wraps, so the
+process that writes need not import torch. Where the package is missing everything here does nothing, after saying so
+once.
 """
 
 from __future__ import annotations

@@ -24,5 +24,8 @@ def load_tokenizer(model: ModelConfig) -> Any:
             raise
         raise UserError(
             fault
-            or f"The tokenizer of {model.path} cannot be loaded: {first_line(error)} Name a folder or model that can be with model.path=."
+            or (
+                f"The tokenizer of {model.path} cannot be loaded: {first_line(error)} Name a folder or model that can "
+                "be with model.path=."
+            )
         ) from error

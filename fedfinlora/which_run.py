@@ -1,4 +1,6 @@
-"""Which run is meant: a folder, a run's name, or the beginning of either, for every command and setting that takes a run."""
+"""Which run is meant: a folder, a run's name, or the beginning of either, for every command and setting that takes a
+run.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ MOST_LISTED = 10
 def find_run(name: str, output_dir: Path, running_first: bool = False, elsewhere: str = "--output-dir DIR") -> Path:
     """A run's folder. UserError that lists what there is where no run fits, or several do.
 
-    `name` is its path, its name in `output_dir`, or the beginning of either that one run alone has; with `running_first`, of several the only one
-    that runs now. `elsewhere` is how a user names another folder of runs.
+    `name` is its path, its name in `output_dir`, or the beginning of either that one run alone has; with
+    `running_first`, of several the only one that runs now. `elsewhere` is how a user names another folder of runs.
     """
     from fedfinlora.run_list import is_run, runs_in
 
@@ -38,7 +40,9 @@ def find_run(name: str, output_dir: Path, running_first: bool = False, elsewhere
 
 
 def folder_or_run(name: str) -> Path:
-    """A path that exists as it is, else the folder of the run of that name (`find_run`). For commands that also take other folders than runs'."""
+    """A path that exists as it is, else the folder of the run of that name (`find_run`). For commands that also take
+    other folders than runs'.
+    """
     path = Path(name).expanduser()
     if name and path.exists():
         return path

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 ARRAY_KEY = "vector"
 PART_NUMBERS = 2**20
-"""A vector travels in parts of so many numbers: Flower takes four times an array's size in memory to put it together again."""
+"""A vector travels in parts of so many numbers: Flower takes four times an array's size in memory to put it together
+again.
+"""
 BANK_NAME = PLAIN_NAME
 MOST_ROWS = 2**40 - 1
 """No bank has a trillion rows; a claim of more is a claim on the whole average."""
@@ -39,7 +41,9 @@ MOST_SECONDS = 1e9
 MOST_LOSS = 1e6
 """Nats a token. Figures beyond these are no measurements."""
 MOST_NORM = 1e8
-"""Of a delta, also without strategy.max_update_norm: one that is longer could only be made to end the run in infinities."""
+"""Of a delta, also without strategy.max_update_norm: one that is longer could only be made to end the run in
+infinities.
+"""
 FLAT_FLOAT32 = "fedfinlora.flat-float32"
 """Flower's `stype` of our arrays."""
 
@@ -98,8 +102,10 @@ RANGES: Mapping[str, Range] = {
     "ledger-heads": Range(int, 0, MOST_LINES - 1, "lines of a ledger", "coordinator"),
 }  # fmt: skip
 """Every figure outside the configuration that crosses the network. `checked` refuses on arrival whatever is not in its
-range. The numbers of the configuration are bounded by the schema (`fedfinlora.config`, `fedfinlora.config_values`), those of
-an adapter and of a delta by their layout: as many as it has, each a finite float32. A loss may lie a rounding below 0."""
+range. The numbers of the configuration are bounded by the schema (`fedfinlora.config`, `fedfinlora.config_values`),
+those of an adapter and of a delta by their layout: as many as it has, each a finite float32. A loss may lie a rounding
+below 0.
+"""
 
 
 def checked(name: str, value: Any) -> Any:
@@ -358,7 +364,7 @@ def unpack_reply(
         ledger = _ledger_head(head)
         arrays = content.array_records["delta"]
         _ = arrays[ARRAY_KEY]
-        figures, withheld = _figures(dict(content.metric_records["figures"]))
+        figures, withheld = read_figures(dict(content.metric_records["figures"]), private)
     except FigureError as error:
         raise RejectedReply("malformed", f"In the reply {error}.") from error
     except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -370,9 +376,8 @@ def unpack_reply(
     except ValueError as error:
         raise RejectedReply("layout", f"The delta is not as agreed: {error}.") from error
     if not np.isfinite(delta).all():
-        raise RejectedReply("not-finite", f"{int((~np.isfinite(delta)).sum())} of {layout.size} numbers are NaN or infinite.")
+        raise RejectedReply("not-finite", (f"{int((~np.isfinite(delta)).sum())} of {layout.size} numbers are NaN or infinite."))
     if private:
-        figures = Figures.withheld(figures.steps, figures.load_s, figures.epsilon_planned, figures.epsilon_spent, figures.delta)
         if any(map(math.isnan, (figures.epsilon_spent, figures.epsilon_planned, figures.delta))):
             raise RejectedReply("malformed", "The bank does not say what its private steps have spent.")
         if ledger is None:
@@ -397,14 +402,22 @@ def _ledger_head(values: Mapping[str, Any]) -> Head | None:
     return Head(checked("ledger-number", values.get("ledger-number")), values["ledger-hash"])
 
 
-def _figures(values: dict[str, Any]) -> tuple[Figures, tuple[str, ...]]:
-    """(the figures, those that were withheld). FigureError for one out of its range, and where one that is always told is missing."""
+def read_figures(values: Mapping[str, Any], private: bool) -> tuple[Figures, tuple[str, ...]]:
+    """(what is read of a reply's figures, names of those that were withheld). Of a `private` reply nothing is read that
+    its rows decide.
+
+    FigureError for one out of its range, and where one that each reply has is missing.
+    """
     withheld = tuple(name for name in REVEALABLE if name not in values)
-    found = {
-        item.name: NOT_TOLD[item.name] if item.name in withheld else checked(item.name, values.get(item.name))
-        for item in fields(Figures)
-    }
-    return Figures(**found), withheld
+    found = Figures(
+        **{
+            item.name: NOT_TOLD[item.name] if item.name in withheld else checked(item.name, values.get(item.name))
+            for item in fields(Figures)
+        }
+    )
+    if private:
+        found = Figures.withheld(found.steps, found.load_s, found.epsilon_planned, found.epsilon_spent, found.delta)
+    return found, withheld
 
 
 def part_names(size: int) -> list[str]:
@@ -424,7 +437,9 @@ def to_arrays(vector: Vector) -> dict[str, Any]:
 
 
 def from_arrays(arrays: Mapping[str, Any], size: int) -> Vector:
-    """The vector again, (size,) float32. ValueError unless there are exactly the parts that such a vector has, each exactly right."""
+    """The vector again, (size,) float32. ValueError unless there are exactly the parts that such a vector has, each
+    exactly right.
+    """
     names = part_names(size)
     if set(arrays) != set(names):
         raise ValueError(f"it comes in {len(arrays)} parts, expected {len(names)} for {size} numbers")
@@ -438,7 +453,9 @@ def from_arrays(arrays: Mapping[str, Any], size: int) -> Vector:
 
 
 def to_array(vector: Vector) -> Any:
-    """A vector of shape (size,) as Flower's Array: the bare little-endian float32 numbers, no header that would need parsing."""
+    """A vector of shape (size,) as Flower's Array: the bare little-endian float32 numbers, no header that would need
+    parsing.
+    """
     from flwr.app import Array
 
     data = np.ascontiguousarray(vector, dtype=vector.dtype.newbyteorder("<")).tobytes()
@@ -446,7 +463,9 @@ def to_array(vector: Vector) -> Any:
 
 
 def from_array(array: Any, size: int) -> Vector:
-    """The numbers of an Array, (size,) float32, read-only and where it has them. ValueError unless format, shape and length in bytes are exactly right."""
+    """The numbers of an Array, (size,) float32, read-only and where it has them. ValueError unless format, shape and
+    length in bytes are exactly right.
+    """
     if array.stype != FLAT_FLOAT32 or array.dtype != "float32":
         raise ValueError("its numbers are not flat float32")
     if tuple(array.shape) != (size,) or len(array.data) != 4 * size:

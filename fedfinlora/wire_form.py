@@ -1,7 +1,9 @@
-"""The names that a request and a reply may have, and the form and length of their texts: checked before any of it is kept.
+"""The names that a request and a reply may have, and the form and length of their texts: checked before any of it is
+kept.
 
-Run folder and bank keep what was signed, word for word. A value that has no name here, is longer, or is written otherwise is refused, so that no one
-fills another's disk with it or writes text of its own into another's files. What the values must be is checked by `fedfinlora.wire`.
+Run folder and bank keep what was signed, word for word. A value that has no name here, is longer, or is written
+otherwise is refused, so that no one fills another's disk with it or writes text of its own into another's files. What
+the values must be is checked by `fedfinlora.wire`.
 """
 
 from __future__ import annotations
@@ -38,12 +40,16 @@ REQUEST_TEXTS: Mapping[str, Text] = {
     "config": Text(2**17, ANY), "run": Text(LONGEST_RUN_NAME, ANY), "layout-id": HASH, "source-sha256": HASH, "ledger-heads": Text(2**12, ANY),
     "attempt": HASH, "bank": NAME, "code-sha256": HASH, "signature": SIGNATURE, "certificate": Text(2**12, ANY),
 }  # fmt: skip
-"""Text in a request's head. A configuration has 4 KB, and 80 bytes more a bank with declared sizes; a certificate has 900 bytes, a ledger's head 170."""
+"""Text in a request's head. A configuration has 4 KB, and 80 bytes more a bank with declared sizes; a certificate has
+900 bytes, a ledger's head 170.
+"""
 REPLY_TEXTS: Mapping[str, Text] = {
     "status": Text(5, re.compile("ok|error")), "bank": NAME, "layout-id": HASH, "policy-sha256": HASH, "ledger-hash": HASH,
     "code": Text(64, re.compile("[a-z_-]*")), "run": Text(LONGEST_RUN_NAME, ANY), "attempt": HASH, "request": HASH, "signature": SIGNATURE,
 }  # fmt: skip
-"""Text in a reply's head. `fedfinlora.wire` refuses a code that `fedfinlora.reasons` does not have, `provenance.chain` the name of another run."""
+"""Text in a reply's head. `fedfinlora.wire` refuses a code that `fedfinlora.reasons` does not have, `provenance.chain`
+the name of another run.
+"""
 REQUEST_NUMBERS = ("round",)
 REPLY_NUMBERS = ("round", "ledger-number")
 

@@ -1,8 +1,10 @@
-"""Words such as run_name=2024_01: what a field of text gets is exactly what was typed, be it blanks, umlauts, quotes, brackets or dollar signs.
+"""Words such as run_name=2024_01: what a field of text gets is exactly what was typed, be it blanks, umlauts, quotes,
+brackets or dollar signs.
 
-Hydra reads a value as YAML does, with a grammar of its own on top: 2024_01 would be a number, null nothing, and "Lauf Ü" no value at all. So the
-words for text fields never reach it: `split_text` takes them out and reads them, `compose` puts their values into what Hydra has composed. A value
-may be in quotes, as Hydra's own may; `word` writes one that reads back as the same text.
+Hydra reads a value as YAML does, with a grammar of its own on top: 2024_01 would be a number, null nothing, and "Lauf
+Ü" no value at all. So the words for text fields never reach it: `split_text` takes them out and reads them, `compose`
+puts their values into what Hydra has composed. A value may be in quotes, as Hydra's own may; `word` writes one that
+reads back as the same text.
 """
 
 from __future__ import annotations
@@ -62,6 +64,15 @@ def split_text(overrides: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     return texts, others
 
 
+def typed_keys(overrides: Sequence[str]) -> set[str]:
+    """The keys and groups that the words set.
+
+    >>> sorted(typed_keys(["peft=dora", "++run_name=a=b", "~privacy"]))
+    ['peft', 'privacy', 'run_name']
+    """
+    return {word.lstrip("+~").split("=")[0] for word in overrides}
+
+
 def word(key: str, value: str) -> str:
     r"""The word that gives a text field this value, however it is spelled.
 
@@ -76,7 +87,8 @@ def word(key: str, value: str) -> str:
 
 
 def toml_text(value: str) -> str:
-    r"""A text as a TOML string that Flower's --run-config and --node-config take whole: without a quote or a line's end inside.
+    r"""A text as a TOML string that Flower's --run-config and --node-config take whole: without a quote or a line's end
+    inside.
 
     >>> print(toml_text('a "b" \\ Ü'))
     "a \u0022b\u0022 \u005c Ü"

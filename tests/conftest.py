@@ -27,9 +27,9 @@ settings.load_profile("steady")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A home of its own for the tests and for every process that they start: no answer, run or state reaches the user's, and none comes
-    from there. Models that were converted or downloaded before are still found. One of several workers computes with one thread:
-    two that take two each on two cores wait for one another.
+    """A home of its own for the tests and for every process that they start: no answer, run or state reaches the
+    user's, and none comes from there. Models that were converted or downloaded before are still found. One of several
+    workers computes with one thread: two that take two each on two cores wait for one another.
     """
     _heed_signals()
     if hasattr(config, "workerinput"):
@@ -69,11 +69,15 @@ TOGETHER = {
     "test_flower": "simulations", "test_docs": "simulations", "test_private_bank": "simulations", "test_frozen_a": "simulations",
     "test_surroundings": "simulations", "test_ending": "simulations", "test_api": "simulations",
 }  # fmt: skip
-"""Test files that start many processes: no two deployments and no two simulations run at once, else their deadlines would be those of another machine."""
+"""Test files that start many processes: no two deployments and no two simulations run at once, else their deadlines
+would be those of another machine.
+"""
 
 
 def _heed_signals() -> None:
-    """Whoever runs the tests under nohup or behind a shell has signals ignored, and what the tests start would inherit that."""
+    """Whoever runs the tests under nohup or behind a shell has signals ignored, and what the tests start would inherit
+    that.
+    """
     for number, usual in (
         (signal.SIGHUP, signal.SIG_DFL),
         (signal.SIGQUIT, signal.SIG_DFL),
@@ -85,9 +89,11 @@ def _heed_signals() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """For `make test`, which has two workers: the tests of a file, or of TOGETHER, stay in one of them; what takes longest is begun first.
+    """For `make test`, which has two workers: the tests of a file, or of TOGETHER, stay in one of them; what takes
+    longest is begun first.
 
-    pytest-xdist reads the groups in the same hook of its own, so this one comes before it; under pytest 9.2 its version 3.8 drops them.
+    pytest-xdist reads the groups in the same hook of its own, so this one comes before it; under pytest 9.2 its version
+    3.8 drops them.
     """
     if not hasattr(config, "workerinput"):
         return
@@ -137,7 +143,9 @@ def set_random_adapter(session: Session, seed: int = 0) -> Vector:
 
 
 def text_examples(count: int, seed: int = 0, prefix: str = "rate this: ", longest: int = 20) -> list[Example]:
-    """Rows with byte tokens, a common beginning, unequal lengths and answers of 1 to 4 tokens, end-of-sequence included."""
+    """Rows with byte tokens, a common beginning, unequal lengths and answers of 1 to 4 tokens, end-of-sequence
+    included.
+    """
     import numpy as np
 
     draw = np.random.default_rng(seed)

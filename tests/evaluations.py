@@ -1,4 +1,6 @@
-"""What the tests of `evaluate` share: rows of three benchmarks, the words of a run, what it leaves, a model that says what a table holds."""
+"""What the tests of `evaluate` share: rows of three benchmarks, the words of a run, what it leaves, a model that says
+what a table holds.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,9 @@ from tiny_runs import write_lines, write_rows
 
 from data.catalog import Benchmark
 from data.rows import Row
-from eval.evaluate import EvaluationRows
+from eval.answers import ModelAnswer
 from eval.models import OnAnswer, Work
+from eval.rows import EvaluationRows
 from fedfinlora.cli import main
 from fedfinlora.config import Config, EvaluationConfig
 
@@ -118,11 +121,11 @@ class Said:
     def generate(self, benchmark: Benchmark, rows: Sequence[Row], asked: Sequence[int], on_answer: OnAnswer) -> None:
         for number in asked:
             self.calls.append(rows[number].prompt)
-            on_answer(number, {"text": self.texts[rows[number].prompt], "stopped": "end"})
+            on_answer(number, ModelAnswer(self.texts[rows[number].prompt], "end"))
 
     def compare_labels(self, benchmark: Benchmark, rows: Sequence[Row], asked: Sequence[int], on_answer: OnAnswer) -> None:
         for number in asked:
-            on_answer(number, {"label_logprobs": dict(self.logprobs[rows[number].prompt])})
+            on_answer(number, ModelAnswer(label_logprobs=dict(self.logprobs[rows[number].prompt])))
 
 
 def fpb_rows(*pairs: tuple[str, str]) -> EvaluationRows:

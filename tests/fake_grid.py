@@ -1,7 +1,9 @@
-"""A Grid without Flower's processes: it hands each message to the real ClientApp in this process and keeps all that crosses.
+"""A Grid without Flower's processes: it hands each message to the real ClientApp in this process and keeps all that
+crosses.
 
-Messages and replies pass through Flower's own serialization, so a bank gets what the network would bring. Hooks change, drop,
-repeat or hold back replies; everything is played in the order in which the grid is asked for it, without threads or sleeping.
+Messages and replies pass through Flower's own serialization, so a bank gets what the network would bring. Hooks change,
+drop, repeat or hold back replies; everything is played in the order in which the grid is asked for it, without threads
+or sleeping.
 """
 
 from __future__ import annotations
@@ -129,7 +131,9 @@ def only(
 
 
 def with_delta(reply: Message, make: Callable[[np.ndarray], Any]) -> RecordDict:
-    """The content of a reply with another delta: `make` gets the true one and returns an array, or a whole Flower Array."""
+    """The content of a reply with another delta: `make` gets the true one and returns an array, or a whole Flower
+    Array.
+    """
     content = reply.content
     sent = content.array_records["delta"][ARRAY_KEY]
     made = make(from_array(sent, sent.shape[0]))

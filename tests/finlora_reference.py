@@ -1,11 +1,13 @@
-"""FinLoRA's evaluator written down a second time, as literally and naively as possible, to hold the project's own against.
+"""FinLoRA's evaluator written down a second time, as literally and naively as possible, to hold the project's own
+against.
 
-Rules 3, 4, 5, 6 and 8 of its evaluator (`test/test_dataset.py` and `inference.py` at commit 7e1cf82), from their description
-alone: nothing here imports the project. The rules work on whole lists of whole texts (prompt + output), and the label set is
-tried in an order that is given, so that many orders can be tried: a piece is ambiguous when they choose different labels.
+Rules 3, 4, 5, 6 and 8 of its evaluator (`test/test_dataset.py` and `inference.py` at commit 7e1cf82), from their
+description alone: nothing here imports the project. The rules work on whole lists of whole texts (prompt + output), and
+the label set is tried in an order that is given, so that many orders can be tried: a piece is ambiguous when they
+choose different labels.
 
-Two deviations, the project's documented ones: the verdict is the one under one fixed order (longest first, then the alphabet),
-and the prompts of FiNER and FNXL, which hold no "Answer:", are cut off before rule 3.
+Two deviations, the project's documented ones: the verdict is the one under one fixed order (longest first, then the
+alphabet), and the prompts of FiNER and FNXL, which hold no "Answer:", are cut off before rule 3.
 """
 
 from __future__ import annotations
@@ -102,7 +104,9 @@ def label_set(targets: Iterable[str]) -> set[str]:
 
 
 def find_label(output: str, labels: Iterable[str]) -> str | None:
-    """Rule 5: the label that starts earliest in the lower-cased output; of two at one place, the one that was tried first."""
+    """Rule 5: the label that starts earliest in the lower-cased output; of two at one place, the one that was tried
+    first.
+    """
     text = output.lower()
     best_label, best_place = None, len(text) + 1
     for label in labels:
@@ -152,7 +156,9 @@ def accuracy(pieces: Sequence[Piece]) -> float:
 
 
 def weighted_f1(pieces: Sequence[Piece]) -> float:
-    """Rule 6: scikit-learn's weighted F1, the response being the target of a correct row and the raw output of a wrong one."""
+    """Rule 6: scikit-learn's weighted F1, the response being the target of a correct row and the raw output of a wrong
+    one.
+    """
     from sklearn.metrics import f1_score
 
     targets = []

@@ -1,4 +1,5 @@
-"""What the fuzz ring draws, and for how long: `FUZZ_SECONDS=N` gives each test N seconds (`make fuzz`), else each has a few.
+"""What the fuzz ring draws, and for how long: `FUZZ_SECONDS=N` gives each test N seconds (`make fuzz`), else each has a
+few.
 
 Every test feeds the real reader and asks the same three things: no traceback, no hang, nothing silently lost.
 """

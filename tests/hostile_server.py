@@ -1,7 +1,8 @@
 """A server that lies: what it asks a bank for, what it gets, and what the bank writes down.
 
-`LIES` is the table. A lie is a change of an honest request as it crosses the network, past all checks of the server's side. `Bank` is one that
-`bank init` could have made; it answers through its real ClientApp. `tests/lying` makes a real ServerApp lie.
+`LIES` is the table. A lie is a change of an honest request as it crosses the network, past all checks of the server's
+side. `Bank` is one that `bank init` could have made; it answers through its real ClientApp. `tests/lying` makes a real
+ServerApp lie.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ class Lie:
     asks: str
     """In words, after "The server …"."""
     code: str
-    """What comes back: "ok" for a delta that is in the ledger, else a code of SAFE_REASONS. In either case nothing else."""
+    """What comes back: "ok" for a delta that is in the ledger, else a code of SAFE_REASONS. In either case nothing
+    else.
+    """
     history: str
     """Words of the bank's own history; "|" between such as depend on the sample."""
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -224,7 +227,9 @@ def page() -> str:
 
 
 def lying_pack_requests(honest: Any) -> Any:
-    """`fedfinlora.wire.pack_requests` that lies to the bank LIES_TO: in round n with the n-th of the lies that LIES_TOLD numbers."""
+    """`fedfinlora.wire.pack_requests` that lies to the bank LIES_TO: in round n with the n-th of the lies that
+    LIES_TOLD numbers.
+    """
     told, to = [LIES[int(number)] for number in os.environ["LIES_TOLD"].split(",")], os.environ["LIES_TO"]
 
     def pack(request: TrainRequest, banks: Any) -> Any:

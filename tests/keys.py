@@ -1,4 +1,6 @@
-"""The keys of a deployment without its processes: a consortium's authority, a coordinator that signs, banks that are enrolled."""
+"""The keys of a deployment without its processes: a consortium's authority, a coordinator that signs, banks that are
+enrolled.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The parties of a deployment as processes of their own, the way between them, and how to wait for one and to take one away."""
+"""The parties of a deployment as processes of their own, the way between them, and how to wait for one and to take one
+away.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ class Machine:
         return self.home / ".fedfinlora" / "coordinator"
 
     def environment(self) -> dict[str, str]:
-        """Its own HOME and user's name; the models that are converted already; Flower looks for work ten times a second."""
+        """Its own HOME and user's name; the models that are converted already; Flower looks for work ten times a
+        second.
+        """
         own = {"HOME": str(self.home), "LOGNAME": self.user, "PYTHONPATH": "", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
         return {**os.environ, **own, "XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"]}
 
@@ -67,7 +71,9 @@ class Machine:
         )
 
     def starts(self, *words: str, also: Mapping[str, str] | None = None, checkout: Path = ROOT) -> subprocess.Popen[bytes]:
-        """Run a command of a checkout in the background, its output in e.g. `bank start.log`; `also` is added to its environment."""
+        """Run a command of a checkout in the background, its output in e.g. `bank start.log`; `also` is added to its
+        environment.
+        """
         with open(self.home / f"{' '.join(words[:2])}.log", "ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "fedfinlora", *words],
@@ -149,7 +155,8 @@ class Line:
 class Way:
     """A TCP way from a party to `port` on this machine, which can be cut and made slow. Bytes are counted.
 
-    `speed` is in bytes a second in each direction, which all its connections share as on a real line; 0 = as fast as it goes.
+    `speed` is in bytes a second in each direction, which all its connections share as on a real line; 0 = as fast as it
+    goes.
     """
 
     def __init__(self, port: int) -> None:
@@ -227,7 +234,9 @@ def certifies(folder: Path, name: str, authority: Path, days: int = 10) -> None:
 
 
 class Federation:
-    """A coordinator that is up, and two enrolled banks that are connected to it: north directly, south by `way` and then by `tap`."""
+    """A coordinator that is up, and two enrolled banks that are connected to it: north directly, south by `way` and
+    then by `tap`.
+    """
 
     def __init__(self, home: Path) -> None:
         self.home = home

@@ -1,4 +1,6 @@
-"""Run folders as finished runs leave them, made up for the tests of the report, and the structure of the page made of them."""
+"""Run folders as finished runs leave them, made up for the tests of the report, and the structure of the page made of
+them.
+"""
 
 from __future__ import annotations
 

@@ -22,12 +22,19 @@ from fedfinlora.adapter import (
     trainable,
     write_adapter,
 )
+from fedfinlora.config import PEFT_METHODS
 from fedfinlora.errors import UserError
+from fedfinlora.peft_methods import METHODS
 
 if TYPE_CHECKING:
     from fedfinlora.models import Session
 
 SMALL = Layout(("a", "b"), ((2, 3), (4,)))
+
+
+def test_every_method_of_the_schema_is_there_and_saved_in_a_form_that_is_read() -> None:
+    assert set(METHODS) == set(PEFT_METHODS)
+    assert all(METHODS[method.saved_as].saved_as == method.saved_as for method in METHODS.values())
 
 
 def test_layout_gives_size_and_offsets() -> None:

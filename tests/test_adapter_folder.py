@@ -1,4 +1,6 @@
-"""Adapter folders of other programs: what plain PEFT saves computes the same here, and what cannot is refused by its key."""
+"""Adapter folders of other programs: what plain PEFT saves computes the same here, and what cannot is refused by its
+key.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""F1, correlation, per-class table and confusion matrix: by hand, and against scikit-learn, for a sample and for its resamples."""
+"""F1, correlation, per-class table and confusion matrix: by hand, and against scikit-learn, for a sample and for its
+resamples.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scored import f1_scores, matthews_correlation
 from sklearn import metrics as sklearn_metrics
 
 from eval.agreement import (
@@ -22,7 +25,6 @@ from eval.agreement import (
     true_classes,
 )
 from eval.intervals import sample_and_resamples
-from eval.metrics import f1_scores, matthews_correlation
 from fedfinlora.run.evaluation import ConfusionMatrix
 
 UNPARSED = "\x00unparsed"

@@ -1,4 +1,6 @@
-"""Kept answers: nothing is lost by a kill, nothing mixed between settings, and what cannot be written is told in one line."""
+"""Kept answers: nothing is lost by a kill, nothing mixed between settings, and what cannot be written is told in one
+line.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from hypothesis import strategies as st
 
 from data.catalog import BENCHMARKS
 from data.rows import Row
-from eval.answers import AnswerFile, prompt_id, read_answers, settings_id
+from eval.answers import AnswerFile, ModelAnswer, prompt_id, read_answers, settings_id
 from eval.models import LocalModel, weights_fingerprint
 from fedfinlora.config import PeftConfig
 from fedfinlora.errors import UserError
@@ -32,11 +34,11 @@ SETTINGS = {"model": "a", "budget": 10}
 AWKWARD = ["", "positive\nOutput", "é ü ß 中文 🙂", "\ud83d half", "\u2028\x85\x0b\r\n", '{"prompt": "x"}\\', "\x00", "nan"]
 
 
-def answer(text: str) -> dict[str, Any]:
-    return {"text": text, "stopped": "end"}
+def answer(text: str) -> ModelAnswer:
+    return ModelAnswer(text, "end")
 
 
-def written(path: Path, texts: list[str], settings: dict[str, Any] = SETTINGS) -> dict[str, dict[str, Any]]:
+def written(path: Path, texts: list[str], settings: dict[str, Any] = SETTINGS) -> dict[str, ModelAnswer]:
     """A file with an answer a text; returns what it holds."""
     with AnswerFile(path, settings) as file:
         for number, text in enumerate(texts):
@@ -44,7 +46,7 @@ def written(path: Path, texts: list[str], settings: dict[str, Any] = SETTINGS) -
         return dict(file.known)
 
 
-def opened(path: Path, settings: dict[str, Any] = SETTINGS) -> dict[str, dict[str, Any]]:
+def opened(path: Path, settings: dict[str, Any] = SETTINGS) -> dict[str, ModelAnswer]:
     with AnswerFile(path, settings) as file:
         return dict(file.known)
 
@@ -55,7 +57,7 @@ def opened(path: Path, settings: dict[str, Any] = SETTINGS) -> dict[str, dict[st
 def test_a_file_that_is_reopened_holds_its_answers(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "answers.jsonl"
     kept = written(path, AWKWARD)
-    assert [kept[prompt_id(str(number))]["text"] for number in range(len(AWKWARD))] == AWKWARD
+    assert [kept[prompt_id(str(number))].text for number in range(len(AWKWARD))] == AWKWARD
     assert opened(path) == read_answers(path) == kept
     assert path.read_bytes().count(b"\n") == len(AWKWARD) + 1
 
@@ -119,7 +121,7 @@ def test_any_text_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory,
     assert opened(path) == {}
     kept = written(path, texts)
     assert opened(path) == kept
-    assert [found["text"] for found in kept.values()] == texts
+    assert [found.text for found in kept.values()] == texts
 
 
 def test_a_file_that_was_cut_anywhere_goes_on_with_its_whole_lines(tmp_path: Path) -> None:
@@ -156,7 +158,7 @@ def test_two_writers_of_one_file_lose_nothing(tmp_path: Path) -> None:
 def test_who_opens_a_file_waits_until_another_has_begun_it(tmp_path: Path) -> None:
     path = tmp_path / "answers"
     kept = written(tmp_path / "model", ["a"])
-    known: list[dict[str, dict[str, Any]]] = []
+    known: list[dict[str, ModelAnswer]] = []
     with wait_for(tmp_path / "answers.lock", "The file"), open(path, "ab", buffering=0) as first:
         second = threading.Thread(target=lambda: known.append(opened(path)))
         second.start()
@@ -171,11 +173,11 @@ def test_who_opens_a_file_waits_until_another_has_begun_it(tmp_path: Path) -> No
 def test_processes_that_begin_a_file_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
     path, go = tmp_path / "answers", tmp_path / "go"
     program = (
-        "import sys, time\nfrom pathlib import Path\nfrom eval.answers import AnswerFile\n"
+        "import sys, time\nfrom pathlib import Path\nfrom eval.answers import AnswerFile, ModelAnswer\n"
         "path, go, name = map(Path, sys.argv[1:])\nprint('ready', flush=True)\n"
         "while not go.exists():\n    pass\n"
         "with AnswerFile(path, {'model': 'a', 'budget': 10}) as file:\n"
-        "    for number in range(300):\n        file.add(f'{name} {number}', {'text': 'x' * number})\n"
+        "    for number in range(300):\n        file.add(f'{name} {number}', ModelAnswer('x' * number))\n"
     )
     processes = [
         subprocess.Popen([sys.executable, "-c", program, str(path), str(go), name], cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -188,7 +190,7 @@ def test_processes_that_begin_a_file_at_the_same_time_lose_nothing(tmp_path: Pat
     assert [process.wait(60) for process in processes] == [0, 0, 0]
     kept = opened(path)
     assert len(kept) == 900
-    assert all(found == {"text": "x" * int(prompt.split()[1])} for prompt, found in kept.items())
+    assert all(found == ModelAnswer("x" * int(prompt.split()[1])) for prompt, found in kept.items())
 
 
 # --- what cannot be written ---------------------------------------------------------------------------------------------------------------

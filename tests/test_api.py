@@ -54,7 +54,7 @@ def test_a_baseline_gives_its_typed_run_and_its_events(rows: Path, tmp_path: Pat
     assert capsys.readouterr().out == ""
     assert ff.load_run(run.folder).result == run.result
     compared = ff.compare(run, run, ("base", "final"))
-    assert compared["benchmarks"]["fpb"]["rows"] == 2
+    assert compared.benchmarks["fpb"].rows == 2
 
 
 def test_it_is_the_commands_own_run(rows: Path, tmp_path: Path) -> None:

@@ -29,8 +29,9 @@ from fedfinlora.privacy.mechanism import Mechanism
 from fedfinlora.privacy.per_example import norms_of
 from fedfinlora.privacy.randomness import reproducible_keys
 from fedfinlora.runfolder import read_json
-from server_app import central_privacy, rounds
+from server_app import central_privacy
 from server_app.federated import run_federated
+from server_app.strategies import private_mean
 
 Patch = pytest.MonkeyPatch
 
@@ -164,7 +165,9 @@ def clip_left_out(patch: Patch) -> None:
 
 
 def without_neighbour_checks(patch: Patch) -> None:
-    """Else the bank itself notices that units change among others, computes them one by one, and the fault has no effect."""
+    """Else the bank itself notices that units change among others, computes them one by one, and the fault has no
+    effect.
+    """
     patch.setattr(privacy_plan, "self_test", lambda *anything: 0.0)
     patch.setattr(mechanism, "_changed", lambda *anything: 0.0)
 
@@ -271,17 +274,17 @@ def central_clip_left_out(patch: Patch) -> None:
     def add(total: Any, delta: Any, grid: Grid, length: float) -> None:
         total += np.rint(delta.astype(np.float64) / grid.step).astype(np.int64)
 
-    patch.setattr(central_privacy, "_add_clipped", add)
+    patch.setattr(private_mean, "_add_clipped", add)
 
 
 def weights_by_rows(patch: Patch) -> None:
     """As Flower's central privacy does it: the mean weighs by rows, the noise is that of equal weights."""
-    real_step, real_mean = rounds.take_step, central_privacy.private_mean
+    real_step, real_mean = audit_banks.take_step, private_mean.private_mean
     rows: list[float] = []
 
-    def step(replies: Any, *arguments: Any) -> Any:
-        rows[:] = [float(reply.figures.rows) for reply in replies]
-        return real_step(replies, *arguments)
+    def step(rule: Any, state: Any, replies: Any) -> Any:
+        rows[:] = [float(metrics.rows) for metrics in replies.metrics]
+        return real_step(rule, state, replies)
 
     def weighted(deltas: Any, size: int, how: Any, clip_norm: float, noise: Any) -> Any:
         clipped = [delta * min(1.0, clip_norm / np.linalg.norm(delta)) for delta in deltas]
@@ -289,7 +292,7 @@ def weights_by_rows(patch: Patch) -> None:
         return mean + real_mean([], size, how, clip_norm, noise)[0], clip_norm
 
     patch.setattr(audit_banks, "take_step", step)
-    patch.setattr(rounds, "private_mean", weighted)
+    patch.setattr(private_mean, "private_mean", weighted)
 
 
 def central_rounds_forgotten(patch: Patch) -> None:

@@ -162,7 +162,9 @@ class TestOptimizerState:
         assert len(files) <= 4
 
     def test_states_reach_back_to_the_older_of_two_checkpoints(self, config: Config, tmp_path: Path) -> None:
-        """The server keeps the checkpoints of rounds 3 and 4 while the banks train round 5: it may ask for round 4 again."""
+        """The server keeps the checkpoints of rounds 3 and 4 while the banks train round 5: it may ask for round 4
+        again.
+        """
         at = facts(tmp_path)
         first = self.rounds(config, at, 1, 5)
         assert same(first[3], train_round(request(config, 4), at))

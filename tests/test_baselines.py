@@ -1,4 +1,6 @@
-"""The two ends of the scale: all rows pooled, and each bank alone. Both must be comparable with the federated run, number by number."""
+"""The two ends of the scale: all rows pooled, and each bank alone. Both must be comparable with the federated run,
+number by number.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,9 @@ class TestCentralized:
         assert result_of(tmp_path / "pooled")["rows_trained"] == result_of(run)["rows_trained"]
 
     def test_banks_of_unequal_sizes_give_equal_rows(self, rows: Path, tmp_path: Path) -> None:
-        """The average of a small and a large bank's steps is no whole number of rows; rows too long for the window count for nobody."""
+        """The average of a small and a large bank's steps is no whole number of rows; rows too long for the window
+        count for nobody.
+        """
         small = write_rows(tmp_path / "small", train=23)
         file = small / "train" / "fpb_train.jsonl"
         long = [json.dumps({"context": "x" * 300 + " Answer: ", "target": "up"})] * 4

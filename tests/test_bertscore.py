@@ -10,7 +10,7 @@ import pytest
 from data.catalog import BENCHMARKS
 from data.rows import Row
 from eval import bertscore as module
-from eval.bertscore import EMBEDDED, FINBERT, bertscore, find_encoder
+from eval.bertscore import EMBEDDED, FINBERT, BertScores, bertscore, find_encoder
 from eval.records import score_rows
 from fedfinlora.errors import UserError
 
@@ -26,25 +26,29 @@ def forget_encoders():
     find_encoder.cache_clear()
 
 
+def f1_of(scores: BertScores) -> list[float]:
+    return [f1 for _, _, f1 in scores.scores]
+
+
 def test_scores_order_texts_as_a_reader_would() -> None:
     candidates = [REFERENCE, "The sum of money that suppliers were paid in the period.", "A blue whale swims."]
     scores = bertscore(candidates, [REFERENCE] * 3, "embedded")
-    assert scores.f1[0] == pytest.approx(1.0, abs=1e-5)
-    assert scores.f1[0] > scores.f1[1] > scores.f1[2]
-    assert (scores.model, scores.layer, scores.unparsed) == (EMBEDDED, 5, 0)
-    for p, r, f in zip(scores.precision, scores.recall, scores.f1, strict=True):
+    f1 = f1_of(scores)
+    assert f1[0] == pytest.approx(1.0, abs=1e-5)
+    assert f1[0] > f1[1] > f1[2]
+    assert scores.encoder == (EMBEDDED, 5)
+    for p, r, f in scores.scores:
         assert f == pytest.approx(2 * p * r / (p + r), abs=1e-5)
 
 
-def test_empty_candidates_score_zero_and_are_counted() -> None:
+def test_empty_candidates_score_zero() -> None:
     scores = bertscore(["", " \n", "...", REFERENCE], [REFERENCE] * 4, "embedded")
-    assert scores.f1 == [0, 0, 0, pytest.approx(1.0, abs=1e-5)]
-    assert scores.unparsed == 3
-    assert bertscore([], [], "embedded").f1 == []
+    assert f1_of(scores) == [0, 0, 0, pytest.approx(1.0, abs=1e-5)]
+    assert bertscore([], [], "embedded").scores == []
 
 
 def test_long_texts_are_cut_instead_of_failing() -> None:
-    assert 0 < bertscore(["long words " * 900], [REFERENCE], "embedded").f1[0] < 1
+    assert 0 < f1_of(bertscore(["long words " * 900], [REFERENCE], "embedded"))[0] < 1
 
 
 def test_it_is_silent(capfd) -> None:

@@ -115,7 +115,9 @@ def test_a_node_does_not_pull_what_another_has_answered(two: Two) -> None:
 
 
 def test_a_flood_of_bogus_answers_does_not_end_another_nodes_upload(two: Two) -> None:
-    """Neither answers to nothing, which are not remembered, nor many sessions of one node, which push out its own older ones."""
+    """Neither answers to nothing, which are not remembered, nor many sessions of one node, which push out its own older
+    ones.
+    """
     reply = two.reply(two.north, two.asked.waiting)
     answer, parts = two.push(two.north, reply), get_all_nested_objects(reply)
     for _ in range(MOST_SESSIONS + 10):

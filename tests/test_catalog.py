@@ -21,7 +21,7 @@ from data.catalog import (
 )
 from data.merged import classify_merged
 from eval.parsers import PARSERS
-from eval.scoring import SCORERS
+from eval.scorers import SCORERS
 from fedfinlora.errors import ConfigError
 
 REAL_ROWS = Path(__file__).resolve().parents[2] / "shared" / "data" / "finlora"
@@ -89,7 +89,13 @@ def test_select_expands_groups_and_keeps_table_order() -> None:
 
 
 def test_select_names_what_is_valid() -> None:
-    with pytest.raises(ConfigError, match=r"Unknown benchmark 'fbp'. Did you mean 'fpb'\? Choose one of: .*certificate.*fiqa"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"Unknown benchmark 'fbp'. Did you mean 'fpb'\? Choose one of: "
+            r".*certificate.*fiqa"
+        ),
+    ):
         select(["fbp"])
     with pytest.raises(ConfigError, match="stands alone"):
         select(["none", "fpb"])
@@ -192,7 +198,7 @@ def test_a_twentieth_benchmark_is_found_and_checked(twentieth: Benchmark, tmp_pa
 
 def test_a_twentieth_benchmark_is_scored_and_stays_out_of_finloras_average(twentieth: Benchmark) -> None:
     from data.rows import Row
-    from eval.metrics import finlora_overall, group_means
+    from eval.averages import finlora_overall, group_means
     from eval.records import score_rows
 
     rows = [

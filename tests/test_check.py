@@ -110,6 +110,24 @@ def test_tokens_only_with_a_tokenizer(tmp_path: Path) -> None:
     assert no_window.over_window == ()
 
 
+def test_only_the_tasks_of_a_run_are_looked_at_and_the_others_are_named(tmp_path: Path) -> None:
+    """A broken row of a task that is not trained is no fault of this run; one that is trained and has no file is named."""
+    write(tmp_path / "train" / "fpb_train.jsonl", row("a"))
+    write(tmp_path / "train" / "headline_train.jsonl", "broken")
+    write(tmp_path / "train" / "finlora_sentiment_train.jsonl", row("b"))
+    write(tmp_path / "test" / "fpb_test.jsonl", row("d"))
+    write(tmp_path / "test" / "ner_test.jsonl", "broken")
+    assert not check_folder(tmp_path).ok
+    report = check_folder(tmp_path, wanted={"train": ("fpb", "xbrl_finer"), "test": ("fpb",)})
+    assert [file.name for file in report.files] == ["train/fpb_train.jsonl", "test/fpb_test.jsonl"]
+    assert report.ok
+    assert report.passed_over == ("fiqa", "headline", "ner", "nwgi", "tfns")
+    assert report.missing == ("xbrl_finer: no rows: there is no train/finer_train_batched.jsonl",)
+    text = render(report)
+    assert "Not looked at, as dataset.tasks and evaluation.benchmarks leave it out: fiqa, headline, ner, nwgi, tfns." in text
+    assert "warning: xbrl_finer: no rows" in text
+
+
 def test_files_of_other_names_are_named(tmp_path: Path) -> None:
     write(tmp_path / "train" / "fbp_train.jsonl", row("a"))
     report = check_folder(tmp_path)

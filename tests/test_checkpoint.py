@@ -132,7 +132,13 @@ def test_rounds_that_were_lost_are_an_error_unless_an_older_checkpoint_has_the_o
 ) -> None:
     for number in written:
         append_line(tmp_path / "rounds.jsonl", checkpoint(number).line)
-    with pytest.raises(UserError, match=r"rounds\.jsonl is damaged: it ends with round .*, and the checkpoint is of round 3"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"rounds\.jsonl is damaged: it ends with round .*, and the checkpoint is of "
+            r"round 3"
+        ),
+    ):
         restore_rounds(tmp_path, checkpoint(3))
     assert rounds_of(tmp_path) == written
     save_checkpoint(tmp_path, checkpoint(2))

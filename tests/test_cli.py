@@ -1,4 +1,6 @@
-"""The command line with everything that a person may get wrong: one clear line on stderr, a true exit status, no traceback."""
+"""The command line with everything that a person may get wrong: one clear line on stderr, a true exit status, no
+traceback.
+"""
 
 from __future__ import annotations
 
@@ -265,7 +267,9 @@ UNUSABLE = {
 
 
 STEPS, ROWS_OF_STEP = 2 * 2 * 2, 4
-"""Of two rounds of two steps at two banks that share 8 usable rows: a step of 100 rows takes the 4 on average that a bank has, pooled or not."""
+"""Of two rounds of two steps at two banks that share 8 usable rows: a step of 100 rows takes the 4 on average that a
+bank has, pooled or not.
+"""
 
 
 class TestRows:

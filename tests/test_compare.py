@@ -1,4 +1,6 @@
-"""Comparing two evaluations: differences by hand, McNemar against its definition, run folders, and what cannot be compared."""
+"""Comparing two evaluations: differences by hand, McNemar against its definition, run folders, and what cannot be
+compared.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from data.catalog import BENCHMARKS
 from data.rows import Row
-from eval.compare import compare_records, compare_runs, join_records, mcnemar_p
+from eval.compare import compare_records, compare_runs, mcnemar_p
 from eval.records import score_rows
 from fedfinlora.cli import main
 from fedfinlora.errors import UserError
@@ -68,72 +70,70 @@ def test_difference_by_hand() -> None:
     one = records_of("fpb", targets, ["positive", "negative", "neutral", "?"])  # 1 of 4
     other = records_of("fpb", targets, ["positive", "positive", "negative", "?"])  # 3 of 4
     compared = compare_records(FPB, one, other)
-    accuracy = compared["figures"]["accuracy"]
-    assert (compared["rows"], compared["only_one"], compared["only_other"]) == (4, 0, 0)
-    assert (accuracy["one"], accuracy["other"], accuracy["difference"]) == (0.25, 0.75, 0.5)
-    assert accuracy["mcnemar_p"] == pytest.approx(0.5)  # two rows gained, none lost: 2 · (1/2)²
-    low, high = accuracy["difference_ci95"]
+    accuracy = compared.figures["accuracy"]
+    assert (compared.rows, compared.only_one, compared.only_other) == (4, 0, 0)
+    assert (accuracy.one, accuracy.other, accuracy.difference) == (0.25, 0.75, 0.5)
+    assert accuracy.mcnemar_p == pytest.approx(0.5)  # two rows gained, none lost: 2 · (1/2)²
+    low, high = accuracy.difference_ci95
     assert 0 <= low < 0.5 < high <= 1
-    assert compared["figures"]["unparsed_share"]["difference"] == 0
-    assert {"f1_macro", "matthews", "finlora_accuracy", "finlora_f1"} <= compared["figures"].keys()
-    json.dumps(compared, allow_nan=False)
+    assert compared.figures["unparsed_share"].difference == 0
+    assert {"f1_macro", "matthews", "finlora_accuracy", "finlora_f1"} <= compared.figures.keys()
+    json.dumps(to_json(compared), allow_nan=False)
 
 
 def test_the_same_records_differ_by_nothing() -> None:
     records = records_of(
         "xbrl_finer", ["NetIncomeLoss,Revenues", "GrossProfit,Goodwill"], ["NetIncomeLoss,Goodwill", "GrossProfit"]
     )
-    for name, figure in compare_records(BENCHMARKS["xbrl_finer"], records, records)["figures"].items():
-        assert (figure["difference"], figure["difference_ci95"]) == (0, [0, 0]), name
+    for name, figure in compare_records(BENCHMARKS["xbrl_finer"], records, records).figures.items():
+        assert (figure.difference, figure.difference_ci95) == (0, (0, 0)), name
 
 
 def test_paired_interval_is_narrower_than_that_of_independent_rows() -> None:
     targets = ["positive", "negative"] * 200
     hard = ["?" if place % 4 < 2 else target for place, target in enumerate(targets)]  # both fail on the same half
     better = [target if place % 40 == 0 else output for place, (target, output) in enumerate(zip(targets, hard, strict=True))]
-    accuracy = compare_records(FPB, records_of("fpb", targets, hard), records_of("fpb", targets, better))["figures"]["accuracy"]
-    assert accuracy["difference"] == pytest.approx(0.025)
-    low, high = accuracy["difference_ci95"]
+    accuracy = compare_records(FPB, records_of("fpb", targets, hard), records_of("fpb", targets, better)).figures["accuracy"]
+    assert accuracy.difference == pytest.approx(0.025)
+    low, high = accuracy.difference_ci95
     # 10 rows of 400 gained and none lost: standard error sqrt(0.025 · 0.975 / 400) = 0.0078; unpaired it were 0.035.
     assert high - low == pytest.approx(2 * 1.96 * 0.0078, rel=0.15)
     assert low > 0
-    assert accuracy["mcnemar_p"] == pytest.approx(2 / 2**10)
+    assert accuracy.mcnemar_p == pytest.approx(2 / 2**10)
 
 
 def test_other_way_round_changes_the_sign() -> None:
     one = records_of("formula", ["1.0", "2.0", "3.0", "4.0"], ["1.0", "2.0", "0", "x"])
     other = records_of("formula", ["1.0", "2.0", "3.0", "4.0"], ["1.00001", "0", "3.0", "4.0"])
-    there, back = (compare_records(BENCHMARKS["formula"], *pair)["figures"] for pair in ((one, other), (other, one)))
+    there, back = (compare_records(BENCHMARKS["formula"], *pair).figures for pair in ((one, other), (other, one)))
     for name in ("accuracy", "accuracy_exact", "f1_weighted"):
-        assert back[name]["difference"] == pytest.approx(-there[name]["difference"])
-        if "mcnemar_p" in there[name]:
-            assert back[name]["mcnemar_p"] == there[name]["mcnemar_p"]
+        assert back[name].difference == pytest.approx(-there[name].difference)
+        assert back[name].mcnemar_p == there[name].mcnemar_p
 
 
 def test_rows_are_joined_by_prompt_and_id() -> None:
     one = records_of("fpb", ["positive", "negative", "neutral"], ["positive", "negative", "neutral"])
     other = list(reversed(records_of("fpb", ["positive", "negative"], ["positive", "positive"])))
     compared = compare_records(FPB, one, other)
-    assert (compared["rows"], compared["only_one"], compared["only_other"]) == (2, 1, 0)
-    assert compared["figures"]["accuracy"]["one"] == 1
-    assert join_records(one, records_of("fpb", ["positive"], ["positive"], marker="Example\n")).one == []
+    assert (compared.rows, compared.only_one, compared.only_other) == (2, 1, 0)
+    assert compared.figures["accuracy"].one == 1
 
 
 def test_tags_have_no_mcnemar_test_but_rows_have() -> None:
     one = records_of("xbrl_finer", ["NetIncomeLoss,Revenues"] * 3, ["NetIncomeLoss,Revenues", "Revenues", ""])
-    figures = compare_records(BENCHMARKS["xbrl_finer"], one, one)["figures"]
-    assert "mcnemar_p" not in figures["accuracy"]
-    assert figures["row_accuracy"]["mcnemar_p"] == 1
+    figures = compare_records(BENCHMARKS["xbrl_finer"], one, one).figures
+    assert figures["accuracy"].mcnemar_p is None
+    assert figures["row_accuracy"].mcnemar_p == 1
 
 
 def test_labels_and_generated_answers_are_never_mixed() -> None:
     generated = records_of("fpb", ["positive", "negative"], ["positive", "positive"])
     labels = [replace(record, label_choice="positive") for record in records_of("fpb", ["positive", "negative"], [None, None])]
     both = [replace(record, label_choice="negative") for record in generated]
-    assert set(compare_records(FPB, labels, both)["figures"]) == {
+    assert set(compare_records(FPB, labels, both).figures) == {
         "labels_accuracy", "labels_f1_macro", "labels_f1_weighted", "labels_matthews",
     }  # fmt: skip
-    assert not any(name.startswith("labels") for name in compare_records(FPB, generated, both)["figures"])
+    assert not any(name.startswith("labels") for name in compare_records(FPB, generated, both).figures)
     with pytest.raises(UserError, match="labels only"):
         compare_records(FPB, generated, labels)
 
@@ -146,8 +146,8 @@ def test_no_common_rows_is_said() -> None:
 
 def test_bertscores_of_two_encoders_are_not_compared() -> None:
     term = BENCHMARKS["xbrl_term"]
-    figures = compare_records(term, bertscored([0.5, 0.6]), bertscored([0.7, 0.6]))["figures"]
-    assert figures["bertscore_f1"]["difference"] == pytest.approx(0.1)
+    figures = compare_records(term, bertscored([0.5, 0.6]), bertscored([0.7, 0.6])).figures
+    assert figures["bertscore_f1"].difference == pytest.approx(0.1)
     with pytest.raises(UserError, match="MiniLM, layer 5 and finbert, layer 5"):
         compare_records(term, bertscored([0.5]), bertscored([0.5], "finbert"))
 
@@ -167,19 +167,19 @@ def test_runs_are_compared_on_every_common_benchmark(tmp_path: Path, capsys: pyt
         formula=records_of("formula", ["1"], ["1"], marker="Example\n"), fiqa=records_of("fiqa", ["positive"], ["?"]),
     )  # fmt: skip
     result = compare_runs(one, "final", other, "round_003")
-    assert list(result["benchmarks"]) == ["fpb"]
-    assert set(result["skipped"]) == {"xbrl_term", "formula"}
-    assert (result["only_one"], result["only_other"]) == (["ner"], ["fiqa"])
-    fpb = result["benchmarks"]["fpb"]["figures"]["accuracy"]
-    for means in (result["groups"]["general"], result["overall"]):
-        assert means["score_difference"] == fpb["difference"] == 0.5
-        assert means["score_difference_ci95"] == pytest.approx(fpb["difference_ci95"])
-        assert means["finlora_score_difference"] == 0.5
-    assert list(result["groups"]) == ["general"]
+    assert list(result.benchmarks) == ["fpb"]
+    assert set(result.skipped) == {"xbrl_term", "formula"}
+    assert (result.only_one, result.only_other) == (("ner",), ("fiqa",))
+    fpb = result.benchmarks["fpb"].figures["accuracy"]
+    for means in (result.groups["general"], result.overall):
+        assert means.score_difference == fpb.difference == 0.5
+        assert means.score_difference_ci95 == pytest.approx(fpb.difference_ci95)
+        assert means.finlora_score_difference == 0.5
+    assert list(result.groups) == ["general"]
 
     file = tmp_path / "out" / "differences.json"
     assert main(["compare", str(one), str(other), "--labels", "final", "round_003", "--json", str(file)]) == 0
-    assert json.loads(file.read_text("utf-8")) == result
+    assert json.loads(file.read_text("utf-8")) == to_json(result)
     shown = capsys.readouterr().out
     assert "+50.0" in shown
     assert "<0.001" in shown

@@ -1,9 +1,12 @@
-"""Odd files and folders of rows: each fault is named with its file and line, and what to do; none of them is guessed at or lost."""
+"""Odd files and folders of rows: each fault is named with its file and line, and what to do; none of them is guessed at
+or lost.
+"""
 
 from __future__ import annotations
 
 import gzip
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -360,7 +363,7 @@ def test_in_finloras_layout_such_a_name_is_not_read_and_says_why(tmp_path: Path)
             f'{{\n"train": [{ROW}],\n"test": [{ROW}]\n}}',
             "wrapped in the keys train, test: write each array into a file of its own",
         ),
-        (f'{{"data": {{"train": [{ROW}]}}}}', "wrapped in the key data.train: write that array alone (jq .data.train FILE"),
+        (f'{{"data": {{"train": [{ROW}]}}}}', ("wrapped in the key data.train: write that array alone (jq .data.train FILE")),
         (f'{{"my rows": [{ROW}]}}', """(jq '.["my rows"]' FILE"""),
         (f'{{"SECRET, a text": [{ROW}]}}', "wrapped in the key …"),
         ('{"items": [{"messages": []}]}', "wrapped in the key items"),
@@ -418,3 +421,15 @@ def test_what_is_fine_stays_fine(tmp_path: Path) -> None:
     assert found.lines == (1, 2)
     (tmp_path / "b.csv").write_bytes(b"context,target\rp,1.0\rq,None\r")
     assert [row.target for row in read_file(SourceFile(tmp_path / "b.csv", "b.csv", "train")).rows] == ["1.0", "None"]
+
+
+def test_output_that_goes_to_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    (tmp_path / "fpb_train.jsonl").write_text(json.dumps({"context": "Is it up? Answer: ", "target": "positive"}))
+    with open("/dev/full", "w", buffering=1) as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(["data", "check", str(tmp_path), "model=tiny-random"]) == 1
+    assert capfd.readouterr().err == (
+        "error: What is printed cannot be written where it goes: no space left on the device. Send it to another file.\n"
+    )

@@ -1,4 +1,6 @@
-"""docs/deploy: units, image, compose file and manifests promise what docs/deployment.md says, name commands that exist, satisfy linters and schemas."""
+"""docs/deploy: units, image, compose file and manifests promise what docs/deployment.md says, name commands that exist,
+satisfy linters and schemas.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +90,8 @@ def test_a_unit_sees_no_other_users_processes_and_talks_to_nobody_who_is_not_nam
     assert service["ProtectProc"] == ["invisible"]
     assert service["IPAddressDeny"] == ["any"]
     allowed = " ".join(service.get("IPAddressAllow", [])).split()
-    # Of the outside world only the documentation's own addresses, which nobody has: whoever installs a unit puts the right one in.
+    # Of the outside world only the documentation's own addresses, which nobody has: whoever installs a unit puts the
+    # right one in.
     wanted = {"fedfinlora-bank": ["localhost", "192.0.2.10"], "fedfinlora-coordinator": ["localhost", "192.0.2.0/24"]}
     assert allowed == wanted.get(unit.stem, [])
     if unit != HISTORY:

@@ -1,4 +1,6 @@
-"""The metrics of aggregator and bank say what lies in run folders, history and ledgers, and the server that shows them only reads."""
+"""The metrics of aggregator and bank say what lies in run folders, history and ledgers, and the server that shows them
+only reads.
+"""
 
 from __future__ import annotations
 

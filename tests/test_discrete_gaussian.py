@@ -1,4 +1,6 @@
-"""The discrete Gaussian against exact probabilities, an independent exact sampler, and the places where 64 bits do not decide."""
+"""The discrete Gaussian against exact probabilities, an independent exact sampler, and the places where 64 bits do not
+decide.
+"""
 
 from __future__ import annotations
 
@@ -150,7 +152,9 @@ def test_nothing_is_drawn_for_nothing() -> None:
 
 
 def test_the_noise_of_a_large_adapter_takes_well_under_a_second() -> None:
-    """4.7 million numbers (rank 8 on q, k, v of an 8B model): 0.15 s on one core of the machine it was measured on, the aim is 0.5."""
+    """4.7 million numbers (rank 8 on q, k, v of an 8B model): 0.15 s on one core of the machine it was measured on, the
+    aim is 0.5.
+    """
     samples(1000, 19)
     best = math.inf
     for _ in range(3):

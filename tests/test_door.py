@@ -1,6 +1,8 @@
-"""Who gets what at the SuperLink's two listeners: every path that Flower serves, tried by a stranger, a bank, a revoked one, and another user of the machine.
+"""Who gets what at the SuperLink's two listeners: every path that Flower serves, tried by a stranger, a bank, a revoked
+one, and another user of the machine.
 
-The SuperLink is the real one, a process of its own, with a coordinator's folder; no run and no bank's process is needed for what is refused at the door.
+The SuperLink is the real one, a process of its own, with a coordinator's folder; no run and no bank's process is needed
+for what is refused at the door.
 """
 
 from __future__ import annotations
@@ -61,7 +63,9 @@ def served() -> list[tuple[str, str]]:
 
 @dataclass
 class Doors:
-    """A SuperLink that is up, with two enrolled banks, a third that is not, and a cousin whose certificate is another authority's."""
+    """A SuperLink that is up, with two enrolled banks, a third that is not, and a cousin whose certificate is another
+    authority's.
+    """
 
     home: Path
     port: int
@@ -226,7 +230,9 @@ def test_another_user_of_the_machine_gets_nothing_from_the_inner_listener(doors:
 
 @pytest.mark.slow
 def test_another_user_of_the_banks_machine_gets_nothing_from_its_supernode(tmp_path: Path) -> None:
-    """The listener that `flower.py supernode` puts in the place of uvicorn's, with an interface behind it that answers everybody."""
+    """The listener that `flower.py supernode` puts in the place of uvicorn's, with an interface behind it that answers
+    everybody.
+    """
     port = free_port()
     server = door.Listener(uvicorn.Config(create_app(), host="127.0.0.1", port=port, lifespan="off", log_config=None), is_own)
     threading.Thread(target=server.run, daemon=True).start()

@@ -18,7 +18,7 @@ from fedfinlora.compose import compose
 from fedfinlora.errors import ConfigError
 from fedfinlora.models import Session, get_session
 from fedfinlora.privacy.accounting import Steps, epsilon, gaussian_epsilon, noise_multiplier_for
-from fedfinlora.privacy.dp_lora import KINDS, SENSITIVITY, PublishedMechanism, clip_and_noise, steps_of
+from fedfinlora.privacy.dp_lora import KINDS, SENSITIVITY, PublishedMechanism, clip_and_noise
 from fedfinlora.runfolder import read_json
 from server_app.federated import run_federated
 
@@ -94,9 +94,11 @@ def test_a_gradient_of_zeros_stays_zero_but_for_the_noise() -> None:
 
 @pytest.mark.parametrize("steps", [1, 50])
 def test_epsilon_is_that_of_a_row_that_turns_both_gradients_round(steps: int) -> None:
-    """Against the Gaussian's privacy profile, integrated anew: delta is what e^eps times one density falls short of the other."""
+    """Against the Gaussian's privacy profile, integrated anew: delta is what e^eps times one density falls short of the
+    other.
+    """
     sigma, delta = 2.0, 1e-5
-    found = epsilon([steps_of(sigma, steps)], delta)
+    found = epsilon([mechanism(1.0, sigma).spends(steps)], delta)
     mu = math.sqrt(steps) * SENSITIVITY / sigma
     points = np.linspace(-40, 40 + mu, 2_000_001)
     here, there = norm.pdf(points, loc=mu), norm.pdf(points)
@@ -106,7 +108,7 @@ def test_epsilon_is_that_of_a_row_that_turns_both_gradients_round(steps: int) ->
 def test_the_papers_settings_give_the_epsilons_of_the_literature() -> None:
     """Fifty rounds at sigma 2 and delta 1e-5: about 21 with the paper's assumption, about 92 without it."""
     assert epsilon([Steps(1.0, 2.0, 50)], 1e-5) == pytest.approx(20.7, abs=0.1)
-    assert epsilon([steps_of(2.0, 50)], 1e-5) == pytest.approx(91.8, abs=0.1)
+    assert epsilon([mechanism(1.0, 2.0).spends(50)], 1e-5) == pytest.approx(91.8, abs=0.1)
 
 
 @pytest.mark.parametrize("mu", [0.0, 1e-4, 0.01, 1.0, 30.0])
@@ -126,7 +128,7 @@ def test_a_run_spends_and_tells_what_can_honestly_be_stated(tmp_path: Path, monk
     words = overrides(rows, tmp_path / "runs", "privacy=dp_lora", "train.steps_per_round=1", "privacy.delta=1e-5", rounds=3)
     run = run_federated(FakeGrid(simulated_banks(2, tmp_path / "states")), compose(words))
     spent = [bank["privacy"]["epsilon_spent"] for line in rounds_of(run) for bank in line["banks"]]
-    assert spent[-1] == pytest.approx(epsilon([steps_of(2.0, 3)], 1e-5))
+    assert spent[-1] == pytest.approx(epsilon([mechanism(1.0, 2.0).spends(3)], 1e-5))
     card = read_json(run / "privacy.json")
     assert card["mode"] == "dp_lora"
     assert card["epsilon"] == pytest.approx(spent[-1])

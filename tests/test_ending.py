@@ -1,4 +1,6 @@
-"""However a command ends, nothing that it started is left, and its folder says how it ended and how to go on. Through real processes."""
+"""However a command ends, nothing that it started is left, and its folder says how it ended and how to go on. Through
+real processes.
+"""
 
 from __future__ import annotations
 

@@ -38,10 +38,11 @@ from data.catalog import BENCHMARKS
 from data.encode import encode_prompts
 from eval import models
 from eval.answers import read_answers
-from eval.evaluate import EvaluationRows, OnEvent, evaluate, evaluate_models
+from eval.evaluate import OnEvent, evaluate, evaluate_models
 from eval.generation import Answer, Generated
 from eval.models import LocalModel, Model
 from eval.plain_generation import generate_plainly
+from eval.rows import EvaluationRows
 from fedfinlora.adapter import save_adapter
 from fedfinlora.cli import main
 from fedfinlora.commands.bench_evaluate import products_flop
@@ -658,7 +659,9 @@ def test_qlora_and_lora_on_the_same_base_are_one_model_to_the_kept_answers() -> 
 
 
 def test_products_of_a_token_are_twice_the_weights_that_it_meets() -> None:
-    """The tiny model's layers, one by one by its configuration: q, k, v, o, gate, up, down, and rank-r pairs on the adapted ones."""
+    """The tiny model's layers, one by one by its configuration: q, k, v, o, gate, up, down, and rank-r pairs on the
+    adapted ones.
+    """
     config = fpb_config()
     session = get_session(config)
     shape = session.model.config

@@ -1,6 +1,8 @@
-"""What leaves a bank, and what a deployment does when something breaks: parties are killed, the way is cut or slow, the disk is full.
+"""What leaves a bank, and what a deployment does when something breaks: parties are killed, the way is cut or slow, the
+disk is full.
 
-One coordinator and two banks serve all tests of this file. South reaches the coordinator by a way that the test can cut, and that is read along.
+One coordinator and two banks serve all tests of this file. South reaches the coordinator by a way that the test can
+cut, and that is read along.
 """
 
 from __future__ import annotations
@@ -141,9 +143,11 @@ class SlowRun(NamedTuple):
 
 @pytest.fixture(scope="module")
 def slow_run(federation: Federation) -> SlowRun:
-    """A run of two rounds and an adapter of 3 MB. South keeps most figures back; its line is slow in round 1, and is cut while it sends.
+    """A run of two rounds and an adapter of 3 MB. South keeps most figures back; its line is slow in round 1, and is
+    cut while it sends.
 
-    A line on which 2.1 MB pass while south waits for an answer: harder than 1 Mbit/s and Flower's 30 seconds, in which 3.75 MB pass.
+    A line on which 2.1 MB pass while south waits for an answer: harder than 1 Mbit/s and Flower's 30 seconds, in which
+    3.75 MB pass.
     """
     south, way = federation.south, federation.way
     run = federation.aggregator.home / "runs" / "slow"
@@ -217,7 +221,9 @@ def configs(message: Message) -> dict[str, dict[str, Any]]:
 
 
 def nothing_private_has_left(federation: Federation) -> None:
-    """No row, path, key or name of south's machine in what it has sent so far, nor in what the aggregator holds, its database above all."""
+    """No row, path, key or name of south's machine in what it has sent so far, nor in what the aggregator holds, its
+    database above all.
+    """
     south, tap = federation.south, federation.tap
     secrets = secrets_of(south.bank, south.home / "rows")
     assert found_in(tap.sent(), {**secrets, "any key": [b"PRIVATE KEY"]}) == set()
@@ -241,7 +247,9 @@ class CutRun(NamedTuple):
 
 @pytest.fixture(scope="module")
 def cut_run(federation: Federation) -> Iterator[CutRun]:
-    """South's line is cut while it trains in round 1, on a small disk of the aggregator's. What concerns others is tried in the meantime."""
+    """South's line is cut while it trains in round 1, on a small disk of the aggregator's. What concerns others is
+    tried in the meantime.
+    """
     south = federation.south
     with small_disk(federation.aggregator.home / "disk") as disk:
         earlier = len(south.history())
@@ -295,7 +303,9 @@ def test_a_request_of_two_gigabytes_is_refused_before_it_is_read(federation: Fed
     head += f"{FLEET_HTTP_PUBLIC_KEY_HEADER}: {key}\r\n"
 
     def answer(more: str, pieces: int) -> str:
-        """The first line that the SuperLink says to a request with so many pieces of a mebibyte; "" where it just closes."""
+        """The first line that the SuperLink says to a request with so many pieces of a mebibyte; "" where it just
+        closes.
+        """
         with (
             socket.create_connection(("127.0.0.1", federation.port), timeout=60) as plain,
             trusted.wrap_socket(plain, server_hostname="127.0.0.1") as link,
@@ -370,7 +380,9 @@ class Play:
         return sum(file.stat().st_size for file in self._coordinator.glob("state.db*"))
 
     def east(self, bank: HostileBank, message: Message, request: TrainRequest) -> None:
-        """NaN; silent; late, then in north's name with the right id of north's request, and in north's name as its own answer."""
+        """NaN; silent; late, then in north's name with the right id of north's request, and in north's name as its own
+        answer.
+        """
         if request.round == 1:
             bank.sends(message, content_of(bank, request, np.full(request.adapter.size, np.nan, np.float32)))
         if request.round == 2:
@@ -476,7 +488,9 @@ def test_killed_late_and_hostile_banks_cost_their_own_answers_only(federation: F
 
 
 def requests_to(coordinator: Path, bank: str) -> list[str]:
-    """Ids of a bank's open requests, from the SuperLink's database, which no bank sees: whoever guesses one right has no more than this."""
+    """Ids of a bank's open requests, from the SuperLink's database, which no bank sees: whoever guesses one right has
+    no more than this.
+    """
     node = int(read_json(coordinator / "banks.json")[bank])
     with closing(sqlite3.connect(f"{(coordinator / 'state.db').as_uri()}?mode=ro", uri=True)) as link:
         rows = link.execute("SELECT message_id FROM message_ins WHERE dst_node_id = ?", (uint64_to_int64(node),)).fetchall()
@@ -529,7 +543,9 @@ def peak_bytes(process: int) -> int:
 def test_a_run_goes_through_a_thousand_idle_connections_and_a_bank_that_sends_a_byte_in_ten_seconds(
     federation: Federation,
 ) -> None:
-    """The idle ones are another network's each fifty; when they are ended they come again. Up begins its answer and dawdles in it."""
+    """The idle ones are another network's each fifty; when they are ended they come again. Up begins its answer and
+    dawdles in it.
+    """
     run, up = federation.aggregator.home / "runs" / "crowded", federation.strangers[2]
     dawdles: list[ssl.SSLSocket] = []
 
@@ -554,7 +570,9 @@ def test_a_run_goes_through_a_thousand_idle_connections_and_a_bank_that_sends_a_
 
 
 def begins_a_body(federation: Federation, machine: Machine) -> ssl.SSLSocket:
-    """A connection with a bank's certificate on which the head of a piece of an answer is sent, and no byte of the piece."""
+    """A connection with a bank's certificate on which the head of a piece of an answer is sent, and no byte of the
+    piece.
+    """
     certificate = load_pem_x509_certificate((machine.bank / "bank.crt").read_bytes())
     key = b64encode(peer_of(certificate.public_bytes(Encoding.DER)).header).decode()
     plain = socket.create_connection(("127.0.0.1", federation.port), timeout=60)
@@ -577,7 +595,9 @@ def ended(link: ssl.SSLSocket) -> bool:
 
 @contextmanager
 def idle_connections(port: int, count: int) -> Iterator[list[int]]:
-    """So many connections that say nothing, from twenty addresses, opened again when they are ended. Gives a list that has an entry for each that was opened."""
+    """So many connections that say nothing, from twenty addresses, opened again when they are ended. Gives a list that
+    has an entry for each that was opened.
+    """
     held: list[socket.socket] = []
     opened: list[int] = []
     over = threading.Event()

@@ -1,4 +1,5 @@
-"""Through real Flower processes, as a person would start them: the truth in the exit status, kill -9 and Ctrl-C, nothing left behind.
+"""Through real Flower processes, as a person would start them: the truth in the exit status, kill -9 and Ctrl-C,
+nothing left behind.
 
 Seven runs in all. Every one has the same rows and settings, so each must end in the bytes of the first.
 """
@@ -60,7 +61,9 @@ def start(*command: str, **environment: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    """(exit status, stdout, stderr). What does not end by itself is interrupted, so that it can tidy up, and is a failure."""
+    """(exit status, stdout, stderr). What does not end by itself is interrupted, so that it can tidy up, and is a
+    failure.
+    """
     try:
         out, err = process.communicate(timeout=PATIENCE_S)
     except subprocess.TimeoutExpired:
@@ -278,7 +281,9 @@ class PlainRun:
 
 @pytest.fixture(scope="module")
 def plain(place: Path, rows: Path) -> PlainRun:
-    """`flwr run .` as a person types it in the project's folder, in a fresh HOME; then the daemon that it has started is ended."""
+    """`flwr run .` as a person types it in the project's folder, in a fresh HOME; then the daemon that it has started
+    is ended.
+    """
     home = place / "home"
     home.mkdir()
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("FLWR_", "FEDFINLORA_", "XDG_"))}
@@ -301,7 +306,10 @@ def plain(place: Path, rows: Path) -> PlainRun:
     further = [
         "model.threads=1", "train.batch_rows=4", f"train.steps_per_round={STEPS}", "evaluation.benchmarks=[fpb]", "evaluation.limit=2",
     ]  # fmt: skip
-    settings = f"num-server-rounds={ROUNDS} model='tiny-random' dataset='finlora' dataset-root='{rows}' overrides='{' '.join(further)}'"
+    settings = (
+        f"num-server-rounds={ROUNDS} model='tiny-random' dataset='finlora' dataset-root='{rows}' "
+        f"overrides='{' '.join(further)}'"
+    )
     try:
         run_id = str(asked("run", ".", "--run-config", settings)["run-id"])
         deadline = time.monotonic() + PATIENCE_S

@@ -151,7 +151,9 @@ def test_a_clock_is_judged_as_flower_judges_it(ahead_s: float, said: str) -> Non
 
 
 def message(run: int, source: int, destination: int, answers: str = "", content: RecordDict | None = None) -> Message:
-    """A message, empty unless something is given, as Flower's SuperLink stores it. Its id is made from its content and the time."""
+    """A message, empty unless something is given, as Flower's SuperLink stores it. Its id is made from its content and
+    the time.
+    """
     metadata = Metadata(
         run_id=run, message_id="", src_node_id=source, dst_node_id=destination, reply_to_message_id=answers, group_id="", created_at=time.time(),
         ttl=30.0 if answers else 60.0, message_type="train",
@@ -162,7 +164,9 @@ def message(run: int, source: int, destination: int, answers: str = "", content:
 
 
 class Asked:
-    """A SuperLink's state with one connected node, which was sent three requests, has taken along the first two, and answered the second."""
+    """A SuperLink's state with one connected node, which was sent three requests, has taken along the first two, and
+    answered the second.
+    """
 
     def __init__(self, place: Path) -> None:
         database = f"sqlite:///{place / 'state.db'}"

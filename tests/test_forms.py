@@ -1,4 +1,6 @@
-"""Every form in which rows come: the same rows give the same rows, faults name file and line, and no reason quotes a row."""
+"""Every form in which rows come: the same rows give the same rows, faults name file and line, and no reason quotes a
+row.
+"""
 
 from __future__ import annotations
 

@@ -19,7 +19,9 @@ from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.models import Session, get_session, initial_adapter
 from fedfinlora.wire import Figures, Reply
 from server_app.federated import run_federated
-from server_app.rounds import RoundState, take_step
+from server_app.replies import replies_of
+from server_app.strategies import rule_of
+from server_app.strategies.strategy import ServerState, take_step
 
 
 def frozen_config(seed: int = 0, method: str = "lora") -> Config:
@@ -74,7 +76,8 @@ def test_the_mean_of_the_banks_is_the_mean_of_their_updates_and_with_plain_lora_
         deltas = [random_adapter(session.layout.size, seed) for seed in (1, 2, 3)]
         nothing = Figures.withheld(1, 0.0, 1.0, 1.0, 0.1)
         replies = [Reply(f"bank-{number}", delta, nothing, 1.0) for number, delta in enumerate(deltas)]
-        state, _ = take_step(replies, RoundState(0, start, {}), StrategyConfig(weighting="equal"), 1)
+        rule = rule_of(StrategyConfig(weighting="equal"), 1)
+        state = take_step(rule, ServerState(0, start), replies_of(replies, rule.weights(replies)))
         averaged = products(session, state.adapter)
         for layer, product in averaged.items():
             wanted = np.mean([products(session, start + delta)[layer] for delta in deltas], axis=0)

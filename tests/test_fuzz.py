@@ -1,4 +1,6 @@
-"""The fuzz ring: whatever stands in a file, a reply or a server's answer, it is read, or refused in one line. Longer: `make fuzz`."""
+"""The fuzz ring: whatever stands in a file, a reply or a server's answer, it is read, or refused in one line. Longer:
+`make fuzz`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What a bank lets run: the comparison of an app bundle with the installed code, hostile archives, and Flower's own code behind the gate."""
+"""What a bank lets run: the comparison of an app bundle with the installed code, hostile archives, and Flower's own
+code behind the gate.
+"""
 
 from __future__ import annotations
 
@@ -263,7 +265,9 @@ def entry(name: str, mode: int = 0) -> zipfile.ZipInfo:
 
 
 def lying(content: bytes, **fields: int) -> bytes:
-    """The archive with another figure in the central directory's entry of a.py: its size at 24, packed at 20 (4 bytes each)."""
+    """The archive with another figure in the central directory's entry of a.py: its size at 24, packed at 20 (4 bytes
+    each).
+    """
     changed = bytearray(content)
     start = content.index(b"PK\x01\x02", content.index(b"PK\x01\x02") + 1)
     for place, value in fields.items():

@@ -1,4 +1,6 @@
-"""Packed greedy decoding gives the tokens of plain greedy decoding row by row, within its memory, reading nothing twice."""
+"""Packed greedy decoding gives the tokens of plain greedy decoding row by row, within its memory, reading nothing
+twice.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +23,7 @@ from data.catalog import BENCHMARKS
 from data.encode import encode_prompts
 from data.sources import load_rows
 from eval import generation, kept_keys
+from eval.answers import ModelAnswer
 from eval.cached_attention import Writing, weighted
 from eval.generation import Answer, generate
 from eval.kept_keys import (
@@ -254,7 +257,9 @@ def trie_tokens(prompts: Prompts) -> int:
 
 
 def branching_prompts(seed: int) -> Prompts:
-    """Beginnings of beginnings; what follows a common one begins with a token of its own, so that nobody shares 1 to 3 tokens by chance."""
+    """Beginnings of beginnings; what follows a common one begins with a token of its own, so that nobody shares 1 to 3
+    tokens by chance.
+    """
     draw = np.random.default_rng(seed)
     prompts: Prompts = []
     for group in range(3):
@@ -565,10 +570,10 @@ def test_the_embedded_model_answers_real_rows_as_plain_generate_does(smollm2_con
     rows = sorted(loaded.rows, key=lambda row: len(row.prompt))[:count]
     session = get_session(config)
     model = LocalModel(session, config, initial_adapter(session, config))
-    answers: dict[int, dict[str, Any]] = {}
+    answers: dict[int, ModelAnswer] = {}
     model.generate(BENCHMARKS[task], rows, range(count), answers.__setitem__)
     for place, text in enumerate(model.generate_plainly(BENCHMARKS[task], rows)):
-        if answers[place]["stopped"] == "settled":
-            assert text.startswith(answers[place]["text"])
+        if answers[place].stopped == "settled":
+            assert text.startswith(answers[place].text)
         else:
-            assert answers[place]["text"] == text
+            assert answers[place].text == text

@@ -1,6 +1,8 @@
-"""Compatibility with FinLoRA's evaluator: the golden files, the project and an independent writing of the rules, held against each other.
+"""Compatibility with FinLoRA's evaluator: the golden files, the project and an independent writing of the rules, held
+against each other.
 
-The files are made by `tests/golden/make.py`, the independent rules are `tests/finlora_reference.py`. No model is loaded here.
+The files are made by `tests/golden/make.py`, the independent rules are `tests/finlora_reference.py`. No model is loaded
+here.
 """
 
 from __future__ import annotations
@@ -31,12 +33,13 @@ from finlora_reference import (
 from golden.make import FOLDER, examples_of, hand_made_rows, verdicts
 from hypothesis import given
 from hypothesis import strategies as st
+from scored import finlora_f1
 
 from data.catalog import BENCHMARKS
 from data.rows import Row
-from eval.metrics import finlora_f1
+from eval.finlora import finlora_labels, finlora_output, finlora_pieces, finlora_scores
 from eval.records import make_record, score_rows
-from eval.scoring import finlora_labels, finlora_output, finlora_pieces, finlora_scores
+from eval.scoring import score_answers
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL_ROWS = ROOT.parent / "shared" / "data"
@@ -132,9 +135,9 @@ def test_project_gives_the_frozen_verdicts(key) -> None:
 @pytest.mark.parametrize("key", PUBLISHED)
 def test_records_of_a_run_carry_the_frozen_verdicts(key) -> None:
     benchmark = BENCHMARKS[key]
-    labels = finlora_labels(benchmark, column(key, "target"))
-    for row in golden(key):
-        record = make_record(benchmark, Row(row["id"], key, row.get("prompt", ""), row["target"]), row["output"], labels)
+    scores = score_answers(benchmark, column(key, "target"), column(key, "output"), bertscore_model=None)
+    for row, score in zip(golden(key), scores, strict=True):
+        record = make_record(benchmark, Row(row["id"], key, row.get("prompt", ""), row["target"]), row["output"], score)
         correct, ambiguous = row["finlora_correct"], row["finlora_ambiguous"]
         if key in TAG_LISTS:
             correct, ambiguous = all(correct), any(ambiguous)

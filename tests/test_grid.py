@@ -77,7 +77,9 @@ def test_noise_has_the_stated_multiplier_exactly(noise: float, size: int) -> Non
 
 
 def test_epsilon_of_the_discrete_noise_is_that_of_the_continuous_one() -> None:
-    """Google's accountant for the discrete Gaussian itself, at the smallest scale and the worst direction, one coordinate."""
+    """Google's accountant for the discrete Gaussian itself, at the smallest scale and the worst direction, one
+    coordinate.
+    """
     from dp_accounting.pld import privacy_loss_distribution as pld
 
     from fedfinlora.privacy.accounting import gaussian_epsilon
@@ -92,7 +94,9 @@ def test_epsilon_of_the_discrete_noise_is_that_of_the_continuous_one() -> None:
 
 
 def test_moments_of_the_shifted_discrete_gaussian_are_those_of_the_continuous_one() -> None:
-    """For integer shifts and orders sum q (p / q)^k = exp(k (k - 1) shift^2 / (2 S^2)): what RDP of the subsampled mechanism is made of."""
+    """For integer shifts and orders sum q (p / q)^k = exp(k (k - 1) shift^2 / (2 S^2)): what RDP of the subsampled
+    mechanism is made of.
+    """
     scale, reach = 16.0, 4000
     places = np.arange(-reach, reach + 1.0)
     for shift in (1, 5, 16):

@@ -1,4 +1,6 @@
-"""What grows without an end does not: rounds beyond 9,999 are in their order, old rounds and runs go, caches have a limit."""
+"""What grows without an end does not: rounds beyond 9,999 are in their order, old rounds and runs go, caches have a
+limit.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A server learns the loss of many held-out rows or of none, whatever it asks for, and no count of rows that it can move by one."""
+"""A server learns the loss of many held-out rows or of none, whatever it asks for, and no count of rows that it can
+move by one.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Whatever the server sends: nothing leaves a bank unaccounted, the bank works on, and its history says what was refused and why."""
+"""Whatever the server sends: nothing leaves a bank unaccounted, the bank works on, and its history says what was
+refused and why.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ import client_app.bank
 import client_app.prepared_rows
 import client_app.privacy_plan
 from client_app.prepared_rows import bank_rows
-from client_app.privacy_plan import NAMES, PrivacyPlan, delta_of
+from client_app.privacy_plan import NAMES, delta_of
 from client_app.trial import try_plan
 from fedfinlora.deployment.history import read_history
 from fedfinlora.deployment.plan import read_plan
@@ -32,7 +34,7 @@ from fedfinlora.errors import ConfigError
 from fedfinlora.models import get_session
 from fedfinlora.privacy.accounting import Steps, epsilon
 from fedfinlora.privacy.cohorts import hash_rows
-from fedfinlora.privacy.dp_lora import PublishedMechanism, steps_of
+from fedfinlora.privacy.dp_lora import PublishedMechanism
 from fedfinlora.privacy.ledger import Rows, read_lines
 from fedfinlora.privacy.ledger_chain import opened
 from fedfinlora.privacy.ledger_spent import histories, units_of
@@ -88,7 +90,9 @@ NOT_IN_A_PLAN = "not in a plan"
 
 
 def tried_beforehand(bank: Bank, lie: Lie) -> str:
-    """What `bank try` says of a plan with the lie in it: "ok", or the code of the refusal. A plan that the training itself would fail is let through."""
+    """What `bank try` says of a plan with the lie in it: "ok", or the code of the refusal. A plan that the training
+    itself would fail is let through.
+    """
     if lie.adapter or set(lie.record) - {"source-sha256", "config"}:
         return NOT_IN_A_PLAN
     content = tell(pack_request(bank.request(*HONEST)), lie).config_records["request"]
@@ -124,7 +128,9 @@ def nothing_but_its_code_left(answer: RecordDict) -> None:
 
 
 def test_all_refusals_that_depend_on_rows_are_one(bank: Bank) -> None:
-    """B2: the code was an oracle, by which N was found in twelve questions. Whatever is asked for beyond the rows, the answer is the same."""
+    """B2: the code was an oracle, by which N was found in twelve questions. Whatever is asked for beyond the rows, the
+    answer is the same.
+    """
     asked = [{"train.batch_rows": rows} for rows in (64, 100, 10**6)]
     asked += [{"dataset.tasks": ["fiqa"], "train.batch_rows": rows} for rows in (1, 2, 3, 4)]
     asked += [{"model.context_tokens": tokens} for tokens in (3, 18)]
@@ -184,7 +190,9 @@ def test_noise_that_others_can_compute_is_the_banks_own_choice_and_booked_as_non
 
 
 def test_an_adapter_on_which_every_loss_is_infinite_tells_nothing(bank: Bank) -> None:
-    """C4: a loss that is not finite was one bit about the rows. The step is noise alone, or nothing leaves; it is booked either way."""
+    """C4: a loss that is not finite was one bit about the rows. The step is noise alone, or nothing leaves; it is
+    booked either way.
+    """
     for number, value in enumerate((1e30, 3e38, 1e19), 1):
         answer = bank.lied_to(Lie("", "", "", adapter=value))
         assert code_of(answer) in (ANSWER, "privacy")
@@ -192,7 +200,9 @@ def test_an_adapter_on_which_every_loss_is_infinite_tells_nothing(bank: Bank) ->
 
 
 def test_a_lie_about_an_earlier_run_does_not_carry_over(bank: Bank) -> None:
-    """The test of the gradients is of the adapter and the settings of this very request, also under a run's name that was tested before."""
+    """The test of the gradients is of the adapter and the settings of this very request, also under a run's name that
+    was tested before.
+    """
     tested: list[float] = []
     real = client_app.privacy_plan.self_test
 
@@ -314,14 +324,13 @@ def watching(ran: list[Left]) -> Any:
     """`_trained` that writes down which mechanism it is given."""
     real = client_app.bank._trained
 
-    def trained(request: Any, facts: Any, session: Any, examples: Any, stretch: Any, plan: PrivacyPlan | None) -> Any:
-        assert plan is not None
+    def trained(request: Any, facts: Any, session: Any, examples: Any, stretch: Any, mechanism: Any) -> Any:
         prompts = np.array(bank_rows(request.config, facts, session.tokenizer).in_ledger.prompts)
-        mechanism = plan.mechanism
         if isinstance(mechanism, PublishedMechanism):
-            taking_part = prompts[plan.booked.taking_part]
+            rows = bank_rows(request.config, facts, session.tokenizer).train
+            taking_part = prompts[[any(row is one for one in examples) for row in rows]]
             assert len(taking_part) == len(examples)
-            ran.append(Left(frozenset(taking_part.tolist()), steps_of(mechanism.noise_multiplier, stretch.steps)))
+            ran.append(Left(frozenset(taking_part.tolist()), mechanism.spends(stretch.steps)))
         else:
             assert isinstance(mechanism, Mechanism)
             assert len(prompts) == len(examples)
@@ -330,7 +339,7 @@ def watching(ran: list[Left]) -> Any:
             steps = Steps(mechanism.sampling_rate, mechanism.noise_multiplier, stretch.steps)
             ran.append(Left(frozenset(prompts[places].tolist()), steps))
         assert not mechanism.reproducible
-        return real(request, facts, session, examples, stretch, plan)
+        return real(request, facts, session, examples, stretch, mechanism)
 
     return trained
 

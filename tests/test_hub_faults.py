@@ -1,4 +1,6 @@
-"""Everything that a hub may answer, through the real client against a hub on loopback: one line with the name and what to do, no token."""
+"""Everything that a hub may answer, through the real client against a hub on loopback: one line with the name and what
+to do, no token.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,8 @@ REPEATED = {
     "cut": r"org/cut did not arrive whole",
     "short": r"org/short did not arrive whole",
 }
-"""What the client tries again, for a minute where transformers asks: only `model_folder` is asked, which takes seconds."""
+"""What the client tries again, for a minute where transformers asks: only `model_folder` is asked, which takes seconds.
+"""
 
 
 @pytest.fixture(scope="module")

@@ -103,7 +103,7 @@ def test_bootstrap_interval_contains_the_estimate(numbers) -> None:
 def test_undefined_resamples_are_left_out_and_an_undefined_figure_has_no_interval() -> None:
     assert bootstrap_interval(np.array([0.5, np.nan, 0.4, 0.6])) == pytest.approx([0.405, 0.595])
     assert bootstrap_interval(np.array([np.nan, 0.4])) is None
-    assert bootstrap_interval(np.array([0.5, np.nan])) == [0.5, 0.5]
+    assert bootstrap_interval(np.array([0.5, np.nan])) == (0.5, 0.5)
     assert estimate_of(np.array([np.nan])) is None
 
 

@@ -1,4 +1,6 @@
-"""Which files a folder means: `data check` reads what training reads, what is not read is named, and odd names are names."""
+"""Which files a folder means: `data check` reads what training reads, what is not read is named, and odd names are
+names.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +103,13 @@ def test_a_single_file_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str
     status, text = checked(file, capsys)
     assert status == 0
     assert "1 file, 2 rows" in text
-    with pytest.raises(UserError, match=r"No train rows .*Not read: rows\.xlsx \(an Excel workbook: save it as CSV UTF-8\)"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"No train rows .*Not read: rows\.xlsx \(an Excel workbook: save it as CSV "
+            r"UTF-8\)"
+        ),
+    ):
         load_rows(DatasetConfig(source="jsonl", root=str(write(tmp_path / "rows.xlsx"))), "train")
 
 

@@ -173,7 +173,9 @@ WRITES = ("write", "fsync", "replace", "open", "truncate")
 
 
 def killed_at(folder: Path, call: int, told: Connection) -> None:
-    """Book two rounds with new rows each, and die by SIGKILL just before the call-th write, sync, rename or opening of a file."""
+    """Book two rounds with new rows each, and die by SIGKILL just before the call-th write, sync, rename or opening of
+    a file.
+    """
     calls = 0
 
     def counted(real: Callable[..., Any]) -> Callable[..., Any]:
@@ -269,7 +271,9 @@ def test_a_line_cut_off_by_a_crash_was_never_spent(folder: Path) -> None:
 
 
 def book_with_little_space(folder: Path, limit: int, told: Connection) -> None:
-    """No file may grow beyond the limit: the system's own "file too large" comes in the middle of a write, as on a full disk."""
+    """No file may grow beyond the limit: the system's own "file too large" comes in the middle of a write, as on a full
+    disk.
+    """
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     for number in range(2, 5):

@@ -1,4 +1,6 @@
-"""What lines by row and by customer cost a unit: against a slow reference and exact divergences; and that an index never differs from its lines."""
+"""What lines by row and by customer cost a unit: against a slow reference and exact divergences; and that an index
+never differs from its lines.
+"""
 
 from __future__ import annotations
 
@@ -186,8 +188,10 @@ def density(moves: Sequence[float], chances: Sequence[float], noise: float) -> n
 @pytest.mark.parametrize(("rate", "noise"), [(0.02, 0.8), (0.05, 1.0), (0.2, 2.0), (0.5, 4.0), (1.0, 5.0)])
 @pytest.mark.parametrize("size", [2, 3, 6])
 def test_group_privacy_dominates_the_exact_mixture_in_every_step(rate: float, noise: float, size: int) -> None:
-    """j of k rows are in a step with the binomial's probability and move it by j. Its hockey-stick divergence is the smaller one at every
-    alpha, from 0 on, so that both ways round and all compositions are covered (Zhu, Dong and Wang 2022, theorem 10)."""
+    """j of k rows are in a step with the binomial's probability and move it by j. Its hockey-stick divergence is the
+    smaller one at every alpha, from 0 on, so that both ways round and all compositions are covered (Zhu, Dong and Wang
+    2022, theorem 10).
+    """
     from scipy.stats import binom
 
     bound = group(Steps(rate, noise, 1), size)
@@ -204,8 +208,9 @@ def test_group_privacy_dominates_the_exact_mixture_in_every_step(rate: float, no
     ("rate", "noise", "count"), [(0.05, 1.0, 20), (0.05, 4.0, 200), (0.2, 2.0, 10), (0.5, 4.0, 30), (0.9, 8.0, 40)]
 )
 def test_a_row_among_several_of_a_customer_counts_for_more_than_replacement_does(rate: float, noise: float, count: int) -> None:
-    """Without the row, its customer's clipped sum is another vector of the same ball: N(C) becomes N(-C) at worst. The privacy loss of that
-    pair, composed by FFT."""
+    """Without the row, its customer's clipped sum is another vector of the same ball: N(C) becomes N(-C) at worst. The
+    privacy loss of that pair, composed by FFT.
+    """
     one, other = (density([0.0, move], [1 - rate, rate], noise) for move in (1.0, -1.0))
     keep = (one > 1e-30) & (other > 1e-30)
     width, bins = 2e-3, 2**17

@@ -1,4 +1,6 @@
-"""The two ways out of a ledger that cannot be believed, the command that offers them, and ledgers of version 1: none forgets spending."""
+"""The two ways out of a ledger that cannot be believed, the command that offers them, and ledgers of version 1: none
+forgets spending.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def after(rounds: int) -> float:
 
 
 def write_history(file: Path, lines: list[dict[str, Any]]) -> Path:
-    """The history that a bank would have of these lines of its ledger: one line as the round begins, one as its reply leaves."""
+    """The history that a bank would have of these lines of its ledger: one line as the round begins, one as its reply
+    leaves.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     events = [{"outcome": "refused", "run": "run", "round": 9, "ledger_number": None, "ledger_hash": ""}]
     for line in lines:

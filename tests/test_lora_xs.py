@@ -1,4 +1,6 @@
-"""LoRA-XS: A and B are the base's singular vectors at every bank, R alone is trained, sent and noised; folders are ordinary LoRA."""
+"""LoRA-XS: A and B are the base's singular vectors at every bank, R alone is trained, sent and noised; folders are
+ordinary LoRA.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +26,16 @@ from fedfinlora.cli import main
 from fedfinlora.compose import compose
 from fedfinlora.config import Config, StrategyConfig
 from fedfinlora.errors import ConfigError, UserError
-from fedfinlora.lora_xs import base_weight, factors
 from fedfinlora.memory import footprint
 from fedfinlora.models import Session, first_adapter, get_session, initial_adapter, load_base
 from fedfinlora.packing import Example
+from fedfinlora.peft_methods.lora_xs import base_weight, factors
 from fedfinlora.privacy.mechanism import Mechanism, private_step
 from fedfinlora.wire import Figures, Reply
 from server_app.federated import run_federated
-from server_app.rounds import RoundState, take_step
+from server_app.replies import replies_of
+from server_app.strategies import rule_of
+from server_app.strategies.strategy import ServerState, take_step
 
 QUANTIZATIONS = ("none", "int8", "nf4", NF4_PACKED)
 TOKENS = torch.arange(30, 50).unsqueeze(0)
@@ -217,7 +221,8 @@ def test_the_mean_of_the_banks_is_the_mean_of_their_updates() -> None:
     nothing = Figures.withheld(1, 0.0, 1.0, 1.0, 0.1)
     replies = [Reply(f"bank-{number}", delta, nothing, 1.0) for number, delta in enumerate(deltas)]
     start = random_adapter(session.layout.size, 4)
-    state, _ = take_step(replies, RoundState(0, start, {}), StrategyConfig(weighting="equal"), 1)
+    rule = rule_of(StrategyConfig(weighting="equal"), 1)
+    state = take_step(rule, ServerState(0, start), replies_of(replies, rule.weights(replies)))
     averaged = updates(session, state.adapter)
     for layer, update in averaged.items():
         wanted = np.mean([updates(session, start + delta)[layer] for delta in deltas], axis=0)
@@ -242,7 +247,13 @@ def test_a_rank_that_a_layer_does_not_have_is_refused_and_leaves_nothing_behind(
     """v_proj of the tiny model has 32 outputs."""
     good = get_session(xs_config(rank=32))
     modules = len(list(good.model.modules()))
-    with pytest.raises(UserError, match=r"peft=lora_xs: .*v_proj: its weight of shape \(32, 64\) has fewer than 33 directions"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"peft=lora_xs: .*v_proj: its weight of shape \(32, 64\) has fewer than 33 "
+            r"directions"
+        ),
+    ):
         get_session(xs_config(rank=33))
     session, _ = session_with(xs_config(rank=32))
     assert len(list(session.model.modules())) == modules

@@ -1,4 +1,6 @@
-"""Training stays within its memory by checkpointing layers, then by more passes, and computes the same whatever it may use."""
+"""Training stays within its memory by checkpointing layers, then by more passes, and computes the same whatever it may
+use.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +21,7 @@ from fedfinlora import training
 from fedfinlora.adapter import Vector, read_adapter, write_adapter
 from fedfinlora.config import Config, TrainConfig
 from fedfinlora.errors import UserError
+from fedfinlora.gradient_step import Pass, PassLimits, answer_loss, passes_of_step
 from fedfinlora.memory import (
     Footprint,
     checkpoint_first,
@@ -31,7 +34,7 @@ from fedfinlora.memory import (
 )
 from fedfinlora.models import Session
 from fedfinlora.packing import Example, make_pack
-from fedfinlora.training import Pass, PassLimits, Stretch, TrainResult, answer_loss, passes_of_step, train
+from fedfinlora.training import Stretch, TrainResult, train
 
 PLAIN = TrainConfig(learning_rate=1e-2, schedule="constant", warmup_steps=0, clip_norm=0.0, batch_rows=64)
 CPU = torch.device("cpu")
@@ -209,7 +212,9 @@ class Held:
 
 @pytest.mark.parametrize(("quantization", "method"), [("none", "lora"), ("int8", "dora"), (NF4_PACKED, "rslora")])
 def test_the_estimate_of_what_is_kept_is_what_autograd_keeps(session_of: MakeSession, quantization: str, method: str) -> None:
-    """Counted again on passes of other lengths, with a plan. What does not grow with the tokens (DoRA's norms) is not in the estimate."""
+    """Counted again on passes of other lengths, with a plan. What does not grow with the tokens (DoRA's norms) is not
+    in the estimate.
+    """
     session = session_of(quantization, method)
     model = session.model.train()
     found = footprint(model)
@@ -237,7 +242,9 @@ def test_the_estimate_of_what_is_kept_is_what_autograd_keeps(session_of: MakeSes
 
 @pytest.fixture(scope="module")
 def worked(smollm2_config: Config) -> tuple[Any, Any]:
-    """The embedded model and a long pack, forward and backward through which it has gone once: what memory is like in earnest."""
+    """The embedded model and a long pack, forward and backward through which it has gone once: what memory is like in
+    earnest.
+    """
     from fedfinlora.models import get_session
 
     model = get_session(smollm2_config).model
@@ -253,7 +260,9 @@ def worked(smollm2_config: Config) -> tuple[Any, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointed", [0, 10, 30])
 def test_the_estimate_is_close_to_the_measured_peak(worked: tuple[Any, Any], checkpointed: int) -> None:
-    """In a process that has computed other things before, so with the heap as it is in earnest; docs/adr/0013 has the figures."""
+    """In a process that has computed other things before, so with the heap as it is in earnest; docs/adr/0013 has the
+    figures.
+    """
     model, pack = worked
     model.train()
     layers = decoder_layers(model)

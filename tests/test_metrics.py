@@ -10,20 +10,13 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scored import f1_scores, finlora_f1, matthews_correlation, metrics_of_records
 
 from data.catalog import BENCHMARKS, PUBLISHED_COLUMNS, PUBLISHED_OVERALL
 from data.rows import Row
-from eval.metrics import (
-    f1_scores,
-    finlora_f1,
-    finlora_overall,
-    group_means,
-    headline_score,
-    matthews_correlation,
-    summarise,
-)
+from eval.averages import finlora_overall, group_means, headline_score
+from eval.finlora import FinloraPiece
 from eval.records import score_rows
-from eval.scoring import FinloraPiece
 from fedfinlora.errors import UserError
 from fedfinlora.run.evaluation import BenchmarkMetrics, ClassRow, ConfusionMatrix, Estimate, GroupMean, Overall, RowRecord
 from fedfinlora.run.typed import from_json, to_json
@@ -72,7 +65,8 @@ def test_matthews_correlation_where_it_does_not_exist() -> None:
 
 
 def test_finlora_f1_by_hand() -> None:
-    # positive: 1 of 2 found, precision 1, F1 2/3, weight 2; negative: F1 1, weight 1. The wrong text is a class without rows.
+    # positive: 1 of 2 found, precision 1, F1 2/3, weight 2; negative: F1 1, weight 1. The wrong text is a class without
+    # rows.
     judged = pieces(("positive", "Positive!", True), ("positive", "who knows", False), ("negative", "negative", True))
     assert finlora_f1(judged) == pytest.approx((2 * 2 / 3 + 1) / 3)
 
@@ -84,7 +78,8 @@ def test_a_wrong_output_that_spells_a_label_costs_finlora_precision() -> None:
 
 
 def test_finlora_f1_flatters_as_published() -> None:
-    # FPB, LoRA: accuracy 85.64 and F1 .922 were published; wrong texts that are nobody's label give 2·acc / (1 + acc) = .9227.
+    # FPB, LoRA: accuracy 85.64 and F1 .922 were published; wrong texts that are nobody's label give 2·acc / (1 + acc) =
+    # .9227.
     n, right = 10_000, 8_564
     judged = pieces(*[("positive", "", True)] * right, *[("positive", f"text {i}", False) for i in range(n - right)])
     assert finlora_f1(judged) == pytest.approx(2 * 0.8564 / 1.8564)
@@ -185,7 +180,9 @@ def test_formula_calculation_is_also_judged_by_value() -> None:
 
 
 def test_per_tag_interval_knows_that_the_tags_of_a_row_are_not_independent() -> None:
-    """Four equal verdicts a row tell as much as one: the interval is twice as wide as for 400 tags, as wide as for 100 rows."""
+    """Four equal verdicts a row tell as much as one: the interval is twice as wide as for 400 tags, as wide as for 100
+    rows.
+    """
     targets = ["AbcDef,Revenues,GoodWill,NetLoss"] * 100
     outputs = [target if place % 2 else "" for place, target in enumerate(targets)]
     _, metrics = score_rows(BENCHMARKS["xbrl_finer"], rows_of("xbrl_finer", targets), outputs)
@@ -257,7 +254,7 @@ def test_labels_alone_leave_the_generated_figures_out() -> None:
     assert [to_json(records[0])[name] for name in ("output", "parsed", "correct", "finlora_correct", "finlora_ambiguous")] == [
         None
     ] * 5
-    metrics = summarise(BENCHMARKS["fpb"], with_choices(records, ["positive", "negative", "negative", "neutral"]))
+    metrics = metrics_of_records(BENCHMARKS["fpb"], with_choices(records, ["positive", "negative", "negative", "neutral"]))
     names = ("accuracy", "f1_macro", "f1_weighted", "matthews")
     assert set(to_json(metrics)) == {"n", *(f"labels_{name}{end}" for name in names for end in ("", "_ci95"))}
     assert (metrics.n, metrics.value("labels_accuracy")) == (4, 0.75)
@@ -270,7 +267,7 @@ def test_labels_alone_leave_the_generated_figures_out() -> None:
 def test_labels_and_generated_answers_stand_side_by_side() -> None:
     targets = ["strong positive", "mildly negative"]
     records, generated = score_rows(BENCHMARKS["nwgi"], rows_of("nwgi", targets), ["positive", "x"])
-    both = summarise(BENCHMARKS["nwgi"], with_choices(records, ["neutral", "negative"]))
+    both = metrics_of_records(BENCHMARKS["nwgi"], with_choices(records, ["neutral", "negative"]))
     assert {name: value for name, value in to_json(both).items() if not name.startswith("labels_")} == to_json(generated)
     assert (both.value("accuracy"), both.value("labels_accuracy")) == (0.5, 0.5)
     assert headline_score(both) == 0.5
@@ -278,7 +275,7 @@ def test_labels_and_generated_answers_stand_side_by_side() -> None:
 
 def test_a_target_outside_the_label_set_is_a_wrong_answer() -> None:
     records, _ = score_rows(BENCHMARKS["fpb"], rows_of("fpb", ["mixed", "positive", "neutral"]), ["mixed?", "positive", "?"])
-    metrics = summarise(BENCHMARKS["fpb"], with_choices(records, ["positive", "positive", None]))
+    metrics = metrics_of_records(BENCHMARKS["fpb"], with_choices(records, ["positive", "positive", None]))
     assert metrics.value("labels_accuracy") == pytest.approx(1 / 3)
     assert metrics.confusion.labels == ("negative", "neutral", "positive", "other")
     assert metrics.unparsed == 2  # "mixed?" is no label and not the target; "?" is nothing
@@ -286,7 +283,7 @@ def test_a_target_outside_the_label_set_is_a_wrong_answer() -> None:
 
 def test_empty_label_columns_are_no_choices() -> None:
     records, metrics = score_rows(BENCHMARKS["fpb"], rows_of("fpb", ["positive"]), ["positive"])
-    assert summarise(BENCHMARKS["fpb"], with_choices(records, [None])) == metrics
+    assert metrics_of_records(BENCHMARKS["fpb"], with_choices(records, [None])) == metrics
 
 
 def test_a_row_without_answer_among_others_counts_as_unparsed() -> None:
@@ -384,7 +381,7 @@ def test_records_read_back_from_json_give_the_same_metrics() -> None:
         rows = rows_of(key, draw.choices(["positive", "5.0", "AbcDef,Revenues", "us-gaap:A / us-gaap:B"], k=9))
         records, metrics = score_rows(BENCHMARKS[key], rows, draw.sample([row.target for row in rows], k=9))
         again = [from_json(RowRecord, json.loads(json.dumps(to_json(record))), key) for record in records]
-        assert summarise(BENCHMARKS[key], again) == metrics
+        assert metrics_of_records(BENCHMARKS[key], again) == metrics
         assert from_json(BenchmarkMetrics, json.loads(json.dumps(to_json(metrics))), key) == metrics
 
 
@@ -393,11 +390,11 @@ def test_records_read_back_from_json_give_the_same_metrics() -> None:
 
 def bert_record(f1: float, model: str = "ProsusAI/finbert", parsed: str | None = "text") -> RowRecord:
     scores = {f"bertscore_{part}": f1 for part in ("precision", "recall", "f1")}
-    return RowRecord("", "", "", parsed=parsed, **scores, bertscore_model=model, bertscore_layer=10)
+    return RowRecord("", "", "", "text", parsed, **scores, bertscore_model=model, bertscore_layer=10)
 
 
 def test_bertscore_summary_counts_empty_answers_as_zero() -> None:
-    metrics = summarise(BENCHMARKS["xbrl_term"], [bert_record(0.6), bert_record(0.0, parsed=None)])
+    metrics = metrics_of_records(BENCHMARKS["xbrl_term"], [bert_record(0.6), bert_record(0.0, parsed=None)])
     assert (metrics.n, metrics.unparsed, metrics.value("bertscore_f1")) == (2, 1, pytest.approx(0.3))
     assert (metrics.bertscore_model, metrics.bertscore_layer) == ("ProsusAI/finbert", 10)
     low, high = metrics.bounds("bertscore_f1")
@@ -406,7 +403,7 @@ def test_bertscore_summary_counts_empty_answers_as_zero() -> None:
 
 def test_bertscores_of_two_encoders_are_not_averaged() -> None:
     with pytest.raises(UserError, match="different encoders"):
-        summarise(BENCHMARKS["xbrl_term"], [bert_record(0.6), bert_record(0.6, model="other")])
+        metrics_of_records(BENCHMARKS["xbrl_term"], [bert_record(0.6), bert_record(0.6, model="other")])
 
 
 def estimated(model: str | None = None, **values: Estimate | float | None) -> BenchmarkMetrics:

@@ -1,4 +1,6 @@
-"""Alerts, runbook, dashboard and metrics belong together: every query names metrics that are exported, every alert has a page, every command in a page is one."""
+"""Alerts, runbook, dashboard and metrics belong together: every query names metrics that are exported, every alert has
+a page, every command in a page is one.
+"""
 
 from __future__ import annotations
 
@@ -226,7 +228,9 @@ def test_the_dashboard_is_one_that_grafana_can_place() -> None:
 
 
 def test_promtool_finds_nothing_against_alerts_and_metrics(tmp_path: Path) -> None:
-    """With promtool (Debian: apt-get install prometheus) the alerts are played too; without it the other tests of this file have parsed them."""
+    """With promtool (Debian: apt-get install prometheus) the alerts are played too; without it the other tests of this
+    file have parsed them.
+    """
     for collector in (
         CoordinatorMetrics(make_home(tmp_path / "home")),
         BankMetrics(a_bank_that_has_worked(tmp_path / "bank"), "north"),

@@ -1,4 +1,6 @@
-"""Rows laid end to end as a tree give the loss and the gradients of rows on their own, and no row or token is lost on the way."""
+"""Rows laid end to end as a tree give the loss and the gradients of rows on their own, and no row or token is lost on
+the way.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from fedfinlora import attention
 from fedfinlora.adapter import trainable
 from fedfinlora.attention import LONGEST_RUN, SHORTEST_RUN, attend_by_runs, merge_ranges
+from fedfinlora.gradient_step import answer_loss
 from fedfinlora.packing import (
     LEAST_SAVED_TOKENS,
     Example,
@@ -29,12 +32,12 @@ from fedfinlora.packing import (
     plan_of,
     split_rows,
 )
-from fedfinlora.training import answer_loss
 
 if TYPE_CHECKING:
     from torch import nn
 
-# Few different tokens and a handful of common beginnings, so that beginnings of every length are shared, at several levels.
+# Few different tokens and a handful of common beginnings, so that beginnings of every length are shared, at several
+# levels.
 TOKEN = st.integers(2, 4)
 START = st.sampled_from([(), (2, 3, 4, 2, 3), (2, 3, 4, 2, 3, 4, 4), (2, 3, 4, 2, 3, *(4,) * 40), (4,) * 9])
 SEQUENCE = st.builds(lambda start, rest: start + tuple(rest), START, st.lists(TOKEN, min_size=1, max_size=7))
@@ -49,7 +52,9 @@ def example_lists(draw: st.DrawFn, max_size: int = 8) -> list[Example]:
 
 
 def filing_examples(filings: int = 2, questions: int = 3, filing_tokens: int = 150) -> list[Example]:
-    """Rows that share at three levels: an instruction with all others, a filing with some, the beginning of a question with a few."""
+    """Rows that share at three levels: an instruction with all others, a filing with some, the beginning of a question
+    with a few.
+    """
     draw = np.random.default_rng(3)
 
     def tokens(count: int) -> Tokens:
@@ -71,8 +76,8 @@ def filing_examples(filings: int = 2, questions: int = 3, filing_tokens: int = 1
 def visible(sequences: list[Tokens], share: bool = True, spine: Tokens = ()) -> torch.Tensor:
     """(T, S + T) bool: which keys each token of the packed sequence must see.
 
-    Each sequence says so for its own tokens: a token sees those in front of it and itself, wherever they lie. Two sequences that
-    share a token must say the same of it.
+    Each sequence says so for its own tokens: a token sees those in front of it and itself, wherever they lie. Two
+    sequences that share a token must say the same of it.
     """
     tree = make_tree(sequences, share, spine)
     places = len(spine)

@@ -1,4 +1,6 @@
-"""`coordinator plan` and `bank try`: what a run would ask is known before it starts, and is judged as the request will be."""
+"""`coordinator plan` and `bank try`: what a run would ask is known before it starts, and is judged as the request will
+be.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ import client_app.bank
 import client_app.prepared_rows
 from client_app.trial import try_plan
 from fedfinlora.cli import main
-from fedfinlora.deployment.plan import deployment_words, read_plan
+from fedfinlora.compose import compose
+from fedfinlora.deployment.plan import deployment_config, read_plan
 from fedfinlora.deployment.policy import Policy
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.privacy.ledger import read_lines
@@ -180,8 +183,8 @@ class TestWeights:
     def test_banks_weigh_the_same_or_as_declared_unless_rows_are_asked_for(
         self, typed: tuple[str, ...], added: list[str]
     ) -> None:
-        found, said = deployment_words(["model=tiny-random", *typed])
-        assert found == ["model=tiny-random", *typed, *added]
+        found, said = deployment_config(["model=tiny-random", *typed])
+        assert found == compose(["model=tiny-random", *typed, *added])
         assert len(said) == ("strategy.weighting=equal" in added) + ("train.holdout_max_rows=0" in added)
 
     def test_the_plan_says_it(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,7 +59,9 @@ def test_a_different_mechanism_in_another_run_adds_up_as_pld_says() -> None:
 
 
 def test_the_plain_gaussian_mechanism_has_the_epsilon_of_its_own_theorem() -> None:
-    """Balle and Wang 2018, theorem 8: delta = Phi(1/(2s) - eps s) - e^eps Phi(-1/(2s) - eps s), with s the noise multiplier."""
+    """Balle and Wang 2018, theorem 8: delta = Phi(1/(2s) - eps s) - e^eps Phi(-1/(2s) - eps s), with s the noise
+    multiplier.
+    """
     from statistics import NormalDist
 
     noise, delta = 1.5, 1e-5

@@ -1,4 +1,6 @@
-"""The ledger by row: what a booking counts for, whom it leaves out, and that nothing about names, order or white space resets it."""
+"""The ledger by row: what a booking counts for, whom it leaves out, and that nothing about names, order or white space
+resets it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A privacy officer's walk through docs/privacy.md: a bank with a budget, a ledger that is looked at, lost, rolled back and made usable again.
+"""A privacy officer's walk through docs/privacy.md: a bank with a budget, a ledger that is looked at, lost, rolled back
+and made usable again.
 
 tests/test_docs.py runs the other commands of that page.
 """

@@ -19,7 +19,7 @@ from fedfinlora.models import get_session
 from fedfinlora.privacy.accounting import Steps, default_delta, epsilon, noise_multiplier_for
 from fedfinlora.privacy.forecast import Alternative, Forecast, adapter_parameters, advice, alternatives, forecast, layer_shapes
 from fedfinlora.wire import Figures, Reply
-from server_app.rounds import weights_of
+from server_app.strategies import rule_of
 
 TINY = ModelConfig(name="tiny-random", path="memory:tiny-random", quantization="none", device="cpu", context_tokens=512)
 WORDS = [
@@ -92,7 +92,7 @@ def test_the_plan_weighs_banks_as_the_server_does(weighting: str, most: float) -
     config = private_config(strategy=StrategyConfig(weighting=weighting, sizes=declared, max_share=most))
     found = forecast(config, sizes, 1)
     replies = [Reply(bank, np.zeros(1, np.float32), Figures.withheld(1, 0.0, 8.0, 1.0, 1e-5), 0.0) for bank in sizes]
-    weights = weights_of(replies, config.strategy)
+    weights = rule_of(config.strategy, 1).weights(replies)
     noise = [weight / sum(weights) * bank.noise_multiplier / 50 for weight, bank in zip(weights, found.banks, strict=True)]
     assert found.noise_to_signal == pytest.approx(math.hypot(*noise))
 
@@ -134,7 +134,13 @@ def test_parameters_are_counted_without_the_model_as_with_it(peft: PeftConfig) -
 
 
 def test_target_modules_that_the_model_lacks_are_refused_with_those_it_has() -> None:
-    with pytest.raises(ConfigError, match=r"\['x_proj'\] are no layers of this model\. It has: down_proj, gate_proj, k_proj,"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"\['x_proj'\] are no layers of this model\. It has: down_proj, gate_proj, "
+            r"k_proj,"
+        ),
+    ):
         adapter_parameters(PeftConfig(target_modules=("x_proj",)), layer_shapes(TINY))
 
 

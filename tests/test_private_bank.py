@@ -134,7 +134,9 @@ class TestGuarantee:
     def test_another_seed_order_sample_or_name_is_the_same_data_to_a_bank_with_its_own_rows(
         self, rows: Path, tmp_path: Path
     ) -> None:
-        """Neither max_rows, nor another seed, another choice of tasks, another order or name of the bank makes rows start anew."""
+        """Neither max_rows, nor another seed, another choice of tasks, another order or name of the bank makes rows
+        start anew.
+        """
         write_lines(tmp_path / "bank" / "train" / "fpb_train.jsonl", lines_of("fpb", 40))
         write_lines(tmp_path / "bank" / "train" / "tfns_train.jsonl", lines_of("tfns", 40))
         at = own_rows(tmp_path)
@@ -447,7 +449,9 @@ class TestRefusals:
 
 
 class TestABankThatIsDeployed:
-    """A4: a bank with rows of its own accounts for every round, and with a budget lets no round without its own noise through."""
+    """A4: a bank with rows of its own accounts for every round, and with a budget lets no round without its own noise
+    through.
+    """
 
     @pytest.mark.parametrize("mode", ["privacy=none", "privacy=bank"])
     def test_with_a_budget_it_refuses_every_round_without_its_own_noise(
@@ -687,7 +691,9 @@ print(*[code_of(bank.answers(request)) for _ in range(8)])
 
 @pytest.mark.slow
 def test_two_runs_on_the_same_rows_at_once_stay_within_the_budget_together(tmp_path: Path) -> None:
-    """Two processes that begin at the same moment: each round is in the ledger, and what both spent is within the bank's budget."""
+    """Two processes that begin at the same moment: each round is in the ledger, and what both spent is within the
+    bank's budget.
+    """
     settings = write_bank(tmp_path)
     told = []
     busy = [

@@ -1,4 +1,6 @@
-"""The grid of private runs: order, resumption and the figures that are kept, with commands that only write what a run would leave."""
+"""The grid of private runs: order, resumption and the figures that are kept, with commands that only write what a run
+would leave.
+"""
 
 from __future__ import annotations
 

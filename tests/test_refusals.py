@@ -1,4 +1,6 @@
-"""A coordinator that lies, or asks for ever what a bank does not allow, does not fill the bank's disk: what is kept of its requests has a bound."""
+"""A coordinator that lies, or asks for ever what a bank does not allow, does not fill the bank's disk: what is kept of
+its requests has a bound.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Finished adapters: the statement of where they come from, their bill of materials, and signatures that OpenSSF's model-signing reads and writes too."""
+"""Finished adapters: the statement of where they come from, their bill of materials, and signatures that OpenSSF's
+model-signing reads and writes too.
+"""
 
 from __future__ import annotations
 

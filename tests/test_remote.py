@@ -245,14 +245,32 @@ def test_half_characters_become_question_marks(server: Server) -> None:
     assert (answer.text, answer.text.encode()) == ("? up", b"? up")
 
 
+CALLS = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+
+
 @pytest.mark.parametrize(
-    ("message", "text"),
-    [({"content": None}, ""), ({"content": None, "refusal": "I cannot."}, "I cannot."), ({"content": "yes"}, "yes")],
+    ("choice", "text", "reason"),
+    [
+        ({"message": {"content": None}, "finish_reason": "length"}, "", "length"),
+        ({"message": {"content": None}, "finish_reason": "stop"}, "", "stop"),
+        ({"message": {"content": None}}, "", ""),
+        ({"message": {"role": "assistant"}, "finish_reason": "stop"}, "", "stop"),
+        ({"message": {"content": None, "reasoning_content": "hm"}, "finish_reason": "length"}, "", "length"),
+        ({"message": {"tool_calls": CALLS}, "finish_reason": "tool_calls"}, "", "tool_calls"),
+        ({"message": {"content": None, "refusal": "I cannot."}, "finish_reason": "stop"}, "I cannot.", "refusal"),
+        ({"message": {"refusal": "I cannot."}, "finish_reason": None}, "I cannot.", "refusal"),
+        ({"message": None, "finish_reason": "content_filter"}, "", "content_filter"),
+        ({"message": {"content": "yes", "refusal": None}, "finish_reason": "stop"}, "yes", "stop"),
+        ({"text": None, "finish_reason": "stop"}, "", "stop"),
+        ({"finish_reason": "content_filter"}, "", "content_filter"),
+    ],
 )
-def test_a_chat_message_without_content_is_an_empty_answer(server: Server, message: dict[str, Any], text: str) -> None:
-    server.behaviour = sends(200, {"choices": [{"message": message, "finish_reason": "length"}]})
-    (answer,) = ask(model_at(server, chat=True), "a")
-    assert (answer.text, answer.finish_reason, answer.prompt_tokens) == (text, "length", None)
+def test_an_answer_of_null_that_says_why_it_ended_is_an_empty_answer(
+    server: Server, choice: dict[str, Any], text: str, reason: str
+) -> None:
+    server.behaviour = sends(200, {"choices": [choice]})
+    (answer,) = ask(model_at(server, chat="message" in choice), "a")
+    assert (answer.text, answer.finish_reason, answer.tries) == (text, reason, 1)
 
 
 # --- replies that may be better next time -----------------------------------------------------------------------------------------------

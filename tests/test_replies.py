@@ -15,10 +15,10 @@ from fedfinlora.config import StrategyConfig
 from fedfinlora.errors import UserError
 from fedfinlora.wire import Figures, Reply
 from server_app.central_privacy import CentralMechanism
-from server_app.replies import StoredDeltas
-from server_app.rounds import RoundState, take_step
-from server_app.strategies import STEPS
-from server_app.strategies.fedavg import weighted_mean
+from server_app.replies import StoredDeltas, replies_of, weighted_mean
+from server_app.strategies import RULES, rule_of
+from server_app.strategies.private_mean import PrivateMean
+from server_app.strategies.strategy import MeanStrategy, ServerState, Strategy, take_step
 
 SIZE = 2 * BLOCK + 1
 """More than two blocks, the last of one number."""
@@ -61,21 +61,22 @@ def test_a_folder_that_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> 
         StoredDeltas(tmp_path / "file", SIZE)
 
 
-@pytest.mark.parametrize("name", sorted(STEPS))
+@pytest.mark.parametrize("name", sorted(RULES))
 def test_a_step_by_blocks_is_the_step_of_the_whole_vector(name: str) -> None:
     """Three rounds, so that the rule's own vectors pass on too."""
-    strategy = StrategyConfig(name=name, weighting="equal", bias_correction=True)
-    state = RoundState(0, delta(9), {})
-    adapter, server = state.adapter, {}
+    rule = rule_of(StrategyConfig(name=name, weighting="equal", bias_correction=True), 3)
+    assert isinstance(rule, MeanStrategy)
+    state = ServerState(0, delta(9))
+    adapter, arrays = state.adapter, {}
     for _ in range(3):
-        state, length = take_step(replies(3), state, strategy, 3)
-        step, server = STEPS[name](weighted_mean([reply.delta for reply in replies(3)], [1, 1, 1]), server, strategy)
+        state = take_step(rule, state, replies_of(replies(3), rule.weights(replies(3))))
+        step, arrays = rule.step(weighted_mean([reply.delta for reply in replies(3)], [1, 1, 1]), arrays, 1.0)
         adapter = (adapter.astype(np.float64) + step).astype(np.float32)
         assert state.adapter.tobytes() == adapter.tobytes()
-        assert {key: value.tobytes() for key, value in state.server.items()} == {
-            key: value.tobytes() for key, value in server.items()
+        assert {key: value.tobytes() for key, value in state.arrays.items()} == {
+            key: value.tobytes() for key, value in arrays.items()
         }
-        assert length == pytest.approx(np.linalg.norm(step), rel=1e-12)
+        assert state.step_norm == pytest.approx(np.linalg.norm(step), rel=1e-12)
 
 
 @pytest.mark.parametrize("privately", [False, True])
@@ -83,7 +84,9 @@ def test_memory_does_not_grow_with_the_number_of_banks(tmp_path: Path, privately
     """At most four adapters' worth, whatever the number of banks."""
     size = 2**21
     central = CentralMechanism(1.0, 1.0, 1.0, 20, 1e-5, 1.0, reproducible_seed=0) if privately else None
-    state = RoundState(0, delta(0, size), {})
+    rule: Strategy = rule_of(StrategyConfig(weighting="equal"), 1)
+    rule = PrivateMean.around(rule, central) if central else rule
+    state = ServerState(0, delta(0, size))
     peaks = []
     for count in (2, 20):
         with StoredDeltas(tmp_path, size) as stored:
@@ -95,7 +98,7 @@ def test_memory_does_not_grow_with_the_number_of_banks(tmp_path: Path, privately
             ]
             names = [reply.bank for reply in told]
             tracemalloc.start()
-            take_step(told, state, StrategyConfig(weighting="equal"), 1, central, partial(stored.read, names))
+            take_step(rule, state, replies_of(told, rule.weights(told), None, partial(stored.read, names)))
             peaks.append(tracemalloc.get_traced_memory()[1] / (4 * size))
             tracemalloc.stop()
     assert peaks[1] == pytest.approx(peaks[0], abs=0.1)

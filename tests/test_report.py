@@ -13,15 +13,20 @@ from hypothesis import strategies as st
 from report_runs import Page, add_evaluations, catalogue, detailed, element, make_run, metrics, report, round_record
 
 from fedfinlora.config_values import build, to_plain
+from fedfinlora.deployment import status_page
 from fedfinlora.errors import UserError
-from fedfinlora.report import Published, write_report
-from fedfinlora.report.charts import IntervalRow, Series, bar_chart, interval_chart, line_chart, nice_ticks
+from fedfinlora.report import Published, drawing, write_report
+from fedfinlora.report.charts import Series, bar_chart, line_chart, nice_ticks
 from fedfinlora.report.confusion import confusion_of, summed, trimmed
 from fedfinlora.report.examples import choose_examples
-from fedfinlora.report.markup import points, seconds, size
+from fedfinlora.report.formats import points, seconds, size
+from fedfinlora.report.intervals import IntervalRow, interval_chart
 from fedfinlora.report.reading import read_run, read_runs
 from fedfinlora.report.reproduce import command_line
-from fedfinlora.report.scores import mean_accuracy_bounds, systems_of
+from fedfinlora.report.scores import mean_accuracy_bounds
+from fedfinlora.report.systems import systems_of
+from fedfinlora.report.values import flatten
+from fedfinlora.run.comparison import BenchmarkComparison, Compared, Comparison, MeanDifference, MetricDifference
 from fedfinlora.run.evaluation import BenchmarkMetrics, ConfusionMatrix, RowRecord
 from fedfinlora.run.typed import from_json
 
@@ -38,10 +43,11 @@ def test_report_of_one_run_states_its_verdict_and_parses(tmp_path: Path) -> None
 def test_report_is_small_and_loads_nothing(tmp_path: Path) -> None:
     html = report(tmp_path, make_run(tmp_path / "demo", rounds=50, banks=10))
     assert len(html.encode()) < 1_000_000
-    loading = [value for _, name, value in Page(html).attributes if name in ("src", "href", "action", "srcset", "data")]
+    attributes = Page(html).attributes
+    loading = [value for _, name, value in attributes if name in ("src", "href", "action", "srcset", "data")]
     assert all(value.startswith(("data:", "#")) for value in loading)
     assert not re.search(r"url\(|@import|fetch\(|XMLHttpRequest", html)
-    assert "default-src 'none'" in html
+    assert any(value.startswith("default-src 'none'") for _, name, value in attributes if name == "content")
 
 
 def test_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -49,13 +55,36 @@ def test_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
     assert report(tmp_path, run) == report(tmp_path, run)
 
 
-def test_markup_in_names_and_reasons_is_shown_as_text(tmp_path: Path) -> None:
-    injected = '<script>alert("1")</script>'
-    run = make_run(tmp_path / "demo", reason=injected, result={"run": injected, "skipped": {"cfa_level1": injected}})
-    html = report(tmp_path, run)
-    assert injected not in html
-    assert "&lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt;" in html
-    assert Page(html).tags.count("script") == 1
+HOSTILE = '<script>alert("1")</script> {{ 999 * 999 }} {% raw %} \'&amp;'
+"""Markup, an expression and a statement of Jinja2, quotes, and an entity that must not be taken for its character."""
+
+
+def test_markup_in_names_reasons_and_rows_is_shown_as_text(tmp_path: Path) -> None:
+    result = {"run": HOSTILE, "model": HOSTILE, "skipped": {"cfa_level1": HOSTILE}}
+    run = make_run(tmp_path / "demo", reason=HOSTILE, result=result)
+    add_evaluations(run)
+    row = json.dumps(
+        {"id": HOSTILE, "prompt_sha256": "", "target": HOSTILE, "output": HOSTILE, "parsed": HOSTILE, "correct": True}
+    )
+    (run / "eval" / "final" / "fpb.jsonl").write_text(row + "\n")
+    (run / "rounds.jsonl").write_text((run / "rounds.jsonl").read_text().replace('"bank-0"', json.dumps(HOSTILE)))
+    html = report(tmp_path, run, make_run(tmp_path / "other"))
+    page = Page(html)
+    assert page.tags.count("script") == 1
+    assert "998001" not in html
+    for before in ("subtitle", "CFA_LEVEL1", "rejected:", "Target", "Output", "Read as"):
+        assert HOSTILE in page.text.split(before, 1)[-1], before
+    assert any(HOSTILE in value for _, name, value in page.attributes if name == "aria-label"), "of a figure that can be saved"
+
+
+def test_html_is_written_in_templates_alone() -> None:
+    """Python makes SVG and values."""
+    folder = Path(drawing.__file__).parent
+    tag = re.compile(
+        r"</?(?:div|span|table|t[rdh]|[uod]l|li|dt|dd|p|h[1-6]|section|details|summary|figure|b|i|small|code|a|nav)[ >]"
+    )
+    found = [file.name for file in (*folder.glob("*.py"), Path(status_page.__file__)) if tag.search(file.read_text("utf-8"))]
+    assert found == []
 
 
 @settings(max_examples=25, deadline=None)
@@ -64,7 +93,10 @@ def test_untrusted_text_never_changes_the_structure(tmp_path_factory: pytest.Tem
     def tags(value: str) -> list[str]:
         folder = tmp_path_factory.mktemp("run")
         run = make_run(
-            folder / "demo", rounds=1, reason=value, result={"run": value, "model": value, "status": "failed", "reason": value}
+            folder / "demo",
+            rounds=1,
+            reason=value,
+            result={"run": value, "model": value, "status": "failed", "reason": value},
         )
         return Page(report(folder, run)).tags
 
@@ -211,7 +243,8 @@ def test_values_that_differ_from_the_default_are_marked(tmp_path: Path) -> None:
 def test_command_line_repeats_what_differs_from_the_defaults(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "demo"))
     assert (
-        command_line(run, to_plain(build({}))) == "python -m fedfinlora simulate 'dataset.tasks=[fpb,fiqa]' num_server_rounds=4"
+        command_line(run, flatten(to_plain(build({}))))
+        == "python -m fedfinlora simulate 'dataset.tasks=[fpb,fiqa]' num_server_rounds=4"
     )
 
 
@@ -238,7 +271,7 @@ def test_numbers_are_printed_with_units() -> None:
     assert points(-0.05) == "−5.0"
 
 
-# --- the summary --------------------------------------------------------------------------------------------------------------
+# --- the summary ------------------------------------------------------------------------------------------------------
 
 
 def test_summary_says_what_was_tested_what_is_missing_and_what_to_be_careful_about(tmp_path: Path) -> None:
@@ -269,7 +302,12 @@ def test_summary_says_what_was_tested_what_is_missing_and_what_to_be_careful_abo
 def test_summary_warns_of_one_and_the_same_answer(tmp_path: Path, counts: list[list[int]], stuck: bool) -> None:
     labels = ["negative", "neutral", "positive"]
     scores = {
-        "final": {"fpb": {**metrics(0.27), "confusion": {"labels": labels, "answers": [*labels, "unparsed"], "counts": counts}}}
+        "final": {
+            "fpb": {
+                **metrics(0.27),
+                "confusion": {"labels": labels, "answers": [*labels, "unparsed"], "counts": counts},
+            }
+        }
     }
     run = make_run(tmp_path / "demo", result={"scores": scores})
     text = Page(element(report(tmp_path, run), '<section id="summary">') + "</section>").text
@@ -289,7 +327,7 @@ def test_figure_that_is_absent_is_a_dash_and_never_a_zero(tmp_path: Path) -> Non
 def test_interval_of_one_set_is_that_of_its_mean(tmp_path: Path) -> None:
     system = systems_of(read_runs([make_run(tmp_path / "demo")]))[0]
     score = system.scores["fpb"]
-    assert mean_accuracy_bounds(system, ["fpb"]) == pytest.approx((score.low, score.high))
+    assert mean_accuracy_bounds(system, ["fpb"]) == pytest.approx(score.bounds)
 
 
 def test_interval_of_a_mean_of_alike_sets_narrows_with_the_root_of_their_number(tmp_path: Path) -> None:
@@ -304,7 +342,7 @@ def test_interval_of_a_mean_of_alike_sets_narrows_with_the_root_of_their_number(
     assert (0.5 - low, high - 0.5) == pytest.approx(((0.5 - one_low) / 2, (one_high - 0.5) / 2))
 
 
-# --- systems ------------------------------------------------------------------------------------------------------------------
+# --- systems ----------------------------------------------------------------------------------------------------------
 
 
 def test_best_round_is_a_system_where_it_is_not_the_final_one(tmp_path: Path) -> None:
@@ -330,17 +368,18 @@ def test_base_models_of_several_models_carry_their_names(tmp_path: Path) -> None
     assert [system.heading for system in systems_of(read_runs(runs))] == ["one nf4", "other nf4"]
 
 
-# --- paired differences and published figures ---------------------------------------------------------------------------------
+# --- paired differences and published figures -------------------------------------------------------------------------
 
 
 def test_paired_differences_are_shown_where_the_caller_can_compare(tmp_path: Path) -> None:
     asked = []
 
-    def compare(run: Path, label: str, other_run: Path, other_label: str) -> dict[str, object]:
+    def compare(run: Path, label: str, other_run: Path, other_label: str) -> Comparison:
         asked.append((run.name, label, other_run.name, other_label))
-        figures = {"accuracy": {"difference": 0.25, "difference_ci95": [0.1, 0.4], "mcnemar_p": 0.0004}}
-        overall = {"score_difference": 0.01, "score_difference_ci95": [-0.02, 0.04]}
-        return {"benchmarks": {"fpb": {"rows": 24, "figures": figures}}, "overall": overall}
+        figures = {"accuracy": MetricDifference(0.25, 0.5, 0.25, (0.1, 0.4), 0.0004)}
+        overall = MeanDifference(0.01, (-0.02, 0.04), None, None, ("fpb",))
+        sides = (Compared(str(run), label), Compared(str(other_run), other_label))
+        return Comparison(*sides, {"fpb": BenchmarkComparison(24, 0, 0, figures)}, {}, (), (), {}, overall)
 
     run = make_run(tmp_path / "demo")
     html = write_report([run], tmp_path / "report.html", catalogue(), compare=compare).read_text(encoding="utf-8")
@@ -381,7 +420,7 @@ def test_published_federated_run_is_mentioned_only_where_its_benchmarks_were_run
     assert "own federated run" not in text(("fpb", "tfns"))
 
 
-# --- benchmark by benchmark ---------------------------------------------------------------------------------------------------
+# --- benchmark by benchmark -------------------------------------------------------------------------------------------
 
 
 def test_details_of_a_benchmark_hold_figures_classes_confusion_and_examples(tmp_path: Path) -> None:
@@ -455,7 +494,7 @@ def test_confusion_of_a_broken_shape_is_left_out(broken: object) -> None:
     assert bool(problems) == (broken is not None)
 
 
-# --- rounds -------------------------------------------------------------------------------------------------------------------
+# --- rounds -----------------------------------------------------------------------------------------------------------
 
 
 def test_validation_scores_are_drawn_with_the_best_round_marked(tmp_path: Path) -> None:
@@ -502,7 +541,7 @@ def test_labels_only_evaluation_says_what_its_mean_is_of(tmp_path: Path) -> None
     scores = {"base": {"fpb": {"n": 24, "labels_accuracy": 0.5}, "fiqa": {"n": 24, "labels_accuracy": 0.7}}}
     text = Page(report(tmp_path, make_run(tmp_path / "demo", mode="evaluate", rounds=0, result={"scores": scores}))).text
     assert "mean accuracy of the most probable label over 2 benchmarks: base 60 %." in text
-    assert "Beside the published figures" not in text
+    assert "the published figures" not in text
     assert "Rows trained" not in text
 
 

@@ -1,4 +1,6 @@
-"""report.html in headless Chromium: no error, nothing wider than a phone, both colour schemes, and exports that can be saved."""
+"""report.html in headless Chromium: no error, nothing wider than a phone, both colour schemes, and exports that can be
+saved.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What the report gives to other programs: CSV, Markdown and LaTeX tables, and figures that stand alone, as links and as files."""
+"""What the report gives to other programs: CSV, Markdown and LaTeX tables, and figures that stand alone, as links and
+as files.
+"""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ from benchmarks.private_results import (
     read_cells,
 )
 from benchmarks.provenance import shown_command
-from benchmarks.results import all_benchmarks, filings, metrics_of, with_sections
+from benchmarks.results import DOCS, SECTIONS, keep, pages, section_of
+from benchmarks.score_results import all_benchmarks, metrics_of
 from eval.evaluate import evaluate_models
 from eval.models import LocalModel
 from fedfinlora.config import Config, DatasetConfig, EvaluationConfig
@@ -60,6 +61,11 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+_SECONDS = [{"overhead_s": seconds, "load_s": seconds / 2} for seconds in (20.0, 3.0)]
+ROUND: dict[str, Any] = {
+    "rounds": {"worker": _SECONDS, "no worker": [_SECONDS[0], {"overhead_s": 18.0, "load_s": 9.0}]}, "machine": {"cpus": 2}, "model": "smollm2-135m", "quantization": "nf4",
+    "ours": {"overhead_s": 3.0}, "reference": {"overhead_s": 18.0}, "command": "python -m fedfinlora bench round --json /tmp/a.json", "git_commit": "abc",
+}  # fmt: skip
 NAMES = {"base": "base", "fed-final": "federated", "pooled-final": "centralised"}
 
 
@@ -81,21 +87,58 @@ def test_figures_in_the_tables_are_those_of_the_metrics(scored: Path) -> None:
     assert row.split("|")[3].strip().startswith(f"{100 * score.value('accuracy'):.1f} ({100 * low:.0f} to {100 * high:.0f})")
 
 
-def test_filings_say_how_far_federated_is_from_centralised_on_the_same_rows(scored: Path) -> None:
-    page = filings(scored, NAMES, [scored])
+@pytest.fixture(scope="module")
+def kept(scored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A docs folder with what the sections need of the evaluation, and a bench's file."""
+    docs = tmp_path_factory.mktemp("docs")
+    (docs / "README.md").write_text("top\n<!-- results:start -->\nold\n<!-- results:end -->\nbottom\n")
+    (docs / "private").mkdir()
+    (docs / "results").mkdir()
+    (docs / "results" / "filings.json").write_text(json.dumps({"section": "filings", "origins": [], "text": ["as it was", ""]}))
+    (docs / "results" / "demo.json").write_text(json.dumps({"section": "demo", "origins": [], "text": ["old demo", "- `c`"]}))
+    labels = [f"{label}={name}" for label, name in NAMES.items()]
+    keep("filings", {"scores": scored, "trained": scored}, labels, docs)
+    keep("all", {"scores": scored, "trained": scored}, labels, docs)
+    (docs / "round.json").write_text(json.dumps(ROUND | {"command": "python -m fedfinlora bench round --json /tmp/a.json"}))
+    keep("round", {"round": docs / "round.json"}, [], docs)
+    return docs
+
+
+def test_filings_say_how_far_federated_is_from_centralised_on_the_same_rows(kept: Path) -> None:
+    page = section_of("filings", kept)
     assert page.count("| base |") == page.count("| federated |") == page.count("| centralised |") == 1
     assert "- Tag Extraction: federated is +0.0 points from centralised on the same rows" in page
-    assert "scores 12 rows in 3 steps" in page
+    assert "trained 12 rows in 3 steps" in page
     assert "base 42.20, federated 47.62, centralised 90.98" in page
 
 
-def test_only_the_sections_that_are_given_are_written_anew() -> None:
-    page = with_sections("", {"demo": "old demo", "speed": "old speed"})
-    page = with_sections(page, {"speed": "new speed"})
+def test_the_page_comes_from_what_is_kept_alone(scored: Path, kept: Path) -> None:
+    """Kept figures give the tables that the runs give; a section without figures is the text of its measurement; nothing names a place."""
+    assert section_of("all", kept) == all_benchmarks(scored, NAMES, [scored])
+    written = pages(kept, kept / "README.md")
+    page = written[kept / "results.md"]
     assert "old demo" in page
-    assert "new speed" in page
-    assert "old speed" not in page
-    assert page.index("## Speed") < page.index("## The demonstration")
+    assert "as it was" not in page
+    assert "only the text is there to write again: The demonstration." in page
+    assert page.index("## Every benchmark") < page.index("## Where FinLoRA's") < page.index("## A deployed round")
+    assert written[kept / "README.md"] == (kept / "README.md").read_text(), "no sentiment and no privacy: it stays"
+    files = [file for file in (kept / "results").rglob("*") if file.is_file()]
+    assert not [file for file in files if str(scored) in file.read_text() or file.name == "predictions.jsonl"]
+    assert "confusion" not in (kept / "results" / "all" / "scores" / "eval" / "base" / "metrics.json").read_text()
+
+
+def test_the_committed_page_is_what_the_command_writes() -> None:
+    for file, text in pages().items():
+        assert file.read_text("utf-8") == text, f"{file.name}: run `python -m benchmarks.results`"
+
+
+def test_every_section_that_is_kept_as_text_carries_its_commands_and_commits() -> None:
+    for file in (DOCS / "results").glob("*.json"):
+        found = json.loads(file.read_text("utf-8"))
+        assert (found["section"], bool(found["origins"])) == (file.stem, True)
+        text = "\n".join(found["text"])
+        assert all(f"`{one['command']}`, commit `{one['commit']}`" in text for one in found["origins"])
+        assert file.stem in SECTIONS
 
 
 def test_commands_are_shown_without_the_places_of_one_machine() -> None:
@@ -215,12 +258,7 @@ def test_charts_on_privacy_show_every_setting(tmp_path: Path) -> None:
 
 
 def test_a_deployed_round_shows_what_a_worker_saves() -> None:
-    rounds = [{"overhead_s": seconds, "load_s": seconds / 2} for seconds in (20.0, 3.0)]
-    figures = {
-        "rounds": {"worker": rounds, "no worker": [rounds[0], {"overhead_s": 18.0, "load_s": 9.0}]}, "machine": {"cpus": 2}, "model": "smollm2-135m", "quantization": "nf4",
-        "ours": {"overhead_s": 3.0}, "reference": {"overhead_s": 18.0}, "command": "python -m fedfinlora bench round --json /tmp/a.json", "git_commit": "abc",
-    }  # fmt: skip
-    text = deployed_round(figures)
+    text = deployed_round(ROUND)
     assert "| 2 | 3.0 s | 1.5 s | 18.0 s | 9.0 s |" in text
     assert "3.0 s a round pass beside training with workers and 18.0 s without" in text
     assert text.endswith("- `python -m fedfinlora bench round`, commit `abc`.")

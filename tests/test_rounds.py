@@ -1,4 +1,6 @@
-"""The round loop with the real ClientApp behind a grid without processes: same bytes, one bad bank at a time, quorum, the roster."""
+"""The round loop with the real ClientApp behind a grid without processes: same bytes, one bad bank at a time, quorum,
+the roster.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ from fedfinlora.errors import UserError
 from fedfinlora.reasons import SAFE_REASONS
 from fedfinlora.wire import FLAT_FLOAT32, BankError
 from server_app.federated import run_federated
-from server_app.rounds import draw, roster
+from server_app.rounds import roster
+from server_app.strategies import rule_of
 
 MARKER = "ZEBRA7731"
 
@@ -556,15 +559,16 @@ class TestSampling:
     def test_draw_law(self, banks: int, percent: int, quorum: int, seed: int, number: int) -> None:
         """As many as the share asks for, at least the quorum, at most all; sorted, none twice; the same again."""
         names = [f"bank-{index:02}" for index in range(banks)]
-        strategy = StrategyConfig(fraction_train=percent / 100, quorum=quorum)
-        drawn = draw(names, strategy, seed, number)
-        assert drawn == sorted(set(drawn)) == draw(names, strategy, seed, number)
+        rule = rule_of(StrategyConfig(fraction_train=percent / 100, quorum=quorum), 1)
+        drawn = rule.sampled(names, seed, number)
+        assert drawn == sorted(set(drawn)) == rule.sampled(names, seed, number)
         assert set(drawn) <= set(names)
         assert len(drawn) == min(banks, max(quorum, -(-percent * banks // 100)))
 
     def test_each_round_draws_anew_and_every_bank_gets_its_turn(self) -> None:
         names = [f"bank-{index}" for index in range(4)]
-        drawn = [tuple(draw(names, StrategyConfig(fraction_train=0.5), 0, number)) for number in range(1, 21)]
+        rule = rule_of(StrategyConfig(fraction_train=0.5), 20)
+        drawn = [tuple(rule.sampled(names, 0, number)) for number in range(1, 21)]
         assert len(set(drawn)) > 2
         assert set().union(*drawn) == set(names)
 
@@ -574,7 +578,9 @@ class TestSampling:
         expected = [
             (number, name)
             for number in (1, 2, 3)
-            for name in draw([f"bank-{index}" for index in range(4)], StrategyConfig(fraction_train=0.5), 0, number)
+            for name in rule_of(StrategyConfig(fraction_train=0.5), 9).sampled(
+                [f"bank-{index}" for index in range(4)], 0, number
+            )
         ]
         assert sorted(runs.grid.trained()) == expected
         assert [[bank["bank"] for bank in line["banks"]] for line in rounds_of(run)] == [
@@ -598,7 +604,7 @@ class TestRoster:
         enrolled.write_text(json.dumps({"bank-0": str(nodes[0]), "honest": str(nodes[1])}))
         assert [bank["bank"] for bank in rounds_of(runs.start("run"))[0]["banks"]] == ["bank-0"]
         enrolled.write_text(json.dumps({"honest": str(nodes[0])}))
-        with pytest.raises(UserError, match=r"bank-0: its key was enrolled as honest; bank-1: its key was enrolled as nobody"):
+        with pytest.raises(UserError, match=r"honest: it gives another name than .*; node \d+: it gives another name"):
             runs.start("again")
 
     def test_a_bank_with_other_code_is_left_out(self, runs: Runs) -> None:

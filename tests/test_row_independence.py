@@ -1,4 +1,6 @@
-"""What reaches the server besides the noisy delta does not depend on rows, and what the bank books is what it does: each found by somebody who tried."""
+"""What reaches the server besides the noisy delta does not depend on rows, and what the bank books is what it does:
+each found by somebody who tried.
+"""
 
 from __future__ import annotations
 

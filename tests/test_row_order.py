@@ -1,4 +1,6 @@
-"""Which rows meet in a step: every row once an epoch, groups together, and without groups the plain permutation to the byte."""
+"""Which rows meet in a step: every row once an epoch, groups together, and without groups the plain permutation to the
+byte.
+"""
 
 from __future__ import annotations
 
@@ -122,7 +124,9 @@ def test_groups_that_fill_steps_are_read_once(filled: list[int], size: int, seed
 
 @given(grouped(), st.integers(2, 20), st.integers(0, 3))
 def test_a_whole_bundle_keeps_a_step_to_itself_in_every_epoch(drawn: tuple[int, Groups], size: int, seed: int) -> None:
-    """Though an epoch may begin in the middle of a step: at most one bundle an epoch has to share its steps with others."""
+    """Though an epoch may begin in the middle of a step: at most one bundle an epoch has to share its steps with
+    others.
+    """
     rows, groups = drawn
     if rows <= size:
         return

@@ -1,4 +1,6 @@
-"""What lies in a run's folder, in a bank's state and in a ledger is for its owner alone, unless the owner has opened it."""
+"""What lies in a run's folder, in a bank's state and in a ledger is for its owner alone, unless the owner has opened
+it.
+"""
 
 from __future__ import annotations
 

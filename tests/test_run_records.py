@@ -25,7 +25,9 @@ from fedfinlora.run.typed import OMITTED, from_json, to_json
 
 ROOT = Path(__file__).resolve().parents[1]
 OLD_RUNS = ROOT / "tests" / "runs_1"
-"""Folders as the first version of the format left them: without privacy, with it at the banks, at the server, and a baseline."""
+"""Folders as the first version of the format left them: without privacy, with it at the banks, at the server, and a
+baseline.
+"""
 OLD = [folder.name for folder in sorted(OLD_RUNS.iterdir())]
 
 

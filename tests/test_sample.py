@@ -149,7 +149,9 @@ def test_ner_sentences_hold_the_entity_and_offer_all_three_types(split: str) -> 
 
 @pytest.mark.parametrize("key", SETS)
 def test_prompts_stay_short(key: str) -> None:
-    """Characters, a stand-in for tokens: SmolLM2 takes about 4 a token, about 3 in XBRL, where figures cost a token a digit."""
+    """Characters, a stand-in for tokens: SmolLM2 takes about 4 a token, about 3 in XBRL, where figures cost a token a
+    digit.
+    """
     limit = 1650 if key in EXTRACTION else 1500 if key in ("xbrl_finer", "xbrl_fnxl") else 800
     assert max(len(row["context"]) for row in both(key)) <= limit
 

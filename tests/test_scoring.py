@@ -1,4 +1,6 @@
-"""Parsers, honest scoring and FinLoRA's rules: hand-checked answers, an independent oracle, and real rows where there are some."""
+"""Parsers, honest scoring and FinLoRA's rules: hand-checked answers, an independent oracle, and real rows where there
+are some.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +15,17 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scored import score_row
 
 from data.catalog import BENCHMARKS
 from data.rows import Row
 from eval.answer_examples import EXAMPLES, LABELS
+from eval.finlora import finlora_labels, finlora_output, finlora_pieces, finlora_score_row, finlora_scores
 from eval.parsers import PARSERS, parse_choice, parse_collapsed_sentiment, parse_label, parse_number
 from eval.records import score_rows
 from eval.said import said
-from eval.scoring import (
-    closed_labels,
-    finlora_labels,
-    finlora_output,
-    finlora_pieces,
-    finlora_score_row,
-    finlora_scores,
-    score_row,
-)
+from eval.scorers import RowScore
+from eval.scoring import closed_labels
 from fedfinlora.run.typed import to_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -177,25 +174,38 @@ def test_honest_verdicts(key, target, output, correct) -> None:
 def test_number_tolerance_is_relative_and_exactness_is_reported() -> None:
     benchmark = BENCHMARKS["formula"]
     inside = score_row(benchmark, "10000.0", "10,000.99")
-    assert (inside.correct, inside.exact) == (True, False)
+    assert (inside.correct, inside.measures) == (True, (False,))
     assert score_row(benchmark, "10000.0", "10001.01").correct is False
-    assert score_row(benchmark, "10000.0", "$10,000").exact is True
+    assert score_row(benchmark, "10000.0", "$10,000").measures == (True,)
     assert score_row(benchmark, "0.0", "0.0001").correct is False
     assert score_row(benchmark, "0.0", "0").correct is True
-    assert score_row(benchmark, "5.0", "unknown").exact is False
+    assert score_row(benchmark, "5.0", "unknown").measures == (False,)
+
+
+def hits(score: RowScore) -> list[bool]:
+    """Whether each tag of the target was answered."""
+    return [truth == tag for truth, tag in score.pairs]
 
 
 def test_tags_are_judged_one_by_one() -> None:
     score = score_row(BENCHMARKS["xbrl_finer"], "NetIncomeLoss,Revenues,Goodwill", "NetIncomeLoss,Assets")
-    assert score.tag_hits == (True, False, False)
-    assert score_row(BENCHMARKS["xbrl_finer"], "NetIncomeLoss,Revenues", "").tag_hits == (False, False)
+    assert hits(score) == [True, False, False]
+    assert hits(score_row(BENCHMARKS["xbrl_finer"], "NetIncomeLoss,Revenues", "")) == [False, False]
+
+
+@pytest.mark.parametrize("kind", EXAMPLES["tag_list"])
+def test_a_list_is_right_wherever_it_is_read_as_the_target(kind) -> None:
+    for example in EXAMPLES["tag_list"][kind]:
+        if example.answer is not None and None not in example.answer:
+            target = ",".join(f"us-gaap:{tag.title()}" for tag in example.answer)
+            assert score_row(BENCHMARKS["xbrl_finer"], target, example.text).correct, example.text
 
 
 def test_a_tag_that_is_a_value_is_compared_at_its_place() -> None:
     finer = BENCHMARKS["xbrl_finer"]
-    assert score_row(finer, "NetIncomeLoss,5.0", "NetIncomeLoss, 5.0").tag_pairs == (("netincomeloss",) * 2, ("5.0",) * 2)
-    assert score_row(finer, "NetIncomeLoss,5.0", "NetIncomeLoss, Revenues").tag_hits == (True, False)
-    assert score_row(finer, "NetIncomeLoss,,Revenues", "NetIncomeLoss,,Revenues").tag_hits == (True, False, True)
+    assert score_row(finer, "NetIncomeLoss,5.0", "NetIncomeLoss, 5.0").pairs == (("netincomeloss",) * 2, ("5.0",) * 2)
+    assert hits(score_row(finer, "NetIncomeLoss,5.0", "NetIncomeLoss, Revenues")) == [True, False]
+    assert hits(score_row(finer, "NetIncomeLoss,,Revenues", "NetIncomeLoss,,Revenues")) == [True, False, True]
 
 
 def test_a_target_that_is_no_answer_leaves_the_reading_of_answers_alone() -> None:
@@ -224,8 +234,8 @@ def test_a_target_that_is_no_answer_leaves_the_reading_of_answers_alone() -> Non
 )
 def test_formulas_are_judged_by_value_too(target, output, correct, by_value) -> None:
     score = score_row(BENCHMARKS["xbrl_formula_calc_extract"], target, output)
-    assert (score.correct, score.value_correct) == (correct, by_value)
-    assert score_row(BENCHMARKS["xbrl_formula_extract"], target, output).value_correct is None
+    assert (score.correct, score.measures) == (correct, (by_value,))
+    assert score_row(BENCHMARKS["xbrl_formula_extract"], target, output).measures == ()
 
 
 def test_closed_labels_are_those_that_answers_are_read_as() -> None:
@@ -377,11 +387,11 @@ def test_outputs_and_rows_have_to_match() -> None:
 def test_scores_do_not_depend_on_the_hash_seed() -> None:
     program = """
 from data.catalog import BENCHMARKS
-from eval.scoring import finlora_scores, score_row
+from eval.scoring import score_answers
 targets = ["us-gaap:Assets", "us-gaap:AssetsCurrent", "us-gaap:A", "us-gaap:AssetsNet", "us-gaap:AssetsNetCurrent"]
 outputs = ["us-gaap:AssetsCurrent", "us-gaap:AssetsNetCurrent", "us-gaap:Ab", "us-gaap:AssetsNet", "Assets"]
 tags = BENCHMARKS["xbrl_tags_extract"]
-print(finlora_scores(tags, targets, outputs), [score_row(tags, *pair) for pair in zip(targets, outputs)])
+print(score_answers(tags, targets, outputs))
 """
     printed = {
         subprocess.run(

@@ -49,14 +49,17 @@ def config_of(quantization: str, method: str, dropout: float, **peft: Any) -> Co
 def moved(
     session: Session, config: Config, units: list[list[int]], examples: list[Example], alone: bool, left_out: int
 ) -> float:
-    """How far one step's sum moves, over C, when a unit is left out; the draws, the noise and everybody else's masks are the same."""
+    """How far one step's sum moves, over C, when a unit is left out; the draws, the noise and everybody else's masks
+    are the same.
+    """
     start = read_adapter(session.model)
 
     def step(chosen: list[list[int]]) -> np.ndarray:
         write_adapter(session.model, start)
-        # Numbered so that a unit keeps its number, and with it its coin and its masks, whether the last one is there or not.
+        # Numbered so that a unit keeps its number, and with it its coin and its masks, whether the last one is there or
+        # not.
         how = Mechanism(CLIP, 1.0, 1.0, tuple(map(tuple, chosen)), 1.0, seed=0, bank="b", reproducible=True, alone=alone)
-        train(session.model, examples, Stretch(0, 1, 1, 1.0), config.train, seed=0, bank="b", privately=how)
+        train(session.model, examples, Stretch(0, 1, 1, 1.0), config.train, seed=0, bank="b", gradient=how)
         found: np.ndarray = (read_adapter(session.model) - start).astype(np.float64)
         return found
 
@@ -109,7 +112,9 @@ def test_a_customer_moves_the_sum_by_the_clip_norm_at_most(quantization: str, me
 
 @pytest.mark.parametrize("batch", [16, 64])
 def test_masks_by_place_in_the_pack_would_break_it(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fault that this test is for: dropout as it was, one public seed for the whole step. One row more then moves everybody's masks."""
+    """The fault that this test is for: dropout as it was, one public seed for the whole step. One row more then moves
+    everybody's masks.
+    """
     from contextlib import nullcontext
 
     monkeypatch.setattr(under_test, "dropout_of_units", lambda *arguments: nullcontext())
@@ -133,7 +138,7 @@ def test_augmented_copies_have_masks_of_their_own_and_move_no_more() -> None:
         how = Mechanism(
             CLIP, 1.0, 0.0, tuple((place,) for place in range(units)), 1.0, seed=0, bank="b", reproducible=True, augmentations=copies
         )  # fmt: skip
-        train(session.model, examples, Stretch(0, 1, 1, 1.0), config.train, seed=0, bank="b", privately=how)
+        train(session.model, examples, Stretch(0, 1, 1, 1.0), config.train, seed=0, bank="b", gradient=how)
         found: np.ndarray = (read_adapter(session.model) - start).astype(np.float64)
         return found
 

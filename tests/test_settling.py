@@ -1,4 +1,6 @@
-"""A row that leaves because nothing can change any more has the figures that it would have with anything that may follow."""
+"""A row that leaves because nothing can change any more has the figures that it would have with anything that may
+follow.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,11 @@ from typing import NamedTuple
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scored import score_row
 
 from data.catalog import BENCHMARKS, Benchmark
-from eval.scoring import finlora_labels, finlora_score_row, finlora_scores, score_row
-from eval.settling import READ_BY_FIRST_LABEL, RESTARTS, Settling, fewest_marker_tokens
+from eval.finlora import finlora_labels, finlora_score_row, finlora_scores
+from eval.settling import NAMING, READ_BY_FIRST_LABEL, RESTARTS, Settling, fewest_marker_tokens
 
 SETTLING = [benchmark for benchmark in BENCHMARKS.values() if benchmark.parser in READ_BY_FIRST_LABEL]
 ODD = replace(BENCHMARKS["fpb"], labels=("no", "north", "non-cash", "new york", "new", "Cash"))
@@ -103,7 +106,7 @@ def test_without_a_second_marker_nothing_that_follows_changes_a_figure(case: Cas
     for text in case.texts:
         before = verdicts(case.benchmark, case.targets, text)
         for more in following:
-            if all((text + more).lower().count(marker) == text.lower().count(marker) for marker in RESTARTS):
+            if all((text + more).lower().count(marker) == text.lower().count(marker) for marker in (*RESTARTS, *NAMING)):
                 assert verdicts(case.benchmark, case.targets, text + more) == before, (text, more)
 
 
@@ -153,7 +156,7 @@ def test_what_settles_with_a_second_marker_in_mind_settles_without_it(benchmark:
 def test_a_label_and_what_models_write_behind_it_settle(benchmark: Benchmark) -> None:
     rule = Settling.of(benchmark, benchmark.labels, 2, restarts=False)
     for label in benchmark.labels:
-        for text in (f"{label}\nOutput", f" {label}\n\nInput", f"{label}. The ", f"{label.upper()}, bec", f"The {label} it"):
+        for text in (f"{label}\nOutput", f" {label}\n\nInput", f"{label}. The ", f"{label.upper()}, bec", f"The {label} one, "):
             assert rule.settled(text, 8), text
 
 
@@ -210,8 +213,8 @@ def test_an_output_that_may_become_another_rows_target_does_not_settle() -> None
     """FinLoRA's F1 takes a wrong output for a class, and one that equals a target for that target's."""
     rule = Settling.of(BENCHMARKS["fpb"], ["positive", "neutral POSITIVE outlook"], 2, restarts=False)
     assert not rule.settled("neutral POSITIVE out", 9)
-    assert rule.settled("neutral positive outing ", 9)
-    assert rule.settled("neutral POSITIVE outing ", 9)
+    assert rule.settled("neutral positive outing, ", 9)
+    assert rule.settled("neutral POSITIVE outing, ", 9)
     assert not Settling.of(BENCHMARKS["fpb"], ["POSITIVE", "NEGATIVE"], 2, restarts=False).settled("POSITIVE\n\n", 9)
 
 

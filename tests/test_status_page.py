@@ -26,7 +26,7 @@ def test_it_shows_the_run_that_was_started_last(tmp_path: Path) -> None:
         "going-on",
         "running",
         "1 of 4",
-        "round 2 is going on",
+        "round 2 is running",
         "Banks awaited",
         "Epsilon spent, most 1.25",
         "Train loss",

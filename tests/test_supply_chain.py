@@ -1,4 +1,6 @@
-"""The locks hold every package that the project names, at the version that constraints.txt names, each with hashes; what installs them asks for the hashes."""
+"""The locks hold every package that the project names, at the version that constraints.txt names, each with hashes;
+what installs them asks for the hashes.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ HASH = re.compile(r" {4}--hash=sha256:[0-9a-f]{64}(?: \\)?")
 
 
 def lock(name: str) -> dict[str, str]:
-    """Package -> version of a lock. Any line that is neither a comment, a package nor a hash, and any package without one, is an error."""
+    """Package -> version of a lock. Any line that is neither a comment, a package nor a hash, and any package without
+    one, is an error.
+    """
     found: dict[str, str] = {}
     hashes: dict[str, int] = {}
     package = ""

@@ -1,4 +1,6 @@
-"""Odd machines, with real processes: no home, a deleted folder, modules of the same name, ASCII terminals, proxies, somebody else's cluster."""
+"""Odd machines, with real processes: no home, a deleted folder, modules of the same name, ASCII terminals, proxies,
+somebody else's cluster.
+"""
 
 from __future__ import annotations
 

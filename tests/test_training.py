@@ -19,13 +19,13 @@ from fedfinlora.adapter import Vector, read_adapter, trainable, write_adapter
 from fedfinlora.config import TrainConfig
 from fedfinlora.errors import UserError
 from fedfinlora.packing import Example
+from fedfinlora.row_order import rows_of_step
 from fedfinlora.training import (
     OptimizerState,
     StepReport,
     Stretch,
     TrainResult,
     mean_loss,
-    rows_of_step,
     schedule_factor,
     stretch_of_round,
     total_steps,
@@ -75,7 +75,9 @@ def distance(one: Vector, other: Vector, scale: Vector) -> float:
 
 
 def padded_loss(model: nn.Module, rows: list[Example]) -> torch.Tensor:
-    """Mean loss of an answer token from one right-padded batch with labels of -100 elsewhere, as the usual trainers make it."""
+    """Mean loss of an answer token from one right-padded batch with labels of -100 elsewhere, as the usual trainers
+    make it.
+    """
     length = max(len(row.prompt_ids) + len(row.answer_ids) for row in rows)
     token_ids = torch.zeros(len(rows), length, dtype=torch.long)
     attention = torch.zeros_like(token_ids)

@@ -1,4 +1,6 @@
-"""Two processes on one folder: the second is refused, touches nothing and says who the first is; kill -9 of the first lets it go on."""
+"""Two processes on one folder: the second is refused, touches nothing and says who the first is; kill -9 of the first
+lets it go on.
+"""
 
 from __future__ import annotations
 

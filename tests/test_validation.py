@@ -1,4 +1,6 @@
-"""Public validation: rows set aside before anybody divides the rest, the best round by them, early stop, and all of it after a resume."""
+"""Public validation: rows set aside before anybody divides the rest, the best round by them, early stop, and all of it
+after a resume.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,9 @@ def train_rows(draw: st.DrawFn) -> list[Row]:
 class TestSetAside:
     @given(rows=train_rows(), count=st.integers(0, 12), seed=st.integers(0, 5))
     def test_laws(self, rows: list[Row], count: int, seed: int) -> None:
-        """Nothing twice, nothing invented, orders kept, at most `count` and half of a task, no original beside its copies; seeded."""
+        """Nothing twice, nothing invented, orders kept, at most `count` and half of a task, no original beside its
+        copies; seeded.
+        """
         try:
             rest, validation = set_aside(rows, TASKS, count, seed)
         except UserError:
@@ -638,8 +642,8 @@ class TestShown:
         event = {"t": 9.0, "event": "stopped_early", "round": 3, "validations": 2, "best_round": 1}
         state.update(event)
         assert state.seconds_left(9.0) == 0.0
-        assert (
-            plain_line(event, state) == "stopped early after round 3: no better validation score in 2 validations, best round 1"
+        assert plain_line(event, state) == (
+            "stopped early after round 3: no better validation score in 2 validations, best round 1"
         )
 
     def test_tensorboard_has_the_validation_score_by_round(self) -> None:

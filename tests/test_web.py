@@ -1,4 +1,6 @@
-"""Proxies: this machine is never asked through one; a variable that cannot be used is named where it would have been needed."""
+"""Proxies: this machine is never asked through one; a variable that cannot be used is named where it would have been
+needed.
+"""
 
 from __future__ import annotations
 

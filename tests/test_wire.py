@@ -1,4 +1,6 @@
-"""Requests and replies survive the trip; whatever was tampered with is refused with a fixed code, never averaged or executed."""
+"""Requests and replies survive the trip; whatever was tampered with is refused with a fixed code, never averaged or
+executed.
+"""
 
 from __future__ import annotations
 

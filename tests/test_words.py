@@ -1,4 +1,6 @@
-"""What is typed for a text field arrives as it was typed: in the configuration, and through Flower's run config at the server."""
+"""What is typed for a text field arrives as it was typed: in the configuration, and through Flower's run config at the
+server.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedfinlora.commands.simulate import run_config_toml
-from fedfinlora.compose import absolute_words, compose
+from fedfinlora.compose import compose
 from fedfinlora.config import LONGEST_NAME_BYTES
 from fedfinlora.errors import ConfigError
 from fedfinlora.words import split_text, text_keys, toml_text, word
@@ -57,13 +59,13 @@ def test_a_name_passes_through_flowers_run_config(name: str, tmp_path: Path) -> 
     model, rows = tmp_path / f"model {name}", tmp_path / f"rows {name}"
     model.mkdir()
     rows.mkdir()
-    typed = ["dataset=jsonl", f"dataset.root={rows}", f"model.path={model}", f"output_dir={tmp_path}"]
-    config = compose([*typed, f"run_name={name}"])
+    typed = ["dataset=jsonl", f"dataset.root={rows}", f"model.path={model}", f"output_dir={tmp_path}", f"run_name={name}"]
+    config = compose([*typed, "dataset.tasks=[fpb]", "seed=7"])
     file = tmp_path / f"run config {name}.toml"
-    file.write_text(run_config_toml(config, ["dataset=jsonl", word("run_name", name), *absolute_words(config, typed)]), "utf-8")
-    arrived = config_of({"seed": 0, **parse_config_args([str(file)])})
-    assert (arrived.run_name, arrived.model.path, arrived.dataset.root) == (name, str(model), str(rows))
-    assert arrived.model.name == model.name
+    file.write_text(run_config_toml(config), "utf-8")
+    assert config_of({"seed": 0, "evaluation": "quick", **parse_config_args([str(file)])}) == config
+    assert (config.run_name, config.model.path, config.dataset.root) == (name, str(model), str(rows))
+    assert config.model.name == model.name
 
 
 @given(ANY)

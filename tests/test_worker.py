@@ -1,4 +1,6 @@
-"""The resident worker: the same bytes as without it, one model load, and what happens when it dies, idles, or cannot be had."""
+"""The resident worker: the same bytes as without it, one model load, and what happens when it dies, idles, or cannot be
+had.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Runs small enough for a test: a folder of short rows in FinLoRA's layout, the overrides that go with it, and how to compare two runs."""
+"""Runs small enough for a test: a folder of short rows in FinLoRA's layout, the overrides that go with it, and how to
+compare two runs.
+"""
 
 from __future__ import annotations
 

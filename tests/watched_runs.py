@@ -1,4 +1,6 @@
-"""A coordinator's folder with one run that is finished and one that is going on, and a bank's that has sent a round, for the tests of metrics and status page."""
+"""A coordinator's folder with one run that is finished and one that is going on, and a bank's that has sent a round,
+for the tests of metrics and status page.
+"""
 
 from __future__ import annotations
 

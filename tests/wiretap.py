@@ -1,7 +1,8 @@
 """A way to the coordinator on which a test reads along, and what must not be found on it.
 
-The tap ends the bank's TLS with a certificate of the consortium's own authority, as only the coordinator could, speaks TLS on to the SuperLink with the bank's own key, which
-only the bank has, and keeps what passes in plain bytes, each direction of each connection for itself.
+The tap ends the bank's TLS with a certificate of the consortium's own authority, as only the coordinator could, speaks
+TLS on to the SuperLink with the bank's own key, which only the bank has, and keeps what passes in plain bytes, each
+direction of each connection for itself.
 """
 
 from __future__ import annotations
@@ -131,7 +132,9 @@ def _decoded(body: bytes, coding: str) -> bytes:
 
 
 def pushed(requests: list[Request]) -> list[Message]:
-    """The messages that a bank has pushed, oldest first, put together by Flower's own readers. Each object that it has pushed must belong to one."""
+    """The messages that a bank has pushed, oldest first, put together by Flower's own readers. Each object that it has
+    pushed must belong to one.
+    """
     heads, trees, contents = [], [], {}
     for request in requests:
         if request.path == "/v1/fleet/push-messages":
@@ -153,7 +156,8 @@ def pushed(requests: list[Request]) -> list[Message]:
 def secrets_of(bank: Path, rows: Path) -> dict[str, list[bytes]]:
     """What must not leave a bank with the folder `bank` and these rows: what it is -> its spellings.
 
-    Rows as lines and in pieces of PIECE characters; the private half of its key as OpenSSH, PEM and DER have it and by itself; paths.
+    Rows as lines and in pieces of PIECE characters; the private half of its key as OpenSSH, PEM and DER have it and by
+    itself; paths.
     """
     lines = [line for file in rows.rglob("*.jsonl") for line in file.read_text("utf-8").splitlines()]
     texts = [json.loads(line)["context"] for line in lines]
@@ -180,7 +184,9 @@ def found_in(streams: list[bytes], secrets: dict[str, list[bytes]]) -> set[str]:
 
 
 def words_in(requests: list[Request], words: list[str]) -> set[str]:
-    """Which of the words stand by themselves in what a bank has sent; a machine may be called "vm", so an array's numbers and signatures do not count."""
+    """Which of the words stand by themselves in what a bank has sent; a machine may be called "vm", so an array's
+    numbers and signatures do not count.
+    """
     objects = [PushObjectRequest.FromString(each.body) for each in requests if each.path == "/v1/fleet/push-object"]
     others = [each.body for each in requests if each.path != "/v1/fleet/push-object"]
     records = [each.object_content for each in objects if not each.object_content.startswith(ArrayChunk.__qualname__.encode())]

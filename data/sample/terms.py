@@ -1,7 +1,7 @@
 """XBRL Term: a term and what it means in one sentence, put together from a subject and what is said of it.
 
-Test terms are new combinations of subjects and aspects that training has met apart. Names and wording are ours, no taxonomy's: no prompt is
-one of a public set.
+Test terms are new combinations of subjects and aspects that training has met apart. Names and wording are ours, no
+taxonomy's: no prompt is one of a public set.
 """
 
 from __future__ import annotations
@@ -53,13 +53,15 @@ LIABILITY_ASPECTS = {
     "{name}, Noncurrent": "The part of {meaning} that must be settled only after more than one year.",
     "{name}, Related Parties": "The part of {meaning} that is due to owners, managers or sister companies.",
     "Increase (Decrease) in {name}": "The change during the year in {meaning}, shown in the cash flow statement.",
-    "{name}, Acquired in Business Combination": "The part of {meaning} that was taken over together with a purchased business.",
+    "{name}, Acquired in Business Combination": (
+        "The part of {meaning} that was taken over together with a purchased business."
+    ),
 }
 EXPENSE_ASPECTS = {
     "{name} Expense": "The cost of {meaning}, charged against income of the year.",
     "{name} Costs, Capitalized": "The cost of {meaning} that is carried as an asset and charged to later years.",
     "{name} Costs, Accrued": "The cost of {meaning} that has arisen but has not been billed or paid yet.",
-    "{name} Expense, Related Parties": "The cost of {meaning} that was bought from owners, managers or sister companies.",
+    "{name} Expense, Related Parties": ("The cost of {meaning} that was bought from owners, managers or sister companies."),
 }
 
 

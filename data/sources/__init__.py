@@ -1,4 +1,6 @@
-"""Where rows come from: the bundled sample, a folder in FinLoRA's layout, a bank's own folder, or the public sets of the hub."""
+"""Where rows come from: the bundled sample, a folder in FinLoRA's layout, a bank's own folder, or the public sets of
+the hub.
+"""
 
 from data.sources.layout import layout_of
 from data.sources.listing import state_of_files

@@ -1,8 +1,8 @@
 """One file becomes rows and bad rows: strict about what a row is, and never stopped by what is wrong with one.
 
-A row is a JSON object, or a line of a table, with a text `context` (the whole prompt) and a `target` (text, or a number that becomes its
-own text), or with a conversation in their place, and may have `task` and `issuer`. `dataset.columns` gives these other names. Everything
-else is ignored. Reasons never quote a row: they may be shown outside the bank.
+A row is a JSON object, or a line of a table, with a text `context` (the whole prompt) and a `target` (text, or a number
+that becomes its own text), or with a conversation in their place, and may have `task` and `issuer`. `dataset.columns`
+gives these other names. Everything else is ignored. Reasons never quote a row: they may be shown outside the bank.
 """
 
 from __future__ import annotations
@@ -177,7 +177,9 @@ def _has_messages_only(values: dict[str, Any], columns: ColumnsConfig) -> bool:
 
 
 def _lacking(columns: ColumnsConfig, values: Any) -> str:
-    """What to say if no row of the file has the columns: where they are, or which there are; "" where this one has them."""
+    """What to say if no row of the file has the columns: where they are, or which there are; "" where this one has
+    them.
+    """
     needed = frozenset((columns.context, columns.target))
     if wrapped := advice(values, columns):
         return wrapped

@@ -1,8 +1,8 @@
 """Whose filing a row is about: read from the question of FinLoRA's XBRL extraction prompts.
 
-The prompts name the filer in a dozen phrasings ("as used by X during the FY 2023", "How much was X's Net Income for …"). Rows of
-one filer must be able to stay with one bank, so a row whose filer cannot be read gets a key made from its XBRL fragment instead:
-the questions on one filing then still stay together.
+The prompts name the filer in a dozen phrasings ("as used by X during the FY 2023", "How much was X's Net Income for
+…"). Rows of one filer must be able to stay with one bank, so a row whose filer cannot be read gets a key made from its
+XBRL fragment instead: the questions on one filing then still stay together.
 """
 
 from __future__ import annotations
@@ -24,15 +24,18 @@ _PHRASINGS = tuple(
         rf".*\bfor {_NAME} (?:for|during|in|at the end of) {_PERIOD}",
     )
 )
-"""Tried in this order; the first that fits wins. A leading `.*` makes the last "by" or "for" of the sentence the one that counts,
-since items have such words too ("Cash Flow for Investing Activities for X for FY 2023")."""
+"""Tried in this order; the first that fits wins. A leading `.*` makes the last "by" or "for" of the sentence the one
+that counts, since items have such words too ("Cash Flow for Investing Activities for X for FY 2023").
+"""
 
 _FRAGMENT = "XML File:"
 _QUESTION = "Question:"
 
 
 def issuer_of(prompt: str) -> str:
-    """The filer named in an XBRL prompt; else `filing-` and a hash of the fragment; "" for a prompt without an XBRL fragment."""
+    """The filer named in an XBRL prompt; else `filing-` and a hash of the fragment; "" for a prompt without an XBRL
+    fragment.
+    """
     fragment_start = prompt.find(_FRAGMENT)
     if fragment_start < 0:
         return ""

@@ -1,7 +1,7 @@
 """Records of JSON files: what one line of JSON Lines or one element of an array says, before it is a row.
 
-Strict where JSON leaves a choice: a key that occurs twice in one object makes its record a bad one (RFC 8259, section 4: what software
-does with such an object is unpredictable), and so does NaN in JSON Lines.
+Strict where JSON leaves a choice: a key that occurs twice in one object makes its record a bad one (RFC 8259, section
+4: what software does with such an object is unpredictable), and so does NaN in JSON Lines.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def json_document(content: bytes) -> Iterator[Record]:
 
 
 def _array(text: str) -> Iterator[Record]:
-    """The elements of an array, or the values that follow each other; Unreadable at the first place where it is no JSON."""
+    """The elements of an array, or the values that follow each other; Unreadable at the first place where it is no
+    JSON.
+    """
     place, line, counted, position = _blank(text, 0), 1, 0, 0
     is_array = text[place : place + 1] == "["
     if is_array and _begins_conversation(text):

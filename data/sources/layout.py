@@ -1,16 +1,20 @@
-"""Which files a folder has for a split: the one place that decides it, for training, evaluation, banks and `data check` alike.
+"""Which files a folder has for a split: the one place that decides it, for training, evaluation, banks and `data check`
+alike.
 
-FinLoRA (`dataset=finlora`): `ROOT/{train,test}/<stem>.<ending>`, or the same files directly in ROOT. Upstream merges the sentiment train
-parts into one file, and the XBRL extraction ones into another; where a benchmark's own train file exists it wins, and the merged file is
-read for the other benchmarks only.
+FinLoRA (`dataset=finlora`): `ROOT/{train,test}/<stem>.<ending>`, or the same files directly in ROOT. Upstream merges
+the sentiment train parts into one file, and the XBRL extraction ones into another; where a benchmark's own train file
+exists it wins, and the merged file is read for the other benchmarks only.
 
-A bank's folder, or one folder a bank (`dataset=jsonl`): every file at any depth that has a known ending. The first folder level is
-`Row.path` (a bank, a desk), unless it is called train or test. The word train or test in the file's name gives the split, else a folder so
-called, else it is train; names that say both are refused, and those that say validation are not read (`data.sources.names`). The beginning of the file's name gives the task where it is a benchmark's key or one of its file names
-(`fpb_train.jsonl`, `finer_2024_q1.csv`). Here too a benchmark's own file in the same bank's folder wins over the merged one.
+A bank's folder, or one folder a bank (`dataset=jsonl`): every file at any depth that has a known ending. The first
+folder level is `Row.path` (a bank, a desk), unless it is called train or test. The word train or test in the file's
+name gives the split, else a folder so called, else it is train; names that say both are refused, and those that say
+validation are not read (`data.sources.names`). The beginning of the file's name gives the task where it is a
+benchmark's key or one of its file names (`fpb_train.jsonl`, `finer_2024_q1.csv`). Here too a benchmark's own file in
+the same bank's folder wins over the merged one.
 
-Two files in one folder whose names differ only in their endings (or in letter case) are most likely the same rows twice, which would count
-for twice as much in training and in the privacy ledger. Neither is chosen: both are refused by name.
+Two files in one folder whose names differ only in their endings (or in letter case) are most likely the same rows
+twice, which would count for twice as much in training and in the privacy ledger. Neither is chosen: both are refused by
+name.
 """
 
 from __future__ import annotations
@@ -47,13 +51,17 @@ class Found:
     not_read: tuple[NotRead, ...]
     """What no split reads, sorted by name."""
     refused: tuple[Refused, ...]
-    """Doubles, and names that say both train and test: none of them is read, and there are no rows until they are put right."""
+    """Doubles, and names that say both train and test: none of them is read, and there are no rows until they are put
+    right.
+    """
     doubts: Mapping[str, str] = field(default_factory=dict)
     """File that is read -> what in its name speaks against the split that it is read for."""
 
 
 def layout_of(root: Path) -> str:
-    """finlora for a folder with a folder `train`, else jsonl: how a bank's own folder is read, and one that `data check` is shown."""
+    """finlora for a folder with a folder `train`, else jsonl: how a bank's own folder is read, and one that `data
+    check` is shown.
+    """
     return "finlora" if (root / "train").is_dir() else "jsonl"
 
 
@@ -67,7 +75,8 @@ def find(
 ) -> Found:
     """The files of `split` in a folder (with jsonl also: the one file) `root`. No `wanted` = every task.
 
-    `layout` is finlora or jsonl. `thorough` looks into folders that FinLoRA's layout does not have, to name what lies there.
+    `layout` is finlora or jsonl. `thorough` looks into folders that FinLoRA's layout does not have, to name what lies
+    there.
     """
     names = columns or ColumnsConfig()
     if layout == "finlora":
@@ -91,7 +100,9 @@ def _finlora(root: Path, split: str, wanted: Collection[str], columns: ColumnsCo
     by_merged: dict[tuple[str, str], list[str]] = {}
 
     def look(stem: str, split: str) -> Entry | None:
-        """The file in ROOT/split, else directly in ROOT. A dangling link or a folder counts: reading it will say what is wrong."""
+        """The file in ROOT/split, else directly in ROOT. A dangling link or a folder counts: reading it will say what
+        is wrong.
+        """
         for parents in ((split,), ()):
             if same := places.get((parents, stem)):
                 if len(same) > 1:

@@ -1,6 +1,7 @@
 """What lies in a folder of rows: every file that may hold some, and every entry that is passed over, with the reason.
 
-File names are bytes that any program may have chosen. `shown` makes them text that can be printed, logged and written as UTF-8.
+File names are bytes that any program may have chosen. `shown` makes them text that can be printed, logged and written
+as UTF-8.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ def shown(name: str) -> str:
 def list_rows(root: Path, only: tuple[str, ...] = ()) -> Listing:
     """Walk a folder through links too, each folder once; or take the one file that `root` is.
 
-    `only` names folders directly in the root (in any letter case): the others, and folders in those, are named but not walked.
+    `only` names folders directly in the root (in any letter case): the others, and folders in those, are named but not
+    walked.
     """
     if not root.is_dir():
         stem, form = form_of(root.name)

@@ -1,8 +1,9 @@
-"""Conversations become rows: the last message, the assistant's, is the target; the contents of all earlier ones are the context.
+"""Conversations become rows: the last message, the assistant's, is the target; the contents of all earlier ones are the
+context.
 
-`{"messages": [{"role": "system", "content": …}, {"role": "user", "content": …}, {"role": "assistant", "content": …}]}`, or the bare list.
-Earlier contents are joined by blank lines, in their order and without names of roles; of several answers only the last is trained on.
-With `dataset.chat_template=true` the whole context is one user message.
+`{"messages": [{"role": "system", "content": …}, {"role": "user", "content": …}, {"role": "assistant", "content": …}]}`,
+or the bare list. Earlier contents are joined by blank lines, in their order and without names of roles; of several
+answers only the last is trained on. With `dataset.chat_template=true` the whole context is one user message.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ def is_conversation(value: Any) -> bool:
 
 
 def context_and_target(value: Any) -> tuple[str, str]:
-    """(context, target) of a list of messages, or of its JSON text. BadLine says what is wrong; a message is quoted nowhere."""
+    """(context, target) of a list of messages, or of its JSON text. BadLine says what is wrong; a message is quoted
+    nowhere.
+    """
     if isinstance(value, str):
         try:
             value = json.loads(value, object_pairs_hook=unique_keys)

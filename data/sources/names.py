@@ -1,6 +1,8 @@
-"""What the name of a file, and those of its folders, say about its rows: their task and their split, or why they leave the split open.
+"""What the name of a file, and those of its folders, say about its rows: their task and their split, or why they leave
+the split open.
 
-Names that say both train and test, or that say validation, are never guessed at: rows to score on would be trained on without a word.
+Names that say both train and test, or that say validation, are never guessed at: rows to score on would be trained on
+without a word.
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ HELD_OUT = ("validation", "valid", "val", "dev", "eval", "evaluation", "holdout"
 """Words that other programs use for rows which are neither trained on nor the test."""
 _SPLIT_WORD = re.compile(r"(train|test)(?:s|ing|set|data|rows|files?|split|batched)*")
 _GLUED = re.compile(r"(train|test)(?:s|ing|set|data|rows|files?|split|batched)*?|" + "|".join(HELD_OUT))
-"""What may be written in one word with the name of a benchmark, or with another such word: fpbtest, testfpb, trainval."""
+"""What may be written in one word with the name of a benchmark, or with another such word: fpbtest, testfpb, trainval.
+"""
 _NO_TEST = re.compile(r"(?:la|con|back|at|pro|de|un|grea|fas|shor)test|test(?:imon|ament|at|if)")
 """Letters of words that have "test" in them and mean something else."""
 _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-"""Where a word begins inside another one, as in fpbTest; names of benchmarks such as FiNER are tried without it first."""
+"""Where a word begins inside another one, as in fpbTest; names of benchmarks such as FiNER are tried without it first.
+"""
 _DIGITS = "0123456789"
 
 
@@ -33,7 +37,8 @@ class Split(NamedTuple):
     problem: str = ""
     """Why they do, and what to do about it."""
     contradicts: bool = False
-    """The names say both train and test, or train and validation: no run may begin. Else the file is only passed over."""
+    """The names say both train and test, or train and validation: no run may begin. Else the file is only passed over.
+    """
     doubt: str = ""
     """What speaks against the split, though not clearly."""
 
@@ -80,13 +85,17 @@ def split_of(stem: str, parents: Sequence[str]) -> Split:
 
 
 def folder_split(folder: str) -> str:
-    """train or test for a folder of that name ("Test", "training", "test-set", "Testing data"); "" for a bank's, such as "test1"."""
+    """train or test for a folder of that name ("Test", "training", "test-set", "Testing data"); "" for a bank's, such
+    as "test1".
+    """
     said = _splits_of(folder)
     return min(said) if len(said) == 1 else ""
 
 
 def _splits_of(folder: str) -> set[str]:
-    """What a folder says it is for. One word is enough for test: a bank may be called North Training, and trains on its rows anyway."""
+    """What a folder says it is for. One word is enough for test: a bank may be called North Training, and trains on its
+    rows anyway.
+    """
     parts = _divided(words(_HUMP.sub(" ", folder)))
     said = {_split_word(part) for part in parts}
     if "test" not in said:
@@ -168,7 +177,9 @@ def _split_word(word: str) -> str:
 
 @cache
 def _known_names() -> dict[str, str]:
-    """Every name a benchmark goes by in file names -> its key: the key, and its file names with and without split and "batched"."""
+    """Every name a benchmark goes by in file names -> its key: the key, and its file names with and without split and
+    "batched".
+    """
     names: dict[str, str] = {}
     for key, entry in BENCHMARKS.items():
         for stem in (key, entry.test_file, *entry.train_files):

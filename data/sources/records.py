@@ -1,7 +1,8 @@
 """What all readers of rows share: the record, its faults, and a file's bytes, hashed and unpacked as they are read.
 
-Readers stream: a file is read once, a piece at a time, and hashed on the way. A fault of one record is that record's; a fault after
-which nothing can be trusted (a quote that never closes, a damaged archive) raises `Unreadable`, and no record of the file is used.
+Readers stream: a file is read once, a piece at a time, and hashed on the way. A fault of one record is that record's; a
+fault after which nothing can be trusted (a quote that never closes, a damaged archive) raises `Unreadable`, and no
+record of the file is used.
 """
 
 from __future__ import annotations
@@ -108,7 +109,9 @@ class _Unpacked(gzip.GzipFile):
 
 
 def opened(file: HashedFile, compressed: bool, is_parquet: bool = False) -> io.BufferedReader:
-    """The file's text as bytes, without the mark that some editors put before UTF-8. Unreadable where it is no UTF-8 text at all."""
+    """The file's text as bytes, without the mark that some editors put before UTF-8. Unreadable where it is no UTF-8
+    text at all.
+    """
     stream: BinaryIO = io.BufferedReader(file, BLOCK_BYTES)
     if compressed:
         stream = io.BufferedReader(_Unpacked(stream, file.size_bytes()), BLOCK_BYTES)  # type: ignore[type-var]

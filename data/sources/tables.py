@@ -1,4 +1,6 @@
-"""Records of tables of text, CSV and TSV: the standard library's csv, strict, with the separator found by the names in the first line."""
+"""Records of tables of text, CSV and TSV: the standard library's csv, strict, with the separator found by the names in
+the first line.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,11 @@ _ESCAPED = re.compile("[\udc80-\udcff]")
 def table(
     stream: io.BufferedReader, separators: str, wanted: frozenset[str], needed: tuple[frozenset[str], ...]
 ) -> Iterator[Record]:
-    """The lines below the first one, each as column -> cell, always as the text in the file: "007", "1.0" and "NA" stay what they are.
+    """The lines below the first one, each as column -> cell, always as the text in the file: "007", "1.0" and "NA" stay
+    what they are.
 
-    The separator is that of `separators` with which the first line has the columns that are needed: one of the sets `needed`.
+    The separator is that of `separators` with which the first line has the columns that are needed: one of the sets
+    `needed`.
     """
     csv.field_size_limit(LARGEST_CELL)
     text = io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="")

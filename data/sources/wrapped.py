@@ -1,6 +1,8 @@
-"""Rows inside something else, as other programs write them: under a key, one split a key, or a table by columns. What to do about it.
+"""Rows inside something else, as other programs write them: under a key, one split a key, or a table by columns. What
+to do about it.
 
-Such a file is not read: which of its lists are rows, and of which split, would be a guess. The advice names the keys and a command.
+Such a file is not read: which of its lists are rows, and of which split, would be a guess. The advice names the keys
+and a command.
 """
 
 from __future__ import annotations
@@ -27,7 +29,10 @@ def advice(values: Any, columns: ColumnsConfig) -> str:
     if not isinstance(values, dict):
         return ""
     if _by_columns(values, columns):
-        return f"{columns.context} and {columns.target} hold whole columns: write a row a record (pandas: to_json(orient='records'))"
+        return (
+            f"{columns.context} and {columns.target} hold whole columns: write a row a record (pandas: "
+            "to_json(orient='records'))"
+        )
     lists = [path for path, found in _places(values, ()) if isinstance(found, list) and _holds_rows(found, columns)]
     if len(lists) == 1:
         return (

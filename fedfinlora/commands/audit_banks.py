@@ -24,7 +24,10 @@ from fedfinlora.privacy.sensitivity_audit import Replay, sensitivity_check
 from fedfinlora.seeds import generator
 from fedfinlora.wire import Figures, Reply
 from server_app.central_privacy import CentralMechanism, make_mechanism
-from server_app.rounds import RoundState, take_step
+from server_app.replies import replies_of
+from server_app.strategies.fedavg import FedAvg
+from server_app.strategies.private_mean import PrivateMean
+from server_app.strategies.strategy import ServerState, take_step
 
 READER = "who reads the global adapter of each round"
 NUMBERS = 200_000
@@ -55,7 +58,7 @@ def replays(config: Config) -> list[Replay]:
     """The server's step with and without one bank, its noise the same both times."""
     draw = np.random.default_rng(config.seed)
     names = [f"other-{index}" for index in range(OTHERS)] + ["unit"]
-    mechanism = replace(_mechanism(config, names, NUMBERS), reproducible_seed=config.seed, adaptive_quantile=0.0)
+    mechanism = replace(make_mechanism(config, names, NUMBERS), reproducible_seed=config.seed, adaptive_quantile=0.0)
     others = [_reply(name, _direction(draw) * draw.uniform(0.1, 3.0) * mechanism.clip_norm) for name in names[:-1]]
     tried = {
         "a delta ten times the clip norm": (10.0, 1),
@@ -75,7 +78,7 @@ def replays(config: Config) -> list[Replay]:
 def noise_of_the_step(config: Config) -> tuple[tuple[NoiseTest, ...], Draws | None]:
     """Two steps without any bank: noise alone, and its difference."""
     names = [f"bank-{index}" for index in range(DRAW_TRIALS)]
-    mechanism = replace(_mechanism(config, names, NUMBERS), adaptive_quantile=0.0)
+    mechanism = replace(make_mechanism(config, names, NUMBERS), adaptive_quantile=0.0)
     difference = _step([], config, mechanism) - _step([], config, mechanism)
     deviation = mechanism.noise_multiplier * mechanism.clip_norm / mechanism.expected_banks
     draws = None
@@ -93,8 +96,8 @@ def canary_views(config: Config, canaries: int) -> tuple[dict[str, View], Claim]
     included = draw.random(canaries) < 0.5
     names = [f"canary-{index:05d}" for index in range(canaries)]
     present = {name: place for place, name in enumerate(names) if included[place]}
-    mechanism = _mechanism(config, list(present), canaries)
-    state = RoundState(0, np.zeros(canaries, np.float32), {})
+    mechanism = make_mechanism(config, list(present), canaries)
+    state, rule = ServerState(0, np.zeros(canaries, np.float32)), _rule(config, mechanism)
     scores = np.zeros(canaries)
     for number in range(1, config.num_server_rounds + 1):
         replies = []
@@ -103,7 +106,7 @@ def canary_views(config: Config, canaries: int) -> tuple[dict[str, View], Claim]
             delta = np.zeros(canaries, np.float32)
             delta[place] = 10 * config.privacy.clip_norm
             replies.append(_reply(name, delta, LARGE_ROWS if place % LARGE_EVERY == 0 else 1))
-        following, _ = take_step(replies, state, _plain(config), config.num_server_rounds, mechanism)
+        following = take_step(rule, state, replies_of(replies, None))
         scores += following.adapter - state.adapter
         state = following
     spent = mechanism.spends(config.num_server_rounds)
@@ -117,7 +120,7 @@ def ledger_probes(config: Config) -> list[Probe]:
     """
     rounds = config.num_server_rounds
     names = tuple(f"bank-{index}" for index in range(4))
-    mechanism = _mechanism(config, names, NUMBERS)
+    mechanism = make_mechanism(config, names, NUMBERS)
     probes = []
     if pld_available():
         spent = [mechanism.spends(rounds)]
@@ -147,22 +150,15 @@ def coins(config: Config) -> np.random.Generator:
     return generator(config.seed, "audit") if noise_is_reproducible() else np.random.default_rng()
 
 
-def _mechanism(config: Config, banks: Sequence[str], size: int) -> CentralMechanism:
-    mechanism = make_mechanism(config, banks, size)
-    assert mechanism is not None, "the audit is of privacy=bank"
-    return mechanism
-
-
-def _plain(config: Config) -> StrategyConfig:
-    """The server's rule with nothing after the mean: all rules are post-processing."""
-    rule = replace(config.strategy, name="fedavg", second_moments="")
-    return replace(rule, server_learning_rate=1.0, schedule="constant", warmup_rounds=0)
+def _rule(config: Config, mechanism: CentralMechanism) -> PrivateMean:
+    """The private mean with nothing after it: all rules are post-processing."""
+    return PrivateMean.around(FedAvg(StrategyConfig(), config.num_server_rounds), mechanism)
 
 
 def _step(replies: Sequence[Reply], config: Config, mechanism: CentralMechanism) -> NDArray[np.float64]:
     """(NUMBERS,): what a round adds to an adapter of zeros."""
-    state = RoundState(0, np.zeros(NUMBERS, np.float32), {})
-    return take_step(replies, state, _plain(config), 1, mechanism)[0].adapter.astype(np.float64)
+    state = ServerState(0, np.zeros(NUMBERS, np.float32))
+    return take_step(_rule(config, mechanism), state, replies_of(replies, None)).adapter.astype(np.float64)
 
 
 def _direction(draw: np.random.Generator) -> NDArray[np.float64]:

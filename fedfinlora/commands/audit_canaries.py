@@ -26,12 +26,15 @@ from data.rows import Row
 from fedfinlora.adapter import read_adapter, trainable, write_adapter
 from fedfinlora.base_checks import context_tokens
 from fedfinlora.commands.audit_workbench import Workbench, asked_of_the_bank
+from fedfinlora.gradient_step import PassLimits
 from fedfinlora.packing import Example
 from fedfinlora.privacy.canary_audit import View
 from fedfinlora.privacy.mechanism import Mechanism, private_step
-from fedfinlora.training import PassLimits, mean_loss
+from fedfinlora.training import mean_loss
 from fedfinlora.wire import Figures, Reply
-from server_app.rounds import RoundState, take_step
+from server_app.replies import replies_of
+from server_app.strategies import rule_of
+from server_app.strategies.strategy import ServerState, take_step
 
 if TYPE_CHECKING:
     import torch
@@ -111,15 +114,15 @@ def reader_view(bench: Workbench, facts: BankFacts, rows: Sequence[Row], include
     started = time.monotonic()
     config = bench.config
     examples = encode_rows(bench.session.tokenizer, rows, context_tokens(config.model)).examples
-    asked, state = asked_of_the_bank(config), RoundState(0, bench.start, {})
-    strategy = replace(config.strategy, weighting="equal", sizes=())
+    asked, state = asked_of_the_bank(config), ServerState(0, bench.start)
+    rule = rule_of(replace(config.strategy, weighting="equal", sizes=()), config.num_server_rounds)
     before = _losses(bench, state.adapter, examples)
     figures: Figures | None = None
     for number in range(1, config.num_server_rounds + 1):
         answer = bench.ask(asked, facts, state.adapter, number)
         figures = answer.figures
         reply = Reply(facts.name, answer.delta, figures, float(np.linalg.norm(answer.delta)))
-        state, _ = take_step([reply], state, strategy, config.num_server_rounds)
+        state = take_step(rule, state, replies_of([reply], rule.weights([reply])))
         print(f"round {number} of {config.num_server_rounds}", file=sys.stderr, flush=True)
     assert figures is not None, "a run has a round at least"
     fall = before - _losses(bench, state.adapter, examples)

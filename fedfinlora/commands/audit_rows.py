@@ -25,17 +25,16 @@ from fedfinlora.commands.audit_workbench import (
     with_noise,
 )
 from fedfinlora.config import Config
+from fedfinlora.gradient_step import PassLimits
 from fedfinlora.packing import Example
 from fedfinlora.privacy.accounting import default_delta
 from fedfinlora.privacy.audit import CANARIES, LEDGER, NOISE, SENSITIVITY, Check
 from fedfinlora.privacy.canary_audit import Claim, canary_check
 from fedfinlora.privacy.dp_lora import SENSITIVITY as PUBLISHED_SENSITIVITY
-from fedfinlora.privacy.dp_lora import PublishedMechanism
 from fedfinlora.privacy.ledger_audit import ledger_check
 from fedfinlora.privacy.mechanism import Mechanism, private_step
 from fedfinlora.privacy.noise_audit import Draws, NoiseTest, noise_check, noise_tests
 from fedfinlora.privacy.sensitivity_audit import Replay, sensitivity_check
-from fedfinlora.training import PassLimits
 
 SERVER, READER = "the server, from each gradient", "who reads the final adapter"
 ROW_CANARIES = 200
@@ -130,9 +129,8 @@ def noise_of_a_step(bench: Workbench) -> tuple[NoiseTest, ...]:
     rows = canary_rows(2, bench.draw, bench.task)
     facts = bench.bank(rows, "noise", declared_rows=declared(2), ledger_folder=bench.folder / "noise-ledger")
     one, other = (bench.ask(asked, facts, bench.start, number).delta.astype(np.float64) for number in (1, 1))
-    deviation = bench.plan(asked, facts).of_round.noise_multiplier * (
-        PUBLISHED_SENSITIVITY if bench.config.privacy.mode == "dp_lora" else 1.0
-    )
+    planned = bench.plan(asked, facts)
+    deviation = planned.of_round.noise_multiplier * planned.mechanism.sensitivity
     difference = (one - other).astype(np.float32)
     return noise_tests(difference, deviation, bench.session.layout.views(difference))
 
@@ -141,7 +139,7 @@ def draws_of_steps(bench: Workbench) -> Draws | None:
     """How many of many tiny rows the bank's steps draw; None where every row is in every step."""
     facts = bench.bank(bench.own, "own", ledger_folder=bench.folder / "draws-ledger")
     mechanism = bench.plan(with_noise(asked_of_the_bank(bench.config)), facts).mechanism
-    if isinstance(mechanism, PublishedMechanism) or mechanism.sampling_rate == 1:
+    if not isinstance(mechanism, Mechanism) or mechanism.sampling_rate == 1:
         return None
     row = encode_rows(bench.session.tokenizer, bench.own[:1], context_tokens(bench.config.model)).examples[0]
     tiny = [Example(row.prompt_ids[:1], row.answer_ids[:1])] * DRAW_TRIALS

@@ -18,7 +18,7 @@ from client_app.bank import RoundReply, train_round
 from client_app.facts import BankFacts
 from client_app.own_rows import divide
 from client_app.prepared_rows import bank_rows
-from client_app.privacy_plan import CUSTOMERS, declared_size, make_plan
+from client_app.privacy_plan import CUSTOMERS, BankMechanism, declared_size, make_plan
 from data.rows import Row
 from fedfinlora.adapter import Vector
 from fedfinlora.commands.audit_banks import coins
@@ -28,8 +28,6 @@ from fedfinlora.errors import UserError
 from fedfinlora.models import Session, first_adapter, get_session
 from fedfinlora.privacy.accounting import Steps
 from fedfinlora.privacy.cohorts import customer_of
-from fedfinlora.privacy.dp_lora import PublishedMechanism
-from fedfinlora.privacy.mechanism import Mechanism
 from fedfinlora.runfolder import source_fingerprint
 from fedfinlora.seeds import generator
 from fedfinlora.training import stretch_of_round, total_steps
@@ -46,7 +44,7 @@ tested.
 class Planned(NamedTuple):
     """What a bank is going to do."""
 
-    mechanism: Mechanism | PublishedMechanism
+    mechanism: BankMechanism
     of_round: Steps
     """What it books for the first round."""
     of_run: Steps

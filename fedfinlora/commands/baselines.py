@@ -1,7 +1,8 @@
 """`centralized` and `local`: the two ends of the scale that a federated run is compared with.
 
-Both take the rows, the optimiser steps and the evaluator of the federated run with the same configuration: `centralized` pools all
-banks' rows and takes the sum of their steps, `local` trains each bank on its own rows with its own steps. Neither talks to Flower.
+Both take the rows, the optimiser steps and the evaluator of the federated run with the same configuration:
+`centralized` pools all banks' rows and takes the sum of their steps, `local` trains each bank on its own rows with its
+own steps. Neither talks to Flower.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from numpy.typing import NDArray
 
 from client_app.own_rows import bad_train_rows, divide, split_rows
 from data.encode import encode_rows
-from eval.evaluate import data_files
 from eval.report import write_run_report
 from eval.rounds import RunScores, validation_rows
+from eval.rows import data_files
 from fedfinlora.adapter import Vector, read_adapter, write_adapter
 from fedfinlora.adapter_folder import start_files
 from fedfinlora.base_checks import context_tokens
@@ -153,8 +154,8 @@ def _rows_of(config: Config, session: Session, banks: Iterable[int]) -> RunRows:
 def _steps_of(sizes: Sequence[int], config: Config) -> tuple[int, float]:
     """(optimiser steps, rows of a step) that take as many steps and rows as banks of these sizes do together.
 
-    A bank with fewer rows than a step asks for takes all that it has in each (`fedfinlora.training.rows_of_step`). Pooled rows would
-    fill every step, so a pooled step is as large as the banks' steps are on average.
+    A bank with fewer rows than a step asks for takes all that it has in each (`fedfinlora.training.rows_of_step`).
+    Pooled rows would fill every step, so a pooled step is as large as the banks' steps are on average.
     """
     rounds = config.num_server_rounds
     steps = [total_steps(size, rounds, config.train) for size in sizes]

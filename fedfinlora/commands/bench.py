@@ -18,7 +18,8 @@ Bench = Callable[[Sequence[str]], Mapping[str, Any]]
 
 
 def bench(words: Sequence[str], file: Path | None, rows: str = "short") -> int:
-    """Run the named benchmark; the first word is its name, the rest are overrides. `rows` tells the two of `train` apart.
+    """Run the named benchmark; the first word is its name, the rest are overrides. `rows` tells the two of `train`
+    apart.
 
     Returns 3 where the two sides, measured in pairs, spread too widely to say anything.
     """
@@ -68,7 +69,10 @@ def bench(words: Sequence[str], file: Path | None, rows: str = "short") -> int:
         write_json(file, figures)
     if figures.get("verdict") == NO_VERDICT:
         print(
-            f"{NO_VERDICT} (spread {figures['spread']:.2f}, load {before} to {figures['load']['after']}): measure again when it is quiet",
+            (
+                f"{NO_VERDICT} (spread {figures['spread']:.2f}, load {before} to {figures['load']['after']}): measure "
+                "again when it is quiet"
+            ),
             file=sys.stderr,
         )
         return 3

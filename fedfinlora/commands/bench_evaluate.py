@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 from data.catalog import BENCHMARKS, Benchmark
 from data.encode import encode_prompts
 from data.rows import Row
-from eval.evaluate import rows_to_score
+from eval.answers import ModelAnswer
 from eval.models import LocalModel, end_ids
 from eval.plain_generation import generate_plainly
+from eval.rows import rows_to_score
 from fedfinlora.base_checks import context_tokens
 from fedfinlora.compose import compose
 from fedfinlora.config import Config
@@ -141,9 +142,9 @@ def _one(
 
 def _ours(
     benchmark: Benchmark, rows: Sequence[Row], model: LocalModel, config: Config
-) -> tuple[dict[int, dict[str, Any]], float, dict[str, Any]]:
+) -> tuple[dict[int, ModelAnswer], float, dict[str, Any]]:
     """The evaluator's own outputs, its seconds with tokenizing, answering and writing (not scoring), and what it read and wrote."""
-    outputs: dict[int, dict[str, Any]] = {}
+    outputs: dict[int, ModelAnswer] = {}
     fresh = replace(model.work)
     started = time.monotonic()
     fitting = [place for place, prompt in enumerate(model.prompts(rows, benchmark)) if prompt is not None]
@@ -156,11 +157,11 @@ def _ours(
     return outputs, seconds, work
 
 
-def _same(answer: Mapping[str, Any] | None, reference: str) -> bool:
+def _same(answer: ModelAnswer | None, reference: str) -> bool:
     """Whether an output is the reference's, as far as it was decoded: a settled row stops before its budget."""
     if answer is None:
         return False
-    return reference.startswith(answer["text"]) if answer["stopped"] == "settled" else reference == answer["text"]
+    return reference.startswith(answer.text or "") if answer.stopped == "settled" else reference == answer.text
 
 
 def _reference(benchmark: Benchmark, rows: Sequence[Row], batch_rows: int, session: Session) -> tuple[list[str], float]:

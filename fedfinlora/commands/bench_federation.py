@@ -1,6 +1,8 @@
-"""`bench federation`: the same rows and optimiser steps pooled in one process and as four simulated banks through Flower.
+"""`bench federation`: the same rows and optimiser steps pooled in one process and as four simulated banks through
+Flower.
 
-Both wall times are taken after the base model is in memory: what a federation adds is messages, adapter swaps and the server's step.
+Both wall times are taken after the base model is in memory: what a federation adds is messages, adapter swaps and the
+server's step.
 """
 
 from __future__ import annotations
@@ -26,8 +28,9 @@ STEPS_PER_ROUND = 10
 
 
 def bench_federation(overrides: Sequence[str]) -> dict[str, Any]:
-    """Seconds of both and the ratio federated / centralised; centralised runs before and after: where these two differ by more than
-    WIDEST_SPREAD the machine has drifted, and there is no verdict."""
+    """Seconds of both and the ratio federated / centralised; centralised runs before and after: where these two differ
+    by more than WIDEST_SPREAD the machine has drifted, and there is no verdict.
+    """
     folder = Path(tempfile.mkdtemp(prefix="fedfinlora-bench-"))
     common = [
         "evaluation=none", "dataset.tasks=[fpb,fiqa,tfns,nwgi]", "train.holdout_max_rows=0", f"train.steps_per_round={STEPS_PER_ROUND}",
@@ -75,6 +78,8 @@ def _pooled_s(common: Sequence[str], folder: Path, name: str) -> float:
 
 
 def _seconds_after_load(line: dict[str, Any]) -> float:
-    """A round's wall time without the banks' loading of the base model, which happens one bank at a time, once a process."""
+    """A round's wall time without the banks' loading of the base model, which happens one bank at a time, once a
+    process.
+    """
     timings = line["timings"]
     return float(timings["total_s"]) - math.fsum(bank.get("load_s", 0.0) for bank in timings["banks"].values())

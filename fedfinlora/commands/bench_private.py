@@ -1,8 +1,10 @@
-"""`bench private-step`: one step with and without privacy=example on the same rows, alternating, and Opacus's plain hooks beside them.
+"""`bench private-step`: one step with and without privacy=example on the same rows, alternating, and Opacus's plain
+hooks beside them.
 
-Every step is a forward and a backward pass over the same rows from the same adapter, without the optimiser. The private one clips on the integer grid and adds
-discrete Gaussian noise. The plain step is timed twice: with shared prefixes, as training runs without privacy (`ratio`), and without them
-(`ratio_to_unshared`). Opacus takes the rows as one right-padded batch, keeps a gradient of every row, and clips and adds noise by its DPOptimizer.
+Every step is a forward and a backward pass over the same rows from the same adapter, without the optimiser. The private
+one clips on the integer grid and adds discrete Gaussian noise. The plain step is timed twice: with shared prefixes, as
+training runs without privacy (`ratio`), and without them (`ratio_to_unshared`). Opacus takes the rows as one
+right-padded batch, keeps a gradient of every row, and clips and adds noise by its DPOptimizer.
 """
 
 from __future__ import annotations
@@ -23,12 +25,12 @@ from fedfinlora.base_checks import context_tokens
 from fedfinlora.commands.paired import judged
 from fedfinlora.compose import compose
 from fedfinlora.errors import UserError
+from fedfinlora.gradient_step import PassLimits, answer_loss, packs_of_step
 from fedfinlora.memory import peak_bytes, reset_peak
 from fedfinlora.models import Session, get_session, initial_adapter
 from fedfinlora.packing import Example
 from fedfinlora.privacy.mechanism import NEIGHBOUR_SHARE, Mechanism, private_step
 from fedfinlora.seeds import generator
-from fedfinlora.training import PassLimits, answer_loss, packs_of_step
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +42,9 @@ NAMES = ("private", "plain", "plain, shared prefixes", "Opacus hooks")
 
 
 def bench_private(overrides: Sequence[str]) -> dict[str, Any]:
-    """Seconds a step of each, the ratio of private to plain, the difference of the clipped gradient from Opacus's, and peaks of memory."""
+    """Seconds a step of each, the ratio of private to plain, the difference of the clipped gradient from Opacus's, and
+    peaks of memory.
+    """
     given = compose(overrides)
     config = replace(given, peft=replace(given.peft, dropout=0.0), dataset=replace(given.dataset, tasks=("fpb",)))
     session = get_session(config)
@@ -110,7 +114,9 @@ def bench_private(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _opacus(session: Session, batch: Sequence[Example], noise: float) -> None:
-    """Opacus's documented way: GradSampleModule's hooks, DPOptimizer's clipping and noise; the gradients are left in `grad`."""
+    """Opacus's documented way: GradSampleModule's hooks, DPOptimizer's clipping and noise; the gradients are left in
+    `grad`.
+    """
     import torch
     from opacus import GradSampleModule
     from opacus.optimizers import DPOptimizer
@@ -145,7 +151,9 @@ def _opacus(session: Session, batch: Sequence[Example], noise: float) -> None:
 
 
 def _difference(session: Session, batch: Sequence[Example], private: Callable[[float], None]) -> float:
-    """Relative difference of the two clipped gradients without noise; ours is clipped to a little less, and rounded to the grid."""
+    """Relative difference of the two clipped gradients without noise; ours is clipped to a little less, and rounded to
+    the grid.
+    """
     import torch
 
     def gradient() -> torch.Tensor:

@@ -1,7 +1,8 @@
-"""`bench round`: what a round costs beside training, in a deployment on loopback, with the banks' resident workers and without.
+"""`bench round`: what a round costs beside training, in a deployment on loopback, with the banks' resident workers and
+without.
 
-One coordinator and two banks, over TLS, by the deployment's own commands, each with a HOME of its own in a folder that is thrown away. A round's overhead is its
-wall time less the longest training time of a bank.
+One coordinator and two banks, over TLS, by the deployment's own commands, each with a HOME of its own in a folder that
+is thrown away. A round's overhead is its wall time less the longest training time of a bank.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ START_S = 180.0
 
 
 def bench_round(overrides: Sequence[str]) -> Mapping[str, Any]:
-    """Seconds beside training of each round after the first, with worker and without. Overrides are the run's; the model is the default one."""
+    """Seconds beside training of each round after the first, with worker and without. Overrides are the run's; the
+    model is the default one.
+    """
     if not any(word.startswith("model.threads=") for word in overrides):  # the banks share this machine's cores
         overrides = [*overrides, f"model.threads={max(1, len(os.sched_getaffinity(0)) // len(BANKS))}"]
     config = compose(overrides)
@@ -41,7 +44,8 @@ def bench_round(overrides: Sequence[str]) -> Mapping[str, Any]:
     overheads = {name: [one["overhead_s"] for one in rounds] for name, rounds in found.items()}
     after_first = {name: fmean(values[1:]) for name, values in overheads.items()}
     print(
-        f"seconds of a round beside training, after the first: {after_first['worker']:.1f} with workers, {after_first['no worker']:.1f} without"
+        f"seconds of a round beside training, after the first: {after_first['worker']:.1f} with workers, "
+        f"{after_first['no worker']:.1f} without"
     )
     return {
         "ratio": after_first["no worker"] / after_first["worker"],
@@ -107,13 +111,16 @@ def typed(*words: str) -> None:
     )
     if done.returncode:
         raise UserError(
-            f"`fedfinlora {' '.join(words[:2])}` failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else done.stdout}"
+            f"`fedfinlora {' '.join(words[:2])}` failed: "
+            f"{done.stderr.strip().splitlines()[-1] if done.stderr.strip() else done.stdout}"
         )
 
 
 @contextmanager
 def running(place: Path, *words: str, until: str = "") -> Iterator[int]:
-    """One of the deployment's own long-running commands, ended afterwards; gives its process id once it has said `until`."""
+    """One of the deployment's own long-running commands, ended afterwards; gives its process id once it has said
+    `until`.
+    """
     file = place / "bench.log"
     with open(file, "wb") as log:
         process = subprocess.Popen(

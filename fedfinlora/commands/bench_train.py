@@ -1,8 +1,10 @@
-"""`bench train`: our training loop and Hugging Face's `Trainer` on the same FPB rows, model and batches, in short turns that alternate.
+"""`bench train`: our training loop and Hugging Face's `Trainer` on the same FPB rows, model and batches, in short turns
+that alternate.
 
-Both start each turn from the same adapter and see the same rows in the same steps, without dropout and with a constant learning
-rate, so their losses must agree. The Trainer is used as its documentation shows: right padding to the longest row of the batch,
-logits at every position. Its clock runs from the first step to the end of the last, without what it prepares; ours includes that.
+Both start each turn from the same adapter and see the same rows in the same steps, without dropout and with a constant
+learning rate, so their losses must agree. The Trainer is used as its documentation shows: right padding to the longest
+row of the batch, logits at every position. Its clock runs from the first step to the end of the last, without what it
+prepares; ours includes that.
 """
 
 from __future__ import annotations

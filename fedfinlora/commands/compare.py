@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from data.catalog import BENCHMARKS
 from eval.compare import compare_runs
+from fedfinlora.run.comparison import Comparison
+from fedfinlora.run.typed import to_json
 from fedfinlora.runfolder import write_json
 
 SHOWN = {
@@ -28,19 +29,19 @@ def compare(run_a: Path, run_b: Path, labels: Sequence[str], json_file: Path | N
     """Print the table and, if asked, write every figure as JSON."""
     result = compare_runs(run_a, labels[0], run_b, labels[1])
     if json_file is not None:
-        write_json(json_file, result)
+        write_json(json_file, to_json(result))
     show(result)
     return 0
 
 
-def show(result: Mapping[str, Any]) -> None:
+def show(result: Comparison) -> None:
     """The comparison as a table: percent, differences in percentage points with their 95 % intervals."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False)
-    one, other = result["one"], result["other"]
-    console.print(f"A: {one['run']} ({one['label']})\nB: {other['run']} ({other['label']})", markup=False, soft_wrap=True)
+    one, other = result.one, result.other
+    console.print(f"A: {one.run} ({one.label})\nB: {other.run} ({other.label})", markup=False, soft_wrap=True)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("benchmark", overflow="fold")
     table.add_column("figure", overflow="fold")
@@ -53,38 +54,42 @@ def show(result: Mapping[str, Any]) -> None:
         console.print(note, markup=False, soft_wrap=True)
 
 
-def _lines(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+def _lines(result: Comparison) -> Iterator[tuple[str, ...]]:
     """The cells of each row: benchmarks, then groups, then all."""
-    for key, compared in result["benchmarks"].items():
-        title, rows = BENCHMARKS[key].title, f"{compared['rows']:,}"
+    for key, compared in result.benchmarks.items():
+        title, rows = BENCHMARKS[key].title, f"{compared.rows:,}"
         for name, called in SHOWN.items():
-            figure = compared["figures"].get(name)
+            figure = compared.figures.get(name)
             if figure is None:
                 continue
-            p = figure.get("mcnemar_p")
+            p = figure.mcnemar_p
             yield (
-                title, called, rows, _percent(figure["one"]), _percent(figure["other"]), _points(figure["difference"]),
-                _range(figure["difference_ci95"]), "" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}",
+                title, called, rows, _percent(figure.one), _percent(figure.other), _points(figure.difference),
+                _range(figure.difference_ci95), "" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}",
             )  # fmt: skip
             title, rows = "", ""
-    for heading, means in [*result["groups"].items(), ("all", result["overall"])]:
-        for name, called in (("score", "honest"), ("finlora_score", "FinLoRA")):
-            if means[f"{name}_difference"] is not None:
-                difference, interval = means[f"{name}_difference"], means[f"{name}_difference_ci95"]
+    for heading, means in [*result.groups.items(), ("all", result.overall)]:
+        for called, difference, interval in (
+            ("honest", means.score_difference, means.score_difference_ci95),
+            ("FinLoRA", means.finlora_score_difference, means.finlora_score_difference_ci95),
+        ):
+            if difference is not None:
                 yield (f"mean, {heading}", called, "", "", "", _points(difference), _range(interval), "")
 
 
-def _notes(result: Mapping[str, Any]) -> Iterator[str]:
+def _notes(result: Comparison) -> Iterator[str]:
     """What was left out, and how to read the table."""
-    for key, compared in result["benchmarks"].items():
-        if compared["only_one"] or compared["only_other"]:
-            yield f"{key}: {compared['only_one']:,} rows only in A and {compared['only_other']:,} only in B are left out."
-    for key, reason in result["skipped"].items():
+    for key, compared in result.benchmarks.items():
+        if compared.only_one or compared.only_other:
+            yield f"{key}: {compared.only_one:,} rows only in A and {compared.only_other:,} only in B are left out."
+    for key, reason in result.skipped.items():
         yield reason if reason.startswith(key) else f"{key}: {reason}"
-    for side, keys in (("A", result["only_one"]), ("B", result["only_other"])):
+    for side, keys in (("A", result.only_one), ("B", result.only_other)):
         if keys:
             yield f"Only in {side}: {', '.join(keys)}."
-    yield "In percent and percentage points, on the rows of both. Interval: paired bootstrap over rows; p: McNemar's exact test."
+    yield (
+        "In percent and percentage points, on the rows of both. Interval: paired bootstrap over rows; p: McNemar's exact test."
+    )
 
 
 def _percent(value: float | None) -> str:

@@ -1,10 +1,12 @@
 """`coordinator`: the aggregator's side of a deployment, on Flower's SuperLink with TLS and known banks only.
 
-Each action prints the Flower command that it runs. Everything lies in one folder (default ~/.fedfinlora/coordinator): the certificates, the SuperLink's
-database, the enrolled banks' public keys and certificates, and Flower's own settings; the authority's private key may lie elsewhere, and may be encrypted.
+Each action prints the Flower command that it runs. Everything lies in one folder (default ~/.fedfinlora/coordinator):
+the certificates, the SuperLink's database, the enrolled banks' public keys and certificates, and Flower's own settings;
+the authority's private key may lie elsewhere, and may be encrypted.
 
-The SuperLink listens twice. Banks reach Flower's Fleet API at the public address, over mutual TLS. Flower's control and runtime interfaces, which know no accounts, are on
-loopback and closed to every other user of the machine (`fedfinlora.deployment.door`).
+The SuperLink listens twice. Banks reach Flower's Fleet API at the public address, over mutual TLS. Flower's control and
+runtime interfaces, which know no accounts, are on loopback and closed to every other user of the machine
+(`fedfinlora.deployment.door`).
 """
 
 from __future__ import annotations
@@ -22,10 +24,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from eval.evaluate import data_files
+from eval.rows import data_files
 from fedfinlora.adapter_folder import check_start, start_files
 from fedfinlora.commands.simulate import Link, end_family, flower, free_port, watch
-from fedfinlora.compose import OWN_PATHS, PROJECT_ROOT, absolute_words, compose
+from fedfinlora.compose import PROJECT_ROOT, compose
 from fedfinlora.config import Config
 from fedfinlora.deployment.app_bundle import code_sha256, installed_files
 from fedfinlora.deployment.bounded_logs import bounded
@@ -49,7 +51,7 @@ from fedfinlora.deployment.certificates import (
 from fedfinlora.deployment.enrolled import ENROLLED, PUBLIC, SIGNING
 from fedfinlora.deployment.local_server import close
 from fedfinlora.deployment.own_user import check_user
-from fedfinlora.deployment.plan import deployment_words, plan_text
+from fedfinlora.deployment.plan import deployment_config, plan_text
 from fedfinlora.deployment.run_list import note_run
 from fedfinlora.deployment.watching import Listen, watch_coordinator
 from fedfinlora.errors import ConfigError, UserError
@@ -72,7 +74,7 @@ from fedfinlora.runfolder import (
 from fedfinlora.surroundings import settled
 from fedfinlora.web import client_for
 from fedfinlora.wire import BANK_NAME
-from fedfinlora.words import word
+from fedfinlora.words import typed_keys
 from server_app.witness import WITNESS_VARIABLE
 
 CONNECTION = "coordinator"
@@ -107,7 +109,8 @@ class Coordinator:
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "FLWR_TELEMETRY_ENABLED": "0",
-            # Whole adapters come and go in several threads: give what is freed back to the system instead of keeping it for later.
+            # Whole adapters come and go in several threads: give what is freed back to the system instead of keeping it
+            # for later.
             "MALLOC_ARENA_MAX": "2",
             "MALLOC_MMAP_THRESHOLD_": str(2**20),
             "MALLOC_TRIM_THRESHOLD_": str(2**20),
@@ -182,7 +185,9 @@ class AuthorityPlace:
 
 
 def init(home: Path, hosts: Sequence[str], port: int, listen: str, days: int, place: AuthorityPlace | None = None) -> int:
-    """Make authority, certificates and settings. What is there already is not touched; an authority that `place` names and that exists is used."""
+    """Make authority, certificates and settings. What is there already is not touched; an authority that `place` names
+    and that exists is used.
+    """
     if (home / SETTINGS).exists():
         raise UserError(f"{home} is already a coordinator's folder. Nothing was changed.")
     place = place or AuthorityPlace()
@@ -235,7 +240,8 @@ def enroll(home: Path, key: Path, name: str, days: int = 365, place: AuthorityPl
     else:
         print(f"{name} will be registered when the coordinator starts")
     print(
-        f"send {certificate} to the bank (its content is public), which takes it: python -m fedfinlora bank accept {certificate.name}"
+        f"send {certificate} to the bank (its content is public), which takes it: python -m fedfinlora bank accept "
+        f"{certificate.name}"
     )
     return 0
 
@@ -257,7 +263,9 @@ def revoke(home: Path, name: str) -> int:
 
 
 def renew(home: Path, days: int, place: AuthorityPlace | None = None) -> int:
-    """New certificates of the same authority: the server's, for the same names, the signing key's, and every enrolled bank's."""
+    """New certificates of the same authority: the server's, for the same names, the signing key's, and every enrolled
+    bank's.
+    """
     coordinator = Coordinator(home)
     authority = coordinator.authority(place)
     issue_server(home, [str(host) for host in coordinator.settings["hosts"]], days, authority)
@@ -272,9 +280,11 @@ def renew(home: Path, days: int, place: AuthorityPlace | None = None) -> int:
 
 
 def start(home: Path, listen: Listen) -> int:
-    """Run the SuperLink in the foreground until it is ended by SIGTERM or Ctrl-C; register enrolled banks as soon as it answers.
+    """Run the SuperLink in the foreground until it is ended by SIGTERM or Ctrl-C; register enrolled banks as soon as it
+    answers.
 
-    Metrics and the status page are served as `listen` says. UserError that says who runs it where the coordinator runs already.
+    Metrics and the status page are served as `listen` says. UserError that says who runs it where the coordinator runs
+    already.
     """
     _ = Coordinator(home).settings
     check_user()
@@ -346,7 +356,9 @@ def status(home: Path) -> int:
 
 
 def plan(home: Path, overrides: Sequence[str], out: Path | None, min_banks: int) -> int:
-    """Write what `run` with these words would ask of each bank, for `bank try`; nothing is started. On the terminal where no file is named."""
+    """Write what `run` with these words would ask of each bank, for `bank try`; nothing is started. On the terminal
+    where no file is named.
+    """
     banks = min_banks or (len(_enrolled(home)) if (home / SETTINGS).is_file() else 0)
     text, said = plan_text(overrides, banks)
     for sentence in said:
@@ -370,40 +382,34 @@ def run(home: Path, overrides: Sequence[str], min_banks: int) -> int:
     banks = min_banks or len(_enrolled(home))
     if not banks:
         raise UserError("No bank is enrolled: python -m fedfinlora coordinator enroll node.key.pub --name BANK")
-    if not any(word.startswith("resume=") for word in overrides):
-        overrides, said = deployment_words(overrides)
-        for sentence in said:
-            print(sentence, flush=True)
-    config = compose(overrides)
+    config, said = (compose(overrides), []) if "resume" in typed_keys(overrides) else deployment_config(overrides)
+    for sentence in said:
+        print(sentence, flush=True)
     if config.resume:
         folder = Path(config.resume)
-        own = replace(read_config(folder), resume_anyway=config.resume_anyway)
-        check_same(folder, own, data_files(own) | start_files(own))
+        config = replace(read_config(folder), resume=config.resume, resume_anyway=config.resume_anyway)
+        check_same(folder, config, data_files(config) | start_files(config))
     else:
         check_start(config)
         folder = new_run_folder(config)
+        strategy = replace(config.strategy, min_banks=config.strategy.min_banks or banks)
+        config = replace(config, run_name=folder.name, overwrite=False, banks=banks, strategy=strategy)
     with hold_run(folder, COMMAND_LOCK), made_as(folder):
         check_free(folder / SERVER_LOCK, f"The run {folder}")
-        return _run_in(folder, coordinator, config, overrides, banks)
+        return _run_in(folder, coordinator, config)
 
 
-def _run_in(folder: Path, coordinator: Coordinator, config: Config, overrides: Sequence[str], banks: int) -> int:
-    home, words = coordinator.home, list[str]()
-    if not config.resume:
-        decided = ("output_dir", "run_name", "dataset.root", "overwrite", "banks", "strategy.min_banks", *OWN_PATHS)
-        words = [each for each in overrides if each.split("=")[0].lstrip("+~") not in decided]
-        words += [word("run_name", folder.name), f"strategy.min_banks={config.strategy.min_banks or banks}", f"banks={banks}"]
-        words += absolute_words(config, overrides)
-        if not config.strategy.deadline_s:
-            print(
-                "warning: with strategy.deadline_s=0 a round waits for ever for an answer that was lost on its way",
-                file=sys.stderr,
-            )
+def _run_in(folder: Path, coordinator: Coordinator, config: Config) -> int:
+    home = coordinator.home
+    if not config.resume and not config.strategy.deadline_s:
+        print(
+            "warning: with strategy.deadline_s=0 a round waits for ever for an answer that was lost on its way", file=sys.stderr
+        )
     print(f"run folder: {folder}", flush=True)
     write_json(folder / ORIGIN_FILE, origin_of_this_process())
     note_run(home, folder)
     link = coordinator.link(folder)
-    run_id = link.start(config, words)
+    run_id = link.start(config)
     print(
         f"flwr run {PROJECT_ROOT} {CONNECTION} --run-config {folder / 'state' / 'run-config.toml'}  (run {run_id})", flush=True
     )

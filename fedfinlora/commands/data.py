@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from data.catalog import BENCHMARKS, select
 from data.check import check_folder, render
 from data.check_text import ALL_ROWS
 from data.encode import encode_prompts, encode_targets, least_tokens
@@ -16,13 +17,15 @@ from data.sources.listing import shown
 from fedfinlora.base_checks import context_tokens
 from fedfinlora.compose import compose
 from fedfinlora.embedded import embedded_folder, is_embedded
-from fedfinlora.errors import ConfigError, UserError
+from fedfinlora.errors import ConfigError, UserError, choose
+from fedfinlora.words import typed_keys
 
 _OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w.@:/-]*=|~[A-Za-z_][\w.]*\Z")
 
 
 def root_and_overrides(words: Sequence[str]) -> tuple[Path, list[str]]:
-    """The one folder (or file) among the words of a command line, in any place, and the others. ConfigError without one, or with two.
+    """The one folder (or file) among the words of a command line, in any place, and the others. ConfigError without
+    one, or with two.
 
     A word like key=value is a folder only where there is one of that name, and no other word is a folder.
     """
@@ -40,17 +43,18 @@ def root_and_overrides(words: Sequence[str]) -> tuple[Path, list[str]]:
 
 
 def check(root: Path, overrides: Sequence[str]) -> int:
-    """Print the report; 1 when a file is unreadable, has bad rows or is another one's double.
+    """Print the report; 1 when a file is unreadable, has bad rows or is another one's double. dataset.tasks and
+    evaluation.benchmarks say which train and test rows are looked at: those that a run with these settings reads.
 
-    The folder is read as `dataset=` in the overrides says, else as a bank's own folder would be. The word show=all among them lists
-    every bad and every long row.
+    The folder is read as `dataset=` in the overrides says, else as a bank's own folder would be. The word show=all
+    among them lists every bad and every long row.
     """
     from transformers import AutoTokenizer
 
     all_rows = ALL_ROWS in overrides
     overrides = [word for word in overrides if word != ALL_ROWS]
 
-    named = {word.split("=")[0].lstrip("+~") for word in overrides}
+    named = typed_keys(overrides)
     config = compose([*overrides, "dataset.root=."])  # which takes a folder's name with blanks, quotes or brackets for syntax
     if not root.is_dir() and not root.is_file():
         raise UserError(f"{shown(str(root))} is not a folder.")
@@ -74,6 +78,14 @@ def check(root: Path, overrides: Sequence[str]) -> int:
         return least_tokens(tokenizer, row, window, config.dataset.chat_template)
 
     targets = partial(encode_targets, tokenizer)
-    report = check_folder(root, source, prompts, window, config.dataset.columns, targets, least)
+    for task in config.dataset.tasks if source == "finlora" else ():
+        choose(task, BENCHMARKS, "task")
+    tests = (
+        [benchmark.key for benchmark in select(config.evaluation.benchmarks)]
+        if config.evaluation.benchmarks != ("all",)
+        else []
+    )
+    wanted = {"train": config.dataset.tasks, "test": tests}
+    report = check_folder(root, source, prompts, window, config.dataset.columns, targets, least, wanted)
     print(render(report, all_rows))
     return 0 if report.ok else 1

@@ -1,4 +1,6 @@
-"""`evaluate`: the shared evaluator on the base model, on adapter folders, or on a model behind a server; a run folder of mode "evaluate"."""
+"""`evaluate`: the shared evaluator on the base model, on adapter folders, or on a model behind a server; a run folder
+of mode "evaluate".
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.catalog import select
-from eval.evaluate import data_files, evaluate_models, prompts_to_send
+from eval.evaluate import evaluate_models, prompts_to_send
 from eval.models import LocalModel
 from eval.report import write_run_report
+from eval.rows import data_files
 from fedfinlora.adapter import load_adapter
 from fedfinlora.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, differing_settings, peft_settings
 from fedfinlora.compose import compose
@@ -38,6 +41,7 @@ from fedfinlora.runfolder import (
     write_manifest,
 )
 from fedfinlora.runs import OpenRun, asked_otherwise, resumed_configuration, run_result
+from fedfinlora.words import typed_keys
 
 if TYPE_CHECKING:
     from eval.remote_model import RemoteModel
@@ -185,7 +189,7 @@ def _remote_model(config: Config, asked: Asked) -> RemoteModel | None:
 
 def _typed(overrides: Sequence[str]) -> set[str]:
     """Which settings of the adapter the command line names: "method" (also as peft=NAME), "rank", …"""
-    keys = {word.lstrip("+~").split("=")[0] for word in overrides}
+    keys = typed_keys(overrides)
     return {key.removeprefix("peft.") for key in keys if key.startswith("peft.")} | ({"method"} if "peft" in keys else set())
 
 
@@ -201,7 +205,9 @@ def _settings(folder: Path, config: Config, asked: Asked, typed: Set[str]) -> Pe
 
 
 def _labels(asked: Asked) -> dict[str, Path]:
-    """A label for each adapter folder: `final` for one alone, else the last parts of its path that tell it from the others."""
+    """A label for each adapter folder: `final` for one alone, else the last parts of its path that tell it from the
+    others.
+    """
     folders = _folders(asked)
     if len(folders) <= 1:
         return dict.fromkeys(["final"], folders[0]) if folders else {}

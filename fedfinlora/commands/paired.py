@@ -1,7 +1,8 @@
-"""What pairs of measurements say: the median of their ratios, how far they spread, and whether that is narrow enough to say anything.
+"""What pairs of measurements say: the median of their ratios, how far they spread, and whether that is narrow enough to
+say anything.
 
-A busy machine slows whatever runs at that moment. So the two sides of a comparison are measured in short pieces that alternate, each piece is
-divided by its own neighbour, and where the quotients disagree the comparison has no verdict.
+A busy machine slows whatever runs at that moment. So the two sides of a comparison are measured in short pieces that
+alternate, each piece is divided by its own neighbour, and where the quotients disagree the comparison has no verdict.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ def alternately(turn: int, ours: Callable[[], float], reference: Callable[[], fl
 
 
 def judged(ours: Sequence[float], reference: Sequence[float]) -> dict[str, Any]:
-    """The figures of seconds measured in pairs: ratio (reference / ours: above 1 ours is faster), its range, spread and verdict.
+    """The figures of seconds measured in pairs: ratio (reference / ours: above 1 ours is faster), its range, spread and
+    verdict.
 
-    `spread` is the distance between the quartiles as a share of the median; None for fewer than four pairs, which give no verdict either way.
+    `spread` is the distance between the quartiles as a share of the median; None for fewer than four pairs, which give
+    no verdict either way.
     """
     ratios = sorted(their_s / our_s for our_s, their_s in zip(ours, reference, strict=True))
     middle = statistics.median(ratios)

@@ -197,7 +197,7 @@ def _timed(config: Config, found: Forecast, row_tokens: int) -> Timing:
             config.train,
             seed=config.seed,
             bank="plan",
-            privately=mechanism,
+            gradient=mechanism,
         )
     device = (
         torch.cuda.get_device_name(session.device)

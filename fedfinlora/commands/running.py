@@ -77,7 +77,9 @@ def _status(run: Path, final_status: Callable[[Path], int]) -> int:
 
 
 def _start_of_attempt(progress: Path) -> int:
-    """Where the events of the present attempt begin in progress.jsonl, in bytes: its end where the attempt has written none yet."""
+    """Where the events of the present attempt begin in progress.jsonl, in bytes: its end where the attempt has written
+    none yet.
+    """
     start, ended, place = 0, False, 0
     if not progress.is_file():
         return 0
@@ -127,7 +129,9 @@ def stop(run: Path) -> int:
 
 
 def _who_trains(run: Path) -> Holder | None:
-    """The process that ends all of a run: `simulate`, which has started the rest, else the server or the baseline itself."""
+    """The process that ends all of a run: `simulate`, which has started the rest, else the server or the baseline
+    itself.
+    """
     holder = holder_of(run / COMMAND_LOCK)
     return holder if holder is not None and DEPLOYED not in holder.command else holder_of(run / SERVER_LOCK)
 
@@ -152,7 +156,9 @@ def _interrupt(holder: Holder | None, run: Path) -> None:
 
 @contextlib.contextmanager
 def _handle(pid: int) -> Any:
-    """A way to send SIGTERM to the process that has this number now (Linux: by its descriptor, which no later process can take over)."""
+    """A way to send SIGTERM to the process that has this number now (Linux: by its descriptor, which no later process
+    can take over).
+    """
     if not hasattr(os, "pidfd_open"):
         yield lambda: os.kill(pid, signal.SIGTERM)
         return

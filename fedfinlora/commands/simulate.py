@@ -21,11 +21,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from eval.evaluate import data_files
+from eval.rows import data_files
 from fedfinlora.adapter_folder import check_start, start_files
 from fedfinlora.checkpoint import latest_round
-from fedfinlora.compose import OWN_PATHS, PROJECT_ROOT, absolute_words, compose
+from fedfinlora.compose import PROJECT_ROOT, compose
 from fedfinlora.config import Config
+from fedfinlora.config_values import to_json
 from fedfinlora.detach import leave_if_detached
 from fedfinlora.ended import as_sentence, how_to_resume, is_recorded, record_end
 from fedfinlora.errors import UserError
@@ -51,7 +52,7 @@ from fedfinlora.runfolder import (
 from fedfinlora.runs import asked_otherwise, resumed_configuration
 from fedfinlora.surroundings import settled
 from fedfinlora.web import client_for
-from fedfinlora.words import toml_text, word
+from fedfinlora.words import toml_text
 
 START_TIMEOUT_S = 120.0
 ASK_EVERY_S = 5.0
@@ -59,7 +60,7 @@ ASK_EVERY_S = 5.0
 
 def simulate(overrides: Sequence[str]) -> int:
     """Run to the end; 0 only when result.json says "completed"."""
-    config, words = prepare(overrides)
+    config = prepare(overrides)
     run = Path(config.resume) if config.resume else Path(config.output_dir) / config.run_name
     print(f"run folder: {run}", flush=True)
     crowd = crowded(config)
@@ -68,14 +69,14 @@ def simulate(overrides: Sequence[str]) -> int:
     with hold_run(run, COMMAND_LOCK), made_as(run):
         check_free(run / SERVER_LOCK, f"The run {run}")
         leave_if_detached(run)
-        return _simulate(run, config, words)
+        return _simulate(run, config)
 
 
-def _simulate(run: Path, config: Config, words: Sequence[str]) -> int:
+def _simulate(run: Path, config: Config) -> int:
     try:
         write_json(run / ORIGIN_FILE, origin_of_this_process())
         with _superlink(run) as link:
-            run_id = link.start(config, words)
+            run_id = link.start(config)
             watch(link, run, run_id)
     except KeyboardInterrupt:
         record_end(run, "stopped", "interrupted")
@@ -99,8 +100,8 @@ def final_status(run: Path) -> int:
     return 0
 
 
-def prepare(overrides: Sequence[str]) -> tuple[Config, list[str]]:
-    """The configuration with its run folder made, and the overrides to hand to the server."""
+def prepare(overrides: Sequence[str]) -> Config:
+    """The resolved configuration for the server, with its run folder made."""
     config = compose(overrides)
     if config.resume:
         folder = Path(config.resume)
@@ -112,19 +113,12 @@ def prepare(overrides: Sequence[str]) -> tuple[Config, list[str]]:
         asked = compose([*named, *banks]) if named else own
         going_on = replace(resumed_configuration(folder, asked), resume=config.resume, resume_anyway=config.resume_anyway)
         check_same(folder, going_on, data_files(going_on) | start_files(going_on))
-        return going_on, []
+        return going_on
     from client_app.own_rows import divide
 
     check_start(config)
     divide(config, config.banks)  # what is wrong with the rows is said here: from inside, a bank may only send a code
-    folder = new_run_folder(config)
-    config = replace(config, run_name=folder.name)
-    words = [
-        each
-        for each in overrides
-        if each.split("=")[0].lstrip("+~") not in ("output_dir", "run_name", "dataset.root", "overwrite", *OWN_PATHS)
-    ]
-    return config, [*words, word("run_name", folder.name), *absolute_words(config, overrides)]
+    return replace(config, run_name=new_run_folder(config).name, overwrite=False)
 
 
 class Link:
@@ -149,11 +143,10 @@ class Link:
             raise UserError(f"`flwr {words[0]}` failed: {' '.join(str(message).split())}")
         return answer
 
-    def start(self, config: Config, words: Sequence[str]) -> str:
+    def start(self, config: Config) -> str:
         """Submit the run and return Flower's run id."""
-        settings = run_config_toml(config, words)
         file = self.run / "state" / "run-config.toml"
-        write_bytes(file, settings.encode())
+        write_bytes(file, run_config_toml(config).encode())
         simulated = ["--federation-config", f"num-supernodes={config.banks} {worker_resources(config)}"]
         more = simulated if self.process else []
         answer = self.flwr("run", str(PROJECT_ROOT), self.name, "--run-config", str(file), *more)
@@ -204,17 +197,9 @@ def worker_resources(config: Config) -> str:
     )
 
 
-def run_config_toml(config: Config, words: Sequence[str]) -> str:
-    """Flower's run config as TOML: paths of their own, everything else in `overrides`."""
-    import shlex
-
-    values: dict[str, str] = {"output-dir": config.output_dir, "overrides": shlex.join(words), "evaluation": ""}
-    if config.resume:
-        anyway = "resume_anyway=true" if config.resume_anyway else ""
-        values = {"resume": config.resume, "evaluation": "", "overrides": anyway}
-    elif config.dataset.root:
-        values["dataset-root"] = config.dataset.root
-    return "".join(f"{key} = {toml_text(value)}\n" for key, value in values.items())
+def run_config_toml(config: Config) -> str:
+    """Flower's run config as TOML: the whole configuration in one line of JSON."""
+    return f"config = {toml_text(to_json(config))}\n"
 
 
 @contextmanager

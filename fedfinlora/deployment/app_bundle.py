@@ -1,7 +1,8 @@
 """Flower's app bundle (FAB) as data: what a bank reads of one before anything of it is unpacked, imported or run.
 
-`flwr build` (1.41) makes a zip of uncompressed files with the list `.info/CONTENT` of their hashes. It copies every file as it is but pyproject.toml, which
-it parses and writes anew, so that comments and order are lost; that one is compared by its parsed values.
+`flwr build` (1.41) makes a zip of uncompressed files with the list `.info/CONTENT` of their hashes. It copies every
+file as it is but pyproject.toml, which it parses and writes anew, so that comments and order are lost; that one is
+compared by its parsed values.
 """
 
 from __future__ import annotations
@@ -70,7 +71,9 @@ def _check_entries(entries: list[zipfile.ZipInfo], most_bytes: int) -> None:
 
 
 def _checked_list(files: dict[str, bytes]) -> Files:
-    """The files without Flower's list of them, which must tell the truth: Flower looks for the files that it names before they are installed."""
+    """The files without Flower's list of them, which must tell the truth: Flower looks for the files that it names
+    before they are installed.
+    """
     told = [f"{name},{hashlib.sha256(data).hexdigest()},{8 * len(data)}" for name, data in files.items() if name != LIST]
     if files.pop(LIST, b"").decode() != "\n".join(told):
         raise RefusedBundle(f"{LIST} is not the list of its files")
@@ -126,6 +129,8 @@ def first_difference(files: Files, installed: Files) -> str:
 
 
 def app_named_by(files: Files) -> tuple[str, str]:
-    """(publisher/name, version) of a bundle's app: Flower makes the name of the folder from which it is run out of them."""
+    """(publisher/name, version) of a bundle's app: Flower makes the name of the folder from which it is run out of
+    them.
+    """
     values = json.loads(files[SETTINGS])
     return f"{values['tool']['flwr']['app']['publisher']}/{values['project']['name']}", str(values["project"]["version"])

@@ -1,14 +1,16 @@
-"""What a node may do at the SuperLink in whose name: wrappers of Flower's handlers of the Fleet interface, which check the run and not the node.
+"""What a node may do at the SuperLink in whose name: wrappers of Flower's handlers of the Fleet interface, which check
+the run and not the node.
 
-Flower (1.41) makes sure that `request.node` is the node whose key has signed the request, and the public door that this is the key of the connection. But the message
-in a push names its sender itself, and whoever knows an object's id may push, pull or confirm it. Here a node pushes only replies of its own, to requests that it was
-sent, and handles only the parts of its own messages. What else it asks for is refused with status 403.
+Flower (1.41) makes sure that `request.node` is the node whose key has signed the request, and the public door that this
+is the key of the connection. But the message in a push names its sender itself, and whoever knows an object's id may
+push, pull or confirm it. Here a node pushes only replies of its own, to requests that it was sent, and handles only the
+parts of its own messages. What else it asks for is refused with status 403.
 
-Whose a request is stands in the SuperLink's database until it is answered. Whose a reply is, is remembered from its head on: as soon as the ServerApp has seen the head,
-Flower forgets the sender, though the parts are still on their way.
+Whose a request is stands in the SuperLink's database until it is answered. Whose a reply is, is remembered from its
+head on: as soon as the ServerApp has seen the head, Flower forgets the sender, though the parts are still on their way.
 
-A reply is taken up to the size that `fedfinlora.reply_limits` allows; the server reads no more of it either (`server_app.guarded_grid`). Of a push
-that Flower takes nothing from, no session stays in its database.
+A reply is taken up to the size that `fedfinlora.reply_limits` allows; the server reads no more of it either
+(`server_app.guarded_grid`). Of a push that Flower takes nothing from, no session stays in its database.
 """
 
 from __future__ import annotations
@@ -27,9 +29,13 @@ MOST_KNOWN = 4096
 _known_parts: dict[str, frozenset[str]] = {}
 """Message id -> the ids of its objects."""
 MOST_SESSIONS = 64
-"""Sessions of a node that are remembered, its newest: it answers one request of each run, and tries again after a lost answer."""
+"""Sessions of a node that are remembered, its newest: it answers one request of each run, and tries again after a lost
+answer.
+"""
 _sessions: dict[int, deque[tuple[str, str]]] = {}
-"""Node -> (session, request) in which it pushes the parts of its replies. A run ends with the SuperLink, and its sessions with it."""
+"""Node -> (session, request) in which it pushes the parts of its replies. A run ends with the SuperLink, and its
+sessions with it.
+"""
 _allowed: dict[str, int] = {}
 """Request -> bytes that the parts of its reply may have."""
 _put: dict[str, dict[str, int]] = {}
@@ -69,7 +75,9 @@ def bound_push(push_messages: Handler) -> Handler:
 
 
 def bound_confirm(confirm_message_received: Handler) -> Handler:
-    """Takes a confirmation from the node to which the message was sent, and from no other: what is confirmed is deleted."""
+    """Takes a confirmation from the node to which the message was sent, and from no other: what is confirmed is
+    deleted.
+    """
 
     def confirmed(request: Any, state: Any, store: Any) -> Any:
         if request.message_object_id not in _requests_to(state, request.node.node_id):
@@ -172,7 +180,9 @@ def _is_part(state: Any, object_id: str, message_ids: list[str]) -> bool:
 
 
 def _parts(store: Any, message_id: str) -> frozenset[str]:
-    """Ids of all objects of a message, which never change: its own id is a hash over them. Empty for one that is no longer stored."""
+    """Ids of all objects of a message, which never change: its own id is a hash over them. Empty for one that is no
+    longer stored.
+    """
     from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
     from flwr.supercore.object_store import NoObjectInStoreError
 

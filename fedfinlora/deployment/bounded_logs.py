@@ -1,8 +1,10 @@
-"""Log files that a stranger or another party can make grow, kept below a bound while `bank start` or `coordinator start` runs.
+"""Log files that a stranger or another party can make grow, kept below a bound while `bank start` or `coordinator
+start` runs.
 
-The program that writes a log holds it open for appending, so the file cannot be renamed under it. As logrotate(8) does with `copytruncate`: its end is copied to FILE.1,
-in the place of the copy before, and the file begins again at 0 bytes. Lines that are written between the two are lost. A log and its copy have 2 x MOST_BYTES
-together, and what is written within LOOK_S.
+The program that writes a log holds it open for appending, so the file cannot be renamed under it. As logrotate(8) does
+with `copytruncate`: its end is copied to FILE.1, in the place of the copy before, and the file begins again at 0 bytes.
+Lines that are written between the two are lost. A log and its copy have 2 x MOST_BYTES together, and what is written
+within LOOK_S.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ def bounded(*files: Path, most_bytes: int = MOST_BYTES, look_s: float = LOOK_S) 
 
 
 def shorten(file: Path, most_bytes: int = MOST_BYTES) -> None:
-    """Begin a log of more than `most_bytes` again; its last `most_bytes` are in FILE.1 then, or nowhere where the disk does not take them."""
+    """Begin a log of more than `most_bytes` again; its last `most_bytes` are in FILE.1 then, or nowhere where the disk
+    does not take them.
+    """
     try:
         if file.stat().st_size <= most_bytes:
             return

@@ -1,7 +1,9 @@
-"""The federation's own certificate authority, what it issues (server, signing and bank certificates), and the banks' keys.
+"""The federation's own certificate authority, what it issues (server, signing and bank certificates), and the banks'
+keys.
 
-Elliptic curves of NIST: P-256 for the authority and the server, P-384 for signatures and for Flower's node authentication, which wants OpenSSH's form. Private keys
-are files of mode 0600. A certificate says what it is for (server, client or signing), for which name, and until when; none is good for another purpose.
+Elliptic curves of NIST: P-256 for the authority and the server, P-384 for signatures and for Flower's node
+authentication, which wants OpenSSH's form. Private keys are files of mode 0600. A certificate says what it is for
+(server, client or signing), for which name, and until when; none is good for another purpose.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ def no_passphrase() -> bytes:
 
 
 def make_authority(folder: Path, days: int, passphrase: bytes | None = None) -> None:
-    """Write ca.key, encrypted where a passphrase is given, and ca.crt. UserError for a short passphrase, or if a key is there."""
+    """Write ca.key, encrypted where a passphrase is given, and ca.crt. UserError for a short passphrase, or if a key is
+    there.
+    """
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -72,7 +76,9 @@ def make_authority(folder: Path, days: int, passphrase: bytes | None = None) -> 
 
 
 def open_authority(folder: Path, passphrase: Callable[[], bytes] = no_passphrase) -> Authority:
-    """The authority of `folder`; `passphrase` is called where ca.key is encrypted. UserError if it cannot be read or opened."""
+    """The authority of `folder`; `passphrase` is called where ca.key is encrypted. UserError if it cannot be read or
+    opened.
+    """
     from cryptography import x509
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -96,7 +102,9 @@ def open_authority(folder: Path, passphrase: Callable[[], bytes] = no_passphrase
 
 
 def issue_server(folder: Path, hosts: Sequence[str], days: int, authority: Authority | None = None) -> None:
-    """Write a new server.key and server.crt, good for these host names and addresses. Without `authority` that of `folder` issues it."""
+    """Write a new server.key and server.crt, good for these host names and addresses. Without `authority` that of
+    `folder` issues it.
+    """
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -111,7 +119,9 @@ def issue_server(folder: Path, hosts: Sequence[str], days: int, authority: Autho
 
 
 def issue_signing(folder: Path, days: int, authority: Authority | None = None) -> None:
-    """Write signing.crt, good for signatures alone, for the P-384 key signing.key, which is made where it is missing and is kept otherwise."""
+    """Write signing.crt, good for signatures alone, for the P-384 key signing.key, which is made where it is missing
+    and is kept otherwise.
+    """
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -130,7 +140,9 @@ def issue_signing(folder: Path, days: int, authority: Authority | None = None) -
 
 
 def issue_bank(file: Path, name: str, public_key: bytes, days: int, authority: Authority) -> None:
-    """Write a bank's certificate for its own public key (OpenSSH's form): its connections prove with it that they are `name`'s."""
+    """Write a bank's certificate for its own public key (OpenSSH's form): its connections prove with it that they are
+    `name`'s.
+    """
     from cryptography.hazmat.primitives import serialization
     from cryptography.x509.oid import ExtendedKeyUsageOID
 
@@ -139,7 +151,8 @@ def issue_bank(file: Path, name: str, public_key: bytes, days: int, authority: A
 
 
 def check_bank_certificate(file: Path, key: Path, authority: Path, name: str) -> bytes:
-    """The content of a bank's certificate. UserError unless it is `name`'s, for the bank's own key, by the authority, and not ended.
+    """The content of a bank's certificate. UserError unless it is `name`'s, for the bank's own key, by the authority,
+    and not ended.
 
     `key` is the bank's private key in OpenSSH's form, `authority` the ca.crt that it trusts.
     """

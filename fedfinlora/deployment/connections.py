@@ -1,6 +1,8 @@
-"""Which banks are connected, from the SuperLink's own database, read only: `flwr supernode ls` would start a process for every look.
+"""Which banks are connected, from the SuperLink's own database, read only: `flwr supernode ls` would start a process
+for every look.
 
-The table is Flower 1.41's (`flwr/supercore/state/schema/linkstate_models.py`); the deployment test compares it with what `flwr` says.
+The table is Flower 1.41's (`flwr/supercore/state/schema/linkstate_models.py`); the deployment test compares it with
+what `flwr` says.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ UNKNOWN = "unknown"
 
 
 def connections(home: Path) -> dict[str, str]:
-    """Bank -> online, offline, "not registered" (its key is enrolled, the coordinator has not been started since), or unknown."""
+    """Bank -> online, offline, "not registered" (its key is enrolled, the coordinator has not been started since), or
+    unknown.
+    """
     enrolled = sorted(file.stem for file in (home / "enrolled").glob("*.pub"))
     known = home / "banks.json"
     nodes = {str(name): int(node) for name, node in read_json(known).items()} if known.is_file() else {}

@@ -1,12 +1,14 @@
-"""The SuperLink's two listeners: the public door, which is for banks alone, and the inner one, which is for the coordinator's own user.
+"""The SuperLink's two listeners: the public door, which is for banks alone, and the inner one, which is for the
+coordinator's own user.
 
-Flower serves its three interfaces at one address. Here the public address serves what a SuperNode needs of the Fleet interface, and /health; everything else is 404 there.
-Whoever connects must show a certificate of the consortium's authority for an enrolled bank, and sign his requests, as Flower wants it, with the key of that very
-certificate. This is looked up at each request, so that a revoked bank is out at its next one. The inner address, on loopback, serves everything to processes of
-the user who runs the SuperLink (`fedfinlora.deployment.own_user`).
+Flower serves its three interfaces at one address. Here the public address serves what a SuperNode needs of the Fleet
+interface, and /health; everything else is 404 there. Whoever connects must show a certificate of the consortium's
+authority for an enrolled bank, and sign his requests, as Flower wants it, with the key of that very certificate. This
+is looked up at each request, so that a revoked bank is out at its next one. The inner address, on loopback, serves
+everything to processes of the user who runs the SuperLink (`fedfinlora.deployment.own_user`).
 
-Connections are few and cheap: one without a certificate lives for HANDSHAKE_S at most, a network has the newest MOST_GREETED of them, a bank MOST_OF_A_BANK, and one
-that asks nothing is closed.
+Connections are few and cheap: one without a certificate lives for HANDSHAKE_S at most, a network has the newest
+MOST_GREETED of them, a bank MOST_OF_A_BANK, and one that asks nothing is closed.
 """
 
 from __future__ import annotations
@@ -52,14 +54,18 @@ OPEN_PATHS = frozenset(
         )
     }
 )  # fmt: skip
-"""What the public listener serves. Banks are registered by the coordinator, so that not all of the Fleet interface is needed."""
+"""What the public listener serves. Banks are registered by the coordinator, so that not all of the Fleet interface is
+needed.
+"""
 
 HANDSHAKE_S = 10.0
 """Seconds in which a connection must show its certificate: ten packets there and back on the worst lines."""
 HEAD_S = 20.0
 """Seconds in which the head of a request must come. A SuperNode connects when it has something to ask."""
 BODY_S = 300.0
-"""Seconds in which the body of a request must come: a piece of 512 KiB needs 140 at 0.03 Mbit/s, far below what Flower waits for."""
+"""Seconds in which the body of a request must come: a piece of 512 KiB needs 140 at 0.03 Mbit/s, far below what Flower
+waits for.
+"""
 MOST_HEAD_BYTES = 2**16
 """Of a request's address and headers; a SuperNode's have 1 KiB."""
 MOST_OPEN = 4096
@@ -100,7 +106,9 @@ def peer_of(certificate: bytes) -> Peer:
 
 
 class Door:
-    """The ASGI application of the public listener: `app` for enrolled banks, who are looked up in `enrolled` (NAME.pub) at each request."""
+    """The ASGI application of the public listener: `app` for enrolled banks, who are looked up in `enrolled` (NAME.pub)
+    at each request.
+    """
 
     def __init__(self, app: Any, enrolled: Path) -> None:
         self._app, self._enrolled = app, enrolled
@@ -110,7 +118,9 @@ class Door:
     async def serve(self, peer: Peer, scope: Scope, receive: Receive, send: Send) -> None:
         """One request on a connection of `peer`'s."""
         if not self.knows(peer):
-            await _refuse(send, 401, f"The coordinator does not know the certificate of {peer.name!a:.80}, or has revoked it.")
+            await _refuse(
+                send, 401, (f"The coordinator does not know the certificate of {peer.name!a:.80}, or has revoked it.")
+            )
         elif scope["path"] not in OPEN_PATHS:
             await _refuse(send, 404, "Not Found")
         elif scope["path"] != HEALTH and _signed_by(scope) != peer.header:
@@ -216,7 +226,8 @@ class Visit(HttpToolsProtocol):
 
 
 def network_of(address: str) -> str:
-    """Whose connections are counted together: an IPv4 address, or the 64 bits of an IPv6 address that a customer is given whole.
+    """Whose connections are counted together: an IPv4 address, or the 64 bits of an IPv6 address that a customer is
+    given whole.
 
     >>> network_of("192.0.2.7"), network_of("2001:db8::7"), network_of("::ffff:192.0.2.7")
     ('192.0.2.7', '2001:db8::', '192.0.2.7')
@@ -228,7 +239,9 @@ def network_of(address: str) -> str:
 
 
 class Listener(uvicorn.Server):
-    """uvicorn's server, but for how it takes connections: `admits` sees each, in a thread, before a byte is read, and so many may be greeted and open at once."""
+    """uvicorn's server, but for how it takes connections: `admits` sees each, in a thread, before a byte is read, and
+    so many may be greeted and open at once.
+    """
 
     def __init__(
         self,
@@ -286,7 +299,9 @@ class Listener(uvicorn.Server):
             task.add_done_callback(lambda done: self._greeted.pop(done, None))
 
     def _makes_room(self, network: str) -> None:
-        """End the oldest handshakes where there are too many: who has a certificate shows it at once, and who is silent gives way."""
+        """End the oldest handshakes where there are too many: who has a certificate shows it at once, and who is silent
+        gives way.
+        """
         own = [task for task, other in self._greeted.items() if other == network]
         ending = own[: max(0, len(own) - MOST_GREETED + 1)]
         if len(self._greeted) - len(ending) >= MOST_GREETED_IN_ALL:
@@ -343,7 +358,9 @@ class _Outer(Listener):
 
 
 def serve(inner: uvicorn.Config, app: Any, home: Path, host: str, port: int, admits: Callable[[socket.socket], bool]) -> None:
-    """Run both listeners until one ends: `inner`, whose connections `admits` looks at, and the public one of the coordinator in `home`, which serves `app`."""
+    """Run both listeners until one ends: `inner`, whose connections `admits` looks at, and the public one of the
+    coordinator in `home`, which serves `app`.
+    """
     raise_file_limit()
     door = Door(app, home / "enrolled")
     context = public_context(home)
@@ -367,7 +384,9 @@ def serve(inner: uvicorn.Config, app: Any, home: Path, host: str, port: int, adm
 
 
 def public_context(home: Path) -> ssl.SSLContext:
-    """TLS 1.3 with the server's certificate, for clients with a certificate of the consortium's authority. No session is resumed: each connection shows it."""
+    """TLS 1.3 with the server's certificate, for clients with a certificate of the consortium's authority. No session
+    is resumed: each connection shows it.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.num_tickets = 0

@@ -1,4 +1,6 @@
-"""Who was enrolled: the coordinator's list of bank names and node ids, which its ServerApp holds the banks' own words against."""
+"""Who was enrolled: the coordinator's list of bank names and node ids, which its ServerApp holds the banks' own words
+against.
+"""
 
 from __future__ import annotations
 

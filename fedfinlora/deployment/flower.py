@@ -1,26 +1,32 @@
-"""Start Flower's SuperLink or SuperNode with some of its habits changed: `python -P flower.py superlink|supernode OPTIONS`.
+"""Start Flower's SuperLink or SuperNode with some of its habits changed: `python -P flower.py superlink|supernode
+OPTIONS`.
 
 Either ends with the process that started it, so that a killed `coordinator start` or `bank start` leaves nobody behind.
 
-The SuperLink takes request bodies of any size into memory; here one over MOST_BYTES is refused with status 413 before it is read. Flower sends an
-array in pieces, one request each, and an app bundle has 10 MiB at most, so nothing honest is as large.
+The SuperLink takes request bodies of any size into memory; here one over MOST_BYTES is refused with status 413 before
+it is read. Flower sends an array in pieces, one request each, and an app bundle has 10 MiB at most, so nothing honest
+is as large.
 
-Flower's pieces have 5 MiB, two at a time, and it waits 30 seconds for the answer to one: on a line of 1 Mbit/s they never arrive, and are sent again for ever.
-Here they have PIECE_BYTES. A piece whose answer was lost is sent again, to a SuperLink (1.41) that says that it does not want it, whereupon the SuperNode throws
-its answer away; here what is there already counts as taken (`stored_again`). A request that is lost on its way to the bank counts as handed out, and is waited for; here it is
-handed out until the bank confirms it (`offered_again`). An answer that is cut off may go on after as long a cut as its bank may be unheard.
+Flower's pieces have 5 MiB, two at a time, and it waits 30 seconds for the answer to one: on a line of 1 Mbit/s they
+never arrive, and are sent again for ever. Here they have PIECE_BYTES. A piece whose answer was lost is sent again, to a
+SuperLink (1.41) that says that it does not want it, whereupon the SuperNode throws its answer away; here what is there
+already counts as taken (`stored_again`). A request that is lost on its way to the bank counts as handed out, and is
+waited for; here it is handed out until the bank confirms it (`offered_again`). An answer that is cut off may go on
+after as long a cut as its bank may be unheard.
 
-The SuperNode (1.41) retries for ever when the link fails, except where the failure's text has "ssl" or "tls" in it: then it throws its answer away, or
-ends. A connection that is dropped gives just such a text; here it is retried like every other lost connection, and a certificate that does
-not verify stays final.
+The SuperNode (1.41) retries for ever when the link fails, except where the failure's text has "ssl" or "tls" in it:
+then it throws its answer away, or ends. A connection that is dropped gives just such a text; here it is retried like
+every other lost connection, and a certificate that does not verify stays final.
 
-It also runs whatever app bundle it is sent. Here the bank's gate looks at each first (`fedfinlora.deployment.gate`); the coordinator has one for the runs that it is
-asked to start. The SuperNode shows the bank's certificate, and its loopback interface is closed to other users; the SuperLink listens twice (`fedfinlora.deployment.door`), and
-a node acts there in its own name only (`fedfinlora.deployment.binding`).
+It also runs whatever app bundle it is sent. Here the bank's gate looks at each first (`fedfinlora.deployment.gate`);
+the coordinator has one for the runs that it is asked to start. The SuperNode shows the bank's certificate, and its
+loopback interface is closed to other users; the SuperLink listens twice (`fedfinlora.deployment.door`), and a node acts
+there in its own name only (`fedfinlora.deployment.binding`).
 
-A SuperNode that was killed counts as connected for another four minutes, and for so long its key is not let in. Here it keeps its node id in the
-file node.id of its folder, and who starts in the same folder with the same key first ends what the killed one left. What the killed one had been asked, the SuperLink
-(1.41) would wait for as long as its successor is there; here letting a node in closes what an earlier process of it has taken and not answered (`forgetting`).
+A SuperNode that was killed counts as connected for another four minutes, and for so long its key is not let in. Here it
+keeps its node id in the file node.id of its folder, and who starts in the same folder with the same key first ends what
+the killed one left. What the killed one had been asked, the SuperLink (1.41) would wait for as long as its successor is
+there; here letting a node in closes what an earlier process of it has taken and not answered (`forgetting`).
 """
 
 from __future__ import annotations
@@ -35,14 +41,19 @@ from typing import Any
 NODE_ID = Path("node.id")
 MOST_BYTES = 16 * 2**20
 PROMISED_S = 120
-"""A SuperNode shows a sign of life every 20 seconds. The SuperLink gives a bank up after twice what the bank promises: Flower's own 30 seconds make a
-link that is cut for a minute cost the bank its round."""
+"""A SuperNode shows a sign of life every 20 seconds. The SuperLink gives a bank up after twice what the bank promises:
+Flower's own 30 seconds make a link that is cut for a minute cost the bank its round.
+"""
 PIECE_BYTES = 2**19
-"""Bytes of a piece of an array. Two at a time take 8.4 seconds at 1 Mbit/s. Each costs the SuperLink about 10 ms, so smaller ones would hold up fast lines."""
+"""Bytes of a piece of an array. Two at a time take 8.4 seconds at 1 Mbit/s. Each costs the SuperLink about 10 ms, so
+smaller ones would hold up fast lines.
+"""
 MOST_KNOWN = 4096
 """Requests whose offers are counted, the newest."""
 MOST_OFFERS = 10
-"""Times that a request is handed out again. One that a bank can never take, as of a run that has ended, stands in the way of its next one for so long."""
+"""Times that a request is handed out again. One that a bank can never take, as of a run that has ended, stands in the
+way of its next one for so long.
+"""
 PIECES = {"FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(PIECE_BYTES)}
 """What must be in the environment before Flower is imported."""
 LOST = ("eof", "timed out", "closed", "close_notify")
@@ -80,7 +91,9 @@ class Limited:
 
 
 def stored_again(store_object: Callable[..., bool]) -> Callable[..., bool]:
-    """Flower's way to store an object of a message, to which one that is stored already is no failure: its sender may not have heard of it."""
+    """Flower's way to store an object of a message, to which one that is stored already is no failure: its sender may
+    not have heard of it.
+    """
 
     def stored(state: Any, run_id: int, session_id: str, object_id: str, content: bytes) -> bool:
         return store_object(state, run_id, session_id, object_id, content) or state.object_store.get(object_id) == content
@@ -89,7 +102,9 @@ def stored_again(store_object: Callable[..., bool]) -> Callable[..., bool]:
 
 
 def forgetting(activate_node: Callable[..., bool]) -> Callable[..., bool]:
-    """Flower's way to let a node in, by which the requests expire that its former process took along and never answered: nobody works on them any more."""
+    """Flower's way to let a node in, by which the requests expire that its former process took along and never
+    answered: nobody works on them any more.
+    """
     from flwr.supercore.state.schema.linkstate_models import MessageIns
     from sqlalchemy import update
 
@@ -104,9 +119,11 @@ def forgetting(activate_node: Callable[..., bool]) -> Callable[..., bool]:
 
 
 def offered_again(get_message_ins: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
-    """Flower's way to hand a node its requests, by which one comes again, MOST_OFFERS times at most, that the node has not confirmed before it asks for the next.
+    """Flower's way to hand a node its requests, by which one comes again, MOST_OFFERS times at most, that the node has
+    not confirmed before it asks for the next.
 
-    A SuperNode asks for nothing while it fetches a request, and the SuperLink keeps the request's objects until it has confirmed them.
+    A SuperNode asks for nothing while it fetches a request, and the SuperLink keeps the request's objects until it has
+    confirmed them.
     """
     from flwr.supercore.state.schema.linkstate_models import MessageIns
     from sqlalchemy import select, update
@@ -156,9 +173,11 @@ def patient(make_invoker: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def returning(client_class: type[Any]) -> type[Any]:
-    """Flower's client of the SuperLink, whose node may take the place of its own former self, and does not tell how long it has worked.
+    """Flower's client of the SuperLink, whose node may take the place of its own former self, and does not tell how
+    long it has worked.
 
-    Flower sends the seconds with each answer; a bank's policy may withhold them, and under example-level privacy its rows decide them.
+    Flower sends the seconds with each answer; a bank's policy may withhold them, and under example-level privacy its
+    rows decide them.
     """
     import httpx
     from flwr.proto.fleet_pb2 import DeactivateNodeRequest
@@ -185,7 +204,9 @@ def returning(client_class: type[Any]) -> type[Any]:
 
 
 def presenting(client_class: type[Any]) -> type[Any]:
-    """Flower's client of the SuperLink, which shows a bank's certificate. The bank's folder is the present one, or that of ca.crt where its path is given."""
+    """Flower's client of the SuperLink, which shows a bank's certificate. The bank's folder is the present one, or that
+    of ca.crt where its path is given.
+    """
 
     class Presenting(client_class):  # type: ignore[misc]
         @classmethod
@@ -201,7 +222,9 @@ def presenting(client_class: type[Any]) -> type[Any]:
 
 
 def superlink() -> None:
-    """Flower's SuperLink at the public door and on loopback, behind `Limited`, with `stored_again`, `offered_again`, `forgetting`, nodes bound to their own messages, and a gate."""
+    """Flower's SuperLink at the public door and on loopback, behind `Limited`, with `stored_again`, `offered_again`,
+    `forgetting`, nodes bound to their own messages, and a gate.
+    """
     from importlib import import_module
 
     import uvicorn
@@ -241,8 +264,9 @@ def superlink() -> None:
 
 
 def supernode() -> None:
-    """Flower's SuperNode with `patient` calls to the SuperLink, `presenting` the bank's certificate, `returning` after it was killed, the bank's gate before what it
-    is sent to run, and its own interface closed to other users."""
+    """Flower's SuperNode with `patient` calls to the SuperLink, `presenting` the bank's certificate, `returning` after
+    it was killed, the bank's gate before what it is sent to run, and its own interface closed to other users.
+    """
     from importlib import import_module
 
     import uvicorn

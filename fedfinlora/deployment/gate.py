@@ -1,8 +1,10 @@
-"""The gates: no app bundle of the aggregator's is unpacked at a bank unless the code that is installed there has let it in, nor run at the coordinator.
+"""The gates: no app bundle of the aggregator's is unpacked at a bank unless the code that is installed there has let it
+in, nor run at the coordinator.
 
-A bundle may run if the hash of its files (`app_bundle.code_sha256`) is one that the policy's rule `code` lists; where it lists none, if they are the files
-that are installed at the bank. Flower's SuperNode can be told to take only bundles that a trusted entity has signed (`--trusted-entities`). The gate is
-that entity: its key lives and ends with the SuperNode's process, and it signs what it lets in. So two things must fail before a bundle gets past it: one that the
+A bundle may run if the hash of its files (`app_bundle.code_sha256`) is one that the policy's rule `code` lists; where
+it lists none, if they are the files that are installed at the bank. Flower's SuperNode can be told to take only bundles
+that a trusted entity has signed (`--trusted-entities`). The gate is that entity: its key lives and ends with the
+SuperNode's process, and it signs what it lets in. So two things must fail before a bundle gets past it: one that the
 gate never saw has no signature, and of one that it refused nothing is handed on.
 """
 
@@ -53,8 +55,8 @@ class Gate:
         """Beginning of a hash, by which Flower names an app's folder -> hash of the bundle that was let in under it."""
 
     def begins(self) -> list[str]:
-        """Options that make Flower's SuperNode take only what the gate has signed. Apps that were installed before are removed: Flower would run one
-        of them instead of a new bundle whose hash begins with the same eight digits.
+        """Options that make Flower's SuperNode take only what the gate has signed. Apps that were installed before are
+        removed: Flower would run one of them instead of a new bundle whose hash begins with the same eight digits.
         """
         from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
         from flwr.supercore.utils import get_flwr_home
@@ -118,7 +120,9 @@ class Gate:
 
 
 def installed_only(start_run: Callable[..., Any]) -> Callable[..., Any]:
-    """Flower's way to start a run, which the coordinator takes only with the code that is installed where it runs: no other app runs there."""
+    """Flower's way to start a run, which the coordinator takes only with the code that is installed where it runs: no
+    other app runs there.
+    """
     from fastapi import HTTPException
 
     def started(request: Any, *others: Any, **more: Any) -> Any:
@@ -167,7 +171,8 @@ def gated(client_class: type[Any], gate: Gate) -> type[Any]:
             answer.fab.verifications.update(signature or REFUSED)
             if signature is None:
                 answer.fab.content = b""
-                # Flower leaves this out where it refuses a bundle, and the SuperLink would keep an adapter that nobody fetches.
+                # Flower leaves this out where it refuses a bundle, and the SuperLink would keep an adapter that nobody
+                # fetches.
                 got = ConfirmMessageReceivedRequest(
                     node=request.node, run_id=request.run_id, message_object_id=self._message_id
                 )

@@ -5,8 +5,8 @@ A privacy ledger that was lost is booked again from these lines (`privacy ledger
 where the ledger does not.
 
 A coordinator that lies must not fill the bank's disk with refusals. Once MOST_REFUSED_A_DAY requests were refused or
-failed on a day, the bank looks at one more in each PAUSE_S; the others are refused unread, and counted in a file next to
-the history until the next line takes their number over.
+failed on a day, the bank looks at one more in each PAUSE_S; the others are refused unread, and counted in a file next
+to the history until the next line takes their number over.
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ def history_file(state_folder: Path, bank: str) -> Path:
 
 
 def record(file: Path, event: Event) -> None:
-    """Append and sync one line, with the number of requests that were refused unread before it. UserError where the disk does not take it."""
+    """Append and sync one line, with the number of requests that were refused unread before it. UserError where the
+    disk does not take it.
+    """
     with _counting(file) if _unread_file(file).is_file() else contextlib.nullcontext():
         event = replace(event, detail=event.detail[:LONGEST_DETAIL], unread=unread(file))
         line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "day": time.strftime("%Y-%m-%d"), **asdict(event)}
@@ -97,7 +99,9 @@ def record(file: Path, event: Event) -> None:
 
 
 def refuses_unread(file: Path) -> bool:
-    """Whether the next request is to be refused without a look at it; it is counted then. UserError where that cannot be written."""
+    """Whether the next request is to be refused without a look at it; it is counted then. UserError where that cannot
+    be written.
+    """
     today, newest = time.strftime("%Y-%m-%d"), None
     refused = 0
     for line in read_history(file):

@@ -1,4 +1,6 @@
-"""A small read-only HTTP server for metrics and the status page: GET and HEAD alone, loopback by default, no files, no state."""
+"""A small read-only HTTP server for metrics and the status page: GET and HEAD alone, loopback by default, no files, no
+state.
+"""
 
 from __future__ import annotations
 

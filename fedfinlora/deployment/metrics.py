@@ -1,9 +1,9 @@
 """Prometheus metrics of an aggregator and of a bank, computed at each scrape from what is on disk: there are no
 counters to lose.
 
-An aggregator's come from its run folders, its SuperLink's table of banks, the certificates in its folder and the disk; a
-bank's from its history, its settings, the head of its ledger, its certificates and the disk. No metric holds text of a
-row, a path or a key. Names of runs and banks are labels at the aggregator; a bank's own have neither.
+An aggregator's come from its run folders, its SuperLink's table of banks, the certificates in its folder and the disk;
+a bank's from its history, its settings, the head of its ledger, its certificates and the disk. No metric holds text of
+a row, a path or a key. Names of runs and banks are labels at the aggregator; a bank's own have neither.
 
 Alert rules and a dashboard over them: docs/deploy/alerts.yaml, docs/deploy/grafana-dashboard.json.
 """
@@ -36,7 +36,7 @@ from fedfinlora.errors import UserError
 from fedfinlora.privacy.ledger_files import read_head
 from fedfinlora.progress import FILE_NAME
 from fedfinlora.reasons import UNREAD
-from fedfinlora.report.markup import number
+from fedfinlora.report.formats import number
 
 PARTS = {"round": "total_s", "train": "train_s", "aggregate": "aggregate_s"}
 """Part of a round -> its name in a line's timings. `train` is the wait for all replies."""

@@ -1,14 +1,14 @@
 """A coordinator's plan: what a run would ask of the banks, as a file that each bank tries before it starts.
 
-`coordinator plan` writes it, `bank try` reads it. It holds the configuration that would go with every request and the hash of the code that would run.
-Nothing is started and no bank is asked.
+`coordinator plan` writes it, `bank try` reads it. It holds the configuration that would go with every request and the
+hash of the code that would run. Nothing is started and no bank is asked.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from fedfinlora.config_values import build, to_plain
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.privacy.head import SHA256
 from fedfinlora.runfolder import source_fingerprint
+from fedfinlora.words import typed_keys
 
 VERSION = 1
 MAX_SHARE = 0.5
@@ -35,35 +36,37 @@ class Plan:
     """Of the coordinator's code, as its requests say it."""
 
 
-def deployment_words(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(the overrides of a run with banks that are not ours, what was decided for the user in sentences).
+def deployment_config(overrides: Sequence[str]) -> tuple[Config, list[str]]:
+    """(the configuration of a run with banks that are not ours, what was decided for the user in sentences).
 
-    A bank's weight must not be what it claims: where nobody sets strategy.weighting, declared sizes are used if there are some, else all
-    banks weigh the same. strategy.weighting=rows must be typed, and so must train.holdout_max_rows, for banks refuse to score few rows.
+    A bank's weight must not be what it claims: where nobody sets strategy.weighting, declared sizes are used if there
+    are some, else all banks weigh the same. strategy.weighting=rows must be typed, and so must train.holdout_max_rows,
+    for banks refuse to score few rows.
     """
-    words, said = list(overrides), []
-    typed = {word.split("=")[0].lstrip("+~") for word in overrides}
-    if WEIGHTING not in typed and SIZES in typed:
-        words.append(f"{WEIGHTING}=declared")
-    elif WEIGHTING not in typed and compose(words).strategy.weighting == "rows":
-        words.append(f"{WEIGHTING}=equal")
+    typed, said = typed_keys(overrides), list[str]()
+    by_size = [f"{WEIGHTING}=declared"] if SIZES in typed and WEIGHTING not in typed else []
+    config = compose([*overrides, *by_size])
+    strategy, train = config.strategy, config.train
+    if WEIGHTING not in typed and strategy.weighting == "rows":
+        strategy = replace(strategy, weighting="equal")
         said.append(
             f"all banks weigh the same ({WEIGHTING}=equal): declare their sizes with {SIZES}=[BANK:ROWS,…] to weigh them"
         )
-    if SHARE not in typed and compose(words).strategy.max_share == 1.0:
-        words.append(f"{SHARE}={MAX_SHARE:g}")
-    if HELD_OUT not in typed and compose(words).train.holdout_max_rows:
-        words.append(f"{HELD_OUT}=0")
+    if SHARE not in typed and strategy.max_share == 1.0:
+        strategy = replace(strategy, max_share=MAX_SHARE)
+    if HELD_OUT not in typed and train.holdout_max_rows:
+        train = replace(train, holdout_max_rows=0)
         said.append(
-            f"no held-out rows are scored ({HELD_OUT}=0): a bank refuses fewer than its min_rows, so ask for 64, say, if it allows them"
+            f"no held-out rows are scored ({HELD_OUT}=0): a bank refuses fewer than its min_rows, so ask for 64, say, "
+            "if it allows them"
         )
-    return words, said
+    return replace(config, strategy=strategy, train=train), said
 
 
 def plan_text(overrides: Sequence[str], banks: int) -> tuple[str, list[str]]:
     """(the plan of `coordinator run` with these words, what was decided for the user). `banks` 0 = as the words say."""
-    words, said = deployment_words(overrides)
-    config = compose([*words, *([f"banks={banks}"] if banks else [])])
+    config, said = deployment_config(overrides)
+    config = replace(config, banks=banks or config.banks)
     values = {"version": VERSION, "source_sha256": source_fingerprint(), "config": to_plain(config)}
     return json.dumps(values, indent=2, allow_nan=False) + "\n", said
 

@@ -1,4 +1,6 @@
-"""Resident memory of a party's processes: this one, what it started, and a bank's worker, which outlives who started it."""
+"""Resident memory of a party's processes: this one, what it started, and a bank's worker, which outlives who started
+it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ class Resident(NamedTuple):
 
 
 def resident(worker_file: Path | None = None) -> dict[str, Resident]:
-    """Program -> its processes and their RSS, for this process's family and the worker whose number `worker_file` holds."""
+    """Program -> its processes and their RSS, for this process's family and the worker whose number `worker_file`
+    holds.
+    """
     import psutil
 
     family = [psutil.Process(), *psutil.Process().children(recursive=True)]
@@ -37,7 +41,8 @@ def resident(worker_file: Path | None = None) -> dict[str, Resident]:
 
 
 def program_of(words: list[str]) -> str:
-    """The name of what a command line runs; "" for a process without one. `flower.py superlink` is called flower-superlink, as Flower's own program.
+    """The name of what a command line runs; "" for a process without one. `flower.py superlink` is called
+    flower-superlink, as Flower's own program.
 
     >>> program_of(["/x/python", "/x/flower-superlink", "--port", "1"]), program_of(["python3.11", "-m", "client_app.worker", "/s"])
     ('flower-superlink', 'client_app.worker')

@@ -1,7 +1,8 @@
-"""The runs that a coordinator started: `runs.jsonl` in its folder, one line a start, and what their own folders say of them.
+"""The runs that a coordinator started: `runs.jsonl` in its folder, one line a start, and what their own folders say of
+them.
 
-Nothing else is kept: the metrics and the status page read the run folders anew, so a restart loses nothing. What was read stays in memory as long
-as the files are the same, one reading of each run and READ_BYTES in all.
+Nothing else is kept: the metrics and the status page read the run folders anew, so a restart loses nothing. What was
+read stays in memory as long as the files are the same, one reading of each run and READ_BYTES in all.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from fedfinlora.runfolder import append_line, read_lines
 LIST_FILE = "runs.jsonl"
 READ_FILES = ("result.json", "rounds.jsonl", "config.yaml", FILE_NAME)
 READ_BYTES = 256 * 2**20
-"""Of runs that were read and may be shown again; those that were looked at last stay. A run of 500 rounds with 10 banks takes 15 MiB."""
+"""Of runs that were read and may be shown again; those that were looked at last stay. A run of 500 rounds with 10 banks
+takes 15 MiB.
+"""
 PARSED = 8
 """Bytes in memory of a byte of rounds.jsonl, about: dictionaries of numbers."""
 REFUSED_CODES = ("policy-", "privacy")
@@ -190,7 +193,9 @@ def rule_of(event: Event) -> str:
 
 
 def _alive(process: int, since_t: float) -> bool:
-    """Whether the process that wrote its first event at `since_t` (Unix seconds) still runs, and is no younger one with its number."""
+    """Whether the process that wrote its first event at `since_t` (Unix seconds) still runs, and is no younger one with
+    its number.
+    """
     import psutil
 
     try:

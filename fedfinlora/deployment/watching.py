@@ -1,4 +1,6 @@
-"""What `coordinator start` and `bank start` serve while they run: /metrics, /healthz and, at the aggregator, the status page."""
+"""What `coordinator start` and `bank start` serve while they run: /metrics, /healthz and, at the aggregator, the status
+page.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The records of eval/<label>/: one `RowRecord` a line of <benchmark>.jsonl, and `Evaluation`, which is metrics.json.
 
-A record holds all that the metrics need, so that they can be computed again, or by other rules, without running a model.
+A record holds all that the metrics need, so that they can be computed again, or by other rules, without running a
+model.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from fedfinlora.errors import UserError
 from fedfinlora.run.typed import OMITTED, NotOfType, Problems, converter, from_json, plain
@@ -62,6 +63,8 @@ class RowRecord:
     """Label -> log-probability, nats."""
     label_choice: str | None = field(default=None, metadata=OMITTED)
     """The most probable label, as answers are read."""
+    measures: Mapping[str, float] | None = field(default=None, metadata=OMITTED)
+    """Further values that a scorer averages over rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +124,8 @@ class DecodingCheck:
 class BenchmarkMetrics:
     """The metrics of one benchmark. In JSON each estimate is two keys, NAME and NAME_ci95, after `unparsed`.
 
-    A family of estimates that was not measured is absent: `accuracy`, `f1_macro`, … (strict), `finlora_…`, `labels_…`, `bertscore_…`.
+    A family of estimates that was not measured is absent: `accuracy`, `f1_macro`, … (strict), `finlora_…`, `labels_…`,
+    `bertscore_…`.
     """
 
     n: int = 0
@@ -171,7 +175,9 @@ class BenchmarkMetrics:
 
     @classmethod
     def parse(cls, value: Any, name: str, problems: Problems) -> BenchmarkMetrics:
-        """The metrics in such an object (see `fedfinlora.run.typed`). A number under a key that is no field is an estimate."""
+        """The metrics in such an object (see `fedfinlora.run.typed`). A number under a key that is no field is an
+        estimate.
+        """
         if not isinstance(value, Mapping):
             raise NotOfType(f"{name or 'it'} is no object")
         known: dict[str, Any] = {}
@@ -190,19 +196,7 @@ class BenchmarkMetrics:
 
 
 _NUMBER, _NUMBERS = converter(float | None), converter(tuple[float, ...] | None)
-_FIELDS = {
-    "n": converter(int),
-    "unparsed": converter(int | None),
-    "bertscore_model": converter(str | None),
-    "bertscore_layer": converter(int | None),
-    "finlora_ambiguous": converter(int | None),
-    "classes": converter(tuple[ClassRow, ...] | None),
-    "confusion": converter(ConfusionMatrix | None),
-    "relative_tolerance": converter(float | None),
-    "rows": converter(int | None),
-    "too_long": converter(int | None),
-    "decoding": converter(DecodingCheck | None),
-}
+_FIELDS = {name: converter(kind) for name, kind in get_type_hints(BenchmarkMetrics).items() if name != "estimates"}
 
 
 def _interval(value: Any, where: str, problems: Problems) -> tuple[float, ...]:

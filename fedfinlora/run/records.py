@@ -1,4 +1,5 @@
-"""The records of a run folder: one frozen dataclass for each kind of line or file, and nowhere else is their form written down.
+"""The records of a run folder: one frozen dataclass for each kind of line or file, and nowhere else is their form
+written down.
 
     rounds.jsonl            one `RoundLine` a line, with a `BankEntry` for each bank that was asked
     result.json             `RunResult`
@@ -6,8 +7,9 @@
     eval/<label>/           `fedfinlora.run.evaluation`
     provenance.jsonl        `fedfinlora.provenance.lines`
 
-The order of the fields is the order of the keys. A field marked OMITTED has no key while it has its default. docs/run-folder.md is made from
-this file (`python -m fedfinlora.run.reference`). Older files lack newer keys, whose fields then have their defaults; newer keys are left aside.
+The order of the fields is the order of the keys. A field marked OMITTED has no key while it has its default.
+docs/run-folder.md is made from this file (`python -m fedfinlora.run.reference`). Older files lack newer keys, whose
+fields then have their defaults; newer keys are left aside.
 """
 
 from __future__ import annotations
@@ -58,7 +60,9 @@ class RoundPrivacy:
 
 @dataclass(frozen=True, slots=True)
 class BankEntry:
-    """What became of the request to one bank. Under a privacy mode of the bank's own, counts and losses do not leave it and are 0 or None."""
+    """What became of the request to one bank. Under a privacy mode of the bank's own, counts and losses do not leave it
+    and are 0 or None.
+    """
 
     bank: str
     status: str = "error"
@@ -238,7 +242,9 @@ class BankCard:
 
 @dataclass(frozen=True, slots=True)
 class PrivacyCard:
-    """What a run guarantees, to whom, and what it has spent: privacy.json. The texts are those of `fedfinlora.privacy.card`."""
+    """What a run guarantees, to whom, and what it has spent: privacy.json. The texts are those of
+    `fedfinlora.privacy.card`.
+    """
 
     schema_version: int = SCHEMA_VERSION
     mode: str = ""

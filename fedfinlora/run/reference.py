@@ -1,7 +1,8 @@
-"""The page on a run's folder, made from the records themselves: `python -m fedfinlora.run.reference > docs/run-folder.md`.
+"""The page on a run's folder, made from the records themselves: `python -m fedfinlora.run.reference >
+docs/run-folder.md`.
 
-Keys, types and meanings are the fields of `fedfinlora.run.records`, `fedfinlora.run.evaluation` and `fedfinlora.provenance.lines` with the strings
-below them. A test compares docs/run-folder.md with this module's output.
+Keys, types and meanings are the fields of `fedfinlora.run.records`, `fedfinlora.run.evaluation` and
+`fedfinlora.provenance.lines` with the strings below them. A test compares docs/run-folder.md with this module's output.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
 A class whose keys are not its fields has two methods of its own: `as_json` and the class method `parse`, a `Convert`.
 
-A record is read in one of two ways. A program that computes with a file wants it whole: the first value of another type than its field's is a
-UserError. A report shows what can be read: each such value is named in a list, and its field keeps its default. Keys that a class does not have
-were written by a newer version and are left aside; fields without a value in an older file keep their defaults.
+A record is read in one of two ways. A program that computes with a file wants it whole: the first value of another type
+than its field's is a UserError. A report shows what can be read: each such value is named in a list, and its field
+keeps its default. Keys that a class does not have were written by a newer version and are left aside; fields without a
+value in an older file keep their defaults.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from fedfinlora.errors import UserError
 Record = TypeVar("Record")
 Problems = list[str]
 Convert = Callable[[Any, str, Problems], Any]
-"""(a JSON value, its dotted name, what was wrong so far) -> the value of a field. Raises `NotOfType` where it has another type."""
+"""(a JSON value, its dotted name, what was wrong so far) -> the value of a field. Raises `NotOfType` where it has
+another type.
+"""
 
 MOST = 2**63 - 1
 """Of a whole number, with either sign."""
@@ -48,8 +51,8 @@ def to_json(record: Any) -> dict[str, Any]:
 def from_json(cls: type[Record], value: Any, where: str, problems: Problems | None = None) -> Record:
     """A record from a JSON object. `where` names the file, and the line of it, in errors.
 
-    With `problems`, what cannot be read is named there and keeps its default; without, the first of it is a UserError. So is, in both
-    cases, a value that is no object, or one without the fields that have no default.
+    With `problems`, what cannot be read is named there and keeps its default; without, the first of it is a UserError.
+    So is, in both cases, a value that is no object, or one without the fields that have no default.
     """
     found: Problems = []
     try:
@@ -123,7 +126,7 @@ def _has_default(field: dataclasses.Field[Any]) -> bool:
 def converter(kind: Any) -> Convert:
     """The converter of a type: a class of records, a scalar, tuple[X, ...], Mapping[str, X], X | None, or Any."""
     if kind is Any:
-        return lambda value, name, problems: value
+        return _any
     if hasattr(kind, "parse"):
         return typing.cast(Convert, kind.parse)
     if dataclasses.is_dataclass(kind):
@@ -159,6 +162,8 @@ def _items(convert: Convert) -> Convert:
 
 def _entries(convert: Convert) -> Convert:
     """Of Mapping[str, X]. An entry that cannot be read is left out."""
+    if convert is _any:
+        return _mapping
 
     def converted(value: Any, name: str, problems: Problems) -> dict[str, Any]:
         if not isinstance(value, Mapping):
@@ -172,6 +177,17 @@ def _entries(convert: Convert) -> Convert:
         return found
 
     return converted
+
+
+def _any(value: Any, name: str, problems: Problems) -> Any:
+    return value
+
+
+def _mapping(value: Any, name: str, problems: Problems) -> dict[str, Any]:
+    """Of Mapping[str, Any]."""
+    if not isinstance(value, Mapping):
+        raise NotOfType(f"{name} is no object")
+    return {str(key): item for key, item in value.items()}
 
 
 def _text(value: Any, name: str, problems: Problems) -> str:

@@ -1,7 +1,9 @@
-"""The hand-made golden cases: outputs that FinLoRA's rules treat in ways worth knowing, with verdicts worked out by hand.
+"""The hand-made golden cases: outputs that FinLoRA's rules treat in ways worth knowing, with verdicts worked out by
+hand.
 
-After a change: `python tests/golden/make.py --keep-outputs`. Every target is a label of its whole file (see `make.py`), so a number
-or a tag that must not be a label elsewhere is used once only. Rule numbers are FinLoRA's, as in `eval/scoring.py`.
+After a change: `python tests/golden/make.py --keep-outputs`. Every target is a label of its whole file (see `make.py`),
+so a number or a tag that must not be a label elsewhere is used once only. Rule numbers are FinLoRA's, as in
+`eval/scoring.py`.
 """
 
 from __future__ import annotations

@@ -1,18 +1,21 @@
-"""Makes the golden files beside this script: outputs of real models, and by hand, with the score that FinLoRA's rules give them.
+"""Makes the golden files beside this script: outputs of real models, and by hand, with the score that FinLoRA's rules
+give them.
 
     python tests/golden/make.py                  about 12 minutes on one thread: trains, generates, judges, writes
-    python tests/golden/make.py --keep-outputs   a second: keeps the models' outputs and judges them again, with the hand-made cases
+    python tests/golden/make.py --keep-outputs   a second: keeps the models' outputs and judges them again, with the
+    hand-made cases
 
-One file a benchmark, one evaluation a file: its label set is that of all targets in it. The outputs are those of the embedded
-model, untouched ("base") and with an adapter that is trained on the bundled sample for a few minutes ("adapter"), on rows of
-`data/sample` alone, by transformers' plain `generate`: greedy, row by row, FinLoRA's raw prompt, the catalogue's budget. Verdicts on
-them come from `tests/finlora_reference.py`, which knows nothing of the project's evaluator; those on the hand-made cases stand in
-`hand_made.py`, and nothing is written unless the reference agrees with every one of them. Another machine may generate other
-outputs; the committed ones are as good as those.
+One file a benchmark, one evaluation a file: its label set is that of all targets in it. The outputs are those of the
+embedded model, untouched ("base") and with an adapter that is trained on the bundled sample for a few minutes
+("adapter"), on rows of `data/sample` alone, by transformers' plain `generate`: greedy, row by row, FinLoRA's raw
+prompt, the catalogue's budget. Verdicts on them come from `tests/finlora_reference.py`, which knows nothing of the
+project's evaluator; those on the hand-made cases stand in `hand_made.py`, and nothing is written unless the reference
+agrees with every one of them. Another machine may generate other outputs; the committed ones are as good as those.
 
-Fields: `id`, `prompt` (models' rows only), `target`, `output` (without the prompt), `finlora_correct`, `finlora_ambiguous`, `label`
-(the label that the rules take as the answer), `why` (hand-made rows only). FiNER and FNXL have a list in each of the three, an
-entry for each tag of the target. BERTScore sets have null there and `finlora_output`, the text that is compared.
+Fields: `id`, `prompt` (models' rows only), `target`, `output` (without the prompt), `finlora_correct`,
+`finlora_ambiguous`, `label` (the label that the rules take as the answer), `why` (hand-made rows only). FiNER and FNXL
+have a list in each of the three, an entry for each tag of the target. BERTScore sets have null there and
+`finlora_output`, the text that is compared.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Put on PYTHONPATH by a test: a ServerApp that is started with LIES_TOLD lies to the bank north, as tests/hostile_server.py has it."""
+"""Put on PYTHONPATH by a test: a ServerApp that is started with LIES_TOLD lies to the bank north, as
+tests/hostile_server.py has it.
+"""
 
 import importlib.abc
 import importlib.machinery
