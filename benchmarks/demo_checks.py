@@ -22,13 +22,18 @@ def complaints(deployed: Path, simulated: Path, banks: Sequence[Bank]) -> list[s
     lied = [by_bank.get(LIAR, "") for by_bank in told.values()]
     _, dying, refusing = banks
     refusals = [
-        (number, name) for number, by_bank in codes.items() for name, code in by_bank.items() if code.startswith("policy-")
+        (number, name)
+        for number, by_bank in codes.items()
+        for name, code in by_bank.items()
+        if code.startswith("policy-")
     ]
     sent = [number for number in lines if "sent" in dying.outcomes(number)]
     same = lines[1]["adapter_sha256"] == twin[0]["adapter_sha256"]
     for number, by_bank in told.items():
         say(f"round {number}: " + ", ".join(f"{name} {code or 'ok'}" for name, code in by_bank.items()))
-    say(f"adapter after round 1: {lines[1]['adapter_sha256'][:16]} deployed, {twin[0]['adapter_sha256'][:16]} simulated")
+    say(
+        f"adapter after round 1: {lines[1]['adapter_sha256'][:16]} deployed, {twin[0]['adapter_sha256'][:16]} simulated"
+    )
     seen = {
         f"{ROUNDS} rounds": list(lines) == list(range(1, ROUNDS + 1)),
         "all honest banks in round 1": not any(codes[1].values()),

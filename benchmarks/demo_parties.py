@@ -68,7 +68,8 @@ class Party:
             "COLUMNS": "160",
         }
         process = subprocess.Popen(
-            [sys.executable, "-m", "fedfinlora", *words], cwd=PROJECT_ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            [sys.executable, "-m", "fedfinlora", *words], cwd=PROJECT_ROOT, env=environment, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )  # fmt: skip
         teller = threading.Thread(target=self._tell, args=(process,), daemon=True)

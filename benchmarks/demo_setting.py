@@ -46,7 +46,9 @@ def fresh(output: Path) -> Iterator[None]:
     mark = output / MARK
     if output.exists() and any(output.iterdir()):
         if not mark.is_file():
-            raise UserError(f"{output} is not the folder of a deploy-demo, so it is not replaced. Choose another --output.")
+            raise UserError(
+                f"{output} is not the folder of a deploy-demo, so it is not replaced. Choose another --output."
+            )
         with open(mark) as lock:
             _lock(lock.fileno(), output)
         shutil.rmtree(output)

@@ -42,8 +42,10 @@ from fedfinlora.runfolder import read_json, read_lines
 ALLOWED, TIGHTER = 100, 1
 """Steps a round that bank-2 allows, and those on the day on which it refuses."""
 WORK = (
-    "model=smollm2-135m", "model.threads=1", f"num_server_rounds={ROUNDS}", "train.steps_per_round=3", "train.batch_rows=8",
-    "train.holdout_max_rows=0", "train.warmup_steps=3", "dataset.max_rows_per_task=200", "evaluation.limit=16", "strategy.deadline_s=180",
+    "model=smollm2-135m", "model.threads=1", f"num_server_rounds={ROUNDS}", "train.steps_per_round=3",
+    "train.batch_rows=8",
+    "train.holdout_max_rows=0", "train.warmup_steps=3", "dataset.max_rows_per_task=200", "evaluation.limit=16",
+    "strategy.deadline_s=180",
     "strategy.weighting=equal", "strategy.keep_deltas=true",
 )  # fmt: skip
 """The run, deployed and simulated: a 4-bit base (QLoRA is the default), little work, one thread for each of the parties
@@ -57,7 +59,8 @@ def set_up(aggregator: Party, banks: Sequence[Bank], liar: Path, port: int, word
     coordinator = aggregator.home / ".fedfinlora" / "coordinator"
     tries = [
         bank.starts(
-            "bank", "init", "--name", bank.name, "--data", str(bank.home / "rows"), "--coordinator", f"127.0.0.1:{port}",
+            "bank", "init", "--name", bank.name, "--data", str(bank.home / "rows"), "--coordinator",
+            f"127.0.0.1:{port}",
             "--ca", str(coordinator / "ca.crt"), "--budget-epsilon", "0", *words,
         )
         for bank in banks
@@ -83,11 +86,16 @@ def follow_run(banks: Sequence[Bank], deployed: Path, running: dict[str, Running
     count = dying.killed()
     del running[dying.name]
     say(
-        (f"SIGKILL to all {count} processes, while it trains round {KILLED}; its history: {', '.join(dying.outcomes(KILLED))}"),
+        (
+            f"SIGKILL to all {count} processes, while it trains round {KILLED}; its history: "
+            f"{', '.join(dying.outcomes(KILLED))}"
+        ),
         dying.name,
     )
     running[dying.name] = dying.starts("bank", "start")
-    say(f"starts again, with the same key; what it was asked is lost, and round {KILLED} goes on without it", dying.name)
+    say(
+        f"starts again, with the same key; what it was asked is lost, and round {KILLED} goes on without it", dying.name
+    )
     until(f"round {KILLED} is closed", lambda: len(read_lines(deployed / "rounds.jsonl")) >= KILLED, running)
     until(f"bank-2 has sent round {REFUSED - 1}", lambda: "sent" in refusing.outcomes(REFUSED - 1), running)
     say("needs its machine today: at most one step a round", refusing.name)
@@ -124,13 +132,17 @@ def tell(data: Path, output: Path, overrides: Sequence[str]) -> list[str]:
             "run_name=simulated",
             "partition=by_path",
         ]
-        running["the run"] = run = aggregator.starts("coordinator", "run", *words, roots["aggregator"], "run_name=deployed")
+        running["the run"] = run = aggregator.starts(
+            "coordinator", "run", *words, roots["aggregator"], "run_name=deployed"
+        )
         follow_run(banks, output / "deployed", running)
         aggregator.finishes(run)
         aggregator.types("coordinator", "status")
         say("The same without trouble: the same rows, names and seeds.")
         simulation.finishes(simulation.starts(*twin))
-        aggregator.types("report", str(output / "deployed"), str(output / "simulated"), "--output", str(output / "report.html"))
+        aggregator.types(
+            "report", str(output / "deployed"), str(output / "simulated"), "--output", str(output / "report.html")
+        )
         aggregator.types("compare", str(output / "simulated"), str(output / "deployed"))
         show_scores(output / "deployed", output / "simulated")
         wrong = complaints(output / "deployed", output / "simulated", banks)

@@ -32,7 +32,8 @@ fleet_http_connection.FleetHttpClient = presenting(fleet_http_connection.FleetHt
 
 Answer = Callable[["HostileBank", Message, TrainRequest], None]
 FIGURES = Figures(
-    rows=8, steps=2, tokens=100, answer_tokens=30, train_loss=5.0, holdout_rows=0, holdout_loss=float("nan"), train_s=0.1, load_s=0.0,
+    rows=8, steps=2, tokens=100, answer_tokens=30, train_loss=5.0, holdout_rows=0, holdout_loss=float("nan"),
+    train_s=0.1, load_s=0.0,
     bank_rows=36, skipped_rows=0, epsilon_planned=1.0, epsilon_spent=0.5, delta=1e-5,
 )  # fmt: skip
 

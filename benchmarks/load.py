@@ -113,11 +113,13 @@ def measure(banks: int, rounds: int, numbers: int) -> dict[str, Any]:
             stack.callback(memory.end)
         rank = round(numbers / TINY_NUMBERS_A_RANK)
         words = [
-            "model=tiny-random", "model.threads=1", "peft.target_modules=[q_proj,k_proj,v_proj]", f"peft.rank={rank}", f"num_server_rounds={rounds}", "evaluation=none",
+            "model=tiny-random", "model.threads=1", "peft.target_modules=[q_proj,k_proj,v_proj]", f"peft.rank={rank}",
+            f"num_server_rounds={rounds}", "evaluation=none",
             "strategy.wait_s=600", f"output_dir={folder}", "run_name=run",
         ]  # fmt: skip
         run = subprocess.Popen(
-            [sys.executable, "-m", "fedfinlora", "coordinator", "run", "--home", str(home), "--banks", str(banks), *words],
+            [sys.executable, "-m", "fedfinlora", "coordinator", "run", "--home", str(home), "--banks", str(banks),
+            *words],
             cwd=PROJECT_ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         stack.callback(run.kill)
@@ -162,7 +164,11 @@ class Answers:
     def answer(self, index: int, connection: tuple[Any, ...]) -> bool:
         """Answer the message that waits for one bank, if there is one."""
         from flwr.app import ConfigRecord, Message, RecordDict
-        from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, iterate_object_tree
+        from flwr.supercore.inflatable.inflatable_object import (
+            get_all_nested_objects,
+            get_object_tree,
+            iterate_object_tree,
+        )
         from flwr.supercore.inflatable.inflatable_utils import (
             inflate_object_from_contents,
             pull_objects,
@@ -176,23 +182,30 @@ class Answers:
             return False
         head, tree = received
         run, name = head.metadata.run_id, self._names[index]
-        contents = pull_objects([one.object_id for one in iterate_object_tree(tree)], lambda object_id: pull(run, object_id))
+        contents = pull_objects(
+            [one.object_id for one in iterate_object_tree(tree)], lambda object_id: pull(run, object_id)
+        )
         confirm(run, head.metadata.message_id)
         message: Any = inflate_object_from_contents(head.metadata.message_id, contents)
         message.metadata.__dict__["_message_id"] = head.metadata.message_id
         TaskIdentity.node_id, TaskIdentity.run_id, TaskIdentity.task_id = node, run, 1
         if head.metadata.message_type == "query":
-            reply = RecordDict({"reply": ConfigRecord({"status": "ok", "bank": name, "source-sha256": source_fingerprint()})})
+            reply = RecordDict(
+                {"reply": ConfigRecord({"status": "ok", "bank": name, "source-sha256": source_fingerprint()})}
+            )
         else:
             if not self._begun:
                 self._on_first_request()
                 self._begun = True
             request = unpack_request(message.content)
             figures = Figures(
-                rows=32, steps=1, tokens=1000, answer_tokens=100, train_loss=1.0, holdout_rows=0, holdout_loss=float("nan"), train_s=0.0, load_s=0.0, bank_rows=32,
+                rows=32, steps=1, tokens=1000, answer_tokens=100, train_loss=1.0, holdout_rows=0,
+                holdout_loss=float("nan"), train_s=0.0, load_s=0.0, bank_rows=32,
                 skipped_rows=0,
             )  # fmt: skip
-            delta = self._delta * np.float32(1 + 1e-3 * index)  # every bank sends other bytes: Flower stores equal ones once
+            delta = self._delta * np.float32(
+                1 + 1e-3 * index
+            )  # every bank sends other bytes: Flower stores equal ones once
             reply = pack_reply(name, request.layout_id, delta, figures)
             answer_signed(reply, request_statement(message.content), self._signers[index])
         answer = Message(reply, reply_to=message)
@@ -218,7 +231,9 @@ def _enroll(home: Path, names: Sequence[str], keys: Path) -> list[str]:
     ids, authority = {}, open_authority(home)
     version = RuntimeVersionHttpInterceptor(component_name="flwr CLI")
     address = f"127.0.0.1:{Coordinator(home).settings['control_port']}"
-    with ControlHttpClient.from_server_address(address, False, (home / CA_CERTIFICATE).read_bytes(), [version]) as client:
+    with ControlHttpClient.from_server_address(
+        address, False, (home / CA_CERTIFICATE).read_bytes(), [version]
+    ) as client:
         for name in names:
             folder = keys / name
             make_node_key(folder / "node.key", name)
@@ -227,7 +242,9 @@ def _enroll(home: Path, names: Sequence[str], keys: Path) -> list[str]:
             write_private(folder / TLS_KEY, tls_key(folder / "node.key"))
             (folder / AUTHORITY).write_bytes((home / CA_CERTIFICATE).read_bytes())
             (home / "enrolled" / f"{name}.pub").write_bytes(public.read_bytes())
-            ids[name] = str(client.RegisterNode(RegisterNodeRequest(public_key=try_load_public_key(public), name=name)).node_id)
+            ids[name] = str(
+                client.RegisterNode(RegisterNodeRequest(public_key=try_load_public_key(public), name=name)).node_id
+            )
     write_json(Coordinator(home).banks_file, ids)
     return list(names)
 

@@ -71,7 +71,10 @@ class Mark:
     def __str__(self) -> str:
         sizes = (self.rss_bytes, self.state_bytes, self.adapter_bytes, self.record_bytes)
         rss, state, adapters, records = (f"{size / 2**20:8.2f}" for size in sizes)
-        return f"{self.round:>8,} {rss} {self.files:>6} {state} {adapters} {records} {self.seconds:>9.3f} {self.cpu_s:>8.3f}"
+        return (
+            f"{self.round:>8,} {rss} {self.files:>6} {state} {adapters} {records} {self.seconds:>9.3f} "
+            f"{self.cpu_s:>8.3f}"
+        )
 
 
 HEAD = "  rounds  RSS MiB  files  state MiB  adapters  records  s a round    CPU s"
@@ -90,7 +93,9 @@ class ProcessGrid:
 
     def __post_init__(self) -> None:
         TaskIdentity.node_id, TaskIdentity.run_id, TaskIdentity.task_id = SERVER_NODE, RUN_ID, 1
-        self._contexts = {node: Context(RUN_ID, node, dict(config), RecordDict(), {}) for node, config in self.nodes.items()}
+        self._contexts = {
+            node: Context(RUN_ID, node, dict(config), RecordDict(), {}) for node, config in self.nodes.items()
+        }
         self._waiting: dict[str, Message] = {}
         self._numbers = itertools.count(1)
         self._rounds, self._last, self._since = 0, 0, (time.monotonic(), time.process_time())
@@ -135,7 +140,15 @@ class ProcessGrid:
             (here - before) / max(1, self._rounds - self._last) for here, before in zip(now, self._since, strict=True)
         )
         mark = Mark(
-            number, process.memory_info().rss, process.num_fds(), state, adapters, sum(_sizes(newest)), records, wall_s, cpu_s
+            number,
+            process.memory_info().rss,
+            process.num_fds(),
+            state,
+            adapters,
+            sum(_sizes(newest)),
+            records,
+            wall_s,
+            cpu_s,
         )
         self.marks.append(mark)
         self._last, self._since = self._rounds, now
@@ -185,13 +198,17 @@ def faults(marks: list[Mark], keep_rounds: int) -> list[str]:
     return found
 
 
-def long_run(folder: Path, rounds: int, first: int = 1, own_rows: bool = False, every: int = 1000) -> tuple[list[Mark], Config]:
+def long_run(
+    folder: Path, rounds: int, first: int = 1, own_rows: bool = False, every: int = 1000
+) -> tuple[list[Mark], Config]:
     """Run rounds `first` to `rounds` in `folder`, which must not exist. Returns the marks and the configuration."""
     folder.mkdir(parents=True)
     rows = [_write_rows(folder / f"rows-{bank}", bank if own_rows else 0) for bank in range(BANKS)]
     words = [
-        "dataset=finlora", f"dataset.root={rows[0]}", f"output_dir={folder}", "run_name=run", "model=tiny-random", "model.threads=1", f"banks={BANKS}",
-        "train.steps_per_round=2", "train.batch_rows=4", "train.holdout_max_rows=0", "evaluation=none", f"num_server_rounds={rounds if first == 1 else 1}",
+        "dataset=finlora", f"dataset.root={rows[0]}", f"output_dir={folder}", "run_name=run", "model=tiny-random",
+        "model.threads=1", f"banks={BANKS}",
+        "train.steps_per_round=2", "train.batch_rows=4", "train.holdout_max_rows=0", "evaluation=none",
+        f"num_server_rounds={rounds if first == 1 else 1}",
     ]  # fmt: skip
     nodes: dict[int, dict[str, Any]] = {}
     for bank in range(BANKS):
@@ -214,7 +231,9 @@ def _write_rows(folder: Path, bank: int) -> Path:
     file = folder / "train" / "fpb_train.jsonl"
     file.parent.mkdir(parents=True)
     lines = [
-        json.dumps({"context": f"bank {bank} item {n} up {n * 7 % 11}. Answer: ", "target": "positive"}, allow_nan=False)
+        json.dumps(
+            {"context": f"bank {bank} item {n} up {n * 7 % 11}. Answer: ", "target": "positive"}, allow_nan=False
+        )
         for n in range(32)
     ]
     file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -224,7 +243,9 @@ def _write_rows(folder: Path, bank: int) -> Path:
 def _as_if_after(number: int, rounds: int, run: Path, folder: Path) -> Config:
     """Let the run's only round have been number `number` of `rounds`."""
     state = load_checkpoint(run)
-    write_bytes(run / "rounds.jsonl", (json.dumps({**state.line, "round": number - 1}, allow_nan=False) + "\n").encode())
+    write_bytes(
+        run / "rounds.jsonl", (json.dumps({**state.line, "round": number - 1}, allow_nan=False) + "\n").encode()
+    )
     save_checkpoint(run, replace(state, round=number, line={**state.line, "round": number}))
     for file in folder.glob("banks/*/*/round_0001.safetensors"):
         file.rename(file.with_name(f"round_{number:04d}.safetensors"))

@@ -47,7 +47,8 @@ experiment's own. The other two have six times its parameters, 46,080 each: fewe
 """
 NOISE_MULTIPLIER = 20
 NOISE_WORDS = (
-    "privacy=example", "privacy.epsilon=0", f"privacy.noise_multiplier={NOISE_MULTIPLIER}", "train.epochs=0.02", "strategy.max_update_norm=0",
+    "privacy=example", "privacy.epsilon=0", f"privacy.noise_multiplier={NOISE_MULTIPLIER}", "train.epochs=0.02",
+    "strategy.max_update_norm=0",
 )  # fmt: skip
 """Next to nothing of a row is left in the run; the server's steps are as long as in any other, since Adam knows no
 scale.
@@ -114,7 +115,9 @@ def main() -> None:
     if unknown:
         options.error(f"no such cell: {', '.join(unknown)}. --list shows them all.")
     if chosen.list:
-        print("\n".join(f"{'done' if figures_file(cell).is_file() else '    '}  {cell.name}" for cell in by_name.values()))
+        print(
+            "\n".join(f"{'done' if figures_file(cell).is_file() else '    '}  {cell.name}" for cell in by_name.values())
+        )
         return
     if chosen.data is None or chosen.work is None:
         options.error("--data and --work are needed to run anything.")
@@ -144,7 +147,9 @@ def run_cells(
 
 
 def run_cell(cell: Cell, data: Path, work: Path, more: Sequence[str], command: Command) -> Path:
-    """Make the public start if it is not there, then the cell's run, or what is left of it. Returns the run's folder."""
+    """Make the public start if it is not there, then the cell's run, or what is left of it. Returns the run's
+    folder.
+    """
     start, run = work / f"public-{cell.adapter}-{cell.start_seed}", work / cell.name
     if not _completed(start):
         words = ["experiment=sentiment_public", *ADAPTERS[cell.adapter], f"seed={cell.start_seed}", *more]
@@ -221,7 +226,9 @@ def _training(cell: Cell, run: Path, data: Path) -> dict[str, Any]:
     steps = {"banks": result["banks"], "rounds": result["rounds"], "steps": result["steps_trained"] // result["banks"]}
     if config.privacy.mode == "none":
         return {**steps, "rows_processed": result["rows_trained"]}
-    planned = forecast(config, config.strategy.declared_sizes(), adapter_parameters(config.peft, layer_shapes(config.model)))
+    planned = forecast(
+        config, config.strategy.declared_sizes(), adapter_parameters(config.peft, layer_shapes(config.model))
+    )
     card = read_json(run / "privacy.json")["banks"]
     return {
         **steps,

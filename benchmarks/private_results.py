@@ -1,7 +1,9 @@
-"""The section on what privacy costs, for docs/results.md and README.md: from the figures of `benchmarks.private_grid` alone.
+"""The section on what privacy costs, for docs/results.md and README.md: from the figures of `benchmarks.private_grid`
+alone.
 
-A cell has no epsilon (`none`), an epsilon, so much noise that nothing else moves the adapter (`noise`), or is the public adapter that all went on from
-(`start`). Seeds of a setting are averaged; the spread shown is from the lowest to the highest of them.
+A cell has no epsilon (`none`), an epsilon, so much noise that nothing else moves the adapter (`noise`), or is the
+public adapter that all went on from (`start`). Seeds of a setting are averaged; the spread shown is from the lowest to
+the highest of them.
 """
 
 from __future__ import annotations
@@ -27,14 +29,20 @@ AIMS = {"8": 3.0, "3": 6.0}
 
 
 def read_cells(folder: Path) -> list[Cell]:
-    """All cells that are done, by adapter, then without privacy first, falling epsilon, noise alone, the public start; seeds in order."""
+    """All cells that are done, by adapter, then without privacy first, falling epsilon, noise alone, the public start;
+    seeds in order.
+    """
     cells = [read_json(file) for file in sorted(folder.glob("*.json"))]
-    adapters = sorted({cell["adapter"] for cell in cells}, key=lambda name: -sum(cell["adapter"] == name for cell in cells))
+    adapters = sorted(
+        {cell["adapter"] for cell in cells}, key=lambda name: -sum(cell["adapter"] == name for cell in cells)
+    )
     return sorted(cells, key=lambda cell: (adapters.index(cell["adapter"]), _rank(cell["kind"]), cell["seed"]))
 
 
 def mean_of(scores: Mapping[str, Mapping[str, Any]]) -> tuple[float, float]:
-    """(mean accuracy over benchmarks, half of its 95 % interval): shares of independent rows, by the normal approximation."""
+    """(mean accuracy over benchmarks, half of its 95 % interval): shares of independent rows, by the normal
+    approximation.
+    """
     shares = [float(metrics["accuracy"]) for metrics in scores.values()]
     variance = sum(share * (1 - share) / metrics["n"] for share, metrics in zip(shares, scores.values(), strict=True))
     return fmean(shares), 1.96 * math.sqrt(variance) / len(shares)
@@ -62,8 +70,10 @@ def private_table(cells: Sequence[Cell]) -> str:
         noise, signal = first.get("noise_to_signal"), first.get("signal_to_noise")
         shares = [f"{100 * fmean(cell['scores'][key]['accuracy'] for cell in setting):.1f}" for key in keys]
         row = [
-            TITLES.get(str(first["kind"]), str(first["kind"])), _adapter(first), f"{first['parameters']:,}", _sigmas(setting),
-            f"{noise:.2f} C" if noise else "–", f"{signal:.0f}" if signal else "–", *shares, _spread(means), _lost(setting, cells),
+            TITLES.get(str(first["kind"]), str(first["kind"])), _adapter(first), f"{first['parameters']:,}",
+                _sigmas(setting),
+            f"{noise:.2f} C" if noise else "–", f"{signal:.0f}" if signal else "–", *shares, _spread(means),
+            _lost(setting, cells),
             ", ".join(str(cell["seed"]) for cell in setting),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(row)} |")
@@ -79,15 +89,22 @@ def private_words(cells: Sequence[Cell]) -> str:
         said += _aims([cell for cell in cells if cell["adapter"] == adapter])
     one = next((cell for cell in cells if "rounds" in cell), None)
     how = (
-        f"{one['banks']} banks with unequal shares, {one['rounds']} rounds, {one['steps']} steps of each bank, {one['rows_processed']:,} rows processed. "
+        (
+            f"{one['banks']} banks with unequal shares, {one['rounds']} rounds, {one['steps']} steps of each bank, "
+            f"{one['rows_processed']:,} rows processed. "
+        )
         if one
         else ""
     )
     text = (
-        f"{how}Each line is the mean over its seeds, the lowest and highest seed in brackets; a seed decides partition, order and the scored rows. The 95 % interval of one run's "
-        f"mean is ±{100 * half:.1f} points. Noise is the norm of the noise in a step's mean over the banks, in units of C, the longest that this mean can "
-        "be; signal to noise is sqrt(T) over the noise of one parameter of that mean, the most that a run can reach in one direction. `noise alone` has a "
-        "multiplier so large that as good as nothing of a row is left: a setting that lies within its spread has not shown that it learnt from rows. The public start "
+        f"{how}Each line is the mean over its seeds, the lowest and highest seed in brackets; a seed decides "
+        "partition, order and the scored rows. The 95 % interval of one run's "
+        f"mean is ±{100 * half:.1f} points. Noise is the norm of the noise in a step's mean over the banks, in units "
+        "of C, the longest that this mean can "
+        "be; signal to noise is sqrt(T) over the noise of one parameter of that mean, the most that a run can reach in "
+        "one direction. `noise alone` has a "
+        "multiplier so large that as good as nothing of a row is left: a setting that lies within its spread has not "
+        "shown that it learnt from rows. The public start "
         "was trained on the bundled synthetic rows only, so no bank's row is in it. "
     )
     if private:
@@ -131,7 +148,9 @@ def private_chart(cells: Sequence[Cell]) -> str:
 
 
 def noise_curve(cells: Sequence[Cell]) -> str:
-    """Mean accuracy against the run's signal-to-noise ratio, a line for each adapter, as the content of an SVG file; "" without private cells."""
+    """Mean accuracy against the run's signal-to-noise ratio, a line for each adapter, as the content of an SVG file; ""
+    without private cells.
+    """
     adapters = list(dict.fromkeys(cell["adapter"] for cell in cells))
     points: dict[str, dict[int, float]] = {}
     for setting in settings(cells):
@@ -162,7 +181,8 @@ def noise_curve(cells: Sequence[Cell]) -> str:
 def origins(cells: Sequence[Cell]) -> list[str]:
     """Command, commit and machine of each cell."""
     return [
-        f"- {cell['adapter']}, {_epsilon(cell)}, seed {cell['seed']}: `{cell['command']}`, commit `{cell['commit'] or 'unknown'}`, {cell['minutes']:.1f} minutes on "
+        f"- {cell['adapter']}, {_epsilon(cell)}, seed {cell['seed']}: `{cell['command']}`, commit "
+        f"`{cell['commit'] or 'unknown'}`, {cell['minutes']:.1f} minutes on "
         f"{cell['machine']['gpu'] or f'''{cell['machine']['cpus']} CPUs'''}."
         for cell in cells
     ]
@@ -202,7 +222,9 @@ def _lost(setting: Sequence[Cell], cells: Sequence[Cell]) -> str:
 
 
 def _sigmas(setting: Sequence[Cell]) -> str:
-    found = sorted({f"{bank['noise_multiplier']:.2f}" for cell in setting for bank in cell.get("privacy", [])}, key=float)
+    found = sorted(
+        {f"{bank['noise_multiplier']:.2f}" for cell in setting for bank in cell.get("privacy", [])}, key=float
+    )
     return " to ".join(dict.fromkeys([found[0], found[-1]])) if found else "–"
 
 
@@ -218,7 +240,9 @@ def _epsilon(cell: Cell) -> str:
 def _adapter(cell: Cell) -> str:
     peft = cell["peft"]
     name = "LoRA-XS" if peft["method"] == "lora_xs" else "FFA-LoRA" if peft["freeze_a"] else "LoRA"
-    return f"{name}, rank {peft['rank']} on {', '.join(target.removesuffix('_proj') for target in peft['target_modules'])}"
+    return (
+        f"{name}, rank {peft['rank']} on {', '.join(target.removesuffix('_proj') for target in peft['target_modules'])}"
+    )
 
 
 def _rank(kind: str) -> float:

@@ -83,7 +83,11 @@ def main() -> None:
     """Keep what is given, then write the page."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument(
-        "--keep", nargs="+", default=[], metavar="WORD", help="SECTION NAME=RUN …: keep these runs' figures for a section"
+        "--keep",
+        nargs="+",
+        default=[],
+        metavar="WORD",
+        help="SECTION NAME=RUN …: keep these runs' figures for a section",
     )
     options.add_argument("--names", nargs="*", default=[], metavar="LABEL=NAME", help="what the tables call a label")
     chosen = options.parse_args()
@@ -167,7 +171,11 @@ def section_of(name: str, docs: Path = DOCS) -> str:
     if name == "private":
         cells = read_cells(docs / "private")
         shown = [f"![{title}]({file})" for file, (title, chart) in CHARTS.items() if cells and chart(cells)]
-        return "\n".join([private_table(cells), "", *shown, "", private_words(cells), "", *origins(cells)]) if cells else ""
+        return (
+            "\n".join([private_table(cells), "", *shown, "", private_words(cells), "", *origins(cells)])
+            if cells
+            else ""
+        )
     if folder.is_dir():
         return MAKERS[name](folder)
     return "\n".join(read_json(text)["text"]) if text.is_file() else ""
@@ -192,7 +200,10 @@ def pages(docs: Path = DOCS, readme: Path = ROOT / "README.md") -> dict[Path, st
         parts += [f"## {SECTIONS[name]}", "", f"<!-- {name}:start -->", text, f"<!-- {name}:end -->", ""]
     cells = read_cells(docs / "private")
     short = readme.read_text("utf-8")
-    for name, block in {"results": texts.get("sentiment", ""), "privacy": private_short(cells) if cells else ""}.items():
+    for name, block in {
+        "results": texts.get("sentiment", ""),
+        "privacy": private_short(cells) if cells else "",
+    }.items():
         if block:
             short = _between(short, name, block)
     charts = {docs / file: picture for file, (_, chart) in CHARTS.items() if cells and (picture := chart(cells))}

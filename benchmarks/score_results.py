@@ -1,4 +1,6 @@
-"""The tables of scores in docs/results.md: sentiment, every benchmark, XBRL filings, a full pass and the demonstration, from what runs keep."""
+"""The tables of scores in docs/results.md: sentiment, every benchmark, XBRL filings, a full pass and the demonstration,
+from what runs keep.
+"""
 
 from __future__ import annotations
 
@@ -65,10 +67,13 @@ def all_benchmarks(run: Path, names: Mapping[str, str], trained: Sequence[Path])
     missing = [BENCHMARKS[key].title for key in BENCHMARKS if key not in keys]
     lines += [
         "",
-        f"At most {config['evaluation']['limit']} seeded rows of each (tags counted for FiNER and FNXL), 95 % intervals in brackets. "
+        f"At most {config['evaluation']['limit']} seeded rows of each (tags counted for FiNER and FNXL), 95 % "
+        "intervals in brackets. "
         f"{untold}Not scored: {', '.join(missing)}. BERTScore with "
-        f"{_encoder(found)}, which cannot be compared with FinLoRA's FinBERT scores. By FinLoRA's rules the first label found anywhere in the "
-        "output is the answer and its F1 flatters; BERTScore sets show the same F1 in both tables. With so few rows most differences of less "
+        f"{_encoder(found)}, which cannot be compared with FinLoRA's FinBERT scores. By FinLoRA's rules the first "
+        "label found anywhere in the "
+        "output is the answer and its F1 flatters; BERTScore sets show the same F1 in both tables. With so few rows "
+        "most differences of less "
         "than ten points are within the noise.",
         "",
         provenance("scores", run),
@@ -82,7 +87,9 @@ def filings(run: Path, names: Mapping[str, str], trained: Sequence[Path]) -> str
     found = metrics_of(run)
     keys = [key for key in FILINGS if key in found["base"].scores]
     lines = [
-        "| model | " + " | ".join(f"{BENCHMARKS[key].title}, accuracy" for key in keys) + " | mean | FinLoRA's rules, mean |"
+        "| model | "
+        + " | ".join(f"{BENCHMARKS[key].title}, accuracy" for key in keys)
+        + " | mean | FinLoRA's rules, mean |"
     ]
     lines.append("|---|" + "---|" * (len(keys) + 2))
     for label, summary in found.items():
@@ -100,8 +107,10 @@ def filings(run: Path, names: Mapping[str, str], trained: Sequence[Path]) -> str
     )
     lines += [
         "",
-        f"n = {', '.join(f'{title} {count}' for title, count in rows.items())}; 95 % intervals in brackets. Trained: {budget}. FinLoRA, Llama 3.1 8B, four "
-        f"analysis tasks, mean accuracy: base {published['base']['mean']:.2f}, federated {published['federated']['mean']:.2f}, centralised "
+        f"n = {', '.join(f'{title} {count}' for title, count in rows.items())}; 95 % intervals in brackets. Trained: "
+        f"{budget}. FinLoRA, Llama 3.1 8B, four "
+        f"analysis tasks, mean accuracy: base {published['base']['mean']:.2f}, federated "
+        f"{published['federated']['mean']:.2f}, centralised "
         f"{published['centralized']['mean']:.2f}.",
         "",
         *_what_keeps_the_gap(results),
@@ -120,17 +129,24 @@ def _what_keeps_the_gap(results: Mapping[Path, RunResult]) -> list[str]:
     paths = [sum(line.update_norm or 0.0 for line in read_rounds(one)) for one in (federated, centralised)]
     rounds, banks = results[federated].rounds, results[federated].banks
     return [
-        f"What keeps the gap: the mean of {banks} banks' steps moves the global adapter about as far as one step. The federation takes the same "
-        f"{results[federated].steps_trained} steps as the pooled run, but {banks} at a time, in {rounds} rounds: its adapter went "
-        f"{paths[0]:.1f} in all (sum of the rounds' update norms), the pooled one {paths[1]:.1f}. Fewer steps one after the other explain more than the "
-        "split by filer: see what the banks alone reach with their own few steps. What should close it are more rounds of the same rows (smaller steps "
-        "of a bank) and a server rule that goes further, as in the sentiment runs above; on these filings that has not been measured.",
+        f"What keeps the gap: the mean of {banks} banks' steps moves the global adapter about as far as one step. The "
+        "federation takes the same "
+        f"{results[federated].steps_trained} steps as the pooled run, but {banks} at a time, in {rounds} rounds: its "
+        "adapter went "
+        f"{paths[0]:.1f} in all (sum of the rounds' update norms), the pooled one {paths[1]:.1f}. Fewer steps one "
+        "after the other explain more than the "
+        "split by filer: see what the banks alone reach with their own few steps. What should close it are more rounds "
+        "of the same rows (smaller steps "
+        "of a bank) and a server rule that goes further, as in the sentiment runs above; on these filings that has not "
+        "been measured.",
         "",
     ]
 
 
 def paired(run: Path, one: str, other: str, keys: Sequence[str]) -> dict[str, Any]:
-    """Benchmark -> `other` minus `one` on the same rows of an evaluation, as docs/results keeps it: the rows themselves are not kept."""
+    """Benchmark -> `other` minus `one` on the same rows of an evaluation, as docs/results keeps it: the rows themselves
+    are not kept.
+    """
     from eval.compare import compare_runs
 
     compared = compare_runs(run, one, run, other).benchmarks
@@ -143,7 +159,8 @@ def _paired_lines(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for key, figure in figures.items():
         low, high = figure["difference_ci95"] or (math.nan, math.nan)
         lines.append(
-            f"- {BENCHMARKS[key].title}: federated is {100 * figure['difference']:+.1f} points from centralised on the same rows "
+            f"- {BENCHMARKS[key].title}: federated is {100 * figure['difference']:+.1f} points from centralised on the "
+            "same rows "
             f"({100 * low:+.1f} to {100 * high:+.1f}; McNemar's p {figure['mcnemar_p']:.2g})."
         )
     return lines
@@ -196,8 +213,10 @@ def comparison(federated: Path, centralized: Path, local: Sequence[Path]) -> str
         lines.append(row(f"{BENCHMARKS[key].title} ({columns['federated'][key].n})", [key]))
     lines.append(row("**mean**", keys))
     gap = 100 * (_mean(columns["centralised"], keys) - _mean(columns["federated"], keys))
-    lines += ["", f"Centralised is {gap:+.1f} points from federated on the mean, with the same {one.rows_trained:,} rows and "
-              f"{one.steps_trained:,} optimiser steps ({other.rows_trained:,} and {other.steps_trained:,}).", ""]  # fmt: skip
+    lines += ["", f"Centralised is {gap:+.1f} points from federated on the mean, with the same {one.rows_trained:,} "
+                  "rows and "
+              f"{one.steps_trained:,} optimiser steps ({other.rows_trained:,} and {other.steps_trained:,}).",
+              ""]  # fmt: skip
     lines += [provenance("federated", federated), provenance("centralised", centralized)]
     lines += [provenance(f"bank {number} alone", run) for number, run in enumerate(local)]
     return "\n".join(lines)
@@ -206,13 +225,17 @@ def comparison(federated: Path, centralized: Path, local: Sequence[Path]) -> str
 def tried(runs: Sequence[Path]) -> str:
     """One line a run of the same rows with other settings: what was set, what it gave, and the commands."""
     keys = [key for key in BENCHMARKS if key in read_result(runs[0]).scores["final"]]
-    lines = ["| setting | rounds | rows | steps | " + " | ".join(keys) + " | mean |", "|---|" + "---|" * (len(keys) + 4)]
+    lines = [
+        "| setting | rounds | rows | steps | " + " | ".join(keys) + " | mean |",
+        "|---|" + "---|" * (len(keys) + 4),
+    ]
     for run in runs:
         result = read_result(run)
         scores = result.scores["final"]
         cells = [f"{100 * _mean(scores, [key]):.1f}" for key in keys]
         lines.append(
-            f"| {setting(run)} | {result.rounds} | {result.rows_trained:,} | {result.steps_trained:,} | {' | '.join(cells)} | "
+            f"| {setting(run)} | {result.rounds} | {result.rows_trained:,} | {result.steps_trained:,} | "
+            f"{' | '.join(cells)} | "
             f"{100 * _mean(scores, keys):.1f} |"
         )
     return "\n".join([*lines, "", *(provenance(setting(run), run) for run in runs)])
@@ -243,7 +266,8 @@ def full_pass(run: Path) -> str:
     slowest = sorted(metrics.seconds.items(), key=lambda item: -item[1])[:4]
     shown = ", ".join(f"{BENCHMARKS[key].title} {seconds:.0f} s" for key, seconds in slowest)
     return (
-        f"{len(metrics.seconds)} benchmarks in {(result.wall_s.total or 0.0) / 60:.1f} minutes, nothing reused; most of it {shown}; "
+        f"{len(metrics.seconds)} benchmarks in {(result.wall_s.total or 0.0) / 60:.1f} minutes, nothing reused; most "
+        f"of it {shown}; "
         f"{metrics.peak_cache_gib or 0.0:.2f} GiB of keys and values at most.\n\n" + provenance(label, run)
     )
 
@@ -253,8 +277,10 @@ def demo(run: Path) -> str:
     result = read_result(run)
     base, final = result.scores["base"], result.scores["final"]
     return (
-        f"{len(final)} benchmarks of synthetic rows (no measure of quality), {result.rounds} rounds of {result.banks} banks: mean score "
-        f"{100 * _mean(base, list(final)):.1f} before, {100 * _mean(final, list(final)):.1f} after, in {(result.wall_s.total or 0.0) / 60:.1f} minutes. "
+        f"{len(final)} benchmarks of synthetic rows (no measure of quality), {result.rounds} rounds of {result.banks} "
+        "banks: mean score "
+        f"{100 * _mean(base, list(final)):.1f} before, {100 * _mean(final, list(final)):.1f} after, in "
+        f"{(result.wall_s.total or 0.0) / 60:.1f} minutes. "
         "\n\n" + provenance("demo", run)
     )
 

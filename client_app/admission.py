@@ -20,7 +20,9 @@ from fedfinlora.wire import BankError, TrainRequest
 
 
 def check_refusals(facts: BankFacts) -> None:
-    """BankError where so many requests were refused today that this one is not looked at (`fedfinlora.deployment.history`)."""
+    """BankError where so many requests were refused today that this one is not looked at
+    (`fedfinlora.deployment.history`).
+    """
     try:
         if facts.policy is not None and refuses_unread(facts.history_file):
             raise BankError(UNREAD, f"{facts.name}: too many requests were refused today")
@@ -33,21 +35,25 @@ def check_refusals(facts: BankFacts) -> None:
 def admit(request: TrainRequest, facts: BankFacts) -> None:
     """What can be said of a request before a row is read. BankError where the bank does not do it.
 
-    A deployed bank that has a budget sends nothing that is not accounted for; and it does not make up the sizes that it declares, which would
-    tell its own row counts.
+    A deployed bank that has a budget sends nothing that is not accounted for; and it does not make up the sizes that it
+    declares, which would tell its own row counts.
     """
     check_policy(request, facts)
     if facts.deployed and request.config.privacy.in_the_bank and not facts.declared_rows:
         raise BankError(
             "privacy",
-            f"{facts.name} has no declared_rows, and a private round would round its secret row counts instead. Add declared_rows: [TASK:ROWS, …] to "
+            f"{facts.name} has no declared_rows, and a private round would round its secret row counts instead. Add "
+            "declared_rows: [TASK:ROWS, …] to "
             "bank.yaml, as `bank init` writes it",
             "declared_rows",
         )
     if facts.deployed and facts.budget_epsilon and not request.config.privacy.in_the_bank:
         raise BankError(
             "policy-privacy",
-            f"{facts.name} has budget_epsilon={facts.budget_epsilon:g}, and privacy={request.config.privacy.mode} would spend without limit",
+            (
+                f"{facts.name} has budget_epsilon={facts.budget_epsilon:g}, and privacy={request.config.privacy.mode} "
+                "would spend without limit"
+            ),
             "budget_epsilon",
         )
 
@@ -62,7 +68,9 @@ def work_of(request: TrainRequest, facts: BankFacts, steps: int = 0, rows: int =
 
 
 def check_policy(request: TrainRequest, facts: BankFacts, steps: int = 0, rows: int = 0) -> None:
-    """BankError with the rule's name where the bank's policy does not allow the request. Steps and rows are 0 as long as they are not known."""
+    """BankError with the rule's name where the bank's policy does not allow the request. Steps and rows are 0 as long
+    as they are not known.
+    """
     if facts.policy is None:
         return
     try:
@@ -71,7 +79,8 @@ def check_policy(request: TrainRequest, facts: BankFacts, steps: int = 0, rows: 
         raise BankError("model", str(error)) from error
     if rule:
         raise BankError(
-            f"policy-{rule}", f"{facts.name}: round {request.round} of {request.run} is against the policy's rule {rule}"
+            f"policy-{rule}",
+            f"{facts.name}: round {request.round} of {request.run} is against the policy's rule {rule}",
         )
 
 
@@ -89,18 +98,26 @@ class Settled(NamedTuple):
 
 
 def settle(request: TrainRequest, facts: BankFacts, tokenizer: Any) -> Settled:
-    """Read the bank's rows and see what a round would do with them. BankError where there are too few, or a rule forbids it.
+    """Read the bank's rows and see what a round would do with them. BankError where there are too few, or a rule
+    forbids it.
 
     The steps of a private round follow from the declared sizes alone.
     """
     config = request.config
     rows = bank_rows(config, facts, tokenizer)
-    # Under privacy the rows that do not fit the window count too: the server sets it, and could find a row's length by the refusals.
+    # Under privacy the rows that do not fit the window count too: the server sets it, and could find a row's length by
+    # the refusals.
     beyond = rows.skipped if config.privacy.in_the_bank else 0
     check_least_rows(len(rows.train) + len(rows.holdout) + beyond, facts, "there are")
-    size = declared_size(config, rows.declared, is_sample=not facts.deployed) if config.privacy.in_the_bank else len(rows.train)
+    size = (
+        declared_size(config, rows.declared, is_sample=not facts.deployed)
+        if config.privacy.in_the_bank
+        else len(rows.train)
+    )
     if not size:
-        raise BankError("privacy", f"the declared_rows of {facts.name} name none of the tasks asked for", "declared_rows")
+        raise BankError(
+            "privacy", f"the declared_rows of {facts.name} name none of the tasks asked for", "declared_rows"
+        )
     steps = total_steps(size, config.num_server_rounds, config.train)
     stretch = stretch_of_round(request.round, config.num_server_rounds, steps, size, config.train)
     wanted = math.ceil(stretch.steps * stretch.rows_per_step)

@@ -1,4 +1,6 @@
-"""The ClientApp: unpack, call one function of `client_app.bank`, pack. Whatever goes wrong leaves as a code and a fixed sentence."""
+"""The ClientApp: unpack, call one function of `client_app.bank`, pack. Whatever goes wrong leaves as a code and a fixed
+sentence.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def hello(message: Message, context: Context) -> Message:
 
     def answer() -> RecordDict:
         facts = bank_facts(context.node_config)
-        return RecordDict({"reply": ConfigRecord({"status": "ok", "bank": facts.name, "source-sha256": source_fingerprint()})})
+        return RecordDict(
+            {"reply": ConfigRecord({"status": "ok", "bank": facts.name, "source-sha256": source_fingerprint()})}
+        )
 
     return _safely(message, context, answer)
 
@@ -37,7 +41,9 @@ def hello(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """One round at this bank, if its coordinator signed the request; the answer is signed by the bank, errors too."""
 
-    read = cache(lambda: bank_facts(context.node_config))  # once: the settings may be edited while the round is worked on
+    read = cache(
+        lambda: bank_facts(context.node_config)
+    )  # once: the settings may be edited while the round is worked on
 
     def answer() -> RecordDict:
         facts = read()
@@ -53,13 +59,17 @@ def train(message: Message, context: Context) -> Message:
             done = train_in_worker(request, facts, context.node_config)
         else:
             done = train_round(request, facts)
-        return pack_reply(facts.name, done.layout_id, done.delta, done.figures, facts.policy_sha256, facts.reveal, done.ledger)
+        return pack_reply(
+            facts.name, done.layout_id, done.delta, done.figures, facts.policy_sha256, facts.reveal, done.ledger
+        )
 
     return _signed(_safely(message, context, answer), message, context, read)
 
 
 def _signed(reply: Message, message: Message, context: Context, read: Callable[[], BankFacts]) -> Message:
-    """The reply with the bank's signature, or an unsigned error where the bank's key or disk fails: nothing else leaves then."""
+    """The reply with the bank's signature, or an unsigned error where the bank's key or disk fails: nothing else leaves
+    then.
+    """
     try:
         sign_answer(reply.content, message.content, read(), bank_keys(context.node_config))
         return reply

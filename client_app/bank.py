@@ -1,7 +1,8 @@
 """One bank's part of a round: its rows, its optimiser's memory, the local training, the delta.
 
-Flower may start a new process for each message or serve several banks from one, so nothing of a bank lives in the process but
-caches: Adam's moments are kept on the bank's own disk, by round, and a repeated round starts from the same moments again.
+Flower may start a new process for each message or serve several banks from one, so nothing of a bank lives in the
+process but caches: Adam's moments are kept on the bank's own disk, by round, and a repeated round starts from the same
+moments again.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ class RoundReply(NamedTuple):
 def train_round(request: TrainRequest, facts: BankFacts) -> RoundReply:
     """Train the received global adapter on this bank's rows.
 
-    A bank with a policy writes each request and what became of it into its history. In a private round everything that goes wrong once the request was
-    accepted is the same BankError: which it was may depend on the rows.
+    A bank with a policy writes each request and what became of it into its history. In a private round everything that
+    goes wrong once the request was accepted is the same BankError: which it was may depend on the rows.
     """
     with about(run=request.run, round=request.round, bank=facts.name):
         try:
@@ -100,7 +101,9 @@ def _noted_round(request: TrainRequest, facts: BankFacts) -> RoundReply:
 
 
 def note_unusable(facts: BankFacts, run: str, error: BankError) -> None:
-    """Write a request that is none, refused before it could be read, into the history of a bank with a policy; `run` is Flower's number."""
+    """Write a request that is none, refused before it could be read, into the history of a bank with a policy; `run` is
+    Flower's number.
+    """
     if facts.policy is None:
         return
     event = Event(run, 0, "refused", code=error.code, detail=str(error), policy_sha256=facts.policy_sha256)
@@ -139,8 +142,9 @@ def _train_round(request: TrainRequest, facts: BankFacts, on_booked: Callable[[M
 
 @contextlib.contextmanager
 def one_code(config: Config) -> Iterator[None]:
-    """What goes wrong in a private round is the same BankError, whatever it is: which it was may depend on the rows. Rules of the policy alone keep
-    their names."""
+    """What goes wrong in a private round is the same BankError, whatever it is: which it was may depend on the rows.
+    Rules of the policy alone keep their names.
+    """
     try:
         yield
     except BankError as error:
@@ -158,13 +162,19 @@ def book_open(request: TrainRequest, facts: BankFacts, settled: Settled) -> tupl
     """Book a round whose delta leaves without noise of the bank's own, as infinite: (its steps, what was booked)."""
     steps = Steps(1.0, 0.0, settled.stretch.steps)
     try:
-        return steps, book_round(request, facts, settled.rows, steps, delta_of(request.config, facts, settled.rows.declared))
+        return steps, book_round(
+            request, facts, settled.rows, steps, delta_of(request.config, facts, settled.rows.declared)
+        )
     except UserError as error:
         raise BankError("privacy", str(error)) from error
 
 
 def _open_round(
-    request: TrainRequest, facts: BankFacts, session: Session, load_s: float, on_booked: Callable[[Mapping[str, Any]], None]
+    request: TrainRequest,
+    facts: BankFacts,
+    session: Session,
+    load_s: float,
+    on_booked: Callable[[Mapping[str, Any]], None],
 ) -> _Done:
     """A round whose delta leaves without noise of the bank's own; a deployed bank books it as infinite."""
     config = request.config
@@ -196,7 +206,11 @@ def _open_round(
 
 
 def _private_round(
-    request: TrainRequest, facts: BankFacts, session: Session, load_s: float, on_booked: Callable[[Mapping[str, Any]], None]
+    request: TrainRequest,
+    facts: BankFacts,
+    session: Session,
+    load_s: float,
+    on_booked: Callable[[Mapping[str, Any]], None],
 ) -> _Done:
     """A round under privacy=example or dp_lora: planned with declared sizes, booked, then trained."""
     config = request.config
@@ -216,7 +230,8 @@ def _private_round(
 def _spending(config: Config, steps: Steps, unit: str, booked: Booked) -> dict[str, Any]:
     """What was booked, as the history has it."""
     return {
-        "unit": unit, "mechanism": NAMES[config.privacy.mode], "sampling_rate": steps.sampling_rate, "noise_multiplier": steps.noise_multiplier, "noise_steps": steps.count,
+        "unit": unit, "mechanism": NAMES[config.privacy.mode], "sampling_rate": steps.sampling_rate,
+        "noise_multiplier": steps.noise_multiplier, "noise_steps": steps.count,
         "ledger_number": booked.head.number, "ledger_hash": booked.head.hash, "left_out": booked.left_out,
         "epsilon_spent": booked.epsilon if math.isfinite(booked.epsilon) else None,
     }  # fmt: skip
@@ -253,7 +268,9 @@ def _trained(
         raise BankError("diverged", "the trained adapter is not finite")
     if keeps_moments:
         save_moments(folder, request.round, result.optimizer)
-    log.info("%s: round %d, %d rows, loss %.4f, %.1f s", facts.name, request.round, result.rows, result.loss, result.wall_s)
+    log.info(
+        "%s: round %d, %d rows, loss %.4f, %.1f s", facts.name, request.round, result.rows, result.loss, result.wall_s
+    )
     return delta, result
 
 

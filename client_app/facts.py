@@ -34,7 +34,9 @@ class BankFacts:
     budget_epsilon: float = 0.0
     """The bank's own limit on what any row may spend over all runs; 0 = that of the run, if it has one."""
     declared_rows: tuple[str, ...] = ()
-    """TASK:ROWS, public and rounded: what stands for the bank's row counts in private rounds. () = its own counts, rounded."""
+    """TASK:ROWS, public and rounded: what stands for the bank's row counts in private rounds. () = its own counts,
+    rounded.
+    """
     delta: float = 0.0
     """0 = min(1e-5, N^-1.2) with N the declared rows; a smaller one is used, also one from the request."""
     min_units: int = 0
@@ -66,9 +68,9 @@ class BankFacts:
 
 
 def bank_facts(node_config: Mapping[str, Any]) -> BankFacts:
-    """Read the node config: partition-id and num-partitions (Flower's simulation), or bank, data-path, state-dir, ledger-dir, budget-epsilon,
-    declared-rows ("fpb:1200,fiqa:400"), delta, min-units, min-rows and, for tests, reproducible-noise. `settings`, a bank.yaml, takes the
-    place of all that it can say and brings the policy.
+    """Read the node config: partition-id and num-partitions (Flower's simulation), or bank, data-path, state-dir,
+    ledger-dir, budget-epsilon, declared-rows ("fpb:1200,fiqa:400"), delta, min-units, min-rows and, for tests,
+    reproducible-noise. `settings`, a bank.yaml, takes the place of all that it can say and brings the policy.
     """
     policy, policy_sha256, columns = None, "", ColumnsConfig()
     if "settings" in node_config:
@@ -78,7 +80,8 @@ def bank_facts(node_config: Mapping[str, Any]) -> BankFacts:
             raise BankError("config", str(error)) from error
         policy, columns = own.policy, own.columns
         node_config = {
-            **node_config, "bank": own.name, "data-path": own.data, "budget-epsilon": own.budget_epsilon, "delta": own.delta,
+            **node_config, "bank": own.name, "data-path": own.data, "budget-epsilon": own.budget_epsilon,
+            "delta": own.delta,
             "declared-rows": ",".join(own.declared_rows), "min-units": own.min_units, "min-rows": own.min_rows,
         }  # fmt: skip
     try:
@@ -88,7 +91,9 @@ def bank_facts(node_config: Mapping[str, Any]) -> BankFacts:
     data_path = str(node_config.get("data-path", ""))
     name = str(node_config.get("bank", f"bank-{index}"))
     if not BANK_NAME.fullmatch(name):
-        raise BankError("config", f"the node config's bank={name!r} is not a plain name of letters, digits, '.', '_' and '-'")
+        raise BankError(
+            "config", f"the node config's bank={name!r} is not a plain name of letters, digits, '.', '_' and '-'"
+        )
     banks = 0 if data_path else parts
     home = Path.home() / ".fedfinlora"
     state = node_config.get("state-dir", os.environ.get("FEDFINLORA_BANK_STATE") or home / "banks")
@@ -105,7 +110,8 @@ def bank_facts(node_config: Mapping[str, Any]) -> BankFacts:
     reproducible = str(node_config.get("reproducible-noise", "")).lower() in ("true", "1") or noise_is_reproducible()
     state, ledger = Path(str(state)).expanduser(), Path(str(ledger)).expanduser()
     return BankFacts(
-        name, index, banks, data_path, state, ledger, budget, declared, delta, min_units, min_rows, reproducible, policy, policy_sha256, columns,
+        name, index, banks, data_path, state, ledger, budget, declared, delta, min_units, min_rows, reproducible,
+        policy, policy_sha256, columns,
     )  # fmt: skip
 
 

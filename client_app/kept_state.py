@@ -1,7 +1,9 @@
-"""What a bank keeps of a run on its own disk, `STATE/RUN/BANK/round_NNNN.safetensors`: Adam's moments after each of the last rounds.
+"""What a bank keeps of a run on its own disk, `STATE/RUN/BANK/round_NNNN.safetensors`: Adam's moments after each of the
+last rounds.
 
-A repeated round starts from the same moments again. A bank is not told that a run has ended, so what it keeps of runs is limited: when it begins
-another one it forgets those that it was not asked about for longest (`forget_old_runs`). Ledger and history are elsewhere and are never forgotten.
+A repeated round starts from the same moments again. A bank is not told that a run has ended, so what it keeps of runs
+is limited: when it begins another one it forgets those that it was not asked about for longest (`forget_old_runs`).
+Ledger and history are elsewhere and are never forgotten.
 """
 
 from __future__ import annotations
@@ -49,8 +51,14 @@ def load_moments(folder: Path, round_number: int) -> OptimizerState | None:
 
 
 def save_moments(folder: Path, round_number: int, state: OptimizerState) -> None:
-    """Keep the moments after a round, and of a run's others the last ones. BankError where the disk does not take them."""
-    values = {"first_moment": state.first_moment, "second_moment": state.second_moment, "steps": np.array([state.steps])}
+    """Keep the moments after a round, and of a run's others the last ones. BankError where the disk does not take
+    them.
+    """
+    values = {
+        "first_moment": state.first_moment,
+        "second_moment": state.second_moment,
+        "steps": np.array([state.steps]),
+    }
     try:
         new = not folder.exists()
         write_bytes(folder / f"round_{round_number:04d}.safetensors", save(values))
@@ -69,7 +77,9 @@ def forget_old_runs(
     kept_days: float = KEPT_DAYS,
     always_kept_days: float = ALWAYS_KEPT_DAYS,
 ) -> list[Path]:
-    """Remove the moments of runs beyond the limits, those first that were not used for longest. Returns the folders that went."""
+    """Remove the moments of runs beyond the limits, those first that were not used for longest. Returns the folders
+    that went.
+    """
     now = time.time()
     used: dict[Path, float] = {}
     for folder in state_folder.glob(f"*/{bank}"):

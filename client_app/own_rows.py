@@ -1,4 +1,6 @@
-"""Which rows of a data set are a bank's: its part of a simulated set, or its own files; which of them a round may use, and which are held out."""
+"""Which rows of a data set are a bank's: its part of a simulated set, or its own files; which of them a round may use,
+and which are held out.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,9 @@ def _divided(dataset: DatasetConfig, how: PartitionConfig, banks: int, seed: int
 
 
 def own_rows(config: Config, facts: BankFacts) -> tuple[list[Row], int]:
-    """(rows, bad rows) of one bank: its part of the simulated set, or all of the files in its own folder, which nobody else reads."""
+    """(rows, bad rows) of one bank: its part of the simulated set, or all of the files in its own folder, which nobody
+    else reads.
+    """
     if facts.banks:
         parts, bad_rows = _divided_for(config, facts.banks)
         return list(parts[facts.index]), bad_rows
@@ -81,7 +85,9 @@ def own_rows(config: Config, facts: BankFacts) -> tuple[list[Row], int]:
 
 
 def whole_data_set(config: Config, facts: BankFacts, rows: Sequence[Row]) -> Sequence[Row]:
-    """All train rows of the bank: those of a simulated bank as they are, a bank's own files whole, whatever part of them a run samples."""
+    """All train rows of the bank: those of a simulated bank as they are, a bank's own files whole, whatever part of
+    them a run samples.
+    """
     if facts.banks:
         return rows
     dataset = replace(bank_dataset(config.dataset, facts), max_rows_per_task=0, tasks=())
@@ -91,9 +97,10 @@ def whole_data_set(config: Config, facts: BankFacts, rows: Sequence[Row]) -> Seq
 def sampled_rows(rows: Sequence[Row], config: Config, facts: BankFacts, declared: Mapping[str, int]) -> list[Row]:
     """The part of a bank's rows that dataset.max_rows_per_task and train.max_rows leave to a private round.
 
-    Each row is in or out by its own prompt and a key, whatever other rows there are: in a sample of a fixed size one row more would
-    change which others are in it, and so the sum by far more than its own clipped gradient. A deployed bank's key is secret, so that no server can choose
-    a seed that singles rows out. The limits hold of the declared sizes, so the sample has about so many rows.
+    Each row is in or out by its own prompt and a key, whatever other rows there are: in a sample of a fixed size one
+    row more would change which others are in it, and so the sum by far more than its own clipped gradient. A deployed
+    bank's key is secret, so that no server can choose a seed that singles rows out. The limits hold of the declared
+    sizes, so the sample has about so many rows.
     """
     per_task = 0 if facts.banks else config.dataset.max_rows_per_task
     whole = declared_size(config, declared, is_sample=bool(facts.banks), max_rows=0)
@@ -111,7 +118,9 @@ def sampled_rows(rows: Sequence[Row], config: Config, facts: BankFacts, declared
 
 
 def _sample_key(facts: BankFacts) -> int:
-    """The bank's secret key for samples of its rows, made once, in its state folder. UserError where it cannot be kept."""
+    """The bank's secret key for samples of its rows, made once, in its state folder. UserError where it cannot be
+    kept.
+    """
     file = facts.state_folder / SAMPLE_KEY
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -141,7 +150,9 @@ def split_rows(rows: list[Row], config: Config, bank: str) -> tuple[list[Row], l
 
 
 def own_split(rows: Sequence[Row], config: Config, facts: BankFacts) -> tuple[list[Row], list[Row]]:
-    """(train rows, held-out rows) of a deployed bank, which draws the latter from all of its rows by its own key (`client_app.held_out`)."""
+    """(train rows, held-out rows) of a deployed bank, which draws the latter from all of its rows by its own key
+    (`client_app.held_out`).
+    """
     limited, _ = split_rows(list(rows), replace(config, train=replace(config.train, holdout_max_rows=0)), facts.name)
     if not config.train.holdout_max_rows or not config.train.holdout_fraction:
         return limited, []

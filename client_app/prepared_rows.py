@@ -1,4 +1,6 @@
-"""A bank's rows, ready to train on: tokenized, with their privacy units and with what the ledger knows them by. Kept in memory within ROWS_BYTES."""
+"""A bank's rows, ready to train on: tokenized, with their privacy units and with what the ledger knows them by. Kept in
+memory within ROWS_BYTES.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ class BankRows:
 
 
 ROWS_BYTES = 2**30
-"""Of tokenized rows in memory: 30 million tokens. One of many simulated banks reads and tokenizes its rows again where they are more."""
+"""Of tokenized rows in memory: 30 million tokens. One of many simulated banks reads and tokenizes its rows again where
+they are more.
+"""
 TOKEN_BYTES, ROW_BYTES = 36, 600
 """Of a token id (an object and a pointer to it), and of what comes with a row beside its texts."""
 _rows: BoundedCache[BankRows] = BoundedCache(ROWS_BYTES)
@@ -98,7 +102,8 @@ def bank_rows(config: Config, facts: BankFacts, tokenizer: Any) -> BankRows:
                 held_out = [row for row in held_out if row.task in whole]
                 holdout_rows = encode_rows(tokenizer, held_out, *how)
                 log.warning(
-                    "%s: the held-out rows of some tasks are longer than the window: these tasks are not scored", facts.name
+                    "%s: the held-out rows of some tasks are longer than the window: these tasks are not scored",
+                    facts.name,
                 )
         except UserError as error:
             raise BankError("data", str(error)) from error
@@ -140,12 +145,16 @@ def with_customers(rows: Sequence[Row], bank: str) -> list[Row]:
             "privacy", f"privacy.unit=customer: {len(rows)} of {len(rows)} rows have no `issuer` to tell customers by"
         )
     if len(found) < len(rows):
-        log.warning("%s: %d rows have no `issuer` and are left out under privacy.unit=customer", bank, len(rows) - len(found))
+        log.warning(
+            "%s: %d rows have no `issuer` and are left out under privacy.unit=customer", bank, len(rows) - len(found)
+        )
     return found
 
 
 def units_of(rows: Sequence[Row], privacy: PrivacyConfig) -> tuple[tuple[int, ...], ...]:
-    """Places of each unit's rows: every row its own, or those of one customer together, as the ledger tells customers apart."""
+    """Places of each unit's rows: every row its own, or those of one customer together, as the ledger tells customers
+    apart.
+    """
     if privacy.unit == "example":
         return tuple((place,) for place in range(len(rows)))
     places: dict[str, list[int]] = {}
@@ -165,7 +174,9 @@ def _declared(config: Config, facts: BankFacts, rows: Sequence[Row]) -> dict[str
 
 
 def _old_ledgers(facts: BankFacts) -> tuple[Path, ...]:
-    """Folders of the first ledger version: a simulated bank's own, and every one where a bank has its machine for itself, whatever it was called."""
+    """Folders of the first ledger version: a simulated bank's own, and every one where a bank has its machine for
+    itself, whatever it was called.
+    """
     if not facts.deployed:
         return (facts.ledger_folder / facts.name,)
     try:
@@ -189,4 +200,6 @@ def data_sets_of(config: Config, facts: BankFacts, rows: Sequence[Row]) -> dict[
 
 def check_least_rows(count: int, facts: BankFacts, what: str) -> None:
     if count < facts.min_rows:
-        raise BankError("privacy", f"{what} {count} rows, fewer than min_rows={facts.min_rows} of {facts.name}", "min_rows")
+        raise BankError(
+            "privacy", f"{what} {count} rows, fewer than min_rows={facts.min_rows} of {facts.name}", "min_rows"
+        )

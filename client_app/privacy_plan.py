@@ -1,7 +1,9 @@
-"""What a bank settles before a private round: delta and denominator from its own settings, the noise, a test of the gradients, the ledger's line.
+"""What a bank settles before a private round: delta and denominator from its own settings, the noise, a test of the
+gradients, the ledger's line.
 
-Whatever the server asks for, these come from the bank alone: whether noise may be repeated (tests only), delta, the declared sizes that stand for its
-row counts, the fewest units, and the budget. The request decides the rest (epsilon wanted, steps, clip norm, tasks), and all of it is in the accounting.
+Whatever the server asks for, these come from the bank alone: whether noise may be repeated (tests only), delta, the
+declared sizes that stand for its row counts, the fewest units, and the budget. The request decides the rest (epsilon
+wanted, steps, clip norm, tasks), and all of it is in the accounting.
 """
 
 from __future__ import annotations
@@ -70,10 +72,11 @@ _tested: dict[tuple[str, str], tuple[str, bool]] = {}
 
 
 def declared_size(config: Config, declared: Mapping[str, int], is_sample: bool, max_rows: int | None = None) -> int:
-    """How many train rows the bank is taken to have for this request: the declared sizes of the tasks asked for, within the request's own limits.
+    """How many train rows the bank is taken to have for this request: the declared sizes of the tasks asked for, within
+    the request's own limits.
 
-    `is_sample`: dataset.max_rows_per_task is already in the sizes (a simulated bank's). `max_rows` takes the place of train.max_rows; 0 = no
-    limit. Returns 0 where no declared task is asked for.
+    `is_sample`: dataset.max_rows_per_task is already in the sizes (a simulated bank's). `max_rows` takes the place of
+    train.max_rows; 0 = no limit. Returns 0 where no declared task is asked for.
     """
     tasks = set(config.dataset.tasks) or declared.keys()
     limit = 0 if is_sample else config.dataset.max_rows_per_task
@@ -83,7 +86,9 @@ def declared_size(config: Config, declared: Mapping[str, int], is_sample: bool, 
 
 
 def delta_of(config: Config, facts: BankFacts, declared: Mapping[str, int]) -> float:
-    """The bank's delta: min(1e-5, N^-1.2) for its whole data set, or a smaller one from its settings or from the request."""
+    """The bank's delta: min(1e-5, N^-1.2) for its whole data set, or a smaller one from its settings or from the
+    request.
+    """
     whole = sum(rows for task, rows in declared.items() if task != CUSTOMERS)
     return min(default_delta(whole), facts.delta or 1.0, config.privacy.delta or 1.0)
 
@@ -97,10 +102,14 @@ def make_plan(
     """
     privacy = request.config.privacy
     delta = delta_of(request.config, facts, rows.declared)
-    beyond = rows.skipped if privacy.unit == "example" else 0  # as in client_app.admission.settle: the window is the server's
+    beyond = (
+        rows.skipped if privacy.unit == "example" else 0
+    )  # as in client_app.admission.settle: the window is the server's
     if not rows.units or len(rows.units) + beyond < facts.min_units:
         raise BankError(
-            "privacy", f"{len(rows.units)} units for round {request.round}, fewer than min_units={facts.min_units}", "min_units"
+            "privacy",
+            f"{len(rows.units)} units for round {request.round}, fewer than min_units={facts.min_units}",
+            "min_units",
         )
     try:
         mechanism = PLANNERS[privacy.mode](request, facts, rows, stretch, session, delta)
@@ -113,19 +122,24 @@ def make_plan(
     except (UserError, ValueError) as error:
         raise BankError("privacy", str(error), "privacy") from error
     log.info(
-        "%s: round %d: %s, noise multiplier %.3g, epsilon planned %.3g, spent on these rows %.3g at delta %.1e, %d units left out",
-        facts.name, request.round, NAMES[privacy.mode], mechanism.noise_multiplier, planned, booked.epsilon, delta, booked.left_out,
+        ("%s: round %d: %s, noise multiplier %.3g, epsilon planned %.3g, spent on these rows %.3g at delta %.1e, %d "
+        "units left out"),
+        facts.name, request.round, NAMES[privacy.mode], mechanism.noise_multiplier, planned, booked.epsilon, delta,
+        booked.left_out,
     )  # fmt: skip
     mechanism, examples = mechanism.among(rows.train, booked.taking_part)
     return PrivacyPlan(mechanism, examples, delta, math.inf if facts.reproducible_noise else planned, steps, booked)
 
 
 def book_round(request: TrainRequest, facts: BankFacts, rows: BankRows, steps: Steps, delta: float) -> Booked:
-    """Write a round into the bank's ledger, with noise or without. UserError where the ledger or the budget does not allow it."""
+    """Write a round into the bank's ledger, with noise or without. UserError where the ledger or the budget does not
+    allow it.
+    """
     privacy, unit = request.config.privacy, request.config.privacy.unit
     limits = [limit for limit in (privacy.budget_epsilon, facts.budget_epsilon) if limit]
     spending = Spending(
-        request.run, request.round, facts.name, NAMES[privacy.mode], unit if privacy.in_the_bank else "example", steps, facts.reproducible_noise
+        request.run, request.round, facts.name, NAMES[privacy.mode], unit if privacy.in_the_bank else "example", steps,
+        facts.reproducible_noise
     )  # fmt: skip
     return book(
         facts.ledger_folder,
@@ -177,11 +191,14 @@ def _example_level(
     )
 
 
-def _units_go_alone(request: TrainRequest, facts: BankFacts, rows: BankRows, session: Session, expected_units: float) -> bool:
-    """Whether a unit's gradient changes too much when it is computed among others: measured on the adapter and with the settings of the request.
+def _units_go_alone(
+    request: TrainRequest, facts: BankFacts, rows: BankRows, session: Session, expected_units: float
+) -> bool:
+    """Whether a unit's gradient changes too much when it is computed among others: measured on the adapter and with the
+    settings of the request.
 
-    A deployed bank measures each adapter that it is sent, for a server could choose one that makes rounding large; simulated banks, whose server is theirs,
-    the first of a run.
+    A deployed bank measures each adapter that it is sent, for a server could choose one that makes rounding large;
+    simulated banks, whose server is theirs, the first of a run.
     """
     config, what = request.config, hashlib.sha256(to_json(request.config).encode())
     if facts.deployed:
@@ -194,7 +211,9 @@ def _units_go_alone(request: TrainRequest, facts: BankFacts, rows: BankRows, ses
     change = self_test(session.model, units_to_test(examples, config.train.batch_tokens), config.privacy.clip_norm)
     alone = change * expected_units > NEIGHBOUR_SHARE
     how = "one unit to a pass" if alone else "units packed together"
-    log.info("%s: computed among others a unit's gradient changes by %.2g of the clip norm: %s", facts.name, change, how)
+    log.info(
+        "%s: computed among others a unit's gradient changes by %.2g of the clip norm: %s", facts.name, change, how
+    )
     _tested[request.run, facts.name] = what.hexdigest(), alone
     return alone
 
@@ -208,7 +227,8 @@ def _published(
     noise = noise or SENSITIVITY * noise_multiplier_for(privacy.epsilon, delta, 1.0, stretch.total_steps)
     claimed = epsilon([Steps(1.0, noise, stretch.total_steps)], delta)
     log.info(
-        "%s: DP-LoRA as published: what is planned holds if one row may be in every minibatch and turn both clipped gradients round; with the paper's "
+        "%s: DP-LoRA as published: what is planned holds if one row may be in every minibatch and turn both clipped "
+        "gradients round; with the paper's "
         "own assumption, that a row moves them by C, epsilon would be %.3g at delta %.0e for %d steps",
         facts.name, claimed, delta, stretch.total_steps,
     )  # fmt: skip
@@ -217,4 +237,5 @@ def _published(
 
 Planner = Callable[["TrainRequest", "BankFacts", "BankRows", "Stretch", "Session | None", float], BankMechanism]
 PLANNERS: dict[str, Planner] = {"example": _example_level, "dp_lora": _published}
-"""privacy.mode -> the mechanism of a bank for a request, given its delta. BankError or UserError where there is none."""
+"""privacy.mode -> the mechanism of a bank for a request, given its delta. BankError or UserError where there is none.
+"""

@@ -1,4 +1,5 @@
-"""The figures of a round as they leave a deployed bank: rounded, so that two answers whose rows differ by one do not tell that row by their digits.
+"""The figures of a round as they leave a deployed bank: rounded, so that two answers whose rows differ by one do not
+tell that row by their digits.
 
 | figure | as it leaves |
 |---|---|
@@ -8,8 +9,8 @@
 | losses, seconds | three significant digits |
 | steps, epsilon, delta | exact: they follow from the request, the declared sizes and the ledger |
 
-This takes the row out of the figures, not out of the update: in a round without the bank's own noise the update itself is a function of all rows.
-A simulated bank's figures are exact.
+This takes the row out of the figures, not out of the update: in a round without the bank's own noise the update itself
+is a function of all rows. A simulated bank's figures are exact.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def rounded(value: float) -> float:
 
 
 def published_count(count: int, min_rows: int) -> int:
-    """A count of rows that a server can move by one, e.g. with a shorter context window: two digits of it, and nothing below min_rows.
+    """A count of rows that a server can move by one, e.g. with a shorter context window: two digits of it, and nothing
+    below min_rows.
 
     >>> published_count(1672, 20), published_count(19, 20), published_count(19, 0)
     (1700, 0, 19)

@@ -1,10 +1,14 @@
-"""What a deployed bank does with signatures: it answers nothing but what its coordinator has signed, signs its answers, and keeps both.
+"""What a deployed bank does with signatures: it answers nothing but what its coordinator has signed, signs its answers,
+and keeps both.
 
-Nothing is kept of requests that are refused unread (`fedfinlora.deployment.history`), and configurations and certificates take no more than KEPT_BYTES.
+Nothing is kept of requests that are refused unread (`fedfinlora.deployment.history`), and configurations and
+certificates take no more than KEPT_BYTES.
 
-`state/signed/BANK.jsonl` has a line for each request as it came and one for each answer before it leaves, with their signatures, each chained to the
-line before it (`fedfinlora.provenance.bank_record`); configurations and certificates are next to it, once each, by their SHA-256. With it a bank proves later what it was asked and what it said
-(`python -m fedfinlora verify ~/.fedfinlora/bank`). Figures that the policy withholds are not in an answer, so they are not there either.
+`state/signed/BANK.jsonl` has a line for each request as it came and one for each answer before it leaves, with their
+signatures, each chained to the line before it (`fedfinlora.provenance.bank_record`); configurations and certificates
+are next to it, once each, by their SHA-256. With it a bank proves later what it was asked and what it said (`python -m
+fedfinlora verify ~/.fedfinlora/bank`). Figures that the policy withholds are not in an answer, so they are not there
+either.
 """
 
 from __future__ import annotations
@@ -25,7 +29,15 @@ from client_app.facts import BankFacts
 from fedfinlora.errors import UserError
 from fedfinlora.provenance.bank_record import Answered, Asked, Entry, append
 from fedfinlora.provenance.evidence import answer_signed, request_statement
-from fedfinlora.provenance.signatures import REQUEST, Signer, WrongSignature, canonical, certified_key, check, load_signer
+from fedfinlora.provenance.signatures import (
+    REQUEST,
+    Signer,
+    WrongSignature,
+    canonical,
+    certified_key,
+    check,
+    load_signer,
+)
 from fedfinlora.reasons import UNREAD
 from fedfinlora.runfolder import unwritable, write_bytes
 from fedfinlora.wire import BankError, check_request_form
@@ -36,7 +48,9 @@ NODE_KEY, AUTHORITY = "node-key", "authority"
 """In the node config, as `bank start` sets it: the bank's private key, and the ca.crt that it trusts."""
 FOLDER = "signed"
 KEPT_BYTES = 2**30
-"""Of configurations and certificates, once each: 250,000 runs of an honest coordinator, 8,000 requests of one that pads them."""
+"""Of configurations and certificates, once each: 250,000 runs of an honest coordinator, 8,000 requests of one that pads
+them.
+"""
 ATTEMPT = re.compile("[0-9a-f]{32}")
 
 
@@ -50,7 +64,9 @@ class BankKeys:
 
 
 def bank_keys(node_config: Mapping[str, Any]) -> BankKeys | None:
-    """The keys that the node config names; None where it names none, as in a simulation. BankError where they cannot be read."""
+    """The keys that the node config names; None where it names none, as in a simulation. BankError where they cannot be
+    read.
+    """
     if NODE_KEY not in node_config and AUTHORITY not in node_config:
         return None
     try:
@@ -61,7 +77,9 @@ def bank_keys(node_config: Mapping[str, Any]) -> BankKeys | None:
 
 
 def check_request(content: RecordDict, facts: BankFacts, keys: BankKeys | None) -> None:
-    """BankError unless the coordinator signed just this request for just this bank. What was signed is kept before it is worked on."""
+    """BankError unless the coordinator signed just this request for just this bank. What was signed is kept before it
+    is worked on.
+    """
     if keys is None:
         return
     try:
@@ -83,7 +101,8 @@ def check_request(content: RecordDict, facts: BankFacts, keys: BankKeys | None) 
         raise BankError("unsigned", "the request's attempt is not a number of 32 hex digits")
     if _was_asked(facts, attempt):
         raise BankError(
-            "unsigned", "the request was asked before: each try of a round has a number of its own, and is answered once"
+            "unsigned",
+            "the request was asked before: each try of a round has a number of its own, and is answered once",
         )
     folder = signed_file(facts).parent
     config = str(head["config"]).encode("utf-8", "surrogatepass")
@@ -97,7 +116,9 @@ def check_request(content: RecordDict, facts: BankFacts, keys: BankKeys | None) 
 
 
 def sign_answer(content: RecordDict, request: RecordDict, facts: BankFacts, keys: BankKeys | None) -> None:
-    """Say in a reply what it answers, and sign it. A request of which nothing can be made is answered without its hash."""
+    """Say in a reply what it answers, and sign it. A request of which nothing can be made is answered without its
+    hash.
+    """
     try:
         asked: Mapping[str, Any] = request_statement(request) if not request_fault(request) else {}
         canonical(asked)
@@ -127,10 +148,13 @@ def _once(file: Path, content: bytes) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not file.exists():
-            taken = sum(entry.stat().st_size for entry in os.scandir(file.parent) if entry.name.endswith((".json", ".crt")))
+            taken = sum(
+                entry.stat().st_size for entry in os.scandir(file.parent) if entry.name.endswith((".json", ".crt"))
+            )
             if taken + len(content) > KEPT_BYTES:
                 raise BankError(
-                    "disk", f"{file.parent} has {taken:,} bytes of configurations, the most that is kept: archive the folder"
+                    "disk",
+                    f"{file.parent} has {taken:,} bytes of configurations, the most that is kept: archive the folder",
                 )
             write_bytes(file, content)
     except OSError as error:

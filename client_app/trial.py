@@ -1,8 +1,10 @@
-"""What a bank would do with a coordinator's plan: its policy, rule by rule, and what the run would spend. Nothing is trained, and no model is loaded.
+"""What a bank would do with a coordinator's plan: its policy, rule by rule, and what the run would spend. Nothing is
+trained, and no model is loaded.
 
-The real functions decide, in the order in which a request meets them: `admit`, `check_source`, `settle` and `make_plan` of a bank (`client_app.admission`,
-`client_app.privacy_plan`), on the bank's own rows. The ledger that they book in is a copy, which is thrown away. So a plan and a request cannot
-be judged differently, but for what only the training shows: whether the adapter fits the model, and whether the steps stay finite.
+The real functions decide, in the order in which a request meets them: `admit`, `check_source`, `settle` and `make_plan`
+of a bank (`client_app.admission`, `client_app.privacy_plan`), on the bank's own rows. The ledger that they book in is a
+copy, which is thrown away. So a plan and a request cannot be judged differently, but for what only the training shows:
+whether the adapter fits the model, and whether the steps stay finite.
 """
 
 from __future__ import annotations
@@ -146,7 +148,9 @@ def _of_policy(request: TrainRequest, facts: BankFacts) -> dict[str, Verdict]:
 
 
 def _of_rows(request: TrainRequest, facts: BankFacts, settled: Settled) -> dict[str, Verdict]:
-    """What the rules that need the rows say: all of them let the first round through, so the largest and the smallest of the others are looked at."""
+    """What the rules that need the rows say: all of them let the first round through, so the largest and the smallest
+    of the others are looked at.
+    """
     config, stretch = request.config, settled.stretch
     found = {rule: Verdict(rule, True) for rule in (*AFTER_ROWS, *OF_ROWS)}
     least, most = stretch.total_steps // config.num_server_rounds, -(-stretch.total_steps // config.num_server_rounds)
@@ -156,13 +160,16 @@ def _of_rows(request: TrainRequest, facts: BankFacts, settled: Settled) -> dict[
             found[rule] = Verdict(rule, False, f"a later round has {most} steps of {stretch.rows_per_step:g} rows")
     fewest = min(math.ceil(least * stretch.rows_per_step), len(settled.rows.train))
     if not config.privacy.in_the_bank and fewest < facts.min_rows:
-        found["min_rows"] = Verdict("min_rows", False, f"a later round's steps take {fewest} rows, fewer than {facts.min_rows}")
+        found["min_rows"] = Verdict(
+            "min_rows", False, f"a later round's steps take {fewest} rows, fewer than {facts.min_rows}"
+        )
     return found
 
 
 def _booked(request: TrainRequest, facts: BankFacts, settled: Settled) -> tuple[Forecast, Verdict | None]:
-    """(what the run would spend, the budget's verdict where a later round would be refused). The first round is booked as it really would be, then all
-    others in one line."""
+    """(what the run would spend, the budget's verdict where a later round would be refused). The first round is booked
+    as it really would be, then all others in one line.
+    """
     config, (rows, stretch) = request.config, settled
     planned = math.inf
     if config.privacy.in_the_bank:
@@ -207,9 +214,12 @@ def _tokenizer(config: Config) -> Any:
 def _asked(rule: str, config: Config) -> str:
     """What the plan has where a rule refuses, in its own words."""
     keys = {
-        "model": "model.path", "peft_methods": "peft.method", "max_rank": "peft.rank", "target_modules": "peft.target_modules",
-        "optimizer": "train.optimizer", "datasets": "dataset.tasks", "generation": "train.holdout_max_rows", "privacy": "privacy.mode",
-        "privacy_units": "privacy.unit", "max_epsilon": "privacy.epsilon", "max_delta": "privacy.delta", "reveal": "strategy.weighting",
+        "model": "model.path", "peft_methods": "peft.method", "max_rank": "peft.rank",
+        "target_modules": "peft.target_modules",
+        "optimizer": "train.optimizer", "datasets": "dataset.tasks", "generation": "train.holdout_max_rows",
+        "privacy": "privacy.mode",
+        "privacy_units": "privacy.unit", "max_epsilon": "privacy.epsilon", "max_delta": "privacy.delta",
+        "reveal": "strategy.weighting",
     }  # fmt: skip
     if rule not in keys:
         return "a round now"

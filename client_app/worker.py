@@ -1,13 +1,15 @@
 """A process per bank that keeps the base model between messages.
 
-Flower starts a new client process for every message, which would load the model each time. With `worker=true` in the node config (`bank start` sets it)
-the client process is a thin proxy: it checks the request, hands it over a local socket, and sends back what comes. The worker is started on
-demand, ends after a while without work, and is started anew after a crash. Where it cannot be had the client process does the work itself.
-It has the bank's rows in memory, so it ends with its bank: `bank start` says in the node config which process it is (`bank-process`), and the
-worker looks for that process. PR_SET_PDEATHSIG would not do, for its parent is a client process, which ends after each message.
+Flower starts a new client process for every message, which would load the model each time. With `worker=true` in the
+node config (`bank start` sets it) the client process is a thin proxy: it checks the request, hands it over a local
+socket, and sends back what comes. The worker is started on demand, ends after a while without work, and is started anew
+after a crash. Where it cannot be had the client process does the work itself. It has the bank's rows in memory, so it
+ends with its bank: `bank start` says in the node config which process it is (`bank-process`), and the worker looks for
+that process. PR_SET_PDEATHSIG would not do, for its parent is a client process, which ends after each message.
 
-The socket lies in a folder of mode 0700, has mode 0600, and takes connections of the same user only. One frame is a JSON line, then the raw
-float32 numbers that it announces: no pickles, no code. The worker belongs to one version of the code: another one has another socket.
+The socket lies in a folder of mode 0700, has mode 0600, and takes connections of the same user only. One frame is a
+JSON line, then the raw float32 numbers that it announces: no pickles, no code. The worker belongs to one version of the
+code: another one has another socket.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ log = logging.getLogger("fedfinlora.bank")
 IDLE_S = 900.0
 """A worker without work ends after so many seconds."""
 REQUEST_S = 60.0
-"""Who connects must send, and take the answer, without a longer pause: somebody who says nothing holds nobody up for ever."""
+"""Who connects must send, and take the answer, without a longer pause: somebody who says nothing holds nobody up for
+ever.
+"""
 START_S = 60.0
 """Longest wait for a worker that was started."""
 WATCH_S = 0.2
@@ -68,7 +72,9 @@ class WorkerGone(Exception):
 
 
 def train_in_worker(request: TrainRequest, facts: BankFacts, node_config: Mapping[str, Any]) -> RoundReply:
-    """`train_round` in the bank's worker, or here where none can be had. A worker that dies at work is a BankError: the round may be booked."""
+    """`train_round` in the bank's worker, or here where none can be had. A worker that dies at work is a BankError: the
+    round may be booked.
+    """
     try:
         connection = _connected(facts, node_config)
     except WorkerGone as error:
@@ -85,7 +91,9 @@ def train_in_worker(request: TrainRequest, facts: BankFacts, node_config: Mappin
             answer, delta = _receive(stream)
         except (OSError, ValueError) as error:
             code = "privacy" if request.config.privacy.in_the_bank else "internal"
-            raise BankError(code, f"the worker ended while it worked ({error}); the next round starts another") from error
+            raise BankError(
+                code, f"the worker ended while it worked ({error}); the next round starts another"
+            ) from error
     if answer["status"] != "ok":
         raise BankError(str(answer["code"]) if answer["code"] in SAFE_REASONS else "internal", str(answer["detail"]))
     ledger = Head(**answer["ledger"]) if answer["ledger"] else None
@@ -143,7 +151,8 @@ def _serve_one(stream: Any) -> None:
         values, adapter = _receive(stream)
         request = TrainRequest(
             build(json.loads(values["config"])), str(values["run"]), int(values["round"]), str(values["layout_id"]),
-            str(values["source_sha256"]), adapter, {bank: Head(**head) for bank, head in values["ledger_heads"].items()},
+            str(values["source_sha256"]), adapter,
+                {bank: Head(**head) for bank, head in values["ledger_heads"].items()},
         )  # fmt: skip
         facts = bank_facts(values["node_config"])
     except (OSError, ValueError, KeyError, TypeError, UserError) as error:
@@ -186,11 +195,13 @@ def end_worker(state_folder: Path) -> None:
         return
 
 
-# --- the socket -----------------------------------------------------------------------------------------------------------------
+# --- the socket -----------------------------------------------------------------------------------
 
 
 def socket_path(facts: BankFacts) -> Path:
-    """Where the worker of this bank and this code listens: in $XDG_RUNTIME_DIR, else in $TMPDIR, else in /tmp, where the path is short enough."""
+    """Where the worker of this bank and this code listens: in $XDG_RUNTIME_DIR, else in $TMPDIR, else in /tmp, where
+    the path is short enough.
+    """
     what = f"{facts.state_folder.absolute()}|{facts.name}|{ROOT}|{source_fingerprint()}"
     own = Path(f"fedfinlora-{os.getuid()}") / f"{hashlib.sha256(what.encode()).hexdigest()[:24]}.sock"
     places = [Path(place) / own for place in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir()) if place]
@@ -212,12 +223,16 @@ def _connected(facts: BankFacts, node_config: Mapping[str, Any]) -> socket.socke
 
 
 def _start(path: Path, facts: BankFacts, node_config: Mapping[str, Any]) -> socket.socket:
-    idle_s, memory_gib = float(node_config.get("worker-idle-s", IDLE_S)), float(node_config.get("worker-memory-gib", 0.0))
+    idle_s, memory_gib = (
+        float(node_config.get("worker-idle-s", IDLE_S)),
+        float(node_config.get("worker-memory-gib", 0.0)),
+    )
     facts.state_folder.mkdir(parents=True, exist_ok=True)
     end_worker(facts.state_folder)  # one of other code: two would hold two models
     with open(facts.state_folder / "worker.log", "ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "client_app.worker", str(path), str(idle_s), str(memory_gib), facts.name, str(node_config.get("bank-process", ""))],
+            [sys.executable, "-m", "client_app.worker", str(path), str(idle_s), str(memory_gib), facts.name,
+            str(node_config.get("bank-process", ""))],
             cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, close_fds=True,
         )  # fmt: skip
     (facts.state_folder / PROCESS_FILE).write_text(str(process.pid))

@@ -123,7 +123,9 @@ _ENTRIES = (
         budget_tokens=10,
         parser="label",
         scorer="exact",
-        published=_table((68.73, 0.677), (85.64, 0.922), (84.16, 0.909), (81.93, 0.901), (82.84, 0.853), (87.62, 0.878)),
+        published=_table(
+            (68.73, 0.677), (85.64, 0.922), (84.16, 0.909), (81.93, 0.901), (82.84, 0.853), (87.62, 0.878)
+        ),
         best_other_name="Gemini 2.0 FL, tuned",
         hub_id="takala/financial_phrasebank",
         source="Financial PhraseBank (Malo et al. 2014)",
@@ -140,7 +142,9 @@ _ENTRIES = (
         budget_tokens=10,
         parser="label",
         scorer="exact",
-        published=_table((46.55, 0.557), (81.28, 0.884), (78.30, 0.874), (78.72, 0.874), (73.19, 0.806), (88.09, 0.879)),
+        published=_table(
+            (46.55, 0.557), (81.28, 0.884), (78.30, 0.874), (78.72, 0.874), (73.19, 0.806), (88.09, 0.879)
+        ),
         best_other_name="Gemini 2.0 FL, tuned",
         hub_id="pauri32/fiqa-2018",
         source="FiQA 2018, task 1 (Maia et al. 2018)",
@@ -158,12 +162,17 @@ _ENTRIES = (
         budget_tokens=10,
         parser="label",
         scorer="exact",
-        published=_table((69.97, 0.683), (88.02, 0.932), (83.84, 0.910), (59.09, 0.702), (59.51, 0.655), (89.49, 0.896)),
+        published=_table(
+            (69.97, 0.683), (88.02, 0.932), (83.84, 0.910), (59.09, 0.702), (59.51, 0.655), (89.49, 0.896)
+        ),
         best_other_name="Gemini 2.0 FL, tuned",
         hub_id="zeroshot/twitter-financial-news-sentiment",
         source="Twitter Financial News Sentiment",
         licence="MIT",
-        notes=('FinLoRA\'s labels are swapped: "positive" is really neutral and "neutral" is really bullish, in both parts.'),
+        notes=(
+            'FinLoRA\'s labels are swapped: "positive" is really neutral and "neutral" is really bullish, in both '
+            "parts."
+        ),
     ),
     Benchmark(
         key="nwgi",
@@ -176,7 +185,9 @@ _ENTRIES = (
         budget_tokens=10,
         parser="collapsed_sentiment",
         scorer="exact",
-        published=_table((43.86, 0.583), (54.16, 0.690), (49.96, 0.645), (19.57, 0.281), (35.80, 0.464), (66.61, 0.656)),
+        published=_table(
+            (43.86, 0.583), (54.16, 0.690), (49.96, 0.645), (19.57, 0.281), (35.80, 0.464), (66.61, 0.656)
+        ),
         best_other_name="GPT-4o",
         hub_id="oliverwang15/news_with_gpt_instructions",
         source="News with GPT instructions (FinGPT)",
@@ -193,7 +204,9 @@ _ENTRIES = (
         budget_tokens=10,
         parser="label",
         scorer="exact",
-        published=_table((45.34, 0.558), (84.66, 0.852), (88.03, 0.886), (64.93, 0.781), (71.75, 0.828), (97.32, 0.973)),
+        published=_table(
+            (45.34, 0.558), (84.66, 0.852), (88.03, 0.886), (64.93, 0.781), (71.75, 0.828), (97.32, 0.973)
+        ),
         best_other_name="Gemini 2.0 FL, tuned",
         hub_id="FinGPT/fingpt-headline",
         source="Gold news headlines (Sinha and Khandait 2021)",
@@ -209,12 +222,16 @@ _ENTRIES = (
         budget_tokens=10,
         parser="label",
         scorer="exact",
-        published=_table((48.89, 0.569), (98.05, 0.981), (96.63, 0.966), (71.59, 0.834), (95.92, 0.963), (97.29, 0.973)),
+        published=_table(
+            (48.89, 0.569), (98.05, 0.981), (96.63, 0.966), (71.59, 0.834), (95.92, 0.963), (97.29, 0.973)
+        ),
         best_other_name="Gemini 2.0 FL, tuned",
         hub_id="FinGPT/fingpt-ner-cls",
         source="Financial agreements with named entities (Salinas Alvarado et al. 2015)",
         licence="CC BY 3.0",
-        notes=("About 100 distinct (sentence, entity) pairs stand behind the 3502 test rows: 17 prompt forms repeat each."),
+        notes=(
+            "About 100 distinct (sentence, entity) pairs stand behind the 3502 test rows: 17 prompt forms repeat each."
+        ),
     ),
     Benchmark(
         key="cfa_level1",
@@ -226,7 +243,9 @@ _ENTRIES = (
         budget_tokens=30,
         parser="choice",
         scorer="exact",
-        published=_table((13.33, 0.133), (86.67, 0.867), (87.78, 0.878), (87.78, 0.878), (87.78, 0.878), (63.33, 0.631)),
+        published=_table(
+            (13.33, 0.133), (86.67, 0.867), (87.78, 0.878), (87.78, 0.878), (87.78, 0.878), (63.33, 0.631)
+        ),
         best_other_name="GPT-4o",
         source="CFA Level I mock questions",
         licence="not released (copyright): bring your own",
@@ -241,7 +260,9 @@ _ENTRIES = (
         budget_tokens=30,
         parser="choice",
         scorer="exact",
-        published=_table((19.48, 0.199), (88.31, 0.883), (83.12, 0.835), (90.91, 0.909), (92.21, 0.922), (56.67, 0.567)),
+        published=_table(
+            (19.48, 0.199), (88.31, 0.883), (83.12, 0.835), (90.91, 0.909), (92.21, 0.922), (56.67, 0.567)
+        ),
         best_other_name="Gemini 2.0 FL",
         source="CFA Level II mock questions",
         licence="not released (copyright): bring your own",
@@ -256,7 +277,9 @@ _ENTRIES = (
         budget_tokens=30,
         parser="choice",
         scorer="exact",
-        published=_table((16.67, 0.179), (70.51, 0.705), (66.67, 0.675), (69.23, 0.697), (79.49, 0.795), (52.56, 0.538)),
+        published=_table(
+            (16.67, 0.179), (70.51, 0.705), (66.67, 0.675), (69.23, 0.697), (79.49, 0.795), (52.56, 0.538)
+        ),
         best_other_name="Gemini 2.0 FL",
         source="CFA Level III mock questions",
         licence="not released (copyright): bring your own",
@@ -271,7 +294,9 @@ _ENTRIES = (
         budget_tokens=30,
         parser="choice",
         scorer="exact",
-        published=_table((31.68, 0.317), (80.20, 0.802), (88.12, 0.885), (90.10, 0.901), (90.10, 0.901), (67.33, 0.667)),
+        published=_table(
+            (31.68, 0.317), (80.20, 0.802), (88.12, 0.885), (90.10, 0.901), (90.10, 0.901), (67.33, 0.667)
+        ),
         best_other_name="GPT-4o",
         source="CPA REG practice questions",
         licence="not released (copyright): bring your own",
@@ -286,7 +311,9 @@ _ENTRIES = (
         answer_marker="Output US GAAP tags:",
         parser="tag_list",
         scorer="tag_list",
-        published=_table((21.28, 0.232), (74.10, 0.759), (74.32, 0.760), (70.92, 0.732), (70.72, 0.724), (80.32, 0.802)),
+        published=_table(
+            (21.28, 0.232), (74.10, 0.759), (74.32, 0.760), (70.92, 0.732), (70.72, 0.724), (80.32, 0.802)
+        ),
         best_other_name="Gemini 2.0 FL, tuned",
         hub_id="nlpaueb/finer-139",
         source="FiNER-139 (Loukas et al. 2022)",
@@ -334,7 +361,9 @@ _ENTRIES = (
         budget_tokens=20,
         parser="tag",
         scorer="exact",
-        published=_table((69.16, 0.739), (89.13, 0.886), (86.89, 0.872), (80.44, 0.896), (85.26, 0.879), (85.03, 0.907)),
+        published=_table(
+            (69.16, 0.739), (89.13, 0.886), (86.89, 0.872), (80.44, 0.896), (85.26, 0.879), (85.03, 0.907)
+        ),
         best_other_name="Gemini 2.0 FL, tuned",
         hub_id=_XBRL_HUB,
         source=_XBRL_SOURCE,
@@ -351,7 +380,9 @@ _ENTRIES = (
         budget_tokens=20,
         parser="number",
         scorer="number",
-        published=_table((52.46, 0.565), (98.49, 0.986), (97.14, 0.974), (98.57, 0.988), (99.13, 0.992), (99.20, 0.992)),
+        published=_table(
+            (52.46, 0.565), (98.49, 0.986), (97.14, 0.974), (98.57, 0.988), (99.13, 0.992), (99.20, 0.992)
+        ),
         best_other_name="Gemini 2.0 FL, tuned",
         hub_id=_XBRL_HUB,
         source=_XBRL_SOURCE,
@@ -367,7 +398,9 @@ _ENTRIES = (
         budget_tokens=30,
         parser="formula",
         scorer="exact",
-        published=_table((12.92, 0.201), (77.61, 0.876), (89.34, 0.898), (88.02, 0.882), (89.46, 0.893), (79.76, 0.820)),
+        published=_table(
+            (12.92, 0.201), (77.61, 0.876), (89.34, 0.898), (88.02, 0.882), (89.46, 0.893), (79.76, 0.820)
+        ),
         best_other_name="GPT-4o",
         hub_id=_XBRL_HUB,
         source=_XBRL_SOURCE,
@@ -383,7 +416,9 @@ _ENTRIES = (
         budget_tokens=30,
         parser="formula",
         scorer="formula_value",
-        published=_table((27.27, 0.317), (98.68, 0.990), (92.81, 0.947), (98.92, 0.993), (98.80, 0.988), (85.99, 0.868)),
+        published=_table(
+            (27.27, 0.317), (98.68, 0.990), (92.81, 0.947), (98.92, 0.993), (98.80, 0.988), (85.99, 0.868)
+        ),
         best_other_name="DeepSeek V3",
         hub_id=_XBRL_HUB,
         source=_XBRL_SOURCE,
@@ -413,7 +448,9 @@ _ENTRIES = (
         budget_tokens=50,
         parser="number",
         scorer="number",
-        published=_table((11.00, 0.136), (30.00, 0.332), (26.50, 0.307), (28.50, 0.317), (34.50, 0.370), (66.00, 0.785)),
+        published=_table(
+            (11.00, 0.136), (30.00, 0.332), (26.50, 0.307), (28.50, 0.317), (34.50, 0.370), (66.00, 0.785)
+        ),
         best_other_name="Gemini 2.0 FL, tuned",
         source="Financial Math (Han et al. 2024)",
         licence="MIT",
@@ -436,7 +473,12 @@ PUBLISHED_OVERALL: dict[str, float] = {
 tuned.
 """
 
-PUBLISHED_FEDERATED_TASKS = ("xbrl_tags_extract", "xbrl_value_extract", "xbrl_formula_extract", "xbrl_formula_calc_extract")
+PUBLISHED_FEDERATED_TASKS = (
+    "xbrl_tags_extract",
+    "xbrl_value_extract",
+    "xbrl_formula_extract",
+    "xbrl_formula_calc_extract",
+)
 PUBLISHED_FEDERATED: dict[str, dict[str, float]] = {
     "base": {"mean": 42.20},
     "centralized": {"mean": 90.98},

@@ -160,7 +160,9 @@ class CheckReport:
         """There are rows, and no file and no line is bad. Duplicates, overlaps, long rows and files not read are
         warnings only.
         """
-        return any(file.rows for file in self.files) and not any(file.bad_rows for file in self.files) and not self.refused
+        return (
+            any(file.rows for file in self.files) and not any(file.bad_rows for file in self.files) and not self.refused
+        )
 
 
 def check_folder(
@@ -185,11 +187,19 @@ def check_folder(
     choose(source, ("finlora", "jsonl", "sample"), "source to check")
     folder = SAMPLE_FOLDER if source == "sample" else Path(root).expanduser()
     if not folder.is_dir() and not (source == "jsonl" and folder.exists()):
-        raise UserError(f"There is no folder {shown(str(folder))!r} to check (looked at {shown(str(folder.absolute()))}).")
+        raise UserError(
+            f"There is no folder {shown(str(folder))!r} to check (looked at {shown(str(folder.absolute()))})."
+        )
     layout = "jsonl" if source == "jsonl" else "finlora"
     tasks = {split: (wanted or {}).get(split, ()) for split in SPLITS}
     found = [find(folder, layout, split, tasks[split], columns, thorough=True) for split in SPLITS]
-    there = {task for split in SPLITS if tasks[split] for file in find(folder, layout, split).files for task in _tasks_of(file)}
+    there = {
+        task
+        for split in SPLITS
+        if tasks[split]
+        for file in find(folder, layout, split).files
+        for task in _tasks_of(file)
+    }
     passed_over = there.difference(*tasks.values()) if any(tasks.values()) else set()
     missing = [f"{task}: {reason}" for task, reason in found[SPLITS.index("train")].missing.items() if tasks["train"]]
     doubts = {name: doubt for each in found for name, doubt in each.doubts.items()}
@@ -209,7 +219,14 @@ def check_folder(
     not_read = tuple(sorted({entry for each in found for entry in each.not_read}))
     where = shown(str(folder))
     return CheckReport(
-        where, tuple(reports), not_read, tokenizer is not None, source, refused, tuple(sorted(passed_over)), tuple(missing)
+        where,
+        tuple(reports),
+        not_read,
+        tokenizer is not None,
+        source,
+        refused,
+        tuple(sorted(passed_over)),
+        tuple(missing),
     )
 
 

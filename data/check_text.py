@@ -1,4 +1,6 @@
-"""The text of `data check`: a line for each file, what is wrong with it, each bank's tasks, what was not read, and the verdict."""
+"""The text of `data check`: a line for each file, what is wrong with it, each bank's tasks, what was not read, and the
+verdict.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,12 @@ GAP = "  "
 
 
 def render(report: CheckReport, all_rows: bool = False) -> str:
-    """The report as plain text of at most 120 columns, with the first bad and long rows of each file or with all of them."""
+    """The report as plain text of at most 120 columns, with the first bad and long rows of each file or with all of
+    them.
+    """
     lines = [
-        f"{report.root}: {_count(len(report.files), 'file')}, {_count(sum(file.rows for file in report.files), 'row')}, "
+        f"{report.root}: {_count(len(report.files), 'file')}, "
+        f"{_count(sum(file.rows for file in report.files), 'row')}, "
         f"read as dataset={report.source}",
         "",
     ]
@@ -47,7 +52,9 @@ def render(report: CheckReport, all_rows: bool = False) -> str:
     lines += _not_read(report)
     bad = sum(len(file.bad_rows) for file in report.files) + len(report.refused)
     ignored = (
-        f" {_count(len(report.ignored), 'file or folder', 'files or folders')} not read, named above." if report.ignored else ""
+        f" {_count(len(report.ignored), 'file or folder', 'files or folders')} not read, named above."
+        if report.ignored
+        else ""
     )
     if report.ok:
         verdict = f"Every line is a usable row.{ignored}"
@@ -55,7 +62,8 @@ def render(report: CheckReport, all_rows: bool = False) -> str:
         verdict = f"{_count(bad, 'fault')} to put right: no run begins before the files under Refused are.{ignored}"
     elif bad:
         verdict = (
-            f"{_count(bad, 'fault')} to put right (a run skips such rows, or ends there with dataset.on_bad_row=stop).{ignored}"
+            f"{_count(bad, 'fault')} to put right (a run skips such rows, or ends there with "
+            f"dataset.on_bad_row=stop).{ignored}"
         )
     else:
         verdict = f"No rows: expected files such as train/fpb_train.jsonl and test/fpb_test.jsonl.{ignored}"
@@ -63,7 +71,9 @@ def render(report: CheckReport, all_rows: bool = False) -> str:
 
 
 def _banks(report: CheckReport) -> list[str]:
-    """With a folder a bank: the tasks and rows that each of them would train on, and the test rows, which are no bank's."""
+    """With a folder a bank: the tasks and rows that each of them would train on, and the test rows, which are no
+    bank's.
+    """
     folders = sorted({file.folder for file in report.files if file.split == "train"})
     if report.source != "jsonl" or not any(folders):
         return []
@@ -80,7 +90,8 @@ def _banks(report: CheckReport) -> list[str]:
             lines.append(f"  no bank: {folder or '(no folder)'}: no usable row ({bad:,} bad); a run passes over it")
         elif all(file.tokens and len(file.tokens.over_window) == file.rows for file in files_of[folder] if file.rows):
             lines.append(
-                f"  warning: {folder or '(no folder)'}: no row fits the context window; a bank with these rows alone fails"
+                f"  warning: {folder or '(no folder)'}: no row fits the context window; a bank with these rows alone "
+                "fails"
             )
     tests = [file for file in report.files if file.split == "test"]
     return [*lines, f"Test rows, for the evaluation alone: {_tasks_of(tests)}" if tests else "No test rows."]
@@ -162,7 +173,9 @@ def _findings(file: FileReport, all_rows: bool) -> list[str]:
     bad_rows = file.bad_rows if all_rows else file.bad_rows[:SHOWN_BAD_ROWS]
     lines += [f"  bad: {describe(bad)}" for bad in bad_rows]
     if len(file.bad_rows) > len(bad_rows):
-        lines.append(f"  bad: and {len(file.bad_rows) - len(bad_rows):,} more; {ALL_ROWS} behind the folder lists them all")
+        lines.append(
+            f"  bad: and {len(file.bad_rows) - len(bad_rows):,} more; {ALL_ROWS} behind the folder lists them all"
+        )
     return lines if len(lines) > 2 else []
 
 
@@ -176,7 +189,8 @@ def _long(file: FileReport, all_rows: bool) -> list[str]:
     what = "longer with the answer's budget" if file.split == "test" else "longer"
     unused = "not scored" if file.split == "test" else "skipped by a run"
     return [
-        f"  warning: {_count(len(long), 'row')} {what} than the model's context window of {window:,} tokens, and {unused}: "
+        f"  warning: {_count(len(long), 'row')} {what} than the model's context window of {window:,} tokens, and "
+        f"{unused}: "
         f"{listed}{more}. Shorten them, or raise model.context_tokens where the model has more positions"
     ]
 

@@ -1,6 +1,7 @@
 """From rows to token ids: prompt and answer are tokenized apart, so that training and evaluation cut at the same place.
 
-The prompt is FinLoRA's raw context (its rule 1); the answer is the target and the end-of-sequence token, the only tokens with loss.
+The prompt is FinLoRA's raw context (its rule 1); the answer is the target and the end-of-sequence token, the only
+tokens with loss.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from fedfinlora.errors import UserError
 from fedfinlora.packing import Example
 
 _SHRINK = {"NFC": 4, "NFD": 1, "Prepend": 1, "Replace of one": 1}
-"""Normalizer -> how many characters it makes one of at most: a letter with its marks decomposes into four at most (Unicode TR 15)."""
+"""Normalizer -> how many characters it makes one of at most: a letter with its marks decomposes into four at most
+(Unicode TR 15).
+"""
 _KEEPS_TEXT = {"ByteLevel", "Digits", "Metaspace", "Split"}
 """Pre-tokenizers that drop nothing."""
 
@@ -36,7 +39,11 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[str], chat_template: bool =
     if not prompts:
         return []
     texts = _in_template(tokenizer, prompts) if chat_template else prompts
-    start = () if chat_template or tokenizer.bos_token_id is None or not _adds_start(tokenizer) else (tokenizer.bos_token_id,)
+    start = (
+        ()
+        if chat_template or tokenizer.bos_token_id is None or not _adds_start(tokenizer)
+        else (tokenizer.bos_token_id,)
+    )
     return [start + tuple(ids) for ids in _token_ids(tokenizer, texts, not chat_template)]
 
 
@@ -46,10 +53,11 @@ def encode_targets(tokenizer: Any, targets: Sequence[str]) -> list[list[int]]:
 
 
 def least_tokens(tokenizer: Any, row: Row, context_tokens: int, chat_template: bool = False) -> int:
-    """A number of tokens over the context window that a row certainly reaches, found without tokenizing it; 0 where that shows nothing.
+    """A number of tokens over the context window that a row certainly reaches, found without tokenizing it; 0 where
+    that shows nothing.
 
-    No token stands for more characters than the longest one of the vocabulary has: 30 MB of text need not be tokenized to see that
-    they do not fit 2,048 tokens.
+    No token stands for more characters than the longest one of the vocabulary has: 30 MB of text need not be tokenized
+    to see that they do not fit 2,048 tokens.
     """
     if len(row.prompt) + len(row.target) <= context_tokens:
         return 0
@@ -90,7 +98,9 @@ def encode_rows(
     on_bad_row: str = "skip",
     chat_template: bool = False,
 ) -> EncodedRows:
-    """Examples with loss on target and end-of-sequence. Too long rows are left out and named, or stop with a UserError."""
+    """Examples with loss on target and end-of-sequence. Too long rows are left out and named, or stop with a
+    UserError.
+    """
     least = [least_tokens(tokenizer, row, context_tokens, chat_template) for row in rows]
     fitting = [row for row, tokens in zip(rows, least, strict=True) if not tokens]
     prompts = iter(encode_prompts(tokenizer, [row.prompt for row in fitting], chat_template))
@@ -109,7 +119,8 @@ def encode_rows(
                 continue
         if on_bad_row == "stop":
             raise UserError(
-                f"Row {row.id} has {'at least ' if at_least else ''}{length} tokens, the context window {context_tokens}. "
+                f"Row {row.id} has {'at least ' if at_least else ''}{length} tokens, the context window "
+                f"{context_tokens}. "
                 "Shorten it, raise model.context_tokens, or set dataset.on_bad_row=skip."
             )
         too_long.append(row.id)
@@ -152,7 +163,9 @@ def _token_limit(tokenizer: Any, _vocabulary_size: int) -> TokenLimit:
 
 
 def _byte_level_letters() -> list[str]:
-    """The letter that stands for each byte in a byte-level vocabulary: itself where it can be printed, else one from U+0100 on."""
+    """The letter that stands for each byte in a byte-level vocabulary: itself where it can be printed, else one from
+    U+0100 on.
+    """
     printed = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printed]
     return [chr(byte) if byte in printed else chr(0x100 + others.index(byte)) for byte in range(256)]
@@ -181,5 +194,7 @@ def _token_ids(tokenizer: Any, texts: Sequence[str], plain: bool) -> list[list[i
 
 
 def _adds_start(tokenizer: Any) -> bool:
-    """Whether the tokenizer itself begins a text with its beginning-of-sequence token (Llama 3 does, SmolLM2 does not)."""
+    """Whether the tokenizer itself begins a text with its beginning-of-sequence token (Llama 3 does, SmolLM2 does
+    not).
+    """
     return bool(tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id)

@@ -1,12 +1,12 @@
 """The public sets on the Hugging Face hub, brought into FinLoRA's prompt form by their columns.
 
-What FinLoRA did to the public sets was done by hand and is only partly published, so these rows are close to its files but not
-equal to them; scores that are to be compared with FinLoRA's need `dataset.source=finlora`. Known differences: TFNS has its true
-labels here (FinLoRA's are swapped), FinanceBench has all 150 questions, FiNER's list of tags is in one order for all rows, and the
-four XBRL extraction sets are questions without the filings and therefore give no rows.
+What FinLoRA did to the public sets was done by hand and is only partly published, so these rows are close to its files
+but not equal to them; scores that are to be compared with FinLoRA's need `dataset.source=finlora`. Known differences:
+TFNS has its true labels here (FinLoRA's are swapped), FinanceBench has all 150 questions, FiNER's list of tags is in
+one order for all rows, and the four XBRL extraction sets are questions without the filings and therefore give no rows.
 
-With `dataset.root=FOLDER` nothing is fetched: FOLDER/<hub_id>/ holds a copy of each set, as written by
-`hf download --repo-type dataset <hub_id> --local-dir FOLDER/<hub_id>`. Only data files are read, never a set's own code.
+With `dataset.root=FOLDER` nothing is fetched: FOLDER/<hub_id>/ holds a copy of each set, as written by `hf download
+--repo-type dataset <hub_id> --local-dir FOLDER/<hub_id>`. Only data files are read, never a set's own code.
 """
 
 from __future__ import annotations
@@ -27,12 +27,15 @@ from fedfinlora.web import check_hub
 PARQUET_BRANCH = "refs/convert/parquet"
 """Where the hub keeps a converted copy of sets that come as a program."""
 PARQUET_FOLDERS = {"takala/financial_phrasebank": "sentences_50agree", "nlpaueb/finer-139": "finer-139"}
-"""Set -> the folder on that branch to read. At least half of PhraseBank's annotators agreed: 4,846 sentences, as in FinLoRA."""
+"""Set -> the folder on that branch to read. At least half of PhraseBank's annotators agreed: 4,846 sentences, as in
+FinLoRA.
+"""
 TEST_SPLITS = ("test", "validation", "valid")
 """The first of these that a set has is the test part. A set with one part only is divided."""
 TEST_SHARE, TEST_SEED = 0.25, 42
-"""A set without a test part: a quarter of it, shuffled by seed 42. This gives FPB 3,634 and 1,212 rows, as many as FinLoRA's
-files have."""
+"""A set without a test part: a quarter of it, shuffled by seed 42. This gives FPB 3,634 and 1,212 rows, as many as
+FinLoRA's files have.
+"""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,9 @@ class PublicRows:
 
 
 def load_public_sets(tasks: Sequence[str], split: str, folder: Path | None = None) -> PublicRows:
-    """Rows of each task's public set. Raises UserError when the hub cannot be reached; any other fault is one set's, in `missing`."""
+    """Rows of each task's public set. Raises UserError when the hub cannot be reached; any other fault is one set's, in
+    `missing`.
+    """
     rows: list[Row] = []
     bad_rows: list[BadRow] = []
     missing: dict[str, str] = {}
@@ -74,7 +79,9 @@ def load_public_sets(tasks: Sequence[str], split: str, folder: Path | None = Non
 
 
 def rows_of(task: str, dataset: Any, name: str, split: str) -> tuple[list[Row], list[BadRow]]:
-    """Rows of one `datasets.Dataset`, by the mapping that knows its columns. A bad record's line is its number from 1."""
+    """Rows of one `datasets.Dataset`, by the mapping that knows its columns. A bad record's line is its number from
+    1.
+    """
     rows: list[Row] = []
     bad_rows: list[BadRow] = []
     for position, made in enumerate(pairs(task, dataset)):
@@ -114,7 +121,8 @@ def _open(hub_id: str, folder: Path | None) -> Any:
     except ConnectionError as error:
         fault = hub_fault(error, hub_id, "data set", key="dataset.root") or "The Hugging Face hub cannot be reached."
         raise UserError(
-            f"{fault} A copy is made by `hf download --repo-type dataset {hub_id} --local-dir FOLDER/{hub_id}`; local rows need no hub: "
+            f"{fault} A copy is made by `hf download --repo-type dataset {hub_id} --local-dir FOLDER/{hub_id}`; local "
+            "rows need no hub: "
             "dataset.source=finlora."
         ) from error
     except RuntimeError as error:

@@ -19,7 +19,9 @@ def classify_merged(stem: str, context: str, target: str) -> str:
     split files where FiQA has to be its own task.
     """
     choose(stem, merged_files(), "merged train file")
-    return _sentiment_task(context, target) if stem == BENCHMARKS["fpb"].merged_train_file else _xbrl_task(context, target)
+    return (
+        _sentiment_task(context, target) if stem == BENCHMARKS["fpb"].merged_train_file else _xbrl_task(context, target)
+    )
 
 
 def _sentiment_task(context: str, target: str) -> str:

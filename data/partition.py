@@ -1,7 +1,7 @@
 """How simulated banks divide the train rows, and how a bank sets some of its own aside.
 
-Every partitioner is a partition in the strict sense: each row goes to exactly one bank, each bank gets at least one, rows keep
-their order inside a bank, and the same seed gives the same banks.
+Every partitioner is a partition in the strict sense: each row goes to exactly one bank, each bank gets at least one,
+rows keep their order inside a bank, and the same seed gives the same banks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ Positions = list[int]
 def partition(rows: Sequence[Row], banks: int, config: PartitionConfig, seed: int) -> list[list[Row]]:
     """One list of rows for each bank. One bank gets all rows as they are, whatever the partitioner.
 
-    Raises UserError when there are more banks than rows (or issuers, or a number of folders other than that of the banks).
+    Raises UserError when there are more banks than rows (or issuers, or a number of folders other than that of the
+    banks).
     """
     choose(config.name, PARTITIONERS, "partition")
     if banks < 1:
@@ -37,11 +38,14 @@ def partition(rows: Sequence[Row], banks: int, config: PartitionConfig, seed: in
     return [[rows[position] for position in sorted(share)] for share in shares]
 
 
-def hold_out(rows: Sequence[Row], fraction: float, max_rows: int, seed: int, bank: str | int) -> tuple[list[Row], list[Row]]:
+def hold_out(
+    rows: Sequence[Row], fraction: float, max_rows: int, seed: int, bank: str | int
+) -> tuple[list[Row], list[Row]]:
     """(train rows, held-out rows) of one bank, both in the order of `rows`; train is never left empty.
 
-    The held-out share is rounded up and at most `max_rows`; a fraction or `max_rows` of 0 means no hold-out. Copies of a row made
-    by `equalize_tasks` (ids ending in #2, #3, …) are one row here: with a row that is held out, its copies leave the train rows.
+    The held-out share is rounded up and at most `max_rows`; a fraction or `max_rows` of 0 means no hold-out. Copies of
+    a row made by `equalize_tasks` (ids ending in #2, #3, …) are one row here: with a row that is held out, its copies
+    leave the train rows.
     """
     originals: dict[str, Row] = {}
     for row in rows:
@@ -63,8 +67,9 @@ def _iid(rows: Sequence[Row], banks: int, config: PartitionConfig, seed: int) ->
 def _dirichlet(rows: Sequence[Row], banks: int, config: PartitionConfig, seed: int) -> list[Positions]:
     """Label skew after Hsu et al. 2019 (arXiv 1909.06335), in the form of Yurochkin et al. 2019 (arXiv 1905.12022).
 
-    Each class, a (task, label) pair for tasks with a closed label set and a task otherwise, is divided among the banks in
-    proportions drawn from Dirichlet(alpha, …, alpha). A bank left without rows takes one from the bank that then has most.
+    Each class, a (task, label) pair for tasks with a closed label set and a task otherwise, is divided among the banks
+    in proportions drawn from Dirichlet(alpha, …, alpha). A bank left without rows takes one from the bank that then has
+    most.
     """
     # Beyond these alpha changes nothing that can be seen, and the draw would run out of floating-point range.
     alpha = min(max(config.alpha, 1e-3), 1e6)
@@ -82,10 +87,12 @@ def _dirichlet(rows: Sequence[Row], banks: int, config: PartitionConfig, seed: i
 def _by_task(rows: Sequence[Row], banks: int, config: PartitionConfig, seed: int) -> list[Positions]:
     """Each bank its own desks: whole tasks, the largest first, each to the bank that has the fewest rows so far.
 
-    With more banks than tasks, the tasks with the most rows a bank are shared out among several banks, in equal shuffled parts.
+    With more banks than tasks, the tasks with the most rows a bank are shared out among several banks, in equal
+    shuffled parts.
     """
     tasks = _group(rows, lambda row: row.task)
-    # Heap of (-rows a part, task number): the task whose parts are largest gets one more part until there is one for each bank.
+    # Heap of (-rows a part, task number): the task whose parts are largest gets one more part until there is one for
+    # each bank.
     parts = [1] * len(tasks)
     largest = [(-len(task), number) for number, task in enumerate(tasks)]
     heapq.heapify(largest)
@@ -104,7 +111,8 @@ def _by_task(rows: Sequence[Row], banks: int, config: PartitionConfig, seed: int
 def _by_issuer(rows: Sequence[Row], banks: int, config: PartitionConfig, seed: int) -> list[Positions]:
     """Each issuer's rows with one bank, the largest issuers first, each to the bank that has the fewest rows so far.
 
-    Letter case does not tell issuers apart. Rows without an issuer follow one by one, shuffled, and so even the banks out.
+    Letter case does not tell issuers apart. Rows without an issuer follow one by one, shuffled, and so even the banks
+    out.
     """
     issuers = _group([row for row in rows if row.issuer], lambda row: row.issuer.casefold())
     with_issuer = [position for position, row in enumerate(rows) if row.issuer]
@@ -112,7 +120,8 @@ def _by_issuer(rows: Sequence[Row], banks: int, config: PartitionConfig, seed: i
     without = _shuffled([position for position, row in enumerate(rows) if not row.issuer], seed, "by_issuer")
     if banks > len(groups) + len(without):
         raise UserError(
-            f"partition=by_issuer: more banks ({banks}) than issuers ({len(groups)}) and rows without one ({len(without)}). "
+            f"partition=by_issuer: more banks ({banks}) than issuers ({len(groups)}) and rows without one "
+            f"({len(without)}). "
             "Lower banks or choose another partition."
         )
     return _balance([*groups, *([position] for position in without)], banks)
@@ -126,7 +135,8 @@ def _by_path(rows: Sequence[Row], banks: int, config: PartitionConfig, seed: int
     if len(folders) != banks:
         listed = ", ".join(name or "(no folder)" for name in sorted(folders))
         raise UserError(
-            f"partition=by_path needs one folder for each bank, but there are {len(folders)} folders and banks={banks}. "
+            f"partition=by_path needs one folder for each bank, but there are {len(folders)} folders and "
+            f"banks={banks}. "
             f"Folders with train rows: {listed}. Set banks={len(folders)} or sort the files into {banks} folders."
         )
     return [folders[name] for name in sorted(folders)]
@@ -172,7 +182,9 @@ def _cut(positions: Positions, parts: int) -> list[Positions]:
 
 
 def _balance(groups: list[Positions], banks: int) -> list[Positions]:
-    """Whole groups, the largest first, each to the bank with the fewest rows (Graham 1969: at most 4/3 of the best balance)."""
+    """Whole groups, the largest first, each to the bank with the fewest rows (Graham 1969: at most 4/3 of the best
+    balance).
+    """
     shares: list[Positions] = [[] for _ in range(banks)]
     fewest = [(0, bank) for bank in range(banks)]
     for group in sorted(groups, key=len, reverse=True):

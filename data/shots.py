@@ -82,12 +82,16 @@ def with_shots(
     order = generator(seed, "shots", benchmark.key).permutation(len(distinct)).tolist()
     candidates = [distinct[index] for index in order if distinct[index].prompt.strip() not in evaluated]
     if not candidates:
-        return ShotRows((), (), "", (f"no examples for evaluation.shots={shots}: no train row that is not evaluated itself"))
+        return ShotRows(
+            (), (), "", (f"no examples for evaluation.shots={shots}: no train row that is not evaluated itself")
+        )
     share_tokens = _share_tokens(rows, shots, length, room_tokens)
     examples = _draw(candidates, shots, benchmark, length, share_tokens)
     limits = "" if length is None else f" of at most {share_tokens} tokens each beside the longest prompt"
     if not examples:
-        return ShotRows((), (), "", (f"too long: no example{limits} for evaluation.shots={shots}. Raise model.context_tokens"))
+        return ShotRows(
+            (), (), "", (f"too long: no example{limits} for evaluation.shots={shots}. Raise model.context_tokens")
+        )
     shortage = "" if len(examples) == shots else f"{len(examples)} of {shots} examples: no more train rows{limits}"
     prefix = "".join(_solved(example) for example in examples)
     return ShotRows(tuple(replace(row, prompt=prefix + row.prompt) for row in rows), tuple(examples), shortage, "")
@@ -115,7 +119,9 @@ def _share_tokens(rows: Sequence[Row], shots: int, length: Length | None, room_t
     return (room_tokens - max(fitting, default=room_tokens)) // shots
 
 
-def _draw(candidates: Sequence[Row], shots: int, benchmark: Benchmark, length: Length | None, share_tokens: int) -> list[Row]:
+def _draw(
+    candidates: Sequence[Row], shots: int, benchmark: Benchmark, length: Length | None, share_tokens: int
+) -> list[Row]:
     """Examples in the order of the candidates: each time the first one of a label that was used least."""
     waiting = list(candidates)
     used: Counter[str] = Counter()

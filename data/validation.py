@@ -1,6 +1,8 @@
-"""Public validation rows: train rows that are set aside before any bank gets its part, for choosing a round without the test rows.
+"""Public validation rows: train rows that are set aside before any bank gets its part, for choosing a round without the
+test rows.
 
-The rows are the run's, not a bank's: the server may read them, and nobody trains on them (docs/adr/0010-public-validation.md).
+The rows are the run's, not a bank's: the server may read them, and nobody trains on them
+(docs/adr/0010-public-validation.md).
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from fedfinlora.seeds import generator
 
 
 def set_aside(rows: Sequence[Row], benchmarks: Sequence[str], count: int, seed: int) -> tuple[list[Row], list[Row]]:
-    """(the rest, validation rows): `count` seeded rows of each of `benchmarks` that has train rows, both in the order of `rows`.
+    """(the rest, validation rows): `count` seeded rows of each of `benchmarks` that has train rows, both in the order
+    of `rows`.
 
     | where | what happens |
     |---|---|
@@ -25,7 +28,8 @@ def set_aside(rows: Sequence[Row], benchmarks: Sequence[str], count: int, seed: 
     | whole issuers would cost some task more than half of its rows | single rows make up what is missing |
     | `count` is 0 | nothing is set aside |
 
-    A leaving issuer's rows beyond `count` are neither trained on nor validated. Raises UserError if no benchmark can give a row.
+    A leaving issuer's rows beyond `count` are neither trained on nor validated. Raises UserError if no benchmark can
+    give a row.
     """
     if count <= 0:
         return list(rows), []
@@ -36,8 +40,10 @@ def set_aside(rows: Sequence[Row], benchmarks: Sequence[str], count: int, seed: 
         chosen.update(_chosen_rows(rows, task, filers, count, seed, room))
     if not chosen:
         raise UserError(
-            f"evaluation.validation_rows={count}: no evaluated benchmark ({', '.join(benchmarks) or 'none is asked for'}) has train "
-            "rows to spare. Evaluate one that is trained on (evaluation.benchmarks=, dataset.tasks=), or set validation_rows to 0."
+            f"evaluation.validation_rows={count}: no evaluated benchmark "
+            f"({', '.join(benchmarks) or 'none is asked for'}) has train "
+            "rows to spare. Evaluate one that is trained on (evaluation.benchmarks=, dataset.tasks=), or set "
+            "validation_rows to 0."
         )
     rest = [row for row in rows if original_id(row) not in chosen and _filer(row) not in filers]
     return rest, [row for row in rows if row.id in chosen]
@@ -46,7 +52,9 @@ def set_aside(rows: Sequence[Row], benchmarks: Sequence[str], count: int, seed: 
 def _leaving_filers(
     rows: Sequence[Row], benchmarks: Sequence[str], count: int, seed: int, room: dict[str, int]
 ) -> frozenset[str]:
-    """Issuers in a seeded order, each taken if a benchmark still needs its rows and every task can spare them. Lowers `room`."""
+    """Issuers in a seeded order, each taken if a benchmark still needs its rows and every task can spare them. Lowers
+    `room`.
+    """
     rows_of: dict[str, list[Row]] = {}
     for row in rows:
         if row.issuer:
@@ -71,7 +79,9 @@ def _leaving_filers(
 def _chosen_rows(
     rows: Sequence[Row], task: str, filers: frozenset[str], count: int, seed: int, room: dict[str, int]
 ) -> list[str]:
-    """Ids of one task's validation rows: those of leaving issuers first, then single rows while the task can spare them."""
+    """Ids of one task's validation rows: those of leaving issuers first, then single rows while the task can spare
+    them.
+    """
     own = [row for row in rows if row.task == task]
     copies = Counter(original_id(row) for row in own)
     originals = _originals(own)

@@ -256,7 +256,11 @@ EXAMPLES: dict[str, dict[str, tuple[Example, ...]]] = {
             Example("pages 3—5", 3.0),
             Example("- 5 apples", 5.0),
         ),
-        "minus in words": (Example("negative 5,000", -5000.0), Example("minus 5000", -5000.0), Example("3 minus 5", 3.0)),
+        "minus in words": (
+            Example("negative 5,000", -5000.0),
+            Example("minus 5000", -5000.0),
+            Example("3 minus 5", 3.0),
+        ),
         "dates, years and denied numbers": (
             Example("In 2023, the value was 21276000000", 21276000000.0),
             Example("For FY 2023: $21,276,000,000", 21276000000.0),
@@ -348,7 +352,8 @@ EXAMPLES: dict[str, dict[str, tuple[Example, ...]]] = {
     "tag_list": {
         "plain": (
             Example(
-                "DebtInstrumentFaceAmount,Revenues, us-gaap:Goodwill", ["debtinstrumentfaceamount", "revenues", "goodwill"]
+                "DebtInstrumentFaceAmount,Revenues, us-gaap:Goodwill",
+                ["debtinstrumentfaceamount", "revenues", "goodwill"],
             ),
             Example("Revenues,,\nGoodwill", ["revenues", None, "goodwill"]),
             Example("Assets; Goodwill", ["assets", "goodwill"]),
@@ -373,7 +378,9 @@ EXAMPLES: dict[str, dict[str, tuple[Example, ...]]] = {
             Example("The tags are Assets, Goodwill.", ["assets", "goodwill"]),
             Example("Here are the tags:\n\n- us-gaap:Assets\n- us-gaap:Goodwill", ["assets", "goodwill"]),
         ),
-        "thoughts": (Example("<think>Assets, Goodwill</think>us-gaap:Revenues,us-gaap:Assets", ["revenues", "assets"]),),
+        "thoughts": (
+            Example("<think>Assets, Goodwill</think>us-gaap:Revenues,us-gaap:Assets", ["revenues", "assets"]),
+        ),
         "no tag": (Example(", ,", None), Example("", None)),
     },
     "formula": {
@@ -446,6 +453,9 @@ EXAMPLES: dict[str, dict[str, tuple[Example, ...]]] = {
             Example("", None),
         ),
     },
-    "text": {"plain": (Example(" An amount. ", "An amount."),), "no word": (Example(" \n", None), Example("...", None))},
+    "text": {
+        "plain": (Example(" An amount. ", "An amount."),),
+        "no word": (Example(" \n", None), Example("...", None)),
+    },
 }
 """Parser -> kind of text -> examples."""

@@ -1,7 +1,8 @@
-"""Answers on disk, one line each, written as they come: nothing is asked twice, and an evaluation that is killed goes on where it was.
+"""Answers on disk, one line each, written as they come: nothing is asked twice, and an evaluation that is killed goes
+on where it was.
 
-A file holds the answers that one model gave under one set of settings, by the hash of the prompt. Its name, or the settings in its
-first line, say which. A line that a crash cut off is left out; equal lines of two processes do no harm.
+A file holds the answers that one model gave under one set of settings, by the hash of the prompt. Its name, or the
+settings in its first line, say which. A line that a crash cut off is left out; equal lines of two processes do no harm.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ class ModelAnswer:
 
     text: str | None = field(default=None, metadata=OMITTED)
     stopped: str | None = field(default=None, metadata=OMITTED)
-    """end, budget, settled (early stopping), or a server's own word; `eval.models.TOO_LONG` where it says that the prompt does not fit."""
+    """end, budget, settled (early stopping), or a server's own word; `eval.models.TOO_LONG` where it says that the
+    prompt does not fit.
+    """
     api: str | None = field(default=None, metadata=OMITTED)
     served_model: str | None = field(default=None, metadata=OMITTED)
     label_logprobs: Mapping[str, float] | None = field(default=None, metadata=OMITTED)
@@ -40,7 +43,9 @@ class ModelAnswer:
 
 def settings_id(settings: Mapping[str, Any]) -> str:
     """SHA-256 of everything, besides the prompt, that decides an answer."""
-    return hashlib.sha256(json.dumps({"format": FORMAT, **settings}, sort_keys=True, allow_nan=False).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps({"format": FORMAT, **settings}, sort_keys=True, allow_nan=False).encode()
+    ).hexdigest()
 
 
 def prompt_id(prompt: str | Iterable[int]) -> str:
@@ -90,7 +95,9 @@ class AnswerFile:
     def __enter__(self) -> AnswerFile:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stream.close()
 
     def add(self, prompt: str, answer: ModelAnswer) -> None:
@@ -114,7 +121,9 @@ def read_answers(path: Path) -> dict[str, ModelAnswer]:
     try:
         return _answers_in(_lines_of(path.read_bytes())) if path.is_file() else {}
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}. Use evaluation.reuse=false to do without it.") from error
+        raise UserError(
+            f"{path} cannot be read: {error.strerror}. Use evaluation.reuse=false to do without it."
+        ) from error
 
 
 def _answers_in(lines: Sequence[Mapping[str, Any]]) -> dict[str, ModelAnswer]:
@@ -155,6 +164,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _unwritable(path: Path, error: OSError) -> UserError:
     return UserError(
-        f"Cannot write {path}: {error.strerror or error}. Free space or choose another folder with output_dir=FOLDER or "
+        f"Cannot write {path}: {error.strerror or error}. Free space or choose another folder with output_dir=FOLDER "
+        "or "
         "evaluation.answers_dir=FOLDER."
     )

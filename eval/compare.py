@@ -1,9 +1,10 @@
-"""Two evaluations of the same rows: the difference of every figure, with an interval that knows that the rows are the same.
+"""Two evaluations of the same rows: the difference of every figure, with an interval that knows that the rows are the
+same.
 
-Rows that are hard for one model are hard for the other, so the interval of a difference is much narrower than those of its two figures
-suggest. A resample draws rows, and both evaluations are computed on the rows drawn (paired bootstrap, Efron and Tibshirani 1993,
-chapter 16). Where a row is right or wrong, McNemar's exact test (1947) says how likely so unequal a division of the rows on which the
-two disagree is, were both as good.
+Rows that are hard for one model are hard for the other, so the interval of a difference is much narrower than those of
+its two figures suggest. A resample draws rows, and both evaluations are computed on the rows drawn (paired bootstrap,
+Efron and Tibshirani 1993, chapter 16). Where a row is right or wrong, McNemar's exact test (1947) says how likely so
+unequal a division of the rows on which the two disagree is, were both as good.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ from fedfinlora.run.evaluation import RowRecord, read_records
 def compare_records(benchmark: Benchmark, one: Sequence[RowRecord], other: Sequence[RowRecord]) -> BenchmarkComparison:
     """Every figure that both evaluations have, on the rows that both have, and what it gains from `one` to `other`.
 
-    FinLoRA's label set is that of the common rows. Raises UserError without common rows or common figures, or where BERTScores come from
-    different encoders.
+    FinLoRA's label set is that of the common rows. Raises UserError without common rows or common figures, or where
+    BERTScores come from different encoders.
     """
     first, second = _by_row(one), _by_row(other)
     common = sorted(first.keys() & second.keys())
     if not common:
         raise UserError(
-            f"{benchmark.key}: no row is in both evaluations ({len(one)} and {len(other)} rows): their prompts or rows differ. Evaluate "
+            f"{benchmark.key}: no row is in both evaluations ({len(one)} and {len(other)} rows): their prompts or rows "
+            "differ. Evaluate "
             "both with the same data, evaluation.limit and seed, and with the same examples in front of the prompts."
         )
     scores, other_scores = (recorded_scores(benchmark, [rows[row] for row in common]) for rows in (first, second))
@@ -45,7 +47,8 @@ def compare_records(benchmark: Benchmark, one: Sequence[RowRecord], other: Seque
     figures = _figures(benchmark, sample_of(benchmark, scores), sample_of(benchmark, other_scores))
     if not figures:
         raise UserError(
-            f"{benchmark.key}: one evaluation has generated answers only, the other labels only. Evaluate with evaluation.mode=both."
+            f"{benchmark.key}: one evaluation has generated answers only, the other labels only. Evaluate with "
+            "evaluation.mode=both."
         )
     return BenchmarkComparison(len(common), len(first) - len(common), len(second) - len(common), figures)
 
@@ -75,7 +78,8 @@ def _figures(benchmark: Benchmark, one: Sample, other: Sample) -> dict[str, Metr
 
 
 def mcnemar_p(one: Sequence[bool], other: Sequence[bool]) -> float:
-    """McNemar's exact two-sided p-value: of the rows that one of the two alone has right, each is a fair coin; 1 if there are none.
+    """McNemar's exact two-sided p-value: of the rows that one of the two alone has right, each is a fair coin; 1 if
+    there are none.
 
     >>> mcnemar_p([True, False, False, False], [True, True, True, True])
     0.25
@@ -87,7 +91,7 @@ def mcnemar_p(one: Sequence[bool], other: Sequence[bool]) -> float:
     return float(binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0
 
 
-# --- run folders --------------------------------------------------------------------------------------------------------------
+# --- run folders ----------------------------------------------------------------------------------
 
 
 def compare_runs(run_a: Path, label_a: str, run_b: Path, label_b: str) -> Comparison:
@@ -99,7 +103,8 @@ def compare_runs(run_a: Path, label_a: str, run_b: Path, label_b: str) -> Compar
     common = [key for key in BENCHMARKS if key in one and key in other]
     if not common:
         raise UserError(
-            f"No benchmark is in both: {run_a} ({label_a}) has {', '.join(one)}; {run_b} ({label_b}) has {', '.join(other)}."
+            f"No benchmark is in both: {run_a} ({label_a}) has {', '.join(one)}; {run_b} ({label_b}) has "
+            f"{', '.join(other)}."
         )
     compared: dict[str, BenchmarkComparison] = {}
     skipped: dict[str, str] = {}
@@ -147,7 +152,9 @@ def _mean_difference(compared: Mapping[str, BenchmarkComparison], keys: Sequence
 def _read_evaluation(run: Path, label: str) -> dict[str, list[RowRecord]]:
     """Benchmark key -> records, of the benchmarks in the catalogue, in its order."""
     if not (run / "eval").is_dir():
-        raise UserError(f"{run} is not the folder of a run with scores: it has no eval/. Name one such as outputs/demo.")
+        raise UserError(
+            f"{run} is not the folder of a run with scores: it has no eval/. Name one such as outputs/demo."
+        )
     folder = run / "eval" / label
     if not folder.is_dir():
         labels = ", ".join(sorted(child.name for child in (run / "eval").iterdir() if child.is_dir()))

@@ -37,7 +37,9 @@ def estimate_requests(prompts: Mapping[str, Sequence[str]], tokenizer: Any) -> l
     for key, texts in prompts.items():
         prompt_tokens = sum(len(ids) for ids in encode_prompts(tokenizer, texts))
         first = hashlib.sha256(texts[0].encode()).hexdigest() if texts else ""
-        estimates.append(RequestEstimate(key, len(texts), prompt_tokens, len(texts) * BENCHMARKS[key].budget_tokens, first))
+        estimates.append(
+            RequestEstimate(key, len(texts), prompt_tokens, len(texts) * BENCHMARKS[key].budget_tokens, first)
+        )
     return estimates
 
 
@@ -55,7 +57,10 @@ def cost_usd(estimates: Sequence[RequestEstimate], price_in: float = 0.0, price_
 
 
 def render_estimates(
-    estimates: Sequence[RequestEstimate], tokenizer_name: str, price_in: float | None = None, price_out: float | None = None
+    estimates: Sequence[RequestEstimate],
+    tokenizer_name: str,
+    price_in: float | None = None,
+    price_out: float | None = None,
 ) -> str:
     """The dry run as text. A cost is shown where a price is given; a price that is not given counts as 0."""
     total = RequestEstimate(
@@ -77,7 +82,8 @@ def render_estimates(
     lines += [
         "",
         (
-            f"Prompt tokens are an estimate by the tokenizer of {tokenizer_name} (model=…), without a chat template; the "
+            f"Prompt tokens are an estimate by the tokenizer of {tokenizer_name} (model=…), without a chat template; "
+            "the "
             "server's may differ."
         ),
     ]

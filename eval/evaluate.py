@@ -1,4 +1,6 @@
-"""The shared evaluator: test rows -> answers of one or several models -> scoring -> eval/<label>/ in the run's folder."""
+"""The shared evaluator: test rows -> answers of one or several models -> scoring -> eval/<label>/ in the run's
+folder.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,15 @@ from eval.said import is_unfinished
 from fedfinlora.config import Config
 from fedfinlora.memory import give_back_heap
 from fedfinlora.models import Session
-from fedfinlora.run.evaluation import METRICS_FILE, BenchmarkMetrics, DecodingCheck, Evaluation, RowRecord, TokenCounts, Work
+from fedfinlora.run.evaluation import (
+    METRICS_FILE,
+    BenchmarkMetrics,
+    DecodingCheck,
+    Evaluation,
+    RowRecord,
+    TokenCounts,
+    Work,
+)
 from fedfinlora.run.typed import to_json
 from fedfinlora.runfolder import write_bytes, write_json
 from fedfinlora.seeds import generator
@@ -29,8 +39,9 @@ from fedfinlora.seeds import generator
 OnEvent = Callable[..., None]
 log = logging.getLogger("fedfinlora")
 CUT, FILTERED, MANY_CUT = ("budget", "length", "max_tokens"), ("content_filter", "safety", "refusal"), 0.05
-"""Why a text ended at its budget, in ours and in servers' words, and because the server held it back; the share of such answers that is worth a
-warning."""
+"""Why a text ended at its budget, in ours and in servers' words, and because the server held it back; the share of such
+answers that is worth a warning.
+"""
 PARTIAL = ".partial"
 """Ends the names of files that hold answers until all benchmarks are scored."""
 
@@ -43,7 +54,8 @@ def evaluate(
     on_event: OnEvent | None = None,
     chosen_rows: EvaluationRows | None = None,
 ) -> Evaluation:
-    """Score the session's model with its adapter as it is now; write eval/<label>/ and return the content of metrics.json.
+    """Score the session's model with its adapter as it is now; write eval/<label>/ and return the content of
+    metrics.json.
 
     `chosen_rows` takes the place of the test rows that the configuration asks for.
     """
@@ -57,7 +69,9 @@ def evaluate_models(
     on_event: OnEvent | None = None,
     chosen_rows: EvaluationRows | None = None,
 ) -> dict[str, Evaluation]:
-    """Score several models, given by label, benchmark by benchmark in one pass over the rows; returns metrics.json by label."""
+    """Score several models, given by label, benchmark by benchmark in one pass over the rows; returns metrics.json by
+    label.
+    """
     asked = prepared(chosen_rows or rows_to_score(config), config, next(iter(models.values())).length)
     scored: dict[str, list[_Scored]] = {label: [] for label in models}
     benchmarks = [benchmark for benchmark in select(config.evaluation.benchmarks) if benchmark.key in asked.rows]
@@ -144,18 +158,22 @@ class _Task:
         return answers_of(self.model, self.benchmark, self.rows, prompts, partial, self.config, report, labels)
 
     def _say_what_was_cut(self, records: Sequence[RowRecord]) -> None:
-        """Warn where many texts reach the budget while they are empty or inside a thought: their score says little of the model."""
+        """Warn where many texts reach the budget while they are empty or inside a thought: their score says little of
+        the model.
+        """
         texts = [record.output or "" for record in records if record.stopped in CUT]
         cut = sum(not text.strip() or is_unfinished(text) for text in texts)
         filtered = sum(record.stopped in FILTERED for record in records)
         if filtered >= max(1, MANY_CUT * len(records)):
             log.warning(
-                "%s, %s: the server held back %d of %d answers (content filter); they count as they came, empty ones as unparsed.",
+                ("%s, %s: the server held back %d of %d answers (content filter); they count as they came, empty ones "
+                "as unparsed."),
                 self.label, self.benchmark.key, filtered, len(records),
             )  # fmt: skip
         if cut >= max(1, MANY_CUT * len(records)):
             log.warning(
-                "%s, %s: %d of %d answers were cut off at the benchmark's budget of %d tokens before they said anything. Ask for answers without "
+                "%s, %s: %d of %d answers were cut off at the benchmark's budget of %d tokens before they said "
+                "anything. Ask for answers without "
                 "thoughts, or raise budget_tokens in data/catalog.py.",
                 self.label, self.benchmark.key, cut, len(records), self.benchmark.budget_tokens,
             )  # fmt: skip
@@ -181,7 +199,9 @@ def _output(text: ModelAnswer | None) -> str | None:
     return "" if text is None or text.stopped == TOO_LONG else text.text
 
 
-def _with_answers(record: RowRecord, prompt: str | None, text: ModelAnswer | None, ranking: ModelAnswer | None) -> RowRecord:
+def _with_answers(
+    record: RowRecord, prompt: str | None, text: ModelAnswer | None, ranking: ModelAnswer | None
+) -> RowRecord:
     """The record with what is known of its answers apart from the score."""
     text, ranking = text or ModelAnswer(), ranking or ModelAnswer()
     return replace(

@@ -63,7 +63,9 @@ def finlora_labels(benchmark: Benchmark, targets: Sequence[str]) -> list[str]:
     return sorted(labels, key=lambda label: (-len(label), label))
 
 
-def finlora_score_row(benchmark: Benchmark, target: str, output: str, labels: Sequence[str]) -> tuple[FinloraPiece, ...]:
+def finlora_score_row(
+    benchmark: Benchmark, target: str, output: str, labels: Sequence[str]
+) -> tuple[FinloraPiece, ...]:
     """The judged pieces of one row. `labels` comes from `finlora_labels` over the targets of all rows of the
     evaluation.
 
@@ -73,7 +75,9 @@ def finlora_score_row(benchmark: Benchmark, target: str, output: str, labels: Se
     return tuple(_judge(*pair, labels) for pair in finlora_pieces(benchmark, target, output))
 
 
-def finlora_scores(benchmark: Benchmark, targets: Sequence[str], outputs: Sequence[str]) -> list[tuple[FinloraPiece, ...]]:
+def finlora_scores(
+    benchmark: Benchmark, targets: Sequence[str], outputs: Sequence[str]
+) -> list[tuple[FinloraPiece, ...]]:
     """The judged pieces of each row of a whole evaluation."""
     labels = finlora_labels(benchmark, targets)
     return [finlora_score_row(benchmark, *pair, labels) for pair in zip(targets, outputs, strict=True)]

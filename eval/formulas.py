@@ -57,7 +57,9 @@ _FORMULA_TYPESET = (
     (re.compile(r"(?<![\w)])\*\*([^*\n]+)\*\*(?![\w(])"), r"\1"),
     (re.compile(r"\\[cdt]?frac\s*(\d)\s*(\d)(?!\d)"), r"((\1)/(\2))"),
     (
-        re.compile(r"\\(?:times|cdot|ast)\b|∗|(?<=[\w)\]}])\s*[·⋅•]|(?<=[\d)\]])\s+[xX]\s+(?=[\d(])|(?<=\w)\s+x\s+(?=[\d(])"),
+        re.compile(
+            r"\\(?:times|cdot|ast)\b|∗|(?<=[\w)\]}])\s*[·⋅•]|(?<=[\d)\]])\s+[xX]\s+(?=[\d(])|(?<=\w)\s+x\s+(?=[\d(])"
+        ),
         " * ",
     ),
     (re.compile(r"\\div\b|[∕⁄]"), "/"),
@@ -124,7 +126,8 @@ def _without_spare_brackets(formula: str) -> str:
     """Remove brackets that group nothing: around the whole, around one operand, around brackets, around a signed
     operand at the start.
 
-    >>> _without_spare_brackets("((a-b)/(c))"), _without_spare_brackets("((-5)/((3-1)))"), _without_spare_brackets("(a-b)/(c-d)")
+    >>> (_without_spare_brackets("((a-b)/(c))"), _without_spare_brackets("((-5)/((3-1)))"),
+    ... _without_spare_brackets("(a-b)/(c-d)"))
     ('(a-b)/c', '-5/(3-1)', '(a-b)/(c-d)')
     """
     opened: list[int] = []

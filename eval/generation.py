@@ -242,7 +242,9 @@ class _Engine:
             for number, place in enumerate(places):
                 row = first + place
                 keys = [
-                    key for start, end in tree.keys(place, self.kept[row], len(self.ordered[row])) for key in range(start, end)
+                    key
+                    for start, end in tree.keys(place, self.kept[row], len(self.ordered[row]))
+                    for key in range(start, end)
                 ]
                 index[number, width - len(keys) :] = torch.tensor(keys)
                 hidden[number, : width - len(keys)] = float("-inf")
@@ -253,7 +255,9 @@ class _Engine:
             ) -> torch.Tensor:
                 _, groups, _, numbers = tensor.shape
                 buffer = tensor.new_zeros(rows, groups, width + self.budget, numbers)
-                buffer[:, :, :width] = tensor[0].index_select(1, flat_index).view(groups, rows, width, numbers).transpose(0, 1)
+                buffer[:, :, :width] = (
+                    tensor[0].index_select(1, flat_index).view(groups, rows, width, numbers).transpose(0, 1)
+                )
                 return buffer
 
             kept = Layers([buffered(key) for key in layers.keys], [buffered(value) for value in layers.values])

@@ -124,7 +124,9 @@ def compacted(buffers: Sequence[Buffer], alive: Sequence[bool]) -> list[Buffer]:
             for kind in (buffer.layers.keys, buffer.layers.values):
                 for layer, tensor in enumerate(kind):
                     kind[layer] = tensor.index_select(0, index)
-            compacted.append(Buffer(buffer.width, [buffer.rows[place] for place in keep], buffer.layers, buffer.hidden[index]))
+            compacted.append(
+                Buffer(buffer.width, [buffer.rows[place] for place in keep], buffer.layers, buffer.hidden[index])
+            )
     return compacted
 
 

@@ -46,7 +46,7 @@ SHARES = frozenset({"unparsed_share", "accuracy", "finlora_accuracy", "labels_ac
 Item = TypeVar("Item")
 
 
-# --- one benchmark ------------------------------------------------------------------------------------------------------------
+# --- one benchmark --------------------------------------------------------------------------------
 
 
 def summarise(benchmark: Benchmark, scores: Sequence[RowScore]) -> BenchmarkMetrics:
@@ -103,7 +103,7 @@ def _interval(benchmark: Benchmark, name: str, values: Array, rows: int) -> Sequ
     return bootstrap_interval(values, lowest=-1.0 if name.endswith("matthews") else 0.0)
 
 
-# --- rows ---------------------------------------------------------------------------------------------------------------------
+# --- rows -----------------------------------------------------------------------------------------
 
 
 class Kind(NamedTuple):
@@ -182,11 +182,15 @@ def kinds_of(rows: Iterable[Item]) -> tuple[list[Item], list[int]]:
     return kinds, [counts[kind] for kind in kinds]
 
 
-# --- figures of a sample and its resamples ------------------------------------------------------------------------------------
+# --- figures of a sample and its resamples --------------------------------------------------------
 
 
-def figure_values(benchmark: Benchmark, kinds: Sequence[Kind], times: Array, written: bool, chosen: bool) -> dict[str, Array]:
-    """Each figure's value, (resamples,), where kind k occurs times[:, k] often; `times` has shape (resamples, kinds)."""
+def figure_values(
+    benchmark: Benchmark, kinds: Sequence[Kind], times: Array, written: bool, chosen: bool
+) -> dict[str, Array]:
+    """Each figure's value, (resamples,), where kind k occurs times[:, k] often; `times` has shape (resamples,
+    kinds).
+    """
     scorer = SCORERS[benchmark.scorer]
     values: dict[str, Array] = {}
     if written:
@@ -203,7 +207,9 @@ def figure_values(benchmark: Benchmark, kinds: Sequence[Kind], times: Array, wri
     return values
 
 
-def _class_values(pairs: Sequence[Sequence[Pair]], times: Array, prefix: str = "", correlate: bool = False) -> dict[str, Array]:
+def _class_values(
+    pairs: Sequence[Sequence[Pair]], times: Array, prefix: str = "", correlate: bool = False
+) -> dict[str, Array]:
     """Accuracy, F1 and, on demand, Matthews correlation; `pairs` holds those of each kind."""
     everything = [pair for members in pairs for pair in members]
     counts = class_counts(pairs, true_classes(everything), times)
@@ -225,7 +231,9 @@ def _mean(of_kind: Sequence[float], times: Array) -> Array:
 
 
 def _total(of_kind: Sequence[float], times: Array) -> Array:
-    """Σ of_kind[k]·times[:, k], added in one order on every machine (a matrix product's order depends on its threads)."""
+    """Σ of_kind[k]·times[:, k], added in one order on every machine (a matrix product's order depends on its
+    threads).
+    """
     import numpy as np
 
     return np.asarray(np.einsum("rk,k->r", times, np.asarray(of_kind, dtype=np.float64)))

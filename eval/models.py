@@ -85,7 +85,9 @@ class Model(Protocol):
         """Answer the rows numbered in `asked`."""
         ...
 
-    def compare_labels(self, benchmark: Benchmark, rows: Sequence[Row], asked: Sequence[int], on_answer: OnAnswer) -> None:
+    def compare_labels(
+        self, benchmark: Benchmark, rows: Sequence[Row], asked: Sequence[int], on_answer: OnAnswer
+    ) -> None:
         """Score every label of a closed label set for the rows numbered in `asked`."""
         ...
 
@@ -120,7 +122,9 @@ class LocalModel:
             adapter = {
                 "adapter": adapter_checksum(self.adapter),
                 "layout": self.session.layout.id,
-                "method": "lora" if peft.method == "qlora" else peft.method,  # QLoRA is LoRA on a base that is named above
+                "method": "lora"
+                if peft.method == "qlora"
+                else peft.method,  # QLoRA is LoRA on a base that is named above
                 "rank": str(peft.rank),
                 "alpha": str(peft.alpha),
                 **({"freeze_a": f"seed {self.config.seed}"} if peft.freeze_a else {}),
@@ -192,7 +196,9 @@ class LocalModel:
         plain = generate_plainly(self.session.model, self._tokens(rows), benchmark.budget_tokens, end_ids(self.session))
         return [self.session.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in plain]
 
-    def compare_labels(self, benchmark: Benchmark, rows: Sequence[Row], asked: Sequence[int], on_answer: OnAnswer) -> None:
+    def compare_labels(
+        self, benchmark: Benchmark, rows: Sequence[Row], asked: Sequence[int], on_answer: OnAnswer
+    ) -> None:
         tokens = self._tokens(rows)
         tokenizer = self.session.tokenizer
         ids = tokenizer(list(benchmark.labels), add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -263,8 +269,12 @@ class RemoteAnswers:
             self.work.prompt_tokens += answer.prompt_tokens or 0
             self.work.written_tokens += answer.answer_tokens or 0
 
-    def compare_labels(self, benchmark: Benchmark, rows: Sequence[Row], asked: Sequence[int], on_answer: OnAnswer) -> None:
-        raise NotImplementedError("servers are asked for text only; the command line refuses evaluation.mode=labels with one")
+    def compare_labels(
+        self, benchmark: Benchmark, rows: Sequence[Row], asked: Sequence[int], on_answer: OnAnswer
+    ) -> None:
+        raise NotImplementedError(
+            "servers are asked for text only; the command line refuses evaluation.mode=labels with one"
+        )
 
 
 def end_ids(session: Session) -> list[int]:

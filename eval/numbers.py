@@ -20,7 +20,8 @@ DASHES = "\u2010\u2011\u2012\u2013\u2212\u2796\ufe63\uff0d"
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _WIDE = str.maketrans(
-    {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F) if code != 0xFF0D} | {"٫": ".", "٬": ",", "٪": "%", "﹪": "%"}
+    {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F) if code != 0xFF0D}
+    | {"٫": ".", "٬": ",", "٪": "%", "﹪": "%"}
 )
 """Full-width signs and those of Arabic numbers -> ASCII; digits of every script are digits to Python."""
 _POWER = re.compile(r"(?<=10)[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,4}")
@@ -48,7 +49,8 @@ _NUMBER = re.compile(
     (?P<digits>\d{{1,3}}(?:,\d{{2,3}})*,\d{{3}}(?!\d)|\d+|(?=\.\d)) (?P<fraction>\.\d*)?
     (?: (?P<exponent>[eE][-+−]?\d+)(?!\w) | \s*[×x*]\s*10\s*(?:\^|\*\*)\s*\(?(?P<power>[-+−]?\d{{1,4}})\)? )?
     (?:\s*%)?
-    (?: \s*(?P<word>hundred|thousand|lakh|crore|million|billion|trillion|mn|mln|mio|bn|mrd|tn)\b | (?P<letter>[kmb])\b )?
+    (?: \s*(?P<word>hundred|thousand|lakh|crore|million|billion|trillion|mn|mln|mio|bn|mrd|tn)\b
+      | (?P<letter>[kmb])\b )?
     (?P<close>\s*\))?
     """,
     re.VERBOSE | re.IGNORECASE,
@@ -127,7 +129,8 @@ def lone_number(line: str) -> float | None:
     """The number that a line is, in any spelling but a fraction, if nothing stands around it but a currency, quotes and
     punctuation.
 
-    >>> lone_number("**$1,234.50**"), lone_number("5 %."), lone_number("(5)"), lone_number("5 × 10³"), lone_number("10 to 20")
+    >>> (lone_number("**$1,234.50**"), lone_number("5 %."), lone_number("(5)"), lone_number("5 × 10³"),
+    ... lone_number("10 to 20"))
     (1234.5, 5.0, -5.0, 5000.0, None)
     """
     plain = re.sub(r"\A\$(.*)\$\Z", r"\1", re.sub(r"\\[()]", "", line).strip(_AROUND))
@@ -160,7 +163,12 @@ def _value(found: re.Match[str]) -> float:
 def _is_number(line: str) -> bool:
     """Whether a line is one number with no more than a word or two around it, and no item of a list of steps."""
     words = re.findall(r"[^\W\d_]{2,}", line.lower())
-    return len(_NUMBER.findall(line)) == 1 and len(words) <= 2 and not {"answer", "step"} & set(words) and not _STEP.match(line)
+    return (
+        len(_NUMBER.findall(line)) == 1
+        and len(words) <= 2
+        and not {"answer", "step"} & set(words)
+        and not _STEP.match(line)
+    )
 
 
 def first_line(text: str) -> str:

@@ -55,7 +55,8 @@ def error_status(content: bytes) -> int:
     """The status that a reply should have had whose body is an error in spite of its 200, as gateways send; 0 where it
     is none.
 
-    >>> error_status(b'{"error": {"code": 429}}'), error_status(b'[{"error": "no such model"}]'), error_status(b'{"choices": []}')
+    >>> (error_status(b'{"error": {"code": 429}}'), error_status(b'[{"error": "no such model"}]'),
+    ... error_status(b'{"choices": []}'))
     (429, 400, 0)
     """
     reply = _json_of(content)
@@ -79,7 +80,8 @@ def error_status(content: bytes) -> int:
 def read_fault(content: bytes, prompt: str, key: str) -> Fault:
     """What the body of a refusal says, without text of the prompt or the key.
 
-    >>> read_fault(b"<html><head><title>502 Bad Gateway</title></head><body><h1>nginx</h1></body></html>", "", "").message
+    >>> read_fault(b"<html><head><title>502 Bad Gateway</title></head><body><h1>nginx</h1></body></html>", "",
+    ... "").message
     '502 Bad Gateway nginx'
     """
     reply = _json_of(content)

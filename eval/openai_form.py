@@ -33,7 +33,9 @@ class Form:
 
     def body(self, model: str, prompt: str, budget_tokens: int, seed: int) -> dict[str, Any]:
         """The JSON of one request."""
-        content = {"prompt": prompt} if self.api == "completions" else {"messages": [{"role": "user", "content": prompt}]}
+        content = (
+            {"prompt": prompt} if self.api == "completions" else {"messages": [{"role": "user", "content": prompt}]}
+        )
         optional = {**GREEDY, "seed": seed}
         kept = {name: value for name, value in optional.items() if name not in self.left_out}
         return {"model": model, **content, self.budget_name: budget_tokens, **kept}

@@ -1,11 +1,14 @@
-"""Labels that are named but not answered: lists of options ("positive/negative/neutral", "A, B or C?") and denials ("not positive").
+"""Labels that are named but not answered: lists of options ("positive/negative/neutral", "A, B or C?") and denials
+("not positive").
 
-A list is two labels or more with nothing between them but commas, bars, slashes, semicolons, "or", "and", quotes, brackets, bullets and the
-words for a level (strong, moderately, mildly). It is no answer if a bar, a slash, "or" or "vs" is in it ("positive or neutral" decides
-nothing), or if it holds every label on offer. Some of the labels with commas or "and" alone are no such list: the first counts. Of two
-labels ("Yes", "No") a comma or "and" alone makes no list unless nothing else is there: "Yes, no doubt" is an answer.
+A list is two labels or more with nothing between them but commas, bars, slashes, semicolons, "or", "and", quotes,
+brackets, bullets and the words for a level (strong, moderately, mildly). It is no answer if a bar, a slash, "or" or
+"vs" is in it ("positive or neutral" decides nothing), or if it holds every label on offer. Some of the labels with
+commas or "and" alone are no such list: the first counts. Of two labels ("Yes", "No") a comma or "and" alone makes no
+list unless nothing else is there: "Yes, no doubt" is an answer.
 
-A denial denies the labels behind it up to the end of its clause. The word "no" in front of a noun ("no doubt") is not the answer "No".
+A denial denies the labels behind it up to the end of its clause. The word "no" in front of a noun ("no doubt") is not
+the answer "No".
 """
 
 from __future__ import annotations
@@ -32,8 +35,10 @@ _DENIAL = (
     r"|(?:free|absence|devoid)\s+of)(?![\w'\u2019-])"
 )
 _BEHIND = (
-    r"[\"'`*]*(?:\?\W*(?:no|not)\b|(?:[ \t]+(?:sentiment|news|tone|label|answer))?[ \t]+(?:(?:it|this|that)[ \t]+is(?:n['\u2019]t|[ \t]+not)\b(?![ \t]+\w)"
-    r"|(?:is|was)n['\u2019]t\b|(?:(?:is|was|seems)|would[ \t]+be)[ \t]+(?:not|never|wrong|incorrect|false|absent|excluded|ruled[ \t]+out|out[ \t]+of)\b))"
+    r"[\"'`*]*(?:\?\W*(?:no|not)\b|(?:[ \t]+(?:sentiment|news|tone|label|answer))?[ \t]+(?:(?:it|this|that)[ "
+    r"\t]+is(?:n['\u2019]t|[ \t]+not)\b(?![ \t]+\w)"
+    r"|(?:is|was)n['\u2019]t\b|(?:(?:is|was|seems)|would[ \t]+be)[ "
+    r"\t]+(?:not|never|wrong|incorrect|false|absent|excluded|ruled[ \t]+out|out[ \t]+of)\b))"
 )
 """What denies the label in front of it."""
 _OPEN_BEHIND = r"[\"'`*]*(?:\?\W*\w*|(?:[ \t]+[\w'\u2019]*){0,4})\Z"
@@ -47,20 +52,22 @@ _CLAUSE_END = re.compile(
     re.IGNORECASE,
 )
 _STRUCK = re.compile(
-    r"~~[^~]*~~|\[ \][^\n\[]*|\u2610[^\n\u2611]*|^[^\w\n]*[\u274c\u2717\u2718][^\n]*|\w+[ \t*]{0,3}[\u274c\u2717\u2718]",
+    r"~~[^~]*~~|\[ \][^\n\[]*|\u2610[^\n\u2611]*|^[^\w\n]*[\u274c\u2717\u2718][^\n]*|\w+[ \t*]{0,3}[\u274c\u2717\u2718]",  # noqa: E501
     re.MULTILINE,
 )
 """What is struck out in Markdown, crossed, or behind a check box that is not ticked."""
 _DETERMINER = re.compile(
     rf"\bno(?=[ \t]+{_NO_NOUN}|\.[ \t]*\d)"
-    r"|(?:(?<=\bthere is )|(?<=\bthere are )|(?<=\bthere was )|(?<=\bthere were )|(?<=\bhas )|(?<=\bhave )|(?<=\bwith ))no(?=[ \t]+\w)",
+    r"|(?:(?<=\bthere is )|(?<=\bthere are )|(?<=\bthere was )|(?<=\bthere were )|(?<=\bhas )|(?<=\bhave )|(?<=\bwith "
+    r"))no(?=[ \t]+\w)",
     re.IGNORECASE,
 )
 _OPEN_DETERMINER = re.compile(r"\bno\.?[ \t]*(\w*)\Z", re.IGNORECASE)
 
 
 def without_denials(text: str, labels: Sequence[str]) -> str:
-    """The text with a sign in the place of each label that is denied, struck out or not ticked, and of each "no" that is no answer.
+    """The text with a sign in the place of each label that is denied, struck out or not ticked, and of each "no" that
+    is no answer.
 
     >>> without_denials("It is not really positive or neutral, but negative", ("negative", "neutral", "positive"))
     'It is not really ∅ or ∅, but negative'
@@ -88,7 +95,9 @@ def without_denials(text: str, labels: Sequence[str]) -> str:
 
 
 def may_become_denial(text: str, labels: Sequence[str]) -> bool:
-    """Whether more text could strike a label out, deny one from behind, or take its last "no" for a word in front of a noun."""
+    """Whether more text could strike a label out, deny one from behind, or take its last "no" for a word in front of a
+    noun.
+    """
     left = _OPEN_DETERMINER.search(text)
     noun = left is not None and (left[1].isdigit() or any(noun.startswith(left[1].lower()) for noun in _NOUNS))
     return noun or "~~" in text or bool(re.search(_label(tuple(labels)).pattern + _OPEN_BEHIND, text, re.IGNORECASE))
@@ -115,7 +124,8 @@ def without_option_lists(text: str, labels: Sequence[str]) -> str:
 
 
 def without_letter_lists(text: str, letters: str) -> str:
-    """The text with a sign in the place of each list of options by letter: A, B, C and so on, or one such line for each of them.
+    """The text with a sign in the place of each list of options by letter: A, B, C and so on, or one such line for each
+    of them.
 
     Three letters are enough: questions may have fewer options than the benchmark.
 
@@ -132,7 +142,9 @@ def without_letter_lists(text: str, letters: str) -> str:
 
 
 def may_become_list(text: str, labels: Sequence[str]) -> bool:
-    """Whether more text could turn a label of this one into a part of a list of options, or of labels with a score each."""
+    """Whether more text could turn a label of this one into a part of a list of options, or of labels with a score
+    each.
+    """
     names = tuple(sorted({label.lower() for label in labels if label}, key=lambda name: (-len(name), name)))
     if len(names) < 2:
         return False

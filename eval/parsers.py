@@ -1,8 +1,9 @@
-"""Reading an answer out of generated text, strictly but fairly: one parser per kind of answer, `None` where there is no answer.
+"""Reading an answer out of generated text, strictly but fairly: one parser per kind of answer, `None` where there is no
+answer.
 
-A parser takes the generated text (without the prompt) and the benchmark's closed label set, and returns a canonical answer: two
-texts give equal values exactly when they say the same. Targets go through the same parser. These are the honest readings; what
-FinLoRA's own evaluator takes as the answer is `eval.finlora.finlora_score_row`.
+A parser takes the generated text (without the prompt) and the benchmark's closed label set, and returns a canonical
+answer: two texts give equal values exactly when they say the same. Targets go through the same parser. These are the
+honest readings; what FinLoRA's own evaluator takes as the answer is `eval.finlora.finlora_score_row`.
 """
 
 from __future__ import annotations
@@ -23,14 +24,16 @@ Parser = Callable[[str, Sequence[str]], Answer | None]
 
 _HYPHENS = "-\u2010\u2011"
 LEADS = (
-    "answer", "sentiment", "label", "classif", "categor", "entity", "verdict", "conclu", "therefore", "thus", "hence", "overall", "choose",
+    "answer", "sentiment", "label", "classif", "categor", "entity", "verdict", "conclu", "therefore", "thus", "hence",
+    "overall", "choose",
     "go with",
 )  # fmt: skip
 """Beginnings of the words with which a text names the label that it decides on."""
 LAST_LINES = ("\n>", "\n**", "\n__", "\n|")
 """How the last line begins where it is a label that is marked as the answer."""
 _DECIDED = (
-    rf"(?:\b(?:{'|'.join(LEADS)})\w*(?:[^.;:!?\n]{{0,60}}?\b(?:is|be|as|with):?|(?:(?<=choose)|(?<=with))[ \t]|(?![ \t]+\w)[^\w.;!?]{{0,40}})"
+    rf"(?:\b(?:{'|'.join(LEADS)})\w*(?:[^.;:!?\n]{{0,60}}?\b(?:is|be|as|with):?|(?:(?<=choose)|(?<=with))[ \t]|(?![ "
+    rf"\t]+\w)[^\w.;!?]{{0,40}})"
     r"[\s\"'`*_(\[{$\\|>:]*(?:(?:an?|the|as|to|be|most|more|very|best|considered|classified|described|seen|\w+ly)\s+){0,4}"
     rf"|(?:{'|'.join(map(re.escape, LAST_LINES))})[^\w\n]*(?=[\w ]{{1,30}}\W*\Z))"
 )
@@ -41,13 +44,14 @@ _NEXT_QUESTION = re.compile(r"\n\s*(?:input|question|instruction)\s*:", re.IGNOR
 def parse_label(text: str, labels: Sequence[str]) -> str | None:
     """The label that occurs first as a whole word, in the label set's own spelling; case does not matter.
 
-    Unless the first line is a label and no more, the last one that is named as the answer comes first: behind "the sentiment is", "Label:",
-    "### Answer", "therefore", … (`LEADS`), or alone on a last line that is marked ("> negative", "**negative**"). Of labels with a score or
-    a yes or no each ("negative: 10%, positive: 90%") the largest counts. Where two labels start at the same place the longer one
-    wins. A hyphen binds: "non-negative" holds no label. What does not count: a label that is denied in the same clause ("not", "hardly",
-    "anything but positive"; "positive it is not"), struck out or behind an empty check box; a list that decides nothing ("positive or
-    neutral", all labels); "no" in front of a noun ("no doubt") where No is a label. Full-width letters are letters. A text that begins with
-    a refusal ("I cannot tell whether it is positive or negative") holds none.
+    Unless the first line is a label and no more, the last one that is named as the answer comes first: behind "the
+    sentiment is", "Label:", "### Answer", "therefore", … (`LEADS`), or alone on a last line that is marked (">
+    negative", "**negative**"). Of labels with a score or a yes or no each ("negative: 10%, positive: 90%") the largest
+    counts. Where two labels start at the same place the longer one wins. A hyphen binds: "non-negative" holds no label.
+    What does not count: a label that is denied in the same clause ("not", "hardly", "anything but positive"; "positive
+    it is not"), struck out or behind an empty check box; a list that decides nothing ("positive or neutral", all
+    labels); "no" in front of a noun ("no doubt") where No is a label. Full-width letters are letters. A text that
+    begins with a refusal ("I cannot tell whether it is positive or negative") holds none.
 
     >>> parse_label("It is Positive, not negative.", ["negative", "positive"])
     'positive'
@@ -84,7 +88,8 @@ def _scored_highest(text: str, label: re.Pattern[str]) -> re.Match[str] | None:
 
 
 def parse_collapsed_sentiment(text: str, labels: Sequence[str]) -> str | None:
-    """The first of negative, neutral and positive: "strong", "moderately" and "mildly" are dropped (FinLoRA's reading of NWGI).
+    """The first of negative, neutral and positive: "strong", "moderately" and "mildly" are dropped (FinLoRA's reading
+    of NWGI).
 
     >>> parse_collapsed_sentiment("mildly negative", [])
     'negative'
@@ -99,12 +104,13 @@ _LETTER_ENDS = r"(?=\s*(?:$|[.,:;!)\]\n*\"`|]|['\u2019](?!\w)|[-–—]+\s|(?:be
 def parse_choice(text: str, labels: Sequence[str]) -> str | None:
     """The letter of a multiple-choice answer, upper case, if it is one of `labels`.
 
-    Tried in this order: the text begins with a letter ("B", "B.", "(C)", "D) 5 %"); "final answer", then "answer is", "option is" or "choice is"
-    names one; "B is correct"; a sentence begins with one; "answer", "option", "choice" or "it is" in front of one; a letter in brackets
-    anywhere; a lone capital followed by punctuation, if no other letter is alone. A list of the options ("A, B or C?", or a line for each) is no answer, and neither is a letter that is denied ("not A", "A is
-    wrong", "eliminate A"). Wide and circled letters, and LaTeX around a letter, count
-    as the letter. Small letters count only where the text begins with one or "Answer:" is followed by one, and brackets, punctuation or the
-    end follow.
+    Tried in this order: the text begins with a letter ("B", "B.", "(C)", "D) 5 %"); "final answer", then "answer is",
+    "option is" or "choice is" names one; "B is correct"; a sentence begins with one; "answer", "option", "choice" or
+    "it is" in front of one; a letter in brackets anywhere; a lone capital followed by punctuation, if no other letter
+    is alone. A list of the options ("A, B or C?", or a line for each) is no answer, and neither is a letter that is
+    denied ("not A", "A is wrong", "eliminate A"). Wide and circled letters, and LaTeX around a letter, count as the
+    letter. Small letters count only where the text begins with one or "Answer:" is followed by one, and brackets,
+    punctuation or the end follow.
 
     >>> parse_choice("A company should disclose it, so the answer is C.", ["A", "B", "C"])
     'C'
@@ -118,7 +124,7 @@ def parse_choice(text: str, labels: Sequence[str]) -> str | None:
     small_ends = r"(?=\s*(?:$|[.:;)\]\n*|]))"
     keyword = r"(?i:\b(?:answer|option|choice)\b)"
     named = rf"{keyword}[\"'`*]*\s*[:=]?\s*[(\[*\"'`]*(?:({upper}){_LETTER_ENDS}|({either}){small_ends})"
-    right = r"[)\]:.*]*[^\w\n]{0,3}(?:[^\nA-Za-z]{0,20}[-–—:=→])?\s*(?:✅|✓|✔|☑|(?i:(?:is\s+)?(?:the\s+)?(?:best\s+)?(?:correct|right|true|answer|choice))\b)"
+    right = r"[)\]:.*]*[^\w\n]{0,3}(?:[^\nA-Za-z]{0,20}[-–—:=→])?\s*(?:✅|✓|✔|☑|(?i:(?:is\s+)?(?:the\s+)?(?:best\s+)?(?:correct|right|true|answer|choice))\b)"  # noqa: E501
     patterns = (
         rf"^[\s(\[*\"'`>|#-]*(?:({upper}){_LETTER_ENDS}|({either}){small_ends})",
         rf"(?i:\bfinal)\s+{named}",
@@ -148,7 +154,7 @@ def _without_denied_letters(text: str, letters: str) -> str:
     several = rf"{letter}(?:\s*(?:,|\bor\b|\bnor\b|\band\b)+\s*{letter})*"
     denial = r"(?i:\b(?:not|neither|nor|eliminat(?:e|es|ed|ing)|rul(?:e|es|ed|ing)\s+out|exclud(?:e|es|ed|ing))|n['’]t)"
     wrong = r"(?i:incorrect|wrong|false)\b"
-    behind = rf"(?i:is|are|was|were)(?:n['’]t\b|\s+(?i:not|never|eliminated|excluded|ruled\s+out)\b|\s+{wrong})|[^\nA-Za-z]{{0,20}}(?:{wrong}|[❌✗✘])"
+    behind = rf"(?i:is|are|was|were)(?:n['’]t\b|\s+(?i:not|never|eliminated|excluded|ruled\s+out)\b|\s+{wrong})|[^\nA-Za-z]{{0,20}}(?:{wrong}|[❌✗✘])"  # noqa: E501
     text = re.sub(rf"({denial}\s+(?i:(?:options?|choices?|answers?)\s+)?){several}", r"\1∅", text)
     return re.sub(rf"{several}[.:]?(?=\s*(?:{behind}))", "∅", text)
 

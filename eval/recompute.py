@@ -1,4 +1,6 @@
-"""Do the scores in a run's folder follow from the rows that were scored? For `verify`: every record and metric is made again by the evaluator's own functions."""
+"""Do the scores in a run's folder follow from the rows that were scored? For `verify`: every record and metric is made
+again by the evaluator's own functions.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,14 @@ from eval.scorers import SCORERS
 from fedfinlora.config import Config
 from fedfinlora.provenance.compared import Difference, differences
 from fedfinlora.provenance.release import PROVENANCE_FILE
-from fedfinlora.run.evaluation import METRICS_FILE, BenchmarkMetrics, Evaluation, RowRecord, read_evaluation, read_records
+from fedfinlora.run.evaluation import (
+    METRICS_FILE,
+    BenchmarkMetrics,
+    Evaluation,
+    RowRecord,
+    read_evaluation,
+    read_records,
+)
 from fedfinlora.run.records import ROUNDS_FILE, RoundLine
 from fedfinlora.run.typed import plain, to_json
 from fedfinlora.runfolder import ROUND_LABEL, read_config
@@ -33,9 +42,11 @@ VALIDATION = "validation_"
 
 
 def recompute_scores(run: Path, lines: Sequence[RoundLine]) -> Iterator[Difference | str]:
-    """What in eval/ and in the scores of rounds.jsonl (`lines`) does not follow from the rows, and sentences on what was not computed.
+    """What in eval/ and in the scores of rounds.jsonl (`lines`) does not follow from the rows, and sentences on what
+    was not computed.
 
-    UserError where a file cannot be read. BERTScores and log-probabilities of labels are the model's: what follows from them is computed.
+    UserError where a file cannot be read. BERTScores and log-probabilities of labels are the model's: what follows from
+    them is computed.
     """
     truths: dict[tuple[str, str, str], tuple[str, str]] = {}
     rows: dict[tuple[str, str], dict[str, set[str]]] = {}
@@ -63,14 +74,20 @@ def recompute_scores(run: Path, lines: Sequence[RoundLine]) -> Iterator[Differen
                     yield Difference(file, f"work.{key}.rows", work.rows, len(records), str(scored))
         if label in ("base", "final") or ROUND_LABEL.fullmatch(label):
             yield from _subject_differences(file, label, found, config, lines)
-        yield from differences(_summary(found), {name: plain(getattr(found, name)) for name in SUMMARY}, file, "its scores")
+        yield from differences(
+            _summary(found), {name: plain(getattr(found, name)) for name in SUMMARY}, file, "its scores"
+        )
     yield from _same_samples(run, rows)
     yield from _round_differences(run, lines)
     yield from _missing(run, lines)
     if computed:
         yield f"eval: the verdicts and metrics of {computed:,} scored rows were computed again"
     if gone:
-        yield f"eval: the rows of {gone:,} benchmarks of older rounds are not kept, so their metrics were not computed again"
+        yield (
+            f"eval: the rows of {gone:,} benchmarks of older rounds are not kept, so their metrics were not "
+            "computed "
+            "again"
+        )
 
 
 def _row_differences(
@@ -89,7 +106,9 @@ def _row_differences(
         computed = summarise(benchmark, recorded_scores(benchmark, records))
     # How plain decoding answers cannot be computed from records.
     computed = replace(computed, too_long=sum(record.too_long for record in records), decoding=metrics.decoding)
-    yield from differences(plain(computed), plain(metrics), file.with_name(METRICS_FILE), str(file), f"scores.{benchmark.key}")
+    yield from differences(
+        plain(computed), plain(metrics), file.with_name(METRICS_FILE), str(file), f"scores.{benchmark.key}"
+    )
 
 
 SUMMARY = ("groups", "finlora_overall", "reused")
@@ -111,11 +130,17 @@ def _subject_differences(
     model = {"model": config.model.path, "quantization": config.model.quantization}
     yield from differences(model, {name: found.model.get(name) for name in model}, file, "the configuration", "model")
     number = (
-        choice(lines, config).final_round if label == "final" else None if label == "base" else int(label.rpartition("_")[2])
+        choice(lines, config).final_round
+        if label == "final"
+        else None
+        if label == "base"
+        else int(label.rpartition("_")[2])
     )
     adapter = found.model.get("adapter")
     if number is not None and number <= len(lines) and adapter not in (lines[number - 1].adapter_sha256, "none"):
-        yield Difference(file, "model.adapter", adapter, lines[number - 1].adapter_sha256, f"round {number} of {ROUNDS_FILE}")
+        yield Difference(
+            file, "model.adapter", adapter, lines[number - 1].adapter_sha256, f"round {number} of {ROUNDS_FILE}"
+        )
 
 
 def _kind_of(label: str) -> str:
@@ -136,7 +161,10 @@ def _same_rows(
             yield Difference(where, "id", record.id, "another", "a row that is scored once")
         seen.add(record.id)
         for name, expected, found in zip(
-            ("prompt_sha256", "target"), truths.setdefault((split, key, record.id), _truth(record)), _truth(record), strict=True
+            ("prompt_sha256", "target"),
+            truths.setdefault((split, key, record.id), _truth(record)),
+            _truth(record),
+            strict=True,
         ):
             if expected != found:
                 yield Difference(where, name, found, expected, "the same row elsewhere in eval/")
@@ -151,7 +179,8 @@ def _same_samples(run: Path, rows: Mapping[tuple[str, str], Mapping[str, set[str
         first = next(iter(samples))
         for label, ids in samples.items():
             if ids != samples[first]:
-                yield Difference(run / "eval" / label / f"{key}.jsonl", "its rows", f"{len(ids)} rows", f"{len(samples[first])} rows, not the same", f"eval/{first}")  # fmt: skip
+                yield Difference(run / "eval" / label / f"{key}.jsonl", "its rows", f"{len(ids)} rows",
+                    f"{len(samples[first])} rows, not the same", f"eval/{first}")  # fmt: skip
 
 
 def _round_differences(run: Path, lines: Sequence[RoundLine]) -> Iterator[Difference]:
@@ -173,7 +202,9 @@ def _round_differences(run: Path, lines: Sequence[RoundLine]) -> Iterator[Differ
 
 
 def _missing(run: Path, lines: Sequence[RoundLine]) -> Iterator[Difference]:
-    """What the configuration has scored is there: the base, each round that is due, and, once the run is completed, the final adapter."""
+    """What the configuration has scored is there: the base, each round that is due, and, once the run is completed, the
+    final adapter.
+    """
     config = read_config(run)
     due = [f"round_{line.round:03d}" for line in lines if is_due(config, line.round)]
     due += [f"{VALIDATION}{label}" for label in due] if config.evaluation.validation_rows else []

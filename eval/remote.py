@@ -1,7 +1,9 @@
-"""Answers of a model behind an OpenAI-compatible server, so that closed models and vLLM can be compared with ours in one table.
+"""Answers of a model behind an OpenAI-compatible server, so that closed models and vLLM can be compared with ours in
+one table.
 
-The same prompts, greedily, with the same budgets. A server may be slow, busy, broken or gone: requests are retried with growing
-pauses, what was answered is handed over at once, and a row without an answer is never taken for an empty answer.
+The same prompts, greedily, with the same budgets. A server may be slow, busy, broken or gone: requests are retried with
+growing pauses, what was answered is handed over at once, and a row without an answer is never taken for an empty
+answer.
 
 The key comes from the environment only. It is sent to the given address and to no other, and is written nowhere.
 """
@@ -29,11 +31,15 @@ from fedfinlora.seeds import generator
 log = logging.getLogger("fedfinlora")
 
 FAILURES_AT_FIRST = 10
-"""Failed requests in a row, with no answer before, after which the server is given up (or three times requests_at_once)."""
+"""Failed requests in a row, with no answer before, after which the server is given up (or three times
+requests_at_once).
+"""
 LONGEST_HOLD_S = 600.0
 """A server that asks for a longer wait than this ends the evaluation."""
 MOST_NAMED = 3
-"""Names of served models that are said on the terminal, where they are not the one that was asked for; all are recorded."""
+"""Names of served models that are said on the terminal, where they are not the one that was asked for; all are
+recorded.
+"""
 LONGEST_NAME = 100
 MANY_EMPTY = 0.5
 """The share of empty answers that is worth a warning."""
@@ -48,7 +54,8 @@ class _Unanswered:
 
 
 class RemoteSession:
-    """Requests to one model: `with RemoteSession(model) as remote: for index, answer in remote.answers(prompts, 10): …`.
+    """Requests to one model: `with RemoteSession(model) as remote: for index, answer in remote.answers(prompts, 10):
+    …`.
 
     What it learns of the server (which interface, which parameters) holds for all benchmarks of the session.
     """
@@ -66,7 +73,9 @@ class RemoteSession:
     def __enter__(self) -> RemoteSession:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._connection.close()
 
     def answers(
@@ -74,8 +83,8 @@ class RemoteSession:
     ) -> Iterator[tuple[int, RemoteAnswer]]:
         """(index of the prompt, answer) as answers come, in any order: keep each before asking for the next.
 
-        Raises UserError after the last answer if rows stayed unanswered, and, once the requests under way have ended, if the server
-        is down or refuses for good. `what` names the benchmark in it.
+        Raises UserError after the last answer if rows stayed unanswered, and, once the requests under way have ended,
+        if the server is down or refuses for good. `what` names the benchmark in it.
         """
         stop = threading.Event()
         waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -99,7 +108,9 @@ class RemoteSession:
 
         threads = min(self.model.limits.requests_at_once, len(prompts))
         for _ in range(threads):
-            threading.Thread(target=work, daemon=True, name="remote").start()  # a request under way does not delay Ctrl-C
+            threading.Thread(
+                target=work, daemon=True, name="remote"
+            ).start()  # a request under way does not delay Ctrl-C
         unanswered: Counter[str] = Counter()
         says = ""
         error: Exception | None = None
@@ -127,14 +138,17 @@ class RemoteSession:
             raise error
         if empty and empty >= MANY_EMPTY * answered:
             log.warning(
-                "%s: %d of %d answers are empty: the model ends at once or answers outside of the answer's text. They count as they came. "
-                "Check the prompts' form (dataset.chat_template=true asks by chat), or the server's settings for reasoning.",
+                "%s: %d of %d answers are empty: the model ends at once or answers outside of the answer's text. They "
+                "count as they came. "
+                "Check the prompts' form (dataset.chat_template=true asks by chat), or the server's settings for "
+                "reasoning.",
                 what, empty, answered,
             )  # fmt: skip
         if unanswered:
             reasons = ", ".join(f"{reason} ({count})" for reason, count in unanswered.most_common())
             raise UserError(
-                f"{what}: {sum(unanswered.values())} of {len(prompts)} rows are unanswered, their tries spent: {reasons}."
+                f"{what}: {sum(unanswered.values())} of {len(prompts)} rows are unanswered, their tries spent: "
+                f"{reasons}."
                 f"{quoted(says)} Nothing is scored without them. {self._kept(answered)}".rstrip()
             )
 
@@ -169,10 +183,13 @@ class RemoteSession:
             return f"The {answered} answers that came are kept in the run's folder: go on with resume=FOLDER."
         return f"The {answered} answers that came are kept: the same command goes on from there."
 
-    def _ask(self, index: int, prompt: str, budget_tokens: int, stop: threading.Event) -> RemoteAnswer | _Unanswered | None:
+    def _ask(
+        self, index: int, prompt: str, budget_tokens: int, stop: threading.Event
+    ) -> RemoteAnswer | _Unanswered | None:
         """One row, with all its tries. None when `stop` was set before it had an answer.
 
-        A server is busy with all requests at once, so its "too many requests" costs each of them its share of a try only.
+        A server is busy with all requests at once, so its "too many requests" costs each of them its share of a try
+        only.
         """
         at_once = self.model.limits.requests_at_once
         draws = generator(self.model.seed, "remote pauses", index)
@@ -227,7 +244,8 @@ class RemoteSession:
             reasons = Counter(self._reasons_in_a_row)
         if failure.hold_s is not None and failure.hold_s > LONGEST_HOLD_S:
             raise UserError(
-                f"The server asks to wait {failure.hold_s / 60:.0f} minutes ({failure.reason}).{quoted(failure.says)} Try again then."
+                f"The server asks to wait {failure.hold_s / 60:.0f} minutes ({failure.reason}).{quoted(failure.says)} "
+                "Try again then."
             )
         if down and not stop.is_set():
             raise server_down(self.model.url, limit, had_answers, failure, reasons)

@@ -56,7 +56,9 @@ class Connection:
             logging.getLogger(name).setLevel(logging.WARNING)
         host = urlsplit(model.url).hostname or ""
         if self._key and model.url.startswith("http:") and not is_loopback(host):
-            log.warning("The key in %s goes to %s unencrypted: use an https address if there is one.", self._variable, host)
+            log.warning(
+                "The key in %s goes to %s unencrypted: use an https address if there is one.", self._variable, host
+            )
         headers = {"user-agent": f"fedfinlora/{__version__}"}
         if self._key:
             headers["authorization"] = f"Bearer {self._key}"
@@ -139,7 +141,9 @@ class Connection:
                     if len(content) > LARGEST_REPLY_BYTES:
                         raise RequestFailure(Kind.NO_ANSWER, f"a reply of more than {LARGEST_REPLY_BYTES >> 20} MiB")
                 headers = response.headers
-                return Reply(response.status_code, bytes(content), headers.get("retry-after"), headers.get("location", ""))
+                return Reply(
+                    response.status_code, bytes(content), headers.get("retry-after"), headers.get("location", "")
+                )
         except httpx.ConnectTimeout:
             kind, reason = Kind.NO_CONNECTION, f"no connection within {timeout_s:g} s{through(self.model.url)}"
         except httpx.TimeoutException:
@@ -151,7 +155,9 @@ class Connection:
         except httpx.RequestError:
             kind, reason = Kind.BROKEN, "a broken connection"
         if reason == _NO_CERTIFICATE:
-            raise UserError(f"The certificate of {self.model.url} is not trusted. Name its authority's file in SSL_CERT_FILE.")
+            raise UserError(
+                f"The certificate of {self.model.url} is not trusted. Name its authority's file in SSL_CERT_FILE."
+            )
         raise RequestFailure(kind, reason)  # outside of the handlers: the text of httpx's errors may quote a reply
 
     def _learns(self, form: Form, status: int, fault: Fault) -> bool:
@@ -187,6 +193,7 @@ def _why(error: str) -> str:
     >>> _why("[Errno 111] Connection refused"), _why("[Errno -2] Name or service not known"), _why("other")
     (': connection refused', ': unknown host', '')
     """
-    known = {"refused": "connection refused", "Name or service": "unknown host", "name resolution": "the host's name cannot be resolved",
+    known = {"refused": "connection refused", "Name or service": "unknown host",
+        "name resolution": "the host's name cannot be resolved",
              "unreachable": "network unreachable", "No route": "no route to the host"}  # fmt: skip
     return next((f": {words}" for part, words in known.items() if part in error), "")

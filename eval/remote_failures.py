@@ -1,4 +1,6 @@
-"""What a request that brought no answer means: whether a later try may do better, and what its user can do where none does."""
+"""What a request that brought no answer means: whether a later try may do better, and what its user can do where none
+does.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +27,18 @@ class Kind(Enum):
     NO_CONNECTION = "seems to be down", "Start the server, or check --model-url."
     BROKEN = "breaks connections off", "Check --model-url (http or https?), the server's log, and what lies between."
     SLOW = "is too slow", "Raise evaluation.request_timeout_s, or lower evaluation.requests_at_once."
-    BUSY = "takes no more requests", "Set evaluation.requests_per_minute, lower evaluation.requests_at_once, or try later."
+    BUSY = (
+        "takes no more requests",
+        "Set evaluation.requests_per_minute, lower evaluation.requests_at_once, or try later.",
+    )
     SERVER_ERROR = "fails", "Look into the server's log, or try later."
     NO_ANSWER = (
         "answers, but in a form that holds no answer",
-        "Check that --model-url is an OpenAI-compatible interface (most end in /v1) and that no login page or proxy replies in its place.",
+        (
+            "Check that --model-url is an OpenAI-compatible interface (most end in /v1) and that no login page or "
+            "proxy "
+            "replies in its place."
+        ),
     )
 
     def __init__(self, what: str, advice: str) -> None:
@@ -98,7 +107,8 @@ def refusal(model: RemoteModel, variable: str, key: str, form: Form, reply: Repl
     status, says = reply.status, quoted(fault.message)
     if fault.code == "insufficient_quota":
         return UserError(
-            f"The account's quota is used up (insufficient_quota, {reply.shown_status}).{says} Raise it, or use another key."
+            f"The account's quota is used up (insufficient_quota, {reply.shown_status}).{says} Raise it, or use "
+            "another key."
         )
     if status in _TRY_AGAIN or (status >= 500 and status != 501):
         hold_s = retry_after_s(reply.retry_after)
@@ -108,32 +118,38 @@ def refusal(model: RemoteModel, variable: str, key: str, form: Form, reply: Repl
         return RequestFailure(kind, f"status {reply.shown_status}", fault.message, hold_s)
     if 300 <= status < 400:
         return UserError(
-            f"{model.endpoint(form.api)} redirects to {_target_of(reply.location, key)} ({status}). Nothing is sent there: if that "
+            f"{model.endpoint(form.api)} redirects to {_target_of(reply.location, key)} ({status}). Nothing is sent "
+            "there: if that "
             "is where the model is, name it with --model-url."
         )
     if status == 401:
         given = f"does not accept the key in {variable}" if key else "wants a key"
         return UserError(
-            f"The server {given} ({reply.shown_status}).{says} Set the environment variable {KEY_VARIABLES[0]} to a valid one."
+            f"The server {given} ({reply.shown_status}).{says} Set the environment variable {KEY_VARIABLES[0]} to a "
+            "valid one."
         )
     if status == 403:
         who = "let this key use" if key else "let anyone without a key use"
         return UserError(
-            f"The server does not {who} {model.name} ({reply.shown_status}).{says} Ask for access, or set {KEY_VARIABLES[0]} to "
+            f"The server does not {who} {model.name} ({reply.shown_status}).{says} Ask for access, or set "
+            f"{KEY_VARIABLES[0]} to "
             "a key that has it."
         )
     if status in NO_SUCH_API:
         return UserError(
-            f"The server has no model {model.name}, or no {PATHS[form.api]} below {model.url} ({reply.shown_status}).{says} "
+            f"The server has no model {model.name}, or no {PATHS[form.api]} below {model.url} "
+            f"({reply.shown_status}).{says} "
             "Check --model-name and --model-url."
         )
     return UserError(
-        f"The server refuses the request ({reply.shown_status}).{says} Check --model-name, --model-url and the server's log."
+        f"The server refuses the request ({reply.shown_status}).{says} Check --model-name, --model-url and the "
+        "server's log."
     )
 
 
 def _target_of(location: str, key: str) -> str:
-    """Scheme, host, port and path of a redirect's target: a query, a user or a password may be a secret, and is left out.
+    """Scheme, host, port and path of a redirect's target: a query, a user or a password may be a secret, and is left
+    out.
 
     >>> _target_of("http://bank:pass@127.0.0.1:18722/v2?token=s#top", ""), _target_of("/v2?token=s", "")
     ('http://127.0.0.1:18722/v2', 'the path /v2')

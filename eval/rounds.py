@@ -58,7 +58,9 @@ def validation_rows(config: Config, on_event: OnEvent) -> EvaluationRows | None:
     without = [key for key in benchmarks if key not in rows]
     if without:
         on_event(
-            "message", level="warning", text=(f"no public validation rows of {', '.join(without)}: no train rows to spare")
+            "message",
+            level="warning",
+            text=(f"no public validation rows of {', '.join(without)}: no train rows to spare"),
         )
     fewer = [f"{key} {len(found)}" for key, found in rows.items() if len(found) < count]
     if fewer:
@@ -122,8 +124,14 @@ class RunScores:
         """Write adapters/final, the last round's adapter or the best one's, and score it."""
         config = self.config
         if rounds_done < config.num_server_rounds:
-            self.on_event("stopped_early", round=rounds_done, validations=selection.since, best_round=selection.best_round)
-            log.info("stopped early after round %d: no better validation score in %d validations", rounds_done, selection.since)
+            self.on_event(
+                "stopped_early", round=rounds_done, validations=selection.since, best_round=selection.best_round
+            )
+            log.info(
+                "stopped early after round %d: no better validation score in %d validations",
+                rounds_done,
+                selection.since,
+            )
         best = kept_round(selection, config)
         if best is not None:
             adapter = load_adapter(self.folder / "adapters" / "best", self.session.layout, frozen=self.session.frozen)
@@ -160,7 +168,9 @@ class RunScores:
 
     def _save(self, label: str, adapter: Vector) -> None:
         session, config = self.session, self.config
-        save_adapter(self.folder / "adapters" / label, adapter, session.layout, config.peft, config.model, session.frozen)
+        save_adapter(
+            self.folder / "adapters" / label, adapter, session.layout, config.peft, config.model, session.frozen
+        )
 
     def _report(self, line: RoundLine, selection: Selection) -> None:
         score = line.validation.score if line.validation else None
@@ -180,7 +190,9 @@ class RunScores:
 
 
 def is_due(config: Config, number: int) -> bool:
-    """Whether a round is scored: every so many, and the last one only with validation, since the final scores are about to come."""
+    """Whether a round is scored: every so many, and the last one only with validation, since the final scores are about
+    to come.
+    """
     every = config.evaluation.every
     if number == config.num_server_rounds:
         return config.evaluation.validation_rows > 0
@@ -195,6 +207,8 @@ def validation_of(scores: Scores, selection: Selection) -> Validation:
 
 
 def _validation_score(metrics: BenchmarkMetrics) -> float | None:
-    """Accuracy, or BERTScore F1; of label log-probabilities where nothing else was measured (evaluation.mode=labels)."""
+    """Accuracy, or BERTScore F1; of label log-probabilities where nothing else was measured
+    (evaluation.mode=labels).
+    """
     score = headline_score(metrics, "honest")
     return metrics.value("labels_accuracy") if score is None else score

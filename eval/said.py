@@ -1,8 +1,8 @@
 """What a model says at last: its answer without the thoughts in front of it and the wrapping around it.
 
-Models that think aloud put their thoughts between tags or into a channel, or write only the closing tag where the prompt has opened it; some put
-their answer into a tag, a field or a box of its own. A label inside a thought is not an answer. FinLoRA's own reading
-(`eval.finlora.finlora_score_row`) knows none of this.
+Models that think aloud put their thoughts between tags or into a channel, or write only the closing tag where the
+prompt has opened it; some put their answer into a tag, a field or a box of its own. A label inside a thought is not an
+answer. FinLoRA's own reading (`eval.finlora.finlora_score_row`) knows none of this.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 WRITTEN = re.compile(r"\\(?:text|mathrm|mathbf|textbf|operatorname)\s*\{([^{}]*)\}")
 """Upright text in LaTeX; its first group is what is written."""
 _REFUSAL = re.compile(
-    r"\W*(?:as an ai\b|(?:(?:i'?m |i am )?(?:very |so |really )?sorry|unfortunately|i apologi[sz]e)\b[,.]?\s*(?:but\s+)?"
+    r"\W*(?:as an ai\b|(?:(?:i'?m |i am )?(?:very |so |really )?sorry|unfortunately|i "
+    r"apologi[sz]e)\b[,.]?\s*(?:but\s+)?"
     r"(?:i|we)\s+(?:can\s?not|can't|could not|couldn't|am unable|am not able|won't)\b"
     r"|(?:i|we)(?:'m| am| are)? (?:unable|not able)\b|(?:i|we) (?:can\s?not|can't|won't)\b)",
     re.IGNORECASE,
@@ -54,7 +55,8 @@ MARKERS = (
 
 
 def said(text: str) -> str | None:
-    """The answer in a generated text; None where the text ends inside a thought: it was cut off before it said anything.
+    """The answer in a generated text; None where the text ends inside a thought: it was cut off before it said
+    anything.
 
     >>> said("<think>It could be negative.</think> positive"), said("<think>It could be")
     (' positive', None)
@@ -83,7 +85,8 @@ def is_unfinished(text: str) -> bool:
 def is_refusal(text: str) -> bool:
     """Whether a text begins by saying that it gives no answer: the labels that it then names are the question's.
 
-    >>> is_refusal("I cannot tell whether it is positive or negative."), is_refusal("Sorry, but I can't help."), is_refusal("No")
+    >>> (is_refusal("I cannot tell whether it is positive or negative."), is_refusal("Sorry, but I can't help."),
+    ... is_refusal("No"))
     (True, True, False)
     """
     return bool(_REFUSAL.match(text.replace("\u2019", "'")))

@@ -53,7 +53,11 @@ class Settling:
         """The rule for rows with these targets."""
         compared = {piece for target in targets for piece, _ in finlora_pieces(benchmark, target, "")}
         return cls(
-            benchmark, tuple(finlora_labels(benchmark, targets)), tuple(sorted(compared)), marker_tokens, restarts=restarts
+            benchmark,
+            tuple(finlora_labels(benchmark, targets)),
+            tuple(sorted(compared)),
+            marker_tokens,
+            restarts=restarts,
         )
 
     def settled(self, text: str, tokens_left: int) -> bool:

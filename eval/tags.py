@@ -72,7 +72,8 @@ def parse_tag_list(text: str, labels: Sequence[str] = ()) -> list[str | None] | 
 def list_places(text: str) -> list[str]:
     """The places of a generated list, without what is not the tag; a place may be empty.
 
-    >>> list_places("The tags are: Assets, Goodwill"), list_places("| # | Tag |\\n|---|---|\\n| 1 | Assets |\\n| 2 | Goodwill |")
+    >>> (list_places("The tags are: Assets, Goodwill"),
+    ... list_places("| # | Tag |\\n|---|---|\\n| 1 | Assets |\\n| 2 | Goodwill |"))
     (['Assets', 'Goodwill'], ['Assets', 'Goodwill'])
     """
     head, row = _TABLE

@@ -224,14 +224,18 @@ def load_adapter(
     nothing = layout.views(np.zeros(layout.size, np.float32))
     shapes = {name: tensor.shape for name, tensor in method.exported(nothing, frozen).items()}
     if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != shapes:
-        origin = f" It was made for {made_for}, the model here is {model.path}." if model is not None and other_base else ""
+        origin = (
+            f" It was made for {made_for}, the model here is {model.path}." if model is not None and other_base else ""
+        )
         raise UserError(
             f"{folder / WEIGHTS_FILE} does not fit this model and peft: {_misfit(tensors, shapes)}.{origin} "
             "Set model=, peft=, peft.rank= and peft.target_modules= as in its run."
         )
     arrays = method.imported({name: tensor.numpy() for name, tensor in tensors.items()}, frozen, folder / WEIGHTS_FILE)
     if model is not None and other_base:
-        log.warning("The adapter in %s was made for %s, the model here is %s: its shapes fit.", folder, made_for, model.path)
+        log.warning(
+            "The adapter in %s was made for %s, the model here is %s: its shapes fit.", folder, made_for, model.path
+        )
     return np.concatenate([arrays[name].reshape(-1) for name in layout.names])
 
 

@@ -1,8 +1,8 @@
 """Adapter folders as other programs write them: PEFT from 0.10 on, alone or through trainers such as FinLoRA's.
 
 Two questions are answered here without loading a base model: which of our settings computes the same as the folder's
-adapter_config.json (`peft_settings`), and which tensors it holds, under the names that PEFT saves today (`read_tensors`).
-Whatever would change the mathematics and cannot be computed here is refused by the name of its key.
+adapter_config.json (`peft_settings`), and which tensors it holds, under the names that PEFT saves today
+(`read_tensors`). Whatever would change the mathematics and cannot be computed here is refused by the name of its key.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLE_FILE = "adapter_model.bin"
 
 _TO_SAFETENSORS = (
-    'python -c "import torch; from safetensors.torch import save_file; save_file({name: tensor.contiguous() for name, tensor in '
+    'python -c "import torch; from safetensors.torch import save_file; save_file({name: tensor.contiguous() for name, '
+    "tensor in "
     "torch.load('adapter_model.bin', weights_only=True, map_location='cpu').items()}, 'adapter_model.safetensors')\""
 )
 """Converts a pickle in the current folder; `weights_only` keeps it from running anything."""
@@ -54,25 +55,31 @@ _KEYS_WITHOUT_EFFECT = {
     "revision",
     "runtime_config",
 }
-"""Keys that say where an adapter comes from, how it was initialised or which layers it left out: none of it is needed to
-compute with its tensors. Every key that is neither here nor above must be empty, so that keys of later versions are refused."""
+"""Keys that say where an adapter comes from, how it was initialised or which layers it left out: none of it is needed
+to compute with its tensors. Every key that is neither here nor above must be empty, so that keys of later versions are
+refused.
+"""
 
 _EMPTY: tuple[Any, ...] = (None, False, "", "none", [], {})
 _PLAIN_STARTS: tuple[Any, ...] = (True, False, None, "gaussian", "orthogonal", "eva")
-"""Values of init_lora_weights that leave the base model's weights as they are; pissa, olora, corda, loftq and others change them."""
+"""Values of init_lora_weights that leave the base model's weights as they are; pissa, olora, corda, loftq and others
+change them.
+"""
 
 _TENSOR_NAME = re.compile(
     r"(?P<layer>.+)\.(?:(?P<factor>lora_[AB])(?:\.[^.]+)?\.weight|(?P<magnitude>lora_magnitude_vector)(?:\.[^.]+)?(?:\.weight)?)"
 )
-"""`LAYER.lora_A.weight`, `LAYER.lora_A.default.weight`, `LAYER.lora_magnitude_vector`, the same with `.default`, `.weight` or both."""
+"""`LAYER.lora_A.weight`, `LAYER.lora_A.default.weight`, `LAYER.lora_magnitude_vector`, the same with `.default`,
+`.weight` or both.
+"""
 _MODEL_PREFIX = "base_model.model."
 
 
 def peft_settings(folder: Path, config: Config) -> PeftConfig:
     """Method, rank, alpha, dropout and target modules of a PEFT folder. UserError for what cannot be computed here.
 
-    Where the folder names its layers by a regular expression, by "all-linear" or with exceptions, the names of its tensors say
-    which layers are meant.
+    Where the folder names its layers by a regular expression, by "all-linear" or with exceptions, the names of its
+    tensors say which layers are meant.
     """
     file = folder / CONFIG_FILE
     if not file.is_file():
@@ -84,7 +91,9 @@ def peft_settings(folder: Path, config: Config) -> PeftConfig:
     flags = {key: True for key in ("use_dora", "use_rslora") if values.get(key)}
     method = next((name for name, kind in METHODS.items() if kind.saved_as == name and kind.flags == flags), None)
     if method is None:
-        raise UserError(f"{file} has use_dora and use_rslora at once, which is not supported. Use an adapter with one of them.")
+        raise UserError(
+            f"{file} has use_dora and use_rslora at once, which is not supported. Use an adapter with one of them."
+        )
     return replace(
         config.peft,
         method=method,
@@ -122,7 +131,11 @@ def differing_settings(found: PeftConfig, wanted: PeftConfig, names: Set[str]) -
 def start_files(config: Config) -> dict[str, str]:
     """The file that a run starts from and its SHA-256, for the manifest; none where the adapter is drawn."""
     file = Path(config.start_adapter) / WEIGHTS_FILE
-    return {f"start_adapter/{WEIGHTS_FILE}": sha256_of(file.read_bytes())} if config.start_adapter and file.is_file() else {}
+    return (
+        {f"start_adapter/{WEIGHTS_FILE}": sha256_of(file.read_bytes())}
+        if config.start_adapter and file.is_file()
+        else {}
+    )
 
 
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -146,7 +159,8 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
         name = plain_name(stored_name)
         if name.endswith(".weight") and "lora_" not in name:
             raise UserError(
-                f"{file}: {stored_name} is no tensor of a LoRA adapter but a weight of the base model, which is not supported. {_MERGE}"
+                f"{file}: {stored_name} is no tensor of a LoRA adapter but a weight of the base model, which is not "
+                f"supported. {_MERGE}"
             )
         if name in tensors:
             raise UserError(f"{file} holds two adapters: {name} is there twice. Save one adapter by itself.")
@@ -156,7 +170,9 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
             )
         tensors[name] = tensor.float()
         if not bool(tensors[name].isfinite().all()):
-            raise UserError(f"{file}: {stored_name} holds values that are not finite. Take another checkpoint of its training.")
+            raise UserError(
+                f"{file}: {stored_name} holds values that are not finite. Take another checkpoint of its training."
+            )
     return tensors
 
 
@@ -199,25 +215,31 @@ def _refuse_unsupported(file: Path, values: Mapping[str, Any]) -> None:
     if kind != "LORA":
         raise UserError(f"{file}: peft_type is {kind!r}. Only LORA adapters (with DoRA or rsLoRA) can be read.")
     if task not in (None, "CAUSAL_LM"):
-        raise UserError(f"{file}: task_type is {task!r}. Only adapters of causal language models (CAUSAL_LM) can be read.")
+        raise UserError(
+            f"{file}: task_type is {task!r}. Only adapters of causal language models (CAUSAL_LM) can be read."
+        )
     start = values.get("init_lora_weights", True)
     if start not in _PLAIN_STARTS:
         raise UserError(
-            f"{file}: init_lora_weights is {start!r}, which may change the base model's weights too. Convert it to a plain LoRA first: "
+            f"{file}: init_lora_weights is {start!r}, which may change the base model's weights too. Convert it to a "
+            "plain LoRA first: "
             "PEFT's save_pretrained does it with path_initial_model_for_weight_conversion=FOLDER."
         )
     known = _READ_KEYS | _KEYS_WITHOUT_EFFECT | {"init_lora_weights"}
     for key in sorted(set(values) - known):
         if values[key] not in _EMPTY:
             raise UserError(
-                f"{file}: {printable(key)} is set, which changes what the adapter computes and is not supported. {_MERGE}"
+                f"{file}: {printable(key)} is set, which changes what the adapter computes and is not supported. "
+                f"{_MERGE}"
             )
 
 
 def _whole_number(file: Path, values: Mapping[str, Any], key: str) -> int:
     value = values.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not float(value).is_integer() or value < 1:
-        raise UserError(f"{file}: {key} must be a whole number above 0, not {value!r}. Is this a LoRA adapter's folder?")
+        raise UserError(
+            f"{file}: {key} must be a whole number above 0, not {value!r}. Is this a LoRA adapter's folder?"
+        )
     return int(value)
 
 
@@ -238,7 +260,9 @@ def _target_modules(folder: Path, file: Path, values: Mapping[str, Any]) -> tupl
 
 
 def _layers_of(names: Iterable[str]) -> tuple[str, ...]:
-    """Target modules for the layers that have adapter tensors: `q_proj` if layers 0, 1, … n-1 all have one, else full paths."""
+    """Target modules for the layers that have adapter tensors: `q_proj` if layers 0, 1, … n-1 all have one, else full
+    paths.
+    """
     paths = {found["layer"].removeprefix(_MODEL_PREFIX) for found in map(_TENSOR_NAME.fullmatch, names) if found}
     numbered: dict[str, dict[int, str]] = {}
     targets: set[str] = set()
@@ -255,7 +279,9 @@ def _layers_of(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _where_adapters_are(folder: Path) -> str:
-    """Which folder to name instead: PEFT puts an adapter that is not called "default" into a folder of its own below."""
+    """Which folder to name instead: PEFT puts an adapter that is not called "default" into a folder of its own
+    below.
+    """
     below = sorted(found.parent.name for found in folder.glob(f"*/{CONFIG_FILE}")) if folder.is_dir() else []
     return f"It lies one level below: {', '.join(below)}." if below else "Name a folder such as RUN/adapters/final."
 
@@ -263,7 +289,8 @@ def _where_adapters_are(folder: Path) -> str:
 def _no_weights(folder: Path) -> str:
     if (folder / PICKLE_FILE).is_file():
         return (
-            f"{folder} holds {PICKLE_FILE}, a pickle, which could run code of its own and is not read. If you trust where it comes "
+            f"{folder} holds {PICKLE_FILE}, a pickle, which could run code of its own and is not read. If you trust "
+            "where it comes "
             f"from, convert it in that folder: {_TO_SAFETENSORS}"
         )
     return f"{folder} is no PEFT adapter: {WEIGHTS_FILE} is missing. {_where_adapters_are(folder)}"

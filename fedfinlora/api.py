@@ -34,7 +34,9 @@ Settings = Mapping[str, object]
 
 
 def simulate(*, settings: Settings | None = None, on_event: OnEvent | None = None, **named: object) -> Run:
-    """A federated run of simulated banks (`banks=`, default 2) to its end, as `python -m fedfinlora simulate` does it."""
+    """A federated run of simulated banks (`banks=`, default 2) to its end, as `python -m fedfinlora simulate` does
+    it.
+    """
     [run] = _runs("simulate", "simulate", words_of(settings, named), on_event)
     return run
 
@@ -81,7 +83,9 @@ def load_run(run: str | os.PathLike[str]) -> Run:
     folder = folder_or_run(os.fspath(run))
     found = read_run(folder)
     if not found.config and not found.rounds and not found.result.status:
-        raise UserError(f"{folder} is not the folder of a run: it has neither config.yaml, rounds.jsonl nor result.json.")
+        raise UserError(
+            f"{folder} is not the folder of a run: it has neither config.yaml, rounds.jsonl nor result.json."
+        )
     return found
 
 
@@ -98,7 +102,8 @@ def compare(one: Run, other: Run, labels: tuple[str, str] = ("final", "final")) 
 def words_of(settings: Settings | None, named: Settings) -> list[str]:
     """The command line's words of settings.
 
-    >>> words_of({"train.epochs": 2, "dataset.tasks": ["fpb", "fiqa"]}, {"banks": 3, "run_name": "Lauf Ü", "overwrite": True})
+    >>> words_of({"train.epochs": 2, "dataset.tasks": ["fpb", "fiqa"]},
+    ... {"banks": 3, "run_name": "Lauf Ü", "overwrite": True})
     ['banks=3', 'run_name=Lauf Ü', 'overwrite=true', 'train.epochs=2', 'dataset.tasks=[fpb,fiqa]']
     """
     from fedfinlora.words import text_keys, word
@@ -118,7 +123,9 @@ def words_of(settings: Settings | None, named: Settings) -> list[str]:
         elif isinstance(value, list | tuple):
             words.append(f"{key}=[{','.join(map(str, value))}]")
         else:
-            raise ConfigError(f"{key} must be a text, a number, true or false, or a list of names, not {type(value).__name__}.")
+            raise ConfigError(
+                f"{key} must be a text, a number, true or false, or a list of names, not {type(value).__name__}."
+            )
     return words
 
 

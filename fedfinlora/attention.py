@@ -89,7 +89,9 @@ def make_runs(stretches: Sequence[Stretch], earlier_keys: int, device: torch.dev
         if not stretch.sees and length > SHORTEST_RUN:  # the beginning of everything: causal, whatever its length
             runs += _close(pieces, earlier_keys, device)
             runs.append(
-                Run(stretch.start, stretch.end, ((earlier_keys + stretch.start, earlier_keys + stretch.end),), mask=None)
+                Run(
+                    stretch.start, stretch.end, ((earlier_keys + stretch.start, earlier_keys + stretch.end),), mask=None
+                )
             )
             pieces, room = [], 0
             continue
@@ -122,7 +124,9 @@ def _close(pieces: Sequence[Stretch], earlier_keys: int, device: torch.device | 
 
     first, last = pieces[0].start, pieces[-1].end
     own_start = earlier_keys + first
-    outside = merge_ranges([(start, min(end, own_start)) for piece in pieces for start, end in piece.sees if start < own_start])
+    outside = merge_ranges(
+        [(start, min(end, own_start)) for piece in pieces for start, end in piece.sees if start < own_start]
+    )
     keys = merge_ranges([*outside, (own_start, earlier_keys + last)])
     columns: list[tuple[int, int, int]] = []  # (first key, last key, column of the first)
     width = 0

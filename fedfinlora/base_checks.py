@@ -58,7 +58,9 @@ def context_tokens(model: ModelConfig) -> int:
         positions = getattr(configuration_of(model), "max_position_embeddings", None)
     except (OSError, ValueError):
         positions = None
-    return min(model.context_tokens, positions) if isinstance(positions, int) and positions > 0 else model.context_tokens
+    return (
+        min(model.context_tokens, positions) if isinstance(positions, int) and positions > 0 else model.context_tokens
+    )
 
 
 def check_quantization(model: ModelConfig) -> None:
@@ -75,10 +77,15 @@ def check_quantization(model: ModelConfig) -> None:
     if found != model.quantization:
         raise UserError(
             (
-                f"The files of {model.path} are quantized already ({found}), so model.quantization={model.quantization} "
+                f"The files of {model.path} are quantized already ({found}), so "
+                f"model.quantization={model.quantization} "
                 "would not be true. "
             )
-            + (f"Set model.quantization={found}." if found in ("int8", "nf4") else "Take the model's files in full precision.")
+            + (
+                f"Set model.quantization={found}."
+                if found in ("int8", "nf4")
+                else "Take the model's files in full precision."
+            )
         )
 
 
@@ -89,14 +96,17 @@ def check_attention(model: ModelConfig) -> None:
     odd = kinds - {FULL, "sliding_attention", "chunked_attention"}
     if odd:
         raise UserError(
-            f"{model.path} has layers of kind {', '.join(sorted(odd))}, which cannot take packed rows. Choose another model."
+            f"{model.path} has layers of kind {', '.join(sorted(odd))}, which cannot take packed rows. Choose another "
+            "model."
         )
     if getattr(own, "attn_logit_softcapping", None):
         raise UserError(
             f"{model.path} caps its attention's scores (attn_logit_softcapping), which is not computed here. Choose "
             "another model."
         )
-    sizes = [getattr(own, name, None) for name in WINDOWS if name != WINDOWS[0] or getattr(own, "use_sliding_window", True)]
+    sizes = [
+        getattr(own, name, None) for name in WINDOWS if name != WINDOWS[0] or getattr(own, "use_sliding_window", True)
+    ]
     windows = [size for size in sizes if isinstance(size, int) and size > 0]
     all_full = getattr(own, "layer_types", None) and kinds == {FULL}
     if windows and not all_full and min(windows) < context_tokens(model):
@@ -128,7 +138,9 @@ def check_packing(model: nn.Module, path: str, most_tokens: int) -> None:
     vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator, union-attr]
     common = [7 * place % vocabulary for place in range(min(COMMON_TOKENS, most_tokens // 2))]
     own = [min(tokens, max(4, most_tokens - len(common))) for tokens in OWN_TOKENS]
-    rows = [common + [(11 * place + number) % vocabulary for place in range(tokens)] for number, tokens in enumerate(own, 1)]
+    rows = [
+        common + [(11 * place + number) % vocabulary for place in range(tokens)] for number, tokens in enumerate(own, 1)
+    ]
     examples = [Example(tuple(row[:-3]), tuple(row[-3:]), number) for number, row in enumerate(rows)]
     refused = f"{path} computes packed rows otherwise than the same rows alone"
     with torch.no_grad():
@@ -136,13 +148,16 @@ def check_packing(model: nn.Module, path: str, most_tokens: int) -> None:
             pack = make_pack(examples, device)
             together = answer_logits(model, pack)
         except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
-            raise UserError(f"{path} cannot compute packed rows ({type(error).__name__}). Choose another model.") from error
+            raise UserError(
+                f"{path} cannot compute packed rows ({type(error).__name__}). Choose another model."
+            ) from error
         alone = torch.cat([_plain_logits(model, rows[number], device) for number in pack.row_index])
     difference = float((together - alone).norm() / alone.norm().clamp(min=1e-12))
     precise = device.type == "cpu" and next(model.parameters()).dtype == torch.float32
     if not difference <= (FLOAT32_TOLERANCE if precise else LOW_PRECISION_TOLERANCE):
         raise UserError(
-            f"{refused} (logits differ by {difference:.2g} of their norm), so its results would be wrong. Choose another model."
+            f"{refused} (logits differ by {difference:.2g} of their norm), so its results would be wrong. Choose "
+            "another model."
         )
 
 

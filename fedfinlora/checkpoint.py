@@ -1,7 +1,8 @@
-"""What resume needs, one safetensors file a round: the global adapter, the server rule's state, the round's line of rounds.jsonl.
+"""What resume needs, one safetensors file a round: the global adapter, the server rule's state, the round's line of
+rounds.jsonl.
 
-The file is written whole before the round counts as done; `rounds.jsonl` is made from it again on resume, so a process killed at
-any moment loses at most the round in hand.
+The file is written whole before the round counts as done; `rounds.jsonl` is made from it again on resume, so a process
+killed at any moment loses at most the round in hand.
 """
 
 from __future__ import annotations
@@ -91,7 +92,9 @@ def read_checkpoint(file: Path) -> Checkpoint:
 
 
 def restore_rounds(run: Path, checkpoint: Checkpoint) -> None:
-    """Make rounds.jsonl hold exactly the closed rounds up to the checkpoint. UserError where it has lost more of them than checkpoints know."""
+    """Make rounds.jsonl hold exactly the closed rounds up to the checkpoint. UserError where it has lost more of them
+    than checkpoints know.
+    """
     file = run / "rounds.jsonl"
     lines = [line for line in read_lines(file) if line["round"] < checkpoint.round]
     for older in by_number(run / "state", FILES):  # a line that was cut off is in the checkpoint of its round
@@ -100,7 +103,8 @@ def restore_rounds(run: Path, checkpoint: Checkpoint) -> None:
                 lines += [dict(line) for line in [read_checkpoint(older).line] if line and UNSCORED not in line]
     if _last(lines) != max(0, checkpoint.round - 1):
         raise UserError(
-            f"{file} is damaged: it ends with round {_last(lines)}, and the checkpoint is of round {checkpoint.round}. Bring back a copy of it, or "
+            f"{file} is damaged: it ends with round {_last(lines)}, and the checkpoint is of round {checkpoint.round}. "
+            "Bring back a copy of it, or "
             "start the run anew."
         )
     if checkpoint.line and checkpoint.closed:

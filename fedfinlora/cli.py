@@ -1,4 +1,6 @@
-"""The command line: parse, call one command, turn a UserError into one line and an exit status (0 done, 1 failed, 2 bad usage)."""
+"""The command line: parse, call one command, turn a UserError into one line and an exit status (0 done, 1 failed, 2 bad
+usage).
+"""
 
 from __future__ import annotations
 

@@ -34,7 +34,9 @@ def compose(overrides: Sequence[str] = (), folder: Path | None = None) -> Config
     from omegaconf.errors import OmegaConfBaseException
 
     if not CONF_FOLDER.is_dir():
-        raise UserError(f"{CONF_FOLDER} is missing. Run from a checkout of the project: configurations lie next to the code.")
+        raise UserError(
+            f"{CONF_FOLDER} is missing. Run from a checkout of the project: configurations lie next to the code."
+        )
     for each in overrides:
         _check_word(each)
     texts, others = split_text(overrides)
@@ -53,13 +55,17 @@ def compose(overrides: Sequence[str] = (), folder: Path | None = None) -> Config
         for step in groups:
             group = group[step]
         group[name] = text
-    if "model.path" in texts and "model.name" not in texts:  # another model is not to be reported under the option's name
+    if (
+        "model.path" in texts and "model.name" not in texts
+    ):  # another model is not to be reported under the option's name
         values["model"]["name"] = Path(str(values["model"]["path"])).name
     return absolute_paths(build(values), folder or Path.cwd())
 
 
 def absolute_paths(config: Config, folder: Path) -> Config:
-    """The same configuration with every path of the user's absolute: `~` expanded, relative ones taken from `folder`."""
+    """The same configuration with every path of the user's absolute: `~` expanded, relative ones taken from
+    `folder`.
+    """
 
     def absolute(path: str) -> str:
         return str((folder / Path(path).expanduser()).absolute()) if path else ""
@@ -136,7 +142,10 @@ def _one_line(error: Exception) -> str:
         if not prefix:
             names += sorted(folder.name for folder in CONF_FOLDER.iterdir() if folder.is_dir())
         if names:
-            return f"Unknown configuration key {key}. Valid in {place}: {', '.join(name.split('.')[-1] for name in names)}."
+            return (
+                f"Unknown configuration key {key}. Valid in {place}: "
+                f"{', '.join(name.split('.')[-1] for name in names)}."
+            )
         return f"Unknown configuration key {key}. There is no group {prefix!r}."
     if (
         "mismatched input" in text
@@ -145,5 +154,8 @@ def _one_line(error: Exception) -> str:
         or "token recognition" in text
         or "LexerNoViableAlt" in text
     ):
-        return f"Not of the form key=value: {first.split('Exception: ')[-1]} Quote values with blanks or commas, e.g. 'run_name=\"my run\"'."
+        return (
+            f"Not of the form key=value: {first.split('Exception: ')[-1]} Quote values with blanks or commas, e.g. "
+            "'run_name=\"my run\"'."
+        )
     return first

@@ -120,7 +120,10 @@ class PeftConfig:
         _require(self.rank > 0, f"peft.rank must be above 0, not {self.rank}.")
         _require(self.alpha > 0, f"peft.alpha must be above 0, not {self.alpha}.")
         _require(0 <= self.dropout < 1, f"peft.dropout must be in [0, 1), not {self.dropout}.")
-        _require(len(self.target_modules) > 0, ("peft.target_modules is empty. Name the layers, e.g. [q_proj,k_proj,v_proj]."))
+        _require(
+            len(self.target_modules) > 0,
+            ("peft.target_modules is empty. Name the layers, e.g. [q_proj,k_proj,v_proj]."),
+        )
         _require(
             not (self.freeze_a and self.method == "dora"),
             "peft.freeze_a=true goes with lora, qlora and rslora: DoRA's magnitudes depend on A and B together.",
@@ -157,7 +160,9 @@ class ColumnsConfig:
         names = (self.context, self.target, self.task, self.issuer, self.messages)
         _require(all(name.strip() for name in names), "dataset.columns: a column's name is empty.")
         twice = sorted({name for name in names if names.count(name) > 1})
-        _require(not twice, (f"dataset.columns: {', '.join(twice)} is named for two things. Each needs a column of its own."))
+        _require(
+            not twice, (f"dataset.columns: {', '.join(twice)} is named for two things. Each needs a column of its own.")
+        )
 
 
 @dataclass(frozen=True)
@@ -192,7 +197,8 @@ class DatasetConfig:
         choose(self.source, SOURCES, "dataset.source")
         choose(self.on_bad_row, ("skip", "stop"), "dataset.on_bad_row")
         _require(
-            self.max_rows_per_task >= 0, (f"dataset.max_rows_per_task must be 0 (all) or more, not {self.max_rows_per_task}.")
+            self.max_rows_per_task >= 0,
+            (f"dataset.max_rows_per_task must be 0 (all) or more, not {self.max_rows_per_task}."),
         )
         if self.source in ("finlora", "jsonl"):
             _require(self.root != "", f"dataset.source={self.source} needs dataset.root=FOLDER.")
@@ -278,7 +284,10 @@ class TrainConfig:
         for name in ("learning_rate", "sgd_learning_rate", "batch_tokens", "holdout_every"):
             _require(getattr(self, name) > 0, f"train.{name} must be above 0, not {getattr(self, name)}.")
         for name in ("learning_rate", "sgd_learning_rate"):
-            _require(math.isfinite(getattr(self, name)), (f"train.{name} must be a finite number, not {getattr(self, name)}."))
+            _require(
+                math.isfinite(getattr(self, name)),
+                (f"train.{name} must be a finite number, not {getattr(self, name)}."),
+            )
         for name in [
             "batch_rows",
             "warmup_steps",
@@ -457,9 +466,12 @@ class PrivacyConfig:
         choose(self.mode, PRIVACY_MODES, "privacy")
         choose(self.unit, ("example", "customer", "bank"), "privacy.unit")
         for name in ("epsilon", "noise_multiplier", "budget_epsilon"):
-            _require(getattr(self, name) >= 0, (f"privacy.{name} must be 0 (not given) or more, not {getattr(self, name)}."))
             _require(
-                math.isfinite(getattr(self, name)), (f"privacy.{name} must be a finite number, not {getattr(self, name)}.")
+                getattr(self, name) >= 0, (f"privacy.{name} must be 0 (not given) or more, not {getattr(self, name)}.")
+            )
+            _require(
+                math.isfinite(getattr(self, name)),
+                (f"privacy.{name} must be a finite number, not {getattr(self, name)}."),
             )
         _require(0 <= self.delta < 1, f"privacy.delta must be in (0, 1), far below 1, not {self.delta}.")
         _require(self.clip_norm > 0, f"privacy.clip_norm must be above 0, not {self.clip_norm}.")
@@ -471,7 +483,8 @@ class PrivacyConfig:
         _require(
             (self.mode == "bank") == (self.unit == "bank"),
             (
-                f"privacy.unit={self.unit} does not go with privacy={self.mode}: privacy=bank protects a bank, the others "
+                f"privacy.unit={self.unit} does not go with privacy={self.mode}: privacy=bank protects a bank, the "
+                "others "
                 "a row or a customer."
             ),
         )
@@ -482,12 +495,17 @@ class PrivacyConfig:
         _require(self.adaptive_rate > 0, f"privacy.adaptive_rate must be above 0, not {self.adaptive_rate}.")
         _require(self.augmentations >= 1, f"privacy.augmentations must be 1 or more, not {self.augmentations}.")
         _require(self.augmentations == 1 or self.mode == "example", "privacy.augmentations belongs to privacy=example.")
-        bank_only = [name for name in ("adaptive_quantile", "accept_noise") if getattr(self, name) and self.mode != "bank"]
+        bank_only = [
+            name for name in ("adaptive_quantile", "accept_noise") if getattr(self, name) and self.mode != "bank"
+        ]
         _require(not bank_only, f"privacy.{bank_only[0] if bank_only else ''} belongs to privacy=bank.")
         both = self.epsilon > 0 and self.noise_multiplier > 0
         _require(
             not both,
-            ("privacy.epsilon and privacy.noise_multiplier are both given: one follows from the other. Set one of them to 0."),
+            (
+                "privacy.epsilon and privacy.noise_multiplier are both given: one follows from the other. Set one of "
+                "them to 0."
+            ),
         )
         neither = not self.epsilon and not self.noise_multiplier
         _require(not neither, f"privacy={self.mode} needs privacy.epsilon or privacy.noise_multiplier above 0.")
@@ -654,7 +672,10 @@ class Config:
         _require(self.seed >= 0, f"seed must be 0 or more, not {self.seed}.")
         _require(
             self.peft.method != "qlora" or self.model.quantization == "nf4",
-            (f"peft=qlora is LoRA on a 4-bit base: set model.quantization=nf4 (now {self.model.quantization}) or peft=lora."),
+            (
+                f"peft=qlora is LoRA on a 4-bit base: set model.quantization=nf4 (now {self.model.quantization}) or "
+                "peft=lora."
+            ),
         )
         _require(
             not 0 < self.train.max_steps < self.num_server_rounds,
@@ -680,20 +701,33 @@ class Config:
         int8_mixes = self.model.quantization == "int8" and self.model.int8_threshold > 0
         steps_by_rows = train.epochs > 0 and train.batch_rows > 0
         for modes, wrong, key, instead, why in (
-            (example, train.share_prefix, "train.share_prefix=true", "false", "rows that share tokens have no gradient of their own"),
-            (example, train.gradient_checkpointing, "train.gradient_checkpointing=true", "false", "the layers' inputs would be seen twice"),
-            (example, self.dataset.equalize_tasks, "dataset.equalize_tasks=true", "false", "a row would be there several times"),
-            (example, int8_mixes, f"model.int8_threshold={self.model.int8_threshold:g}", "0", "on a GPU int8 would compute a row with its neighbours' outliers"),
-            (example, self.privacy.augmentations > 1 and not self.peft.dropout, f"privacy.augmentations={self.privacy.augmentations}", "1", "without peft.dropout all copies of a row are the same"),
-            (example, self.peft.method == "dora", "peft=dora", "lora", "its magnitudes are no weights of linear layers"),
-            (("dp_lora",), self.peft.method == "dora", "peft=dora", "lora", "the published algorithm clips A and B, and knows no magnitudes"),
-            (in_the_bank, train.holdout_max_rows > 0, f"train.holdout_max_rows={train.holdout_max_rows}", "0", "the loss of held-out rows would leave"),
-            (every, self.strategy.weighting == "rows", "strategy.weighting=rows", "equal", "a bank's row count would leave"
+            (example, train.share_prefix, "train.share_prefix=true", "false",
+            "rows that share tokens have no gradient of their own"),
+            (example, train.gradient_checkpointing, "train.gradient_checkpointing=true", "false",
+            "the layers' inputs would be seen twice"),
+            (example, self.dataset.equalize_tasks, "dataset.equalize_tasks=true", "false",
+            "a row would be there several times"),
+            (example, int8_mixes, f"model.int8_threshold={self.model.int8_threshold:g}", "0",
+            "on a GPU int8 would compute a row with its neighbours' outliers"),
+            (example, self.privacy.augmentations > 1 and not self.peft.dropout,
+            f"privacy.augmentations={self.privacy.augmentations}", "1",
+            "without peft.dropout all copies of a row are the same"),
+            (example, self.peft.method == "dora", "peft=dora", "lora",
+            "its magnitudes are no weights of linear layers"),
+            (("dp_lora",), self.peft.method == "dora", "peft=dora", "lora",
+            "the published algorithm clips A and B, and knows no magnitudes"),
+            (in_the_bank, train.holdout_max_rows > 0, f"train.holdout_max_rows={train.holdout_max_rows}", "0",
+            "the loss of held-out rows would leave"),
+            (every, self.strategy.weighting == "rows", "strategy.weighting=rows", "equal",
+            "a bank's row count would leave"
                 if mode != "bank" else "the noise hides a bank only if all banks weigh the same"),
-            (("bank",), self.strategy.keep_deltas, "strategy.keep_deltas=true", "false", "the aggregator's noise is secret, so no round can be computed again"),
-            (("bank",), self.strategy.weighting == "declared", "strategy.weighting=declared", "equal", "the noise hides a bank only if all banks weigh the same"),
+            (("bank",), self.strategy.keep_deltas, "strategy.keep_deltas=true", "false",
+            "the aggregator's noise is secret, so no round can be computed again"),
+            (("bank",), self.strategy.weighting == "declared", "strategy.weighting=declared", "equal",
+            "the noise hides a bank only if all banks weigh the same"),
             (in_the_bank, steps_by_rows, f"train.batch_rows={train.batch_rows} with train.epochs={train.epochs:g}",
-                "0 (steps_per_round steps that spread the epochs), or train.epochs=0", "the number of steps would tell the row count"),
+                "0 (steps_per_round steps that spread the epochs), or train.epochs=0",
+                "the number of steps would tell the row count"),
         ):  # fmt: skip
             _require(
                 mode not in modes or not wrong,

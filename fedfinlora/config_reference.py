@@ -1,7 +1,9 @@
-"""The configuration reference, made from the schema itself: `python -m fedfinlora.config_reference > docs/configuration.md`.
+"""The configuration reference, made from the schema itself: `python -m fedfinlora.config_reference >
+docs/configuration.md`.
 
-Keys, types and defaults are the dataclass fields of `fedfinlora.config`, meanings the strings below the fields, allowed values the
-checks in `__post_init__`; options are the files under `conf/`. A test compares docs/configuration.md with this module's output.
+Keys, types and defaults are the dataclass fields of `fedfinlora.config`, meanings the strings below the fields, allowed
+values the checks in `__post_init__`; options are the files under `conf/`. A test compares docs/configuration.md with
+this module's output.
 """
 
 from __future__ import annotations
@@ -28,7 +30,13 @@ A run's configuration is the schema's defaults (`fedfinlora/config.py`), then th
 one value; lists are written `'dataset.tasks=[fpb,fiqa]'`, quoted for the shell. An unknown key or value ends the command with the
 valid ones. What a run was given in the end is in its `config.yaml`.
 """
-TYPES = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false", "tuple[str, ...]": "list of names"}
+TYPES = {
+    "str": "text",
+    "int": "whole number",
+    "float": "number",
+    "bool": "true or false",
+    "tuple[str, ...]": "list of names",
+}
 SIGNS: dict[type[ast.cmpop], str] = {ast.Gt: "> ", ast.GtE: "≥ ", ast.Lt: "< ", ast.LtE: "≤ "}
 
 
@@ -88,7 +96,8 @@ def _section(title: str, cls: type[Any], prefix: str) -> str:
         if item.default is dataclasses.MISSING:
             continue
         cells = [
-            f"`{prefix}{item.name}`", TYPES[str(item.type)], f"`{json.dumps(item.default, allow_nan=False)}`", limits.get(item.name, ""),
+            f"`{prefix}{item.name}`", TYPES[str(item.type)], f"`{json.dumps(item.default, allow_nan=False)}`",
+            limits.get(item.name, ""),
             explained[item.name],
         ]  # fmt: skip
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
@@ -132,12 +141,21 @@ def _chosen() -> str:
     import yaml
 
     defaults = yaml.safe_load((CONF_FOLDER / "config.yaml").read_text("utf-8"))["defaults"]
-    words = [f"{group}={name}" for choice in defaults if isinstance(choice, dict) for group, name in choice.items() if name]
-    return f"Without any words: `{' '.join(words)}`. Defaults in the tables below are the schema's, before these files.\n"
+    words = [
+        f"{group}={name}" for choice in defaults if isinstance(choice, dict) for group, name in choice.items() if name
+    ]
+    return (
+        f"Without any words: `{' '.join(words)}`. Defaults in the tables below are the schema's, before these files.\n"
+    )
 
 
 def _experiments() -> str:
-    lines = ["## `experiment`", "", "Several groups and values under one name; words on the command line still win.", ""]
+    lines = [
+        "## `experiment`",
+        "",
+        "Several groups and values under one name; words on the command line still win.",
+        "",
+    ]
     return "\n".join([*lines, *_options("experiment"), ""])
 
 
@@ -145,8 +163,11 @@ def _run_config() -> str:
     settings = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["flwr"]["app"]["config"]
     lines = [
         "## Through plain `flwr run .`", "",
-        'Flower takes only the keys that pyproject.toml declares, as `--run-config "key=value …"`. Empty texts and 0 rounds mean: as in',
-        "`conf/`. Paths must be absolute. `overrides` holds any further words of the command line, in one quoted text, and wins.", "",
+        ('Flower takes only the keys that pyproject.toml declares, as `--run-config "key=value …"`. Empty texts and 0 '
+        'rounds mean: as in'),
+        ("`conf/`. Paths must be absolute. `overrides` holds any further words of the command line, in one quoted "
+         "text, "
+        "and wins."), "",
         "| key | default |", "|---|---|",
     ]  # fmt: skip
     return "\n".join(
@@ -164,14 +185,20 @@ def _class(cls: type[Any]) -> ast.ClassDef:
 
 
 def _string(statement: ast.stmt) -> str:
-    if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant) and isinstance(statement.value.value, str):
+    if (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    ):
         return " ".join(statement.value.value.split())
     return ""
 
 
 def _checks(cls: type[Any]) -> Iterator[tuple[ast.Call, list[str]]]:
     """Each call in `__post_init__`, with the field names of the loop around it, if it is in one."""
-    method = next(item for item in _class(cls).body if isinstance(item, ast.FunctionDef) and item.name == "__post_init__")
+    method = next(
+        item for item in _class(cls).body if isinstance(item, ast.FunctionDef) and item.name == "__post_init__"
+    )
     for statement in method.body:
         names: list[str] = []
         inside: Iterable[ast.stmt] = [statement]
@@ -190,7 +217,9 @@ def _choices(node: ast.expr) -> Iterable[str]:
 
 
 def _bound(condition: ast.expr) -> str:
-    """ "> 0" for `x > 0`, "in [0, 1)" for `0 <= x < 1`, "not empty" for `len(x) > 0`; "" for anything that is no plain bound."""
+    """ "> 0" for `x > 0`, "in [0, 1)" for `0 <= x < 1`, "not empty" for `len(x) > 0`; "" for anything that is no plain
+    bound.
+    """
     if not isinstance(condition, ast.Compare) or not _field(_measured(condition)):
         return ""
     if len(condition.ops) == 2 and isinstance(condition.left, ast.Constant):

@@ -39,7 +39,8 @@ def start_detached(words: Sequence[str]) -> int:
     """
     command = [sys.executable, "-m", "fedfinlora", *words]
     process = subprocess.Popen(
-        command, env=os.environ | {DETACHED: "1"}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        command, env=os.environ | {DETACHED: "1"}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True, start_new_session=True,
     )  # fmt: skip
     try:

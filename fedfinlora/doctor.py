@@ -1,4 +1,5 @@
-"""What of a machine would make a run fail: each check is a function that looks at one thing and says what to do; none changes anything.
+"""What of a machine would make a run fail: each check is a function that looks at one thing and says what to do; none
+changes anything.
 
 `fedfinlora.commands.doctor` puts them together with the configuration, the rows and the hub.
 """
@@ -27,11 +28,15 @@ OK, WARN, FAIL = "ok", "warn", "fail"
 GIB = 2**30
 TESTED_PYTHON = (3, 11)
 FLOWER_PORTS = (9091, 9092, 9093, 9094)
-"""Those that Flower's own commands take unless another is named. `simulate` and `bank start` choose free ones; `coordinator start` takes 9092."""
+"""Those that Flower's own commands take unless another is named. `simulate` and `bank start` choose free ones;
+`coordinator start` takes 9092.
+"""
 LEAST_DISK_BYTES, LITTLE_DISK_BYTES = GIB // 4, 2 * GIB
 """Free space below which a run fails soon, and below which it may."""
 MOST_CLOCK_DIFFERENCE_S = 2.0
-INSTALL = "Run `make venv`" if (PROJECT_ROOT / "Makefile").is_file() else "Install the wheel again with its extra [train]"
+INSTALL = (
+    "Run `make venv`" if (PROJECT_ROOT / "Makefile").is_file() else "Install the wheel again with its extra [train]"
+)
 _PINNED = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==([^\s;\\]+)\s*(?:;\s*([^\\]+))?", re.MULTILINE)
 
 
@@ -57,7 +62,9 @@ def python_version() -> Finding:
 
 
 def wanted_packages(root: Path = PROJECT_ROOT) -> tuple[str, dict[str, str]]:
-    """(where it is written, package -> exact version; "" where any will do): the lock of a checkout, else what the installed wheel asks for."""
+    """(where it is written, package -> exact version; "" where any will do): the lock of a checkout, else what the
+    installed wheel asks for.
+    """
     locked = {name: _pinned(root / name) for name in ("locks/run.txt", "constraints.txt") if (root / name).is_file()}
     if "locks/run.txt" in locked:
         return "locks/run.txt", locked["locks/run.txt"]
@@ -109,12 +116,18 @@ def home() -> Finding:
     try:
         folder = Path.home()
     except RuntimeError:
-        return Finding("home", FAIL, "HOME is not set and the user has no entry. Set HOME to a folder that you may write.")
+        return Finding(
+            "home", FAIL, "HOME is not set and the user has no entry. Set HOME to a folder that you may write."
+        )
     if not can_write(folder):
         return Finding(
             "home",
             WARN,
-            f"{folder} cannot be written. Set HOME, or give output_dir=, evaluation.answers_dir=, FEDFINLORA_CACHE and HF_HOME.",
+            (
+                f"{folder} cannot be written. Set HOME, or give output_dir=, evaluation.answers_dir=, FEDFINLORA_CACHE "
+                "and "
+                "HF_HOME."
+            ),
         )
     return Finding("home", OK, str(folder))
 
@@ -138,7 +151,9 @@ def temporary() -> Finding:
         return folder("tmp", Path(tempfile.gettempdir()), "TMPDIR")
     except OSError:
         return Finding(
-            "tmp", FAIL, "no temporary folder can be written, or its disk is full. Set TMPDIR to a folder with free space."
+            "tmp",
+            FAIL,
+            "no temporary folder can be written, or its disk is full. Set TMPDIR to a folder with free space.",
         )
 
 
@@ -149,10 +164,14 @@ def working_directory() -> Finding:
     except OSError:
         return Finding("directory", FAIL, "the working directory was deleted. Change to another folder.")
     if found := shadowing(imported_folders()):
-        return Finding("directory", FAIL, f"{words_for(found)} Rename or move it, or take its folder out of PYTHONPATH.")
+        return Finding(
+            "directory", FAIL, f"{words_for(found)} Rename or move it, or take its folder out of PYTHONPATH."
+        )
     if found := shadowing([here]):
         return Finding(
-            "directory", WARN, f"{words_for(found)} Our commands do not import from here, other Python programs do. Rename it."
+            "directory",
+            WARN,
+            f"{words_for(found)} Our commands do not import from here, other Python programs do. Rename it.",
         )
     return Finding("directory", OK, str(here))
 
@@ -174,7 +193,9 @@ def proxies(environment: Mapping[str, str]) -> Finding:
     names = [name for kind in PROXIES for name in (kind, kind.upper()) if environment.get(name, "").strip()]
     for name in names:
         if trouble := proxy_trouble(environment[name].strip()):
-            return Finding("proxies", WARN, f"{name} cannot be used ({trouble}). Set it to http://HOST:PORT, or unset it.")
+            return Finding(
+                "proxies", WARN, f"{name} cannot be used ({trouble}). Set it to http://HOST:PORT, or unset it."
+            )
     return Finding("proxies", OK, f"{', '.join(names)}; never for this machine" if names else "none")
 
 
@@ -182,7 +203,9 @@ def ray_address(environment: Mapping[str, str]) -> Finding:
     """Whether another's Ray cluster is named."""
     if environment.get("RAY_ADDRESS"):
         return Finding(
-            "ray", WARN, "RAY_ADDRESS is set; our commands ignore it, plain `flwr run` would join that cluster. Unset it."
+            "ray",
+            WARN,
+            "RAY_ADDRESS is set; our commands ignore it, plain `flwr run` would join that cluster. Unset it.",
         )
     return Finding("ray", OK, "a cluster of its own for each simulation")
 
@@ -194,7 +217,9 @@ def threads(environment: Mapping[str, str]) -> Finding:
         return Finding(
             "threads", WARN, f"OMP_NUM_THREADS={value[:20]!r} is no number and is ignored. Set it to one, or unset it."
         )
-    return Finding("threads", OK, f"OMP_NUM_THREADS={value}" if value else f"all of {len(os.sched_getaffinity(0))} cores")
+    return Finding(
+        "threads", OK, f"OMP_NUM_THREADS={value}" if value else f"all of {len(os.sched_getaffinity(0))} cores"
+    )
 
 
 def device(asked: str, environment: Mapping[str, str]) -> Finding:
@@ -216,16 +241,24 @@ def device(asked: str, environment: Mapping[str, str]) -> Finding:
         return Finding(
             "device",
             FAIL,
-            f"model.device={asked}, but {usable} GPUs can be used{hidden}. Set model.device=auto, or change CUDA_VISIBLE_DEVICES.",
+            (
+                f"model.device={asked}, but {usable} GPUs can be used{hidden}. Set model.device=auto, or change "
+                "CUDA_VISIBLE_DEVICES."
+            ),
         )
     if there and asked == "auto" and not usable:
         return Finding(
             "device",
             WARN,
-            f"no GPU of {there} can be used{hidden}: the CPU will be, far slower. Look at the driver, or unset CUDA_VISIBLE_DEVICES.",
+            (
+                f"no GPU of {there} can be used{hidden}: the CPU will be, far slower. Look at the driver, or unset "
+                "CUDA_VISIBLE_DEVICES."
+            ),
         )
     return Finding(
-        "device", OK, f"{usable} GPUs" if usable and asked != "cpu" else f"CPU, {len(os.sched_getaffinity(0))} cores{hidden}"
+        "device",
+        OK,
+        f"{usable} GPUs" if usable and asked != "cpu" else f"CPU, {len(os.sched_getaffinity(0))} cores{hidden}",
     )
 
 
@@ -236,12 +269,16 @@ def ports(numbers: Sequence[int] = FLOWER_PORTS) -> Finding:
             probe.bind(("127.0.0.1", 0))
     except OSError as error:
         return Finding(
-            "ports", FAIL, f"no port of 127.0.0.1 can be had ({error.strerror}). Allow local connections; a run needs them."
+            "ports",
+            FAIL,
+            f"no port of 127.0.0.1 can be had ({error.strerror}). Allow local connections; a run needs them.",
         )
     taken = [str(number) for number in numbers if not _is_free(number)]
     if taken:
         return Finding(
-            "ports", WARN, f"in use: {', '.join(taken)}. simulate chooses others; give `coordinator init --port` a free one."
+            "ports",
+            WARN,
+            f"in use: {', '.join(taken)}. simulate chooses others; give `coordinator init --port` a free one.",
         )
     return Finding("ports", OK, f"{numbers[0]} to {numbers[-1]} are free")
 
@@ -258,13 +295,17 @@ def clock(seconds: float = 0.05) -> Finding:
     drift = abs((time.time() - wall) - (time.monotonic() - steady))
     if drift > 0.5 or apart > MOST_CLOCK_DIFFERENCE_S:
         return Finding(
-            "clock", WARN, f"it jumps: {drift:.1f} s against the monotonic clock, {apart:.1f} s against files. Let NTP set it."
+            "clock",
+            WARN,
+            f"it jumps: {drift:.1f} s against the monotonic clock, {apart:.1f} s against files. Let NTP set it.",
         )
     return Finding("clock", OK, time.strftime("%Y-%m-%d %H:%M:%S %Z"))
 
 
 def can_write(path: Path) -> bool:
-    """Whether a file can be made in a folder, or the folder be made: tried where it is there, since rights alone do not tell."""
+    """Whether a file can be made in a folder, or the folder be made: tried where it is there, since rights alone do not
+    tell.
+    """
     there = _there(path)
     try:
         with tempfile.TemporaryFile(dir=there):

@@ -29,7 +29,9 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
 
 
 @contextlib.contextmanager
-def family(command: Sequence[str], environment: Mapping[str, str], log: Path, run: Path) -> Iterator[subprocess.Popen[bytes]]:
+def family(
+    command: Sequence[str], environment: Mapping[str, str], log: Path, run: Path
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run a command, its output in the file `log`, as a family that ends with this block or this process, however that
     ends.
 
@@ -169,7 +171,9 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def leave_terminal() -> None:
-    """Write nowhere instead of to a terminal: one that was closed answers with errors, in the middle of the tidying up."""
+    """Write nowhere instead of to a terminal: one that was closed answers with errors, in the middle of the tidying
+    up.
+    """
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         if os.isatty(descriptor) or not _is_open(descriptor):

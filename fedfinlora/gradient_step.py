@@ -57,7 +57,9 @@ class PlainStep:
         """UserError for a loss that is not finite."""
         taken = local.add_gradient(step)
         if not math.isfinite(taken.loss):
-            raise UserError(f"The training loss of {local.bank} is {taken.loss} at step {step}. Lower train.learning_rate.")
+            raise UserError(
+                f"The training loss of {local.bank} is {taken.loss} at step {step}. Lower train.learning_rate."
+            )
         return taken
 
 

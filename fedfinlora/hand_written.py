@@ -18,7 +18,9 @@ LARGEST_BYTES = 2**20
 """Of such a file."""
 PLAIN = {
     INT: re.compile(r"[-+]?(0|[1-9][0-9]*)", re.ASCII),
-    FLOAT: re.compile(r"[-+]?(\.inf|(0|[1-9][0-9]*)(\.[0-9]*)?([eE][-+]?[0-9]+)?|\.[0-9]+([eE][-+]?[0-9]+)?)|\.nan", re.ASCII),
+    FLOAT: re.compile(
+        r"[-+]?(\.inf|(0|[1-9][0-9]*)(\.[0-9]*)?([eE][-+]?[0-9]+)?|\.[0-9]+([eE][-+]?[0-9]+)?)|\.nan", re.ASCII
+    ),
     BOOL: re.compile("true|false|True|False"),
     NULL: re.compile("null|~|"),
 }
@@ -39,7 +41,9 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 raise yaml.YAMLError(f"line {key.start_mark.line + 1}: a key is a word, not a list or a mapping")
             if key.tag == "tag:yaml.org,2002:merge" or key.value in seen:
-                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: the key {key.value!a:.40} is there twice, or is a merge")
+                raise yaml.YAMLError(
+                    f"line {key.start_mark.line + 1}: the key {key.value!a:.40} is there twice, or is a merge"
+                )
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
@@ -49,7 +53,9 @@ class _Loader(yaml.SafeLoader):
             if node.tag == FLOAT:
                 value = float(node.value.replace(".inf", "inf").replace(".nan", "nan"))
                 if value == 0 and re.search("[1-9]", re.split("[eE]", node.value)[0]):
-                    raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {node.value} is too small, and would be read as 0")
+                    raise yaml.YAMLError(
+                        f"line {node.start_mark.line + 1}: {node.value} is too small, and would be read as 0"
+                    )
                 return value
         return super().construct_object(node, deep)
 
@@ -91,7 +97,9 @@ def read_yaml(content: bytes) -> Any:
         raise yaml.YAMLError(f"it has more than {LARGEST_BYTES:,} bytes")
     for mark in HIDDEN_BREAKS:
         if mark.encode() in content:
-            raise yaml.YAMLError(f"it has the line break U+{ord(mark):04X}, which most editors do not show: take it out")
+            raise yaml.YAMLError(
+                f"it has the line break U+{ord(mark):04X}, which most editors do not show: take it out"
+            )
     return yaml.load(content, _Loader)
 
 

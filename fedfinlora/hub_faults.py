@@ -1,6 +1,8 @@
-"""What went wrong with the Hugging Face hub, in one line that names the repository and what to do; never with a token in it.
+"""What went wrong with the Hugging Face hub, in one line that names the repository and what to do; never with a token
+in it.
 
-huggingface_hub and transformers wrap one error into another, and say of many that there is no connection. What counts is the first cause.
+huggingface_hub and transformers wrap one error into another, and say of many that there is no connection. What counts
+is the first cause.
 """
 
 from __future__ import annotations
@@ -38,11 +40,16 @@ def hub_fault(
         return f"{name} cannot be had: {TOKEN} {trouble}. Set {TOKEN} to the token alone, or unset it."
     if "GatedRepoError" in kinds:
         page = licence_url or f"{hub}/{'datasets/' if what != 'model' else ''}{repository}"
-        return f"{name} is gated: accept its licence at {page}, and set {TOKEN} to a token of an account that was given access. {elsewhere}"
+        return (
+            f"{name} is gated: accept its licence at {page}, and set {TOKEN} to a token of an account that was "
+            f"given access. {elsewhere}"
+        )
     if "RevisionNotFoundError" in kinds:
         return f"{name} has no such revision on {hub}. Check {key.split('.')[0]}.revision."
     if "RepositoryNotFoundError" in kinds:
-        return f"{name} is not on {hub}, or {_token_words()} may not see it. Check the name, or set {TOKEN}. {elsewhere}"
+        return (
+            f"{name} is not on {hub}, or {_token_words()} may not see it. Check the name, or set {TOKEN}. {elsewhere}"
+        )
     for each in chain:
         if (status := getattr(getattr(each, "response", None), "status_code", 0)) >= 400:
             return f"{name} cannot be had: {_of_status(int(status), each, hub)} {elsewhere}"
@@ -50,21 +57,46 @@ def hub_fault(
     if "OfflineModeIsEnabled" in kinds or ("LocalEntryNotFoundError" in kinds and offline):
         gated = f" Then accept its licence at {licence_url} and set {TOKEN}." if licence_url else ""
         return (
-            f"{name} is not on this machine, and {(offline or OFFLINE)[0]} forbids to ask the hub. Unset it.{gated} {elsewhere}"
+            f"{name} is not on this machine, and {(offline or OFFLINE)[0]} forbids to ask the hub. Unset "
+            f"it.{gated} "
+            f"{elsewhere}"
         )
     for each, kind in zip(chain, kinds, strict=True):
         if kind in _TOO_SLOW:
-            return f"{name} cannot be had: {hub} takes too long to answer. Raise HF_HUB_DOWNLOAD_TIMEOUT (seconds), or try later. {elsewhere}"
-        if kind in _BROKEN_OFF or "Consistency check failed" in str(each) or ("expected" in str(each) and "bytes" in str(each)):
-            return f"{name} did not arrive whole from {hub}: the download was cut off, or is not of the announced size. Try again. {elsewhere}"
+            return (
+                f"{name} cannot be had: {hub} takes too long to answer. Raise HF_HUB_DOWNLOAD_TIMEOUT (seconds), "
+                "or "
+                f"try later. {elsewhere}"
+            )
+        if (
+            kind in _BROKEN_OFF
+            or "Consistency check failed" in str(each)
+            or ("expected" in str(each) and "bytes" in str(each))
+        ):
+            return (
+                f"{name} did not arrive whole from {hub}: the download was cut off, or is not of the announced "
+                f"size. Try again. {elsewhere}"
+            )
         if kind in _NOT_CONNECTED:
-            return f"{name} cannot be had: {hub} cannot be reached. Check the network, the proxy variables and HF_ENDPOINT. {elsewhere}"
+            return (
+                f"{name} cannot be had: {hub} cannot be reached. Check the network, the proxy variables and "
+                f"HF_ENDPOINT. {elsewhere}"
+            )
         if kind in ("FileMetadataError", "JSONDecodeError"):
-            return f"{name} cannot be had: what answers at {hub} is no Hugging Face hub (a login page or a proxy?). Check HF_ENDPOINT. {elsewhere}"
+            return (
+                f"{name} cannot be had: what answers at {hub} is no Hugging Face hub (a login page or a proxy?). "
+                f"Check HF_ENDPOINT. {elsewhere}"
+            )
         if isinstance(each, OSError) and each.errno in _DISK and each.filename:
-            return f"{name} cannot be kept: {printable(str(each.filename))}: {each.strerror}. Set HF_HOME to a folder that can be written and has room."
+            return (
+                f"{name} cannot be kept: {printable(str(each.filename))}: {each.strerror}. Set HF_HOME to a folder "
+                "that can be written and has room."
+            )
     if "LocalEntryNotFoundError" in kinds:
-        return f"{name} is not on this machine, and {hub} did not give it. Check the network, the name and {TOKEN}. {elsewhere}"
+        return (
+            f"{name} is not on this machine, and {hub} did not give it. Check the network, the name and {TOKEN}. "
+            f"{elsewhere}"
+        )
     return ""
 
 
@@ -91,11 +123,16 @@ def _of_status(status: int, error: BaseException, hub: str) -> str:
     if status == 401:
         return f"{hub} does not accept {_token_words()} (401). Set {TOKEN} to a valid one."
     if status == 403:
-        return f"{hub} does not let {_token_words()} read it (403). Give the token read access, or use another in {TOKEN}."
+        return (
+            f"{hub} does not let {_token_words()} read it (403). Give the token read access, or use another in {TOKEN}."
+        )
     if status == 429:
         wait = str(getattr(error, "response").headers.get("retry-after", ""))  # noqa: B009 - of three HTTP libraries
         after = f" and asks to wait {wait} s" if wait.isdecimal() else ""
-        return f"{hub} takes no more requests from here (429){after}. Try again then, or set {TOKEN}: known accounts may ask more often."
+        return (
+            f"{hub} takes no more requests from here (429){after}. Try again then, or set {TOKEN}: known accounts "
+            "may ask more often."
+        )
     if status >= 500:
         return f"{hub} fails ({status}). Try again later."
     return f"{hub} refuses the request ({status}). Check the name and HF_ENDPOINT."

@@ -1,15 +1,18 @@
 """Locks on folders, which survive kill -9 and NFS and say who holds them.
 
-A lock is a file with a record lock of fcntl(2) on its whole length, and in it a line about the holder. Linux takes "open file description
-locks" (fcntl(2), since 3.15; `fcntl.F_OFD_SETLK`): the kernel drops them when the holder ends, however it ends, and unlike the older POSIX
-locks they also keep two threads of one process apart and are not lost when the process closes another descriptor of the file.
+A lock is a file with a record lock of fcntl(2) on its whole length, and in it a line about the holder. Linux takes
+"open file description locks" (fcntl(2), since 3.15; `fcntl.F_OFD_SETLK`): the kernel drops them when the holder ends,
+however it ends, and unlike the older POSIX locks they also keep two threads of one process apart and are not lost when
+the process closes another descriptor of the file.
 
-Over NFSv4 record locks are part of the protocol (RFC 8881, chapter 9): the server keeps them and gives up those of a client that was not heard
-for a lease's time, 90 seconds by default. flock(2) would do as well only where the client turns it into a record lock (flock(2), "NFS details"),
-and with the mount option local_lock=flock each machine would have locks of its own. A file made with O_EXCL, the other habit,
-stays after kill -9 and needs somebody who decides when it is stale.
+Over NFSv4 record locks are part of the protocol (RFC 8881, chapter 9): the server keeps them and gives up those of a
+client that was not heard for a lease's time, 90 seconds by default. flock(2) would do as well only where the client
+turns it into a record lock (flock(2), "NFS details"), and with the mount option local_lock=flock each machine would
+have locks of its own. A file made with O_EXCL, the other habit, stays after kill -9 and needs somebody who decides when
+it is stale.
 
-A process that is forked without exec inherits a lock of its parent and holds it on; whatever Python starts by exec does not.
+A process that is forked without exec inherits a lock of its parent and holds it on; whatever Python starts by exec does
+not.
 """
 
 from __future__ import annotations
@@ -78,7 +81,9 @@ class Lock:
     def __enter__(self) -> Lock:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.release()
 
     def __del__(self) -> None:
@@ -86,7 +91,8 @@ class Lock:
 
 
 def take(path: Path, what: str) -> Lock:
-    """Hold the lock `path` (mode 0600, in a folder that is there) from now on. UserError that says who has `what` where somebody else does.
+    """Hold the lock `path` (mode 0600, in a folder that is there) from now on. UserError that says who has `what` where
+    somebody else does.
 
     OSError where the file cannot be opened.
     """
@@ -96,7 +102,9 @@ def take(path: Path, what: str) -> Lock:
 
 
 def wait_for(path: Path, what: str, writing: bool = True) -> Lock:
-    """Hold the lock as soon as nobody else does. Without `writing`, where the file may only be read, others may hold it to read too."""
+    """Hold the lock as soon as nobody else does. Without `writing`, where the file may only be read, others may hold it
+    to read too.
+    """
     descriptor = _opened(path, what, wait=True, writing=writing)
     _sign(descriptor, durable=False)
     return Lock(path, descriptor)
@@ -174,7 +182,8 @@ def _lock(descriptor: int, path: Path, what: str, wait: bool, shared: bool) -> N
         if error.errno not in NO_LOCKS:
             raise
         raise UserError(
-            f"{path} cannot be locked ({error.strerror}): its file system has no locks. Mount it with locks (NFS version 4, without nolock), or "
+            f"{path} cannot be locked ({error.strerror}): its file system has no locks. Mount it with locks (NFS "
+            "version 4, without nolock), or "
             "choose a folder on another one."
         ) from error
 
@@ -185,7 +194,9 @@ def _in_use(path: Path, what: str) -> UserError:
 
 
 def _whole_file(kind: int) -> bytes:
-    """struct flock of 64-bit Linux for all bytes of a file: l_type, l_whence, l_start, l_len, l_pid (0, as these locks want it)."""
+    """struct flock of 64-bit Linux for all bytes of a file: l_type, l_whence, l_start, l_len, l_pid (0, as these locks
+    want it).
+    """
     if _LINUX:
         return struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 0, 0)
     return struct.pack("qqihh", 0, 0, 0, kind, os.SEEK_SET)  # macOS: l_start, l_len, l_pid, l_type, l_whence
@@ -201,7 +212,8 @@ def _is_still(path: Path, descriptor: int) -> bool:
 
 
 def _sign(descriptor: int, durable: bool) -> None:
-    """Write down who holds it. `durable`: another machine can read it (an NFS client sends what was written at fsync or close).
+    """Write down who holds it. `durable`: another machine can read it (an NFS client sends what was written at fsync or
+    close).
 
     The lock holds without it: a disk that is full does not take it away.
     """
@@ -220,13 +232,21 @@ def _holder(path: Path) -> Holder | None:
     """What the holder has written down; None where it has not yet."""
     try:
         values = json.loads(path.read_bytes())
-        return Holder(str(values["host"]), int(values["pid"]), *(str(values[key]) for key in ("started", "since", "command")))
+        return Holder(
+            str(values["host"]), int(values["pid"]), *(str(values[key]) for key in ("started", "since", "command"))
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def own_command() -> str:
-    """What was typed, where that is a command of this project; else the program's name alone, for Flower's have secrets among their options."""
+    """What was typed, where that is a command of this project; else the program's name alone, for Flower's have secrets
+    among their options.
+    """
     typed = Path(sys.argv[0]).parent.name == "fedfinlora"
-    words = ["python", "-m", "fedfinlora", *sys.argv[1:]] if typed else [Path(sys.argv[0]).name or Path(sys.executable).name]
+    words = (
+        ["python", "-m", "fedfinlora", *sys.argv[1:]]
+        if typed
+        else [Path(sys.argv[0]).name or Path(sys.executable).name]
+    )
     return shlex.join(words)

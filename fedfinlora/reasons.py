@@ -1,4 +1,6 @@
-"""Why a bank gives no update: a code crosses the network, and each side has the sentence for it. No text of the other's is kept or shown."""
+"""Why a bank gives no update: a code crosses the network, and each side has the sentence for it. No text of the other's
+is kept or shown.
+"""
 
 from __future__ import annotations
 
@@ -13,28 +15,42 @@ SAFE_REASONS = {
     "diverged": "Training gave a loss or an adapter that is not finite.",
     "memory": "The bank ran out of memory.",
     "disk": "The bank could not write its own state.",
-    "privacy": "The bank's rows, ledger or budget do not allow this round, or its work on it failed; it does not say which.",
-    "refusals": "The bank has refused or failed so many requests today that it reads only one in ten minutes until tomorrow.",
+    "privacy": (
+        "The bank's rows, ledger or budget do not allow this round, or its work on it failed; it does not say which."
+    ),
+    "refusals": (
+        "The bank has refused or failed so many requests today that it reads only one in ten minutes until tomorrow."
+    ),
     "internal": "The bank failed; the details are in its own log.",
     "policy-model": "The bank's policy does not allow this base model (rule: models).",
     "policy-peft_methods": "The bank's policy does not allow this kind of adapter (rule: peft_methods).",
     "policy-max_rank": "The bank's policy does not allow adapters of this rank (rule: max_rank).",
     "policy-target_modules": "The bank's policy does not allow an adapter on these layers (rule: target_modules).",
-    "policy-optimizer": "The bank's policy does not allow this optimiser without the bank's own noise (rule: optimizer).",
+    "policy-optimizer": (
+        "The bank's policy does not allow this optimiser without the bank's own noise (rule: optimizer)."
+    ),
     "policy-datasets": "The bank's policy does not allow these tasks, or wants them named (rule: datasets).",
-    "policy-generation": "The bank's policy does not let held-out rows be scored, or not so few of them (rule: generation).",
+    "policy-generation": (
+        "The bank's policy does not let held-out rows be scored, or not so few of them (rule: generation)."
+    ),
     "policy-max_delta": "The bank's policy does not allow this delta (rule: max_delta).",
-    "policy-max_steps_per_round": "The bank's policy does not allow so many steps in a round (rule: max_steps_per_round).",
+    "policy-max_steps_per_round": (
+        "The bank's policy does not allow so many steps in a round (rule: max_steps_per_round)."
+    ),
     "policy-max_rows_per_round": "The bank's policy does not allow so many rows in a round (rule: max_rows_per_round).",
     "policy-max_rounds_per_day": "The bank's policy does not allow another round today (rule: max_rounds_per_day).",
     "policy-privacy": "The bank's policy does not allow this privacy mode (rule: privacy).",
     "policy-privacy_units": "The bank's policy does not allow this privacy unit (rule: privacy_units).",
     "policy-max_epsilon": "The bank's policy does not allow this epsilon (rule: max_epsilon).",
     "policy-code": "The bank runs no other code than it has installed or its policy lists (rule: code).",
-    "policy-reveal": "The bank's policy does not reveal its number of rows, which strategy.weighting=rows needs (rule: reveal).",
+    "policy-reveal": (
+        "The bank's policy does not reveal its number of rows, which strategy.weighting=rows needs (rule: reveal)."
+    ),
     "policy-hours": "The bank's policy does not allow a round at this time of day (rule: hours).",
 }
-"""All that a bank ever says about an error: a code, for which the reader has this sentence; never exception text, rows or paths."""
+"""All that a bank ever says about an error: a code, for which the reader has this sentence; never exception text, rows
+or paths.
+"""
 
 UNREAD = "refusals"
 """The code of a request that the bank did not look at."""

@@ -1,6 +1,8 @@
-"""Does a run resume with what it began with? Data, code, base model and packages are compared with its manifest.json, item by item.
+"""Does a run resume with what it began with? Data, code, base model and packages are compared with its manifest.json,
+item by item.
 
-The manifest stays as the run began; what differed and was accepted with resume_anyway=true is a line of resumed.jsonl, which report and verify show.
+The manifest stays as the run began; what differed and was accepted with resume_anyway=true is a line of resumed.jsonl,
+which report and verify show.
 """
 
 from __future__ import annotations
@@ -14,7 +16,14 @@ from typing import Any
 from fedfinlora.config import Config
 from fedfinlora.errors import UserError
 from fedfinlora.model_files import model_files
-from fedfinlora.runfolder import append_line, installed_versions, read_json, read_lines, source_files, source_fingerprint
+from fedfinlora.runfolder import (
+    append_line,
+    installed_versions,
+    read_json,
+    read_lines,
+    source_files,
+    source_fingerprint,
+)
 
 log = logging.getLogger("fedfinlora")
 RESUMED_FILE = "resumed.jsonl"
@@ -40,8 +49,10 @@ def present_state(config: Config, data_files: Mapping[str, str], with_model: boo
 def changes(manifest: Mapping[str, Any], now: Mapping[str, Mapping[str, str]]) -> tuple[list[str], list[str]]:
     """(what differs, one text an item; the kinds that an older manifest does not tell).
 
-    >>> now = {"data_sha256": {"a": "1", "c": "1"}, "source_files": {}, "model_files": {}, "versions": {"torch": "2.14"}}
-    >>> changes({"data_sha256": {"a": "2", "b": "1"}, "source_files": {}, "versions": {"torch": "2.13", "ray": "2"}}, now)
+    >>> now = {"data_sha256": {"a": "1", "c": "1"}, "source_files": {}, "model_files": {},
+    ... "versions": {"torch": "2.14"}}
+    >>> changes({"data_sha256": {"a": "2", "b": "1"}, "source_files": {}, "versions": {"torch": "2.13", "ray": "2"}},
+    ... now)
     (['data a (changed)', 'data b (gone)', 'data c (new)', 'package torch (2.13 -> 2.14)'], ['base model'])
     """
     found: list[str] = []
@@ -76,7 +87,9 @@ def check_same(folder: Path, config: Config, data_files: Mapping[str, str], with
         raise UserError(f"{file} is damaged: it holds no manifest. Start the run again.")
     now = present_state(config, data_files, with_model)
     code = manifest.get("source_sha256")
-    if not isinstance(manifest.get("source_files"), Mapping) and isinstance(code, str):  # of a run before each file had a hash
+    if not isinstance(manifest.get("source_files"), Mapping) and isinstance(
+        code, str
+    ):  # of a run before each file had a hash
         manifest = {**manifest, "source_files": {"(some file)": code}}
         now = {**now, "source_files": {"(some file)": source_fingerprint()}}
     found, unknown = changes(manifest, now)
@@ -89,7 +102,8 @@ def check_same(folder: Path, config: Config, data_files: Mapping[str, str], with
     if found and not config.resume_anyway:
         more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
         raise UserError(
-            f"{folder} was begun with something else: {', '.join(found[:MOST_NAMED])}{more}. Bring back what it was (config.yaml names data and model), start a new run, or "
+            f"{folder} was begun with something else: {', '.join(found[:MOST_NAMED])}{more}. Bring back what it was "
+            "(config.yaml names data and model), start a new run, or "
             "resume all the same with resume_anyway=true, which the run's report and `verify` then show."
         )
     return found

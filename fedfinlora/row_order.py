@@ -84,7 +84,9 @@ def _first_row(step: int, rows_per_step: float) -> int:
 
 
 @lru_cache(maxsize=8)
-def _order_of_epoch(epoch: int, rows: int, rows_per_step: float, seed: int, bank: str, groups: Groups) -> tuple[int, ...]:
+def _order_of_epoch(
+    epoch: int, rows: int, rows_per_step: float, seed: int, bank: str, groups: Groups
+) -> tuple[int, ...]:
     """The rows of one epoch in the order of training.
 
     Each group is shuffled and cut into bundles that fill a step; each bundle is put into a step of its own, drawn at

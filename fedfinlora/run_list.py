@@ -44,7 +44,11 @@ class Listed:
 
 def is_run(folder: Path) -> bool:
     """Whether a run lies in a folder, or has begun to."""
-    return (folder / "config.yaml").is_file() or (folder / COMMAND_LOCK).is_file() or (folder / STATE / "run.json").is_file()
+    return (
+        (folder / "config.yaml").is_file()
+        or (folder / COMMAND_LOCK).is_file()
+        or (folder / STATE / "run.json").is_file()
+    )
 
 
 def runs_in(folder: Path) -> list[Path]:

@@ -67,7 +67,9 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make sure that the names in a folder are on the disk: without it a power cut can take a new or renamed file away."""
+    """Make sure that the names in a folder are on the disk: without it a power cut can take a new or renamed file
+    away.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -89,7 +91,9 @@ def _not_finite(values: Any, where: str) -> str:
     """The dotted name of the first number that is none; "" where all are."""
     if isinstance(values, float):
         return "" if math.isfinite(values) else where.removeprefix(".")
-    parts = values.items() if isinstance(values, Mapping) else enumerate(values) if isinstance(values, list | tuple) else ()
+    parts = (
+        values.items() if isinstance(values, Mapping) else enumerate(values) if isinstance(values, list | tuple) else ()
+    )
     return next((found for key, value in parts if (found := _not_finite(value, f"{where}.{key}"))), "")
 
 
@@ -208,7 +212,9 @@ def source_files() -> dict[str, str]:
 
 @cache
 def source_fingerprint() -> str:
-    """SHA-256 over the project's Python files: server and banks compare it, so that nobody mixes versions in one run."""
+    """SHA-256 over the project's Python files: server and banks compare it, so that nobody mixes versions in one
+    run.
+    """
     digest = hashlib.sha256()
     for folder in SOURCE_FOLDERS:
         for file in sorted((PROJECT_ROOT / folder).rglob("*.py")):
@@ -290,7 +296,12 @@ def git_commit() -> str:
         return ""
     try:
         commit = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"], cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=10, check=True
+            ["git", "rev-parse", "--short=12", "HEAD"],
+            cwd=PROJECT_ROOT,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
         ).stdout.strip()
         changed = subprocess.run(
             ["git", "status", "--porcelain", "--untracked-files=no"],
@@ -325,7 +336,9 @@ def new_run_folder(config: Config) -> Path:
     run = Path(config.output_dir) / name
     if run.exists() and _occupied(run):
         if not config.overwrite:
-            raise UserError(f"{run} exists. Go on with it by resume={run}, choose another run_name=, or set overwrite=true.")
+            raise UserError(
+                f"{run} exists. Go on with it by resume={run}, choose another run_name=, or set overwrite=true."
+            )
         if not (run / "config.yaml").is_file() and not (run / STATE).is_dir():
             raise UserError(f"{run} is not the folder of a run, so it is not overwritten. Choose another run_name=.")
         with hold_run(run, COMMAND_LOCK), hold_run(run, SERVER_LOCK):

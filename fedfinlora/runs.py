@@ -80,7 +80,9 @@ def open_run(config: Config, banks: int, mode: str, data_files: DataFiles = lamb
 def _begun(config: Config, folder: Path, mode: str) -> OpenRun:
     run_id = f"{folder.name}-{secrets.token_hex(4)}"
     write_config(folder, config)
-    write_json(folder / "state" / "run.json", {"run_id": run_id, "mode": mode, "config_sha256": config_fingerprint(config)})
+    write_json(
+        folder / "state" / "run.json", {"run_id": run_id, "mode": mode, "config_sha256": config_fingerprint(config)}
+    )
     return OpenRun(folder, config, run_id, None)
 
 
@@ -89,7 +91,8 @@ def _resumed(config: Config, folder: Path, mode: str, data_files: DataFiles) -> 
     identity = read_json(folder / "state" / "run.json")
     if identity.get("mode") != mode:
         raise UserError(
-            f"{folder} is a {identity.get('mode')} run, not a {mode} one: go on with it by that command and resume={folder}."
+            f"{folder} is a {identity.get('mode')} run, not a {mode} one: go on with it by that command and "
+            f"resume={folder}."
         )
     anyway = config.resume_anyway
     config = resumed_configuration(folder, replace(config, banks=former.banks))
@@ -113,7 +116,12 @@ def resumed_configuration(folder: Path, asked: Config) -> Config:
             f"Resume with the same settings, or with resume={folder} alone, which takes them from the run."
         )
     config = replace(
-        asked, output_dir=own.output_dir, run_name=own.run_name, resume=own.resume, overwrite=own.overwrite, resume_anyway=False
+        asked,
+        output_dir=own.output_dir,
+        run_name=own.run_name,
+        resume=own.resume,
+        overwrite=own.overwrite,
+        resume_anyway=False,
     )
     if config != own:
         write_config(folder, config)
@@ -127,9 +135,16 @@ def differences(one: Config, other: Config) -> list[str]:
 
 
 def run_result(
-    run: OpenRun, status: str, reason: str, wall_s: float, mode: str = "federated", lines: Sequence[RoundLine] | None = None
+    run: OpenRun,
+    status: str,
+    reason: str,
+    wall_s: float,
+    mode: str = "federated",
+    lines: Sequence[RoundLine] | None = None,
 ) -> RunResult:
-    """result.json from what lies in the run's folder. `lines` are those of rounds.jsonl where they were read already."""
+    """result.json from what lies in the run's folder. `lines` are those of rounds.jsonl where they were read
+    already.
+    """
     lines, config = read_rounds(run.folder) if lines is None else lines, run.config
     evaluations = {label: read_evaluation(run.folder, label) for label in _labels(run.folder)}
     chosen = choice(lines, config)
@@ -192,7 +207,9 @@ def asked_otherwise(overrides: Sequence[str]) -> list[str]:
     """The words of a resumed run that ask for a configuration of its own; output_dir only says where the run is looked
     for.
     """
-    return [word for word in overrides if word.split("=")[0].lstrip("+") not in ("resume", "resume_anyway", "output_dir")]
+    return [
+        word for word in overrides if word.split("=")[0].lstrip("+") not in ("resume", "resume_anyway", "output_dir")
+    ]
 
 
 def configuration_of(folder: Path, asked: Config | None, anyway: bool = False) -> Config:

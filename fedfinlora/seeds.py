@@ -16,7 +16,9 @@ def derive_seed(seed: int, purpose: str, *parts: int | str) -> int:
 
 
 def generator(seed: int, purpose: str, *parts: int | str) -> np.random.Generator:
-    """A NumPy generator for one purpose, e.g. `generator(0, "partition")` or `generator(0, "sampling", round_number)`."""
+    """A NumPy generator for one purpose, e.g. `generator(0, "partition")` or `generator(0, "sampling",
+    round_number)`.
+    """
     import numpy as np
 
     return np.random.default_rng(derive_seed(seed, purpose, *parts))

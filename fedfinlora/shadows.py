@@ -70,7 +70,10 @@ def imported_folders() -> list[Path]:
 def words_for(found: Sequence[Path]) -> str:
     """What is wrong, in a sentence."""
     names = ", ".join(str(entry) for entry in found[:5]) + (" …" if len(found) > 5 else "")
-    return f"{names} {'have the names' if len(found) > 1 else 'has the name'} of a library and would be imported in its place."
+    return (
+        f"{names} {'have the names' if len(found) > 1 else 'has the name'} of a library and would be imported in "
+        "its place."
+    )
 
 
 def _modules_in(folder: Path) -> list[tuple[str, Path]]:
@@ -80,7 +83,9 @@ def _modules_in(folder: Path) -> list[tuple[str, Path]]:
     except OSError:
         return []
     suffixes = tuple(all_suffixes())
-    files = [(entry.name.split(".")[0], entry) for entry in entries if entry.name.endswith(suffixes) and entry.is_file()]
+    files = [
+        (entry.name.split(".")[0], entry) for entry in entries if entry.name.endswith(suffixes) and entry.is_file()
+    ]
     packages = [(entry.name, entry) for entry in entries if entry.is_dir() and (entry / "__init__.py").is_file()]
     return files + packages
 

@@ -31,7 +31,9 @@ def capped(weights: Sequence[float], most: float) -> list[float]:
         free = sum(weight for place, weight in enumerate(weights) if place not in over)
         left = 1.0 - cap * len(over)
         further = {
-            place for place, weight in enumerate(weights) if place not in over and left * weight > cap * free * (1 + 1e-12)
+            place
+            for place, weight in enumerate(weights)
+            if place not in over and left * weight > cap * free * (1 + 1e-12)
         }
         if not further:
             break

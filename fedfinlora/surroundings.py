@@ -1,4 +1,5 @@
-"""What a command does with its surroundings before it starts: what would end in a traceback later is put right here, or refused with what to set.
+"""What a command does with its surroundings before it starts: what would end in a traceback later is put right here, or
+refused with what to set.
 
 Everything is put into this process's environment, so that each library and each process that is started finds the same.
 """
@@ -15,11 +16,16 @@ from fedfinlora.errors import UserError
 from fedfinlora.shadows import check_shadows, own_modules_first
 from fedfinlora.web import usable_proxies, with_loopback_direct
 
-NO_HOME = "No home folder is known: HOME is not set and the user has no entry. Set the environment variable HOME to a folder that you may write."
+NO_HOME = (
+    "No home folder is known: HOME is not set and the user has no entry. Set the environment variable HOME to a "
+    "folder that you may write."
+)
 
 
 def prepare_process() -> list[str]:
-    """Make the surroundings fit for a command. Returns sentences about what was changed; UserError where nothing can be done here."""
+    """Make the surroundings fit for a command. Returns sentences about what was changed; UserError where nothing can be
+    done here.
+    """
     own_modules_first()
     check_shadows()
     _check_folder()
@@ -31,7 +37,8 @@ def settle(environment: MutableMapping[str, str]) -> list[str]:
     """Put an environment right in place, and say what was changed that its owner may have meant otherwise."""
     known = dict(environment)
     said = [
-        f"The environment variable {name} names no proxy that can be used ({why}). It is ignored on this machine; elsewhere set it to "
+        f"The environment variable {name} names no proxy that can be used ({why}). It is ignored on this machine; "
+        "elsewhere set it to "
         "http://HOST:PORT, or unset it."
         for name, why in usable_proxies(environment).items()
         if name in known
@@ -40,7 +47,8 @@ def settle(environment: MutableMapping[str, str]) -> list[str]:
     cluster = environment.pop("RAY_ADDRESS", "")
     if cluster:
         said.append(
-            "RAY_ADDRESS is set and ignored: simulated banks run in a Ray of their own on this machine, never in another cluster."
+            "RAY_ADDRESS is set and ignored: simulated banks run in a Ray of their own on this machine, never in "
+            "another cluster."
         )
     threads = environment.get("OMP_NUM_THREADS", "")
     if threads and not all(part.strip().isdecimal() and int(part) for part in threads.split(",")):
@@ -68,7 +76,16 @@ def replace_unprintable() -> None:
             reconfigure(errors="replace")
 
 
-MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EMFILE, errno.ENFILE)
+MACHINE_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EMFILE,
+    errno.ENFILE,
+)
 """What the machine refuses, not the program: full, read-only, forbidden, or too many open files."""
 
 
@@ -81,7 +98,10 @@ def of_machine(error: Exception) -> str:
         return "What is printed cannot be written where it goes: no space left on the device. Send it to another file."
     if error.errno not in MACHINE_ERRORS or error.filename is None:
         return ""
-    return f"{error.filename}: {error.strerror}. `python -m fedfinlora doctor` says which folders can be written and which variables move them."
+    return (
+        f"{error.filename}: {error.strerror}. `python -m fedfinlora doctor` says which folders can be written and "
+        "which variables move them."
+    )
 
 
 def _check_folder() -> None:
@@ -89,7 +109,8 @@ def _check_folder() -> None:
         os.getcwd()
     except OSError as error:
         raise UserError(
-            f"The working directory cannot be read ({error.strerror}): it was deleted or closed. Change to another folder."
+            f"The working directory cannot be read ({error.strerror}): it was deleted or closed. Change to another "
+            "folder."
         ) from error
     _temporary_folder()
 

@@ -29,14 +29,18 @@ class TensorBoardWriter:
         try:
             from tensorboard.summary import Writer
         except ImportError:
-            notify("TensorBoard events are not written: the package is missing. Install it with: pip install tensorboard")
+            notify(
+                "TensorBoard events are not written: the package is missing. Install it with: pip install tensorboard"
+            )
             return
         self._writer = Writer(str(run_dir / FOLDER))
 
     def __enter__(self) -> TensorBoardWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def add_round(self, line: RoundLine) -> None:
@@ -61,7 +65,9 @@ class TensorBoardWriter:
 
 
 def write_events(run_dir: Path, notify: Callable[[str], None] = print) -> None:
-    """Write the events of a finished run anew from its rounds.jsonl and result.json, in place of those that are there."""
+    """Write the events of a finished run anew from its rounds.jsonl and result.json, in place of those that are
+    there.
+    """
     for old in (run_dir / FOLDER).glob("events.out.tfevents.*"):
         old.unlink()
     rounds = readable_rounds(run_dir, []) if (run_dir / ROUNDS_FILE).is_file() else []
@@ -100,7 +106,9 @@ def round_scalars(line: RoundLine) -> Iterator[tuple[str, float]]:
 
 def score_scalars(scores: Scores) -> Iterator[tuple[str, float]]:
     """(tag, value) of the metrics of each benchmark, e.g. ("accuracy/fpb", 0.46)."""
-    yield from _finite([(f"{name}/{key}", metrics.value(name)) for key, metrics in scores.items() for name in SCORE_NAMES])
+    yield from _finite(
+        [(f"{name}/{key}", metrics.value(name)) for key, metrics in scores.items() for name in SCORE_NAMES]
+    )
 
 
 def _finite(candidates: list[tuple[str, Any]]) -> Iterator[tuple[str, float]]:

@@ -90,7 +90,8 @@ def total_steps(rows: int, rounds: int, config: TrainConfig) -> int:
         steps = min(steps, config.max_steps)
         if config.max_steps < rounds:
             raise UserError(
-                f"train.max_steps={config.max_steps} is fewer than the {rounds} rounds. Lower num_server_rounds or raise it."
+                f"train.max_steps={config.max_steps} is fewer than the {rounds} rounds. Lower num_server_rounds or "
+                "raise it."
             )
     return max(steps, rounds)
 

@@ -1,9 +1,11 @@
-"""HTTP: one client for this machine, which never uses a proxy, and one for the outside, whose proxy is the one that the environment names.
+"""HTTP: one client for this machine, which never uses a proxy, and one for the outside, whose proxy is the one that the
+environment names.
 
-httpx and requests read the same variables, each with rules of its own: a variable that one of them cannot use ends in a traceback even where the
-server is on this machine. So unusable variables are taken out of the environment when a command starts (`usable_proxies`), before any library reads
-them, and loopback is added to no_proxy, for all libraries and for the processes that are started (`with_loopback_direct`). What would have needed an
-unusable proxy is then refused by name: nothing goes out past a proxy that was asked for.
+httpx and requests read the same variables, each with rules of its own: a variable that one of them cannot use ends in a
+traceback even where the server is on this machine. So unusable variables are taken out of the environment when a
+command starts (`usable_proxies`), before any library reads them, and loopback is added to no_proxy, for all libraries
+and for the processes that are started (`with_loopback_direct`). What would have needed an unusable proxy is then
+refused by name: nothing goes out past a proxy that was asked for.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ NO_PROXY = ("no_proxy", "NO_PROXY")
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
 """In lower or upper case; lower case wins."""
 UNUSABLE = "FEDFINLORA_UNUSABLE_PROXY"
-"""Set by a command for the processes that it starts: the proxy variables that were taken out, as NAME:why, separated by "|"."""
+"""Set by a command for the processes that it starts: the proxy variables that were taken out, as NAME:why, separated by
+"|".
+"""
 HUB = "https://huggingface.co"
 
 
@@ -61,7 +65,8 @@ def with_loopback_direct(environment: Mapping[str, str]) -> dict[str, str]:
 def proxy_trouble(url: str) -> str:
     """Why a proxy variable's value cannot be used; "" where it can. The value may hold a password and is not repeated.
 
-    >>> proxy_trouble("socks://127.0.0.1:1"), proxy_trouble("http://proxy.example:3128"), proxy_trouble("proxy.example:3128")
+    >>> (proxy_trouble("socks://127.0.0.1:1"), proxy_trouble("http://proxy.example:3128"),
+    ... proxy_trouble("proxy.example:3128"))
     ('its scheme is socks', '', '')
     """
     try:
@@ -81,7 +86,9 @@ def proxy_trouble(url: str) -> str:
 
 
 def usable_proxies(environment: MutableMapping[str, str]) -> dict[str, str]:
-    """Take the proxy variables that cannot be used out of an environment. Returns variable -> why, with what an outer command has found."""
+    """Take the proxy variables that cannot be used out of an environment. Returns variable -> why, with what an outer
+    command has found.
+    """
     found = dict(entry.split(":", 1) for entry in environment.get(UNUSABLE, "").split("|") if ":" in entry)
     for name in (*PROXIES, *(name.upper() for name in PROXIES)):
         trouble = proxy_trouble(environment[name].strip()) if environment.get(name, "").strip() else ""
@@ -94,7 +101,9 @@ def usable_proxies(environment: MutableMapping[str, str]) -> dict[str, str]:
 
 
 def proxy_of(url: str) -> Proxy:
-    """The proxy for an address: that of its scheme, else all_proxy, unless no_proxy names the host. UserError where the variable cannot be used."""
+    """The proxy for an address: that of its scheme, else all_proxy, unless no_proxy names the host. UserError where the
+    variable cannot be used.
+    """
     from urllib import request
 
     parts = urlsplit(url)
@@ -108,7 +117,8 @@ def proxy_of(url: str) -> Proxy:
             trouble = unusable.get(name) or (proxy_trouble(value) if value else "")
             if trouble:
                 raise UserError(
-                    f"The environment variable {name} names no proxy that can be used ({trouble}), and {host} would be asked through it. "
+                    f"The environment variable {name} names no proxy that can be used ({trouble}), and {host} would be "
+                    "asked through it. "
                     f"Set it to http://HOST:PORT, unset it, or add {host} to no_proxy."
                 )
             if value:

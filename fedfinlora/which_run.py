@@ -36,7 +36,9 @@ def find_run(name: str, output_dir: Path, running_first: bool = False, elsewhere
     if found:
         raise UserError(f"{shown!r} begins the names of {len(found)} runs: {_listed(found)}. Give more of the name.")
     there = f"It has {_listed(names)}." if names else "It has no runs."
-    raise UserError(f"There is no run {shown!r}, neither as a folder nor in {folder}. {there} Another folder: {elsewhere}")
+    raise UserError(
+        f"There is no run {shown!r}, neither as a folder nor in {folder}. {there} Another folder: {elsewhere}"
+    )
 
 
 def folder_or_run(name: str) -> Path:

@@ -180,8 +180,10 @@ class Figures:
     def withheld(cls, steps: int, load_s: float, epsilon_planned: float, epsilon_spent: float, delta: float) -> Figures:
         """What a bank under example-level privacy says: nothing that its rows decide."""
         return cls(
-            rows=0, steps=steps, tokens=0, answer_tokens=0, train_loss=math.nan, holdout_rows=0, holdout_loss=math.nan, train_s=0.0,
-            load_s=load_s, bank_rows=0, skipped_rows=0, epsilon_planned=epsilon_planned, epsilon_spent=epsilon_spent, delta=delta,
+            rows=0, steps=steps, tokens=0, answer_tokens=0, train_loss=math.nan, holdout_rows=0, holdout_loss=math.nan,
+            train_s=0.0,
+            load_s=load_s, bank_rows=0, skipped_rows=0, epsilon_planned=epsilon_planned, epsilon_spent=epsilon_spent,
+            delta=delta,
         )  # fmt: skip
 
 
@@ -270,7 +272,11 @@ def unpack_request(content: RecordDict) -> TrainRequest:
     try:
         values = content.config_records["request"]
         config = build(json.loads(str(values["config"])))
-        run, round_number, layout_id = str(values["run"]), checked("round", values.get("round")), str(values["layout-id"])
+        run, round_number, layout_id = (
+            str(values["run"]),
+            checked("round", values.get("round")),
+            str(values["layout-id"]),
+        )
         source = str(values["source-sha256"])
         heads = _ledger_heads(str(values.get("ledger-heads", "{}")))
         arrays = content.array_records["adapter"]
@@ -303,7 +309,8 @@ def _ledger_heads(text: str) -> dict[str, Head]:
     if not isinstance(values, dict) or not all(BANK_NAME.fullmatch(name) for name in values):
         raise ValueError("ledger-heads")
     return {
-        name: Head(**{**head, "number": checked("ledger-heads", dict(head).get("number"))}) for name, head in values.items()
+        name: Head(**{**head, "number": checked("ledger-heads", dict(head).get("number"))})
+        for name, head in values.items()
     }
 
 
@@ -376,27 +383,35 @@ def unpack_reply(
     except ValueError as error:
         raise RejectedReply("layout", f"The delta is not as agreed: {error}.") from error
     if not np.isfinite(delta).all():
-        raise RejectedReply("not-finite", (f"{int((~np.isfinite(delta)).sum())} of {layout.size} numbers are NaN or infinite."))
+        raise RejectedReply(
+            "not-finite", (f"{int((~np.isfinite(delta)).sum())} of {layout.size} numbers are NaN or infinite.")
+        )
     if private:
         if any(map(math.isnan, (figures.epsilon_spent, figures.epsilon_planned, figures.delta))):
             raise RejectedReply("malformed", "The bank does not say what its private steps have spent.")
         if ledger is None:
             raise RejectedReply("malformed", "The bank does not say where its privacy ledger is.")
     elif figures.rows == 0 and (needs_rows or "rows" not in withheld):
-        raise RejectedReply("no-rows", f"The bank says that it trained on {figures.rows} rows in {figures.steps} steps.")
+        raise RejectedReply(
+            "no-rows", f"The bank says that it trained on {figures.rows} rows in {figures.steps} steps."
+        )
     elif "train_loss" not in withheld and math.isnan(figures.train_loss):
         raise RejectedReply("not-finite", "The bank's training loss is not finite.")
     length = norm(delta)
     if length > (max_update_norm or MOST_NORM):
         limit = (
-            f"strategy.max_update_norm={max_update_norm:g}" if max_update_norm else f"{MOST_NORM:g}, which no training gives"
+            f"strategy.max_update_norm={max_update_norm:g}"
+            if max_update_norm
+            else f"{MOST_NORM:g}, which no training gives"
         )
         raise RejectedReply("norm", f"The delta's norm is {length:.4g}, more than {limit}.")
     return Reply(bank, delta, figures, length, policy_sha256, withheld, ledger)
 
 
 def _ledger_head(values: Mapping[str, Any]) -> Head | None:
-    """The head in a reply; None where there is none. ValueError or KeyError for half of one, or one that no ledger has."""
+    """The head in a reply; None where there is none. ValueError or KeyError for half of one, or one that no ledger
+    has.
+    """
     if "ledger-number" not in values and "ledger-hash" not in values:
         return None
     return Head(checked("ledger-number", values.get("ledger-number")), values["ledger-hash"])

@@ -37,15 +37,18 @@ HASH = Text(64, re.compile("[0-9a-f]*"))
 SIGNATURE = Text(512, re.compile("[A-Za-z0-9+/=]*"))
 """Base64."""
 REQUEST_TEXTS: Mapping[str, Text] = {
-    "config": Text(2**17, ANY), "run": Text(LONGEST_RUN_NAME, ANY), "layout-id": HASH, "source-sha256": HASH, "ledger-heads": Text(2**12, ANY),
+    "config": Text(2**17, ANY), "run": Text(LONGEST_RUN_NAME, ANY), "layout-id": HASH, "source-sha256": HASH,
+        "ledger-heads": Text(2**12, ANY),
     "attempt": HASH, "bank": NAME, "code-sha256": HASH, "signature": SIGNATURE, "certificate": Text(2**12, ANY),
 }  # fmt: skip
 """Text in a request's head. A configuration has 4 KB, and 80 bytes more a bank with declared sizes; a certificate has
 900 bytes, a ledger's head 170.
 """
 REPLY_TEXTS: Mapping[str, Text] = {
-    "status": Text(5, re.compile("ok|error")), "bank": NAME, "layout-id": HASH, "policy-sha256": HASH, "ledger-hash": HASH,
-    "code": Text(64, re.compile("[a-z_-]*")), "run": Text(LONGEST_RUN_NAME, ANY), "attempt": HASH, "request": HASH, "signature": SIGNATURE,
+    "status": Text(5, re.compile("ok|error")), "bank": NAME, "layout-id": HASH, "policy-sha256": HASH,
+        "ledger-hash": HASH,
+    "code": Text(64, re.compile("[a-z_-]*")), "run": Text(LONGEST_RUN_NAME, ANY), "attempt": HASH, "request": HASH,
+        "signature": SIGNATURE,
 }  # fmt: skip
 """Text in a reply's head. `fedfinlora.wire` refuses a code that `fedfinlora.reasons` does not have, `provenance.chain`
 the name of another run.
@@ -72,7 +75,9 @@ def reply_fault(content: RecordDict, figures: Collection[str]) -> str:
     return ""
 
 
-def _fault(content: RecordDict, records: set[str], head: str, texts: Mapping[str, Text], numbers: Collection[str]) -> str:
+def _fault(
+    content: RecordDict, records: set[str], head: str, texts: Mapping[str, Text], numbers: Collection[str]
+) -> str:
     if set(content.keys()) - records:
         return "a record has an unknown name"
     for name, value in dict(content.config_records.get(head, {})).items():
@@ -89,4 +94,8 @@ def _fault(content: RecordDict, records: set[str], head: str, texts: Mapping[str
 
 
 def _is_text(value: Any, most_bytes: int) -> bool:
-    return isinstance(value, str) and len(value) <= most_bytes and len(value.encode("utf-8", "surrogatepass")) <= most_bytes
+    return (
+        isinstance(value, str)
+        and len(value) <= most_bytes
+        and len(value.encode("utf-8", "surrogatepass")) <= most_bytes
+    )

@@ -93,8 +93,13 @@ def toml_text(value: str) -> str:
     >>> print(toml_text('a "b" \\ Ü'))
     "a \u0022b\u0022 \u005c Ü"
     """
-    return '"' + "".join(letter if letter.isprintable() and letter not in '"\\' else f"\\U{ord(letter):08x}" if ord(letter) > 0xFFFF
-                         else f"\\u{ord(letter):04x}" for letter in value) + '"'  # fmt: skip
+
+    def spelled(letter: str) -> str:
+        if letter.isprintable() and letter not in '"\\':
+            return letter
+        return f"\\U{ord(letter):08x}" if ord(letter) > 0xFFFF else f"\\u{ord(letter):04x}"
+
+    return '"' + "".join(map(spelled, value)) + '"'
 
 
 def _is_quoted(value: str) -> bool:

@@ -1,7 +1,8 @@
 """`make audit`: pip-audit over every locked package and torch, and an error where one could not be looked up.
 
-pip-audit itself ends with 0 when its service knows none of the packages, as behind a mirror that has no advisories; here that is a failure. Ends with 0 when every
-package was looked up and none has a known vulnerability, with 1 when one has, with 2 when the audit is not whole.
+pip-audit itself ends with 0 when its service knows none of the packages, as behind a mirror that has no advisories;
+here that is a failure. Ends with 0 when every package was looked up and none has a known vulnerability, with 1 when one
+has, with 2 when the audit is not whole.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import Any
 
 HERE = Path(__file__).parent
 NOT_WHOLE = (
-    "This says nothing about them. Run `make audit` where PyPI's JSON API, or with SERVICE=osv the one of OSV, can be reached."
+    "This says nothing about them. Run `make audit` where PyPI's JSON API, or with SERVICE=osv the one of "
+    "OSV, "
+    "can be reached."
 )
 
 
@@ -25,7 +28,10 @@ def judged(dependencies: Sequence[Mapping[str, Any]], wanted: int) -> tuple[int,
     skipped = sorted(str(one["name"]) for one in dependencies if "skip_reason" in one)
     audited = [one for one in dependencies if "skip_reason" not in one]
     lines = [
-        f"{one['name']} {one['version']}: {found['id']}, fixed in {', '.join(found['fix_versions']) or 'no version yet'}"
+        (
+            f"{one['name']} {one['version']}: {found['id']}, fixed in "
+            f"{', '.join(found['fix_versions']) or 'no version yet'}"
+        )
         for one in audited
         for found in one["vulns"]
     ]

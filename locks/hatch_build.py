@@ -1,4 +1,6 @@
-"""What only the wheel gets, and an editable installation does not: its own `fedfinlora/__init__.py`, and the project's files next to the app's folders."""
+"""What only the wheel gets, and an editable installation does not: its own `fedfinlora/__init__.py`, and the project's
+files next to the app's folders.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""`fedfinlora/__init__.py` of the wheel: the project lies in its folder _app, named as in a checkout, and its modules are found there."""
+"""`fedfinlora/__init__.py` of the wheel: the project lies in its folder _app, named as in a checkout, and its modules
+are found there.
+"""
 
 __path__ = [f"{place}/_app/fedfinlora" for place in __path__]  # noqa: F821
 

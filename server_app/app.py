@@ -46,7 +46,9 @@ def overrides_of(run_config: Mapping[str, Any]) -> list[str]:
         if not value:
             continue
         if not Path(value).expanduser().is_absolute():
-            raise ConfigError(f"{key}={value!r} must be an absolute path: the server does not run where you typed the command.")
+            raise ConfigError(
+                f"{key}={value!r} must be an absolute path: the server does not run where you typed the command."
+            )
         overrides.append(word(target, value))
     if int(run_config.get("num-server-rounds", 0)):
         overrides.append(f"num_server_rounds={run_config['num-server-rounds']}")

@@ -63,12 +63,16 @@ class CentralMechanism:
 
     @property
     def count_deviation(self) -> float:
-        """Standard deviation of the noise on the number of deltas within S (Andrew et al. 2021, section 3: a twentieth of the banks of a round)."""
+        """Standard deviation of the noise on the number of deltas within S (Andrew et al. 2021, section 3: a twentieth
+        of the banks of a round).
+        """
         return max(1.0, self.expected_banks / 20)
 
     @property
     def delta_noise_multiplier(self) -> float:
-        """Of the noise on the deltas alone: (z^-2 - (2 sigma_b)^-2)^(-1/2) where the norms are counted too (Andrew et al. 2021, theorem 1)."""
+        """Of the noise on the deltas alone: (z^-2 - (2 sigma_b)^-2)^(-1/2) where the norms are counted too (Andrew et
+        al. 2021, theorem 1).
+        """
         if not self.adaptive_quantile:
             return self.noise_multiplier
         return float((self.noise_multiplier**-2 - (2 * self.count_deviation) ** -2) ** -0.5)
@@ -86,7 +90,10 @@ class CentralMechanism:
     def drawn(self, banks: Sequence[str], round_number: int) -> list[str]:
         """The banks of a round, sorted; may be empty."""
         names = sorted(banks)
-        return [names[place] for place in poisson_sample(len(names), self.sampling_rate, Stream(self.keys(round_number).draws))]
+        return [
+            names[place]
+            for place in poisson_sample(len(names), self.sampling_rate, Stream(self.keys(round_number).draws))
+        ]
 
 
 def make_mechanism(config: Config, banks: Sequence[str], size: int) -> CentralMechanism:
@@ -99,14 +106,16 @@ def make_mechanism(config: Config, banks: Sequence[str], size: int) -> CentralMe
     delta = privacy.delta or default_delta(count)
     if delta > default_delta(count):
         raise UserError(
-            f"privacy.delta={delta:g} is more than {default_delta(count):.2g}, the largest that means something with {count} banks: lower it, or leave "
+            f"privacy.delta={delta:g} is more than {default_delta(count):.2g}, the largest that means something with "
+            f"{count} banks: lower it, or leave "
             "it out."
         )
     rate, rounds = config.strategy.fraction_train, config.num_server_rounds
     noise = privacy.noise_multiplier or noise_multiplier_for(privacy.epsilon, delta, rate, rounds)
     if noise < LEAST_NOISE_MULTIPLIER:
         raise UserError(
-            f"privacy.noise_multiplier={noise:.3g} is too small to protect anything: take {LEAST_NOISE_MULTIPLIER:g} or more."
+            f"privacy.noise_multiplier={noise:.3g} is too small to protect anything: take {LEAST_NOISE_MULTIPLIER:g} "
+            "or more."
         )
     mechanism = CentralMechanism(
         clip_norm=privacy.clip_norm,
@@ -121,19 +130,23 @@ def make_mechanism(config: Config, banks: Sequence[str], size: int) -> CentralMe
     )
     if mechanism.adaptive_quantile and noise >= 2 * mechanism.count_deviation:
         raise UserError(
-            f"privacy.adaptive_quantile: noise multiplier {noise:.3g} leaves nothing for the clip norm with {count} banks. "
+            f"privacy.adaptive_quantile: noise multiplier {noise:.3g} leaves nothing for the clip norm with {count} "
+            "banks. "
             "Set privacy.adaptive_quantile=0."
         )
     _ = Grid(privacy.clip_norm, mechanism.delta_noise_multiplier, size)  # UserError where so much noise does not fit
     ratio = mechanism.delta_noise_multiplier * math.sqrt(size) / mechanism.expected_banks
     said = (
-        f"privacy=bank with {count} banks ({mechanism.expected_banks:g} a round): epsilon {mechanism.epsilon_planned:.3g} at delta {delta:g} over "
-        f"{rounds} rounds needs noise multiplier {noise:.3g}. The noise on a round's mean is then {ratio:.3g} times as long as the longest "
+        f"privacy=bank with {count} banks ({mechanism.expected_banks:g} a round): epsilon "
+        f"{mechanism.epsilon_planned:.3g} at delta {delta:g} over "
+        f"{rounds} rounds needs noise multiplier {noise:.3g}. The noise on a round's mean is then {ratio:.3g} times as "
+        "long as the longest "
         f"delta can be ({size:,} numbers)"
     )
     if ratio > 1 and not privacy.accept_noise:
         raise UserError(
-            f"{said}: little will be learned. Take more banks, privacy=example, a smaller adapter (peft.rank, peft.freeze_a=true), or "
+            f"{said}: little will be learned. Take more banks, privacy=example, a smaller adapter (peft.rank, "
+            "peft.freeze_a=true), or "
             "privacy.accept_noise=true to go on."
         )
     log.info("%s.", said)
@@ -153,7 +166,10 @@ class BookedRound:
         privacy = self.privacy
         spent = "infinite" if privacy.epsilon_spent is None else f"{privacy.epsilon_spent:.3g}"
         left_out = f"; {privacy.left_out} banks are left out, their budget is spent" if privacy.left_out else ""
-        return f"epsilon of every bank: {spent} spent, {privacy.epsilon_planned:.3g} planned for this run, at delta {privacy.delta:.0e}{left_out}"
+        return (
+            f"epsilon of every bank: {spent} spent, {privacy.epsilon_planned:.3g} planned for this run, at delta "
+            f"{privacy.delta:.0e}{left_out}"
+        )
 
 
 def book_round(run: OpenRun, mechanism: CentralMechanism, banks: Sequence[str], round_number: int) -> BookedRound:

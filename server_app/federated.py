@@ -51,7 +51,8 @@ def run_federated(grid: MessageGrid, config: Config) -> Path:
     run = open_run(config, len(banks), "federated", lambda own: data_files(own) | start_files(own))
     if len(banks) != run.config.banks and not run.config.dataset.source == "jsonl":
         raise UserError(
-            f"{run.folder} was started with {run.config.banks} banks, {len(banks)} are here. Resume it with as many: the rows would "
+            f"{run.folder} was started with {run.config.banks} banks, {len(banks)} are here. Resume it with as many: "
+            "the rows would "
             "otherwise be divided anew."
         )
     belongs(run=run.run_id)  # as the banks know it
@@ -118,7 +119,9 @@ def _train(grid: MessageGrid, banks: Mapping[str, int], run: OpenRun, events: Ev
     seconds: dict[str, float] = {}
     while scores.more(state.round, selection):
         with about(run=run.run_id, round=state.round + 1):
-            state, line, evidence = _one_round(grid, banks, run, session, rule, state, events, seconds, witness, keys, code)
+            state, line, evidence = _one_round(
+                grid, banks, run, session, rule, state, events, seconds, witness, keys, code
+            )
         chain.append(evidence)
         selection = scores.close_round({"adapter": state.adapter, **state.arrays}, line, selection)
         chain.append(saved_line(folder, run.run_id, state.round))
@@ -131,7 +134,8 @@ def _first_state(run: OpenRun, session: Session, rule: Strategy) -> ServerState:
         return ServerState(0, first_adapter(session, run.config), rule.first_arrays(session.layout.id))
     if run.checkpoint.layout_id != session.layout.id:
         raise UserError(
-            f"The checkpoint in {run.folder} belongs to another adapter than config.yaml says. Put config.yaml back, or start a new run."
+            f"The checkpoint in {run.folder} belongs to another adapter than config.yaml says. Put config.yaml back, "
+            "or start a new run."
         )
     arrays = dict(run.checkpoint.arrays)
     return ServerState(run.checkpoint.round, arrays.pop("adapter"), arrays)
@@ -197,7 +201,9 @@ def _one_round(
     seconds.update((name, timing.train_s or 0.0) for name, timing in line.timings.banks.items())
     if number == 1 and not config.privacy.in_the_bank and line.banks:
         answers, tokens = sum(bank.answer_tokens for bank in line.banks), sum(bank.tokens for bank in line.banks)
-        events.write("message", level="info", text=f"{answers:,} of {tokens:,} tokens carry loss: answers and their ends only")
+        events.write(
+            "message", level="info", text=f"{answers:,} of {tokens:,} tokens carry loss: answers and their ends only"
+        )
     if line.noise_alone:
         events.write("message", level="warning", text=f"round {number}: no bank's reply came: the step is noise alone")
     if number == 1 and config.privacy.mode == "dp_lora":
@@ -208,13 +214,16 @@ def _one_round(
 def what_dp_lora_promises(banks: Sequence[BankEntry]) -> str:
     """The largest epsilon that a bank plans, and what it rests on."""
     planned = [
-        (bank.privacy.epsilon_planned, bank.privacy.delta) for bank in banks if bank.privacy and bank.privacy.epsilon_planned
+        (bank.privacy.epsilon_planned, bank.privacy.delta)
+        for bank in banks
+        if bank.privacy and bank.privacy.epsilon_planned
     ]
     if not planned:
         return "DP-LoRA as published: no bank has trained privately"
     epsilon, delta = max(planned)
     return (
-        f"DP-LoRA as published: epsilon {epsilon:.3g} at delta {delta:.0e} for this run, if one row may be in every minibatch and "
+        f"DP-LoRA as published: epsilon {epsilon:.3g} at delta {delta:.0e} for this run, if one row may be in every "
+        "minibatch and "
         "turn both clipped gradients round (sensitivity 2 sqrt(2) C; the paper assumes C)"
     )
 

@@ -129,7 +129,9 @@ class GuardedGrid:
             if coming.bytes_left < 0:
                 return unreadable(answers, TOO_LARGE)
             coming.contents[coming.missing.pop()] = found.object_content
-        client.ConfirmMessageReceived(ConfirmMessageReceivedRequest(node=node, run_id=run, message_object_id=coming.message_id))
+        client.ConfirmMessageReceived(
+            ConfirmMessageReceivedRequest(node=node, run_id=run, message_object_id=coming.message_id)
+        )
         try:
             message = put_together(coming)
         except Exception as error:  # a bank's bytes may raise anything in Flower's readers
@@ -158,7 +160,9 @@ def put_together(coming: Coming) -> Any:
 
 
 def as_reply(message: Any, answers: str) -> Message:
-    """What a bank sent, as the server may see it: a reply, an error without its text, or UNREADABLE for anything else."""
+    """What a bank sent, as the server may see it: a reply, an error without its text, or UNREADABLE for anything
+    else.
+    """
     if not isinstance(message, Message) or message.metadata.reply_to_message_id != answers:
         return unreadable(answers, NO_REPLY)
     if not message.has_error():
@@ -174,7 +178,8 @@ def unreadable(answers: str, reason: str) -> Message:
 
 def _error(answers: str, code: int, reason: str) -> Message:
     metadata = Metadata(
-        run_id=0, message_id="", src_node_id=0, dst_node_id=0, reply_to_message_id=answers, group_id="", created_at=0.0, ttl=0.0,
+        run_id=0, message_id="", src_node_id=0, dst_node_id=0, reply_to_message_id=answers, group_id="",
+        created_at=0.0, ttl=0.0,
         message_type="system",
     )  # fmt: skip
     return make_message(metadata=metadata, error=Error(code, reason))

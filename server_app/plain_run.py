@@ -1,4 +1,6 @@
-"""What a run says in Flower's own stream (`flwr run . --stream`, `flwr log RUN_ID`), where no command of ours follows it."""
+"""What a run says in Flower's own stream (`flwr run . --stream`, `flwr log RUN_ID`), where no command of ours follows
+it.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,8 @@ OURS = "FEDFINLORA_BANK_STATE"
 
 
 def asked_groups(run_config: Mapping[str, Any], words: Sequence[str]) -> dict[str, str]:
-    """Configuration group -> option, where one is asked for. The default evaluation gives way to an experiment, to an evaluation among `words`, and
-    to what a resumed run did.
+    """Configuration group -> option, where one is asked for. The default evaluation gives way to an experiment, to an
+    evaluation among `words`, and to what a resumed run did.
     """
     found = {group: str(run_config[group]) for group in GROUPS if run_config.get(group)}
     named = typed_keys(words)
@@ -44,18 +46,26 @@ def logged_events(file: Path) -> ShownEvents:
 
 
 def say_first(run_id: int, run_config: Mapping[str, Any]) -> None:
-    """How to follow and stop a run, and what of it is evaluated, before anything takes time. Nothing where a command of ours does that."""
+    """How to follow and stop a run, and what of it is evaluated, before anything takes time. Nothing where a command of
+    ours does that.
+    """
     if OURS in os.environ or enrolled_banks() is not None:
         return
     log.info("follow: flwr log %d   stop: flwr stop %d   what runs: flwr ls", run_id, run_id)
     log.info(
-        "Ctrl-C here leaves the run going on. Flower's local SuperLink stays after it, for later runs; to end it: kill %d",
+        (
+            "Ctrl-C here leaves the run going on. Flower's local SuperLink stays after it, for later runs; to end it: "
+            "kill "
+            "%d"
+        ),
         _superlink(),
     )
     if str(run_config.get("evaluation", "")) == QUICK and not run_config.get("resume"):
         log.info(
-            "evaluation: a few rows of a few benchmarks (evaluation=quick, the default here). Everything: flwr run . --stream --run-config "
-            "\"evaluation='full'\", or later: python -m fedfinlora evaluate evaluation=full --adapter RUN_FOLDER/adapters/final"
+            "evaluation: a few rows of a few benchmarks (evaluation=quick, the default here). Everything: flwr run . "
+            "--stream --run-config "
+            "\"evaluation='full'\", or later: python -m fedfinlora evaluate evaluation=full --adapter "
+            "RUN_FOLDER/adapters/final"
         )
 
 

@@ -1,7 +1,8 @@
-"""Our own round loop on Flower's Grid: seeded sampling, quorum and deadline, one rejected bank at a time, checkpoints, resume.
+"""Our own round loop on Flower's Grid: seeded sampling, quorum and deadline, one rejected bank at a time, checkpoints,
+resume.
 
-Why not `Strategy.start()`: it cannot resume, waits for ever for missing nodes, samples with the global generator, and one malformed
-reply ends the run (docs/adr/0002-own-round-loop.md).
+Why not `Strategy.start()`: it cannot resume, waits for ever for missing nodes, samples with the global generator, and
+one malformed reply ends the run (docs/adr/0002-own-round-loop.md).
 """
 
 from __future__ import annotations
@@ -42,10 +43,13 @@ SHORTEST_S = 1e-6
 NOT_HERE = np.zeros(0, np.float32)
 """In the place of a delta that lies on the disk."""
 UNREADABLE = 1000
-"""Code of the error that stands for a reply which was not taken in (`server_app.guarded_grid`); Flower's end below 10."""
+"""Code of the error that stands for a reply which was not taken in (`server_app.guarded_grid`); Flower's end below 10.
+"""
 PROCESS_DIED, MESSAGE_UNAVAILABLE, NODE_UNAVAILABLE, INVALID_FAB = 0, 3, 5, 7
-"""Flower's codes where a simulated bank's process has died, where a request has expired, as it does when its bank starts anew (`fedfinlora.deployment.flower`), where a bank has gone, and where its gate has refused
-the app bundle (`fedfinlora.deployment.gate`)."""
+"""Flower's codes where a simulated bank's process has died, where a request has expired, as it does when its bank
+starts anew (`fedfinlora.deployment.flower`), where a bank has gone, and where its gate has refused the app bundle
+(`fedfinlora.deployment.gate`).
+"""
 
 
 class MessageGrid(Protocol):
@@ -76,9 +80,10 @@ def roster(
 ) -> dict[str, int]:
     """Bank name -> node id of every connected bank, sorted by name.
 
-    Waits up to strategy.wait_s for `expected` banks. With `enrolled`, the name under which each node's key was enrolled, a bank that calls
-    itself otherwise is left out; one whose gate refuses the server's code has no other name, and is asked again in each round, as after any refusal
-    by its policy. Raises UserError when too few are there, two share a name, or fewer than strategy.quorum run the server's code.
+    Waits up to strategy.wait_s for `expected` banks. With `enrolled`, the name under which each node's key was
+    enrolled, a bank that calls itself otherwise is left out; one whose gate refuses the server's code has no other
+    name, and is asked again in each round, as after any refusal by its policy. Raises UserError when too few are there,
+    two share a name, or fewer than strategy.quorum run the server's code.
     """
     wanted = max(1, expected)
     deadline = time.monotonic() + strategy.wait_s
@@ -95,7 +100,13 @@ def roster(
     gates: list[str] = []
     """Of banks whose gate refuses."""
     for node, reply in exchange(grid, dict.fromkeys(nodes, hello), "query", strategy.wait_s):
-        if enrolled and node in enrolled and reply is not None and reply.has_error() and reply.error.code == INVALID_FAB:
+        if (
+            enrolled
+            and node in enrolled
+            and reply is not None
+            and reply.has_error()
+            and reply.error.code == INVALID_FAB
+        ):
             banks[enrolled[node]] = node
             gates.append(f"{enrolled[node]}: {SAFE_REASONS['policy-code']}")
             continue
@@ -106,14 +117,20 @@ def roster(
         name = str(head.get("bank", node))
         if not BANK_NAME.fullmatch(name):
             refusals.append(f"node {node}: its name is not a plain one")
-        elif enrolled is not None and enrolled.get(node) != name:  # which is not written down: it is a text of the bank's own
-            refusals.append(f"{enrolled.get(node, f'node {node}')}: it gives another name than its key was enrolled under")
+        elif (
+            enrolled is not None and enrolled.get(node) != name
+        ):  # which is not written down: it is a text of the bank's own
+            refusals.append(
+                f"{enrolled.get(node, f'node {node}')}: it gives another name than its key was enrolled under"
+            )
         elif head.get("status") != "ok":
             refusals.append(f"{name}: {reason_of(str(head.get('code')))}")
         elif head.get("source-sha256") != source_fingerprint():
             refusals.append(f"{name}: runs another version of the code")
         elif name in banks:
-            raise UserError(f'Two connected banks are called {name!r}. Give each its own name in its node config: bank="…".')
+            raise UserError(
+                f'Two connected banks are called {name!r}. Give each its own name in its node config: bank="…".'
+            )
         else:
             banks[name] = node
     if strategy.weighting == "declared":
@@ -143,7 +160,9 @@ def exchange(
     """
     started = time.monotonic()
     nodes = list(contents)
-    ids = list(grid.push_messages([Message(content, node, message_type, group_id=group) for node, content in contents.items()]))
+    ids = list(
+        grid.push_messages([Message(content, node, message_type, group_id=group) for node, content in contents.items()])
+    )
     contents.clear()  # the grid has them; here they would only take memory until the last reply
     waiting = {str(message_id): node for message_id, node in zip(ids, nodes, strict=False)}
     while waiting:
@@ -182,9 +201,10 @@ def run_round(
 ) -> RoundResult:
     """Send the adapter, gather and check the deltas, and take the server's step.
 
-    The deltas rest in `folder` until all have come. `keys` sign what is asked, `code_sha256` (of the app bundle) among it, and check who answered. `expected_s` is how long each bank took last time, in seconds;
-    `witness` knows how far the banks' privacy ledgers had come. Raises UserError when fewer than strategy.quorum
-    replies are usable (`rule.quorum`); `state` is then unchanged and the run can be resumed.
+    The deltas rest in `folder` until all have come. `keys` sign what is asked, `code_sha256` (of the app bundle) among
+    it, and check who answered. `expected_s` is how long each bank took last time, in seconds; `witness` knows how far
+    the banks' privacy ledgers had come. Raises UserError when fewer than strategy.quorum replies are usable
+    (`rule.quorum`); `state` is then unchanged and the run can be resumed.
     """
     started = time.monotonic()
     number = state.round + 1
@@ -227,7 +247,8 @@ def run_round(
         if len(replies) < rule.quorum:
             reasons = "; ".join(f"{name}: {entries[name].reason}" for name in sorted(entries) if name not in replies)
             raise UserError(
-                f"Round {number}: {len(replies)} of {len(drawn)} replies are usable, strategy.quorum={strategy.quorum}. {reasons}"
+                f"Round {number}: {len(replies)} of {len(drawn)} replies are usable, "
+                f"strategy.quorum={strategy.quorum}. {reasons}"
             )
         ordered = [replies[name] for name in sorted(replies)]
         weights = rule.weights(ordered)
@@ -247,7 +268,9 @@ def run_round(
 
 
 def line_of(number: int, entries: Sequence[BankEntry], replies: Sequence[Reply], is_private: bool) -> RoundLine:
-    """What a round's line of rounds.jsonl says that follows from its replies, both by name. `is_private`: the mean has the server's noise."""
+    """What a round's line of rounds.jsonl says that follows from its replies, both by name. `is_private`: the mean has
+    the server's noise.
+    """
     return RoundLine(
         round=number,
         noise_alone=is_private and not replies,
@@ -268,7 +291,9 @@ def _taken_in(
     deltas: StoredDeltas,
     evidence: RoundEvidence,
 ) -> tuple[Reply | None, BankEntry, BankTimings]:
-    """(the checked reply, whose delta lies in `deltas` now, or None; the bank's entry in the round's line; its timings)."""
+    """(the checked reply, whose delta lies in `deltas` now, or None; the bank's entry in the round's line; its
+    timings).
+    """
     try:
         reply = _check(message, name, layout, request.config, evidence)
         if witness and reply.ledger:
@@ -286,7 +311,9 @@ def _taken_in(
 
 def timing_of(figures: Figures) -> BankTimings:
     """What a reply says of its own times."""
-    return BankTimings(train_s=figures.train_s, load_s=figures.load_s, tokens_per_s=a_second(figures.tokens, figures.train_s))
+    return BankTimings(
+        train_s=figures.train_s, load_s=figures.load_s, tokens_per_s=a_second(figures.tokens, figures.train_s)
+    )
 
 
 def a_second(count: float, seconds: float) -> float:
@@ -307,9 +334,11 @@ def _check(message: Message | None, name: str, layout: Layout, config: Config, e
     if message.has_error() and message.error.code == INVALID_FAB:
         raise RejectedReply("policy-code", SAFE_REASONS["policy-code"], said_by_bank=True)
     if message.has_error() and message.error.code == PROCESS_DIED and evidence.keys.banks is None:
-        # Flower hands the dead process out again in each later round, and the run would end without the banks that draw it.
+        # Flower hands the dead process out again in each later round, and the run would end without the banks that draw
+        # it.
         raise UserError(
-            f"The process that simulated {name} has died, most likely for want of memory. Go on from the last finished round with fewer "
+            f"The process that simulated {name} has died, most likely for want of memory. Go on from the last finished "
+            "round with fewer "
             "processes at a time: python -m fedfinlora simulate resume=RUN workers=1"
         )
     if message.has_error():

@@ -64,7 +64,8 @@ class Witness:
         known = max(each.number for each in (sent, newest) if each is not None)
         raise RejectedReply(
             "ledger",
-            f"The bank's privacy ledger has {head.number} lines and had {known} before: lines were lost or taken back. The bank must book what is "
+            f"The bank's privacy ledger has {head.number} lines and had {known} before: lines were lost or taken back. "
+            "The bank must book what is "
             f"missing, or its budget as spent (docs/privacy.md); then take its entry out of {self.file}.",
         )
 
@@ -113,7 +114,8 @@ def _heads_in(file: Path) -> dict[str, Head]:
         ) from error
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{file} is damaged: it says how far each bank's privacy ledger had come. Take it away; a run that is resumed brings back what its "
+            f"{file} is damaged: it says how far each bank's privacy ledger had come. Take it away; a run that is "
+            "resumed brings back what its "
             "rounds.jsonl says."
         ) from error
 

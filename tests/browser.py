@@ -30,7 +30,8 @@ def result_of_page(address: str, profile: Path, dark: bool, time_budget_ms: int)
     assert CHROMIUM is not None
     done = subprocess.run(
         [
-            CHROMIUM, *CHROMIUM_OPTIONS, *(["--blink-settings=preferredColorScheme=0"] if dark else []), f"--user-data-dir={profile}",
+            CHROMIUM, *CHROMIUM_OPTIONS, *(["--blink-settings=preferredColorScheme=0"] if dark else []),
+            f"--user-data-dir={profile}",
             "--window-size=1400,900", f"--virtual-time-budget={time_budget_ms}", "--dump-dom", address,
         ],
         capture_output=True, text=True, timeout=120, check=True,

@@ -64,9 +64,11 @@ def own_witness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 TOGETHER = {
-    "test_deploy_demo": "deployments", "test_deployment": "deployments", "test_faults": "deployments", "test_worker": "deployments",
+    "test_deploy_demo": "deployments", "test_deployment": "deployments", "test_faults": "deployments",
+    "test_worker": "deployments",
     "test_hostile_server": "deployments", "test_door": "deployments", "test_two_at_once": "deployments",
-    "test_flower": "simulations", "test_docs": "simulations", "test_private_bank": "simulations", "test_frozen_a": "simulations",
+    "test_flower": "simulations", "test_docs": "simulations", "test_private_bank": "simulations",
+    "test_frozen_a": "simulations",
     "test_surroundings": "simulations", "test_ending": "simulations", "test_api": "simulations",
 }  # fmt: skip
 """Test files that start many processes: no two deployments and no two simulations run at once, else their deadlines
@@ -134,7 +136,9 @@ def random_adapter(size: int, seed: int = 0) -> Vector:
 
 
 def set_random_adapter(session: Session, seed: int = 0) -> Vector:
-    """Move a session's adapter away from where it starts, by a random vector that is returned in full, (size,) float32."""
+    """Move a session's adapter away from where it starts, by a random vector that is returned in full, (size,)
+    float32.
+    """
     from fedfinlora.adapter import read_adapter, write_adapter
     from fedfinlora.models import initial_adapter
 

@@ -41,7 +41,9 @@ def folder_of_rows(root: Path, fpb: int = 24, formula: int = 6) -> Path:
     return root
 
 
-def words_for(rows: Path, output: Path, *more: str, benchmarks: str = "fpb,formula,xbrl_finer", name: str = "run") -> list[str]:
+def words_for(
+    rows: Path, output: Path, *more: str, benchmarks: str = "fpb,formula,xbrl_finer", name: str = "run"
+) -> list[str]:
     """The words of an evaluation of all rows with the tiny model; answers are kept beside the runs."""
     return [
         "dataset=finlora", f"dataset.root={rows}", f"output_dir={output}", f"run_name={name}", "model=tiny-random",
@@ -82,7 +84,9 @@ def assert_same(one: Path, other: Path, label: str = "base") -> None:
     for name in first:
         if name != "metrics.json":
             for mine, theirs in zip(
-                records_of(one, name[: -len(".jsonl")], label), records_of(other, name[: -len(".jsonl")], label), strict=True
+                records_of(one, name[: -len(".jsonl")], label),
+                records_of(other, name[: -len(".jsonl")], label),
+                strict=True,
             ):
                 assert mine.pop("label_logprobs", None) == pytest.approx(theirs.pop("label_logprobs", None), abs=1e-4)
                 assert list(mine.items()) == list(theirs.items())
@@ -123,7 +127,9 @@ class Said:
             self.calls.append(rows[number].prompt)
             on_answer(number, ModelAnswer(self.texts[rows[number].prompt], "end"))
 
-    def compare_labels(self, benchmark: Benchmark, rows: Sequence[Row], asked: Sequence[int], on_answer: OnAnswer) -> None:
+    def compare_labels(
+        self, benchmark: Benchmark, rows: Sequence[Row], asked: Sequence[int], on_answer: OnAnswer
+    ) -> None:
         for number in asked:
             on_answer(number, ModelAnswer(label_logprobs=dict(self.logprobs[rows[number].prompt])))
 

@@ -36,7 +36,9 @@ def simulated_banks(count: int, state: Path) -> dict[int, dict[str, Any]]:
 
     Node ids do not follow the banks' names, as in Flower.
     """
-    return {100 - index: {"partition-id": index, "num-partitions": count, "state-dir": str(state)} for index in range(count)}
+    return {
+        100 - index: {"partition-id": index, "num-partitions": count, "state-dir": str(state)} for index in range(count)
+    }
 
 
 @dataclass
@@ -55,7 +57,9 @@ class FakeGrid:
 
     def __post_init__(self) -> None:
         TaskIdentity.node_id, TaskIdentity.run_id, TaskIdentity.task_id = SERVER_NODE, RUN_ID, 1
-        self._contexts = {node: Context(RUN_ID, node, dict(config), RecordDict(), {}) for node, config in self.nodes.items()}
+        self._contexts = {
+            node: Context(RUN_ID, node, dict(config), RecordDict(), {}) for node, config in self.nodes.items()
+        }
         self._waiting: dict[str, Message] = {}
         self._numbers = itertools.count(1)
 
@@ -78,7 +82,9 @@ class FakeGrid:
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Let the banks work on what they were sent, and fetch their replies. Silence lasts for ever."""
-        due = {message_id: self._waiting.pop(message_id) for message_id in list(message_ids) if message_id in self._waiting}
+        due = {
+            message_id: self._waiting.pop(message_id) for message_id in list(message_ids) if message_id in self._waiting
+        }
         by_bank = {self.bank_of(message.metadata.dst_node_id): message for message in due.values()}
         by_key = by_bank if len(by_bank) == len(due) else dict(due)
         fetched: list[Message] = []
@@ -91,7 +97,9 @@ class FakeGrid:
             else:
                 replies = [reply]
             fetched += [self._through_the_wire(each) for each in replies]
-        self.arrived += [message_from_proto(message_to_proto(message)) for message in fetched]  # the server empties its own
+        self.arrived += [
+            message_from_proto(message_to_proto(message)) for message in fetched
+        ]  # the server empties its own
         return fetched
 
     def trained(self) -> list[tuple[int, str]]:
@@ -109,7 +117,9 @@ class FakeGrid:
         try:
             return app(message, self._contexts[node])
         except Exception as error:
-            return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{type(error).__name__}: {error}"), reply_to=message)
+            return Message(
+                Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{type(error).__name__}: {error}"), reply_to=message
+            )
         finally:
             TaskIdentity.node_id = identity
 

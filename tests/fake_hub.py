@@ -12,7 +12,8 @@ from typing import Any
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {
-    "config.json": b'{"model_type": "llama", "vocab_size": 64, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, '
+    "config.json": b'{"model_type": "llama", "vocab_size": 64, "hidden_size": 8, "intermediate_size": 16, '
+    b'"num_hidden_layers": 1, '
     b'"num_attention_heads": 1, "num_key_value_heads": 1}',
     "tokenizer_config.json": b"{}",
     "model.safetensors": b"x" * 4096,
@@ -53,7 +54,9 @@ class Handler(BaseHTTPRequestHandler):
         fault = names[1] if len(names) > 1 else ""
         if fault in ERRORS:
             status, code, message, more = ERRORS[fault]
-            self.reply(status, json.dumps({"error": message}).encode(), x_error_code=code, x_error_message=message, **more)
+            self.reply(
+                status, json.dumps({"error": message}).encode(), x_error_code=code, x_error_message=message, **more
+            )
         elif fault == "page":
             self.reply(200, PAGE, content_type="text/html")
         elif fault == "slow":
@@ -117,7 +120,8 @@ ERRORS: dict[str, tuple[int, str, str, dict[str, str]]] = {
 def listing(repository: str) -> dict[str, Any]:
     """What /api/models/NAME says."""
     siblings = [
-        {"rfilename": name, "size": len(content), "blobId": sha256(content).hexdigest()} for name, content in FILES.items()
+        {"rfilename": name, "size": len(content), "blobId": sha256(content).hexdigest()}
+        for name, content in FILES.items()
     ]
     return {"id": repository, "sha": COMMIT, "private": False, "tags": [], "downloads": 0, "siblings": siblings}
 

@@ -47,7 +47,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         with self.server.lock:
-            self.server.requests.append((self.path, body, {name.lower(): value for name, value in self.headers.items()}))
+            self.server.requests.append(
+                (self.path, body, {name.lower(): value for name, value in self.headers.items()})
+            )
             behaviour = self.server.script.pop(0) if self.server.script else self.server.behaviour
             self.server.now += 1
             self.server.most_at_once = max(self.server.most_at_once, self.server.now)

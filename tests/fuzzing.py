@@ -23,7 +23,9 @@ BATCH = 50
 TEXTS = st.one_of(
     st.text(max_size=12),
     st.text(st.characters(categories=None, exclude_categories=[]), max_size=6),  # half characters too
-    st.sampled_from(["", " ", "\x00", "\ufeff", "NaN", "null", "-1", "1e999", "0" * 400, "../x", "a/b", "é" * 300, "<b>&\"'"]),
+    st.sampled_from(
+        ["", " ", "\x00", "\ufeff", "NaN", "null", "-1", "1e999", "0" * 400, "../x", "a/b", "é" * 300, "<b>&\"'"]
+    ),
 )
 NUMBERS = st.one_of(
     st.integers(-5, 5),

@@ -10,7 +10,13 @@ from typing import Any
 
 import pytest
 
-from fedfinlora.deployment.certificates import SIGNING_CERTIFICATE, SIGNING_KEY, issue_signing, make_authority, make_node_key
+from fedfinlora.deployment.certificates import (
+    SIGNING_CERTIFICATE,
+    SIGNING_KEY,
+    issue_signing,
+    make_authority,
+    make_node_key,
+)
 from fedfinlora.provenance.signatures import Signer, load_signer
 from fedfinlora.runfolder import write_json
 
@@ -49,7 +55,10 @@ class Consortium:
             bank = str(config.get("bank", f"bank-{config.get('partition-id', 0)}"))
             self.enrolls([bank])
             found[node] = {**config, "node-key": str(self.key_of(bank)), "authority": str(self.ca)}
-        names = {str(config.get("bank", f"bank-{config.get('partition-id', 0)}")): str(node) for node, config in nodes.items()}
+        names = {
+            str(config.get("bank", f"bank-{config.get('partition-id', 0)}")): str(node)
+            for node, config in nodes.items()
+        }
         write_json(self.home / "banks.json", names)
         return found
 

@@ -1,4 +1,6 @@
-"""The owner of a run's folder who lies: changes what it likes, and then makes every hash right again, with the coordinator's key or without one."""
+"""The owner of a run's folder who lies: changes what it likes, and then makes every hash right again, with the
+coordinator's key or without one.
+"""
 
 from __future__ import annotations
 
@@ -57,8 +59,12 @@ def rounds_in(lines: list[Values]) -> list[Values]:
 
 
 def makes_right(run: Path, lines: list[Values], signer: Signer | None = None) -> None:
-    """Give every line of the chain, every request and the release the hashes and signatures that fit the folder as it is now."""
-    rows = {line["round"]: digest(line) for line in map(json.loads, (run / "rounds.jsonl").read_text("utf-8").splitlines())}
+    """Give every line of the chain, every request and the release the hashes and signatures that fit the folder as it
+    is now.
+    """
+    rows = {
+        line["round"]: digest(line) for line in map(json.loads, (run / "rounds.jsonl").read_text("utf-8").splitlines())
+    }
     before = lines[0]["adapter_sha256"]
     for line in lines:
         if line["kind"] == "begin":

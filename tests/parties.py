@@ -61,7 +61,12 @@ class Machine:
         """Its own HOME and user's name; the models that are converted already; Flower looks for work ten times a
         second.
         """
-        own = {"HOME": str(self.home), "LOGNAME": self.user, "PYTHONPATH": "", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
+        own = {
+            "HOME": str(self.home),
+            "LOGNAME": self.user,
+            "PYTHONPATH": "",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+        }
         return {**os.environ, **own, "XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"]}
 
     def types(self, *words: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
@@ -70,7 +75,9 @@ class Machine:
             command, cwd=ROOT, env=self.environment(), capture_output=True, text=True, timeout=timeout, check=False
         )
 
-    def starts(self, *words: str, also: Mapping[str, str] | None = None, checkout: Path = ROOT) -> subprocess.Popen[bytes]:
+    def starts(
+        self, *words: str, also: Mapping[str, str] | None = None, checkout: Path = ROOT
+    ) -> subprocess.Popen[bytes]:
         """Run a command of a checkout in the background, its output in e.g. `bank start.log`; `also` is added to its
         environment.
         """

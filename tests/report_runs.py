@@ -89,7 +89,14 @@ def detailed(accuracy: float, n: int = 24) -> dict[str, Any]:
         for row in range(3)
     ]
     classes = [
-        {"label": label, "support": n // 3, "answered": n // 3, "precision": accuracy, "recall": accuracy, "f1": accuracy}
+        {
+            "label": label,
+            "support": n // 3,
+            "answered": n // 3,
+            "precision": accuracy,
+            "recall": accuracy,
+            "f1": accuracy,
+        }
         for label in LABELS
     ]
     return {
@@ -125,7 +132,9 @@ def records(benchmark: str, n: int = 24) -> list[dict[str, Any]]:
 
 
 def add_evaluations(folder: Path) -> Path:
-    """Give a run the eval/ folder that its scores come from, with all optional figures, and validation scores by round."""
+    """Give a run the eval/ folder that its scores come from, with all optional figures, and validation scores by
+    round.
+    """
     result = json.loads((folder / "result.json").read_text())
     for label, scores in result["scores"].items():
         for key in ACCURACY_KEYS:
@@ -141,7 +150,13 @@ def add_evaluations(folder: Path) -> Path:
             "scores": scores,
             "skipped": {},
             "groups": {
-                "general": {"score": 0.5, "score_ci95": [0.4, 0.6], "finlora_score": 0.5, "benchmarks": [], "missing": []}
+                "general": {
+                    "score": 0.5,
+                    "score_ci95": [0.4, 0.6],
+                    "finlora_score": 0.5,
+                    "benchmarks": [],
+                    "missing": [],
+                }
             },
             "seconds": dict.fromkeys(scores, 2.0),
             "peak_cache_gib": 0.5,
@@ -183,7 +198,13 @@ def round_record(number: int, banks: int, reason: str = "") -> dict[str, Any]:
         for index in range(banks)
     ]
     if reason:
-        replies[-1] |= {"status": "rejected", "code": "norm", "reason": reason, "train_loss": None, "holdout_loss": None}
+        replies[-1] |= {
+            "status": "rejected",
+            "code": "norm",
+            "reason": reason,
+            "train_loss": None,
+            "holdout_loss": None,
+        }
     return {
         "round": number,
         "status": "ok",
@@ -245,7 +266,9 @@ def make_run(
     (folder / "result.json").write_text(json.dumps(values), encoding="utf-8")
     records = [round_record(number, banks, reason if number == rounds else "") for number in range(1, rounds + 1)]
     (folder / "rounds.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    config = to_plain(build({"num_server_rounds": rounds + 1, "run_name": folder.name, "dataset": {"tasks": ["fpb", "fiqa"]}}))
+    config = to_plain(
+        build({"num_server_rounds": rounds + 1, "run_name": folder.name, "dataset": {"tasks": ["fpb", "fiqa"]}})
+    )
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     manifest = {
         "versions": {"torch": "2.13.0"},

@@ -40,6 +40,8 @@ def matthews_correlation(truths: Sequence[str], answers: Sequence[str | None]) -
 
 
 def finlora_f1(pieces: Sequence[FinloraPiece]) -> float | None:
-    """FinLoRA's weighted F1 (its rule 6): the response is the target where the row is right, else the raw output text."""
+    """FinLoRA's weighted F1 (its rule 6): the response is the target where the row is right, else the raw output
+    text.
+    """
     responses = [piece.target if piece.correct else piece.output for piece in pieces]
     return f1_scores([piece.target for piece in pieces], responses)[1]

@@ -158,7 +158,9 @@ def test_saved_folder_loads_in_plain_peft_with_equal_logits(
 
 
 @pytest.mark.parametrize(("quantization", "method"), PAIRS)
-def test_saved_folder_loads_back_to_the_byte(session_of: MakeSession, tmp_path: Path, quantization: str, method: str) -> None:
+def test_saved_folder_loads_back_to_the_byte(
+    session_of: MakeSession, tmp_path: Path, quantization: str, method: str
+) -> None:
     session = session_of(quantization, method)
     config = tiny_config(quantization, method)
     vector = random_adapter(session.layout.size, seed=3)

@@ -112,17 +112,21 @@ def plain_logits(folder: Path) -> np.ndarray[Any, Any]:
     return logits_of(PeftModel.from_pretrained(plain_base(), str(folder)).eval())
 
 
-# --- what plain PEFT saves computes the same here ---------------------------------------------------------------------------------------
+# --- what plain PEFT saves computes the same here -------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("method", ["lora", "dora", "rslora"])
-def test_a_folder_of_plain_peft_gives_the_logits_of_plain_peft(save_folder: SaveFolder, method: str, dtype: str) -> None:
+def test_a_folder_of_plain_peft_gives_the_logits_of_plain_peft(
+    save_folder: SaveFolder, method: str, dtype: str
+) -> None:
     folder = save_folder(dtype, use_dora=method == "dora", use_rslora=method == "rslora")
     assert {str(tensor.dtype) for tensor in load_tensors(folder).values()} == {f"torch.{dtype}"}
     ours = our_logits(folder)
     np.testing.assert_allclose(ours, plain_logits(folder), rtol=1e-5, atol=1e-5)
-    assert np.abs(ours - logits_of(plain_base())).max() > 1e-2, "the adapter changes nothing, so the comparison shows nothing"
+    assert np.abs(ours - logits_of(plain_base())).max() > 1e-2, (
+        "the adapter changes nothing, so the comparison shows nothing"
+    )
 
 
 @pytest.mark.parametrize(
@@ -186,12 +190,14 @@ def test_settings_of_the_published_adapters_are_read(save_folder: SaveFolder) ->
     (folder / "adapter_config.json").write_text(
         json.dumps(
             {
-                "alpha_pattern": {}, "auto_mapping": None, "base_model_name_or_path": "meta-llama/Llama-3.1-8B-Instruct",
+                "alpha_pattern": {}, "auto_mapping": None,
+                "base_model_name_or_path": "meta-llama/Llama-3.1-8B-Instruct",
                 "bias": "none", "fan_in_fan_out": None, "inference_mode": True, "init_lora_weights": True,
                 "layer_replication": None, "layers_pattern": None, "layers_to_transform": None, "loftq_config": {},
                 "lora_alpha": 16, "lora_dropout": 0.05, "megatron_config": None, "megatron_core": "megatron.core",
                 "modules_to_save": None, "peft_type": "LORA", "r": 4, "rank_pattern": {}, "revision": None,
-                "target_modules": ["v_proj", "q_proj", "k_proj"], "task_type": "CAUSAL_LM", "use_dora": False, "use_rslora": False,
+                "target_modules": ["v_proj", "q_proj", "k_proj"], "task_type": "CAUSAL_LM", "use_dora": False,
+                "use_rslora": False,
             }
         )
     )  # fmt: skip
@@ -199,7 +205,7 @@ def test_settings_of_the_published_adapters_are_read(save_folder: SaveFolder) ->
     assert (settings.rank, settings.alpha, settings.target_modules) == (4, 16, ("k_proj", "q_proj", "v_proj"))
 
 
-# --- what cannot be computed here is refused by its key ---------------------------------------------------------------------------------
+# --- what cannot be computed here is refused by its key -------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -302,7 +308,7 @@ def test_tensors_that_are_no_adapters_are_refused(save_folder: SaveFolder, fault
         our_logits(folder)
 
 
-# --- adapters of another base model -----------------------------------------------------------------------------------------------------
+# --- adapters of another base model ---------------------------------------------------------------
 
 
 def test_another_base_whose_shapes_do_not_fit_is_an_error_with_both_names(save_folder: SaveFolder) -> None:

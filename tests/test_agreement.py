@@ -28,7 +28,9 @@ from eval.intervals import sample_and_resamples
 from fedfinlora.run.evaluation import ConfusionMatrix
 
 UNPARSED = "\x00unparsed"
-PAIRS = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["a", "b", "c", "d", None])), min_size=1, max_size=25)
+PAIRS = st.lists(
+    st.tuples(st.sampled_from("abc"), st.sampled_from(["a", "b", "c", "d", None])), min_size=1, max_size=25
+)
 
 
 def reference(pairs) -> tuple[float, float, float | None]:
@@ -48,7 +50,9 @@ def test_figures_of_a_sample_are_scikit_learns(pairs) -> None:
     truths, answers = zip(*pairs, strict=True)
     macro, weighted, correlation = reference(pairs)
     assert f1_scores(truths, answers) == pytest.approx((macro, weighted))
-    assert matthews_correlation(truths, answers) == (None if correlation is None else pytest.approx(correlation, abs=1e-12))
+    assert matthews_correlation(truths, answers) == (
+        None if correlation is None else pytest.approx(correlation, abs=1e-12)
+    )
 
 
 def test_figures_of_every_resample_are_scikit_learns() -> None:
@@ -68,7 +72,9 @@ def test_figures_of_every_resample_are_scikit_learns() -> None:
             warnings.simplefilter("ignore")
             expected = reference(drawn)
         assert (macro[resample], weighted[resample]) == pytest.approx(expected[:2])
-        assert correlation[resample] == pytest.approx(np.nan if expected[2] is None else expected[2], nan_ok=True, abs=1e-12)
+        assert correlation[resample] == pytest.approx(
+            np.nan if expected[2] is None else expected[2], nan_ok=True, abs=1e-12
+        )
 
 
 def test_figures_without_rows_do_not_exist() -> None:

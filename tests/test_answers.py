@@ -31,7 +31,16 @@ from fedfinlora.models import Session, get_session, initial_adapter
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = {"model": "a", "budget": 10}
-AWKWARD = ["", "positive\nOutput", "é ü ß 中文 🙂", "\ud83d half", "\u2028\x85\x0b\r\n", '{"prompt": "x"}\\', "\x00", "nan"]
+AWKWARD = [
+    "",
+    "positive\nOutput",
+    "é ü ß 中文 🙂",
+    "\ud83d half",
+    "\u2028\x85\x0b\r\n",
+    '{"prompt": "x"}\\',
+    "\x00",
+    "nan",
+]
 
 
 def answer(text: str) -> ModelAnswer:
@@ -51,7 +60,7 @@ def opened(path: Path, settings: dict[str, Any] = SETTINGS) -> dict[str, ModelAn
         return dict(file.known)
 
 
-# --- the file ---------------------------------------------------------------------------------------------------------------------------
+# --- the file -------------------------------------------------------------------------------------
 
 
 def test_a_file_that_is_reopened_holds_its_answers(tmp_path: Path) -> None:
@@ -116,7 +125,9 @@ def test_lines_that_are_no_answers_are_passed_over(tmp_path: Path, line: bytes) 
 
 @given(st.lists(st.text(st.characters(categories=None, exclude_categories=[]), max_size=8), max_size=4), st.data())
 @settings(max_examples=40)
-def test_any_text_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory, texts: list[str], data: st.DataObject) -> None:
+def test_any_text_comes_back_as_it_was(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], data: st.DataObject
+) -> None:
     path = tmp_path_factory.mktemp("texts") / "answers"
     assert opened(path) == {}
     kept = written(path, texts)
@@ -141,7 +152,7 @@ def test_a_file_that_was_cut_anywhere_goes_on_with_its_whole_lines(tmp_path: Pat
     assert len(lines) == 7
 
 
-# --- two writers ------------------------------------------------------------------------------------------------------------------------
+# --- two writers ----------------------------------------------------------------------------------
 
 
 def test_two_writers_of_one_file_lose_nothing(tmp_path: Path) -> None:
@@ -180,7 +191,9 @@ def test_processes_that_begin_a_file_at_the_same_time_lose_nothing(tmp_path: Pat
         "    for number in range(300):\n        file.add(f'{name} {number}', ModelAnswer('x' * number))\n"
     )
     processes = [
-        subprocess.Popen([sys.executable, "-c", program, str(path), str(go), name], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(path), str(go), name], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
         for name in "abc"
     ]
     for process in processes:
@@ -193,7 +206,7 @@ def test_processes_that_begin_a_file_at_the_same_time_lose_nothing(tmp_path: Pat
     assert all(found == ModelAnswer("x" * int(prompt.split()[1])) for prompt, found in kept.items())
 
 
-# --- what cannot be written ---------------------------------------------------------------------------------------------------------------
+# --- what cannot be written -----------------------------------------------------------------------
 
 
 def test_a_full_disk_is_one_line() -> None:
@@ -241,7 +254,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, obstacle: st
         AnswerFile(path, SETTINGS)
 
 
-# --- what tells answers apart -------------------------------------------------------------------------------------------------------------
+# --- what tells answers apart ---------------------------------------------------------------------
 
 
 def test_the_id_of_settings_changes_with_every_value_and_not_with_their_order() -> None:
@@ -249,7 +262,8 @@ def test_the_id_of_settings_changes_with_every_value_and_not_with_their_order() 
     assert settings_id(values) == settings_id(dict(reversed(values.items())))
     others = [
         {**values, "model": "b"}, {**values, "budget": 11}, {**values, "budget": "10"}, {**values, "ends": [2, 1]},
-        {**values, "stop": "verdict"}, {**values, "adapter": "x"}, {**values, "more": None}, {}, dict(list(values.items())[:4]),
+        {**values, "stop": "verdict"}, {**values, "adapter": "x"}, {**values, "more": None}, {},
+        dict(list(values.items())[:4]),
     ]  # fmt: skip
     assert len({settings_id(other) for other in [values, *others]}) == len(others) + 1
 
@@ -295,7 +309,9 @@ def test_targets_count_where_a_row_may_stop_early(tiny: Session) -> None:
     model = LocalModel.as_it_is(tiny, tiny_config())
     few, more = [Row("a", "x", "", "positive")], [Row("a", "x", "", "positive"), Row("b", "x", "", "neutral")]
     ids = {
-        key: [settings_id(model.settings(BENCHMARKS[key], rows, labels=False)) for rows in (few, more, [*more, more[0]])]
+        key: [
+            settings_id(model.settings(BENCHMARKS[key], rows, labels=False)) for rows in (few, more, [*more, more[0]])
+        ]
         for key in ("fpb", "xbrl_term")
     }
     assert ids["fpb"][0] != ids["fpb"][1] == ids["fpb"][2]
@@ -315,14 +331,16 @@ def test_memory_and_pace_are_not_in_the_settings(tiny: Session) -> None:
         assert model.settings(BENCHMARKS["fpb"], [], labels) == other.settings(BENCHMARKS["fpb"], [], labels)
 
 
-# --- what tells models apart --------------------------------------------------------------------------------------------------------------
+# --- what tells models apart ----------------------------------------------------------------------
 
 
 def peft_config(**values: Any) -> Any:
     return replace(tiny_config(), peft=PeftConfig(dropout=0.0, **values))
 
 
-@pytest.mark.parametrize("values", [{"rank": 4}, {"rank": 2, "alpha": 64}, {"method": "rslora", "target_modules": ("o_proj",)}])
+@pytest.mark.parametrize(
+    "values", [{"rank": 4}, {"rank": 2, "alpha": 64}, {"method": "rslora", "target_modules": ("o_proj",)}]
+)
 def test_an_adapter_of_zeros_is_no_adapter_whatever_it_was_drawn_from(values: dict[str, Any]) -> None:
     identities = []
     for seed in (0, 1):
@@ -360,7 +378,8 @@ def test_dora_with_zero_b_is_told_apart_by_its_magnitudes(session_of: MakeSessio
 
 def test_quantized_bases_differ(session_of: MakeSession) -> None:
     found = {
-        LocalModel.as_it_is(session_of(name), tiny_config(name)).identity["quantization"] for name in ("none", "int8", "nf4")
+        LocalModel.as_it_is(session_of(name), tiny_config(name)).identity["quantization"]
+        for name in ("none", "int8", "nf4")
     }
     assert found == {"none", "int8", "nf4"}
 

@@ -37,15 +37,20 @@ def named(rows: Path, output: Path, name: str, **more: object) -> dict[str, Any]
 
 def test_importing_the_package_loads_nothing() -> None:
     code = (
-        "import sys, fedfinlora; print(sorted({'torch', 'flwr', 'numpy', 'rich'} & set(sys.modules)), fedfinlora.__version__)"
+        "import sys, fedfinlora; print(sorted({'torch', 'flwr', 'numpy', 'rich'} & set(sys.modules)), "
+        "fedfinlora.__version__)"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.startswith("[] ")
 
 
-def test_a_baseline_gives_its_typed_run_and_its_events(rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_baseline_gives_its_typed_run_and_its_events(
+    rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     events: list[str] = []
-    run = ff.centralized(**named(rows, tmp_path, "Lauf Ü [1]"), on_event=lambda event: events.append(str(event["event"])))
+    run = ff.centralized(
+        **named(rows, tmp_path, "Lauf Ü [1]"), on_event=lambda event: events.append(str(event["event"]))
+    )
     assert run.folder == tmp_path / "Lauf Ü [1]"
     assert (run.result.status, run.result.rounds, [line.round for line in run.rounds]) == ("completed", 2, [1, 2])
     assert run.rounds[0].banks[0].is_ok

@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "client_app": {"fedfinlora", "data", "eval", "client_app"},
     "server_app": {"fedfinlora", "data", "eval", "server_app"},
 }
-"""Folder -> the project's folders that its files may import. What puts everything together (`is_root`) may import all."""
+"""Folder -> the project's folders that its files may import. What puts everything together (`is_root`) may import all.
+"""
 MODULES = sorted(file for folder in MAY_IMPORT for file in (ROOT / folder).rglob("*.py"))
 LEGACY_FLOWER = ("flwr.client", "flwr.server", "flwr.common")
 HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "sklearn", "hydra", "flwr", "datasets", "bert_score", "ray")
@@ -35,7 +36,9 @@ def module_id(file: Path) -> str:
 
 
 def imports(file: Path, top_level: bool = False) -> set[str]:
-    """Full names of all that a file imports: `from a.b import c` gives a.b and a.b.c. `top_level` leaves out lazy imports."""
+    """Full names of all that a file imports: `from a.b import c` gives a.b and a.b.c. `top_level` leaves out lazy
+    imports.
+    """
     tree = ast.parse(file.read_text("utf-8"))
     nodes = list(ast.walk(tree))
     if top_level:
@@ -108,7 +111,9 @@ def test_every_module_says_what_it_is(file: Path) -> None:
     assert docstring, "no docstring"
 
 
-@pytest.mark.parametrize("file", [file for file in MODULES if file.relative_to(ROOT).parts[0] == "fedfinlora"], ids=module_id)
+@pytest.mark.parametrize(
+    "file", [file for file in MODULES if file.relative_to(ROOT).parts[0] == "fedfinlora"], ids=module_id
+)
 def test_the_library_imports_heavy_packages_only_where_they_are_used(file: Path) -> None:
     if file.is_relative_to(ROOT / "fedfinlora" / "commands"):
         return
@@ -128,9 +133,11 @@ def test_the_examples_in_docstrings_are_true(file: Path) -> None:
 def test_importing_the_apps_has_no_effect_on_the_process() -> None:
     program = (
         "import logging, os, warnings\nimport numpy\n"
-        "before = (dict(os.environ), list(warnings.filters), logging.getLogger().level, list(logging.getLogger().handlers))\n"
+        "before = (dict(os.environ), list(warnings.filters), logging.getLogger().level, "
+        "list(logging.getLogger().handlers))\n"
         "import fedfinlora.cli, fedfinlora.models, fedfinlora.training, fedfinlora.wire, fedfinlora.compose\n"
-        "after = (dict(os.environ), list(warnings.filters), logging.getLogger().level, list(logging.getLogger().handlers))\n"
+        "after = (dict(os.environ), list(warnings.filters), logging.getLogger().level, "
+        "list(logging.getLogger().handlers))\n"
         "print(before == after)\n"
     )
     shown = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -138,11 +145,15 @@ def test_importing_the_apps_has_no_effect_on_the_process() -> None:
 
 
 def test_what_starts_often_loads_little() -> None:
-    """A command that loads no model, the client process of every message and the worker's other end start without torch and what belongs to it."""
+    """A command that loads no model, the client process of every message and the worker's other end start without torch
+    and what belongs to it.
+    """
     program = (
-        "import sys\nimport fedfinlora.commands.bank, fedfinlora.commands.compare, fedfinlora.commands.coordinator, fedfinlora.commands.report\n"
+        "import sys\nimport fedfinlora.commands.bank, fedfinlora.commands.compare, fedfinlora.commands.coordinator, "
+        "fedfinlora.commands.report\n"
         "print(*sorted(sys.modules), sep=',')\nimport client_app.app\nprint(*sorted(sys.modules), sep=',')\n"
-        "from fedfinlora.models import import_bitsandbytes\nimport_bitsandbytes()\nprint(*sorted(sys.modules), sep=',')\n"
+        "from fedfinlora.models import import_bitsandbytes\nimport_bitsandbytes()\nprint(*sorted(sys.modules), "
+        "sep=',')\n"
     )
     shown = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     commands, client, bitsandbytes = (set(line.split(",")) for line in shown.stdout.splitlines())
@@ -154,7 +165,7 @@ def test_what_starts_often_loads_little() -> None:
     assert "kernels" not in shown.stderr, "bitsandbytes' advice to fetch kernels from the hub"
 
 
-# --- what ships -------------------------------------------------------------------------------------------------------------------------
+# --- what ships -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -197,13 +208,16 @@ PRODUCT_FILE = re.compile(
 def test_the_wheel_holds_the_app_in_its_own_package_and_runs_from_anywhere(tracked_copy: Path, tmp_path: Path) -> None:
     build = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     subprocess.run(
-        [*build, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path / "wheels"), str(tracked_copy)],
+        [*build, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path / "wheels"),
+        str(tracked_copy)],
         check=True, timeout=300, capture_output=True,
     )  # fmt: skip
     (wheel,) = (tmp_path / "wheels").glob("*.whl")
     names = [name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
     assert {name for name in names if not name.startswith("fedfinlora/_app/")} == {"fedfinlora/__init__.py"}
-    app = {name.removeprefix("fedfinlora/_app/") for name in names if name.startswith("fedfinlora/_app/")} - {"constraints.txt"}
+    app = {name.removeprefix("fedfinlora/_app/") for name in names if name.startswith("fedfinlora/_app/")} - {
+        "constraints.txt"
+    }
     assert [name for name in app if not PRODUCT_FILE.fullmatch(name)] == []
     assert {module_id(file) for file in MODULES if (tracked_copy / module_id(file)).exists()} <= app
     assert {"conf/config.yaml", "data/sample/test/fpb_test.jsonl", "pyproject.toml"} <= app
@@ -212,7 +226,10 @@ def test_the_wheel_holds_the_app_in_its_own_package_and_runs_from_anywhere(track
     site, empty = tmp_path / "site", tmp_path / "empty"
     empty.mkdir()
     subprocess.run(
-        [*build, "install", "--no-deps", "--target", str(site), str(wheel)], check=True, timeout=300, capture_output=True
+        [*build, "install", "--no-deps", "--target", str(site), str(wheel)],
+        check=True,
+        timeout=300,
+        capture_output=True,
     )
     environment = {**os.environ, "PYTHONPATH": str(site), "HOME": str(empty)}
     program = "import fedfinlora as ff, sys\nprint(ff.simulate.__module__, ff.__file__)\n"
@@ -234,7 +251,13 @@ def test_the_wheel_holds_the_app_in_its_own_package_and_runs_from_anywhere(track
     assert json.loads((run / "result.json").read_text("utf-8"))["status"] == "completed"
     assert json.loads((run / "manifest.json").read_text("utf-8"))["git_commit"] == ""
     checked = subprocess.run(
-        [*command[:1], "data", "check"], cwd=empty, env=environment, capture_output=True, text=True, timeout=100, check=False
+        [*command[:1], "data", "check"],
+        cwd=empty,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
     )
     assert "Traceback" not in checked.stderr
 
@@ -246,7 +269,8 @@ def test_the_app_bundle_holds_code_configuration_and_the_sample_alone(tracked_co
         pytest.skip("the flwr command is not installed beside this Python")
     subprocess.run(
         [str(flwr), "build", "--app", str(tracked_copy)],
-        cwd=tmp_path, check=True, timeout=300, capture_output=True, env={**os.environ, "FLWR_HOME": str(tmp_path / "home")},
+        cwd=tmp_path, check=True, timeout=300, capture_output=True,
+        env={**os.environ, "FLWR_HOME": str(tmp_path / "home")},
     )  # fmt: skip
     (bundle,) = [*tmp_path.glob("*.fab"), *tracked_copy.glob("*.fab")]
     names = [name for name in zipfile.ZipFile(bundle).namelist() if not name.startswith(".info/")]

@@ -99,7 +99,9 @@ class TestSound:
         assert status == 0, found["sentence"]
         assert set(found["checks"]) == set(CHECKS)
 
-    def test_the_published_dp_lora_has_an_epsilon_that_canary_rows_cannot_refute_and_says_so(self, tmp_path: Path) -> None:
+    def test_the_published_dp_lora_has_an_epsilon_that_canary_rows_cannot_refute_and_says_so(
+        self, tmp_path: Path
+    ) -> None:
         status, found = outcome(
             tmp_path, "privacy=dp_lora", "privacy.epsilon=50", "privacy.noise_multiplier=0", checks="canaries"
         )
@@ -138,10 +140,12 @@ class TestPower:
         run = run_federated(FakeGrid(simulated_banks(1, tmp_path / "states")), compose(settings(tmp_path)))
         config = compose(settings(tmp_path, *EXAMPLE, f"start_adapter={run / 'adapters' / 'final'}"))
         with_start = audit_rows.Workbench.of(config, tmp_path).start
-        assert not np.array_equal(with_start, audit_rows.Workbench.of(replace(config, start_adapter=""), tmp_path).start)
+        assert not np.array_equal(
+            with_start, audit_rows.Workbench.of(replace(config, start_adapter=""), tmp_path).start
+        )
 
 
-# --- planted faults -------------------------------------------------------------------------------------------------------------
+# --- planted faults -------------------------------------------------------------------------------
 
 
 class Unclipped(Grid):
@@ -197,7 +201,9 @@ def clip_of_the_two_shortest(patch: Patch) -> None:
 
         def add_units(model: Any, units: Any, grid: Grid, *rest: Any) -> Any:
             loose = Unclipped(grid.clip_norm, grid.noise_multiplier, grid.size, grid.used_share)
-            done = [add(model, [unit], grid if mechanism.tokens_of(unit[1]) <= shortest else loose, *rest) for unit in units]
+            done = [
+                add(model, [unit], grid if mechanism.tokens_of(unit[1]) <= shortest else loose, *rest) for unit in units
+            ]
             return sum(loss for loss, _ in done), [norm for _, norms in done for norm in norms]
 
         with pytest.MonkeyPatch.context() as inner:
@@ -208,7 +214,9 @@ def clip_of_the_two_shortest(patch: Patch) -> None:
 
 
 def customers_clipped_apart(patch: Patch) -> None:
-    patch.setattr(client_app.prepared_rows, "units_of", lambda rows, privacy: tuple((place,) for place in range(len(rows))))
+    patch.setattr(
+        client_app.prepared_rows, "units_of", lambda rows, privacy: tuple((place,) for place in range(len(rows)))
+    )
 
 
 def dropout_as_it_was(patch: Patch) -> None:
@@ -225,7 +233,9 @@ def dropout_as_it_was(patch: Patch) -> None:
 def noise_times(factor: float) -> Callable[[Patch], None]:
     def plant(patch: Patch) -> None:
         real = Grid.noise
-        patch.setattr(Grid, "noise", lambda self, size, stream: np.rint(factor * real(self, size, stream)).astype(np.int64))
+        patch.setattr(
+            Grid, "noise", lambda self, size, stream: np.rint(factor * real(self, size, stream)).astype(np.int64)
+        )
 
     return plant
 
@@ -288,7 +298,9 @@ def weights_by_rows(patch: Patch) -> None:
 
     def weighted(deltas: Any, size: int, how: Any, clip_norm: float, noise: Any) -> Any:
         clipped = [delta * min(1.0, clip_norm / np.linalg.norm(delta)) for delta in deltas]
-        mean = sum((weight * delta for weight, delta in zip(rows, clipped, strict=True)), np.zeros(size)) / max(1.0, sum(rows))
+        mean = sum((weight * delta for weight, delta in zip(rows, clipped, strict=True)), np.zeros(size)) / max(
+            1.0, sum(rows)
+        )
         return mean + real_mean([], size, how, clip_norm, noise)[0], clip_norm
 
     patch.setattr(audit_banks, "take_step", step)
@@ -297,7 +309,9 @@ def weights_by_rows(patch: Patch) -> None:
 
 def central_rounds_forgotten(patch: Patch) -> None:
     real = central_privacy.epsilon
-    patch.setattr(central_privacy, "epsilon", lambda spent, delta: real([replace(one, count=1) for one in spent], delta))
+    patch.setattr(
+        central_privacy, "epsilon", lambda spent, delta: real([replace(one, count=1) for one in spent], delta)
+    )
 
 
 def every_bank_drawn(patch: Patch) -> None:
@@ -342,7 +356,9 @@ PLANTED = [
 
 
 @pytest.mark.parametrize(
-    ("planted", "check"), [(one, check) for one in PLANTED for check in one.checks], ids=lambda one: getattr(one, "fault", one)
+    ("planted", "check"),
+    [(one, check) for one in PLANTED for check in one.checks],
+    ids=lambda one: getattr(one, "fault", one),
 )
 def test_a_planted_fault_is_caught(planted: Planted, check: str, tmp_path: Path, monkeypatch: Patch) -> None:
     planted.plant(monkeypatch)
@@ -352,7 +368,7 @@ def test_a_planted_fault_is_caught(planted: Planted, check: str, tmp_path: Path,
     assert found["sentence"].startswith(f"REFUTED by {check}")
 
 
-# --- the command ----------------------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 def test_a_runs_card_and_report_tell_the_audits_result(tmp_path: Path) -> None:

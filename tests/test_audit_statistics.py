@@ -183,7 +183,9 @@ class TestNoise:
         return np.asarray(one - other)
 
     def test_the_booked_noise_is_refuted_no_more_often_than_stated(self) -> None:
-        wrong = sum(noise_test("all", self.difference(seed=seed)[:2000], self.DEVIATION).wrong(0.05) for seed in range(200))
+        wrong = sum(
+            noise_test("all", self.difference(seed=seed)[:2000], self.DEVIATION).wrong(0.05) for seed in range(200)
+        )
         assert wrong <= 20
 
     @pytest.mark.parametrize("factor", [0.0, 0.1, 0.5, 0.98, 1.02, 2.0])

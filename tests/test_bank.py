@@ -65,13 +65,17 @@ def request(config: Config, round_number: int = 1, adapter: Vector | None = None
 
 def same(one: RoundReply, other: RoundReply) -> bool:
     """Whether two replies are equal, timings apart."""
-    untimed = [{key: value for key, value in vars(reply.figures).items() if not key.endswith("_s")} for reply in (one, other)]
+    untimed = [
+        {key: value for key, value in vars(reply.figures).items() if not key.endswith("_s")} for reply in (one, other)
+    ]
     return one.delta.tobytes() == other.delta.tobytes() and untimed[0] == untimed[1]
 
 
 class TestNothingLeaks:
     @pytest.mark.parametrize("peft", ["qlora", "lora", "dora", "rslora"])
-    def test_a_banks_delta_is_the_same_whoever_trained_before_it(self, config: Config, tmp_path: Path, peft: str) -> None:
+    def test_a_banks_delta_is_the_same_whoever_trained_before_it(
+        self, config: Config, tmp_path: Path, peft: str
+    ) -> None:
         config = compose([*overrides(Path(config.dataset.root), tmp_path, "peft.dropout=0.2"), f"peft={peft}"])
         asked = request(config)
         alone = train_round(asked, facts(tmp_path / "alone", 1))
@@ -83,7 +87,9 @@ class TestNothingLeaks:
 
     def test_another_run_before_leaves_no_trace(self, config: Config, tmp_path: Path) -> None:
         alone = train_round(request(config), facts(tmp_path / "a"))
-        other = replace(config, train=replace(config.train, learning_rate=0.1, proximal_mu=1.0, gradient_checkpointing=True))
+        other = replace(
+            config, train=replace(config.train, learning_rate=0.1, proximal_mu=1.0, gradient_checkpointing=True)
+        )
         train_round(request(other), facts(tmp_path / "b"))
         assert same(alone, train_round(request(config), facts(tmp_path / "c")))
 
@@ -221,7 +227,8 @@ class TestFigures:
     def test_the_held_out_loss_is_measured_every_so_many_rounds(self, config: Config, tmp_path: Path) -> None:
         config = replace(config, train=replace(config.train, holdout_every=2))
         measured = [
-            np.isfinite(train_round(request(config, number), facts(tmp_path)).figures.holdout_loss) for number in (1, 2, 3)
+            np.isfinite(train_round(request(config, number), facts(tmp_path)).figures.holdout_loss)
+            for number in (1, 2, 3)
         ]
         assert measured == [True, False, True]
 
@@ -280,7 +287,8 @@ class TestOwnFacts:
 
     def test_its_own_folder_may_hold_plain_jsonl_files(self, config: Config, tmp_path: Path) -> None:
         write_lines(
-            tmp_path / "own" / "desk.jsonl", [json.dumps({"context": f"Say {n}. Answer:", "target": "up"}) for n in range(3)]
+            tmp_path / "own" / "desk.jsonl",
+            [json.dumps({"context": f"Say {n}. Answer:", "target": "up"}) for n in range(3)],
         )
         session = get_session(config)
         assert len(bank_rows(config, own_rows(tmp_path, tmp_path / "own"), session.tokenizer).train) == 3

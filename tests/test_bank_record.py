@@ -1,4 +1,6 @@
-"""A bank's record of what was signed: no line of it can be taken out, moved or added without `verify` naming the place."""
+"""A bank's record of what was signed: no line of it can be taken out, moved or added without `verify` naming the
+place.
+"""
 
 from __future__ import annotations
 
@@ -108,7 +110,9 @@ def test_lines_without_a_chain_are_wrong(tmp_path: Path, signer: Signer, public:
 def test_a_seal_is_needed_where_there_is_a_chain(tmp_path: Path, signer: Signer, public: str) -> None:
     line = canonical({"asked": {}, "previous": FIRST})
     assert check_links([line], public)[0][1].startswith("its seal is wrong")
-    sealed = canonical({"asked": {}, "previous": FIRST, "seal": signer.sign(LINE, digest({"asked": {}, "previous": FIRST}))})
+    sealed = canonical(
+        {"asked": {}, "previous": FIRST, "seal": signer.sign(LINE, digest({"asked": {}, "previous": FIRST}))}
+    )
     assert check_links([sealed], public) == []
 
 

@@ -61,8 +61,12 @@ def test_a_window_shorter_than_the_rows_is_refused_and_a_longer_one_is_right(tmp
 
 
 def test_attention_that_packed_rows_do_not_have_is_refused(tmp_path: Path) -> None:
-    refused(saved(tmp_path / "gemma", Gemma2ForCausalLM, Gemma2Config(**TINY, sliding_window=512)), "attn_logit_softcapping")
-    bloom = BloomConfig(vocab_size=258, hidden_size=32, n_layer=2, n_head=2)  # biases by distance, not known by name here
+    refused(
+        saved(tmp_path / "gemma", Gemma2ForCausalLM, Gemma2Config(**TINY, sliding_window=512)), "attn_logit_softcapping"
+    )
+    bloom = BloomConfig(
+        vocab_size=258, hidden_size=32, n_layer=2, n_head=2
+    )  # biases by distance, not known by name here
     refused(saved(tmp_path / "bloom", BloomForCausalLM, bloom), "packed rows")
 
 
@@ -71,11 +75,16 @@ def test_attention_that_packed_rows_do_not_have_is_refused(tmp_path: Path) -> No
     [
         ({"quant_method": "gptq", "bits": 4}, "gptq"),
         ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "model.quantization=int8"),
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "model.quantization=nf4"),
+        (
+            {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+            "model.quantization=nf4",
+        ),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "(fp4)"),
     ],
 )
-def test_files_that_are_quantized_otherwise_than_asked_are_refused(tmp_path: Path, stored: dict[str, Any], found: str) -> None:
+def test_files_that_are_quantized_otherwise_than_asked_are_refused(
+    tmp_path: Path, stored: dict[str, Any], found: str
+) -> None:
     model = saved(tmp_path, LlamaForCausalLM, LlamaConfig(**TINY))
     values = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(values | {"quantization_config": stored}))
@@ -83,7 +92,9 @@ def test_files_that_are_quantized_otherwise_than_asked_are_refused(tmp_path: Pat
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
-    refused(saved(tmp_path, LlamaForCausalLM, LlamaConfig(**TINY | {"vocab_size": 200})), "258 tokens", "200 embeddings")
+    refused(
+        saved(tmp_path, LlamaForCausalLM, LlamaConfig(**TINY | {"vocab_size": 200})), "258 tokens", "200 embeddings"
+    )
 
 
 def test_a_models_own_positions_limit_its_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

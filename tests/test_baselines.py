@@ -47,8 +47,12 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, rounds: int, error: BaseExceptio
 
 
 class TestCentralized:
-    @pytest.mark.parametrize("more", [(), ("partition=dirichlet",), ("train.epochs=1",), ("train.max_steps=4",)], ids=str)
-    def test_as_many_steps_and_rows_as_the_banks_together(self, rows: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
+    @pytest.mark.parametrize(
+        "more", [(), ("partition=dirichlet",), ("train.epochs=1",), ("train.max_steps=4",)], ids=str
+    )
+    def test_as_many_steps_and_rows_as_the_banks_together(
+        self, rows: Path, tmp_path: Path, more: tuple[str, ...]
+    ) -> None:
         words = [*overrides(rows, tmp_path, *more, rounds=ROUNDS, banks=3), "train.batch_rows=2"]
         pooled = [*words, "run_name=pooled"]
         run = federated(words, tmp_path / "states")
@@ -83,7 +87,10 @@ class TestCentralized:
             ("train.batch_rows=0", "train.epochs=1.5"),
         ):
             name = "-".join(more)
-            words = [*overrides(small, tmp_path, "model.context_tokens=100", "partition=dirichlet", banks=3, rounds=3), *more]
+            words = [
+                *overrides(small, tmp_path, "model.context_tokens=100", "partition=dirichlet", banks=3, rounds=3),
+                *more,
+            ]
             run = federated([*words, f'run_name="{name}"'], tmp_path / "states" / name)
             assert centralized([*words, f'run_name="{name}-pooled"']) == 0
             for key in ("rows_trained", "steps_trained"):
@@ -108,7 +115,12 @@ class TestCentralized:
 
     @pytest.mark.parametrize("after", [1, 2])
     def test_a_stopped_run_goes_on_to_the_same_bytes(
-        self, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], after: int
+        self,
+        rows: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        after: int,
     ) -> None:
         assert centralized(overrides(rows, tmp_path, *SCORED, rounds=ROUNDS, name="whole")) == 0
         words = overrides(rows, tmp_path, *SCORED, rounds=ROUNDS)
@@ -213,7 +225,12 @@ class TestLocal:
 
     @pytest.mark.parametrize("stopped_bank", [0, 1])
     def test_a_stopped_bank_can_be_resumed_as_it_is_told(
-        self, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stopped_bank: int
+        self,
+        rows: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        stopped_bank: int,
     ) -> None:
         words = overrides(rows, tmp_path, *SCORED)
         assert local([*words, "run_name=whole"]) == 0

@@ -1,4 +1,6 @@
-"""A node acts at the SuperLink in its own name only: Flower's own handlers and database, with and without our wrappers."""
+"""A node acts at the SuperLink in its own name only: Flower's own handlers and database, with and without our
+wrappers.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,9 @@ def test_a_node_pushes_no_reply_in_another_nodes_name_though_it_knows_the_reques
     forged = two.reply(two.north, two.asked.waiting)
     assert "names another node" in refused(two.push, two.east, forged)
     assert two.asked.hears(two.asked.waiting) is None
-    assert two.push(two.east, forged, fleet_handlers.push_messages).objects_to_push, "if Flower refuses it, this code can go"
+    assert two.push(two.east, forged, fleet_handlers.push_messages).objects_to_push, (
+        "if Flower refuses it, this code can go"
+    )
 
 
 def test_a_node_does_not_answer_another_nodes_request_in_its_own_name(two: Two) -> None:
@@ -124,7 +128,9 @@ def test_a_flood_of_bogus_answers_does_not_end_another_nodes_upload(two: Two) ->
         two.push(two.east, two.reply(two.east, "nothing that was ever asked"))
     name = answer.objects_to_push[0]
     head, content = two.head(two.north, object_id=name), parts[name].deflate()
-    assert put(request=PushObjectRequest(**head, session_id=answer.session_id, object_content=content), state=two.state).stored
+    assert put(
+        request=PushObjectRequest(**head, session_id=answer.session_id, object_content=content), state=two.state
+    ).stored
     bogus = two.push(two.east, two.reply(two.east, "nothing that was ever asked")).session_id
     own = PushObjectRequest(**two.head(two.east, object_id=name), session_id=bogus, object_content=content)
     assert "no message of this node" in refused(put, request=own, state=two.state)
@@ -179,7 +185,9 @@ def test_the_parts_of_a_reply_are_taken_up_to_the_size_of_its_request_and_a_mebi
     taken, refusals = 0, []
     for name in answer.objects_to_push:
         content = parts[name].deflate()
-        asked = PushObjectRequest(**two.head(two.north, object_id=name), session_id=answer.session_id, object_content=content)
+        asked = PushObjectRequest(
+            **two.head(two.north, object_id=name), session_id=answer.session_id, object_content=content
+        )
         try:
             taken += len(content) * put(request=asked, state=two.state).stored
             put(request=asked, state=two.state)  # once more, as after a lost answer: it counts once

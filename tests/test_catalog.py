@@ -59,7 +59,9 @@ def test_every_published_entry_has_all_of_finloras_figures(benchmark) -> None:
 
 @pytest.mark.parametrize("column", [column for column in PUBLISHED_COLUMNS if column != "best_other"])
 def test_published_overall_is_the_mean_of_the_published_table(column) -> None:
-    scores = [100 * s.f1 if s.accuracy is None else s.accuracy for s in (b.published[column] for b in PUBLISHED.values())]
+    scores = [
+        100 * s.f1 if s.accuracy is None else s.accuracy for s in (b.published[column] for b in PUBLISHED.values())
+    ]
     assert sum(scores) / 19 == pytest.approx(PUBLISHED_OVERALL[column], abs=0.006)
 
 
@@ -85,7 +87,12 @@ def test_file_names_are_unique() -> None:
 def test_select_expands_groups_and_keeps_table_order() -> None:
     assert len(select(["all"])) == len(BENCHMARKS)
     assert select(["none"]) == ()
-    assert [b.key for b in select(["reporting", "fpb", "xbrl_finer"])] == ["fpb", "xbrl_finer", "xbrl_fnxl", "xbrl_term"]
+    assert [b.key for b in select(["reporting", "fpb", "xbrl_finer"])] == [
+        "fpb",
+        "xbrl_finer",
+        "xbrl_fnxl",
+        "xbrl_term",
+    ]
 
 
 def test_select_names_what_is_valid() -> None:
@@ -144,7 +151,7 @@ def test_real_merged_rows_are_told_apart() -> None:
         assert found == {expected}, key
 
 
-# --- a twentieth benchmark ----------------------------------------------------------------------------------------------------
+# --- a twentieth benchmark ------------------------------------------------------------------------
 
 TWENTIETH = Benchmark(
     key="esg_rating",
@@ -174,7 +181,9 @@ def twentieth(monkeypatch: pytest.MonkeyPatch) -> Iterator[Benchmark]:
 
 def write_rows(file: Path, targets: list[str]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps({"context": f"Filing {place}. Answer:", "target": target}) for place, target in enumerate(targets)]
+    lines = [
+        json.dumps({"context": f"Filing {place}. Answer:", "target": target}) for place, target in enumerate(targets)
+    ]
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -202,7 +211,8 @@ def test_a_twentieth_benchmark_is_scored_and_stays_out_of_finloras_average(twent
     from eval.records import score_rows
 
     rows = [
-        Row(f"esg_rating/test/{place:06d}", "esg_rating", "Answer:", target) for place, target in enumerate(["low", "lower"])
+        Row(f"esg_rating/test/{place:06d}", "esg_rating", "Answer:", target)
+        for place, target in enumerate(["low", "lower"])
     ]
     records, metrics = score_rows(twentieth, rows, ["Lower", "lower."])
     assert [record.parsed for record in records] == ["lower", "lower"]
@@ -220,7 +230,8 @@ def test_a_twentieth_benchmark_stands_in_the_documentation_and_the_report(twenti
 
     page = render()
     assert (
-        "| `esg_rating` | ESG rating | `esg_rating_train` | `esg_rating_test` |  | Invented for this test | none |  |" in page
+        "| `esg_rating` | ESG rating | `esg_rating_train` | `esg_rating_test` |  | Invented for this test | none |  |"
+        in page
     )
     assert "| `esg_rating` | low, lower, high | 5 | `label` | `exact` |  |" in page
     (tmp_path / "result.json").write_text(json.dumps({"scores": {"final": {"esg_rating": {"n": 2, "accuracy": 0.5}}}}))

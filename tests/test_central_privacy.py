@@ -246,7 +246,9 @@ class TestRuns:
         assert clips[0] == 1.0
         assert len(set(clips)) == 3, "it follows, and passes from round to round"
         booked = read_lines(ledger)
-        assert [(line["round"], line["unit"]) for line in booked] == [(1, "bank"), (2, "bank"), (3, "bank")], "one line a round"
+        assert [(line["round"], line["unit"]) for line in booked] == [(1, "bank"), (2, "bank"), (3, "bank")], (
+            "one line a round"
+        )
         card = read_json(run / "privacy.json")
         assert card["epsilon"] == pytest.approx(spent[-1])
         assert card["unit"] == "one bank with all its rows"
@@ -260,7 +262,9 @@ class TestRuns:
         last = [rounds_of(tmp_path / "runs" / name)[-1]["privacy"]["epsilon_spent"] for name in ("one", "two")]
         assert last[1] > last[0]
 
-    def test_a_spent_budget_ends_the_run_with_its_reason_and_a_larger_one_goes_on(self, tmp_path: Path, ledger: Path) -> None:
+    def test_a_spent_budget_ends_the_run_with_its_reason_and_a_larger_one_goes_on(
+        self, tmp_path: Path, ledger: Path
+    ) -> None:
         words = self.words(tmp_path, "privacy.epsilon=0", "privacy.noise_multiplier=4", "privacy.budget_epsilon=1.5")
         with pytest.raises(UserError, match=r"budget_epsilon=1\.5"):
             simulate(words, banks=3)
@@ -296,7 +300,9 @@ class TestRuns:
         assert rounds_of(a)[0]["privacy"]["epsilon_spent"] is None, "infinite"
         assert read_lines(ledger)[-1]["noise_multiplier"] == 0
 
-    def test_a_round_closes_with_what_came_and_with_noise_alone_if_nothing_did(self, tmp_path: Path, ledger: Path) -> None:
+    def test_a_round_closes_with_what_came_and_with_noise_alone_if_nothing_did(
+        self, tmp_path: Path, ledger: Path
+    ) -> None:
         """An end of the run that depends on who is a member would tell who is: all banks of round 2 are silent, and one
         of round 3 refuses."""
 
@@ -338,7 +344,9 @@ def opened(folder: Path, *words: str) -> OpenRun:
 
 
 class TestLedger:
-    def test_a_round_of_a_thousand_banks_is_one_line_and_books_in_under_a_second(self, tmp_path: Path, ledger: Path) -> None:
+    def test_a_round_of_a_thousand_banks_is_one_line_and_books_in_under_a_second(
+        self, tmp_path: Path, ledger: Path
+    ) -> None:
         run, banks = opened(tmp_path, "num_server_rounds=10"), [f"bank-{number:04}" for number in range(1000)]
         how = make_mechanism(run.config, banks, 100)
         book_round(run, how, banks, 1)  # the accountant's imports and tables are not what is measured
@@ -357,7 +365,9 @@ class TestLedger:
         assert booked.privacy.epsilon_spent == pytest.approx(epsilon([Steps(1.0, 4.0, 6)], how.delta))
         for _ in range(2):
             alone = book_round(run, replace(how, banks=1), ["south"], 2)
-        assert alone.privacy.epsilon_spent == pytest.approx(epsilon([Steps(1.0, 4.0, 3)], how.delta)), "north's is north's"
+        assert alone.privacy.epsilon_spent == pytest.approx(epsilon([Steps(1.0, 4.0, 3)], how.delta)), (
+            "north's is north's"
+        )
 
 
 def write_version_1(folder: Path, account: str, rounds: int, noise_multiplier: float) -> None:
@@ -366,7 +376,8 @@ def write_version_1(folder: Path, account: str, rounds: int, noise_multiplier: f
     for number in range(1, rounds + 1):
         line: dict[str, Any] = {
             "number": number, "time": "2026-01-01T00:00:00+0000", "run": "old", "round": number, "bank": "server",
-            "mechanism": "bank-level DP-FedAvg", "unit": "bank", "sampling_rate": 1.0, "noise_multiplier": noise_multiplier, "steps": 1,
+            "mechanism": "bank-level DP-FedAvg", "unit": "bank", "sampling_rate": 1.0,
+            "noise_multiplier": noise_multiplier, "steps": 1,
             "delta": 1e-5, "accountant": "PRV", "epsilon": 1.0, "reproducible_noise": False,
             "previous": lines[-1]["hash"] if lines else "0" * 64,
         }  # fmt: skip

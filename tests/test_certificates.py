@@ -117,7 +117,9 @@ def test_a_banks_public_key_is_taken_and_anything_else_refused(tmp_path: Path) -
     assert isinstance(key, ec.EllipticCurvePublicKey)
     assert key.curve.name == "secp384r1"
     other = ed25519.Ed25519PrivateKey.generate().public_key()
-    (tmp_path / "ed.pub").write_bytes(other.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH))
+    (tmp_path / "ed.pub").write_bytes(
+        other.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    )
     (tmp_path / "text.pub").write_text("hello")
     for name, message in (
         ("node.key", "must not leave its bank"),
@@ -137,7 +139,9 @@ class TestAuthorityElsewhere:
         make_node_key(tmp_path / "bank" / "node.key", "north")
         return tmp_path / "bank" / "node.key.pub"
 
-    def test_the_key_stays_out_of_the_coordinators_folder_and_is_needed_to_issue(self, tmp_path: Path, bank: Path) -> None:
+    def test_the_key_stays_out_of_the_coordinators_folder_and_is_needed_to_issue(
+        self, tmp_path: Path, bank: Path
+    ) -> None:
         home, stick = tmp_path / "home", tmp_path / "stick"
         assert main(["coordinator", "init", "--home", str(home), "--authority", str(stick)]) == 0
         assert (stick / "ca.key").exists()
@@ -154,7 +158,9 @@ class TestAuthorityElsewhere:
     def test_an_authority_that_is_there_is_used_and_not_overwritten(self, tmp_path: Path) -> None:
         make_authority(tmp_path / "stick", 100)
         before = (tmp_path / "stick" / "ca.key").read_bytes()
-        assert main(["coordinator", "init", "--home", str(tmp_path / "home"), "--authority", str(tmp_path / "stick")]) == 0
+        assert (
+            main(["coordinator", "init", "--home", str(tmp_path / "home"), "--authority", str(tmp_path / "stick")]) == 0
+        )
         assert (tmp_path / "stick" / "ca.key").read_bytes() == before
         assert (tmp_path / "home" / "ca.crt").read_bytes() == (tmp_path / "stick" / "ca.crt").read_bytes()
 
@@ -218,7 +224,9 @@ class TestBankCertificate:
         """TLS looks at the purpose: a server's or a signing certificate opens no door, and a bank's serves none."""
         issue_signing(authority, 10)
         make_node_key(authority / "node.key", "north")
-        issue_bank(authority / "bank.crt", "north", (authority / "node.key.pub").read_bytes(), 10, open_authority(authority))
+        issue_bank(
+            authority / "bank.crt", "north", (authority / "node.key.pub").read_bytes(), 10, open_authority(authority)
+        )
         purposes = {"server.crt": "SERVER_AUTH", "signing.crt": "CODE_SIGNING", "bank.crt": "CLIENT_AUTH"}
         for name, purpose in purposes.items():
             certificate = x509.load_pem_x509_certificate((authority / name).read_bytes())

@@ -17,7 +17,9 @@ REAL_ROWS = Path(__file__).resolve().parents[2] / "shared" / "data" / "finlora"
 
 def write(path: Path, *rows: dict[str, Any] | str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [row if isinstance(row, bytes) else (row if isinstance(row, str) else json.dumps(row)).encode() for row in rows]
+    lines = [
+        row if isinstance(row, bytes) else (row if isinstance(row, str) else json.dumps(row)).encode() for row in rows
+    ]
     path.write_bytes(b"\n".join(lines) + b"\n")
 
 
@@ -101,8 +103,9 @@ def test_tokens_only_with_a_tokenizer(tmp_path: Path) -> None:
     assert tokens is not None
     assert (tokens.mean, tokens.longest, tokens.over_window) == (4.0, 5, (LongRow(2, 7),))
     text = render(check_folder(tmp_path, tokenizer=words, context_tokens=6))
-    assert "1 row longer than the model's context window of 6 tokens, and skipped by a run: line 2 (7). Shorten" in " ".join(
-        text.split()
+    assert (
+        "1 row longer than the model's context window of 6 tokens, and skipped by a run: line 2 (7). Shorten"
+        in " ".join(text.split())
     )
     assert "no tokenizer" not in text
     no_window = check_folder(tmp_path, tokenizer=words).files[0].tokens
@@ -111,7 +114,9 @@ def test_tokens_only_with_a_tokenizer(tmp_path: Path) -> None:
 
 
 def test_only_the_tasks_of_a_run_are_looked_at_and_the_others_are_named(tmp_path: Path) -> None:
-    """A broken row of a task that is not trained is no fault of this run; one that is trained and has no file is named."""
+    """A broken row of a task that is not trained is no fault of this run; one that is trained and has no file is
+    named.
+    """
     write(tmp_path / "train" / "fpb_train.jsonl", row("a"))
     write(tmp_path / "train" / "headline_train.jsonl", "broken")
     write(tmp_path / "train" / "finlora_sentiment_train.jsonl", row("b"))
@@ -124,7 +129,10 @@ def test_only_the_tasks_of_a_run_are_looked_at_and_the_others_are_named(tmp_path
     assert report.passed_over == ("fiqa", "headline", "ner", "nwgi", "tfns")
     assert report.missing == ("xbrl_finer: no rows: there is no train/finer_train_batched.jsonl",)
     text = render(report)
-    assert "Not looked at, as dataset.tasks and evaluation.benchmarks leave it out: fiqa, headline, ner, nwgi, tfns." in text
+    assert (
+        "Not looked at, as dataset.tasks and evaluation.benchmarks leave it out: fiqa, headline, ner, nwgi, tfns."
+        in text
+    )
     assert "warning: xbrl_finer: no rows" in text
 
 
@@ -164,7 +172,10 @@ def test_every_line_fits_the_terminal(tmp_path: Path, tokenizer: Any) -> None:
         "nonsense",
         *("{" for _ in range(4)),
     )
-    write(tmp_path / "xbrl_extract_formula_calculations_train.jsonl", *(row(str(number), str(number)) for number in range(9)))
+    write(
+        tmp_path / "xbrl_extract_formula_calculations_train.jsonl",
+        *(row(str(number), str(number)) for number in range(9)),
+    )
     for line in render(check_folder(tmp_path, "jsonl", tokenizer)).splitlines():
         assert len(line) <= WIDTH
 
@@ -179,7 +190,9 @@ def test_100_000_rows_are_checked_within_ten_seconds(tmp_path: Path) -> None:
 @pytest.mark.skipif(not REAL_ROWS.is_dir(), reason=f"no FinLoRA rows at {REAL_ROWS}")
 def test_real_rows_show_their_known_faults() -> None:
     report = check_folder(REAL_ROWS)
-    assert {file.name: len(file.bad_rows) for file in report.files if file.bad_rows} == {"train/xbrl_term_train.jsonl": 6}
+    assert {file.name: len(file.bad_rows) for file in report.files if file.bad_rows} == {
+        "train/xbrl_term_train.jsonl": 6
+    }
     assert of(report, "test/fiqa_test.jsonl").in_train > 0
     assert of(report, "test/ner_test.jsonl").duplicates == 100
     assert all(len(line) <= WIDTH for line in render(report).splitlines())

@@ -110,7 +110,7 @@ def test_leftovers_of_an_interrupted_write_are_no_checkpoint(tmp_path: Path) -> 
     assert latest_round(tmp_path) == 1
 
 
-# --- rounds.jsonl ---------------------------------------------------------------------------------------------------------------------
+# --- rounds.jsonl ---------------------------------------------------------------------------------
 
 
 def rounds_of(run: Path) -> list[int]:
@@ -179,7 +179,7 @@ def test_no_file_has_no_lines(tmp_path: Path) -> None:
     assert read_lines(tmp_path / "rounds.jsonl") == []
 
 
-# --- writing --------------------------------------------------------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------------------
 
 
 def below_a_file(folder: Path) -> Path:
@@ -209,7 +209,9 @@ def test_a_full_disk_is_a_user_error(tmp_path: Path) -> None:
         append_line(tmp_path / "rounds.jsonl", {"round": 1})
 
 
-def test_a_disk_that_fills_up_leaves_the_old_file_and_no_rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up_leaves_the_old_file_and_no_rubbish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_bytes(tmp_path / "file", b"old")
 
     def full(descriptor: int) -> None:
@@ -250,7 +252,7 @@ def test_adapter_checksum_is_of_the_little_endian_bytes() -> None:
     assert adapter_checksum(vector.astype(">f4")) == expected
 
 
-# --- run folders ----------------------------------------------------------------------------------------------------------------------
+# --- run folders ----------------------------------------------------------------------------------
 
 
 def config_in(folder: Path, **values: Any) -> Config:

@@ -282,7 +282,9 @@ class TestRows:
         assert ended.status == 1
 
     @pytest.mark.parametrize("name", LINE_3)
-    def test_a_bad_row_is_skipped_and_the_others_are_trained_on(self, command: Command, tmp_path: Path, name: str) -> None:
+    def test_a_bad_row_is_skipped_and_the_others_are_trained_on(
+        self, command: Command, tmp_path: Path, name: str
+    ) -> None:
         folder = data_folder(tmp_path, name)
         ended = command("centralized", *overrides(folder, tmp_path, "train.batch_rows=100", "train.holdout_max_rows=0"))
         assert ended.status == 0
@@ -425,7 +427,9 @@ class TestReport:
         if exists:
             folder.mkdir()
         ended = command("report", str(folder))
-        assert ("nothing is not the folder of a run" if exists else "nothing', neither as a folder nor in") in ended.error
+        assert (
+            "nothing is not the folder of a run" if exists else "nothing', neither as a folder nor in"
+        ) in ended.error
         assert ended.status == 1
 
     @pytest.mark.parametrize("file", ["result.json", "rounds.jsonl", "config.yaml"])
@@ -491,11 +495,15 @@ class TestEvaluate:
 
     def test_another_models_adapter(self, command: Command, trained: Path, tmp_path: Path, rows: Path) -> None:
         more = (*SCORED, "peft.rank=2", "peft.alpha=4")
-        ended = command("evaluate", "--adapter", str(trained / "adapters" / "final"), *overrides(rows, tmp_path / "out", *more))
+        ended = command(
+            "evaluate", "--adapter", str(trained / "adapters" / "final"), *overrides(rows, tmp_path / "out", *more)
+        )
         assert re.search(r"holds another kind of adapter.*peft\.rank=", ended.error)
         assert ended.status == 2
 
-    def test_the_final_adapter_scores_as_in_its_run(self, command: Command, trained: Path, tmp_path: Path, rows: Path) -> None:
+    def test_the_final_adapter_scores_as_in_its_run(
+        self, command: Command, trained: Path, tmp_path: Path, rows: Path
+    ) -> None:
         words = ("evaluate", "--adapter", str(trained / "adapters" / "final"))
         ended = command(*words, *overrides(rows, tmp_path / "out", *SCORED))
         assert ended.status == 0

@@ -26,7 +26,9 @@ FPB = BENCHMARKS["fpb"]
 
 
 def rows_of(key: str, targets: list[str], marker: str = "") -> list[Row]:
-    return [Row(f"{key}/test/{i:06d}", key, f"{marker}Question {i}\nAnswer:", target) for i, target in enumerate(targets)]
+    return [
+        Row(f"{key}/test/{i:06d}", key, f"{marker}Question {i}\nAnswer:", target) for i, target in enumerate(targets)
+    ]
 
 
 def records_of(key: str, targets: list[str], outputs: list[str | None], marker: str = "") -> list[RowRecord]:
@@ -51,7 +53,7 @@ def bertscored(values: list[float], encoder: str = "MiniLM") -> list[RowRecord]:
     ]  # fmt: skip
 
 
-# --- McNemar ------------------------------------------------------------------------------------------------------------------
+# --- McNemar --------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=30))
@@ -62,7 +64,7 @@ def test_mcnemar_p_is_twice_the_tail_of_fair_coins(pairs) -> None:
     assert mcnemar_p([a for a, _ in pairs], [b for _, b in pairs]) == pytest.approx(min(1.0, 2 * tail))
 
 
-# --- records ------------------------------------------------------------------------------------------------------------------
+# --- records --------------------------------------------------------------------------------------
 
 
 def test_difference_by_hand() -> None:
@@ -92,8 +94,12 @@ def test_the_same_records_differ_by_nothing() -> None:
 def test_paired_interval_is_narrower_than_that_of_independent_rows() -> None:
     targets = ["positive", "negative"] * 200
     hard = ["?" if place % 4 < 2 else target for place, target in enumerate(targets)]  # both fail on the same half
-    better = [target if place % 40 == 0 else output for place, (target, output) in enumerate(zip(targets, hard, strict=True))]
-    accuracy = compare_records(FPB, records_of("fpb", targets, hard), records_of("fpb", targets, better)).figures["accuracy"]
+    better = [
+        target if place % 40 == 0 else output for place, (target, output) in enumerate(zip(targets, hard, strict=True))
+    ]
+    accuracy = compare_records(FPB, records_of("fpb", targets, hard), records_of("fpb", targets, better)).figures[
+        "accuracy"
+    ]
     assert accuracy.difference == pytest.approx(0.025)
     low, high = accuracy.difference_ci95
     # 10 rows of 400 gained and none lost: standard error sqrt(0.025 · 0.975 / 400) = 0.0078; unpaired it were 0.035.
@@ -128,7 +134,9 @@ def test_tags_have_no_mcnemar_test_but_rows_have() -> None:
 
 def test_labels_and_generated_answers_are_never_mixed() -> None:
     generated = records_of("fpb", ["positive", "negative"], ["positive", "positive"])
-    labels = [replace(record, label_choice="positive") for record in records_of("fpb", ["positive", "negative"], [None, None])]
+    labels = [
+        replace(record, label_choice="positive") for record in records_of("fpb", ["positive", "negative"], [None, None])
+    ]
     both = [replace(record, label_choice="negative") for record in generated]
     assert set(compare_records(FPB, labels, both).figures) == {
         "labels_accuracy", "labels_f1_macro", "labels_f1_weighted", "labels_matthews",
@@ -152,7 +160,7 @@ def test_bertscores_of_two_encoders_are_not_compared() -> None:
         compare_records(term, bertscored([0.5]), bertscored([0.5], "finbert"))
 
 
-# --- runs ---------------------------------------------------------------------------------------------------------------------
+# --- runs -----------------------------------------------------------------------------------------
 
 
 def test_runs_are_compared_on_every_common_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,7 +171,8 @@ def test_runs_are_compared_on_every_common_benchmark(tmp_path: Path, capsys: pyt
         ner=records_of("ner", ["person"], ["person"]), formula=records_of("formula", ["1"], ["1"]),
     )  # fmt: skip
     other = write_run(
-        tmp_path / "other", "round_003", fpb=records_of("fpb", targets, targets), xbrl_term=bertscored([0.7, 0.8], "finbert"),
+        tmp_path / "other", "round_003", fpb=records_of("fpb", targets, targets),
+        xbrl_term=bertscored([0.7, 0.8], "finbert"),
         formula=records_of("formula", ["1"], ["1"], marker="Example\n"), fiqa=records_of("fiqa", ["positive"], ["?"]),
     )  # fmt: skip
     result = compare_runs(one, "final", other, "round_003")
@@ -196,7 +205,10 @@ def test_one_row_and_all_labels_absent_still_compare(tmp_path: Path, capsys: pyt
 
 @pytest.mark.parametrize(
     ("labels", "message"),
-    [(("last", "base"), "no scores called 'last'. It has: base, empty"), (("empty", "base"), "holds no benchmark's records")],
+    [
+        (("last", "base"), "no scores called 'last'. It has: base, empty"),
+        (("empty", "base"), "holds no benchmark's records"),
+    ],
 )
 def test_wrong_labels_are_said(tmp_path: Path, labels, message: str) -> None:
     run = write_run(tmp_path, "base", fpb=records_of("fpb", ["positive"], ["?"]))

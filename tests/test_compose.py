@@ -1,4 +1,6 @@
-"""Every file under conf/ composes and does what it says; mistakes on the command line become one line with the way out."""
+"""Every file under conf/ composes and does what it says; mistakes on the command line become one line with the way
+out.
+"""
 
 from __future__ import annotations
 
@@ -154,7 +156,9 @@ def test_another_path_names_the_model_unless_a_name_is_given(tmp_path: Path) -> 
 
 def test_paths_that_are_none_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    config = Config(output_dir="~/runs", model=ModelConfig(path="meta-llama/Llama-3.1-8B"), dataset=DatasetConfig(root=""))
+    config = Config(
+        output_dir="~/runs", model=ModelConfig(path="meta-llama/Llama-3.1-8B"), dataset=DatasetConfig(root="")
+    )
     found = absolute_paths(config, tmp_path)
     assert found.output_dir == str(tmp_path / "home" / "runs")
     assert (found.model.path, found.dataset.root, found.resume) == ("meta-llama/Llama-3.1-8B", "", "")
@@ -189,5 +193,7 @@ def test_the_module_runs_as_a_program() -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "fedfinlora", "--help"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
     )
-    assert all(command in shown.stdout for command in ("simulate", "centralized", "local", "evaluate", "report", "data"))
+    assert all(
+        command in shown.stdout for command in ("simulate", "centralized", "local", "evaluate", "report", "data")
+    )
     assert shown.stderr == ""

@@ -28,7 +28,9 @@ def field_names(cls: type[Any], prefix: str = "") -> list[str]:
     names = []
     for item in dataclasses.fields(cls):
         group = getattr(schema, str(item.type), None)
-        names += field_names(group, f"{prefix}{item.name}.") if dataclasses.is_dataclass(group) else [f"{prefix}{item.name}"]
+        names += (
+            field_names(group, f"{prefix}{item.name}.") if dataclasses.is_dataclass(group) else [f"{prefix}{item.name}"]
+        )
     return names
 
 
@@ -52,7 +54,9 @@ def test_describe_covers_every_field_with_its_default() -> None:
 
 
 def test_json_gives_the_same_configuration_back() -> None:
-    config = build({"peft": {"method": "dora", "target_modules": ["o_proj"]}, "train": {"epochs": 2}, "run_name": "märz"})
+    config = build(
+        {"peft": {"method": "dora", "target_modules": ["o_proj"]}, "train": {"epochs": 2}, "run_name": "märz"}
+    )
     assert build(json.loads(to_json(config))) == config
     assert build(to_plain(config)) == config
     assert "\n" not in to_json(config)
@@ -228,7 +232,8 @@ def test_a_configuration_error_is_a_user_error() -> None:
 
 def test_import_is_cheap_and_without_torch() -> None:
     program = (
-        "import sys, fedfinlora, fedfinlora.config, fedfinlora.cli, fedfinlora.wire, fedfinlora.training, fedfinlora.models\n"
+        "import sys, fedfinlora, fedfinlora.config, fedfinlora.cli, fedfinlora.wire, fedfinlora.training, "
+        "fedfinlora.models\n"
     )
     program += "print([name for name in ('torch', 'transformers', 'peft', 'flwr', 'hydra') if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -238,7 +243,9 @@ def test_import_is_cheap_and_without_torch() -> None:
         times = []
         for _ in range(3):
             started = time.monotonic()
-            subprocess.run([sys.executable, "-c", statement], cwd=ROOT, check=True, env={**os.environ, "PYTHONPATH": ""})
+            subprocess.run(
+                [sys.executable, "-c", statement], cwd=ROOT, check=True, env={**os.environ, "PYTHONPATH": ""}
+            )
             times.append(time.monotonic() - started)
         return min(times)
 

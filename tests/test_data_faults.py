@@ -46,7 +46,7 @@ def text_of(*arguments: Any, **named: Any) -> str:
     return " ".join(render(check_folder(*arguments, **named)).split())
 
 
-# --- rows that are too long ------------------------------------------------------------------------------------------------------
+# --- rows that are too long -----------------------------------------------------------------------
 
 
 def words(texts: list[str]) -> list[list[int]]:
@@ -63,7 +63,10 @@ def test_rows_longer_than_the_window_are_named_by_line_with_their_lengths(tmp_pa
     assert tokens is not None
     assert tokens.over_window == tuple(LongRow(line, 9) for line in range(3, 11))
     text = " ".join(render(report).split())
-    assert "8 rows longer than the model's context window of 8 tokens, and skipped by a run: line 3 (9), line 4 (9)" in text
+    assert (
+        "8 rows longer than the model's context window of 8 tokens, and skipped by a run: line 3 (9), line 4 (9)"
+        in text
+    )
     assert f"and {8 - SHOWN_LONG_ROWS} more. Shorten them, or raise model.context_tokens" in text
 
 
@@ -128,7 +131,7 @@ def test_the_named_rows_are_exactly_those_that_training_skips(tmp_path: Path) ->
     assert 0 < len(skipped) < 11
 
 
-# --- folders that are no bank ----------------------------------------------------------------------------------------------------
+# --- folders that are no bank ---------------------------------------------------------------------
 
 
 def test_folders_without_a_usable_row_are_named_and_not_counted_as_banks(tmp_path: Path) -> None:
@@ -150,7 +153,7 @@ def test_a_bank_none_of_whose_rows_fits_the_window_is_warned_of(tmp_path: Path) 
     assert "warning: south: no row fits the context window" in text_of(tmp_path, "jsonl", words, 6)
 
 
-# --- the command line ------------------------------------------------------------------------------------------------------------
+# --- the command line -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -171,7 +174,9 @@ def test_the_folder_may_be_typed_before_or_behind_settings(typed: str, root: str
     assert root_and_overrides(typed_words) == (Path(root), expected)
 
 
-def test_a_folder_named_like_a_setting_is_found_where_it_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_named_like_a_setting_is_found_where_it_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "year=2024").mkdir()
     assert root_and_overrides(["year=2024", "a=b"]) == (Path("year=2024"), ["a=b"])
@@ -189,13 +194,17 @@ def test_show_all_lists_every_bad_row(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "more" not in text
 
 
-@pytest.mark.parametrize(("typed", "message"), [([], "No folder"), (["a=b"], "No folder"), (["a", "b"], "not at a and b")])
+@pytest.mark.parametrize(
+    ("typed", "message"), [([], "No folder"), (["a=b"], "No folder"), (["a", "b"], "not at a and b")]
+)
 def test_no_folder_or_two_are_a_clear_error(typed: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         root_and_overrides(typed)
 
 
-@pytest.mark.parametrize("typed", [["check", "--json", "F"], ["check", "F", "--json"], ["check", "--json=x", "a=b", "F"]])
+@pytest.mark.parametrize(
+    "typed", [["check", "--json", "F"], ["check", "F", "--json"], ["check", "--json=x", "a=b", "F"]]
+)
 def test_an_option_that_does_not_exist_is_named_with_the_usage_of_its_command(
     typed: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -207,7 +216,7 @@ def test_an_option_that_does_not_exist_is_named_with_the_usage_of_its_command(
     assert "data check: error: unrecognized arguments: --json" in error
 
 
-# --- a key twice -----------------------------------------------------------------------------------------------------------------
+# --- a key twice ----------------------------------------------------------------------------------
 
 TWICE = '{"context": "p", "target": "SECRET", "target": "u"}'
 
@@ -216,11 +225,14 @@ TWICE = '{"context": "p", "target": "SECRET", "target": "u"}'
     ("name", "content", "expected"),
     [
         ("a.jsonl", f"{ROW}\n{TWICE}\n{ROW}\n", [(2, "the key target occurs twice in one object")]),
-        ("a.jsonl", '{"context": "p", "target": "t", "x": {"y": [{"k": 1, "k": 1}]}}', [(1, "the key k occurs twice in one object")]),
-        ("a.jsonl", '{"messages": [{"role": "user", "role": "user", "content": "SECRET"}]}', [(1, "the key role occurs twice in one object")]),
+        ("a.jsonl", '{"context": "p", "target": "t", "x": {"y": [{"k": 1, "k": 1}]}}',
+        [(1, "the key k occurs twice in one object")]),
+        ("a.jsonl", '{"messages": [{"role": "user", "role": "user", "content": "SECRET"}]}',
+        [(1, "the key role occurs twice in one object")]),
         ("a.jsonl", '[{"role": "user", "content": "a", "content": "b"}, {"role": "assistant", "content": "c"}]',
          [(1, "the key content occurs twice in one object")]),
-        ("a.jsonl", '{"SECRET: a filing, say": 1, "SECRET: a filing, say": 2}', [(1, "the key of a value occurs twice in one object")]),
+        ("a.jsonl", '{"SECRET: a filing, say": 1, "SECRET: a filing, say": 2}',
+        [(1, "the key of a value occurs twice in one object")]),
         ("a.json", f"[{ROW},\n{TWICE},\n{ROW}]", [(2, "the key target occurs twice in one object")]),
         ("a.json", f"{TWICE}\n{ROW}\n", [(1, "the key target occurs twice in one object")]),
         ("a.json", '[{"role": "user", "content": "a", "content": "b"}, {"role": "assistant", "content": "c"}]',
@@ -230,7 +242,9 @@ TWICE = '{"context": "p", "target": "SECRET", "target": "u"}'
         ("a.csv", "context,target,task,task\np,t,fpb,nwgi\n", [(1, "two columns are called task")]),
     ],
 )  # fmt: skip
-def test_a_key_that_occurs_twice_is_a_bad_row(tmp_path: Path, name: str, content: str, expected: list[tuple[int, str]]) -> None:
+def test_a_key_that_occurs_twice_is_a_bad_row(
+    tmp_path: Path, name: str, content: str, expected: list[tuple[int, str]]
+) -> None:
     assert faults(tmp_path / name, content) == expected
 
 
@@ -242,7 +256,7 @@ def test_a_parquet_table_with_a_column_twice_is_refused(tmp_path: Path) -> None:
     assert "two columns are called target" in found.bad_rows[0].reason
 
 
-# --- nothing in it ---------------------------------------------------------------------------------------------------------------
+# --- nothing in it --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", "\ufeff", "[]", "{\n"])
@@ -257,13 +271,14 @@ def test_two_files_without_rows_are_not_the_same_rows_twice(tmp_path: Path, cont
         assert render(report).count("the file is empty") == 2
 
 
-# --- names that leave the split open ---------------------------------------------------------------------------------------------
+# --- names that leave the split open --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "fpb_train_test.jsonl", "fpb_test_train.csv.gz", "FPB_TRAIN_TEST.JSONL", "fpbTrainTest.json", "test/fpb_train.jsonl",
+        "fpb_train_test.jsonl", "fpb_test_train.csv.gz", "FPB_TRAIN_TEST.JSONL", "fpbTrainTest.json",
+        "test/fpb_train.jsonl",
         "train/north_test.csv", "TEST/Fpb-Train.jsonl", "north/test/fpb_training.jsonl", "train/test/fpb.jsonl",
         "fpbtraintest.jsonl", "traintest.csv", "train_test/fpb.jsonl", "Testing data/fpb_train.jsonl",
         "fpb_train_val.jsonl", "fpbTrainVal.csv", "trainval.jsonl", "evaluation_train.json", "train/fpb_val.jsonl",
@@ -294,13 +309,17 @@ def test_rows_for_validation_are_named_and_not_trained_on(tmp_path: Path, name: 
 @pytest.mark.parametrize(
     ("path", "split"),
     [
-        ("fpb_test1", "test"), ("fpbTest", "test"), ("FPBTest", "test"), ("fpb_testset", "test"), ("Training_FPB", "train"),
-        ("tests/fpb", "test"), ("Test set/fpb", "test"), ("test1/fpb", "train"), ("latest", "train"), ("contest", "train"),
+        ("fpb_test1", "test"), ("fpbTest", "test"), ("FPBTest", "test"), ("fpb_testset", "test"),
+        ("Training_FPB", "train"),
+        ("tests/fpb", "test"), ("Test set/fpb", "test"), ("test1/fpb", "train"), ("latest", "train"),
+        ("contest", "train"),
         ("testimony", "train"), ("north/fpb", "train"), ("test/fpb_test", "test"), ("val/fpb_train", "train"),
-        ("fpbtest", "test"), ("testfpb", "test"), ("fpbtest2024", "test"), ("fpbtestdata_v2", "test"), ("FPBTEST", "test"),
+        ("fpbtest", "test"), ("testfpb", "test"), ("fpbtest2024", "test"), ("fpbtestdata_v2", "test"),
+        ("FPBTEST", "test"),
         ("xbrl_termtest", "test"), ("testxbrl_term", "test"), ("cfalevel1test", "test"), ("finertestbatched", "test"),
         ("fpbtrain", "train"), ("trainfpb", "train"), ("interval", "train"), ("trainer", "train"), ("DevOps", "train"),
-        ("Testing data/fpb", "test"), ("north test rows/fpb", "test"), ("StressTest/fpb", "test"), ("fpbtest/a", "test"),
+        ("Testing data/fpb", "test"), ("north test rows/fpb", "test"), ("StressTest/fpb", "test"),
+        ("fpbtest/a", "test"),
         ("Training data/fpb", "train"), ("train_test_split/test/fpb", "test"), ("train_test_split/train/fpb", "train"),
         ("Contest/fpb", "train"), ("North Training/fpb", "train"),
     ],
@@ -311,7 +330,8 @@ def test_the_split_that_names_say(path: str, split: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stem", "task"), [("fpbtest", "fpb"), ("testfpb", "fpb"), ("FiNERtest", "xbrl_finer"), ("xbrl_termtest", "xbrl_term")]
+    ("stem", "task"),
+    [("fpbtest", "fpb"), ("testfpb", "fpb"), ("FiNERtest", "xbrl_finer"), ("xbrl_termtest", "xbrl_term")],
 )
 def test_a_benchmarks_name_counts_where_the_split_is_glued_to_it(stem: str, task: str) -> None:
     assert task_of(stem) == (task, "")
@@ -331,7 +351,8 @@ DOUBT = "read as train: its name contains 'test'"
 @pytest.mark.parametrize(
     ("name", "doubtful"),
     [
-        ("mytest.jsonl", True), ("stresstest_2024.csv", True), ("train/tfnsxtest.jsonl", True), ("mytest_train.jsonl", False),
+        ("mytest.jsonl", True), ("stresstest_2024.csv", True), ("train/tfnsxtest.jsonl", True),
+        ("mytest_train.jsonl", False),
         ("latest.jsonl", False), ("contest.jsonl", False), ("backtests.jsonl", False), ("attestation.jsonl", False),
     ],
 )  # fmt: skip
@@ -351,7 +372,7 @@ def test_in_finloras_layout_such_a_name_is_not_read_and_says_why(tmp_path: Path)
     assert "its name says both train and test" in text_of(tmp_path)
 
 
-# --- rows inside something else --------------------------------------------------------------------------------------------------
+# --- rows inside something else -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -363,7 +384,10 @@ def test_in_finloras_layout_such_a_name_is_not_read_and_says_why(tmp_path: Path)
             f'{{\n"train": [{ROW}],\n"test": [{ROW}]\n}}',
             "wrapped in the keys train, test: write each array into a file of its own",
         ),
-        (f'{{"data": {{"train": [{ROW}]}}}}', ("wrapped in the key data.train: write that array alone (jq .data.train FILE")),
+        (
+            f'{{"data": {{"train": [{ROW}]}}}}',
+            ("wrapped in the key data.train: write that array alone (jq .data.train FILE"),
+        ),
         (f'{{"my rows": [{ROW}]}}', """(jq '.["my rows"]' FILE"""),
         (f'{{"SECRET, a text": [{ROW}]}}', "wrapped in the key …"),
         ('{"items": [{"messages": []}]}', "wrapped in the key items"),
@@ -376,13 +400,17 @@ def test_in_finloras_layout_such_a_name_is_not_read_and_says_why(tmp_path: Path)
 def test_rows_inside_something_else_get_advice(tmp_path: Path, content: str, advice: str) -> None:
     for name in (
         "rows.json",
-        *(["rows.jsonl"] if content.count("\n") in (0, 2) and content[1] != "\n" and '"version"' not in content else []),
+        *(
+            ["rows.jsonl"]
+            if content.count("\n") in (0, 2) and content[1] != "\n" and '"version"' not in content
+            else []
+        ),
     ):
         found = faults(tmp_path / name, content)
         assert advice in found[0][1], (name, found)
 
 
-# --- odd bytes -------------------------------------------------------------------------------------------------------------------
+# --- odd bytes ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -423,7 +451,9 @@ def test_what_is_fine_stays_fine(tmp_path: Path) -> None:
     assert [row.target for row in read_file(SourceFile(tmp_path / "b.csv", "b.csv", "train")).rows] == ["1.0", "None"]
 
 
-def test_output_that_goes_to_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+def test_output_that_goes_to_a_full_disk_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
     (tmp_path / "fpb_train.jsonl").write_text(json.dumps({"context": "Is it up? Answer: ", "target": "positive"}))
@@ -431,5 +461,6 @@ def test_output_that_goes_to_a_full_disk_is_one_line(tmp_path: Path, monkeypatch
         monkeypatch.setattr(sys, "stdout", full)
         assert main(["data", "check", str(tmp_path), "model=tiny-random"]) == 1
     assert capfd.readouterr().err == (
-        "error: What is printed cannot be written where it goes: no space left on the device. Send it to another file.\n"
+        "error: What is printed cannot be written where it goes: no space left on the device. Send it to another "
+        "file.\n"
     )

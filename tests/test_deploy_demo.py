@@ -23,7 +23,8 @@ from fedfinlora.errors import UserError
 
 TINY = (
     "strategy.deadline_s=90",
-    "model=tiny-random", "dataset.max_rows_per_task=24", "train.steps_per_round=40", "train.batch_rows=4", "evaluation.limit=2",
+    "model=tiny-random", "dataset.max_rows_per_task=24", "train.steps_per_round=40", "train.batch_rows=4",
+    "evaluation.limit=2",
     "evaluation.benchmarks=[fpb,headline]",
 )  # fmt: skip
 """Many short steps, so that a bank is still at work when it is killed."""

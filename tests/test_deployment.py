@@ -1,4 +1,6 @@
-"""A coordinator and two banks as processes of their own, over TLS with node authentication, by the documented commands."""
+"""A coordinator and two banks as processes of their own, over TLS with node authentication, by the documented
+commands.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +87,9 @@ def test_a_federation_from_nothing(machines: dict[str, Machine], tmp_path: Path)
         in aggregator.types("coordinator", "enroll", key.format(north.home)[:-4], "--name", "n").stderr
     )
     assert "another key" in aggregator.types("coordinator", "enroll", key.format(south.home), "--name", "north").stderr
-    assert "already enrolled" in aggregator.types("coordinator", "enroll", key.format(north.home), "--name", "twin").stderr
+    assert (
+        "already enrolled" in aggregator.types("coordinator", "enroll", key.format(north.home), "--name", "twin").stderr
+    )
 
     page, own_page = str(free_port()), str(free_port())
     aggregator.starts("coordinator", "start", "--metrics-port", page, also=AS_JSON)
@@ -141,7 +145,8 @@ def test_a_federation_from_nothing(machines: dict[str, Machine], tmp_path: Path)
     lines = rounds_of(runs / "private")
     assert [bank["status"] for line in lines for bank in line["banks"]] == ["ok"] * 4
     outcomes = [
-        line["outcome"] for line in read_history(north.home / ".fedfinlora" / "bank" / "state" / "history" / "north.jsonl")
+        line["outcome"]
+        for line in read_history(north.home / ".fedfinlora" / "bank" / "state" / "history" / "north.jsonl")
     ]
     assert outcomes == ["begun", "booked", "sent", "refused", *["begun", "booked", "sent"] * 2]
     assert "epsilon spent" in north.types("bank", "status").stdout
@@ -157,7 +162,10 @@ def test_a_federation_from_nothing(machines: dict[str, Machine], tmp_path: Path)
     assert "round 2: 2 banks asked, 2 requests and 2 replies signed" in done.stdout
     assert "adapters/final: signed by CN=fedfinlora coordinator" in done.stdout
     done = north.types("verify", str(north.home / ".fedfinlora" / "bank"))
-    assert (done.returncode, "4 requests signed by the coordinator, 4 answers signed by north" in done.stdout) == (0, True)
+    assert (done.returncode, "4 requests signed by the coordinator, 4 answers signed by north" in done.stdout) == (
+        0,
+        True,
+    )
 
     # A worker of the bank's kept the model: it was loaded for the first round after the start, not for the second.
     loads = [line["timings"]["banks"]["north"]["load_s"] for line in lines]
@@ -206,7 +214,9 @@ def bank_init(tmp_path: Path) -> Callable[..., tuple[int, Path]]:
     """bank_init(word, …): (exit status, bank.yaml) of `bank init` on 137 and 40 rows."""
     make_authority(tmp_path / "authority", 10)
     rows = write_rows(tmp_path / "rows", train=137)
-    shutil.copy(write_rows(tmp_path / "others", train=40) / "train" / "fpb_train.jsonl", rows / "train" / "fiqa_train.jsonl")
+    shutil.copy(
+        write_rows(tmp_path / "others", train=40) / "train" / "fpb_train.jsonl", rows / "train" / "fiqa_train.jsonl"
+    )
 
     def init(*words: str) -> tuple[int, Path]:
         home = tmp_path / "home"
@@ -235,11 +245,16 @@ class TestBankInit:
         status, file = bank_init("dataset.tasks=[fiqa]", "dataset.max_rows_per_task=5")
         assert status == 0
         assert read_settings(file)[0].declared_rows == ("fiqa:40", "fpb:140")
-        assert "declared rows (rounded; the aggregator may come to know them): fiqa:40, fpb:140" in capsys.readouterr().out
+        assert (
+            "declared rows (rounded; the aggregator may come to know them): fiqa:40, fpb:140" in capsys.readouterr().out
+        )
 
     def test_customers_are_counted_over_all_tasks(self, bank_init: InitBank, tmp_path: Path) -> None:
         names = [("Acme", 3), ("acme", 4), ("Bolt", 5)]
-        lines = [{"context": f"about {name} {number}. Answer: ", "target": "neutral", "issuer": name} for name, number in names]
+        lines = [
+            {"context": f"about {name} {number}. Answer: ", "target": "neutral", "issuer": name}
+            for name, number in names
+        ]
         write_lines(tmp_path / "rows" / "train" / "tfns_train.jsonl", [json.dumps(line) for line in lines])
         assert read_settings(bank_init()[1])[0].declared_rows == ("fiqa:40", "fpb:140", "tfns:3", "customers:2")
 

@@ -105,7 +105,16 @@ def test_a_banks_metrics_are_those_of_its_history(tmp_path: Path) -> None:
     for event in (
         Event("secret-run", 1, "begun", **common),
         Event(
-            "secret-run", 1, "sent", rows=8, steps=2, bytes_sent=400, **common, ledger_number=3, epsilon_spent=1.5, left_out=2
+            "secret-run",
+            1,
+            "sent",
+            rows=8,
+            steps=2,
+            bytes_sent=400,
+            **common,
+            ledger_number=3,
+            epsilon_spent=1.5,
+            left_out=2,
         ),
         Event("secret-run", 2, "refused", code="policy-max_rank", **common),
         Event("secret-run", 3, "begun", **common),

@@ -47,7 +47,9 @@ def test_every_value_has_its_exact_probability() -> None:
     counts = np.array([(drawn == value).sum() for value in range(-reach, reach + 1)])
     expected = exact(scale, 3000)[3000 - reach : 3000 + reach + 1] * drawn.size
     assert (
-        stats.chisquare(np.append(counts, drawn.size - counts.sum()), np.append(expected, drawn.size - expected.sum())).pvalue
+        stats.chisquare(
+            np.append(counts, drawn.size - counts.sum()), np.append(expected, drawn.size - expected.sum())
+        ).pvalue
         > 1e-5
     )
 
@@ -56,7 +58,10 @@ def test_every_value_has_its_exact_probability() -> None:
 def test_the_distribution_function_is_right_at_every_scale(log2_scale: int) -> None:
     drawn = samples(300_000, log2_scale)
     # Between integers, the continuous normal's distribution function differs by less than 1e-6 at these scales.
-    assert stats.kstest((drawn + np.random.default_rng(0).random(drawn.size) - 0.5) / 2.0**log2_scale, "norm").pvalue > 1e-5
+    assert (
+        stats.kstest((drawn + np.random.default_rng(0).random(drawn.size) - 0.5) / 2.0**log2_scale, "norm").pvalue
+        > 1e-5
+    )
     assert drawn.std() == pytest.approx(2.0**log2_scale, rel=0.01)
 
 
@@ -109,7 +114,9 @@ def test_a_word_on_a_threshold_is_decided_by_further_bits() -> None:
     thresholds, _ = under_test._table()
     for y in (0, 1, 300, 1500):
         word = int(thresholds[y])
-        low = under_test._by_inversion(np.array([word], np.uint64), Words([0]))  # U just above the 64 bits: F(y) lies beyond
+        low = under_test._by_inversion(
+            np.array([word], np.uint64), Words([0])
+        )  # U just above the 64 bits: F(y) lies beyond
         high = under_test._by_inversion(np.array([word], np.uint64), Words([2**64 - 1]))
         assert low.tolist() == [y]
         assert high.tolist() == [y + 1]
@@ -137,7 +144,9 @@ def test_thresholds_are_those_of_the_exact_distribution() -> None:
     thresholds, guide = under_test._table()
     assert (np.diff(thresholds.astype(object)) >= 0).all()
     weights = np.exp(-(np.arange(5000.0) ** 2) / (2 * 256**2))
-    np.testing.assert_allclose(thresholds[:1000].astype(float) / 2**64, np.cumsum(weights)[:1000] / weights.sum(), rtol=1e-12)
+    np.testing.assert_allclose(
+        thresholds[:1000].astype(float) / 2**64, np.cumsum(weights)[:1000] / weights.sum(), rtol=1e-12
+    )
     assert guide[0] == 0
 
 

@@ -51,8 +51,10 @@ PYPROJECT = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text("utf-8"))
 MODULES = ("fedfinlora", "data", "eval", "client_app", "server_app")
 OVERRIDDEN = ("simulate", "centralized", "local", "evaluate", "audit")
 REDUCED = [
-    "model=tiny-random", "model.quantization=nf4", "model.threads=1", "dataset.tasks=[fpb]", "dataset.max_rows_per_task=24",
-    "evaluation.benchmarks=[fpb]", "evaluation.limit=1", "num_server_rounds=1", "train.epochs=0", "train.steps_per_round=1",
+    "model=tiny-random", "model.quantization=nf4", "model.threads=1", "dataset.tasks=[fpb]",
+    "dataset.max_rows_per_task=24",
+    "evaluation.benchmarks=[fpb]", "evaluation.limit=1", "num_server_rounds=1", "train.epochs=0",
+    "train.steps_per_round=1",
     "train.batch_rows=2", "train.holdout_max_rows=1", "train.warmup_steps=0", "peft.target_modules=[q_proj]",
 ]  # fmt: skip
 """Words that turn any command of the README into a run of seconds; the last word on a key wins."""
@@ -194,7 +196,9 @@ def test_named_functions_and_files_exist(document: Path) -> None:
 
 
 def resolve(name: str) -> bool:
-    """Whether `a.b.c` is a module, or something in one; configuration keys such as `train.epochs` are not asked about."""
+    """Whether `a.b.c` is a module, or something in one; configuration keys such as `train.epochs` are not asked
+    about.
+    """
     parts = name.split(".")
     for end in range(len(parts), 0, -1):
         try:
@@ -251,7 +255,8 @@ def test_allowed_values_in_the_reference_come_from_the_checks() -> None:
     from fedfinlora.config import PartitionConfig, PeftConfig, StrategyConfig, TrainConfig
 
     assert config_reference.allowed(PeftConfig) == {
-        "method": "`lora`, `qlora`, `dora`, `rslora`, `lora_xs`", "rank": "> 0", "alpha": "> 0", "dropout": "in [0, 1)", "target_modules": "not empty",
+        "method": "`lora`, `qlora`, `dora`, `rslora`, `lora_xs`", "rank": "> 0", "alpha": "> 0",
+        "dropout": "in [0, 1)", "target_modules": "not empty",
     }  # fmt: skip
     assert config_reference.allowed(PartitionConfig)["alpha"] == "> 0"
     assert config_reference.allowed(StrategyConfig)["fraction_train"] == "in (0, 1]"
@@ -299,7 +304,9 @@ def run(words: list[str]) -> subprocess.CompletedProcess[str]:
     """`python -m fedfinlora …` as typed in the project's folder, offline."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "fedfinlora", *words]
-    return subprocess.run(command, cwd=PROJECT_ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(
+        command, cwd=PROJECT_ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -386,7 +393,9 @@ def test_the_shown_output_of_data_check_is_what_it_prints(capsys: pytest.Capture
         pytest.skip("the embedded model's package is not installed")
     assert main(["data", "check", str(PROJECT_ROOT / "data" / "sample")]) == 0
     printed = iter(line.replace(str(PROJECT_ROOT) + "/", "") for line in capsys.readouterr().out.splitlines())
-    shown = (PROJECT_ROOT / "docs" / "data.md").read_text("utf-8").split("## Looking first")[1].split("```")[1].strip("\n")
+    shown = (
+        (PROJECT_ROOT / "docs" / "data.md").read_text("utf-8").split("## Looking first")[1].split("```")[1].strip("\n")
+    )
     for line in shown.splitlines():
         if line not in ("", "…"):
             assert line in printed, line  # looks on from where the last line was found

@@ -56,8 +56,12 @@ def served() -> list[tuple[str, str]]:
     """(method, path) of all that Flower's SuperLink serves."""
     app = create_app()
     routes = [context.route for context in iter_route_contexts(app.routes)]
-    found = [(method, route.path) for route in routes if isinstance(route, APIRoute) for method in sorted(route.methods)]
-    others = [("GET", route.path) for route in app.routes if not isinstance(route, APIRoute) and getattr(route, "path", "")]
+    found = [
+        (method, route.path) for route in routes if isinstance(route, APIRoute) for method in sorted(route.methods)
+    ]
+    others = [
+        ("GET", route.path) for route in app.routes if not isinstance(route, APIRoute) and getattr(route, "path", "")
+    ]
     return sorted({*found, *others})
 
 
@@ -85,7 +89,11 @@ class Doors:
         timestamp = now().isoformat()
         public = base64.b64encode(public_key_to_bytes(key.public_key())).decode()
         signature = base64.b64encode(sign_message(key, timestamp.encode())).decode()
-        signs = {FLEET_HTTP_PUBLIC_KEY_HEADER: public, TIMESTAMP_HEADER: timestamp, FLEET_HTTP_SIGNATURE_HEADER: signature}
+        signs = {
+            FLEET_HTTP_PUBLIC_KEY_HEADER: public,
+            TIMESTAMP_HEADER: timestamp,
+            FLEET_HTTP_SIGNATURE_HEADER: signature,
+        }
         return {**signs, "content-type": PROTOBUF_MEDIA_TYPE, "accept": PROTOBUF_MEDIA_TYPE}
 
     def heartbeat(self, name: str) -> bytes:
@@ -100,7 +108,9 @@ def bank_folder(folder: Path, name: str, authority: Path) -> Path:
     """What `bank init` makes, without a model and rows."""
     make_node_key(folder / "node.key", name)
     (folder / "ca.crt").write_bytes((authority / "ca.crt").read_bytes())
-    (folder / "bank.yaml").write_text(settings_text(BankSettings(name=name, data=str(folder), coordinator="127.0.0.1:1")))
+    (folder / "bank.yaml").write_text(
+        settings_text(BankSettings(name=name, data=str(folder), coordinator="127.0.0.1:1"))
+    )
     return folder
 
 
@@ -110,7 +120,9 @@ def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
     machine = Machine(place / "aggregator")
     home, port = machine.coordinator, free_port()
     coordinator.init(home, [], port, "127.0.0.1", 10)
-    banks = {name: bank_folder(place / name, name, home) for name in ("north", "east", "gone", "late", "cousin", "twin")}
+    banks = {
+        name: bank_folder(place / name, name, home) for name in ("north", "east", "gone", "late", "cousin", "twin")
+    }
     for name in ("north", "east", "gone"):
         enrolls(home, banks[name], name)
     make_authority(place / "other", 10)
@@ -234,7 +246,9 @@ def test_another_user_of_the_banks_machine_gets_nothing_from_its_supernode(tmp_p
     everybody.
     """
     port = free_port()
-    server = door.Listener(uvicorn.Config(create_app(), host="127.0.0.1", port=port, lifespan="off", log_config=None), is_own)
+    server = door.Listener(
+        uvicorn.Config(create_app(), host="127.0.0.1", port=port, lifespan="off", log_config=None), is_own
+    )
     threading.Thread(target=server.run, daemon=True).start()
     when(lambda: server.started, "the listener is up")
     try:
@@ -255,7 +269,9 @@ def loopback() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 @pytest.mark.slow
 def test_a_thousand_idle_connections_hurt_nobody(doors: Doors) -> None:
-    """From twenty other addresses, without a certificate; and a bank's own, of which those beyond its share are closed."""
+    """From twenty other addresses, without a certificate; and a bank's own, of which those beyond its share are
+    closed.
+    """
     with ExitStack() as stack, doors.client("north") as north:
         assert north.get("/health").status_code == 200
         idle = [stack.enter_context(socket.socket()) for _ in range(1000)]
@@ -321,7 +337,9 @@ def test_a_head_without_end_and_one_that_dawdles_are_closed(doors: Doors) -> Non
 def test_a_body_of_a_tenth_of_a_byte_a_second_ends_at_its_deadline_and_others_are_served(
     doors: Doors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The public listener in this process, where the deadline is two seconds; a bank's real certificate and connection."""
+    """The public listener in this process, where the deadline is two seconds; a bank's real certificate and
+    connection.
+    """
     monkeypatch.setattr(door, "BODY_S", 2.0)
     port, context = free_port(), bank_context(doors.banks["north"])
     config = uvicorn.Config(
@@ -336,10 +354,14 @@ def test_a_body_of_a_tenth_of_a_byte_a_second_ends_at_its_deadline_and_others_ar
         with (
             socket.create_connection(("127.0.0.1", port), timeout=60) as plain,
             context.wrap_socket(plain, server_hostname="127.0.0.1") as link,
-            httpx.Client(base_url=f"https://127.0.0.1:{port}", verify=bank_context(doors.banks["east"]), timeout=60) as east,
+            httpx.Client(
+                base_url=f"https://127.0.0.1:{port}", verify=bank_context(doors.banks["east"]), timeout=60
+            ) as east,
         ):
             begun = time.monotonic()
-            link.sendall(f"POST /v1/fleet/push-object HTTP/1.1\r\nhost: a\r\n{head}content-length: 1000\r\n\r\n1".encode())
+            link.sendall(
+                f"POST /v1/fleet/push-object HTTP/1.1\r\nhost: a\r\n{head}content-length: 1000\r\n\r\n1".encode()
+            )
             assert east.get("/health").status_code == 200
             when(lambda: ended(link), "the connection is ended", 30)
             assert door.BODY_S <= time.monotonic() - begun < door.BODY_S + 8, "before a second byte was due"

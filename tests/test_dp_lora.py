@@ -43,7 +43,9 @@ def with_gradients(size: float) -> tuple[Session, dict[str, Any]]:
 def lengths(gradients: dict[str, Any]) -> list[float]:
     """Norms of A's and B's gradients."""
     return [
-        math.sqrt(sum(float((value.astype(np.float64) ** 2).sum()) for name, value in gradients.items() if kind in name))
+        math.sqrt(
+            sum(float((value.astype(np.float64) ** 2).sum()) for name, value in gradients.items() if kind in name)
+        )
         for kind in KINDS
     ]
 
@@ -125,7 +127,9 @@ def test_calibration_by_the_closed_form() -> None:
 def test_a_run_spends_and_tells_what_can_honestly_be_stated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDFINLORA_LEDGER", str(tmp_path / "ledger"))
     rows = write_rows(tmp_path / "rows", train=40)
-    words = overrides(rows, tmp_path / "runs", "privacy=dp_lora", "train.steps_per_round=1", "privacy.delta=1e-5", rounds=3)
+    words = overrides(
+        rows, tmp_path / "runs", "privacy=dp_lora", "train.steps_per_round=1", "privacy.delta=1e-5", rounds=3
+    )
     run = run_federated(FakeGrid(simulated_banks(2, tmp_path / "states")), compose(words))
     spent = [bank["privacy"]["epsilon_spent"] for line in rounds_of(run) for bank in line["banks"]]
     assert spent[-1] == pytest.approx(epsilon([mechanism(1.0, 2.0).spends(3)], 1e-5))

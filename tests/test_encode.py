@@ -59,7 +59,9 @@ def test_loss_covers_exactly_the_target_and_the_end_of_a_sample_row(tokenizer: A
     encoded = encode_rows(tokenizer, [shortest, other], 10**6)
     for example in encoded.examples:
         pack = make_pack([example])
-        assert tokenizer.decode(pack.token_ids[0, : int(pack.answer_index[0]) + 1]) == encoded.rows[example.index].prompt
+        assert (
+            tokenizer.decode(pack.token_ids[0, : int(pack.answer_index[0]) + 1]) == encoded.rows[example.index].prompt
+        )
     pack = make_pack(encoded.examples)
     answers = pack.answer_ids.split(pack.answer_lengths)
     for index, answer in zip(pack.row_index, answers, strict=True):
@@ -117,7 +119,8 @@ def test_too_long_rows_are_named_and_the_others_keep_their_order(tokenizer: Any)
 
 @pytest.mark.parametrize("model", ["memory:tiny-random", "embedded:smollm2-135m"])
 @pytest.mark.parametrize(
-    "text", ["a", " ", "\n", "ü€", "e\u0301", "Net interest income rose. ", "=", "\u3042", "\U0001f600", "\x16", "\U00045678"]
+    "text",
+    ["a", " ", "\n", "ü€", "e\u0301", "Net interest income rose. ", "=", "\u3042", "\U0001f600", "\x16", "\U00045678"],
 )
 def test_a_row_has_the_tokens_that_it_has_at_least(model: str, text: str) -> None:
     from transformers import AutoTokenizer

@@ -121,7 +121,9 @@ class TestDetached:
         assert (status, err) == (0, "")
         lines = out.splitlines()
         assert lines[0] == f"run folder: {run}"
-        assert lines[2:] == [f"python -m fedfinlora {what}" for what in (f"attach {run}", f"stop {run}", f"list {place}")]
+        assert lines[2:] == [
+            f"python -m fedfinlora {what}" for what in (f"attach {run}", f"stop {run}", f"list {place}")
+        ]
         process = psutil.Process(int(lines[1].split()[1].rstrip(",")))
         assert os.getsid(process.pid) == process.pid
         follower = start("attach", "detached", "--output-dir", str(place))
@@ -168,7 +170,9 @@ class TestDetached:
         assert same_run(place / "alone", place / "far")
         assert "run completed" in (place / "far" / "state" / "command.log").read_text()
 
-    def test_local_runs_on_bank_after_bank_and_is_found_by_the_beginning_of_the_names(self, place: Path, rows: Path) -> None:
+    def test_local_runs_on_bank_after_bank_and_is_found_by_the_beginning_of_the_names(
+        self, place: Path, rows: Path
+    ) -> None:
         status, out, err = cli("local", *words(rows, place, "each"), "--detach")
         assert status == 0, err
         begins = place / "each-bank-"
@@ -217,7 +221,8 @@ def test_a_baseline_ends_in_good_order_on_every_signal(place: Path, rows: Path, 
 def test_nohup_is_heeded(place: Path, rows: Path) -> None:
     process = subprocess.Popen(
         ["nohup", sys.executable, "-m", "fedfinlora", "centralized", *overrides(rows, place, name="nohup")],
-        cwd=Path(__file__).parents[1], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=Path(__file__).parents[1], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True,
     )  # fmt: skip
     wait_for(process, (place / "nohup" / "progress.jsonl").is_file)
     process.send_signal(signal.SIGHUP)

@@ -63,7 +63,9 @@ def evaluated(
     models: Mapping[str, Model], config: Config, run: Path, chosen_rows: EvaluationRows, on_event: OnEvent | None = None
 ) -> dict[str, dict[str, Any]]:
     """metrics.json by label."""
-    return {label: to_json(found) for label, found in evaluate_models(models, config, run, on_event, chosen_rows).items()}
+    return {
+        label: to_json(found) for label, found in evaluate_models(models, config, run, on_event, chosen_rows).items()
+    }
 
 
 @dataclass
@@ -92,7 +94,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     return noted
 
 
-# --- killed and gone on with --------------------------------------------------------------------------------------------------------------
+# --- killed and gone on with ----------------------------------------------------------------------
 
 
 def kill_in_the_middle(words: Sequence[str], partial: Path, lines: int) -> None:
@@ -121,7 +123,9 @@ def many_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(many_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    words = words_for(many_rows, tmp_path_factory.mktemp("undisturbed"), "evaluation.reuse=false", "evaluation.mode=both")
+    words = words_for(
+        many_rows, tmp_path_factory.mktemp("undisturbed"), "evaluation.reuse=false", "evaluation.mode=both"
+    )
     return scored(words)
 
 
@@ -207,13 +211,14 @@ def test_an_interrupted_evaluation_says_how_to_go_on(
     assert result_of(run)["status"] == "completed"
 
 
-# --- resume takes what the run was about --------------------------------------------------------------------------------------------------
+# --- resume takes what the run was about ----------------------------------------------------------
 
 
 def adapter_folder(folder: Path, seed: int, **values: Any) -> Path:
     """A random adapter in a PEFT folder."""
     config = replace(
-        tiny_config(), peft=PeftConfig(**{"dropout": 0.0, "rank": 4, "alpha": 8, "target_modules": ("q_proj",), **values})
+        tiny_config(),
+        peft=PeftConfig(**{"dropout": 0.0, "rank": 4, "alpha": 8, "target_modules": ("q_proj",), **values}),
     )
     session = get_session(config)
     vector = initial_adapter(session, config) + random_adapter(session.layout.size, seed)
@@ -233,7 +238,9 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def test_resume_keeps_settings_of_the_adapter_that_were_typed(rows: Path, adapters: dict[str, Path], tmp_path: Path) -> None:
+def test_resume_keeps_settings_of_the_adapter_that_were_typed(
+    rows: Path, adapters: dict[str, Path], tmp_path: Path
+) -> None:
     typed = ("peft.rank=4", "peft.alpha=64", "peft.target_modules=[q_proj]", "evaluation.reuse=false")
     words = words_for(rows, tmp_path, *typed, benchmarks="fpb")
     run = scored(words, "--adapter", str(adapters["one"]))
@@ -296,7 +303,7 @@ def test_resume_refuses_other_models_other_settings_and_other_folders(
     assert "is not the folder of an evaluation" in capsys.readouterr().err
 
 
-# --- asked once ---------------------------------------------------------------------------------------------------------------------------
+# --- asked once -----------------------------------------------------------------------------------
 
 
 def test_what_a_model_has_answered_is_not_asked_again_in_another_run(
@@ -312,7 +319,9 @@ def test_what_a_model_has_answered_is_not_asked_again_in_another_run(
     cost = cost_of(second)
     assert cost["reused"] == 24 + 24 + 6 + 3, "texts and labels of fpb, texts of the others"
     assert cost["tokens"] == {"prompts": 0, "read": 0, "written": 0}
-    fewer = scored([word.replace("=run", "=fewer") for word in words] + ["evaluation.limit=2", "evaluation.mode=labels"])
+    fewer = scored(
+        [word.replace("=run", "=fewer") for word in words] + ["evaluation.limit=2", "evaluation.mode=labels"]
+    )
     assert cost_of(fewer)["reused"] == 2
 
 
@@ -335,7 +344,11 @@ def test_equal_prompts_are_asked_once_and_scored_each(tmp_path: Path) -> None:
     model = Said({"a": "positive", "b": "positive"})
     events: list[int] = []
     metrics = evaluated(
-        {"base": model}, fpb_config(), tmp_path, rows, lambda event, **fields: events.append(fields.get("rows_done", -1))
+        {"base": model},
+        fpb_config(),
+        tmp_path,
+        rows,
+        lambda event, **fields: events.append(fields.get("rows_done", -1)),
     )["base"]
     assert model.calls == ["a", "b"]
     assert metrics["scores"]["fpb"]["n"] == 4
@@ -354,7 +367,7 @@ def test_answers_stay_out_of_the_users_home(rows: Path, tmp_path: Path, monkeypa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "run"]
 
 
-# --- several models in one run --------------------------------------------------------------------------------------------------------------
+# --- several models in one run --------------------------------------------------------------------
 
 
 def test_several_models_in_one_run_give_what_each_gives_alone(
@@ -393,7 +406,7 @@ def test_adapters_that_compute_the_same_share_their_answers(
     assert records_of(run, "fpb", "one") == records_of(run, "fpb", "copy")
 
 
-# --- examples -----------------------------------------------------------------------------------------------------------------------------
+# --- examples -------------------------------------------------------------------------------------
 
 
 def test_shots_change_every_prompt_and_are_the_same_for_all_rows_and_models(
@@ -409,7 +422,9 @@ def test_shots_change_every_prompt_and_are_the_same_for_all_rows_and_models(
     assert not plain_prompts & set(asked.prompts)
     assert len({prompt[:60] for prompt in asked.prompts}) == 1
     assert {tuple(prompt[-20:]) for prompt in asked.prompts} == {prompt[-20:] for prompt in plain_prompts}
-    hashes = {label: [record["prompt_sha256"] for record in records_of(shot, "fpb", label)] for label in ("base", "final")}
+    hashes = {
+        label: [record["prompt_sha256"] for record in records_of(shot, "fpb", label)] for label in ("base", "final")
+    }
     assert hashes["base"] == hashes["final"]
     assert set(hashes["base"]).isdisjoint(record["prompt_sha256"] for record in records_of(plain, "fpb"))
     assert cost_of(shot)["tokens"]["read"] < cost_of(shot)["tokens"]["prompts"] / 2, "examples are read once"
@@ -423,13 +438,15 @@ def test_a_benchmark_without_examples_is_skipped_and_too_few_are_told(rows: Path
     assert "of 20 examples" in metrics["shortages"]["fpb"]
 
 
-# --- labels -------------------------------------------------------------------------------------------------------------------------------
+# --- labels ---------------------------------------------------------------------------------------
 
 
 def test_generated_answers_and_compared_labels_are_never_mixed(rows: Path, tmp_path: Path, asked: Asked) -> None:
     runs = {
         mode: scored(
-            words_for(rows, tmp_path, f"evaluation.mode={mode}", "evaluation.reuse=false", benchmarks="fpb,formula", name=mode)
+            words_for(
+                rows, tmp_path, f"evaluation.mode={mode}", "evaluation.reuse=false", benchmarks="fpb,formula", name=mode
+            )
         )
         for mode in ("generate", "labels", "both")
     }
@@ -456,8 +473,12 @@ def test_generated_answers_and_compared_labels_are_never_mixed(rows: Path, tmp_p
     assert len(asked.prompts) == 2 * 30
 
 
-def test_only_open_benchmarks_leave_nothing_to_compare(rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["evaluate", *words_for(rows, tmp_path, "evaluation.mode=labels", benchmarks="formula,xbrl_finer")]) == 1
+def test_only_open_benchmarks_leave_nothing_to_compare(
+    rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(["evaluate", *words_for(rows, tmp_path, "evaluation.mode=labels", benchmarks="formula,xbrl_finer")]) == 1
+    )
     assert "Nothing was scored: evaluation.mode=labels" in capsys.readouterr().err
     assert result_of(tmp_path / "run")["status"] == "failed"
 
@@ -472,7 +493,7 @@ def test_labels_score_by_the_most_probable_one(tmp_path: Path) -> None:
     assert "finlora_accuracy" not in scores
 
 
-# --- few rows, one class, nothing readable ------------------------------------------------------------------------------------------------
+# --- few rows, one class, nothing readable --------------------------------------------------------
 
 
 def test_no_rows_are_no_score(tmp_path: Path) -> None:
@@ -502,22 +523,28 @@ def test_rows_of_one_class(tmp_path: Path) -> None:
 
 def test_nothing_readable_is_counted_and_wrong(tmp_path: Path) -> None:
     rows = fpb_rows(("a", "positive"), ("b", "negative"))
-    fpb = evaluated({"base": Said({"a": "?", "b": ""})}, fpb_config(), tmp_path, chosen_rows=rows)["base"]["scores"]["fpb"]
+    fpb = evaluated({"base": Said({"a": "?", "b": ""})}, fpb_config(), tmp_path, chosen_rows=rows)["base"]["scores"][
+        "fpb"
+    ]
     assert (fpb["unparsed"], fpb["unparsed_share"], fpb["accuracy"], fpb["too_long"]) == (2, 1.0, 0.0, 0)
     json.dumps(fpb, allow_nan=False)
 
 
 def test_lone_surrogates_in_an_answer_are_written_and_read(tmp_path: Path) -> None:
     rows = fpb_rows(("a", "positive"))
-    config = replace(fpb_config(), evaluation=EvaluationConfig(benchmarks=("fpb",), answers_dir=str(tmp_path / "answers")))
+    config = replace(
+        fpb_config(), evaluation=EvaluationConfig(benchmarks=("fpb",), answers_dir=str(tmp_path / "answers"))
+    )
     for name in ("first", "second"):
         model = Said({"a": "positive \ud83d\u2028"})
         evaluated({"base": model}, config, tmp_path / name, chosen_rows=rows)
         assert len(model.calls) == (name == "first")
-    assert (tmp_path / "first/eval/base/fpb.jsonl").read_bytes() == (tmp_path / "second/eval/base/fpb.jsonl").read_bytes()
+    assert (tmp_path / "first/eval/base/fpb.jsonl").read_bytes() == (
+        tmp_path / "second/eval/base/fpb.jsonl"
+    ).read_bytes()
 
 
-# --- prompts that do not fit ----------------------------------------------------------------------------------------------------------------
+# --- prompts that do not fit ----------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -553,7 +580,7 @@ def test_rows_that_are_all_too_long_are_all_wrong(tiny: Session, tmp_path: Path,
     assert (fpb["n"], fpb["too_long"], fpb["accuracy"], fpb["unparsed"]) == (4, 4, 0.0, 4)
 
 
-# --- the check against plain decoding -----------------------------------------------------------------------------------------------------
+# --- the check against plain decoding -------------------------------------------------------------
 
 
 def test_checked_rows_do_not_differ(rows: Path, tmp_path: Path) -> None:
@@ -593,7 +620,7 @@ def test_a_settled_row_agrees_with_what_it_is_the_beginning_of(
     assert differ <= broken, "only half a character at the end is no beginning of the whole text"
 
 
-# --- names, faults, costs -----------------------------------------------------------------------------------------------------------------
+# --- names, faults, costs -------------------------------------------------------------------------
 
 
 def test_adapters_that_cannot_be_told_apart_by_name_get_longer_names(
@@ -626,7 +653,7 @@ def test_a_broken_answer_of_a_callback_is_not_swallowed(tmp_path: Path) -> None:
         evaluated({"base": Refuses({"a": ""})}, fpb_config(), tmp_path, chosen_rows=fpb_rows(("a", "positive")))
 
 
-# --- the benchmark of the evaluator -------------------------------------------------------------------------------------------------------
+# --- the benchmark of the evaluator ---------------------------------------------------------------
 
 
 @pytest.mark.slow

@@ -241,7 +241,7 @@ def test_a_server_that_is_interrupted_keeps_what_came(server: Server, few_rows: 
     assert cost_of(tmp_path / "run", "remote")["reused"] == 3
 
 
-# --- bad usage ------------------------------------------------------------------------------------------------------------------------------
+# --- bad usage ------------------------------------------------------------------------------------
 
 URL = "http://127.0.0.1:9/v1"
 
@@ -259,7 +259,10 @@ URL = "http://127.0.0.1:9/v1"
         (["--model-url", URL, "--model-name", "m", "--base"], "leave --adapter and --base out"),
         (["--model-url", URL, "--model-name", "m", "--adapter", "x"], "leave --adapter and --base out"),
         (["--model-url", URL, "--model-name", "m", "evaluation.mode=labels"], "evaluation.mode must be generate"),
-        (["--model-url", URL, "--model-name", "m", "--dry-run", "evaluation.mode=both"], "evaluation.mode must be generate"),
+        (
+            ["--model-url", URL, "--model-name", "m", "--dry-run", "evaluation.mode=both"],
+            "evaluation.mode must be generate",
+        ),
         (["evaluation.mode=label"], "generate, labels"),
         (["evaluation.stop=never"], "exact, verdict"),
         (["evaluation.cache_gib=0"], "evaluation.cache_gib must be above 0"),

@@ -32,7 +32,9 @@ def test_every_block_names_its_file() -> None:
     assert len(BLOCKS) == len(re.findall(r"```(?:python|yaml)$", PAGE, re.MULTILINE))
 
 
-@pytest.mark.parametrize(("rule", "name"), [("FedYogi", "fedyogi"), ("TrimmedMean", "trimmed"), ("ProductMean", "product")])
+@pytest.mark.parametrize(
+    ("rule", "name"), [("FedYogi", "fedyogi"), ("TrimmedMean", "trimmed"), ("ProductMean", "product")]
+)
 def test_a_rule_of_the_page_runs(rule: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Listed under its name it is chosen by the configuration."""
     own = page_module(f"server_app/strategies/{name}.py")

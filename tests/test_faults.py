@@ -86,7 +86,10 @@ def events(run: Path, name: str) -> list[dict[str, Any]]:
 def begins(machine: Machine, round_number: int) -> None:
     """Wait until a bank begins a round once more."""
     before = machine.history().count((round_number, "begun"))
-    when(lambda: machine.history().count((round_number, "begun")) > before, f"{machine.home.name} begins round {round_number}")
+    when(
+        lambda: machine.history().count((round_number, "begun")) > before,
+        f"{machine.home.name} begins round {round_number}",
+    )
 
 
 def retries(machine: Machine) -> int:
@@ -202,7 +205,9 @@ def test_a_reply_is_the_delta_its_layout_id_and_the_figures_that_the_policy_allo
 
 
 @pytest.mark.slow
-def test_a_large_adapter_passes_a_slow_line_in_pieces_that_are_sent_once(federation: Federation, slow_run: SlowRun) -> None:
+def test_a_large_adapter_passes_a_slow_line_in_pieces_that_are_sent_once(
+    federation: Federation, slow_run: SlowRun
+) -> None:
     assert [bank["status"] for line in rounds_of(slow_run.folder) for bank in line["banks"]] == ["ok"] * 4, OUTCOMES[
         "slow"
     ].does
@@ -389,14 +394,19 @@ class Play:
             self.old["east"] = message, content_of(bank, request)
         if request.round == 3:
             bank.sends(*self.old["east"])
-            self.forged = [self.forges(bank, message, each, request) for each in requests_to(self._coordinator, "north")]
+            self.forged = [
+                self.forges(bank, message, each, request) for each in requests_to(self._coordinator, "north")
+            ]
             bank.sends(message, content_of(bank, request, bank="north"))
 
     def forges(self, bank: HostileBank, message: Message, answers: str, request: TrainRequest) -> int:
-        """Push what north would answer to its request, as Flower (1.41) takes it. Returns the status that comes of it."""
+        """Push what north would answer to its request, as Flower (1.41) takes it. Returns the status that comes of
+        it.
+        """
         north = int(read_json(self._coordinator / "banks.json")["north"])
         metadata = Metadata(
-            run_id=message.metadata.run_id, message_id="", src_node_id=north, dst_node_id=message.metadata.src_node_id, reply_to_message_id=answers,
+            run_id=message.metadata.run_id, message_id="", src_node_id=north, dst_node_id=message.metadata.src_node_id,
+            reply_to_message_id=answers,
             group_id=message.metadata.group_id, created_at=time.time(), ttl=60.0, message_type="train",
         )  # fmt: skip
         forged = make_message(metadata=metadata, content=content_of(bank, request, bank="north"))
@@ -426,7 +436,9 @@ class Play:
         if request.round == 1:
             size = request.adapter.size
             self.old["up"] = message, content_of(bank, request)
-            self.wanted["once"] = bank.sends(message, content_of(bank, request, np.full(size, 1000 / size**0.5, np.float32)))
+            self.wanted["once"] = bank.sends(
+                message, content_of(bank, request, np.full(size, 1000 / size**0.5, np.float32))
+            )
             self.wanted["twice"] = bank.sends(*self.old["up"])
         if request.round == 2:
             bank.sends(message, content_of(bank, request), whole=False)
@@ -493,7 +505,9 @@ def requests_to(coordinator: Path, bank: str) -> list[str]:
     """
     node = int(read_json(coordinator / "banks.json")[bank])
     with closing(sqlite3.connect(f"{(coordinator / 'state.db').as_uri()}?mode=ro", uri=True)) as link:
-        rows = link.execute("SELECT message_id FROM message_ins WHERE dst_node_id = ?", (uint64_to_int64(node),)).fetchall()
+        rows = link.execute(
+            "SELECT message_id FROM message_ins WHERE dst_node_id = ?", (uint64_to_int64(node),)
+        ).fetchall()
     assert rows
     return [str(row[0]) for row in rows]
 
@@ -502,7 +516,9 @@ def requests_to(coordinator: Path, bank: str) -> list[str]:
 def played(federation: Federation, play: Play) -> Iterator[None]:
     """Three hostile banks that are connected; up does not get its first request."""
     acts = zip(federation.strangers, (play.east, play.west, play.up), strict=True)
-    hostile = [HostileBank(machine.home.name, machine.bank, federation.port, act, deaf=act == play.up) for machine, act in acts]
+    hostile = [
+        HostileBank(machine.home.name, machine.bank, federation.port, act, deaf=act == play.up) for machine, act in acts
+    ]
     try:
         yield
     finally:

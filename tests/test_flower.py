@@ -56,7 +56,9 @@ def start(*command: str, **environment: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in the background
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # ignored where the tests run in the background
     )
 
 
@@ -104,7 +106,9 @@ def in_the_middle_of_round_2(run: Path) -> Callable[[], dict[str, Any] | None]:
         seen = events(run)
         if not any(event["event"] == "round_start" and event["round"] == 2 for event in seen):
             return None
-        assert not any(event["event"] == "round_done" and event["round"] == 2 for event in seen), "the round was too short"
+        assert not any(event["event"] == "round_done" and event["round"] == 2 for event in seen), (
+            "the round was too short"
+        )
         return next(event for event in seen if event["event"] == "run_start")
 
     return look
@@ -182,7 +186,8 @@ class TestSimulate:
         } <= files  # fmt: skip
         result = result_of(whole)
         assert {
-            "schema_version", "mode", "status", "run", "model", "peft", "strategy", "rounds", "banks", "seed", "rows_trained",
+            "schema_version", "mode", "status", "run", "model", "peft", "strategy", "rounds", "banks", "seed",
+            "rows_trained",
             "tokens_trained", "wall_s", "bytes_up", "bytes_down", "privacy", "scores", "skipped",
         } <= set(result)  # fmt: skip
         assert (result["schema_version"], result["mode"], result["status"]) == (1, "federated", "completed")
@@ -196,7 +201,12 @@ class TestSimulate:
         assert {
             "id", "prompt_sha256", "target", "output", "parsed", "correct", "finlora_correct", "finlora_ambiguous",
         } <= set(row)  # fmt: skip
-        assert set(json.loads((whole / "manifest.json").read_text())) >= {"versions", "source_sha256", "data_sha256", "seed"}
+        assert set(json.loads((whole / "manifest.json").read_text())) >= {
+            "versions",
+            "source_sha256",
+            "data_sha256",
+            "seed",
+        }
 
     def test_the_adapter_loads_in_plain_peft(self, whole: Path) -> None:
         from peft import PeftModel
@@ -210,7 +220,9 @@ class TestSimulate:
 
     def test_a_failed_app_is_status_1_and_one_line(self, place: Path, rows: Path) -> None:
         """Flower itself would call this run completed: no row fits the window, so no bank has anything to train on."""
-        status, _, err = simulate(*words(rows, place, "failing", "model.context_tokens=12", "evaluation=none", ONE_WORKER))
+        status, _, err = simulate(
+            *words(rows, place, "failing", "model.context_tokens=12", "evaluation=none", ONE_WORKER)
+        )
         run = place / "failing"
         said = error_of(err)
         assert status == 1
@@ -221,7 +233,9 @@ class TestSimulate:
 
 
 class TestInterrupted:
-    def test_kill_9_of_the_server_in_the_middle_of_a_round_then_resume(self, place: Path, rows: Path, whole: Path) -> None:
+    def test_kill_9_of_the_server_in_the_middle_of_a_round_then_resume(
+        self, place: Path, rows: Path, whole: Path
+    ) -> None:
         run = place / "killed"
         process = start("simulate", *words(rows, place, "killed", ONE_WORKER))
         server = int(wait_for(process, in_the_middle_of_round_2(run))["process"])
@@ -286,7 +300,9 @@ def plain(place: Path, rows: Path) -> PlainRun:
     """
     home = place / "home"
     home.mkdir()
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("FLWR_", "FEDFINLORA_", "XDG_"))}
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith(("FLWR_", "FEDFINLORA_", "XDG_"))
+    }
     environment |= QUIET | {
         "HOME": str(home),
         "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port()),
@@ -294,7 +310,9 @@ def plain(place: Path, rows: Path) -> PlainRun:
     }
 
     def flwr(*command: str) -> str:
-        done = subprocess.run(["flwr", *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            ["flwr", *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -304,7 +322,8 @@ def plain(place: Path, rows: Path) -> PlainRun:
         return answer
 
     further = [
-        "model.threads=1", "train.batch_rows=4", f"train.steps_per_round={STEPS}", "evaluation.benchmarks=[fpb]", "evaluation.limit=2",
+        "model.threads=1", "train.batch_rows=4", f"train.steps_per_round={STEPS}", "evaluation.benchmarks=[fpb]",
+        "evaluation.limit=2",
     ]  # fmt: skip
     settings = (
         f"num-server-rounds={ROUNDS} model='tiny-random' dataset='finlora' dataset-root='{rows}' "
@@ -337,7 +356,9 @@ class TestFlwrRun:
         assert result["scores"] == result_of(whole)["scores"]
 
     def test_the_stream_says_how_to_follow_and_stop_it_and_has_a_line_a_step(self, plain: PlainRun) -> None:
-        ours = [line.partition("fedfinlora.server: ")[2] for line in plain.log.splitlines() if "fedfinlora.server: " in line]
+        ours = [
+            line.partition("fedfinlora.server: ")[2] for line in plain.log.splitlines() if "fedfinlora.server: " in line
+        ]
         assert re.match(r"follow: flwr log (\d+)   stop: flwr stop \1", ours[0])
         assert re.search(r"local SuperLink stays .* kill [1-9]\d*$", ours[1])
         assert "evaluation='full'" in ours[2]

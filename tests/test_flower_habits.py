@@ -155,7 +155,8 @@ def message(run: int, source: int, destination: int, answers: str = "", content:
     the time.
     """
     metadata = Metadata(
-        run_id=run, message_id="", src_node_id=source, dst_node_id=destination, reply_to_message_id=answers, group_id="", created_at=time.time(),
+        run_id=run, message_id="", src_node_id=source, dst_node_id=destination, reply_to_message_id=answers,
+        group_id="", created_at=time.time(),
         ttl=30.0 if answers else 60.0, message_type="train",
     )  # fmt: skip
     made = make_message(metadata=metadata, content=content or RecordDict())

@@ -214,7 +214,9 @@ def test_nothing_heavy_is_imported_before_a_parquet_file_is_read(tmp_path: Path)
         "import sys\nfrom data.check import check_folder\nassert check_folder(sys.argv[1], 'jsonl').ok\n"
         "print(*({'pandas', 'pyarrow', 'datasets', 'torch'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == ""
 
 
@@ -246,7 +248,9 @@ def test_a_tables_cells_stay_the_text_in_the_file(tmp_path: Path) -> None:
 
 
 def test_faults_of_a_table_name_the_line_where_the_record_begins(tmp_path: Path) -> None:
-    content = b'context,target\n"two\nlines Answer:",up\n\nno target,\nthree,cells,here\n"also\ntwo",\none\n,,\nlast,down\n'
+    content = (
+        b'context,target\n"two\nlines Answer:",up\n\nno target,\nthree,cells,here\n"also\ntwo",\none\n,,\nlast,down\n'
+    )
     rows, bad = one(tmp_path / "rows.csv", content)
     assert [target for _, target in rows] == ["up", "down"]
     assert bad == [
@@ -470,7 +474,9 @@ SYSTEM, USER, ANSWER = ({"role": role, "content": role.upper()} for role in ("sy
         ([USER, {"role": "assistant", "content": "first"}, USER, ANSWER], "USER\n\nfirst\n\nUSER"),
     ],
 )
-def test_the_last_answer_is_the_target_and_all_before_it_the_context(tmp_path: Path, messages: Any, context: str) -> None:
+def test_the_last_answer_is_the_target_and_all_before_it_the_context(
+    tmp_path: Path, messages: Any, context: str
+) -> None:
     import pyarrow as arrow
     from pyarrow import parquet
 

@@ -35,7 +35,8 @@ def products(session: Session, vector: np.ndarray) -> dict[str, np.ndarray]:
     tensors = {**session.frozen, **views}
     layers = sorted({name.split(".lora_")[0] for name in tensors})
     return {
-        layer: tensors[f"{layer}.lora_B.weight"].astype(np.float64) @ tensors[f"{layer}.lora_A.weight"].astype(np.float64)
+        layer: tensors[f"{layer}.lora_B.weight"].astype(np.float64)
+        @ tensors[f"{layer}.lora_A.weight"].astype(np.float64)
         for layer in layers
     }
 
@@ -132,7 +133,12 @@ def test_on_llama_8b_a_third_of_the_numbers_is_sent() -> None:
 def test_a_run_trains_scores_and_resumes_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = write_rows(tmp_path / "rows")
     words = overrides(
-        rows, tmp_path / "runs", "peft.freeze_a=true", "evaluation=default", "evaluation.benchmarks=[fpb]", "evaluation.limit=2"
+        rows,
+        tmp_path / "runs",
+        "peft.freeze_a=true",
+        "evaluation=default",
+        "evaluation.benchmarks=[fpb]",
+        "evaluation.limit=2",
     )
     assert main(["simulate", *words]) == 0
     whole = result_of(tmp_path / "runs" / "run")["bytes_up"]

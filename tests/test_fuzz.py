@@ -52,7 +52,9 @@ ANSWER = {
 
 
 def tried(action: Callable[[], Any], kind: type[Exception]) -> tuple[Any, str]:
-    """(what an action gives, ""), or (None, the refusal), which is one line; anything else that it raises goes through."""
+    """(what an action gives, ""), or (None, the refusal), which is one line; anything else that it raises goes
+    through.
+    """
     try:
         return action(), ""
     except kind as error:
@@ -70,7 +72,8 @@ ROWS: list[Any] = [
 LINES = b"".join(dumped(row) + b"\n" for row in ROWS)
 TABLE = b'context,target\r\nIs this up? Answer: ,positive\r\n"And, this?",negative\r\n'
 FORMS: dict[str, bytes] = {
-    "jsonl": LINES, "json": dumped(ROWS), "csv": TABLE, "tsv": TABLE.replace(b",", b"\t"), "jsonl.gz": gzip.compress(LINES), "parquet": b"PAR1PAR1",
+    "jsonl": LINES, "json": dumped(ROWS), "csv": TABLE, "tsv": TABLE.replace(b",", b"\t"),
+    "jsonl.gz": gzip.compress(LINES), "parquet": b"PAR1PAR1",
 }  # fmt: skip
 
 
@@ -157,7 +160,10 @@ class TestServersAnswers:
         assert for_a_while(st.tuples(st.sampled_from(["completions", "chat"]), bodies), check) > 100
 
     def test_a_refusal(self) -> None:
-        fault = {"error": {"message": "no", "code": "c", "param": "seed"}, "detail": [{"loc": ["body", "seed"], "msg": "m"}]}
+        fault = {
+            "error": {"message": "no", "code": "c", "param": "seed"},
+            "detail": [{"loc": ["body", "seed"], "msg": "m"}],
+        }
 
         def check(content: bytes) -> None:
             read_fault(content, "a prompt of some length", "secret-key").message.encode()
@@ -293,7 +299,9 @@ class TestTheWire:
             name = draw(st.sampled_from(sorted(content)))
             held: Any = content[name]
             key = draw(
-                st.one_of(st.sampled_from(sorted(held)), TEXTS.map(lambda text: text.encode("utf-8", "replace").decode()))
+                st.one_of(
+                    st.sampled_from(sorted(held)), TEXTS.map(lambda text: text.encode("utf-8", "replace").decode())
+                )
             )
             way = draw(st.sampled_from(["value", "value", "value", "key", "record", "more"]))
             if way == "record":

@@ -130,7 +130,9 @@ def other_clientapp(sources: Sources) -> None:
 
 
 def another_publisher(sources: Sources) -> None:
-    sources["pyproject.toml"] = sources["pyproject.toml"].replace(b'publisher = "fedfinlora"', b'publisher = "somebody"')
+    sources["pyproject.toml"] = sources["pyproject.toml"].replace(
+        b'publisher = "fedfinlora"', b'publisher = "somebody"'
+    )
 
 
 def a_module_more(sources: Sources) -> None:
@@ -145,7 +147,9 @@ class TestComparison:
 
     def test_comments_and_order_in_pyproject_are_flowers_to_lose(self, bank: Bank, installed: Sources) -> None:
         def rewritten(sources: Sources) -> None:
-            sources["pyproject.toml"] = b"# read me\n" + sources["pyproject.toml"].replace(b"[tool.", b"\n# and me\n[tool.")
+            sources["pyproject.toml"] = b"# read me\n" + sources["pyproject.toml"].replace(
+                b"[tool.", b"\n# and me\n[tool."
+            )
 
         assert b"SuperLink may install" not in built(installed)
         assert bank.lets_in(built(installed, rewritten))
@@ -154,8 +158,10 @@ class TestComparison:
         ("change", "named"),
         [
             (other_line, "client_app/app.py differs"),
-            (lambda sources: sources.update({"conf/peft/other.yaml": b"rank: 8"}), "conf/peft/other.yaml is not installed here"),
-            (lambda sources: sources.update({"data/sample/train/fpb_train.jsonl": b""}), "data/sample/train/fpb_train.jsonl differs"),
+            (lambda sources: sources.update({"conf/peft/other.yaml": b"rank: 8"}),
+                "conf/peft/other.yaml is not installed here"),
+            (lambda sources: sources.update({"data/sample/train/fpb_train.jsonl": b""}),
+                "data/sample/train/fpb_train.jsonl differs"),
             (lambda sources: sources.update({"client_app/os.py": b""}), "client_app/os.py is not installed here"),
             (lambda sources: sources.pop("fedfinlora/wire.py"), "fedfinlora/wire.py is missing"),
             (lambda sources: sources.pop("README.md") and sources.update({"README.md": b""}), "README.md differs"),
@@ -164,7 +170,9 @@ class TestComparison:
             (a_module_more, "pyproject.toml differs"),
         ],
     )  # fmt: skip
-    def test_any_other_file_is_refused_by_name(self, bank: Bank, installed: Sources, change: Change, named: str) -> None:
+    def test_any_other_file_is_refused_by_name(
+        self, bank: Bank, installed: Sources, change: Change, named: str
+    ) -> None:
         assert not bank.lets_in(built(installed, change))
         [said] = bank.said
         assert said.startswith(named)
@@ -174,7 +182,9 @@ class TestComparison:
         bank = Bank(tmp_path, code_sha256(read_bundle(content, sha256(content))))
         assert bank.lets_in(content)
         assert not bank.lets_in(built(installed))
-        assert not bank.lets_in(built(installed, lambda sources: (other_line(sources), sources.pop("eval/parsers.py", b""))))
+        assert not bank.lets_in(
+            built(installed, lambda sources: (other_line(sources), sources.pop("eval/parsers.py", b"")))
+        )
         assert "which the policy does not list" in bank.said[0]
 
     def test_the_history_tells_the_hash_that_would_have_to_be_listed(self, bank: Bank, installed: Sources) -> None:
@@ -190,7 +200,9 @@ class TestComparison:
         assert not bank.lets_in(built(installed))
         assert "is not YAML" in bank.said[0]
 
-    def test_a_gate_that_fails_lets_nothing_in(self, bank: Bank, installed: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_gate_that_fails_lets_nothing_in(
+        self, bank: Bank, installed: Sources, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def broken(*arguments: object) -> None:
             raise RecursionError("too deep")
 
@@ -232,7 +244,7 @@ class TestComparison:
         assert first_difference({"a": b"x"}, {"a": b"x"}) == ""
 
 
-# --- archives that are not as `flwr build` makes them -----------------------------------------------------------------------------------
+# --- archives that are not as `flwr build` makes them ---------------------------------------------
 
 PROJECT = b"""[project]
 name = "p"
@@ -284,7 +296,8 @@ class TestArchive:
         assert files["b/c.yaml"] == b"d: 1"
 
     @pytest.mark.parametrize("name", [
-        "../a.py", "b/../../a.py", "..", ".", "./a.py", "b/./a.py", "b//a.py", "/etc/cron.d/x", "//host/x", "b\\a.py", "C:/a.py", "b/", "",
+        "../a.py", "b/../../a.py", "..", ".", "./a.py", "b/./a.py", "b//a.py", "/etc/cron.d/x", "//host/x", "b\\a.py",
+        "C:/a.py", "b/", "",
         "a.py\0.txt", "b c.py", "ä.py", "\x1b[2Jx.py", "a" * 256,
     ])  # fmt: skip
     def test_names_that_are_no_plain_relative_path_are_refused(self, name: str) -> None:
@@ -356,7 +369,9 @@ class TestArchive:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
                 safe_extract_zip(archive, Path(folder))
             found = {
-                file.relative_to(folder).as_posix(): file.read_bytes() for file in Path(folder).rglob("*") if file.is_file()
+                file.relative_to(folder).as_posix(): file.read_bytes()
+                for file in Path(folder).rglob("*")
+                if file.is_file()
             }
         del found[LIST]
         assert tomllib.loads(found.pop("pyproject.toml").decode())
@@ -364,7 +379,7 @@ class TestArchive:
         assert found == files
 
 
-# --- Flower's code behind the gate ------------------------------------------------------------------------------------------------------
+# --- Flower's code behind the gate ----------------------------------------------------------------
 
 
 class SuperLink:
@@ -403,7 +418,8 @@ class SuperLink:
 
     def PullMessages(self, request: Any) -> Any:
         metadata = Metadata(
-            run_id=RUN_ID, message_id="", src_node_id=1, dst_node_id=5, reply_to_message_id="", group_id="3", created_at=time.time(), ttl=600.0,
+            run_id=RUN_ID, message_id="", src_node_id=1, dst_node_id=5, reply_to_message_id="", group_id="3",
+            created_at=time.time(), ttl=600.0,
             message_type="train",
         )  # fmt: skip
         message = make_message(metadata=metadata, content=RecordDict({"request": ConfigRecord({"x": 1})}))
@@ -422,7 +438,9 @@ class SuperLink:
         )
 
     def PullObject(self, request: Any) -> Any:
-        return PullObjectResponse(object_found=True, object_available=True, object_content=self.objects[request.object_id])
+        return PullObjectResponse(
+            object_found=True, object_available=True, object_content=self.objects[request.object_id]
+        )
 
     def PushMessages(self, request: Any) -> Any:
         self.answers.extend(message_from_proto(message) for message in request.messages_list)
@@ -440,7 +458,9 @@ class SuperLink:
 
 def superlink(content: bytes, **more: Any) -> type[Any]:
     """A class of its own, so that each test has its own lists."""
-    return type("OneSuperLink", (SuperLink,), {"content": content, "confirmed": [], "answers": [], "pushed": [], **more})
+    return type(
+        "OneSuperLink", (SuperLink,), {"content": content, "confirmed": [], "answers": [], "pushed": [], **more}
+    )
 
 
 @contextmanager
@@ -460,12 +480,22 @@ class Node:
         self.state = NodeStateFactory(objectstore_factory=stores).state()
         self.state.set_node_id(5)
         monkeypatch.setenv("FLWR_HOME", str(bank.home / "flwr"))
-        trusted = _try_obtain_trusted_entities(_parse_args_run_supernode().parse_args(bank.gate.begins()).trusted_entities)
+        trusted = _try_obtain_trusted_entities(
+            _parse_args_run_supernode().parse_args(bank.gate.begins()).trusted_entities
+        )
         assert trusted
         _validate_public_keys_ed25519(trusted)
         with connected(client, monkeypatch) as (_, receive, send, get_run, get_fab, pull_object, push_object, confirm):
             start_client_internal._pull_and_store_message(
-                self.state, stores.store(), {}, receive, get_run, get_fab, pull_object, confirm, trusted_entities=trusted
+                self.state,
+                stores.store(),
+                {},
+                receive,
+                get_run,
+                get_fab,
+                pull_object,
+                confirm,
+                trusted_entities=trusted,
             )
             if not self.has(client.content):
                 start_client_internal._push_messages(self.state, stores.store(), send, push_object)
@@ -482,7 +512,9 @@ class Node:
 class TestBehindTheGate:
     """These fail where a new Flower takes another way than the one on which the gate stands."""
 
-    def test_what_the_gate_lets_in_is_run(self, bank: Bank, installed: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_the_gate_lets_in_is_run(
+        self, bank: Bank, installed: Sources, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         client = superlink(built(installed))
         node = Node(gated(client, bank.gate), bank, monkeypatch)
         assert node.has(client.content)
@@ -502,7 +534,9 @@ class TestBehindTheGate:
         assert len(client.confirmed) == 1
         assert len(bank.said) == 1
 
-    def test_what_it_has_not_seen_is_refused(self, bank: Bank, installed: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_it_has_not_seen_is_refused(
+        self, bank: Bank, installed: Sources, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """As if Flower got bundles by another way: they have no signature, even one with what is installed."""
         client = superlink(built(installed))
         node = Node(client, bank, monkeypatch)
@@ -541,7 +575,9 @@ class TestBehindTheGate:
         assert (gate_module.APPS, gate_module.HASH_DIGITS) == (APP_DIR, FAB_HASH_TRUNCATION)
         assert FAB_MAX_SIZE == MOST_BYTES
 
-    def test_bank_start_puts_the_gate_there(self, bank: Bank, installed: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_bank_start_puts_the_gate_there(
+        self, bank: Bank, installed: Sources, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """The whole of `flower.py supernode` but for Flower's main loop."""
         connection: Any = import_module("flwr.supernode.fleet_http_connection")
         for name in ("make_simple_http_retry_invoker", "HEARTBEAT_DEFAULT_INTERVAL"):
@@ -580,7 +616,9 @@ class TestCoordinatorsGate:
     def start(self, content: bytes) -> list[Any]:
         """What came through to Flower."""
         started: list[Any] = []
-        installed_only(lambda request, *_: started.append(request))(StartRunRequest(fab=Fab(content=content)), None, None)
+        installed_only(lambda request, *_: started.append(request))(
+            StartRunRequest(fab=Fab(content=content)), None, None
+        )
         return started
 
     def test_what_is_installed_is_started(self, installed: Sources) -> None:

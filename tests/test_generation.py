@@ -60,7 +60,9 @@ def plain(session: Session, prompts: Prompts, budget: int, ends: list[int]) -> l
     outputs = []
     for prompt in prompts:
         token_ids = torch.tensor([prompt])
-        settings = GenerationConfig(max_new_tokens=budget, do_sample=False, eos_token_id=ends, pad_token_id=0, use_cache=True)
+        settings = GenerationConfig(
+            max_new_tokens=budget, do_sample=False, eos_token_id=ends, pad_token_id=0, use_cache=True
+        )
         with torch.no_grad():
             found = session.model.generate(  # type: ignore[operator]
                 input_ids=token_ids, attention_mask=torch.ones_like(token_ids), generation_config=settings
@@ -71,12 +73,14 @@ def plain(session: Session, prompts: Prompts, budget: int, ends: list[int]) -> l
     return outputs
 
 
-def texts(session: Session, prompts: Prompts, budget: int, ends: Sequence[int] = (EOS,), **limits: Any) -> list[list[int]]:
+def texts(
+    session: Session, prompts: Prompts, budget: int, ends: Sequence[int] = (EOS,), **limits: Any
+) -> list[list[int]]:
     """The tokens of `generate`."""
     return [list(answer.tokens) for answer in generate(session.model, prompts, budget, ends, **limits).answers]
 
 
-# --- families of prompts ----------------------------------------------------------------------------------------------------------------
+# --- families of prompts --------------------------------------------------------------------------
 
 
 def drawn(draw: np.random.Generator, length: int) -> tuple[int, ...]:
@@ -91,9 +95,13 @@ def short_beginnings(draw: np.random.Generator) -> Prompts:
 
 
 def long_beginnings(draw: np.random.Generator) -> Prompts:
-    """Two beginnings of equal length that are kept once, one that is just too short for that, and rows by themselves."""
+    """Two beginnings of equal length that are kept once, one that is just too short for that, and rows by
+    themselves.
+    """
     one, other, shorter = drawn(draw, 270), drawn(draw, 270), drawn(draw, LONG_PREFIX_TOKENS - 1)
-    groups = [beginning + drawn(draw, int(draw.integers(1, 20))) for beginning in (one, other, shorter) for _ in range(3)]
+    groups = [
+        beginning + drawn(draw, int(draw.integers(1, 20))) for beginning in (one, other, shorter) for _ in range(3)
+    ]
     return [*groups, drawn(draw, 5), drawn(draw, 300)]
 
 
@@ -137,7 +145,7 @@ def prompts_of(family: str, seed: int) -> Prompts:
     return [prompts[place] for place in draw.permutation(len(prompts))]
 
 
-# --- the same tokens --------------------------------------------------------------------------------------------------------------------
+# --- the same tokens ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -190,7 +198,9 @@ def test_the_families_take_every_way_through_the_code(tiny: Session, monkeypatch
 @pytest.mark.parametrize("batch_rows", [1, 4])
 def test_the_reference_is_plain_generate_in_batches_too(tiny: Session, family: str, batch_rows: int) -> None:
     prompts = prompts_of(family, 3)
-    assert list(map(list, generate_plainly(tiny.model, prompts, 4, [EOS], batch_rows))) == plain(tiny, prompts, 4, [EOS])
+    assert list(map(list, generate_plainly(tiny.model, prompts, 4, [EOS], batch_rows))) == plain(
+        tiny, prompts, 4, [EOS]
+    )
 
 
 @pytest.mark.parametrize(("quantization", "method"), [("int8", "dora"), ("nf4", "qlora"), (NF4_PACKED, "dora")])
@@ -211,13 +221,17 @@ def test_rows_end_at_their_own_end_token_and_the_others_go_on(tiny: Session) -> 
         key=lambda token: (-len({places.get(token, 8) for places in first_place}), token),
     )[:2]
     assert ends
-    expected = [tokens[: min(places.get(end, 8) for end in ends)] for tokens, places in zip(free, first_place, strict=True)]
+    expected = [
+        tokens[: min(places.get(end, 8) for end in ends)] for tokens, places in zip(free, first_place, strict=True)
+    ]
     assert len({len(tokens) for tokens in expected}) > 1, "rows should end at different places"
     assert expected == plain(tiny, prompts, 8, ends)
     for limits in ({}, {"batch_tokens": 50}, {"cache_gib": SOME_ROWS_GIB}, {"cache_gib": ONE_ROW_GIB}):
         answers = generate(tiny.model, prompts, 8, ends, **limits).answers
         assert [list(answer.tokens) for answer in answers] == expected
-        assert [answer.stopped for answer in answers] == ["budget" if len(tokens) == 8 else "end" for tokens in expected]
+        assert [answer.stopped for answer in answers] == [
+            "budget" if len(tokens) == 8 else "end" for tokens in expected
+        ]
 
 
 def test_a_model_that_ends_at_once_gives_empty_answers(tiny: Session) -> None:
@@ -235,13 +249,15 @@ def test_no_prompts_give_nothing(tiny: Session) -> None:
 
 def test_no_budget_gives_empty_answers_and_reads_nothing(tiny: Session) -> None:
     told: list[int] = []
-    found = generate(tiny.model, [(70, 71), (70,), (70, 71)], 0, [EOS], on_answer=lambda number, answer: told.append(number))
+    found = generate(
+        tiny.model, [(70, 71), (70,), (70, 71)], 0, [EOS], on_answer=lambda number, answer: told.append(number)
+    )
     assert found.answers == (Answer((), "budget"),) * 3
     assert (found.prompt_tokens, found.read_tokens, found.written_tokens) == (5, 0, 0)
     assert sorted(told) == [0, 1, 2]
 
 
-# --- nothing is read twice, and memory is kept to -----------------------------------------------------------------------------------------
+# --- nothing is read twice, and memory is kept to -------------------------------------------------
 
 
 def trie_tokens(prompts: Prompts) -> int:
@@ -301,7 +317,9 @@ def test_keys_and_values_stay_within_cache_gib_when_it_allows_a_row(tiny: Sessio
     for times in (1.0, 1.5, 3.0):
         allowed_bytes = times * row_bytes
         for batch_tokens in (4096, 100):
-            found = generate(tiny.model, prompts, MOST, [EOS], batch_tokens=batch_tokens, cache_gib=allowed_bytes / 2**30)
+            found = generate(
+                tiny.model, prompts, MOST, [EOS], batch_tokens=batch_tokens, cache_gib=allowed_bytes / 2**30
+            )
             peaks.append(found.peak_cache_bytes)
             assert 0 < found.peak_cache_bytes <= allowed_bytes
     assert generate(tiny.model, prompts, MOST, [EOS]).peak_cache_bytes >= max(peaks)
@@ -309,7 +327,9 @@ def test_keys_and_values_stay_within_cache_gib_when_it_allows_a_row(tiny: Sessio
 
 def test_bytes_of_a_token_are_those_of_its_keys_and_values(session_of: MakeSession) -> None:
     model = session_of().model
-    assert cache_bytes_per_token(model) == 2 * 2 * 2 * 16 * 4, "kinds, layers, key heads, numbers a head, bytes a number"
+    assert cache_bytes_per_token(model) == 2 * 2 * 2 * 16 * 4, (
+        "kinds, layers, key heads, numbers a head, bytes a number"
+    )
 
 
 def test_tokens_written_are_counted(tiny: Session) -> None:
@@ -317,9 +337,11 @@ def test_tokens_written_are_counted(tiny: Session) -> None:
     assert generate(tiny.model, prompts, 5, [EOS]).written_tokens == 4 * len(prompts)
 
 
-# --- long beginnings ----------------------------------------------------------------------------------------------------------------------
+# --- long beginnings ------------------------------------------------------------------------------
 
-ORDERED = st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=14).map(tuple), max_size=14, unique=True).map(sorted)
+ORDERED = st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=14).map(tuple), max_size=14, unique=True).map(
+    sorted
+)
 
 
 @given(ORDERED)
@@ -334,7 +356,9 @@ def test_long_beginnings_are_shared_by_neighbours_and_keep_fewer_tokens(ordered:
     for tokens, length in zip(ordered, kept, strict=True):
         assert length == 0 or least <= length < len(tokens), "the last token of a prompt is the row's own"
     for beginning, length in zip(beginnings, kept, strict=True):
-        sharing = [tokens for tokens in ordered if tokens[: len(beginning)] == beginning and len(tokens) > len(beginning)]
+        sharing = [
+            tokens for tokens in ordered if tokens[: len(beginning)] == beginning and len(tokens) > len(beginning)
+        ]
         assert length == 0 or len(sharing) > 1
     own = sum(len(tokens) - length for tokens, length in zip(ordered, kept, strict=True))
     assert own + sum(map(len, set(beginnings))) <= sum(map(len, ordered))
@@ -364,12 +388,14 @@ def test_buffers_are_as_wide_as_their_rows_and_little_wider(tokens: int) -> None
     assert width <= max(8, 2 * tokens)
 
 
-# --- rows leave ---------------------------------------------------------------------------------------------------------------------------
+# --- rows leave -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cache_gib", [ALL_ROWS_GIB, SOME_ROWS_GIB, ONE_ROW_GIB])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_settled_rows_leave_with_the_beginning_of_their_full_answer(tiny: Session, family: str, cache_gib: float) -> None:
+def test_settled_rows_leave_with_the_beginning_of_their_full_answer(
+    tiny: Session, family: str, cache_gib: float
+) -> None:
     prompts = list(dict.fromkeys(prompts_of(family, 6)))
     full = texts(tiny, prompts, MOST)
     draw = np.random.default_rng(0)
@@ -404,7 +430,9 @@ def test_buffers_are_cut_down_when_rows_have_left(tiny: Session, monkeypatch: py
 
     monkeypatch.setattr(generation, "compacted", noted)
     found = generate(tiny.model, prompts, MOST, [EOS], settled=lambda number, tokens, left: len(tokens) > number % 6)
-    assert [list(answer.tokens) for answer in found.answers] == [tokens[: number % 6 + 1] for number, tokens in enumerate(full)]
+    assert [list(answer.tokens) for answer in found.answers] == [
+        tokens[: number % 6 + 1] for number, tokens in enumerate(full)
+    ]
     assert len(sizes) > 1
     assert all(after <= generation.COMPACT_BELOW * before for before, after in sizes)
     assert found.written_tokens < (MOST - 1) * len(prompts)
@@ -416,7 +444,12 @@ def test_every_row_is_told_once_and_with_its_answer(tiny: Session, family: str, 
     prompts = prompts_of(family, 8)
     told: list[tuple[int, Answer]] = []
     found = generate(
-        tiny.model, prompts, 3, [EOS], cache_gib=cache_gib, on_answer=lambda number, answer: told.append((number, answer))
+        tiny.model,
+        prompts,
+        3,
+        [EOS],
+        cache_gib=cache_gib,
+        on_answer=lambda number, answer: told.append((number, answer)),
     )
     assert Counter(number for number, _ in told) == Counter(range(len(prompts)))
     assert dict(told) == dict(enumerate(found.answers))
@@ -440,11 +473,13 @@ def test_answers_are_told_before_the_last_prompt_is_read(tiny: Session) -> None:
     assert len(told) == 3
 
 
-# --- one step of decoding -----------------------------------------------------------------------------------------------------------------
+# --- one step of decoding -------------------------------------------------------------------------
 
 
 @given(st.integers(0, 2**16), st.integers(1, 9), st.integers(1, 9), st.sampled_from([1.0, 30.0]))
-def test_two_parts_merged_by_their_normalisers_are_one_softmax(seed: int, first: int, second: int, spread: float) -> None:
+def test_two_parts_merged_by_their_normalisers_are_one_softmax(
+    seed: int, first: int, second: int, spread: float
+) -> None:
     draw = torch.Generator().manual_seed(seed)
     scores = torch.randn(3, 2, first + second, generator=draw) * spread
     scores[0, 0, : first - 1] = -math.inf
@@ -477,14 +512,22 @@ def test_a_decoding_step_is_dense_attention_of_each_row(seed: int, scaling: floa
         keys, values = random(len(own), groups, width + 4, numbers), random(len(own), groups, width + 4, numbers)
         buffers.append(Buffer(width, list(range(len(own))), Layers([keys], [values]), hidden))
     members = [[0, 3], [1, 4]]
-    prefixes = [Prefix((), Layers([random(groups, tokens, numbers)], [random(groups, tokens, numbers)])) for tokens in (7, 300)]
+    prefixes = [
+        Prefix((), Layers([random(groups, tokens, numbers)], [random(groups, tokens, numbers)])) for tokens in (7, 300)
+    ]
     rows = sum(map(len, lengths.values()))
-    query, key, value = random(1, heads, rows, numbers), random(1, groups, rows, numbers), random(1, groups, rows, numbers)
+    query, key, value = (
+        random(1, heads, rows, numbers),
+        random(1, groups, rows, numbers),
+        random(1, groups, rows, numbers),
+    )
     shared = [(prefix, torch.tensor(slots)) for prefix, slots in zip(prefixes, members, strict=True)]
     found = Writing(buffers, shared, step).attend(0, query, key, value, scaling)
     assert found.shape == (1, rows, heads, numbers)
     places = [
-        (buffer, row, length) for buffer, own in zip(buffers, lengths.values(), strict=True) for row, length in enumerate(own)
+        (buffer, row, length)
+        for buffer, own in zip(buffers, lengths.values(), strict=True)
+        for row, length in enumerate(own)
     ]
     for slot, (buffer, row, length) in enumerate(places):
         seen = slice(buffer.width - length, buffer.width + step)
@@ -501,7 +544,7 @@ def test_a_decoding_step_is_dense_attention_of_each_row(seed: int, scaling: floa
         torch.testing.assert_close(found[0, slot], expected, rtol=1e-4, atol=1e-5)
 
 
-# --- the model is left as it was ----------------------------------------------------------------------------------------------------------
+# --- the model is left as it was ------------------------------------------------------------------
 
 
 def test_generation_uses_no_dropout_and_changes_no_adapter(session_of: MakeSession) -> None:
@@ -532,7 +575,9 @@ def test_training_is_possible_after_generation(tiny: Session) -> None:
     assert outcomes[0] == outcomes[1]
 
 
-@pytest.mark.parametrize(("configured", "expected"), [(1, [1]), ([1, 9], [1, 9]), ([9, 1], [1, 9]), (None, [1]), (7, [1, 7])])
+@pytest.mark.parametrize(
+    ("configured", "expected"), [(1, [1]), ([1, 9], [1, 9]), ([9, 1], [1, 9]), (None, [1]), (7, [1, 7])]
+)
 def test_end_tokens_are_the_tokenizers_first_and_then_the_models(
     tiny: Session, monkeypatch: pytest.MonkeyPatch, configured: Any, expected: list[int]
 ) -> None:
@@ -540,7 +585,7 @@ def test_end_tokens_are_the_tokenizers_first_and_then_the_models(
     assert end_ids(tiny) == expected
 
 
-# --- the embedded model -------------------------------------------------------------------------------------------------------------------
+# --- the embedded model ---------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -560,7 +605,9 @@ def test_the_embedded_model_decodes_sample_rows_as_plain_generate_does(smollm2_c
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("task", "count"), [("fpb", 6), ("xbrl_finer", 2)])
-def test_the_embedded_model_answers_real_rows_as_plain_generate_does(smollm2_config: Config, task: str, count: int) -> None:
+def test_the_embedded_model_answers_real_rows_as_plain_generate_does(
+    smollm2_config: Config, task: str, count: int
+) -> None:
     if not REAL_ROWS.is_dir():
         pytest.skip("FinLoRA's rows are not beside the project (../shared/data/finlora)")
     config = replace(smollm2_config, dataset=DatasetConfig(source="finlora", root=str(REAL_ROWS)))

@@ -52,7 +52,9 @@ HASH_SEEDS = range(1, 21)
 @cache
 def golden(key: str) -> list[dict[str, Any]]:
     """The rows of one file."""
-    lines = (FOLDER / f"{key}.jsonl").read_text(encoding="utf-8").split("\n")  # not splitlines(): outputs may hold U+2028
+    lines = (
+        (FOLDER / f"{key}.jsonl").read_text(encoding="utf-8").split("\n")
+    )  # not splitlines(): outputs may hold U+2028
     return [json.loads(line) for line in lines if line]
 
 
@@ -70,7 +72,7 @@ def flat(values: list[Any]) -> list[Any]:
     return [entry for value in values for entry in (value if isinstance(value, list) else [value])]
 
 
-# --- the files ----------------------------------------------------------------------------------------------------------------
+# --- the files ------------------------------------------------------------------------------------
 
 
 def test_there_is_a_file_for_each_of_the_nineteen_and_all_are_small() -> None:
@@ -119,7 +121,7 @@ def test_no_prompt_is_one_of_the_real_rows() -> None:
     assert compared > 0
 
 
-# --- the project and the reference give the frozen verdicts -------------------------------------------------------------------
+# --- the project and the reference give the frozen verdicts ---------------------------------------
 
 
 @pytest.mark.parametrize("key", SCORED)
@@ -164,10 +166,12 @@ def test_accuracy_f1_and_ambiguity_of_each_file_equal_the_references(key) -> Non
     assert metrics.value("finlora_f1") == pytest.approx(weighted_f1(expected), abs=1e-12)
     assert metrics.finlora_ambiguous == sum(piece.ambiguous for piece in expected)
     judged = finlora_scores(BENCHMARKS[key], column(key, "target"), column(key, "output"))
-    assert finlora_f1([piece for pieces in judged for piece in pieces]) == pytest.approx(weighted_f1(expected), abs=1e-12)
+    assert finlora_f1([piece for pieces in judged for piece in pieces]) == pytest.approx(
+        weighted_f1(expected), abs=1e-12
+    )
 
 
-# --- laws ---------------------------------------------------------------------------------------------------------------------
+# --- laws -----------------------------------------------------------------------------------------
 
 LABEL_PARTS = [
     "a",
@@ -189,7 +193,9 @@ LABEL_PARTS = [
 ]
 TARGETS = {
     "fpb": st.lists(st.sampled_from([*LABEL_PARTS, ","]), min_size=1, max_size=3).map("".join),
-    "xbrl_value_extract": st.lists(st.sampled_from(["1", "5", "0", ".", "5.0", "-", ","]), min_size=1, max_size=4).map("".join),
+    "xbrl_value_extract": st.lists(st.sampled_from(["1", "5", "0", ".", "5.0", "-", ","]), min_size=1, max_size=4).map(
+        "".join
+    ),
     "xbrl_finer": st.lists(st.sampled_from([*LABEL_PARTS, ",", ",", "\n"]), min_size=1, max_size=6).map("".join),
     "nwgi": st.sampled_from(BENCHMARKS["nwgi"].labels),
 }
@@ -219,7 +225,9 @@ NOISE = [
 def evaluations(draw: st.DrawFn, key: str) -> list[Example]:
     """A few rows whose outputs are made of targets, halves of targets, other cases of them and noise."""
     targets = draw(st.lists(TARGETS[key], min_size=1, max_size=5))
-    pieces = [piece for target in targets for piece in (target, target.lower(), target.upper(), target[: len(target) // 2])]
+    pieces = [
+        piece for target in targets for piece in (target, target.lower(), target.upper(), target[: len(target) // 2])
+    ]
     outputs = st.lists(st.sampled_from(pieces + NOISE + LABEL_PARTS), max_size=6).map("".join)
     ending = "Output US GAAP tags:" if key in TAG_LISTS else draw(st.sampled_from(["Answer:", "Answer: "]))
     question = draw(st.sampled_from(["", "A question. ", "Answer: the question, a\n", "Answer"]))
@@ -282,7 +290,7 @@ def test_an_empty_tag_of_a_target_is_a_label_that_every_output_begins_with() -> 
         assert [[(piece.correct, piece.ambiguous) for piece in pieces] for pieces in judged] == expected
 
 
-# --- the reference itself -----------------------------------------------------------------------------------------------------
+# --- the reference itself -------------------------------------------------------------------------
 
 
 def test_reference_imports_nothing_of_the_project() -> None:

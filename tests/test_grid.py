@@ -128,7 +128,9 @@ class TestRandomness:
 
     def test_reproducible_keys_repeat_and_differ_by_step_bank_and_seed(self) -> None:
         assert reproducible_keys(0, "north", 1) == reproducible_keys(0, "north", 1)
-        keys = [reproducible_keys(*parts) for parts in ((0, "north", 1), (0, "north", 2), (0, "south", 1), (1, "north", 1))]
+        keys = [
+            reproducible_keys(*parts) for parts in ((0, "north", 1), (0, "north", 2), (0, "south", 1), (1, "north", 1))
+        ]
         assert len({key.noise for key in keys}) == 4
 
     def test_the_stream_is_chacha20(self) -> None:

@@ -75,7 +75,9 @@ class TestRound10000:
             assert found.steps == number
         assert len(by_number(folder, "*")) == KEPT_STATES
 
-    def test_a_run_that_is_resumed_on_the_way_gives_the_same_bytes(self, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_run_that_is_resumed_on_the_way_gives_the_same_bytes(
+        self, runs: Runs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Rounds 9,998 to 10,002 of one run in one go, and stopped after each."""
         assert "to the same bytes" in OUTCOMES["round 10,000"].does
         begun = runs.start("run", rounds=1)
@@ -158,7 +160,10 @@ class TestOldRunsOfABank:
         for number in range(KEPT_RUNS + 3):
             self.made(tmp_path, f"run-{number:02d}", days=20 - number)
         self.made(tmp_path, "new", days=0)
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["new", *(f"run-{n:02d}" for n in range(4, KEPT_RUNS + 3))]
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            "new",
+            *(f"run-{n:02d}" for n in range(4, KEPT_RUNS + 3)),
+        ]
 
     def test_one_that_is_too_old_goes_however_few_there_are(self, tmp_path: Path) -> None:
         self.made(tmp_path, "old", days=31)

@@ -69,7 +69,8 @@ def test_it_takes_less_than_one_array_beyond_the_numbers(monkeypatch: pytest.Mon
 
 def came(answers: str = "asked", **what: Any) -> Message:
     metadata = Metadata(
-        run_id=1, message_id="", src_node_id=7, dst_node_id=1, reply_to_message_id=answers, group_id="", created_at=0.0, ttl=9.0,
+        run_id=1, message_id="", src_node_id=7, dst_node_id=1, reply_to_message_id=answers, group_id="",
+        created_at=0.0, ttl=9.0,
         message_type="train",
     )  # fmt: skip
     return make_message(metadata=metadata, **what)

@@ -15,8 +15,10 @@ from fedfinlora.errors import ConfigError
 from fedfinlora.hand_written import LARGEST_BYTES, read_yaml, yaml_text
 
 SURPRISES = (
-    "012", "-012", "00", "09.5", "1_000", "1__0", "0x10", "0b11", "1:30", "20:00", "1:30:00", "1:30.5", "!!int 012", "!!int '012'", "!!float 1:30.0",
-    "yes", "No", "on", "OFF", "TRUE", "2024-01-01", "2024-01-01 10:00:00", "NULL", "=", "!!binary aGk=", "!!timestamp 2024-01-01",
+    "012", "-012", "00", "09.5", "1_000", "1__0", "0x10", "0b11", "1:30", "20:00", "1:30:00", "1:30.5", "!!int 012",
+    "!!int '012'", "!!float 1:30.0",
+    "yes", "No", "on", "OFF", "TRUE", "2024-01-01", "2024-01-01 10:00:00", "NULL", "=", "!!binary aGk=",
+    "!!timestamp 2024-01-01",
 )  # fmt: skip
 
 
@@ -31,8 +33,10 @@ def test_what_can_be_read_in_two_ways_is_refused_with_its_line(written: str) -> 
 @pytest.mark.parametrize(
     ("written", "value"),
     [
-        ("12", 12), ("-0", 0), ("+3", 3), ("8.0", 8.0), ("8.", 8.0), (".5", 0.5), ("1e-5", 1e-5), ("1.0e-05", 1e-5), ("1E5", 1e5), ("-1e+3", -1000.0),
-        (".inf", float("inf")), ("true", True), ("False", False), ("null", None), ("~", None), ("", None), ("'012'", "012"), ('"yes"', "yes"),
+        ("12", 12), ("-0", 0), ("+3", 3), ("8.0", 8.0), ("8.", 8.0), (".5", 0.5), ("1e-5", 1e-5), ("1.0e-05", 1e-5),
+        ("1E5", 1e5), ("-1e+3", -1000.0),
+        (".inf", float("inf")), ("true", True), ("False", False), ("null", None), ("~", None), ("", None),
+        ("'012'", "012"), ('"yes"', "yes"),
         ("fpb:1200", "fpb:1200"), ("20:00-06:00", "20:00-06:00"), ("a/b@main", "a/b@main"), ("v1_000", "v1_000"),
     ],
 )  # fmt: skip
@@ -44,7 +48,8 @@ def test_numbers_and_texts_are_what_they_look_like(written: str, value: Any) -> 
 
 @given(
     value=st.one_of(
-        st.text(st.characters(codec="utf-8"), max_size=12), st.sampled_from([*SURPRISES, "1e5", "1.5e3", "-1e9", "true", "~"])
+        st.text(st.characters(codec="utf-8"), max_size=12),
+        st.sampled_from([*SURPRISES, "1e5", "1.5e3", "-1e9", "true", "~"]),
     )
 )
 def test_every_text_that_is_written_is_read_again_as_that_text(value: str) -> None:
@@ -87,7 +92,9 @@ def test_a_huge_file_is_refused() -> None:
 def test_a_surprise_in_bank_yaml_is_refused_in_one_line(tmp_path: Path, line: str, named: str) -> None:
     file = tmp_path / "bank.yaml"
     own = line.split(":")[0]
-    file.write_text("".join(f"{each}\n" for each in ("name: north", "data: /x") if not each.startswith(f"{own}:")) + line)
+    file.write_text(
+        "".join(f"{each}\n" for each in ("name: north", "data: /x") if not each.startswith(f"{own}:")) + line
+    )
     with pytest.raises(ConfigError, match=named) as error:
         read_settings(file)
     assert str(file) in str(error.value)

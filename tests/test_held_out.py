@@ -59,7 +59,9 @@ def facts_of(data: Path, state: Path, **changes: Any) -> BankFacts:
     return replace(facts, **changes)
 
 
-def config_of(*, tasks: tuple[str, ...] = (), seed: int = 0, context: int = 0, per_task: int = 0, **train: Any) -> Config:
+def config_of(
+    *, tasks: tuple[str, ...] = (), seed: int = 0, context: int = 0, per_task: int = 0, **train: Any
+) -> Config:
     config = tiny_config()
     train = {"holdout_max_rows": LEAST, "batch_rows": 20, "steps_per_round": 1, **train}
     return replace(
@@ -84,12 +86,16 @@ def held_out(config: Config, facts: BankFacts) -> set[tuple[int, ...]]:
 
 def asked(config: Config, round_number: int = 1) -> TrainRequest:
     session = get_session(config)
-    return TrainRequest(config, "run", round_number, session.layout.id, source_fingerprint(), initial_adapter(session, config))
+    return TrainRequest(
+        config, "run", round_number, session.layout.id, source_fingerprint(), initial_adapter(session, config)
+    )
 
 
 class TestRefused:
     @pytest.mark.parametrize("count", [1, 2, LEAST - 1])
-    def test_fewer_held_out_rows_than_min_rows_are_refused_by_name(self, data: Path, tmp_path: Path, count: int) -> None:
+    def test_fewer_held_out_rows_than_min_rows_are_refused_by_name(
+        self, data: Path, tmp_path: Path, count: int
+    ) -> None:
         with pytest.raises(BankError) as error:
             train_round(asked(config_of(holdout_max_rows=count)), facts_of(data, tmp_path))
         assert error.value.code == "policy-generation"
@@ -172,7 +178,9 @@ def test_counts_that_a_server_can_move_by_one_are_rounded_and_few_are_none(data:
     assert figures.bank_rows == 520, "519 rows"
     assert figures.skipped_rows == 0
     found = {
-        train_round(asked(config_of(holdout_max_rows=0, context=context)), facts_of(data, tmp_path)).figures.skipped_rows
+        train_round(
+            asked(config_of(holdout_max_rows=0, context=context)), facts_of(data, tmp_path)
+        ).figures.skipped_rows
         for context in range(52, 58)
     }
     assert not found & set(range(1, LEAST))
@@ -205,6 +213,8 @@ class TestDraw:
         assert whole_tasks(rows, rows[1:]) == {"fiqa"}
         assert whole_tasks(rows, []) == set()
 
-    @pytest.mark.parametrize(("count", "least", "told"), [(0, 0, 0), (4, 5, 0), (5, 5, 5), (169, 5, 170), (1674, 20, 1700)])
+    @pytest.mark.parametrize(
+        ("count", "least", "told"), [(0, 0, 0), (4, 5, 0), (5, 5, 5), (169, 5, 170), (1674, 20, 1700)]
+    )
     def test_published_counts(self, count: int, least: int, told: int) -> None:
         assert published_count(count, least) == told

@@ -68,7 +68,9 @@ def test_words_that_are_no_configuration_keys_are_in_the_help() -> None:
         bench.bench(["nothing"], None)
     with pytest.raises(ConfigError) as sizes:
         bench_ledger.bench_ledger(["nothing=1"])
-    of_bench = re.findall(r"[\w-]+", str(benches.value).split("one of:")[1]) + re.findall(r"\w+=(?=NUMBER)", str(sizes.value))
+    of_bench = re.findall(r"[\w-]+", str(benches.value).split("one of:")[1]) + re.findall(
+        r"\w+=(?=NUMBER)", str(sizes.value)
+    )
     assert len(of_bench) >= 8
     for command, words in {"data check": [ALL_ROWS, "dataset.tasks="], "bench": of_bench}.items():
         text = PARSERS[command].format_help()

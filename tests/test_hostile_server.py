@@ -97,7 +97,9 @@ def tried_beforehand(bank: Bank, lie: Lie) -> str:
         return NOT_IN_A_PLAN
     content = tell(pack_request(bank.request(*HONEST)), lie).config_records["request"]
     file = bank.place / "plan.json"
-    file.write_text(f'{{"version": 1, "source_sha256": "{content["source-sha256"]}", "config": {content["config"]}}}', "utf-8")
+    file.write_text(
+        f'{{"version": 1, "source_sha256": "{content["source-sha256"]}", "config": {content["config"]}}}', "utf-8"
+    )
     try:
         plan = read_plan(file)
     except ConfigError:
@@ -141,7 +143,9 @@ def test_all_refusals_that_depend_on_rows_are_one(bank: Bank) -> None:
         json.dumps({"status": "error", "bank": "north", "code": "privacy"})
     }
     assert bank.lines == []
-    assert len({line["detail"] for line in bank.history if line["outcome"] == "refused"}) > 8, "the bank knows them apart"
+    assert len({line["detail"] for line in bank.history if line["outcome"] == "refused"}) > 8, (
+        "the bank knows them apart"
+    )
 
 
 def test_a_round_that_is_asked_for_again_and_again_is_paid_for_each_time(bank: Bank) -> None:
@@ -151,7 +155,9 @@ def test_a_round_that_is_asked_for_again_and_again_is_paid_for_each_time(bank: B
         for _ in range(12)
     ]
     codes = [code_of(answer) for answer in answers]
-    spent = [float(answer.metric_records["figures"]["epsilon_spent"]) for answer in answers if code_of(answer) == ANSWER]  # type: ignore[arg-type]
+    spent = [
+        float(answer.metric_records["figures"]["epsilon_spent"]) for answer in answers if code_of(answer) == ANSWER
+    ]  # type: ignore[arg-type]
     assert codes == [ANSWER] * len(spent) + ["privacy"] * (12 - len(spent))
     assert 1 < len(spent) < 12
     assert spent == sorted(spent)
@@ -160,10 +166,14 @@ def test_a_round_that_is_asked_for_again_and_again_is_paid_for_each_time(bank: B
 
 
 @pytest.mark.parametrize("mode", ["none", "bank"])
-def test_a_bank_without_a_budget_books_what_it_lets_through_without_noise_as_infinite(tmp_path: Path, mode: str) -> None:
+def test_a_bank_without_a_budget_books_what_it_lets_through_without_noise_as_infinite(
+    tmp_path: Path, mode: str
+) -> None:
     """A4: and a budget that is set afterwards counts it."""
     bank = Bank(write_bank(tmp_path, budget_epsilon=0.0, min_rows=16), tmp_path)
-    words = {"none": ("privacy=none",), "bank": ("privacy=bank", "privacy.epsilon=0", "privacy.noise_multiplier=1")}[mode]
+    words = {"none": ("privacy=none",), "bank": ("privacy=bank", "privacy.epsilon=0", "privacy.noise_multiplier=1")}[
+        mode
+    ]
     assert code_of(bank.answers(pack_request(bank.request(*words)))) == ANSWER
     (line,) = bank.lines
     assert (line["noise_multiplier"], line["mechanism"]) == (0.0, NAMES[mode])
@@ -174,7 +184,9 @@ def test_a_bank_without_a_budget_books_what_it_lets_through_without_noise_as_inf
     assert "above privacy.budget_epsilon=8" in bank.history[-1]["detail"]
 
 
-def test_noise_that_others_can_compute_is_the_banks_own_choice_and_booked_as_none(settings: Path, tmp_path: Path) -> None:
+def test_noise_that_others_can_compute_is_the_banks_own_choice_and_booked_as_none(
+    settings: Path, tmp_path: Path
+) -> None:
     """A2: the flag is the node's own. Under a budget even then nothing leaves."""
     bank = Bank(settings, tmp_path)
     bank.node_config["reproducible-noise"] = "true"
@@ -226,9 +238,15 @@ def test_a_lie_about_an_earlier_run_does_not_carry_over(bank: Bank) -> None:
     assert tested[0] == tested[2] < 3.0
 
 
-# --- what a step without noise shows -----------------------------------------------------------------------------------------------
+# --- what a step without noise shows --------------------------------------------------------------
 
-ONE_ROW = ("privacy=none", "train.batch_rows=1", "train.steps_per_round=1", "train.optimizer=sgd", "train.holdout_max_rows=0")
+ONE_ROW = (
+    "privacy=none",
+    "train.batch_rows=1",
+    "train.steps_per_round=1",
+    "train.optimizer=sgd",
+    "train.holdout_max_rows=0",
+)
 HEAD = ("peft=lora", "peft.target_modules=[lm_head]", "peft.dropout=0")
 
 
@@ -266,7 +284,7 @@ def test_where_a_bank_allows_it_one_step_on_the_head_shows_the_answers_tokens(tm
     assert len(shown & tokens) >= len(tokens) // 2, (shown, tokens)
 
 
-# --- whatever sequence -----------------------------------------------------------------------------------------------------------
+# --- whatever sequence ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -348,7 +366,9 @@ def more_rows(place: Path, number: int) -> None:
     """The bank gets ten more rows and loses its first."""
     file = place / "rows" / "train" / "fpb_train.jsonl"
     lines = file.read_text("utf-8").splitlines()[1:]
-    lines += [json.dumps({"context": f"new {number} {each} came in. Answer:", "target": "positive"}) for each in range(10)]
+    lines += [
+        json.dumps({"context": f"new {number} {each} came in. Answer:", "target": "positive"}) for each in range(10)
+    ]
     file.write_text("".join(f"{line}\n" for line in lines), "utf-8")
     client_app.prepared_rows._rows.clear()
 
@@ -369,14 +389,16 @@ def booked_by_row(bank: Bank, rows: list[str], delta: float) -> list[float]:
     return [of_history[found.of_unit[unit]] for unit in units.of_row]
 
 
-# --- over a real deployment --------------------------------------------------------------------------------------------------------
+# --- over a real deployment -----------------------------------------------------------------------
 
 TOLD = (
     "asks for noise that it can compute", "asks for a round without privacy", "promises to add the noise itself",
-    "asks for noise of 0.0001 of the clip norm", "brings a budget of its own", "asks for delta 0.99", "asks for one row",
+    "asks for noise of 0.0001 of the clip norm", "brings a budget of its own", "asks for delta 0.99",
+    "asks for one row",
     "asks for the head's layer, whose update names the tokens of the rows",
     "asks for rows so short that there is none", "turns shared prefixes on", "asks for the loss of held-out rows",
-    "asks for customers where rows have none", "sends an adapter of NaN", "sends an adapter of 1e30, on which every loss is infinite",
+    "asks for customers where rows have none", "sends an adapter of NaN",
+    "sends an adapter of 1e30, on which every loss is infinite",
     "names a run by a path", "shows a line of the ledger that the bank never wrote", "has other code",
 )  # fmt: skip
 """Which of the lies are told in the rounds of a real run, one each."""
@@ -415,7 +437,11 @@ def test_a_server_that_lies_over_a_real_deployment_gets_nothing_and_the_run_goes
     run = aggregator.home / "runs" / "lying"
     honest_rounds = 2
     command = federation.run(
-        run, f"num_server_rounds={len(TOLD) + honest_rounds}", "privacy=example", "privacy.epsilon=2", "strategy.deadline_s=60"
+        run,
+        f"num_server_rounds={len(TOLD) + honest_rounds}",
+        "privacy=example",
+        "privacy.epsilon=2",
+        "strategy.deadline_s=60",
     )
     assert command.wait(timeout=580) == 0, aggregator.said("coordinator run")
     lies = {lie.asks: lie for lie in LIES}
@@ -428,7 +454,9 @@ def test_a_server_that_lies_over_a_real_deployment_gets_nothing_and_the_run_goes
         assert re.search(lie.history, f"{event['outcome']} {event['code']} {event['detail']}"), lie
     lines = rounds_of(run)
     assert [bank["status"] for line in lines[-honest_rounds:] for bank in line["banks"]] == ["ok"] * 2 * honest_rounds
-    assert [bank["status"] for line in lines for bank in line["banks"] if bank["bank"] == "north"] == ["ok"] * len(lines)
+    assert [bank["status"] for line in lines for bank in line["banks"] if bank["bank"] == "north"] == ["ok"] * len(
+        lines
+    )
     # What crossed the line: deltas that are booked, and codes.
     booked = read_lines(south.bank / "ledger")
     answered = [lie.code == ANSWER for lie in told] + [True] * honest_rounds

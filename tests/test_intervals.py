@@ -62,7 +62,7 @@ def test_wilson_interval_covers_the_true_share_95_times_in_100(n) -> None:
     assert coverage.min() > 0.83
 
 
-# --- bootstrap ----------------------------------------------------------------------------------------------------------------
+# --- bootstrap ------------------------------------------------------------------------------------
 
 
 def test_the_first_line_is_the_sample_and_every_resample_has_as_many_rows() -> None:
@@ -110,10 +110,12 @@ def test_undefined_resamples_are_left_out_and_an_undefined_figure_has_no_interva
 def test_a_bias_of_the_resamples_moves_the_interval_back() -> None:
     values = np.array([0.5, *np.linspace(0.6, 0.8, 101)])  # resampled 0.7 on average
     assert bootstrap_interval(values) == pytest.approx([0.405, 0.595])
-    assert bootstrap_interval(np.array([0.05, *np.linspace(0.2, 0.8, 101)]))[0] == 0.0  # never below what a figure can be
+    assert (
+        bootstrap_interval(np.array([0.05, *np.linspace(0.2, 0.8, 101)]))[0] == 0.0
+    )  # never below what a figure can be
 
 
-# --- means --------------------------------------------------------------------------------------------------------------------
+# --- means ----------------------------------------------------------------------------------------
 
 
 def test_interval_of_a_mean_by_hand() -> None:

@@ -79,14 +79,18 @@ def test_logprobs_equal_a_plain_computation_on_a_quantized_base(
 ) -> None:
     session = session_of(quantization, method)
     prompts, ids = prompts_with_long_beginnings(1), label_ids(session, ("up", "upper", "down"))
-    np.testing.assert_allclose(label_logprobs(session.model, prompts, ids), plainly(session, prompts, ids), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(
+        label_logprobs(session.model, prompts, ids), plainly(session, prompts, ids), rtol=0, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("batch_tokens", [4096, 1])
 def test_every_row_is_told_once_with_all_its_labels(tiny: Session, batch_tokens: int) -> None:
     prompts, ids = prompts_with_long_beginnings(2), label_ids(tiny, ("up", "down"))
     told: list[tuple[int, list[float]]] = []
-    found = label_logprobs(tiny.model, prompts, ids, batch_tokens, lambda number, scores: told.append((number, list(scores))))
+    found = label_logprobs(
+        tiny.model, prompts, ids, batch_tokens, lambda number, scores: told.append((number, list(scores)))
+    )
     assert Counter(number for number, _ in told) == Counter(range(len(prompts)))
     assert dict(told) == dict(enumerate(found))
 
@@ -116,7 +120,7 @@ def test_a_model_scores_the_labels_of_the_rows_that_are_asked_for(tiny: Session)
         np.testing.assert_allclose(list(answers[number]["label_logprobs"].values()), scores, rtol=0, atol=1e-4)
 
 
-# --- the choice -------------------------------------------------------------------------------------------------------------------------
+# --- the choice -----------------------------------------------------------------------------------
 
 
 @given(st.sampled_from(CLOSED), st.data())
@@ -133,7 +137,9 @@ def test_nwgis_levels_are_compared_by_themselves_and_collapsed_afterwards() -> N
     benchmark = BENCHMARKS["nwgi"]
     logprobs = dict.fromkeys(benchmark.labels, -2.0) | {"neutral": -1.9}
     assert choice_of(benchmark, logprobs) == "neutral"
-    assert {choice_of(benchmark, dict.fromkeys(benchmark.labels, -9.0) | {label: -1.0}) for label in benchmark.labels} == {
+    assert {
+        choice_of(benchmark, dict.fromkeys(benchmark.labels, -9.0) | {label: -1.0}) for label in benchmark.labels
+    } == {
         "negative",
         "neutral",
         "positive",
@@ -155,8 +161,13 @@ def test_ties_go_to_the_earlier_label(key: str) -> None:
 def test_the_embedded_models_logprobs_equal_a_plain_computation(smollm2_config: Config) -> None:
     session = get_session(smollm2_config)
     set_random_adapter(session)
-    labels = [(*ids, session.tokenizer.eos_token_id) for ids in session.tokenizer(list(BENCHMARKS["nwgi"].labels))["input_ids"]]
-    prompts = encode_prompts(session.tokenizer, ["Profit rose. Answer: ", "Profit fell to 3 % in June. Answer: ", "Profit"])
+    labels = [
+        (*ids, session.tokenizer.eos_token_id)
+        for ids in session.tokenizer(list(BENCHMARKS["nwgi"].labels))["input_ids"]
+    ]
+    prompts = encode_prompts(
+        session.tokenizer, ["Profit rose. Answer: ", "Profit fell to 3 % in June. Answer: ", "Profit"]
+    )
     np.testing.assert_allclose(
         label_logprobs(session.model, prompts, labels), plainly(session, prompts, labels), rtol=1e-5, atol=1e-3
     )

@@ -171,7 +171,8 @@ def test_doubles_are_refused_by_name_and_none_is_read(tmp_path: Path, layout: st
     ("other", "how"),
     [
         ("FPB_train.jsonl", "differ only in letter case:"), ("fpb_train.JSONL", "differ only in letter case:"),
-        ("fpb_train.csv", "differ only in their endings:"), ("FPB_train.csv", "differ only in their endings and in letter case:"),
+        ("fpb_train.csv", "differ only in their endings:"),
+        ("FPB_train.csv", "differ only in their endings and in letter case:"),
     ],
 )  # fmt: skip
 def test_what_doubles_differ_in_is_said(tmp_path: Path, other: str, how: str) -> None:
@@ -206,7 +207,9 @@ def test_of_two_places_train_wins_and_the_other_is_named(tmp_path: Path) -> None
 @pytest.mark.parametrize("layout", ["finlora", "jsonl"])
 def test_a_benchmarks_own_file_wins_over_the_merged_one(tmp_path: Path, layout: str) -> None:
     merged = write(tmp_path / "train" / "finlora_sentiment_train.jsonl")
-    news = "Instruction: What is the sentiment of this {}? Choose from {{negative/neutral/positive}}.\nInput: a\nAnswer: "
+    news = (
+        "Instruction: What is the sentiment of this {}? Choose from {{negative/neutral/positive}}.\nInput: a\nAnswer: "
+    )
     merged.write_text(
         "".join(json.dumps({"context": news.format(kind), "target": "neutral"}) + "\n" for kind in ("news", "tweet"))
     )
@@ -236,7 +239,15 @@ def test_everything_else_in_a_folder_is_named_with_its_reason(tmp_path: Path) ->
     write(tmp_path / "empty.jsonl", 0)
     os.mkfifo(tmp_path / "pipe.jsonl")
     found = reasons(tmp_path, "jsonl")
-    assert found.keys() == {"README.md", "rows.xlsx", "rows.jsonl.zst", "rows.pkl", ".fpb_train.jsonl", ".git/", "pipe.jsonl"}
+    assert found.keys() == {
+        "README.md",
+        "rows.xlsx",
+        "rows.jsonl.zst",
+        "rows.pkl",
+        ".fpb_train.jsonl",
+        ".git/",
+        "pipe.jsonl",
+    }
     assert "hidden" in found[".git/"]
     assert "a named pipe" in found["pipe.jsonl"]
     assert "its ending is none of" in found["README.md"]
@@ -278,13 +289,16 @@ def test_a_closed_folder_is_named(tmp_path: Path) -> None:
 
 
 ODD: list[Any] = [
-    "with blank", "Zürich", "quote'quote\"", "new\nline", b"not-utf8-\xff", "-dash", "[brackets]", "{a,b}", "$HOME", "100%", "a=b", "*?",
+    "with blank", "Zürich", "quote'quote\"", "new\nline", b"not-utf8-\xff", "-dash", "[brackets]", "{a,b}", "$HOME",
+    "100%", "a=b", "*?",
     "\\back", "#1", "~", "trailing.", "tab\t", "\x1b[2J", "日本", "e\u0301", "(copy)", "a;b&c|d", ",", "'", "x" * 200,
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ODD, ids=ascii)
-def test_folders_and_files_may_have_any_name(tmp_path: Path, name: str | bytes, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folders_and_files_may_have_any_name(
+    tmp_path: Path, name: str | bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
     word = os.fsdecode(name)
     root = tmp_path / word
     write(root / word / f"fpb_train {word}.jsonl", 2, bad=1)

@@ -58,7 +58,9 @@ def rehash(lines: list[dict[str, Any]]) -> None:
 
 
 def refused(folder: Path, match: str) -> None:
-    """Booking is refused, in words that say what to do and advise nothing that would forget; and nothing was changed."""
+    """Booking is refused, in words that say what to do and advise nothing that would forget; and nothing was
+    changed.
+    """
     before = (folder / "ledger.jsonl").read_bytes() if (folder / "ledger.jsonl").exists() else b""
     with pytest.raises(LedgerError, match=match) as error:
         spend(folder, 4)
@@ -106,7 +108,9 @@ class TestDamage:
         (folder / "index").unlink()
         refused(folder, r"head\.json is missing")
 
-    @pytest.mark.parametrize("content", [b"", b"{}", b"\xff\xfe", b'{"number": 3, "hash": "0"}', b'{"number": -1, "hash": ""}'])
+    @pytest.mark.parametrize(
+        "content", [b"", b"{}", b"\xff\xfe", b'{"number": 3, "hash": "0"}', b'{"number": -1, "hash": ""}']
+    )
     def test_a_damaged_head_is_refused(self, folder: Path, content: bytes) -> None:
         (folder / "head.json").write_bytes(content)
         refused(folder, "cannot be believed")
@@ -136,7 +140,9 @@ class TestDamage:
         refused(folder, "index is damaged or was replaced")
 
     @pytest.mark.parametrize("lines_behind", [1, 2, 3])
-    def test_an_index_that_is_missing_or_older_is_brought_up_to_the_lines(self, tmp_path: Path, lines_behind: int) -> None:
+    def test_an_index_that_is_missing_or_older_is_brought_up_to_the_lines(
+        self, tmp_path: Path, lines_behind: int
+    ) -> None:
         for number in range(1, 5):
             if number == 5 - lines_behind and number > 1:
                 shutil.copy(tmp_path / "index", tmp_path / "older")
@@ -150,7 +156,9 @@ class TestDamage:
         next((folder / "cohorts").iterdir()).unlink()
         refused(folder, "cohort [0-9a-f]{12} is missing")
 
-    def test_an_edited_cohort_is_refused_where_it_is_read_and_changes_nothing_where_it_is_not(self, folder: Path) -> None:
+    def test_an_edited_cohort_is_refused_where_it_is_read_and_changes_nothing_where_it_is_not(
+        self, folder: Path
+    ) -> None:
         for file in (folder / "cohorts").iterdir():
             file.write_bytes(file.read_bytes()[:-12] + b"\0" * 12)
         assert spend(folder, 4) == after(4)
@@ -167,7 +175,7 @@ class TestDamage:
                 read_lines(folder)
 
 
-# --- kill -9 ----------------------------------------------------------------------------------------------------------------------------
+# --- kill -9 --------------------------------------------------------------------------------------
 
 WRITES = ("write", "fsync", "replace", "open", "truncate")
 
@@ -267,7 +275,7 @@ def test_a_line_cut_off_by_a_crash_was_never_spent(folder: Path) -> None:
     assert len(read_lines(folder)) == 4
 
 
-# --- a disk that takes nothing ----------------------------------------------------------------------------------------------------------
+# --- a disk that takes nothing --------------------------------------------------------------------
 
 
 def book_with_little_space(folder: Path, limit: int, told: Connection) -> None:

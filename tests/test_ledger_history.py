@@ -52,7 +52,10 @@ class SlowLedger:
             if unit == "customer" and name in sizes:
                 size = 1
             elif unit == "customer":
-                alone = {row: max(min(2, sizes[customer]) for one, customer in took_part if one == row) for row, _ in took_part}
+                alone = {
+                    row: max(min(2, sizes[customer]) for one, customer in took_part if one == row)
+                    for row, _ in took_part
+                }
                 size = sum(weight for row, weight in alone.items() if row in rows)
             else:
                 size = max(sizes[name], sum(row in rows for row, _ in took_part))
@@ -76,7 +79,9 @@ class SlowLedger:
 PAIRS = st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from("XYZ")), min_size=1, max_size=8)
 STEPS = st.builds(Steps, st.sampled_from([0.25, 0.5, 1.0]), st.sampled_from([1.0, 2.0]), st.integers(1, 3))
 ROUNDS = st.lists(
-    st.tuples(st.sampled_from(["example", "customer"]), PAIRS, STEPS, st.sampled_from([0.0, 2.0, 6.0])), min_size=1, max_size=7
+    st.tuples(st.sampled_from(["example", "customer"]), PAIRS, STEPS, st.sampled_from([0.0, 2.0, 6.0])),
+    min_size=1,
+    max_size=7,
 )
 
 
@@ -103,7 +108,9 @@ def test_what_is_spent_on_each_unit_is_what_a_slow_ledger_says(
             assert booked.left_out == (len({name for _, name in left_out}) if unit == "customer" else len(left_out))
 
 
-COHORTS = st.lists(st.dictionaries(st.integers(0, 12), st.integers(1, 2), min_size=1) | st.none(), min_size=1, max_size=14)
+COHORTS = st.lists(
+    st.dictionaries(st.integers(0, 12), st.integers(1, 2), min_size=1) | st.none(), min_size=1, max_size=14
+)
 
 
 def cohort_from(members: dict[int, int]) -> Cohort:
@@ -152,7 +159,14 @@ def test_a_cohort_that_is_missing_cut_or_another_is_an_error(tmp_path: Path) -> 
     files.write(one, [])
     files.write(two, [])
     content = (tmp_path / one.address).read_bytes()
-    for damaged in (b"", b"{}\n", b"[]\n", content[:-1], content[: len(content) // 2], (tmp_path / two.address).read_bytes()):
+    for damaged in (
+        b"",
+        b"{}\n",
+        b"[]\n",
+        content[:-1],
+        content[: len(content) // 2],
+        (tmp_path / two.address).read_bytes(),
+    ):
         (tmp_path / one.address).write_bytes(damaged)
         with pytest.raises(CohortError):
             CohortFiles(tmp_path).read(one.address)
@@ -180,7 +194,9 @@ GRID = np.linspace(-60, 80, 280_001)
 
 def density(moves: Sequence[float], chances: Sequence[float], noise: float) -> np.ndarray:
     """Probabilities on GRID of Gaussian noise on a random move."""
-    parts = [chance * np.exp(-((GRID - move) ** 2) / (2 * noise**2)) for move, chance in zip(moves, chances, strict=True)]
+    parts = [
+        chance * np.exp(-((GRID - move) ** 2) / (2 * noise**2)) for move, chance in zip(moves, chances, strict=True)
+    ]
     total = np.sum(parts, axis=0)
     return total / total.sum()
 
@@ -207,7 +223,9 @@ def test_group_privacy_dominates_the_exact_mixture_in_every_step(rate: float, no
 @pytest.mark.parametrize(
     ("rate", "noise", "count"), [(0.05, 1.0, 20), (0.05, 4.0, 200), (0.2, 2.0, 10), (0.5, 4.0, 30), (0.9, 8.0, 40)]
 )
-def test_a_row_among_several_of_a_customer_counts_for_more_than_replacement_does(rate: float, noise: float, count: int) -> None:
+def test_a_row_among_several_of_a_customer_counts_for_more_than_replacement_does(
+    rate: float, noise: float, count: int
+) -> None:
     """Without the row, its customer's clipped sum is another vector of the same ball: N(C) becomes N(-C) at worst. The
     privacy loss of that pair, composed by FFT.
     """

@@ -262,7 +262,7 @@ class TestCommand:
             ledger_command(tmp_path, None, False, DELTA)
 
 
-# --- version 1 --------------------------------------------------------------------------------------------------------------------------
+# --- version 1 ------------------------------------------------------------------------------------
 
 FPB = (("one", "x"), ("two", "y"), ("three", "x"))
 
@@ -273,8 +273,10 @@ def write_version_1(folder: Path, account: str, rounds: int, **values: Any) -> P
     previous, text = BEGINNING, ""
     for number in range(1, rounds + 1):
         line = {
-            "number": number, "time": "2025-01-01T00:00:00+0000", "run": "old", "round": number, "bank": "north", "mechanism": "example-level DP-SGD",
-            "unit": "example", "sampling_rate": 1.0, "noise_multiplier": 5.0, "steps": 1, "delta": 1e-4, "accountant": "PRV of opacus 1.6.0",
+            "number": number, "time": "2025-01-01T00:00:00+0000", "run": "old", "round": number, "bank": "north",
+            "mechanism": "example-level DP-SGD",
+            "unit": "example", "sampling_rate": 1.0, "noise_multiplier": 5.0, "steps": 1, "delta": 1e-4,
+            "accountant": "PRV of opacus 1.6.0",
             "epsilon": 1.0, "reproducible_noise": False, "previous": previous, **values,
         }  # fmt: skip
         previous = line["hash"] = hash_of(line)
@@ -289,7 +291,9 @@ def version_1(folder: Path, rows: Rows = ROWS) -> Version1:
 
 
 class TestVersion1:
-    def test_an_account_of_todays_rows_is_booked_on_them(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def test_an_account_of_todays_rows_is_booked_on_them(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         caplog.set_level(logging.INFO, logger="fedfinlora.privacy")
         file = write_version_1(tmp_path / "north", fingerprint(FPB), 3)
         assert spend(tmp_path, version_1=version_1(tmp_path)).epsilon == after(4)

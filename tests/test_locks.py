@@ -38,7 +38,8 @@ sys.stdin.readline()
 def another(path: Path, how: str = "take", wait: bool = True) -> Iterator[subprocess.Popen[str]]:
     """A process that holds the lock until it reads a line."""
     with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(path), how], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD, str(path), how], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True
     ) as process:  # fmt: skip
         try:
             if wait:

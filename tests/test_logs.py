@@ -17,7 +17,9 @@ def logger() -> Iterator[logging.Logger]:
     found = logging.getLogger("fedfinlora")
     before, level, propagate = list(found.handlers), found.level, found.propagate
     found.handlers.clear()
-    found.propagate = True  # else pytest hangs its own handlers on it, and show_logs leaves a logger that has handlers alone
+    found.propagate = (
+        True  # else pytest hangs its own handlers on it, and show_logs leaves a logger that has handlers alone
+    )
     yield found
     found.handlers[:] = before
     found.setLevel(level)
@@ -63,4 +65,10 @@ def test_what_is_known_later_holds_to_the_end_of_its_block(
         log.error("after")
     log.info("outside")
     before, after, outside = (json.loads(line) for line in capfd.readouterr().err.splitlines())
-    assert ("run" in before, after["run"], after["round"], after["bank"], "run" in outside) == (False, "r", 3, "north", False)
+    assert ("run" in before, after["run"], after["round"], after["bank"], "run" in outside) == (
+        False,
+        "r",
+        3,
+        "north",
+        False,
+    )

@@ -78,7 +78,7 @@ def relative(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.linalg.norm(one - other) / np.linalg.norm(other))
 
 
-# --- A and B ----------------------------------------------------------------------------------------------------------------------------
+# --- A and B --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(40, 40), (24, 64), (64, 24)])
@@ -122,7 +122,9 @@ def test_small_singular_values_are_exact_enough() -> None:
     np.testing.assert_allclose(np.abs(a @ right), np.eye(8), atol=1e-5)
 
 
-@pytest.mark.parametrize(("weight", "rank"), [(np.eye(8, 4), 5), (np.diag([3.0, 2.0, 1.0, 0.0]), 4), (np.zeros((4, 4)), 1)])
+@pytest.mark.parametrize(
+    ("weight", "rank"), [(np.eye(8, 4), 5), (np.diag([3.0, 2.0, 1.0, 0.0]), 4), (np.zeros((4, 4)), 1)]
+)
 def test_a_weight_with_fewer_directions_than_the_rank_is_refused(weight: np.ndarray, rank: int) -> None:
     with pytest.raises(UserError, match=r"fewer than . directions. Set a smaller peft\.rank"):
         factors(weight, rank)
@@ -161,7 +163,7 @@ def test_weights_of_real_8_bit_layers_are_read_before_and_after_a_pass() -> None
     np.testing.assert_array_equal(base_weight(layer), first)
 
 
-# --- one matrix a layer -----------------------------------------------------------------------------------------------------------------
+# --- one matrix a layer ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
@@ -259,7 +261,7 @@ def test_a_rank_that_a_layer_does_not_have_is_refused_and_leaves_nothing_behind(
     assert len(list(session.model.modules())) == modules
 
 
-# --- folders ----------------------------------------------------------------------------------------------------------------------------
+# --- folders --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
@@ -374,7 +376,7 @@ def test_freezing_a_with_it_is_refused() -> None:
         compose(["peft=lora_xs", "peft.freeze_a=true"])
 
 
-# --- runs -------------------------------------------------------------------------------------------------------------------------------
+# --- runs -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -385,7 +387,9 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 XS = ("peft=lora_xs", "peft.rank=8", "peft.dropout=0.1")
 
 
-def test_two_banks_and_two_rounds_give_the_same_bytes_twice_and_send_r_squared_numbers(rows: Path, tmp_path: Path) -> None:
+def test_two_banks_and_two_rounds_give_the_same_bytes_twice_and_send_r_squared_numbers(
+    rows: Path, tmp_path: Path
+) -> None:
     runs = []
     for name in ("one", "two"):
         config = compose(overrides(rows, tmp_path / "runs", *XS, name=name))
@@ -423,7 +427,18 @@ def test_evaluate_scores_an_exported_folder_as_its_run_did(rows: Path, tmp_path:
     plain = [word for word in overrides(rows, tmp_path / "runs", *SCORED, name="scored") if not word.startswith("peft")]
     assert main(["evaluate", "--adapter", str(final), *plain, "evaluation.reuse=false"]) == 0
     assert (
-        main(["evaluate", "--adapter", str(final), *plain[:3], "run_name=as_xs", *plain[4:], *XS, "evaluation.reuse=false"])
+        main(
+            [
+                "evaluate",
+                "--adapter",
+                str(final),
+                *plain[:3],
+                "run_name=as_xs",
+                *plain[4:],
+                *XS,
+                "evaluation.reuse=false",
+            ]
+        )
         == 0
     )
     answers = [
@@ -434,7 +449,7 @@ def test_evaluate_scores_an_exported_folder_as_its_run_did(rows: Path, tmp_path:
     assert answers[0] == answers[1] == answers[2]
 
 
-# --- privacy ----------------------------------------------------------------------------------------------------------------------------
+# --- privacy --------------------------------------------------------------------------------------
 
 
 def clipped_by_autograd(
@@ -449,7 +464,9 @@ def clipped_by_autograd(
             session.model(input_ids=ids).logits[0, len(row.prompt_ids) - 1 : -1].double(), ids[0, len(row.prompt_ids) :]
         )
         losses.backward()
-        gradients = {name: parameter.grad.double().numpy().copy() for name, parameter in trainable(session.model).items()}  # type: ignore[union-attr]
+        gradients = {
+            name: parameter.grad.double().numpy().copy() for name, parameter in trainable(session.model).items()
+        }  # type: ignore[union-attr]
         session.model.zero_grad(set_to_none=True)
         norm = math.sqrt(sum(float((gradient**2).sum()) for gradient in gradients.values()))
         norms.append(norm)
@@ -491,7 +508,13 @@ def test_a_private_step_clips_the_gradient_of_r_as_autograd_has_it_row_by_row(qu
 
 def test_a_private_run_noises_r_alone(rows: Path, tmp_path: Path) -> None:
     words = overrides(
-        rows, tmp_path / "runs", "privacy=example", "privacy.epsilon=0", "privacy.noise_multiplier=1", "privacy.delta=1e-5", *XS
+        rows,
+        tmp_path / "runs",
+        "privacy=example",
+        "privacy.epsilon=0",
+        "privacy.noise_multiplier=1",
+        "privacy.delta=1e-5",
+        *XS,
     )
     config = compose(words)
     run = run_federated(FakeGrid(simulated_banks(2, tmp_path / "banks")), config)
@@ -501,7 +524,7 @@ def test_a_private_run_noises_r_alone(rows: Path, tmp_path: Path) -> None:
     assert layout_of(session.model).size == read_adapter(session.model).size == 2 * 3 * 64
 
 
-# --- int8 and the batch -----------------------------------------------------------------------------------------------------------------
+# --- int8 and the batch ---------------------------------------------------------------------------
 
 
 def int8_layer(threshold: float) -> tuple[Any, torch.Tensor]:

@@ -52,7 +52,7 @@ def passes(rows: list[Example], limit_bytes: float, **changes: Any) -> list[Pass
     return list(passes_of_step(rows, replace(PLAIN, **changes), PassLimits(FOUR_LAYERS, limit_bytes), CPU))
 
 
-# --- how many layers, how many passes -------------------------------------------------------------------------------------------------
+# --- how many layers, how many passes -------------------------------------------------------------
 
 
 def test_as_few_layers_are_checkpointed_as_the_memory_asks_for_by_hand() -> None:
@@ -98,18 +98,22 @@ def test_gradient_checkpointing_checkpoints_every_layer_of_every_pass() -> None:
     assert [part.checkpointed_layers for part in passes(text_examples(3), 1e9, gradient_checkpointing=True)] == [4]
 
 
-def test_half_of_what_is_free_is_the_default_and_memory_gib_wins(tiny: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_of_what_is_free_is_the_default_and_memory_gib_wins(
+    tiny: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(training, "free_bytes", lambda device: 10 * 2**30)
     assert PassLimits.of(tiny.model, PLAIN).memory_bytes == 5 * 2**30
     assert PassLimits.of(tiny.model, replace(PLAIN, memory_gib=0.25)).memory_bytes == 2**28
     assert free_bytes(CPU) > 0
 
 
-# --- the same results ---------------------------------------------------------------------------------------------------------------
+# --- the same results -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("quantization", "method"), PAIRS)
-def test_loss_and_gradients_do_not_depend_on_the_memory(session_of: MakeSession, quantization: str, method: str) -> None:
+def test_loss_and_gradients_do_not_depend_on_the_memory(
+    session_of: MakeSession, quantization: str, method: str
+) -> None:
     session = session_of(quantization, method)
     start, rows = read_adapter(session.model), filing_examples()
     whole, expected = one_step(session, start, replace(PLAIN, memory_gib=100.0), rows)
@@ -144,12 +148,14 @@ def test_measuring_the_model_changes_nothing_in_training(session_of: MakeSession
     assert measured.tobytes() == known.tobytes()
 
 
-# --- nothing is left behind -----------------------------------------------------------------------------------------------------------
+# --- nothing is left behind -----------------------------------------------------------------------
 
 
 def switched(session: Session) -> list[dict[str, Any]]:
     names = ("gradient_checkpointing", "_gradient_checkpointing_func")
-    return [{name: vars(layer)[name] for name in names if name in vars(layer)} for layer in decoder_layers(session.model)]
+    return [
+        {name: vars(layer)[name] for name in names if name in vars(layer)} for layer in decoder_layers(session.model)
+    ]
 
 
 def test_the_first_layers_are_checkpointed_and_none_afterwards(tiny: Session) -> None:
@@ -177,14 +183,17 @@ def test_a_model_without_layers_to_checkpoint_is_a_user_error() -> None:
         decoder_layers(torch.nn.Linear(2, 2))
 
 
-# --- what is said -------------------------------------------------------------------------------------------------------------------
+# --- what is said ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"memory_gib": 100.0}, []),
-        ({"gradient_checkpointing": True}, ["bank-0: 2 of 2 layers checkpointed, as train.gradient_checkpointing says"]),
+        (
+            {"gradient_checkpointing": True},
+            ["bank-0: 2 of 2 layers checkpointed, as train.gradient_checkpointing says"],
+        ),
         ({"memory_gib": 1e-9}, ["needs more than 0.0 GiB even with 2 of 2 layers checkpointed"]),
     ],
     ids=str,
@@ -200,7 +209,7 @@ def test_checkpointing_is_told_once(
     assert all(part in message for part, message in zip(said, messages, strict=True))
 
 
-# --- the estimate -------------------------------------------------------------------------------------------------------------------
+# --- the estimate ---------------------------------------------------------------------------------
 
 
 class Held:
@@ -211,7 +220,9 @@ class Held:
 
 
 @pytest.mark.parametrize(("quantization", "method"), [("none", "lora"), ("int8", "dora"), (NF4_PACKED, "rslora")])
-def test_the_estimate_of_what_is_kept_is_what_autograd_keeps(session_of: MakeSession, quantization: str, method: str) -> None:
+def test_the_estimate_of_what_is_kept_is_what_autograd_keeps(
+    session_of: MakeSession, quantization: str, method: str
+) -> None:
     """Counted again on passes of other lengths, with a plan. What does not grow with the tokens (DoRA's norms) is not
     in the estimate.
     """
@@ -250,7 +261,9 @@ def worked(smollm2_config: Config) -> tuple[Any, Any]:
     model = get_session(smollm2_config).model
     draw = np.random.default_rng(0)
     beginning = tuple(draw.integers(5, 4000, 1000).tolist())
-    pack = make_pack([Example(beginning + tuple(draw.integers(5, 4000, 39).tolist()), (5,) * 12, row) for row in range(10)])
+    pack = make_pack(
+        [Example(beginning + tuple(draw.integers(5, 4000, 39).tolist()), (5,) * 12, row) for row in range(10)]
+    )
     model.train()
     answer_loss(model, pack).backward()  # type: ignore[no-untyped-call]
     model.zero_grad(set_to_none=True)
@@ -285,7 +298,9 @@ def _trim() -> None:
 
 
 def test_what_the_heap_holds_back_is_given_back() -> None:
-    """In a process of its own: 512 MiB in pieces below glibc's threshold for mappings, with one in use above them all."""
+    """In a process of its own: 512 MiB in pieces below glibc's threshold for mappings, with one in use above them
+    all.
+    """
     code = (
         "import ctypes, psutil, sys\n"
         "from fedfinlora.memory import give_back_heap\n"

@@ -18,7 +18,15 @@ from eval.averages import finlora_overall, group_means, headline_score
 from eval.finlora import FinloraPiece
 from eval.records import score_rows
 from fedfinlora.errors import UserError
-from fedfinlora.run.evaluation import BenchmarkMetrics, ClassRow, ConfusionMatrix, Estimate, GroupMean, Overall, RowRecord
+from fedfinlora.run.evaluation import (
+    BenchmarkMetrics,
+    ClassRow,
+    ConfusionMatrix,
+    Estimate,
+    GroupMean,
+    Overall,
+    RowRecord,
+)
 from fedfinlora.run.typed import from_json, to_json
 
 
@@ -26,7 +34,7 @@ def pieces(*triples: tuple[str, str, bool]) -> list[FinloraPiece]:
     return [FinloraPiece(target, output, correct, ambiguous=False) for target, output, correct in triples]
 
 
-# --- F1 and correlation -------------------------------------------------------------------------------------------------------
+# --- F1 and correlation ---------------------------------------------------------------------------
 
 
 def test_unparsed_costs_recall_and_is_no_class() -> None:
@@ -61,7 +69,7 @@ def test_matthews_correlation_where_it_does_not_exist() -> None:
     assert matthews_correlation(["a", "b"], [None, None]) == 0
 
 
-# --- FinLoRA's F1 -------------------------------------------------------------------------------------------------------------
+# --- FinLoRA's F1 ---------------------------------------------------------------------------------
 
 
 def test_finlora_f1_by_hand() -> None:
@@ -87,7 +95,7 @@ def test_finlora_f1_flatters_as_published() -> None:
     assert finlora_f1(judged) > 0.8564
 
 
-# --- summaries ----------------------------------------------------------------------------------------------------------------
+# --- summaries ------------------------------------------------------------------------------------
 
 
 def rows_of(key: str, targets: list[str]) -> list[Row]:
@@ -108,7 +116,9 @@ def test_summary_by_hand() -> None:
     # FinLoRA: negative has precision 1/2 because one wrong output spells it.
     assert metrics.value("finlora_f1") == pytest.approx(1 / 2)
     assert 0 < metrics.value("matthews") < 1
-    assert metrics.classes[2] == ClassRow("positive", support=2, answered=1, precision=1.0, recall=0.5, f1=pytest.approx(2 / 3))
+    assert metrics.classes[2] == ClassRow(
+        "positive", support=2, answered=1, precision=1.0, recall=0.5, f1=pytest.approx(2 / 3)
+    )
     assert metrics.confusion == ConfusionMatrix(
         labels=("negative", "neutral", "positive"),
         answers=("negative", "neutral", "positive", "unparsed"),
@@ -117,7 +127,8 @@ def test_summary_by_hand() -> None:
 
 
 FIGURES = {
-    "unparsed_share", "accuracy", "f1_macro", "f1_weighted", "matthews", "finlora_accuracy", "finlora_f1", "accuracy_exact",
+    "unparsed_share", "accuracy", "f1_macro", "f1_weighted", "matthews", "finlora_accuracy", "finlora_f1",
+    "accuracy_exact",
     "row_accuracy", "value_accuracy", "bertscore_precision", "bertscore_recall", "bertscore_f1", "labels_accuracy",
     "labels_f1_macro", "labels_f1_weighted", "labels_matthews",
 }  # fmt: skip
@@ -240,21 +251,25 @@ def test_metrics_of_1200_rows_take_no_time() -> None:
     assert time.process_time() - started < 2
 
 
-# --- label log-probabilities --------------------------------------------------------------------------------------------------
+# --- label log-probabilities ----------------------------------------------------------------------
 
 
 def with_choices(records: list[RowRecord], choices: list[str | None]) -> list[RowRecord]:
-    return [replace(record, label_choice=choice, label_logprobs={}) for record, choice in zip(records, choices, strict=True)]
+    return [
+        replace(record, label_choice=choice, label_logprobs={}) for record, choice in zip(records, choices, strict=True)
+    ]
 
 
 def test_labels_alone_leave_the_generated_figures_out() -> None:
     targets = ["positive", "positive", "negative", "neutral"]
     records, nothing = score_rows(BENCHMARKS["fpb"], rows_of("fpb", targets), [None] * 4)
     assert to_json(nothing) == {"n": 4}
-    assert [to_json(records[0])[name] for name in ("output", "parsed", "correct", "finlora_correct", "finlora_ambiguous")] == [
-        None
-    ] * 5
-    metrics = metrics_of_records(BENCHMARKS["fpb"], with_choices(records, ["positive", "negative", "negative", "neutral"]))
+    assert [
+        to_json(records[0])[name] for name in ("output", "parsed", "correct", "finlora_correct", "finlora_ambiguous")
+    ] == [None] * 5
+    metrics = metrics_of_records(
+        BENCHMARKS["fpb"], with_choices(records, ["positive", "negative", "negative", "neutral"])
+    )
     names = ("accuracy", "f1_macro", "f1_weighted", "matthews")
     assert set(to_json(metrics)) == {"n", *(f"labels_{name}{end}" for name in names for end in ("", "_ci95"))}
     assert (metrics.n, metrics.value("labels_accuracy")) == (4, 0.75)
@@ -268,13 +283,17 @@ def test_labels_and_generated_answers_stand_side_by_side() -> None:
     targets = ["strong positive", "mildly negative"]
     records, generated = score_rows(BENCHMARKS["nwgi"], rows_of("nwgi", targets), ["positive", "x"])
     both = metrics_of_records(BENCHMARKS["nwgi"], with_choices(records, ["neutral", "negative"]))
-    assert {name: value for name, value in to_json(both).items() if not name.startswith("labels_")} == to_json(generated)
+    assert {name: value for name, value in to_json(both).items() if not name.startswith("labels_")} == to_json(
+        generated
+    )
     assert (both.value("accuracy"), both.value("labels_accuracy")) == (0.5, 0.5)
     assert headline_score(both) == 0.5
 
 
 def test_a_target_outside_the_label_set_is_a_wrong_answer() -> None:
-    records, _ = score_rows(BENCHMARKS["fpb"], rows_of("fpb", ["mixed", "positive", "neutral"]), ["mixed?", "positive", "?"])
+    records, _ = score_rows(
+        BENCHMARKS["fpb"], rows_of("fpb", ["mixed", "positive", "neutral"]), ["mixed?", "positive", "?"]
+    )
     metrics = metrics_of_records(BENCHMARKS["fpb"], with_choices(records, ["positive", "positive", None]))
     assert metrics.value("labels_accuracy") == pytest.approx(1 / 3)
     assert metrics.confusion.labels == ("negative", "neutral", "positive", "other")
@@ -300,10 +319,11 @@ def test_nothing_generated_gives_no_figures_anywhere(key) -> None:
     assert headline_score(metrics) is None
 
 
-# --- what must not break ------------------------------------------------------------------------------------------------------
+# --- what must not break --------------------------------------------------------------------------
 
 ODD_TEXTS = [
-    "", " ", " \n ", ",", ",,", "a,b", "1,234.5", "(", "İstanbul", "ſ", "naïve 日本", "\u2028", "🙂", "us-gaap:", "Yes", "positive",
+    "", " ", " \n ", ",", ",,", "a,b", "1,234.5", "(", "İstanbul", "ſ", "naïve 日本", "\u2028", "🙂", "us-gaap:", "Yes",
+    "positive",
     "1/0", "A", "AbcDef", "AbcDef,5.0,",
 ]  # fmt: skip
 
@@ -330,7 +350,9 @@ def test_a_label_that_begins_another_is_told_apart() -> None:
 
 
 def test_number_summary_has_both_accuracies_and_no_correlation() -> None:
-    _, metrics = score_rows(BENCHMARKS["formula"], rows_of("formula", ["10000.0", "2.5", "3.0"]), ["10000.5", "2.50", "x"])
+    _, metrics = score_rows(
+        BENCHMARKS["formula"], rows_of("formula", ["10000.0", "2.5", "3.0"]), ["10000.5", "2.50", "x"]
+    )
     assert metrics.value("accuracy") == pytest.approx(2 / 3)
     assert metrics.value("accuracy_exact") == pytest.approx(1 / 3)
     assert metrics.value("finlora_accuracy") == pytest.approx(1 / 3)
@@ -360,7 +382,9 @@ def test_one_class_one_row_and_all_unparsed() -> None:
 @given(
     st.sampled_from(["nwgi", "xbrl_finer", "formula", "xbrl_tags_extract"]),
     st.lists(
-        st.tuples(st.sampled_from(["positive", "5.0", "AbcDef,Revenues"]), st.sampled_from(["positive", "15.0", "AbcDef", ""])),
+        st.tuples(
+            st.sampled_from(["positive", "5.0", "AbcDef,Revenues"]), st.sampled_from(["positive", "15.0", "AbcDef", ""])
+        ),
         min_size=1,
         max_size=8,
     ),
@@ -368,7 +392,9 @@ def test_one_class_one_row_and_all_unparsed() -> None:
 )
 def test_permuting_rows_changes_nothing(key, pairs, shuffler) -> None:
     def metrics_of(pairs):
-        return score_rows(BENCHMARKS[key], rows_of(key, [target for target, _ in pairs]), [output for _, output in pairs])[1]
+        return score_rows(
+            BENCHMARKS[key], rows_of(key, [target for target, _ in pairs]), [output for _, output in pairs]
+        )[1]
 
     shuffled = list(pairs)
     shuffler.shuffle(shuffled)
@@ -385,7 +411,7 @@ def test_records_read_back_from_json_give_the_same_metrics() -> None:
         assert from_json(BenchmarkMetrics, json.loads(json.dumps(to_json(metrics))), key) == metrics
 
 
-# --- BERTScore and averages ---------------------------------------------------------------------------------------------------
+# --- BERTScore and averages -----------------------------------------------------------------------
 
 
 def bert_record(f1: float, model: str = "ProsusAI/finbert", parsed: str | None = "text") -> RowRecord:

@@ -27,9 +27,12 @@ def lent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelPackage:
         archive.writestr("lent_model/__init__.py", "raise ImportError('must not be imported')")
         info = "lent_model-1.0.dist-info"
         archive.writestr(
-            f"{info}/METADATA", ("Metadata-Version: 2.1\nName: lent-model\nVersion: 1.0\nRequires-Dist: not-there-at-all\n")
+            f"{info}/METADATA",
+            ("Metadata-Version: 2.1\nName: lent-model\nVersion: 1.0\nRequires-Dist: not-there-at-all\n"),
         )
-        archive.writestr(f"{info}/WHEEL", ("Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"))
+        archive.writestr(
+            f"{info}/WHEEL", ("Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        )
         archive.writestr(f"{info}/RECORD", "")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))

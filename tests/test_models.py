@@ -1,4 +1,6 @@
-"""The loaded model: it trains and evaluates alike, is loaded once, proves itself, and says what to do when it cannot be had."""
+"""The loaded model: it trains and evaluates alike, is loaded once, proves itself, and says what to do when it cannot be
+had.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,16 @@ from fedfinlora import models
 from fedfinlora.adapter import layout_of, read_adapter, trainable, write_adapter
 from fedfinlora.config import Config, ModelConfig, PeftConfig
 from fedfinlora.errors import UserError
-from fedfinlora.models import Session, add_adapter, get_session, initial_adapter, load_base, pick_device, pick_dtype, prove
+from fedfinlora.models import (
+    Session,
+    add_adapter,
+    get_session,
+    initial_adapter,
+    load_base,
+    pick_device,
+    pick_dtype,
+    prove,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKENS = torch.arange(30, 50).unsqueeze(0)
@@ -60,7 +71,7 @@ def forget() -> Iterator[None]:
     models._sessions.clear()
 
 
-# --- one arithmetic -------------------------------------------------------------------------------------------------------------
+# --- one arithmetic -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("quantization", "method"), PAIRS)
@@ -125,7 +136,7 @@ def test_weights_are_unpacked_by_themselves_only_where_a_quarter_of_the_memory_h
     assert ["Linear4bit" in kind for kind in kinds] == [False, True, True]
 
 
-# --- one load -------------------------------------------------------------------------------------------------------------------
+# --- one load -------------------------------------------------------------------------------------
 
 
 def test_the_base_is_loaded_once_also_when_the_adapter_changes(forget: None) -> None:
@@ -189,7 +200,7 @@ def test_unknown_target_modules_are_a_user_error_that_leaves_nothing_behind(forg
     assert all(gradient is not None for gradient in gradients(session.model).values())
 
 
-# --- the start of every run -----------------------------------------------------------------------------------------------------
+# --- the start of every run -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -232,7 +243,9 @@ def test_initial_adapter_depends_on_the_seed_alone(session_of: MakeSession) -> N
 
 
 @pytest.mark.parametrize(("quantization", "method"), PAIRS)
-def test_initial_adapter_changes_no_logits_and_has_zero_b(session_of: MakeSession, quantization: str, method: str) -> None:
+def test_initial_adapter_changes_no_logits_and_has_zero_b(
+    session_of: MakeSession, quantization: str, method: str
+) -> None:
     session = session_of(quantization, method)
     views = session.layout.views(initial_adapter(session, tiny_config(quantization, method)))
     b_tensors = [view for name, view in views.items() if "lora_B" in name]
@@ -255,11 +268,13 @@ def test_drawing_the_adapter_leaves_the_callers_randomness_alone(session_of: Mak
     assert torch.equal(torch.rand(3), expected)
 
 
-# --- the proof ------------------------------------------------------------------------------------------------------------------
+# --- the proof ------------------------------------------------------------------------------------
 
 
 class Odd(nn.Module):
-    """A one-matrix language model that can be made wrong in the ways that a quantized layer has been seen to be wrong."""
+    """A one-matrix language model that can be made wrong in the ways that a quantized layer has been seen to be
+    wrong.
+    """
 
     def __init__(self, fault: str = "") -> None:
         super().__init__()
@@ -328,7 +343,9 @@ def test_the_proof_leaves_the_model_as_it_was(session_of: MakeSession) -> None:
     assert all(parameter.grad is None for parameter in session.model.parameters())
 
 
-def test_the_proof_catches_bitsandbytes_repacking_its_4_bit_weights(forget: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_proof_catches_bitsandbytes_repacking_its_4_bit_weights(
+    forget: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import bitsandbytes as bnb
 
     def as_delivered(model: nn.Module, unpack: str) -> None:
@@ -349,14 +366,15 @@ def test_the_proof_catches_8_bit_layers_that_evaluate_with_other_arithmetic(
         get_session(tiny_config("int8"))
 
 
-# --- what cannot be had ---------------------------------------------------------------------------------------------------------
+# --- what cannot be had ---------------------------------------------------------------------------
 
 
 def test_a_model_out_of_reach_names_the_token_the_licence_and_a_local_folder() -> None:
     program = (
         "from fedfinlora.config import ModelConfig\nfrom fedfinlora.errors import UserError\n"
         "from fedfinlora.models import load_base\n"
-        "try:\n    load_base(ModelConfig(path='meta-llama/No-Such-Llama', quantization='none', licence_url='https://licence'))\n"
+        "try:\n    load_base(ModelConfig(path='meta-llama/No-Such-Llama', quantization='none', "
+        "licence_url='https://licence'))\n"
         "except UserError as error:\n    print(error)\n"
     )
     shown = subprocess.run(

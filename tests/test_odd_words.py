@@ -1,4 +1,6 @@
-"""Words of the command line that are no settings: each is one line with status 2 that names the word and what it takes."""
+"""Words of the command line that are no settings: each is one line with status 2 that names the word and what it
+takes.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ ODD = {
     "train.=1": "not of the form key=value",
     "=1": "not of the form key=value",
     "train.learning_rate=1,5": r"train\.learning_rate takes one value, not 1,5\. .*a fraction has a point",
-    "dataset.tasks=fpb,tfns": r"dataset\.tasks takes one value, not fpb,tfns\. A list is written dataset\.tasks=\[a,b\]",
+    "dataset.tasks=fpb,tfns": r"dataset\.tasks takes one value, not fpb,tfns\. A list is written dataset\.tasks=\[a,b\]",  # noqa: E501
     "seed=range(1,3)": "seed takes one value",
     "dataset.tasks={fpb: 1}": r"dataset\.tasks does not take \{fpb: 1\}: docs/configuration\.md",
     "peft=[lora,dora]": r"Unknown peft '\[lora,dora\]'. Choose one of: dora, lora",
@@ -44,7 +46,9 @@ def test_words_that_are_settings_are_taken() -> None:
     """Names of any letters, a list of one element with and without brackets, the last of two, a group in quotes."""
     for name in ("Größe Ü", "a=b", "[a]", "-a", "~", "yes", "1e5", "$HOME", "it's"):
         assert compose([f"run_name={name}"]).run_name == name
-    assert compose(["dataset.tasks=fpb"]).dataset.tasks == compose(["dataset.tasks=[ 'fpb' ]"]).dataset.tasks == ("fpb",)
+    assert (
+        compose(["dataset.tasks=fpb"]).dataset.tasks == compose(["dataset.tasks=[ 'fpb' ]"]).dataset.tasks == ("fpb",)
+    )
     assert compose(["seed=1", "seed=2"]).seed == 2
     assert compose(["peft='dora'"]).peft.method == "dora"
 

@@ -30,7 +30,19 @@ OF_PROMETHEUS = {"up"}
 PROGRAMS = {"curl", "df", "du", "journalctl", "nvidia-smi", "systemctl", "tail", "timedatectl"}
 UNITLESS = {"fedfinlora_loss", "fedfinlora_run_state"}
 BASE_UNITS = ("_seconds", "_bytes")
-NOT_BASE = ("_milliseconds", "_ms", "_minutes", "_hours", "_days", "_percent", "_kilobytes", "_mb", "_gib", "_mib", "_kib")
+NOT_BASE = (
+    "_milliseconds",
+    "_ms",
+    "_minutes",
+    "_hours",
+    "_days",
+    "_percent",
+    "_kilobytes",
+    "_mb",
+    "_gib",
+    "_mib",
+    "_kib",
+)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +100,8 @@ def _walk(node: Any) -> Iterator[tuple[str, set[str]]]:
         for argument in node.args:
             yield from _walk(argument)
     elif isinstance(
-        node, (promql_parser.AggregateExpr, promql_parser.ParenExpr, promql_parser.UnaryExpr, promql_parser.SubqueryExpr)
+        node,
+        (promql_parser.AggregateExpr, promql_parser.ParenExpr, promql_parser.UnaryExpr, promql_parser.SubqueryExpr),
     ):
         yield from _walk(node.expr)
     else:
@@ -127,7 +140,9 @@ def test_a_query_of_a_metric_that_does_not_exist_is_found(exported: dict[str, tu
 
 def test_every_metric_is_shown_or_watched(exported: dict[str, tuple[str, set[str]]]) -> None:
     asked = {
-        name for query in [*(one for _, one in queries()), *(rule["expr"] for rule in rules())] for name, _ in selectors(query)
+        name
+        for query in [*(one for _, one in queries()), *(rule["expr"] for rule in rules())]
+        for name, _ in selectors(query)
     }
     assert exported.keys() - asked == set()
 
@@ -147,10 +162,13 @@ def test_names_follow_prometheus_conventions(tmp_path: Path) -> None:
         if "timestamp" in family.name:
             assert family.name.endswith("_timestamp_seconds")
             assert family.type == "gauge"
-        if re.search(r"second|minute|hour|Bytes|bytes", family.documentation.split(",")[0]) and family.name not in UNITLESS:
-            assert family.name.endswith(BASE_UNITS) or family.name.removesuffix("_sent").removesuffix("_received").endswith(
-                "_bytes"
-            ), family.name
+        if (
+            re.search(r"second|minute|hour|Bytes|bytes", family.documentation.split(",")[0])
+            and family.name not in UNITLESS
+        ):
+            assert family.name.endswith(BASE_UNITS) or family.name.removesuffix("_sent").removesuffix(
+                "_received"
+            ).endswith("_bytes"), family.name
 
 
 def test_a_bank_away_a_budget_near_and_the_rest_of_the_list_have_an_alert() -> None:
@@ -170,7 +188,9 @@ def test_a_bank_away_a_budget_near_and_the_rest_of_the_list_have_an_alert() -> N
 def test_every_alert_has_its_page_and_every_page_its_alert() -> None:
     names = {rule["alert"] for rule in rules()}
     assert {file.stem for file in RUNBOOK.glob("*.md")} - {"README"} == names
-    assert set(re.findall(r"^\| \[(\w+)\]\(\w+\.md\)", (RUNBOOK / "README.md").read_text("utf-8"), re.MULTILINE)) == names
+    assert (
+        set(re.findall(r"^\| \[(\w+)\]\(\w+\.md\)", (RUNBOOK / "README.md").read_text("utf-8"), re.MULTILINE)) == names
+    )
     for rule in rules():
         assert rule["annotations"]["runbook"] == f"docs/runbook/{rule['alert']}.md"
         assert rule["labels"]["severity"] in ("warning", "critical")
@@ -220,7 +240,11 @@ def test_the_dashboard_is_one_that_grafana_can_place() -> None:
     for panel in found["panels"]:
         place = panel["gridPos"]
         assert place["x"] + place["w"] <= 24
-        cells = {(x, y) for x in range(place["x"], place["x"] + place["w"]) for y in range(place["y"], place["y"] + place["h"])}
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
         assert not cells & taken
         taken |= cells
         for target in panel.get("targets", ()):
@@ -242,9 +266,13 @@ def test_promtool_finds_nothing_against_alerts_and_metrics(tmp_path: Path) -> No
             )
             assert (done.returncode, done.stderr) == (0, "")
     played = yaml.safe_load((DEPLOY / "alerts-test.yaml").read_text("utf-8"))
-    names = {case["alertname"] for test in played["tests"] for case in test["alert_rule_test"] if case.get("exp_alerts")}
+    names = {
+        case["alertname"] for test in played["tests"] for case in test["alert_rule_test"] if case.get("exp_alerts")
+    }
     assert names == {rule["alert"] for rule in rules()}
     if PROMTOOL:
         for words in (["check", "rules", "alerts.yaml"], ["test", "rules", "alerts-test.yaml"]):
-            done = subprocess.run([PROMTOOL, *words], cwd=DEPLOY, capture_output=True, text=True, timeout=60, check=False)
+            done = subprocess.run(
+                [PROMTOOL, *words], cwd=DEPLOY, capture_output=True, text=True, timeout=60, check=False
+            )
             assert done.returncode == 0, done.stdout + done.stderr

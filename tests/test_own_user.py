@@ -1,4 +1,6 @@
-"""Whose process is at the other end of a loopback connection: by the kernel's answer, by its tables, and not at all where users look alike."""
+"""Whose process is at the other end of a loopback connection: by the kernel's answer, by its tables, and not at all
+where users look alike.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,14 @@ import uvicorn
 
 from fedfinlora.commands.simulate import free_port
 from fedfinlora.deployment import door, own_user
-from fedfinlora.deployment.own_user import check_user, is_own, owner, owner_by_netlink, owner_in_tables, users_look_alike
+from fedfinlora.deployment.own_user import (
+    check_user,
+    is_own,
+    owner,
+    owner_by_netlink,
+    owner_in_tables,
+    users_look_alike,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 WAYS = (
@@ -69,7 +78,8 @@ def test_where_the_kernel_does_not_answer_its_tables_are_read(monkeypatch: pytes
 
 def test_a_socket_is_found_among_thousands_and_no_neighbour_is_taken_for_it() -> None:
     line = (
-        " {0}: 0100007F:{1:04X} 0100007F:2384 {2} 00000000:00000000 00:00000000 00000000 {3:>5}        0 71 1 0 20 4 0 10 -1\n"
+        " {0}: 0100007F:{1:04X} 0100007F:2384 {2} 00000000:00000000 00:00000000 00000000 {3:>5}        0 71 1 0 20 "
+        "4 0 10 -1\n"
     )
     table = "".join(line.format(port, port, "01", port % 7) for port in range(1024, 20_000)).encode()
     local, remote = ("127.0.0.1", 12345), ("127.0.0.1", 0x2384)
@@ -117,7 +127,8 @@ def test_in_a_user_namespace_that_maps_nobody_nothing_starts_and_no_connection_i
     if subprocess.run(["unshare", "-U", "true"], capture_output=True, check=False).returncode:
         return
     program = (
-        "import socket\nfrom fedfinlora.deployment.own_user import check_user, is_own\nfrom fedfinlora.errors import UserError\n"
+        "import socket\nfrom fedfinlora.deployment.own_user import check_user, is_own\nfrom fedfinlora.errors import "
+        "UserError\n"
         "listening = socket.create_server(('127.0.0.1', 0))\nnear = socket.create_connection(listening.getsockname())\n"
         "far, _ = listening.accept()\nprint(is_own(far))\n"
         "try:\n    check_user()\nexcept UserError as error:\n    print(error)\n"

@@ -70,7 +70,7 @@ def filing_examples(filings: int = 2, questions: int = 3, filing_tokens: int = 1
     return [Example(prompt, answer, index) for index, (prompt, answer) in enumerate(rows)]
 
 
-# --- what each token sees, worked out from the rows alone ---------------------------------------------------------------------------
+# --- what each token sees, worked out from the rows alone -----------------------------------------
 
 
 def visible(sequences: list[Tokens], share: bool = True, spine: Tokens = ()) -> torch.Tensor:
@@ -106,7 +106,7 @@ def dense_attention(
     return (weights @ value.repeat_interleave(copies, dim=1)).transpose(1, 2)
 
 
-# --- laws of the tree ---------------------------------------------------------------------------------------------------------------
+# --- laws of the tree -----------------------------------------------------------------------------
 
 
 @given(SEQUENCES, st.booleans(), st.one_of(st.just(()), SEQUENCE))
@@ -161,7 +161,8 @@ def test_no_saving_worth_a_segment_is_left(sequences: list[Tokens]) -> None:
     for number, (one, other) in enumerate(itertools.pairwise(sequences)):
         common = common_prefix_tokens(one, other)
         keys, others = (
-            [key for start, end in tree.keys(place, 0, common) for key in range(start, end)] for place in (number, number + 1)
+            [key for start, end in tree.keys(place, 0, common) for key in range(start, end)]
+            for place in (number, number + 1)
         )
         kept = sum(one_key == other_key for one_key, other_key in zip(keys, others, strict=True))
         assert keys[:kept] == others[:kept], "they part once and for all"
@@ -177,7 +178,9 @@ def test_without_sharing_each_sequence_is_a_segment_of_its_own(sequences: list[T
 
 
 @given(SEQUENCES, SEQUENCE)
-def test_what_lies_on_the_spine_is_not_read_again_but_for_the_last_token(sequences: list[Tokens], spine: Tokens) -> None:
+def test_what_lies_on_the_spine_is_not_read_again_but_for_the_last_token(
+    sequences: list[Tokens], spine: Tokens
+) -> None:
     tree = make_tree(sequences, spine=spine)
     for number, tokens in enumerate(sequences):
         expected = min(common_prefix_tokens(spine, tokens), len(tokens) - 1)
@@ -200,7 +203,10 @@ def test_a_row_that_begins_another_ends_inside_the_tree() -> None:
 
 
 def test_a_beginning_that_saves_too_little_is_read_by_each_row() -> None:
-    assert [segment.tokens for segment in make_tree([(5, 6, 7, 8), (5, 6, 7, 9)]).segments] == [(5, 6, 7, 8), (5, 6, 7, 9)]
+    assert [segment.tokens for segment in make_tree([(5, 6, 7, 8), (5, 6, 7, 9)]).segments] == [
+        (5, 6, 7, 8),
+        (5, 6, 7, 9),
+    ]
     assert make_tree([(5, 6, 7, 8), (5, 6, 7, 9), (5, 6, 7, 10)]).tokens == 6, "two rows are saved three tokens each"
 
 
@@ -247,7 +253,7 @@ def test_common_prefix_is_the_longest(one: list[int], other: list[int]) -> None:
     assert one[: length + 1] != other[: length + 1] or length == min(len(one), len(other))
 
 
-# --- laws of packs ------------------------------------------------------------------------------------------------------------------
+# --- laws of packs --------------------------------------------------------------------------------
 
 
 @given(example_lists(max_size=14), st.booleans(), st.integers(1, 80))
@@ -262,7 +268,9 @@ def test_split_loses_no_row_and_keeps_to_the_budget(examples: list[Example], sha
 
 
 @given(example_lists(), st.booleans(), st.integers(1, 80))
-def test_every_answer_token_appears_once_after_its_own_row(examples: list[Example], share: bool, batch_tokens: int) -> None:
+def test_every_answer_token_appears_once_after_its_own_row(
+    examples: list[Example], share: bool, batch_tokens: int
+) -> None:
     by_index = {example.index: example for example in examples}
     found: list[int] = []
     for part in split_rows(examples, batch_tokens, share):
@@ -277,7 +285,9 @@ def test_every_answer_token_appears_once_after_its_own_row(examples: list[Exampl
             assert tuple(pack.answer_ids[at : at + length].tolist()) == example.answer_ids
             for answered, place in enumerate(pack.answer_index[at : at + length].tolist()):
                 seen = sorted(
-                    zip(pack.position_ids[0][mask[place]].tolist(), pack.token_ids[0][mask[place]].tolist(), strict=True)
+                    zip(
+                        pack.position_ids[0][mask[place]].tolist(), pack.token_ids[0][mask[place]].tolist(), strict=True
+                    )
                 )
                 assert tuple(token for _, token in seen) == example.prompt_ids + example.answer_ids[:answered]
             at += length
@@ -326,7 +336,7 @@ def test_sharing_saves_what_it_promises() -> None:
     assert together == 30 + 2 * 150 + 2 * 3 * 12 + own
 
 
-# --- attention ----------------------------------------------------------------------------------------------------------------------
+# --- attention ------------------------------------------------------------------------------------
 
 
 def random_heads(tokens: int, earlier: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -345,14 +355,20 @@ def check_attention(sequences: list[Tokens], share: bool, spine: Tokens, seed: i
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(seed + 1))
     for ours, theirs in zip(
-        torch.autograd.grad((found * weights).sum(), heads), torch.autograd.grad((expected * weights).sum(), heads), strict=True
+        torch.autograd.grad((found * weights).sum(), heads),
+        torch.autograd.grad((expected * weights).sum(), heads),
+        strict=True,
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 @settings(max_examples=60)
 @given(
-    SEQUENCES, st.booleans(), st.one_of(st.just(()), SEQUENCE), st.integers(0, 9), st.sampled_from([(1, 1), (2, 3), (64, 256)])
+    SEQUENCES,
+    st.booleans(),
+    st.one_of(st.just(()), SEQUENCE),
+    st.integers(0, 9),
+    st.sampled_from([(1, 1), (2, 3), (64, 256)]),
 )
 def test_attention_by_runs_and_its_gradients_equal_those_under_the_whole_mask(
     sequences: list[Tokens], share: bool, spine: Tokens, seed: int, run_bounds: tuple[int, int]
@@ -366,7 +382,9 @@ def test_attention_by_runs_and_its_gradients_equal_those_under_the_whole_mask(
 @pytest.mark.parametrize("read_before", [0, 100, 400])
 @pytest.mark.parametrize("share", [True, False])
 def test_attention_over_long_rows_equals_that_under_the_whole_mask(share: bool, read_before: int) -> None:
-    """Runs as long as in earnest: a common beginning of several runs, rows of several runs and several rows in a run."""
+    """Runs as long as in earnest: a common beginning of several runs, rows of several runs and several rows in a
+    run.
+    """
     sequences = sorted(example.read_ids for example in filing_examples(filings=2, questions=2, filing_tokens=500))
     long_row = tuple(np.random.default_rng(0).integers(2, 258, 400).tolist())
     check_attention(sorted([*sequences, sequences[0][:400] + long_row]), share, sequences[0][:read_before], 0)
@@ -397,7 +415,7 @@ def test_the_doctests_of_the_module_hold() -> None:
     assert found.failed == 0
 
 
-# --- loss and gradients -------------------------------------------------------------------------------------------------------------
+# --- loss and gradients ---------------------------------------------------------------------------
 
 
 def loss_and_gradients(model: nn.Module, packs: list[Pack]) -> tuple[float, torch.Tensor]:

@@ -45,7 +45,10 @@ def test_config_and_partition_know_the_same_names() -> None:
 
 @pytest.mark.parametrize("name", ["iid", "dirichlet", "by_task"])
 @given(
-    rows=row_lists(), banks=st.integers(1, 12), seed=st.integers(0, 5), alpha=st.sampled_from([1e-9, 0.05, 0.5, 100.0, 1e300])
+    rows=row_lists(),
+    banks=st.integers(1, 12),
+    seed=st.integers(0, 5),
+    alpha=st.sampled_from([1e-9, 0.05, 0.5, 100.0, 1e300]),
 )
 @LAWFUL
 def test_each_row_goes_to_exactly_one_bank_and_each_bank_gets_one(
@@ -96,7 +99,12 @@ def test_another_seed_gives_other_banks(name: str) -> None:
 
 
 def test_iid_sizes_differ_by_one_at_most() -> None:
-    assert sorted(map(len, partition([make(number) for number in range(11)], 4, PartitionConfig("iid"), 0))) == [2, 3, 3, 3]
+    assert sorted(map(len, partition([make(number) for number in range(11)], 4, PartitionConfig("iid"), 0))) == [
+        2,
+        3,
+        3,
+        3,
+    ]
 
 
 def test_small_alpha_skews_labels_and_large_alpha_does_not() -> None:
@@ -113,7 +121,9 @@ def test_small_alpha_skews_labels_and_large_alpha_does_not() -> None:
 
 
 def test_dirichlet_takes_an_open_task_as_one_class() -> None:
-    """With alpha near zero a class goes to one bank whole: 40 different answers of one open task still stay together."""
+    """With alpha near zero a class goes to one bank whole: 40 different answers of one open task still stay
+    together.
+    """
     rows = [make(number, "xbrl_term", target=f"meaning {number}") for number in range(40)]
     assert sorted(map(len, partition(rows, 2, PartitionConfig("dirichlet", 1e-3), 0))) == [1, 39]
 
@@ -168,7 +178,9 @@ def test_too_many_banks_and_unknown_names_are_clear_errors() -> None:
 
 @given(rows=row_lists(), fraction=st.floats(0, 0.99), max_rows=st.integers(0, 20), seed=st.integers(0, 3))
 @LAWFUL
-def test_hold_out_never_empties_train_and_loses_nothing(rows: list[Row], fraction: float, max_rows: int, seed: int) -> None:
+def test_hold_out_never_empties_train_and_loses_nothing(
+    rows: list[Row], fraction: float, max_rows: int, seed: int
+) -> None:
     rows = [make(number, row.task) for number, row in enumerate(rows)]
     train, held_out = hold_out(rows, fraction, max_rows, seed, "bank-0")
     assert train
@@ -202,7 +214,10 @@ def test_copies_of_a_held_out_row_leave_the_train_rows() -> None:
 
 @pytest.mark.parametrize("name", ["iid", "dirichlet", "by_task", "by_issuer"])
 def test_100_000_rows_are_divided_within_seconds(name: str) -> None:
-    rows = [make(number, TASKS[number % 4], issuer=f"filer {number % 997}" if number % 3 else "") for number in range(100_000)]
+    rows = [
+        make(number, TASKS[number % 4], issuer=f"filer {number % 997}" if number % 3 else "")
+        for number in range(100_000)
+    ]
     start = time.perf_counter()
     partition(rows, 8, PartitionConfig(name), 0)
     assert time.perf_counter() - start < 20.0  # a quadratic partitioner would take minutes

@@ -47,7 +47,8 @@ def home(tmp_path: Path) -> Path:
 
 def words(place: Path, *more: str) -> list[str]:
     return [
-        "dataset=finlora", f"dataset.root={place}", f"output_dir={place}", "model=tiny-random", "model.threads=1", "evaluation=none",
+        "dataset=finlora", f"dataset.root={place}", f"output_dir={place}", "model=tiny-random", "model.threads=1",
+        "evaluation=none",
         "num_server_rounds=4", "train.steps_per_round=1", "train.batch_rows=16", "train.warmup_steps=0", *more,
     ]  # fmt: skip
 
@@ -99,11 +100,17 @@ class TestTry:
         assert "refused" in line
         assert way_out in line
 
-    def test_a_plan_does_not_write_on_the_terminal_what_it_likes(self, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        status, said = tried(home, planned(home, 'peft.target_modules=["\x1b[2Jevery rule lets it through"]', *PRIVATE), capsys)
+    def test_a_plan_does_not_write_on_the_terminal_what_it_likes(
+        self, home: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        status, said = tried(
+            home, planned(home, 'peft.target_modules=["\x1b[2Jevery rule lets it through"]', *PRIVATE), capsys
+        )
         assert (status, "\x1b" in said) == (1, False)
 
-    def test_a_run_whose_later_rounds_would_be_refused_is_refused(self, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_run_whose_later_rounds_would_be_refused_is_refused(
+        self, home: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         """Its first round alone is within the budget."""
         more = ("privacy=example", "privacy.epsilon=0", "privacy.noise_multiplier=0.9", "num_server_rounds=400")
         bank = Bank(home / "bank.yaml", home)
@@ -206,11 +213,15 @@ class TestRows:
         assert [verdict.rule for verdict in trial.verdicts if not verdict.is_allowed] == ["declared_rows"]
 
     def test_customers_that_are_numbers_are_their_text_and_others_are_bad_rows(self, tmp_path: Path) -> None:
-        """One rule for every field that may be absent: what is neither text nor a number is a bad row, with its line."""
+        """One rule for every field that may be absent: what is neither text nor a number is a bad row, with its
+        line.
+        """
         file = write_bank(tmp_path, Policy(models=("memory:tiny-random",)), declared_rows=("fpb:60", "customers:30"))
         strange: list[Any] = [["a"], {"a": 1}, True]
         lines = [json.dumps({"context": f"row {n} Answer:", "target": "up", "issuer": n // 2}) for n in range(60)]
-        lines += [json.dumps({"context": f"odd {n} Answer:", "target": "up", "issuer": one}) for n, one in enumerate(strange)]
+        lines += [
+            json.dumps({"context": f"odd {n} Answer:", "target": "up", "issuer": one}) for n, one in enumerate(strange)
+        ]
         write_lines(tmp_path / "rows" / "train" / "fpb_train.jsonl", lines)
         bank = Bank(file, tmp_path)
         customers = (*PRIVATE, "privacy.unit=customer", "dataset.tasks=[fpb]")
@@ -239,6 +250,8 @@ class TestJson:
             for file in (ROOT / folder).rglob("*.py"):
                 for node in ast.walk(ast.parse(file.read_text("utf-8"))):
                     if isinstance(node, ast.Call) and ast.unparse(node.func) in ("json.dumps", "json.dump"):
-                        strict = {word.arg: ast.unparse(word.value) for word in node.keywords}.get("allow_nan") == "False"
+                        strict = {word.arg: ast.unparse(word.value) for word in node.keywords}.get(
+                            "allow_nan"
+                        ) == "False"
                         found += [] if strict else [file.relative_to(ROOT).as_posix()]
         assert set(found) <= {"client_app/worker.py"}

@@ -105,7 +105,8 @@ def work(*words: str, steps: int = 2, rows: int = 8, today: int = 0, hour: int =
         ({}, work("privacy=example", "privacy.delta=1e-5"), ""),
         ({"max_delta": 0.0}, work("privacy=example", "privacy.delta=0.5"), ""),
         ({"max_epsilon": 3.0}, work("privacy=example", "privacy.epsilon=4"), "max_epsilon"),
-        ({"max_epsilon": 3.0}, work("privacy=example", "privacy.epsilon=0", "privacy.noise_multiplier=9"), "max_epsilon"),
+        ({"max_epsilon": 3.0}, work("privacy=example", "privacy.epsilon=0", "privacy.noise_multiplier=9"),
+        "max_epsilon"),
         ({"max_epsilon": 0.0}, work("privacy=example", "privacy.epsilon=99"), ""),
         ({"models": (f"memory:tiny-random sha256:{'a' * 64}",)}, work(model_sha256="a" * 64), ""),
         ({"models": (f"memory:tiny-random@main sha256:{'a' * 64}",)}, work(model_sha256="a" * 64), ""),
@@ -128,7 +129,9 @@ def test_every_rule_has_a_way_out_in_words() -> None:
 
 
 def test_every_rule_has_its_sentence_for_the_server() -> None:
-    assert {f"policy-{rule}" for rule in (*RULES, "code")} == {code for code in SAFE_REASONS if code.startswith("policy-")}
+    assert {f"policy-{rule}" for rule in (*RULES, "code")} == {
+        code for code in SAFE_REASONS if code.startswith("policy-")
+    }
 
 
 class TestFile:
@@ -266,7 +269,8 @@ class Bank:
         place.mkdir(parents=True, exist_ok=True)
         (place / "bank.yaml").write_text(settings_text(settings))
         self.node_config = {
-            "settings": str(place / "bank.yaml"), "state-dir": str(place / "state"), "ledger-dir": str(place / "ledger"),
+            "settings": str(place / "bank.yaml"), "state-dir": str(place / "state"),
+                "ledger-dir": str(place / "ledger"),
         }  # fmt: skip
         self.facts = bank_facts(self.node_config)
 
@@ -287,7 +291,9 @@ def asked(config: Config) -> TrainRequest:
 def ask(config: Config, bank: Bank, round_number: int = 1) -> Any:
     session = get_session(config)
     adapter = initial_adapter(session, config)
-    return train_round(TrainRequest(config, "run", round_number, session.layout.id, source_fingerprint(), adapter), bank.facts)
+    return train_round(
+        TrainRequest(config, "run", round_number, session.layout.id, source_fingerprint(), adapter), bank.facts
+    )
 
 
 class TestBank:
@@ -350,11 +356,15 @@ class TestBank:
         assert error.value.code == code
         assert bank.history[-1] == ("refused", code)
 
-    def test_a_refused_model_is_not_even_loaded(self, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_refused_model_is_not_even_loaded(
+        self, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         bank = bank_of(rows, tmp_path, models=("elsewhere",))
         config = compose(overrides(rows, tmp_path / "runs"))
         session = get_session(config)
-        request = TrainRequest(config, "run", 1, session.layout.id, source_fingerprint(), initial_adapter(session, config))
+        request = TrainRequest(
+            config, "run", 1, session.layout.id, source_fingerprint(), initial_adapter(session, config)
+        )
 
         def never(config: Config) -> None:
             raise AssertionError("loaded")
@@ -373,7 +383,9 @@ class TestBank:
             ask(config, bank, 1)
         assert error.value.code == "policy-max_rounds_per_day"
 
-    def test_a_failure_is_written_down_with_its_code(self, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_failure_is_written_down_with_its_code(
+        self, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def broken(*arguments: Any, **values: Any) -> None:
             raise UserError("diverged")
 
@@ -418,7 +430,11 @@ def test_figures_that_a_policy_withholds_stay_at_the_bank(rows: Path, tmp_path: 
     words = ("dataset.source=jsonl", f"dataset.root={rows}", "banks=1", "strategy.weighting=equal")
     grid = FakeGrid({7: north.node_config})
     run = run_federated(grid, compose(overrides(rows, tmp_path / "runs", *words)))
-    sent = [message.content.metric_records["figures"] for message in grid.arrived if message.metadata.message_type == "train"]
+    sent = [
+        message.content.metric_records["figures"]
+        for message in grid.arrived
+        if message.metadata.message_type == "train"
+    ]
     assert {frozenset(record) for record in sent} == {
         frozenset({"steps", "epsilon_planned", "epsilon_spent", "delta", "train_loss", "answer_tokens"})
     }

@@ -17,7 +17,17 @@ import pytest
 
 from fedfinlora.errors import UserError
 from fedfinlora.privacy.accounting import Steps, epsilon
-from fedfinlora.privacy.ledger import Booked, BudgetError, Head, LedgerError, Rows, Spending, book, ledger_root, read_lines
+from fedfinlora.privacy.ledger import (
+    Booked,
+    BudgetError,
+    Head,
+    LedgerError,
+    Rows,
+    Spending,
+    book,
+    ledger_root,
+    read_lines,
+)
 from fedfinlora.privacy.ledger_spent import group
 
 STEPS = Steps(1.0, 5.0, 1)
@@ -25,7 +35,8 @@ STEPS = Steps(1.0, 5.0, 1)
 DELTA = 1e-5
 ROWS = Rows(("Shares of Alpha rose.\nAnswer:", "Beta cut its forecast.\nAnswer:", "Gamma was flat.\nAnswer:"))
 CUSTOMERS = Rows(
-    tuple(f"{name} filed {number}." for name in ("Alpha", "Beta") for number in range(3)), ("Alpha",) * 3 + ("Beta",) * 3
+    tuple(f"{name} filed {number}." for name in ("Alpha", "Beta") for number in range(3)),
+    ("Alpha",) * 3 + ("Beta",) * 3,
 )
 
 
@@ -151,7 +162,9 @@ class TestBudget:
                 book(tmp_path, ROWS, spending(2, run=run), delta=DELTA, run_epsilon=limit)
         assert len(read_lines(tmp_path)) == 4
 
-    def test_the_budget_is_kept_on_each_row_with_few_epsilons(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_budget_is_kept_on_each_row_with_few_epsilons(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Forty rows with one to forty rounds: halving finds who may take part."""
         from fedfinlora.privacy import ledger_spent
 
@@ -257,7 +270,9 @@ class TestFolder:
             spend(tmp_path, Rows(tuple(prompts)))
         sizes = sorted(file.stat().st_size for file in (tmp_path / "cohorts").iterdir())
         assert len(sizes) == 80
-        assert sizes[-2] > 16000 > 200 > sizes[-3], "two whole ones: the first, and one that ends a long chain of differences"
+        assert sizes[-2] > 16000 > 200 > sizes[-3], (
+            "two whole ones: the first, and one that ends a long chain of differences"
+        )
         (tmp_path / "index").unlink()
         assert spend(tmp_path, Rows(tuple(prompts))).epsilon == after(Steps(1.0, 5.0, 81))
 
@@ -268,7 +283,8 @@ class TestFolder:
     def test_what_a_line_says(self, tmp_path: Path) -> None:
         spend(tmp_path)
         (line,) = read_lines(tmp_path)
-        assert [line[key] for key in ("number", "bank", "mechanism", "unit", "sampling_rate", "noise_multiplier", "steps")] == [
+        assert [line[key] for key in ("number", "bank", "mechanism", "unit", "sampling_rate", "noise_multiplier",
+        "steps")] == [
             1, "north", "DP-SGD", "example", 1.0, 5.0, 1
         ]  # fmt: skip
 

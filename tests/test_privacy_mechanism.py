@@ -59,7 +59,14 @@ def session_of(quantization: str = "none", method: str = "lora") -> Session:
 
 
 def mechanism_of(units: Sequence[Sequence[int]], **values: Any) -> Mechanism:
-    given = {"clip_norm": CLIP, "sampling_rate": 1.0, "noise_multiplier": 0.0, "seed": 0, "bank": "b", "reproducible": True}
+    given = {
+        "clip_norm": CLIP,
+        "sampling_rate": 1.0,
+        "noise_multiplier": 0.0,
+        "seed": 0,
+        "bank": "b",
+        "reproducible": True,
+    }
     given |= {"expected_units": values.get("sampling_rate", 1.0) * len(units)}
     return Mechanism(units=tuple(map(tuple, units)), **{**given, **values})
 
@@ -71,7 +78,9 @@ def grid_of(session: Session, clip: float = CLIP) -> Grid:
 def zeros(session: Session) -> dict[str, Any]:
     import torch
 
-    return {name: torch.zeros_like(parameter, dtype=torch.float64) for name, parameter in trainable(session.model).items()}
+    return {
+        name: torch.zeros_like(parameter, dtype=torch.float64) for name, parameter in trainable(session.model).items()
+    }
 
 
 def step(
@@ -88,7 +97,9 @@ def step(
     return found
 
 
-def by_autograd(session: Session, units: Sequence[Sequence[Example]], clip: float) -> tuple[dict[str, Any], list[float]]:
+def by_autograd(
+    session: Session, units: Sequence[Sequence[Example]], clip: float
+) -> tuple[dict[str, Any], list[float]]:
     """(sum of the clipped gradients, norms), each row alone in a padded-free pass by transformers and autograd."""
     import torch
 
@@ -191,7 +202,9 @@ def test_norms_agree_with_opacus() -> None:
     try:
         wrapped.train()  # Opacus keeps activations in training mode only; dropout is 0
         logits = wrapped(input_ids=ids).logits[:, 11:13]
-        torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 12:].flatten(), reduction="sum").div(2).backward()
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 12:].flatten(), reduction="sum").div(
+            2
+        ).backward()
         squares = [parameter.grad_sample.flatten(1).square().sum(1) for parameter in trainable(session.model).values()]
         theirs = torch.stack(squares).sum(0).sqrt().tolist()
     finally:
@@ -285,7 +298,9 @@ def test_the_self_test_says_what_neighbours_change_and_finds_a_norm_that_is_not_
         return {name: found + 0.1 * found.sum(0, keepdim=True) for name, found in honest(kept, spans).items()}
 
     monkeypatch.setattr(
-        under_test, "unit_gradients", lambda kept, spans: {name: found * 1.01 for name, found in honest(kept, spans).items()}
+        under_test,
+        "unit_gradients",
+        lambda kept, spans: {name: found * 1.01 for name, found in honest(kept, spans).items()},
     )
     with pytest.raises(UserError, match="Nothing is sent"):
         self_test(session.model, units, CLIP)
@@ -317,7 +332,9 @@ def test_a_unit_alone_in_its_pass_is_the_same_to_the_bit_whoever_else_is_there()
 
 
 def test_a_step_whose_units_change_among_others_is_computed_one_unit_to_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever adapter the server sends: neighbours that count are noticed in the step itself, and then there are none."""
+    """Whatever adapter the server sends: neighbours that count are noticed in the step itself, and then there are
+    none.
+    """
     session, examples = session_of(), rows(8)
     how = mechanism_of([[place] for place in range(8)])
     alone = step(session, examples, replace(how, alone=True))
@@ -333,7 +350,9 @@ def test_a_step_whose_units_change_among_others_is_computed_one_unit_to_a_pass(m
         assert np.array_equal(found[name], alone[name])
 
 
-def test_products_of_common_beginnings_are_computed_once_and_change_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_of_common_beginnings_are_computed_once_and_change_no_gradient(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     session = session_of()
     draw = np.random.default_rng(3)
     start = tuple(draw.integers(3, 200, 40).tolist())
@@ -380,7 +399,9 @@ def test_what_is_sent_is_whole_steps_of_the_grid() -> None:
     grid = how.grid(session.layout.size)
     for gradient in step(session, examples, how).values():
         steps = gradient / grid.step
-        assert np.abs(steps - np.rint(steps)).max() <= 2**-23 * np.abs(steps).max(), "but for the float32 of the parameter"
+        assert np.abs(steps - np.rint(steps)).max() <= 2**-23 * np.abs(steps).max(), (
+            "but for the float32 of the parameter"
+        )
 
 
 def test_tensors_that_are_no_linear_weights_are_refused() -> None:

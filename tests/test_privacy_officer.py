@@ -77,7 +77,9 @@ def command(ledger: Path, option: str, history: Path) -> list[str]:
         and found.words[3:5] == ("privacy", "ledger")
         and (option in found.words or not option)
     )
-    return [str(history) if word.endswith(".jsonl") else str(ledger) if word.startswith("~") else word for word in words]
+    return [
+        str(history) if word.endswith(".jsonl") else str(ledger) if word.startswith("~") else word for word in words
+    ]
 
 
 def test_the_walk(bank: BankFacts, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,7 +100,9 @@ def test_the_walk(bank: BankFacts, tmp_path: Path, capsys: pytest.CaptureFixture
     # What the budget does not allow is refused, and the history says why; the server learns one code.
     for words in (("privacy=none",), ("privacy=bank", "privacy.accept_noise=true")):
         words = (*words, "train.holdout_max_rows=0")
-        asked = config_of(rows, tmp_path, *words, "privacy.epsilon=0" if words[0] == "privacy=none" else "privacy.epsilon=2")
+        asked = config_of(
+            rows, tmp_path, *words, "privacy.epsilon=0" if words[0] == "privacy=none" else "privacy.epsilon=2"
+        )
         assert refused(asked, bank, 1, "other").code == "policy-privacy"
     second = ask(config, bank, 2)
     assert second.ledger is not None

@@ -17,7 +17,15 @@ from fedfinlora.config import Config, ModelConfig, PeftConfig, PrivacyConfig, St
 from fedfinlora.errors import ConfigError
 from fedfinlora.models import get_session
 from fedfinlora.privacy.accounting import Steps, default_delta, epsilon, noise_multiplier_for
-from fedfinlora.privacy.forecast import Alternative, Forecast, adapter_parameters, advice, alternatives, forecast, layer_shapes
+from fedfinlora.privacy.forecast import (
+    Alternative,
+    Forecast,
+    adapter_parameters,
+    advice,
+    alternatives,
+    forecast,
+    layer_shapes,
+)
 from fedfinlora.wire import Figures, Reply
 from server_app.strategies import rule_of
 
@@ -35,7 +43,8 @@ WORDS = [
 def private_config(**changes: Any) -> Config:
     """Thirty steps of fifty rows by two banks at epsilon 8."""
     values: dict[str, Any] = {
-        "model": TINY, "num_server_rounds": 30, "privacy": PrivacyConfig(mode="example", epsilon=8.0), "strategy": StrategyConfig(weighting="equal"),
+        "model": TINY, "num_server_rounds": 30, "privacy": PrivacyConfig(mode="example", epsilon=8.0),
+        "strategy": StrategyConfig(weighting="equal"),
         "train": TrainConfig(steps_per_round=1, batch_rows=50, share_prefix=False, holdout_max_rows=0),
     }  # fmt: skip
     return Config(**{**values, **changes})
@@ -52,7 +61,7 @@ def no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("client_app.own_rows.load_rows", load_rows)
 
 
-# --- the figures --------------------------------------------------------------------------------------------------------------------
+# --- the figures ----------------------------------------------------------------------------------
 
 
 def test_sigma_epsilon_and_noise_are_those_of_the_formulas() -> None:
@@ -93,7 +102,9 @@ def test_the_plan_weighs_banks_as_the_server_does(weighting: str, most: float) -
     found = forecast(config, sizes, 1)
     replies = [Reply(bank, np.zeros(1, np.float32), Figures.withheld(1, 0.0, 8.0, 1.0, 1e-5), 0.0) for bank in sizes]
     weights = rule_of(config.strategy, 1).weights(replies)
-    noise = [weight / sum(weights) * bank.noise_multiplier / 50 for weight, bank in zip(weights, found.banks, strict=True)]
+    noise = [
+        weight / sum(weights) * bank.noise_multiplier / 50 for weight, bank in zip(weights, found.banks, strict=True)
+    ]
     assert found.noise_to_signal == pytest.approx(math.hypot(*noise))
 
 
@@ -144,7 +155,7 @@ def test_target_modules_that_the_model_lacks_are_refused_with_those_it_has() -> 
         adapter_parameters(PeftConfig(target_modules=("x_proj",)), layer_shapes(TINY))
 
 
-# --- alternatives -------------------------------------------------------------------------------------------------------------------
+# --- alternatives ---------------------------------------------------------------------------------
 
 
 def test_alternatives_keep_epsilon_and_rows_and_say_what_to_type() -> None:
@@ -152,12 +163,16 @@ def test_alternatives_keep_epsilon_and_rows_and_say_what_to_type() -> None:
     found = alternatives(config, {"north": 1000.0, "south": 500.0}, layer_shapes(TINY))
     by_words = {one.words: one.forecast for one in found}
     assert set(by_words) >= {
-        "num_server_rounds=20 train.batch_rows=100", "num_server_rounds=80 train.batch_rows=25", "peft.rank=1", "peft.rank=4",
+        "num_server_rounds=20 train.batch_rows=100", "num_server_rounds=80 train.batch_rows=25", "peft.rank=1",
+        "peft.rank=4",
         "peft=lora peft.rank=2 peft.freeze_a=true", "peft=lora_xs peft.rank=16",
     }  # fmt: skip
     assert all(one.rows_processed == pytest.approx(4000, rel=0.03) for one in by_words.values())
     assert all(bank.epsilon <= 8 for one in by_words.values() for bank in one.banks)
-    half, twice = by_words["num_server_rounds=20 train.batch_rows=100"], by_words["num_server_rounds=80 train.batch_rows=25"]
+    half, twice = (
+        by_words["num_server_rounds=20 train.batch_rows=100"],
+        by_words["num_server_rounds=80 train.batch_rows=25"],
+    )
     assert half.signal_to_noise > twice.signal_to_noise, "fewer, larger steps bear less noise"
 
 
@@ -171,20 +186,26 @@ def run_with(noise_of_run: float, steps: int = 30) -> Forecast:
 
 
 def test_advice_names_the_setting_with_least_noise_unless_there_is_little() -> None:
-    now, better, few = run_with(0.5), Alternative("peft.rank=1", run_with(0.2)), Alternative("fewer", run_with(0.1, steps=4))
+    now, better, few = (
+        run_with(0.5),
+        Alternative("peft.rank=1", run_with(0.2)),
+        Alternative("fewer", run_with(0.1, steps=4)),
+    )
     assert "peft.rank=1 makes it 0.2" in advice(now, [better, few]), "too few steps are no advice"
     assert "let each step take more rows" in advice(now, [Alternative("same", run_with(0.49))])
     assert "Leave it" in advice(run_with(0.05), [better])
 
 
-# --- the command --------------------------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 def test_the_plan_is_made_and_timed_without_reading_a_row(
     no_rows: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     file = tmp_path / "plan.json"
-    assert main(["privacy", "plan", *WORDS, "--rows", "1000", "--banks", "3", "--tokens", "20", "--json", str(file)]) == 0
+    assert (
+        main(["privacy", "plan", *WORDS, "--rows", "1000", "--banks", "3", "--tokens", "20", "--json", str(file)]) == 0
+    )
     page, figures = capsys.readouterr().out, json.loads(file.read_text())
     assert page.count("bank-") == 3
     assert "30 steps each; a unit is one example." in page
@@ -194,7 +215,9 @@ def test_the_plan_is_made_and_timed_without_reading_a_row(
     assert [bank["sampling_rate"] for bank in figures["banks"]] == [0.05] * 3
 
 
-def test_the_plan_takes_declared_sizes_and_needs_no_place_of_rows(no_rows: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plan_takes_declared_sizes_and_needs_no_place_of_rows(
+    no_rows: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     sizes = ["strategy.weighting=declared", "strategy.sizes=[north:1700,south:800]"]
     assert main(["privacy", "plan", *WORDS, "dataset=finlora", *sizes, "--no-timing"]) == 0
     page = capsys.readouterr().out
@@ -216,7 +239,9 @@ def test_the_plan_takes_declared_sizes_and_needs_no_place_of_rows(no_rows: None,
         (["--rows", "1000", "peft.rnak=3"], "Unknown configuration key"),
     ],
 )
-def test_bad_input_ends_with_status_2_and_one_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_ends_with_status_2_and_one_line(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["privacy", "plan", *WORDS, "--no-timing", *words]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -232,5 +257,6 @@ def test_ledger_hands_its_options_to_the_command(monkeypatch: pytest.MonkeyPatch
     assert main(["privacy", "ledger", "else", "--reconcile", "history.jsonl", "--delta", "1e-6"]) == 0
     assert main(["privacy", "ledger", "else", "--book-as-spent"]) == 0
     assert asked == [
-        (tmp_path, None, False, None), (Path("else"), Path("history.jsonl"), False, 1e-6), (Path("else"), None, True, None),
+        (tmp_path, None, False, None), (Path("else"), Path("history.jsonl"), False, 1e-6),
+        (Path("else"), None, True, None),
     ]  # fmt: skip

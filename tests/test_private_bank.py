@@ -123,7 +123,9 @@ class TestGuarantee:
         assert delta("privacy.delta=1e-7") == 1e-7
         assert delta("privacy.delta=1e-7", delta=1e-8) == 1e-8
         assert delta(delta=1e-6) == 1e-6
-        assert delta("train.max_rows=50000", declared_rows=("fpb:100000",)) == pytest.approx(1e-6), "of the whole data set"
+        assert delta("train.max_rows=50000", declared_rows=("fpb:100000",)) == pytest.approx(1e-6), (
+            "of the whole data set"
+        )
 
     def test_another_run_and_a_repeated_round_go_on_from_what_was_spent(self, rows: Path, tmp_path: Path) -> None:
         config, at = config_of(rows, tmp_path), facts(tmp_path)
@@ -141,7 +143,13 @@ class TestGuarantee:
         write_lines(tmp_path / "bank" / "train" / "tfns_train.jsonl", lines_of("tfns", 40))
         at = own_rows(tmp_path)
         spent, noise = [], ("privacy.epsilon=0", "privacy.noise_multiplier=4")
-        for more in (["seed=0"], ["seed=1"], ["train.max_rows=70"], ["dataset.max_rows_per_task=35"], ["dataset.tasks=[fpb]"]):
+        for more in (
+            ["seed=0"],
+            ["seed=1"],
+            ["train.max_rows=70"],
+            ["dataset.max_rows_per_task=35"],
+            ["dataset.tasks=[fpb]"],
+        ):
             spent.append(ask(config_of(rows, tmp_path, *noise, *more), at).figures.epsilon_spent)
         write_lines(tmp_path / "bank" / "train" / "fpb_train.jsonl", lines_of("fpb", 41)[::-1])
         client_app.prepared_rows._rows.clear()
@@ -151,7 +159,9 @@ class TestGuarantee:
         assert len(booked(at)) == 6
 
     def test_a_row_more_changes_the_sample_by_that_row_alone(self, tmp_path: Path) -> None:
-        """Else one row more would move the sum of a step by other rows' gradients too, by far more than the clip norm."""
+        """Else one row more would move the sum of a step by other rows' gradients too, by far more than the clip
+        norm.
+        """
         config = config_of(tmp_path, tmp_path, "train.max_rows=30", "dataset.max_rows_per_task=45")
         declared = {"fpb": 60, "tfns": 60}
         own = [Row(f"{task}/{n}", task, f"{task} {n}", "up") for task in ("fpb", "tfns") for n in range(60)]
@@ -161,7 +171,9 @@ class TestGuarantee:
         for place in (0, 59, 60, 119):
             fewer = sampled_rows(own[:place] + own[place + 1 :], config, at, declared)
             assert fewer == [row for row in chosen if row != own[place]]
-        assert sampled_rows(own, replace(config, seed=1), at, declared) == chosen, "no server chooses the sample by its seed"
+        assert sampled_rows(own, replace(config, seed=1), at, declared) == chosen, (
+            "no server chooses the sample by its seed"
+        )
         assert sampled_rows(own, config, replace(at, state_folder=tmp_path / "other"), declared) != chosen, (
             "the key is the bank's"
         )
@@ -259,7 +271,12 @@ class TestDeclaredSizes:
             assert code_of(content) == "ok", bank.history
             figures = {key: value for key, value in content.metric_records["figures"].items() if key != "load_s"}
             replies.append(
-                (set(content), set(content.config_records["reply"]), content.array_records["delta"]["vector"].shape, figures)
+                (
+                    set(content),
+                    set(content.config_records["reply"]),
+                    content.array_records["delta"]["vector"].shape,
+                    figures,
+                )
             )
             lines.append([bank.lines[0][key] for key in ("number", "sampling_rate", "noise_multiplier", "steps")])
         assert str(replies[0]) == str(replies[1]), "NaN is as NaN"
@@ -280,7 +297,12 @@ class TestDeclaredSizes:
             noise = ("privacy.epsilon=0", "privacy.noise_multiplier=4")
             assert code_of(bank.asked_honestly(*noise, *words)) == "ok", bank.history
         mechanisms = [plan.mechanism for plan in plans]
-        assert [one.sampling_rate for one in mechanisms if isinstance(one, Mechanism)] == [16 / 100, 16 / 80, 16 / 70, 16 / 40]
+        assert [one.sampling_rate for one in mechanisms if isinstance(one, Mechanism)] == [
+            16 / 100,
+            16 / 80,
+            16 / 70,
+            16 / 40,
+        ]
         assert [one.expected_units for one in mechanisms if isinstance(one, Mechanism)] == [16] * 4
 
     def test_customers_must_be_declared(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,7 +368,9 @@ class TestRefusals:
         assert booked(facts(tmp_path)) == []
 
     def test_fewer_units_or_rows_than_the_bank_wants(self, rows: Path, tmp_path: Path) -> None:
-        refused(config_of(rows, tmp_path), facts(tmp_path, min_units=31), "30 units for round 1, fewer than min_units=31")
+        refused(
+            config_of(rows, tmp_path), facts(tmp_path, min_units=31), "30 units for round 1, fewer than min_units=31"
+        )
         refused(config_of(rows, tmp_path), facts(tmp_path, min_rows=31), "30 rows, fewer than min_rows=31")
         write_customers(tmp_path)
         customers = config_of(rows, tmp_path, "privacy.unit=customer")
@@ -358,7 +382,9 @@ class TestRefusals:
     def test_the_budget_of_the_run_and_the_banks_own(self, rows: Path, tmp_path: Path) -> None:
         config, at = config_of(rows, tmp_path), facts(tmp_path)
         first = ask(config, at).figures.epsilon_spent
-        refused(config_of(rows, tmp_path, f"privacy.budget_epsilon={first * 1.01}"), at, "above privacy.budget_epsilon", 2)
+        refused(
+            config_of(rows, tmp_path, f"privacy.budget_epsilon={first * 1.01}"), at, "above privacy.budget_epsilon", 2
+        )
         generous = config_of(rows, tmp_path, "privacy.budget_epsilon=100")
         refused(generous, replace(at, budget_epsilon=first * 1.01), "above privacy.budget_epsilon", 2)
         assert len(booked(at)) == 1
@@ -367,7 +393,9 @@ class TestRefusals:
         """A3: at a large delta the same round would cost next to nothing."""
         words = ("privacy.epsilon=0", "privacy.noise_multiplier=0.4", "privacy.delta=0.99")
         assert epsilon([Steps(4 / 30, 0.4, 2)], 0.99) <= 0
-        refused(config_of(rows, tmp_path, *words), facts(tmp_path, budget_epsilon=1.0), "above privacy.budget_epsilon=1")
+        refused(
+            config_of(rows, tmp_path, *words), facts(tmp_path, budget_epsilon=1.0), "above privacy.budget_epsilon=1"
+        )
         assert booked(facts(tmp_path)) == []
 
     def test_what_a_run_may_spend_binds_all_its_rounds_together(self, tmp_path: Path) -> None:
@@ -502,7 +530,9 @@ class TestABankThatIsDeployed:
         assert reply.ledger is not None
         refused(config_of(rows, tmp_path), replace(at, budget_epsilon=8.0), "on every row above")
 
-    def test_a_ledger_that_cannot_be_written_lets_not_even_an_open_round_through(self, rows: Path, tmp_path: Path) -> None:
+    def test_a_ledger_that_cannot_be_written_lets_not_even_an_open_round_through(
+        self, rows: Path, tmp_path: Path
+    ) -> None:
         write_lines(tmp_path / "bank" / "train" / "fpb_train.jsonl", lines_of("fpb", 40))
         (tmp_path / "ledger").write_text("in the way")
         refused(compose(overrides(rows, tmp_path / "runs")), own_rows(tmp_path), "nothing private may leave")
@@ -515,7 +545,10 @@ class TestABankThatIsDeployed:
         for event in bank.history[1:]:
             assert (event["ledger_number"], event["ledger_hash"]) == (line["number"], line["hash"])
             assert (event["unit"], event["mechanism"]) == (line["unit"], line["mechanism"])
-            assert (event["sampling_rate"], event["noise_multiplier"]) == (line["sampling_rate"], line["noise_multiplier"])
+            assert (event["sampling_rate"], event["noise_multiplier"]) == (
+                line["sampling_rate"],
+                line["noise_multiplier"],
+            )
             assert event["noise_steps"] == line["steps"]
         shutil.rmtree(bank.facts.ledger_folder / "cohorts")
         (bank.facts.ledger_folder / "ledger.jsonl").unlink()
@@ -559,7 +592,9 @@ class TestFaults:
         assert len(booked(at)) == before + 1
         assert (reply.figures.epsilon_spent > alone) == bool(before)
 
-    def test_a_history_that_cannot_be_written_stops_the_round(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_history_that_cannot_be_written_stops_the_round(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Before it begins by the code `disk`; once it has begun by `privacy`, and it is booked by then."""
         bank = Bank(write_bank(tmp_path), tmp_path)
         real = client_app.bank.record
@@ -589,7 +624,9 @@ class TestFaults:
         )
         assert second.figures.epsilon_spent > first.figures.epsilon_spent
         assert [line["number"] for line in booked(at)] == [1, 2], OUTCOMES["clock back"].does
-        refused(config, replace(at, budget_epsilon=first.figures.epsilon_spent * 1.01), "above privacy.budget_epsilon", 3)
+        refused(
+            config, replace(at, budget_epsilon=first.figures.epsilon_spent * 1.01), "above privacy.budget_epsilon", 3
+        )
 
 
 class TestWhatIsSaid:
@@ -597,7 +634,9 @@ class TestWhatIsSaid:
         figures = ask(config_of(rows, tmp_path), facts(tmp_path)).figures
         known = {"steps", "load_s", "epsilon_planned", "epsilon_spent", "delta"}
         assert {
-            name for name, value in vars(figures).items() if value and not (isinstance(value, float) and math.isnan(value))
+            name
+            for name, value in vars(figures).items()
+            if value and not (isinstance(value, float) and math.isnan(value))
         } <= known
         assert figures.steps == 2
 
@@ -615,7 +654,10 @@ class TestWhatIsSaid:
         for wrong in ({"epsilon_spent": math.nan}, {"delta": 0.0}, {"epsilon_planned": -1.0}, {"steps": 0}):
             with pytest.raises(RejectedReply, match=r"does not say|must be a"):
                 unpack_reply(
-                    pack_reply("north", layout_id, delta, replace(figures, **wrong), ledger=head), layout, 0.0, private=True
+                    pack_reply("north", layout_id, delta, replace(figures, **wrong), ledger=head),
+                    layout,
+                    0.0,
+                    private=True,
                 )
 
 
@@ -724,7 +766,9 @@ def test_two_runs_on_the_same_rows_at_once_stay_within_the_budget_together(tmp_p
     assert told.count("ok") == len(bank.lines) > 2
     assert {line["run"] for line in bank.lines} == {"one", "two"}
     assert any(OUTCOMES["two runs"].says in line["detail"] for line in bank.history)
-    spent = epsilon([Steps(line["sampling_rate"], line["noise_multiplier"], line["steps"]) for line in bank.lines], 1e-5)
+    spent = epsilon(
+        [Steps(line["sampling_rate"], line["noise_multiplier"], line["steps"]) for line in bank.lines], 1e-5
+    )
     assert spent <= BUDGET
     assert epsilon([Steps(1.0, bank.lines[0]["noise_multiplier"], len(bank.lines) + 1)], 1e-5) > BUDGET
 

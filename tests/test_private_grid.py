@@ -42,7 +42,8 @@ class Commands:
         private = "8" in run.name or "noise" in run.name
         scores = {"fpb": {"n": 50, "accuracy": 0.6, "accuracy_ci95": [0.46, 0.72], "matthews": 0.3, "rows": [SECRET]}}
         result = {
-            "status": "completed", "scores": {"final": scores}, "banks": 4, "rounds": 8, "steps_trained": 32, "wall_s": {"total": 90.0},
+            "status": "completed", "scores": {"final": scores}, "banks": 4, "rounds": 8, "steps_trained": 32,
+            "wall_s": {"total": 90.0},
             "rows_trained": None if private else 80,
         }  # fmt: skip
         write_json(run / "result.json", result)
@@ -57,7 +58,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Rows, a folder for runs, and the figures' folder, all below one."""
     labels = ("positive", "negative", "neutral")
     for number, task in enumerate(("fpb", "fiqa", "tfns", "nwgi")):
-        lines = [json.dumps({"context": f"{SECRET} {row} {number} Answer: ", "target": labels[row % 3]}) for row in range(90)]
+        lines = [
+            json.dumps({"context": f"{SECRET} {row} {number} Answer: ", "target": labels[row % 3]}) for row in range(90)
+        ]
         write_lines(tmp_path / "data" / "train" / f"{task}_train.jsonl", lines)
     monkeypatch.setattr(private_grid, "FIGURES", tmp_path / "figures")
     return tmp_path

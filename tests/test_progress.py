@@ -195,7 +195,10 @@ def test_untrusted_text_cannot_redraw_the_terminal() -> None:
 
 
 def test_events_of_unknown_names_or_without_fields_are_passed_over() -> None:
-    names = "run_start phase trainable round_start bank_done round_done evaluate evaluate_done step message run_done sunrise"
+    names = (
+        "run_start phase trainable round_start bank_done round_done evaluate evaluate_done step message run_done "
+        "sunrise"
+    )
     shown([{"event": name} for name in names.split()], terminal=False)
     shown([{"event": name} for name in names.split()], terminal=True)
 
@@ -221,7 +224,9 @@ def test_time_left_counts_the_rounds_to_come_and_the_final_evaluation() -> None:
 def test_time_left_of_a_centralized_run_comes_from_its_steps() -> None:
     state = ProgressState()
     for step, t in ((1, 10.0), (2, 12.0), (3, 14.0)):
-        state.update({"t": t, "event": "step", "bank": "pooled", "step": step, "steps": 10, "loss": 1.0, "tokens_per_s": 5.0})
+        state.update(
+            {"t": t, "event": "step", "bank": "pooled", "step": step, "steps": 10, "loss": 1.0, "tokens_per_s": 5.0}
+        )
     assert state.seconds_left(14.0) == 14.0
 
 
@@ -279,7 +284,9 @@ def test_events_of_a_finished_run_are_read_back_from_tensorboard(tmp_path: Path)
     assert scalars["accuracy/fiqa"] == [(2, 0.75)]
 
 
-def test_without_tensorboard_nothing_is_written_and_it_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_tensorboard_nothing_is_written_and_it_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real_import = builtins.__import__
 
     def import_without_tensorboard(name: str, *arguments: Any) -> Any:

@@ -15,7 +15,8 @@ from client_app.published import DIGITS, published, rounded
 from fedfinlora.wire import ALWAYS_TOLD, Figures, pack_request
 
 FIGURES = Figures(
-    rows=1672, steps=210, tokens=123_456, answer_tokens=7_890, train_loss=2.345678, holdout_rows=104, holdout_loss=1.0006, train_s=12.3456,
+    rows=1672, steps=210, tokens=123_456, answer_tokens=7_890, train_loss=2.345678, holdout_rows=104,
+    holdout_loss=1.0006, train_s=12.3456,
     load_s=0.98765, bank_rows=4846, skipped_rows=3,
 )  # fmt: skip
 
@@ -29,8 +30,10 @@ def digits(value: float) -> int:
 def test_each_figure_as_it_leaves() -> None:
     found = published(FIGURES, min_rows=20, weighs_by_rows=False)
     assert found == replace(
-        FIGURES, rows=1700, tokens=120_000, answer_tokens=7_900, train_loss=2.35, holdout_rows=100, holdout_loss=1.0, train_s=12.3,
-        load_s=0.988, bank_rows=4800, skipped_rows=0, epsilon_planned=found.epsilon_planned, epsilon_spent=found.epsilon_spent,
+        FIGURES, rows=1700, tokens=120_000, answer_tokens=7_900, train_loss=2.35, holdout_rows=100, holdout_loss=1.0,
+        train_s=12.3,
+        load_s=0.988, bank_rows=4800, skipped_rows=0, epsilon_planned=found.epsilon_planned,
+        epsilon_spent=found.epsilon_spent,
         delta=found.delta,
     )  # fmt: skip
     assert published(FIGURES, 20, weighs_by_rows=True).rows == FIGURES.rows, "the weights of the average do not change"
@@ -39,7 +42,12 @@ def test_each_figure_as_it_leaves() -> None:
 def test_two_answers_that_differ_in_a_row_have_the_same_figures() -> None:
     """One row of 1,672 with a loss that is 0.6 above the mean, and 80 tokens."""
     other = replace(
-        FIGURES, rows=1673, tokens=123_536, answer_tokens=7_893, train_loss=FIGURES.train_loss + 0.6 / 1673, bank_rows=4847
+        FIGURES,
+        rows=1673,
+        tokens=123_536,
+        answer_tokens=7_893,
+        train_loss=FIGURES.train_loss + 0.6 / 1673,
+        bank_rows=4847,
     )
     assert asdict(published(other, 20, False)) == pytest.approx(asdict(published(FIGURES, 20, False)), nan_ok=True)
 

@@ -40,7 +40,10 @@ class Asked:
         self.consortium = Consortium(place)
         self.consortium.enrolls(("north",))
         self.bank = Bank(write_bank(self.home), self.home)
-        self.bank.node_config |= {"node-key": str(self.consortium.key_of("north")), "authority": str(self.consortium.ca)}
+        self.bank.node_config |= {
+            "node-key": str(self.consortium.key_of("north")),
+            "authority": str(self.consortium.ca),
+        }
 
     def request(self, padding: str = "", *words: str) -> RecordDict:
         """Signed, with an attempt of its own."""
@@ -100,7 +103,9 @@ def test_configurations_take_no_more_than_their_limit(asked: Asked, monkeypatch:
     assert "archive the folder" in str(asked.bank.history[-1]["detail"])
 
 
-def test_one_more_is_looked_at_after_a_pause_and_says_how_many_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_more_is_looked_at_after_a_pause_and_says_how_many_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(history, "MOST_REFUSED_A_DAY", LIMIT)
     file = tmp_path / "state" / "history" / "north.jsonl"
     for number in range(LIMIT):
@@ -115,7 +120,10 @@ def test_one_more_is_looked_at_after_a_pause_and_says_how_many_came(tmp_path: Pa
     assert [line["unread"] for line in read_history(file)] == [0] * LIMIT + [5]
     assert unread(file) == 0
     (tmp_path / SETTINGS).write_text("name: north\n")
-    assert 'fedfinlora_bank_requests_total{code="refusals",outcome="refused"} 5.0' in page(BankMetrics(tmp_path, "north")).body
+    assert (
+        'fedfinlora_bank_requests_total{code="refusals",outcome="refused"} 5.0'
+        in page(BankMetrics(tmp_path, "north")).body
+    )
 
 
 def test_refusals_of_another_day_or_after_the_clock_was_set_back_hold_nothing_up(

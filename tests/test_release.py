@@ -67,7 +67,11 @@ def public_key(consortium: Consortium, tmp_path: Path) -> Path:
 def theirs(adapter: Path, **how: Any) -> None:
     """What model-signing says; an exception for a signature that is not right."""
     config = model_signing.verifying.Config()
-    config = config.use_certificate_verifier(**how) if "certificate_chain" in how else config.use_elliptic_key_verifier(**how)
+    config = (
+        config.use_certificate_verifier(**how)
+        if "certificate_chain" in how
+        else config.use_elliptic_key_verifier(**how)
+    )
     config.verify(adapter, adapter / SIGNATURE_FILE)
 
 
@@ -99,9 +103,10 @@ def test_the_bill_of_materials_is_cyclonedx_1_6(adapter: Path) -> None:
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
     bom = json.loads(text)
     assert bom["metadata"]["component"]["type"] == "machine-learning-model"
-    assert {"base-model", "pkg:pypi/torch@" + read_json(adapter / PROVENANCE_FILE)["predicate"]["software"]["torch"]} <= {
-        part["bom-ref"] for part in bom["components"]
-    }
+    assert {
+        "base-model",
+        "pkg:pypi/torch@" + read_json(adapter / PROVENANCE_FILE)["predicate"]["software"]["torch"],
+    } <= {part["bom-ref"] for part in bom["components"]}
     assert any(
         entry["name"] == "fedfinlora:privacy" and "epsilon" in entry["value"]
         for entry in bom["metadata"]["component"]["properties"]
@@ -250,7 +255,11 @@ class TestRefused:
         ("lie", "status", "named"),
         [
             (lambda bom: bom["components"][0].update(name="another model"), 1, "components[base-model].name"),
-            (lambda bom: bom["components"][0]["hashes"][0].update(content="0" * 64), 1, "components[base-model].hashes"),
+            (
+                lambda bom: bom["components"][0]["hashes"][0].update(content="0" * 64),
+                1,
+                "components[base-model].hashes",
+            ),
             (
                 lambda bom: bom["metadata"]["component"]["properties"][0].update(value="x"),
                 1,
@@ -288,7 +297,9 @@ class TestRefused:
 def test_a_simulations_adapter_says_that_it_is_not_signed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Runs(write_rows(tmp_path / "rows"), tmp_path).start("run")
     folder = run / "adapters" / "final"
-    assert sorted(file.name for file in folder.iterdir()) == sorted([CONFIG_FILE, WEIGHTS_FILE, PROVENANCE_FILE, BOM_FILE])
+    assert sorted(file.name for file in folder.iterdir()) == sorted(
+        [CONFIG_FILE, WEIGHTS_FILE, PROVENANCE_FILE, BOM_FILE]
+    )
     assert verify(folder) == 0
     assert capsys.readouterr().out.startswith("NOT SIGNED\n")
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str((folder / BOM_FILE).read_text("utf-8")) is None

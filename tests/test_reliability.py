@@ -1,4 +1,6 @@
-"""docs/reliability.md is what tests/reliability.py says, and every row has its test, which looks for the row's words."""
+"""docs/reliability.md is what tests/reliability.py says, and every row has its test, which looks for the row's
+words.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ def test_the_page_is_that_of_the_table() -> None:
 def test_every_row_has_its_test(fault: str) -> None:
     row: Outcome = OUTCOMES[fault]
     source = (ROOT / row.file).read_text("utf-8")
-    found = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef) and node.name == row.test]
+    found = [
+        node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef) and node.name == row.test
+    ]
     assert len(found) == 1
     text = ast.unparse(found[0])
     assert "skip" not in text

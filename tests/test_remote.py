@@ -1,4 +1,6 @@
-"""Models behind a server: what is sent, what every kind of bad reply leads to, and that the key and the rows stay out of sight."""
+"""Models behind a server: what is sent, what every kind of bad reply leads to, and that the key and the rows stay out
+of sight.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,7 @@ ROOT = Path(__file__).resolve().parents[1]
 KEY = "sk-test-0123456789abcdef"
 
 
-# --- servers that misbehave -------------------------------------------------------------------------------------------------------------
+# --- servers that misbehave -----------------------------------------------------------------------
 
 
 def chat_only(handler: Handler, body: dict[str, Any]) -> None:
@@ -152,7 +154,7 @@ def ask(model: RemoteModel, *prompts: str, time_of: FakeTime | None = None) -> l
     return [found[index] for index in range(len(prompts))]
 
 
-# --- what is sent, and what is kept -----------------------------------------------------------------------------------------------------
+# --- what is sent, and what is kept ---------------------------------------------------------------
 
 
 def test_each_prompt_gets_its_own_answer(server: Server) -> None:
@@ -167,7 +169,8 @@ def test_the_raw_prompt_is_sent_greedily_with_the_budget(server: Server) -> None
     ((path, body, headers),) = server.requests
     assert path == COMPLETIONS
     assert body == {
-        "model": "some-model", "prompt": "Rate this. Answer: ", "max_tokens": 10, "temperature": 0, "top_p": 1, "seed": 7,
+        "model": "some-model", "prompt": "Rate this. Answer: ", "max_tokens": 10, "temperature": 0, "top_p": 1,
+        "seed": 7,
     }  # fmt: skip
     assert "authorization" not in headers
 
@@ -227,9 +230,11 @@ def test_a_caller_that_leaves_ends_the_requests(server: Server) -> None:
 def test_an_interrupt_does_not_wait_for_requests_under_way(server: Server) -> None:
     server.behaviour = hangs
     program = (
-        "import signal, sys\nfrom eval.remote import RemoteModel, RemoteSession\nfrom fedfinlora.config import EvaluationConfig\n"
+        "import signal, sys\nfrom eval.remote import RemoteModel, RemoteSession\nfrom fedfinlora.config import "
+        "EvaluationConfig\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore it\n"
-        "with RemoteSession(RemoteModel(sys.argv[1], 'm', EvaluationConfig())) as opened:\n    list(opened.answers(['a'] * 9, 10))\n"
+        "with RemoteSession(RemoteModel(sys.argv[1], 'm', EvaluationConfig())) as opened:\n    "
+        "list(opened.answers(['a'] * 9, 10))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", program, server.url], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not server.requests and process.poll() is None:
@@ -273,7 +278,7 @@ def test_an_answer_of_null_that_says_why_it_ended_is_an_empty_answer(
     assert (answer.text, answer.finish_reason, answer.tries) == (text, reason, 1)
 
 
-# --- replies that may be better next time -----------------------------------------------------------------------------------------------
+# --- replies that may be better next time ---------------------------------------------------------
 
 PASSING: dict[str, Behaviour] = {
     **{str(status): sends(status, b"busy") for status in (408, 409, 425, 429, 500, 502, 503, 504, 529)},
@@ -397,7 +402,7 @@ def test_busy_replies_cost_a_share_of_a_try_only(server: Server) -> None:
     assert ask(model_at(server, requests_at_once=4), "a")[0].tries == 12
 
 
-# --- rows without an answer -------------------------------------------------------------------------------------------------------------
+# --- rows without an answer -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fault", ["500", "no JSON", "no reply"])
@@ -407,7 +412,9 @@ def test_rows_whose_tries_are_spent_are_told_at_the_end_and_the_others_are_answe
     with session(model_at(server)) as opened, pytest.raises(UserError) as told:
         answers.update(opened.answers(["a", "bad", "b", "c"], 10, "fpb"))
     assert {index: answer.text for index, answer in answers.items()} == {0: "a", 2: "b", 3: "c"}
-    assert re.search(r"fpb: 1 of 4 rows are unanswered.*3 answers that came are kept.*same command goes on", str(told.value))
+    assert re.search(
+        r"fpb: 1 of 4 rows are unanswered.*3 answers that came are kept.*same command goes on", str(told.value)
+    )
     assert sum("bad" in prompt_of(body) for _, body, _ in server.requests) == 3
 
 
@@ -450,7 +457,7 @@ def test_a_server_that_asks_for_hours_of_patience_ends_the_evaluation(server: Se
     assert len(server.requests) == 1
 
 
-# --- replies that will not be better next time ------------------------------------------------------------------------------------------
+# --- replies that will not be better next time ----------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -486,7 +493,9 @@ def test_an_unknown_model_is_told_as_one(server: Server) -> None:
     assert [path for path, _, _ in server.requests] == [COMPLETIONS, CHAT]
 
 
-@pytest.mark.parametrize("location", ["https://elsewhere.example/v1/completions", "/v2/completions", "http://[broken", ""])
+@pytest.mark.parametrize(
+    "location", ["https://elsewhere.example/v1/completions", "/v2/completions", "http://[broken", ""]
+)
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 def test_a_redirect_is_refused(server: Server, status: int, location: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDFINLORA_API_KEY", KEY)
@@ -525,7 +534,7 @@ def test_a_row_that_the_server_will_never_take_is_marked_and_the_others_go_on(
     assert len(server.requests) == 3
 
 
-# --- servers with other forms -----------------------------------------------------------------------------------------------------------
+# --- servers with other forms ---------------------------------------------------------------------
 
 CHAT_WANTED = [
     sends(404, {"detail": "Not Found"}),
@@ -582,13 +591,18 @@ def test_with_a_chat_template_chat_is_used_at_once(server: Server) -> None:
     [
         (400, {"error": {"message": "Unsupported parameter", "param": "seed"}}),
         (400, {"error": {"message": "Unrecognized request argument supplied: seed"}}),
-        (422, {"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]}),
+        (
+            422,
+            {"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]},
+        ),
         (422, {"detail": "Unexpected fields in the request: {'seed'}"}),
         (400, {"object": "error", "message": "seed is not supported"}),
         (400, {"error": "seed is not supported"}),
     ],
 )
-def test_a_parameter_that_is_rejected_by_name_is_left_out_from_then_on(server: Server, status: int, content: Any) -> None:
+def test_a_parameter_that_is_rejected_by_name_is_left_out_from_then_on(
+    server: Server, status: int, content: Any
+) -> None:
     server.behaviour = lambda handler, body: handler.reply(status, content) if "seed" in body else fine(handler, body)
     with session(model_at(server)) as opened:
         assert len([*opened.answers(["a", "b"], 10), *opened.answers(["c"], 10)]) == 3
@@ -605,7 +619,9 @@ def test_a_parameter_is_left_out_once_only(server: Server) -> None:
 
 
 def test_the_budget_goes_by_its_newer_name_where_the_server_wants_it(server: Server) -> None:
-    message = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+    message = (
+        "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+    )
 
     def newer(handler: Handler, body: dict[str, Any]) -> None:
         if "max_tokens" in body:
@@ -622,7 +638,7 @@ def test_the_budget_goes_by_its_newer_name_where_the_server_wants_it(server: Ser
     assert (body["max_completion_tokens"], body["top_p"]) == (10, 1)
 
 
-# --- the key and the rows stay out of sight ---------------------------------------------------------------------------------------------
+# --- the key and the rows stay out of sight -------------------------------------------------------
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -637,7 +653,8 @@ def key_echoes(status: int) -> Behaviour:
     def echo(handler: Handler, body: dict[str, Any]) -> None:
         key = handler.headers["authorization"]
         content = {
-            **answer_body(body, f"positive {key}"), "model": key, "error": {"message": f"bad {key}", "code": key, "param": key},
+            **answer_body(body, f"positive {key}"), "model": key,
+                "error": {"message": f"bad {key}", "code": key, "param": key},
         }  # fmt: skip
         content["choices"][0]["finish_reason"] = key
         handler.reply(status, content, location=f"https://{key.split()[-1]}.example/{key}", x_request_id=key)
@@ -684,7 +701,9 @@ def test_the_projects_own_key_comes_before_the_general_one(server: Server, monke
 
 
 @pytest.mark.parametrize("key", ["two\nlines-of-key", "schlüssel-key"])
-def test_a_key_that_no_header_can_carry_is_told_without_it(server: Server, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_that_no_header_can_carry_is_told_without_it(
+    server: Server, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FEDFINLORA_API_KEY", key)
     with pytest.raises(UserError, match="FEDFINLORA_API_KEY") as told:
         ask(model_at(server), "a")
@@ -697,7 +716,9 @@ def test_a_placeholder_key_is_not_cut_out_of_answers(server: Server, monkeypatch
     assert ask(model_at(server), "a")[0].text == "EMPTY"
 
 
-def test_a_key_on_its_way_in_clear_is_warned_about(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_key_on_its_way_in_clear_is_warned_about(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv("FEDFINLORA_API_KEY", KEY)
     for url, warned in (
         ("http://models.example/v1", True),
@@ -710,7 +731,8 @@ def test_a_key_on_its_way_in_clear_is_warned_about(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    "echo", [lambda prompt: prompt, lambda prompt: f"Invalid: {prompt[10:60]}…", lambda prompt: f"Invalid input {prompt!r}"]
+    "echo",
+    [lambda prompt: prompt, lambda prompt: f"Invalid: {prompt[10:60]}…", lambda prompt: f"Invalid input {prompt!r}"],
 )
 def test_no_text_of_a_row_reaches_errors_or_logs(
     server: Server, echo: Callable[[str], str], caplog: pytest.LogCaptureFixture
@@ -722,12 +744,13 @@ def test_no_text_of_a_row_reaches_errors_or_logs(
     assert "margin fell" not in caplog.text + str(told.value)
 
 
-# --- readers --------------------------------------------------------------------------------------------------------------------------
+# --- readers --------------------------------------------------------------------------------------
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
-        st.sampled_from(["choices", "text", "message", "content", "error", "detail", "loc", "msg", "param", "usage", "model", "code"]),
+        st.sampled_from(["choices", "text", "message", "content", "error", "detail", "loc", "msg", "param", "usage",
+            "model", "code"]),
         inner, max_size=4,
     ),
     max_leaves=12,
@@ -773,13 +796,15 @@ def test_a_model_without_a_name_is_refused() -> None:
         RemoteModel("http://host/v1", "", EvaluationConfig())
 
 
-# --- the dry run ------------------------------------------------------------------------------------------------------------------------
+# --- the dry run ----------------------------------------------------------------------------------
 
 
 def test_a_dry_run_counts_requests_tokens_and_cost() -> None:
     tokenizer = load_tokenizer(ModelConfig(path="memory:tiny-random"))
     estimates = estimate_requests({"fpb": ["abc", "defgh"], "ner": []}, tokenizer)
-    assert [(entry.benchmark, entry.requests, entry.prompt_tokens, entry.most_answer_tokens) for entry in estimates] == [
+    assert [
+        (entry.benchmark, entry.requests, entry.prompt_tokens, entry.most_answer_tokens) for entry in estimates
+    ] == [
         ("fpb", 2, 8, 2 * BENCHMARKS["fpb"].budget_tokens),
         ("ner", 0, 0, 0),
     ]
@@ -803,12 +828,14 @@ def test_a_tokenizer_that_is_not_there_is_a_user_error(tmp_path: Path) -> None:
         load_tokenizer(ModelConfig(path=str(tmp_path)))
 
 
-# --- a real server ----------------------------------------------------------------------------------------------------------------------
+# --- a real server --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def transformers_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    """(address, model's name) of `transformers serve` with the embedded model in float32, on loopback and without network."""
+    """(address, model's name) of `transformers serve` with the embedded model in float32, on loopback and without
+    network.
+    """
     from fedfinlora.embedded import embedded_folder
 
     command = Path(sys.executable).with_name("transformers")
@@ -825,7 +852,8 @@ def transformers_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1"}
     with open(log, "wb") as stream:
         process = subprocess.Popen(
-            [str(command), "serve", folder, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"],
+            [str(command), "serve", folder, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype",
+                "float32"],
             stdout=stream, stderr=stream, env=environment,
         )  # fmt: skip
     try:
@@ -852,7 +880,8 @@ def sample_prompts() -> dict[str, list[str]]:
 
     rows = load_rows(Config().dataset, "test").rows
     return {
-        key: [row.prompt for row in rows if row.task == key][:2] for key in ("fpb", "headline", "ner", "xbrl_term", "formula")
+        key: [row.prompt for row in rows if row.task == key][:2]
+        for key in ("fpb", "headline", "ner", "xbrl_term", "formula")
     }
 
 
@@ -870,7 +899,9 @@ def test_a_real_server_gives_the_answers_of_our_own_decoding(
     prompts = sample_prompts()
     limits = EvaluationConfig(requests_at_once=2, request_timeout_s=120.0)
     with RemoteSession(RemoteModel(url, name, limits, chat=chat)) as opened:
-        remote = {key: dict(opened.answers(texts, BENCHMARKS[key].budget_tokens, key)) for key, texts in prompts.items()}
+        remote = {
+            key: dict(opened.answers(texts, BENCHMARKS[key].budget_tokens, key)) for key, texts in prompts.items()
+        }
         account = opened.account()
     assert account["api"] == ("chat" if chat else "completions")
     assert account["failures"] == {}

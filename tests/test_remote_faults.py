@@ -1,4 +1,6 @@
-"""What is said of a server that gives no answers: each way of failing has its own sentence, with the server's own words, and no key in it."""
+"""What is said of a server that gives no answers: each way of failing has its own sentence, with the server's own
+words, and no key in it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ from fedfinlora.config import EvaluationConfig
 from fedfinlora.errors import UserError
 
 KEY = "sk-test-0123456789abcdef"
-PAGE = b"<!doctype html><html><head><title>Sign in</title><style>p{}</style><script>x=1</script></head><body><h1>Portal</h1></body>"
+PAGE = (
+    b"<!doctype html><html><head><title>Sign "
+    b"in</title><style>p{}</style><script>x=1</script></head><body><h1>Portal</h1></body>"
+)
 HTML = {"content_type": "text/html"}
 
 
@@ -63,22 +68,31 @@ FAULTS: dict[str, tuple[Behaviour, str]] = {
     "wrong JSON": (sends(200, [1, 2]), ANSWERS_WITHOUT_AN_ANSWER),
     "null for a text": (sends(200, {"choices": [{"text": None}]}), rf"{ANSWERS_WITHOUT_AN_ANSWER}"),
     "half JSON": (sends(200, b'{"choices": [{"te'), ANSWERS_WITHOUT_AN_ANSWER),
-    "its words in JSON": (sends(200, {"message": "use /api/generate"}), r'no answer: .*JSON without choices.*It says: "use /api/generate"'),
+    "its words in JSON": (sends(200, {"message": "use /api/generate"}),
+        r'no answer: .*JSON without choices.*It says: "use /api/generate"'),
     "a page": (sends(200, PAGE, **HTML), r'no answer: .*no JSON.*It says: "Sign in Portal"'),
     "plain text": (sends(200, b"upstream is warming up"), r'no answer: .*It says: "upstream is warming up"'),
     "an error in the answer's place": (
         sends(200, {"choices": [{"text": "", "finish_reason": "error", "error": {"message": "provider gone"}}]}),
         r'no answer: .*ended with an error.*It says: "provider gone"',
     ),
-    "an error behind 200": (sends(200, {"error": {"message": "no GPU left", "code": 503}}), r'fails: .*503 in the body of a 200.*"no GPU left"'),
-    "an error's text behind 200": (sends(200, {"error": "model is not loaded"}), r'refuses the request \(400 in the body of a 200\).*"model is not loaded"'),
-    "an error in a list": (sends(200, [{"error": {"message": "no quota here", "code": 403}}]), r'\(403 in the body of a 200\).*"no quota here"'),
-    "an error object": (sends(200, {"object": "error", "message": "no such model", "code": 404}), r'no model some-model.*"no such model"'),
-    "a page with 502": (sends(502, b"<h1>502 Bad Gateway</h1><hr>nginx", **HTML), r'fails: .*\(status 502\).*"502 Bad Gateway nginx".*log'),
+    "an error behind 200": (sends(200, {"error": {"message": "no GPU left", "code": 503}}),
+        r'fails: .*503 in the body of a 200.*"no GPU left"'),
+    "an error's text behind 200": (sends(200, {"error": "model is not loaded"}),
+        r'refuses the request \(400 in the body of a 200\).*"model is not loaded"'),
+    "an error in a list": (sends(200, [{"error": {"message": "no quota here", "code": 403}}]),
+        r'\(403 in the body of a 200\).*"no quota here"'),
+    "an error object": (sends(200, {"object": "error", "message": "no such model", "code": 404}),
+        r'no model some-model.*"no such model"'),
+    "a page with 502": (sends(502, b"<h1>502 Bad Gateway</h1><hr>nginx", **HTML),
+        r'fails: .*\(status 502\).*"502 Bad Gateway nginx".*log'),
     "JSON with 500": (refuses(500, "CUDA out of memory"), r'fails: .*\(status 500\).*"CUDA out of memory"'),
-    "429": (refuses(429, "30 a minute"), r'takes no more requests: .*\(too many requests \(429\)\).*"30 a minute".*requests_per_minute'),
-    "404": (sends(404, b"<title>Not Found</title>", **HTML), r'no model some-model.*\(404\).*"Not Found".*--model-name'),
-    "401 of a page": (sends(401, b"Token expired", **HTML), r'wants a key \(401\).*"Token expired".*FEDFINLORA_API_KEY'),
+    "429": (refuses(429, "30 a minute"), (r'takes no more requests: .*\(too many requests \(429\)\).*"30 a '
+                                         r'minute".*requests_per_minute')),
+    "404": (sends(404, b"<title>Not Found</title>", **HTML),
+        r'no model some-model.*\(404\).*"Not Found".*--model-name'),
+    "401 of a page": (sends(401, b"Token expired", **HTML),
+        r'wants a key \(401\).*"Token expired".*FEDFINLORA_API_KEY'),
 }  # fmt: skip
 
 
@@ -95,7 +109,9 @@ def test_only_a_server_without_a_connection_seems_to_be_down() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
-    with pytest.raises(UserError, match=r"seems to be down: 10 requests .*no connection: connection refused.*Start the server"):
+    with pytest.raises(
+        UserError, match=r"seems to be down: 10 requests .*no connection: connection refused.*Start the server"
+    ):
         ask(url, "a")
 
 
@@ -116,7 +132,9 @@ def test_rows_whose_tries_are_spent_show_the_servers_words(server: Server) -> No
         ask(server.url, "a", "bad", "b", request_retries=2)
 
 
-@pytest.mark.parametrize("message", [{"content": ""}, {"content": None}, {"content": [], "reasoning_content": "thinking …"}])
+@pytest.mark.parametrize(
+    "message", [{"content": ""}, {"content": None}, {"content": [], "reasoning_content": "thinking …"}]
+)
 def test_empty_answers_are_answers_and_are_warned_about(
     server: Server, message: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -141,7 +159,9 @@ def test_no_key_of_anybody_is_shown(
 ) -> None:
     monkeypatch.setenv(KEY_VARIABLES[0], KEY)
     words = f"rejected \x1b[2J{' and '.join(SECRETS)} here"
-    server.behaviour = sends(status, {"error": {"message": words}}) if as_json else sends(status, f"<p>{words}</p>".encode())
+    server.behaviour = (
+        sends(status, {"error": {"message": words}}) if as_json else sends(status, f"<p>{words}</p>".encode())
+    )
     with pytest.raises(UserError, match="rejected") as said:
         ask(server.url, "a")
     for shown in (str(said.value), caplog.text):
@@ -153,13 +173,18 @@ def test_the_servers_words_are_short() -> None:
     page = b"<p>" + b"word " * 10_000 + b"</p>"
     assert len(read_fault(page, "", "").message) <= LONGEST_MESSAGE
     assert read_fault(b"\x89PNG\r\n\x00\xff", "", "").message == ""
-    assert read_fault(b"Echo: Sales rose by a fifth in May. Answer:", "Sales rose by a fifth in May. Answer:", "").message == ""
+    assert (
+        read_fault(b"Echo: Sales rose by a fifth in May. Answer:", "Sales rose by a fifth in May. Answer:", "").message
+        == ""
+    )
 
 
-# --- another model than the one that was asked for ---------------------------------------------------------------------------------------
+# --- another model than the one that was asked for ------------------------------------------------
 
 
-def test_another_model_than_the_one_that_was_asked_is_said_once(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+def test_another_model_than_the_one_that_was_asked_is_said_once(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
     ask(server.url, "a", "b", "c")
     [line] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert re.search("Asked for the model some-model, the server answers as dated-2026-01-01", line)

@@ -74,7 +74,9 @@ def test_markup_in_names_reasons_and_rows_is_shown_as_text(tmp_path: Path) -> No
     assert "998001" not in html
     for before in ("subtitle", "CFA_LEVEL1", "rejected:", "Target", "Output", "Read as"):
         assert HOSTILE in page.text.split(before, 1)[-1], before
-    assert any(HOSTILE in value for _, name, value in page.attributes if name == "aria-label"), "of a figure that can be saved"
+    assert any(HOSTILE in value for _, name, value in page.attributes if name == "aria-label"), (
+        "of a figure that can be saved"
+    )
 
 
 def test_html_is_written_in_templates_alone() -> None:
@@ -83,7 +85,9 @@ def test_html_is_written_in_templates_alone() -> None:
     tag = re.compile(
         r"</?(?:div|span|table|t[rdh]|[uod]l|li|dt|dd|p|h[1-6]|section|details|summary|figure|b|i|small|code|a|nav)[ >]"
     )
-    found = [file.name for file in (*folder.glob("*.py"), Path(status_page.__file__)) if tag.search(file.read_text("utf-8"))]
+    found = [
+        file.name for file in (*folder.glob("*.py"), Path(status_page.__file__)) if tag.search(file.read_text("utf-8"))
+    ]
     assert found == []
 
 
@@ -188,7 +192,9 @@ def test_broken_shapes_are_survived(tmp_path: Path) -> None:
     run = make_run(
         tmp_path / "demo", result={"wall_s": None, "scores": {"base": {"fpb": {}}, "final": {"fpb": 3}}, "banks": "two"}
     )
-    (run / "rounds.jsonl").write_text('[]\n{"banks": null, "timings": 3}\n{"round": 2, "banks": [3, {"train_loss": NaN}]}\n')
+    (run / "rounds.jsonl").write_text(
+        '[]\n{"banks": null, "timings": 3}\n{"round": 2, "banks": [3, {"train_loss": NaN}]}\n'
+    )
     (run / "config.yaml").write_text("a: [")
     assert "config.yaml cannot be read" in Page(report(tmp_path, run)).text
 
@@ -350,7 +356,8 @@ def test_best_round_is_a_system_where_it_is_not_the_final_one(tmp_path: Path) ->
         folder = tmp_path / str(best)
         scores = {"final": {"fpb": metrics(0.5)}, "best": {"fpb": metrics(best)}}
         return [
-            system.heading for system in systems_of(read_runs([make_run(folder, result={"scores": scores, "best_round": 2})]))
+            system.heading
+            for system in systems_of(read_runs([make_run(folder, result={"scores": scores, "best_round": 2})]))
         ]
 
     assert headings(0.6) == ["Federated", "Federated best (round 2)"]
@@ -414,8 +421,9 @@ def test_published_federated_run_is_mentioned_only_where_its_benchmarks_were_run
         run = make_run(tmp_path / "-".join(keys), result={"scores": scores})
         return Page(write_report([run], tmp_path / "a.html", catalogue(), published=published).read_text()).text
 
-    assert "FinLoRA’s own federated run, mean of these 2 sets: base 42.2 and federated 47.6. Here: federated 50.0." in text(
-        ("fpb", "fiqa")
+    assert (
+        "FinLoRA’s own federated run, mean of these 2 sets: base 42.2 and federated 47.6. Here: federated 50.0."
+        in text(("fpb", "fiqa"))
     )
     assert "own federated run" not in text(("fpb", "tfns"))
 
@@ -524,7 +532,9 @@ def test_scores_by_round_are_curves_and_not_systems(tmp_path: Path) -> None:
     run = make_run(tmp_path / "demo")
     for label in ("round_001", "validation_round_001"):
         (run / "eval" / label).mkdir(parents=True)
-        (run / "eval" / label / "metrics.json").write_text(json.dumps({"label": label, "scores": {"fpb": metrics(0.9)}}))
+        (run / "eval" / label / "metrics.json").write_text(
+            json.dumps({"label": label, "scores": {"fpb": metrics(0.9)}})
+        )
     assert [system.heading for system in systems_of(read_runs([run]))] == ["Base", "Federated"]
 
 
@@ -539,7 +549,9 @@ def test_remote_model_is_a_system_of_its_own_and_not_a_base(tmp_path: Path) -> N
 
 def test_labels_only_evaluation_says_what_its_mean_is_of(tmp_path: Path) -> None:
     scores = {"base": {"fpb": {"n": 24, "labels_accuracy": 0.5}, "fiqa": {"n": 24, "labels_accuracy": 0.7}}}
-    text = Page(report(tmp_path, make_run(tmp_path / "demo", mode="evaluate", rounds=0, result={"scores": scores}))).text
+    text = Page(
+        report(tmp_path, make_run(tmp_path / "demo", mode="evaluate", rounds=0, result={"scores": scores}))
+    ).text
     assert "mean accuracy of the most probable label over 2 benchmarks: base 60 %." in text
     assert "the published figures" not in text
     assert "Rows trained" not in text

@@ -46,10 +46,16 @@ def comparison(tmp_path: Path) -> Path:
     runs = [
         add_evaluations(
             make_run(
-                tmp_path / "federated", rounds=8, banks=4, reason="update norm 900 is above 100", result={"synthetic": True}
+                tmp_path / "federated",
+                rounds=8,
+                banks=4,
+                reason="update norm 900 is above 100",
+                result={"synthetic": True},
             )
         ),
-        add_evaluations(make_run(tmp_path / "pooled", mode="centralized", base=None, final=0.5, result={"run": long_name})),
+        add_evaluations(
+            make_run(tmp_path / "pooled", mode="centralized", base=None, final=0.5, result={"run": long_name})
+        ),
         add_evaluations(make_run(tmp_path / "alone" / "bank-0", mode="local", base=None, final=0.3)),
         add_evaluations(make_run(tmp_path / "alone" / "bank-1", mode="local", base=None, final=0.4)),
     ]

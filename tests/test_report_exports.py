@@ -55,7 +55,10 @@ def test_csv_read_back_gives_every_figure_with_its_interval(tmp_path: Path) -> N
     assert len(found) == sum(row["run"] == "demo" for row in rows), "each figure once"
     expected = metrics(0.45)
     accuracy = found["Federated", "fpb", "accuracy"]
-    assert (float(accuracy["value"]), float(accuracy["low"]), float(accuracy["high"])) == (0.45, *expected["accuracy_ci95"])
+    assert (float(accuracy["value"]), float(accuracy["low"]), float(accuracy["high"])) == (
+        0.45,
+        *expected["accuracy_ci95"],
+    )
     assert accuracy["n"] == "24"
     assert found["Federated", "xbrl_term", "bertscore_f1"]["low"] == ""
     assert found["Federated", "fpb", "decoding.rows_differ"]["value"] == "1"
@@ -69,7 +72,8 @@ def test_csv_read_back_gives_every_figure_with_its_interval(tmp_path: Path) -> N
 
 def test_csv_has_banks_that_trained_alone_one_by_one(tmp_path: Path) -> None:
     runs = [
-        make_run(tmp_path / name, mode="local", base=None, final=value) for name, value in (("bank-0", 0.3), ("bank-1", 0.4))
+        make_run(tmp_path / name, mode="local", base=None, final=value)
+        for name, value in (("bank-0", 0.3), ("bank-1", 0.4))
     ]
     rows = rows_of((exported(tmp_path, *runs) / "scores.csv").read_text(encoding="utf-8"))
     values = {row["run"]: row["value"] for row in rows if (row["benchmark"], row["metric"]) == ("fpb", "accuracy")}
@@ -109,7 +113,9 @@ def test_latex_rows_have_as_many_cells_as_the_table_has_columns(tmp_path: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed (Debian: texlive-latex-recommended)")
+@pytest.mark.skipif(
+    shutil.which("pdflatex") is None, reason="pdflatex is not installed (Debian: texlive-latex-recommended)"
+)
 def test_latex_table_compiles(tmp_path: Path) -> None:
     scores = {"base": {"fpb": metrics(0.2)}, "a_b & 50 % #1 {x} ~^\\ ε": {"fpb": metrics(0.5)}}
     folder = exported(tmp_path, make_run(tmp_path / "demo", mode="evaluate", result={"scores": scores}))
@@ -172,7 +178,10 @@ def test_figures_of_runs_of_the_same_name_do_not_replace_each_other(tmp_path: Pa
 
 def test_label_scoring_has_columns_of_its_own_in_the_tables(tmp_path: Path) -> None:
     scores = {
-        "base": {"fpb": {**metrics(0.2), "labels_accuracy": 0.5, "labels_accuracy_ci95": [0.4, 0.6]}, "fiqa": metrics(0.3)}
+        "base": {
+            "fpb": {**metrics(0.2), "labels_accuracy": 0.5, "labels_accuracy_ci95": [0.4, 0.6]},
+            "fiqa": metrics(0.3),
+        }
     }
     folder = exported(tmp_path, make_run(tmp_path / "demo", result={"scores": scores}))
     text = (folder / "scores.md").read_text(encoding="utf-8")
@@ -180,6 +189,8 @@ def test_label_scoring_has_columns_of_its_own_in_the_tables(tmp_path: Path) -> N
     assert "| 50.0 [40.0, 60.0] |" in text
     assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
     rows = [
-        line for line in (folder / "scores.tex").read_text().splitlines() if line.endswith(r"\\") and "multicolumn" not in line
+        line
+        for line in (folder / "scores.tex").read_text().splitlines()
+        if line.endswith(r"\\") and "multicolumn" not in line
     ]
     assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {5}

@@ -71,10 +71,14 @@ class TestResume:
             runs.start("run", *SCORED, tamper=stop_in_round(2, Stop()))
         run = runs.resume(runs.folder / "run")
         for label in ("base", "final"):
-            assert (run / "eval" / label / "fpb.jsonl").read_bytes() == (reference / "eval" / label / "fpb.jsonl").read_bytes()
+            assert (run / "eval" / label / "fpb.jsonl").read_bytes() == (
+                reference / "eval" / label / "fpb.jsonl"
+            ).read_bytes()
         assert result_of(run)["scores"] == result_of(reference)["scores"]
 
-    def test_a_run_stopped_while_the_base_is_scored_can_be_resumed(self, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_run_stopped_while_the_base_is_scored_can_be_resumed(
+        self, runs: Runs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Minutes go by before round 1; whoever stops then is told to resume, too."""
         import eval.rounds
 
@@ -87,7 +91,9 @@ class TestResume:
         assert same_run(reference, run)
         assert set(result_of(run)["scores"]) == {"base", "final"}
 
-    def test_a_run_stopped_in_the_final_scores_can_be_resumed(self, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_run_stopped_in_the_final_scores_can_be_resumed(
+        self, runs: Runs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         import eval.rounds
 
         reference = runs.start("reference", *SCORED)
@@ -172,7 +178,9 @@ class TestResume:
             "model: [",
         ],
     )
-    def test_a_folder_that_is_no_run_is_an_error_that_names_it(self, runs: Runs, tmp_path: Path, content: str | None) -> None:
+    def test_a_folder_that_is_no_run_is_an_error_that_names_it(
+        self, runs: Runs, tmp_path: Path, content: str | None
+    ) -> None:
         folder = tmp_path / "no-run"
         folder.mkdir()
         if content is not None:

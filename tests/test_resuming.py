@@ -136,7 +136,9 @@ def test_an_evaluation_resumes_with_the_adapter_that_it_began_with(
     assert main(["centralized", f"resume={begun}"]) == 0
     adapter = begun / "adapters" / "final"
     words = [
-        word for word in overrides(tmp_path / "rows", tmp_path, name="scores") if not word.startswith(("evaluation=", "model="))
+        word
+        for word in overrides(tmp_path / "rows", tmp_path, name="scores")
+        if not word.startswith(("evaluation=", "model="))
     ]
     words += [
         f"model.path={tmp_path / 'model'}",

@@ -114,9 +114,11 @@ class TestRunFolder:
         run = runs.start("run", *SCORED)
         files = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
         assert {
-            "config.yaml", "manifest.json", "rounds.jsonl", "result.json", "report.html", "progress.jsonl", "eval/base/fpb.jsonl",
+            "config.yaml", "manifest.json", "rounds.jsonl", "result.json", "report.html", "progress.jsonl",
+            "eval/base/fpb.jsonl",
             "eval/base/metrics.json", "eval/final/metrics.json", "adapters/round_001/adapter_config.json",
-            "adapters/round_002/adapter_model.safetensors", "adapters/final/adapter_model.safetensors", "state/run.json",
+            "adapters/round_002/adapter_model.safetensors", "adapters/final/adapter_model.safetensors",
+            "state/run.json",
         } <= files  # fmt: skip
         assert not [name for name in files if name.endswith(".tmp")]
         result = result_of(run)
@@ -145,7 +147,9 @@ class TestRunFolder:
         deltas, weights = [], []
         for reply in runs.grid.arrived:
             if reply.metadata.message_type == "train":
-                deltas.append(np.frombuffer(reply.content.array_records["delta"]["vector"].data, "<f4").astype(np.float64))
+                deltas.append(
+                    np.frombuffer(reply.content.array_records["delta"]["vector"].data, "<f4").astype(np.float64)
+                )
                 weights.append(reply.content.metric_records["figures"]["rows"])
         [sent] = {
             message.content.array_records["adapter"]["vector"].data
@@ -223,10 +227,12 @@ BAD_REPLIES: dict[str, tuple[Callable[[Message], RecordDict], str, str]] = {
     "float64": (lambda r: with_delta(r, lambda d: d.astype(np.float64)), "rejected", "layout"),
     "int32": (lambda r: with_delta(r, lambda d: np.ones(len(d), np.int32)), "rejected", "layout"),
     "float64 declared float32": (
-        lambda r: with_delta(r, lambda d: declared(len(d), d[: len(d) // 2].astype(np.float64).tobytes() + b"1234")), "rejected", "layout",
+        lambda r: with_delta(r, lambda d: declared(len(d), d[: len(d) // 2].astype(np.float64).tobytes() + b"1234")),
+            "rejected", "layout",
     ),
     "far more bytes than declared": (
-        lambda r: with_delta(r, lambda d: declared(len(d), np.zeros(10 * len(d), np.float32).tobytes())), "rejected", "layout",
+        lambda r: with_delta(r, lambda d: declared(len(d), np.zeros(10 * len(d), np.float32).tobytes())), "rejected",
+            "layout",
     ),
     "NaN": (lambda r: with_delta(r, set_first(math.nan)), "rejected", "not-finite"),
     "Inf": (lambda r: with_delta(r, set_first(-math.inf)), "rejected", "not-finite"),
@@ -242,27 +248,33 @@ BAD_REPLIES: dict[str, tuple[Callable[[Message], RecordDict], str, str]] = {
     "a huge norm": (lambda r: with_delta(r, lambda d: np.full(len(d), 1e4, np.float32)), "rejected", "norm"),
     "a norm beyond float32": (lambda r: with_delta(r, lambda d: np.full(len(d), 3e38, np.float32)), "rejected", "norm"),
     "nothing": (lambda r: RecordDict(), "rejected", "malformed"),
-    "no figures": (lambda r: RecordDict({"reply": r.content["reply"], "delta": r.content["delta"]}), "rejected", "malformed"),
-    "no delta": (lambda r: RecordDict({"reply": r.content["reply"], "figures": r.content["figures"]}), "rejected", "malformed"),
+    "no figures": (lambda r: RecordDict({"reply": r.content["reply"], "delta": r.content["delta"]}), "rejected",
+        "malformed"),
+    "no delta": (lambda r: RecordDict({"reply": r.content["reply"], "figures": r.content["figures"]}), "rejected",
+        "malformed"),
     "no steps told": (lambda r: with_figures(r, steps=None), "rejected", "malformed"),
     "no rows told": (lambda r: with_figures(r, rows=None), "rejected", "no-rows"),
     "a list for a figure": (lambda r: with_figures(r, rows=[8, 8]), "rejected", "malformed"),
     "rows NaN": (lambda r: with_figures(r, rows=math.nan), "rejected", "malformed"),
     "another bank's name": (lambda r: with_head(r, bank="bank-0"), "rejected", "malformed"),
     "an unknown status": (lambda r: with_head(r, status="perhaps"), "rejected", "malformed"),
-    "records under other names": (lambda r: RecordDict({"answer": ConfigRecord({"status": "ok"})}), "rejected", "malformed"),
+    "records under other names": (lambda r: RecordDict({"answer": ConfigRecord({"status": "ok"})}), "rejected",
+        "malformed"),
     "no bytes": (lambda r: with_delta(r, lambda d: declared(len(d), b"")), "rejected", "layout"),
-    "bytes that are no array": (lambda r: with_delta(r, lambda d: declared(len(d), b"\x00" * 128)), "rejected", "layout"),
+    "bytes that are no array": (lambda r: with_delta(r, lambda d: declared(len(d), b"\x00" * 128)), "rejected",
+        "layout"),
     "cut off bytes": (lambda r: with_delta(r, lambda d: declared(len(d), d.tobytes()[:-8])), "rejected", "layout"),
     "a pickle": (
-        lambda r: with_delta(r, lambda d: declared(len(d), npy(np.array([{"a": 1}], dtype=object)))), "rejected", "layout",
+        lambda r: with_delta(r, lambda d: declared(len(d), npy(np.array([{"a": 1}], dtype=object)))), "rejected",
+            "layout",
     ),
     "another serialization": (
         lambda r: with_delta(r, lambda d: declared(len(d), npy(d), stype="torch.tensor")), "rejected", "layout",
     ),
     "rows Inf": (lambda r: with_figures(r, rows=math.inf), "rejected", "malformed"),
     "a zip archive": (lambda r: with_delta(r, lambda d: declared(len(d), zipped(len(d)))), "rejected", "layout"),
-    "a torn zip archive": (lambda r: with_delta(r, lambda d: declared(len(d), b"PK\x03\x04" + b"x" * 64)), "rejected", "layout"),
+    "a torn zip archive": (lambda r: with_delta(r, lambda d: declared(len(d), b"PK\x03\x04" + b"x" * 64)), "rejected",
+        "layout"),
     "a header that promises terabytes": (
         lambda r: with_delta(r, lambda d: declared(len(d), header(f"({10**15},)"))), "rejected", "layout",
     ),
@@ -288,7 +300,10 @@ class TestOneBadBank:
         assert "\n" not in bad["reason"]
         assert (bad["rows"], bad["bytes_up"], bad["train_loss"], bad["delta_norm"]) == (0, 0, None, None)
         assert (
-            entry(run, 1, "bank-0")["status"] == entry(run, 2, "bank-0")["status"] == entry(run, 2, "bank-1")["status"] == "ok"
+            entry(run, 1, "bank-0")["status"]
+            == entry(run, 2, "bank-0")["status"]
+            == entry(run, 2, "bank-1")["status"]
+            == "ok"
         )
         first = rounds_of(run)[0]
         assert first["train_loss"] == entry(run, 1, "bank-0")["train_loss"]
@@ -318,7 +333,8 @@ class TestOneBadBank:
     def test_figures_that_cannot_be_leave_every_file_readable(self, runs: Runs, values: dict[str, float]) -> None:
         """Rejected or taken, a strange figure never ends the run and never writes what JSON does not have."""
         run = runs.start(
-            "run", tamper=only("bank-1", in_round(1, lambda message, reply: replaced(with_figures(reply, **values), message)))
+            "run",
+            tamper=only("bank-1", in_round(1, lambda message, reply: replaced(with_figures(reply, **values), message))),
         )
         assert result_of(run)["status"] == "completed"
         for file in ("rounds.jsonl", "progress.jsonl"):
@@ -341,7 +357,9 @@ class TestOneBadBank:
         )
 
     @pytest.mark.parametrize(("made_up", "status"), [(MARKER, "rejected"), ("acme-will-default", "error")])
-    def test_a_code_of_its_own_making_does_not_reach_the_run_folder(self, runs: Runs, made_up: str, status: str) -> None:
+    def test_a_code_of_its_own_making_does_not_reach_the_run_folder(
+        self, runs: Runs, made_up: str, status: str
+    ) -> None:
         change = in_round(1, lambda message, reply: replaced(with_head(reply, status="error", code=made_up), message))
         run = runs.start("run", tamper=only("bank-1", change))
         assert entry(run, 1, "bank-1")["status"] == status
@@ -399,7 +417,9 @@ class TestOneBadBank:
 
     def test_a_bank_that_never_answers_is_late_and_the_run_goes_on(self, runs: Runs) -> None:
         started = time.monotonic()
-        run = runs.start("run", "strategy.deadline_s=0.5", tamper=only("bank-1", in_round(1, lambda message, reply: None)))
+        run = runs.start(
+            "run", "strategy.deadline_s=0.5", tamper=only("bank-1", in_round(1, lambda message, reply: None))
+        )
         TestOneBadBank.check(run, "late", "late")
         assert time.monotonic() - started < 10
 
@@ -521,7 +541,9 @@ class TestQuorum:
     def test_too_few_usable_replies_end_the_run_and_it_can_be_resumed(self, runs: Runs) -> None:
         reference = runs.start("reference", "strategy.quorum=2", rounds=3)
         bad = only("bank-1", in_round(2, lambda message, reply: replaced(with_figures(reply, rows=0), message)))
-        with pytest.raises(UserError, match=r"Round 2: 1 of 2 replies are usable, strategy\.quorum=2\. bank-1: .*0 rows"):
+        with pytest.raises(
+            UserError, match=r"Round 2: 1 of 2 replies are usable, strategy\.quorum=2\. bank-1: .*0 rows"
+        ):
             runs.start("run", "strategy.quorum=2", rounds=3, tamper=bad)
         run = runs.folder / "run"
         assert result_of(run)["status"] == "failed"
@@ -531,7 +553,9 @@ class TestQuorum:
         assert same_run(reference, runs.resume(run))
         assert result_of(run)["status"] == "completed"
 
-    def test_all_banks_failing_ends_the_run_with_every_banks_reason(self, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_all_banks_failing_ends_the_run_with_every_banks_reason(
+        self, runs: Runs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         reference = runs.start("reference")
         with monkeypatch.context() as patch:
             patch.setattr(client_app.app, "train_round", lambda request, facts: 1 / 0)
@@ -608,7 +632,9 @@ class TestRoster:
             runs.start("again")
 
     def test_a_bank_with_other_code_is_left_out(self, runs: Runs) -> None:
-        other = only("bank-1", lambda message, reply: replaced(with_head(reply, source_sha256="0" * 64), message), "query")
+        other = only(
+            "bank-1", lambda message, reply: replaced(with_head(reply, source_sha256="0" * 64), message), "query"
+        )
         run = runs.start("run", tamper=other)
         assert [[bank["bank"] for bank in line["banks"]] for line in rounds_of(run)] == [["bank-0"], ["bank-0"]]
         assert result_of(run)["banks"] == 1
@@ -635,11 +661,17 @@ class TestRoster:
 
         def refused(bank: str, message: Message, reply: Message) -> Message:
             gate_is_shut = bank == "bank-1" and message.metadata.group_id in ("", "1")
-            return Message(Error(ErrorCode.INVALID_FAB, f"/secret/{MARKER}"), reply_to=message) if gate_is_shut else reply
+            return (
+                Message(Error(ErrorCode.INVALID_FAB, f"/secret/{MARKER}"), reply_to=message) if gate_is_shut else reply
+            )
 
         run = runs.start("run", "strategy.min_banks=2", tamper=refused)
         first, second = (entry(run, number, "bank-1") for number in (1, 2))
-        assert (first["status"], first["code"], first["reason"]) == ("error", "policy-code", SAFE_REASONS["policy-code"])
+        assert (first["status"], first["code"], first["reason"]) == (
+            "error",
+            "policy-code",
+            SAFE_REASONS["policy-code"],
+        )
         assert (second["status"], entry(run, 1, "bank-0")["status"]) == ("ok", "ok")
         assert MARKER not in (run / "rounds.jsonl").read_text()
 
@@ -649,7 +681,9 @@ class TestRoster:
         runs.consortium = Consortium(runs.folder / "keys").serves(monkeypatch)
         runs.nodes(2)
         with pytest.raises(UserError, match=r"0 usable banks, 1 are needed .*bank-0: .*rule: code.*bank-1: "):
-            runs.start("run", tamper=lambda bank, message, reply: Message(Error(ErrorCode.INVALID_FAB, ""), reply_to=message))
+            runs.start(
+                "run", tamper=lambda bank, message, reply: Message(Error(ErrorCode.INVALID_FAB, ""), reply_to=message)
+            )
         assert not (runs.folder / "run").exists()
 
     def test_a_bank_that_does_not_say_hello_is_left_out(self, runs: Runs) -> None:
@@ -686,7 +720,9 @@ class TestRoster:
         assert len(looks) == 3
 
     def test_enough_nodes_but_too_few_usable_banks_is_an_error(self, runs: Runs) -> None:
-        other = only("bank-1", lambda message, reply: replaced(with_head(reply, source_sha256="0" * 64), message), "query")
+        other = only(
+            "bank-1", lambda message, reply: replaced(with_head(reply, source_sha256="0" * 64), message), "query"
+        )
         with pytest.raises(UserError, match=r"1 usable banks, 2 are needed .*strategy\.min_banks"):
             runs.start("run", "strategy.min_banks=2", tamper=other)
 

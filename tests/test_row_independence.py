@@ -59,9 +59,13 @@ def test_the_epsilon_that_is_told_does_not_show_that_two_tasks_share_a_row(rows:
     assert told[0] == told[1]
 
 
-def test_one_spelling_more_of_a_customer_is_the_same_customer_to_the_clip_and_to_the_ledger(rows: Path, tmp_path: Path) -> None:
+def test_one_spelling_more_of_a_customer_is_the_same_customer_to_the_clip_and_to_the_ledger(
+    rows: Path, tmp_path: Path
+) -> None:
     names = ["cust 1", "CUST  1", "ｃust 1", "cust\u00a01", "cust\u200b 1", "other"]
-    lines = [json.dumps({"context": f"row {n} Answer:", "target": "x", "issuer": names[n % len(names)]}) for n in range(36)]
+    lines = [
+        json.dumps({"context": f"row {n} Answer:", "target": "x", "issuer": names[n % len(names)]}) for n in range(36)
+    ]
     write_lines(bank_file(tmp_path), lines)
     config, at = config_of(rows, tmp_path, "privacy.unit=customer"), own_rows(tmp_path)
     found = bank_rows(config, at, get_session(config).tokenizer)

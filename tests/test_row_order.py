@@ -46,7 +46,7 @@ def grouped(draw: st.DrawFn) -> tuple[int, Groups]:
     return rows, tuple(tuple(order[start:end]) for start, end in itertools.pairwise(ends))
 
 
-# --- groups -------------------------------------------------------------------------------------------------------------------------
+# --- groups ---------------------------------------------------------------------------------------
 
 
 def test_rows_of_a_filing_are_a_group_wherever_they_stand() -> None:
@@ -75,11 +75,13 @@ def test_groups_depend_on_tokens_and_places_not_on_the_callers_numbers() -> None
     assert groups_of([]) == ()
 
 
-# --- the stream ---------------------------------------------------------------------------------------------------------------------
+# --- the stream -----------------------------------------------------------------------------------
 
 
 @given(grouped(), st.floats(1, 40), st.integers(1, 4), st.integers(0, 3))
-def test_each_row_comes_once_in_each_epoch(drawn: tuple[int, Groups], rows_per_step: float, epochs: int, seed: int) -> None:
+def test_each_row_comes_once_in_each_epoch(
+    drawn: tuple[int, Groups], rows_per_step: float, epochs: int, seed: int
+) -> None:
     rows, groups = drawn
     steps = math.ceil(epochs * rows / rows_per_step) + 1
     taken = [rows_of_step(step, rows, rows_per_step, seed, "bank-0", groups) for step in range(steps)]
@@ -94,7 +96,9 @@ def test_each_row_comes_once_in_each_epoch(drawn: tuple[int, Groups], rows_per_s
 
 
 @given(st.integers(2, 60), st.floats(0.3, 20), st.integers(0, 20), st.integers(0, 3))
-def test_without_groups_the_stream_is_the_plain_permutation(rows: int, rows_per_step: float, step: int, seed: int) -> None:
+def test_without_groups_the_stream_is_the_plain_permutation(
+    rows: int, rows_per_step: float, step: int, seed: int
+) -> None:
     """As it was before there were groups, written out once more, so that runs of old stay what they are."""
     if rows <= rows_per_step:
         return
@@ -159,8 +163,11 @@ def test_filings_of_a_typical_bank_are_read_about_once_an_epoch(size: int) -> No
     group_of = {row: number for number, group in enumerate(groups) for row in group}
     steps = len(rows) // size
     readings = sum(
-        len({group_of[row] for row in rows_of_step(step, len(rows), size, 0, "bank-0", groups)}) for step in range(steps)
+        len({group_of[row] for row in rows_of_step(step, len(rows), size, 0, "bank-0", groups)})
+        for step in range(steps)
     )
-    plain = sum(len({group_of[row] for row in rows_of_step(step, len(rows), size, 0, "bank-0")}) for step in range(steps))
+    plain = sum(
+        len({group_of[row] for row in rows_of_step(step, len(rows), size, 0, "bank-0")}) for step in range(steps)
+    )
     assert readings <= steps + 2 * len(groups)
     assert plain > 1.8 * readings

@@ -44,7 +44,14 @@ def open_to_others(folder: Path) -> list[str]:
 def test_everything_in_a_finished_run_is_its_owners_alone(runs: Runs) -> None:
     run = runs.start("run", *SCORED, "evaluation.every=1")
     found = {path.name for path in run.rglob("*")}
-    assert {"fpb.jsonl", "adapter_model.safetensors", "result.json", "rounds.jsonl", "progress.jsonl", "report.html"} <= found
+    assert {
+        "fpb.jsonl",
+        "adapter_model.safetensors",
+        "result.json",
+        "rounds.jsonl",
+        "progress.jsonl",
+        "report.html",
+    } <= found
     assert "server.lock" in found
     assert open_to_others(run) == []
     assert open_to_others(runs.folder / "states") in ([], [f"{runs.folder / 'states'} 0755"])

@@ -20,7 +20,15 @@ from fedfinlora.errors import UserError
 from fedfinlora.privacy.head import Head
 from fedfinlora.run import evaluation, records, reference
 from fedfinlora.run.evaluation import BenchmarkMetrics, RowRecord, read_evaluation, read_records
-from fedfinlora.run.records import BankEntry, BankPrivacy, RoundLine, read_result, read_rounds, readable_rounds, round_line
+from fedfinlora.run.records import (
+    BankEntry,
+    BankPrivacy,
+    RoundLine,
+    read_result,
+    read_rounds,
+    readable_rounds,
+    round_line,
+)
 from fedfinlora.run.typed import OMITTED, from_json, to_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,7 +59,9 @@ def test_keys_are_in_the_order_of_the_fields_and_omitted_ones_are_absent() -> No
 
 
 @given(
-    st.text(max_size=5), st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=3), st.none() | st.text(max_size=3)
+    st.text(max_size=5),
+    st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=3),
+    st.none() | st.text(max_size=3),
 )
 def test_what_is_written_is_read_back(name: str, numbers: list[float], note: str | None) -> None:
     record = Outer(Inner(name, 3), tuple(numbers), note, (Inner("b"),))
@@ -81,7 +91,12 @@ def test_a_value_of_another_type_is_named(values: Any, said: str) -> None:
 
 def test_a_report_keeps_what_can_be_read() -> None:
     problems: list[str] = []
-    values = {"inner": {"name": "a", "size": "x"}, "numbers": [1, None], "parts": [{}, {"name": "b"}], "of a later version": 3}
+    values = {
+        "inner": {"name": "a", "size": "x"},
+        "numbers": [1, None],
+        "parts": [{}, {"name": "b"}],
+        "of a later version": 3,
+    }
     assert from_json(Outer, values, "here", problems) == Outer(Inner("a"), (1.0,), None, (Inner("b"),))
     assert problems == [
         "here: inner.size is no whole number.", "here: numbers[1] is no number.", "here: parts[0].name is missing.",
@@ -93,9 +108,13 @@ def test_a_whole_number_may_be_written_as_a_float() -> None:
 
 
 def test_a_round_is_written_and_read_back(tmp_path: Path) -> None:
-    entry = BankEntry("north", "ok", rows=3, privacy=BankPrivacy(8.0, None, 1e-5), ledger=Head(3, "a" * 64), withheld=("rows",))
+    entry = BankEntry(
+        "north", "ok", rows=3, privacy=BankPrivacy(8.0, None, 1e-5), ledger=Head(3, "a" * 64), withheld=("rows",)
+    )
     scores = {
-        "fpb": BenchmarkMetrics(3, 1, {"accuracy": evaluation.Estimate(0.5, 0.2, 0.8), "matthews": evaluation.Estimate(None)})
+        "fpb": BenchmarkMetrics(
+            3, 1, {"accuracy": evaluation.Estimate(0.5, 0.2, 0.8), "matthews": evaluation.Estimate(None)}
+        )
     }
     line = RoundLine(1, banks=(entry, BankEntry("south")), scores=scores)
     (tmp_path / "rounds.jsonl").write_text(json.dumps(to_json(line)) + "\n", encoding="utf-8")
@@ -113,7 +132,9 @@ def test_a_ledger_head_that_no_ledger_has_is_named() -> None:
 
 def test_many_rounds_are_read_fast(tmp_path: Path) -> None:
     """As the status page does it: 500 rounds of ten banks in well under a second."""
-    line = to_json(RoundLine(1, banks=tuple(BankEntry(f"bank-{number}", "ok", rows=9, train_loss=1.0) for number in range(10))))
+    line = to_json(
+        RoundLine(1, banks=tuple(BankEntry(f"bank-{number}", "ok", rows=9, train_loss=1.0) for number in range(10)))
+    )
     (tmp_path / "rounds.jsonl").write_text((json.dumps(line) + "\n") * 500, encoding="utf-8")
     started = time.process_time()
     assert len(readable_rounds(tmp_path, [])) == 500
@@ -138,7 +159,9 @@ class TestOlderFolders:
             card = json.loads((run / "privacy.json").read_text("utf-8"))
             assert to_json(from_json(records.PrivacyCard, card, "privacy.json")) == card
 
-    def test_the_report_and_compare_open_it(self, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_the_report_and_compare_open_it(
+        self, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         page = write_run_report([OLD_RUNS / name], tmp_path / "report.html").read_text("utf-8")
         assert "cannot be read" not in page
         assert main(["compare", str(OLD_RUNS / name), str(OLD_RUNS / name), "--labels", "final", "final"]) == 0

@@ -94,7 +94,11 @@ class TestStop:
 
     @pytest.mark.parametrize("change", [{"started": "1"}, {"host": "elsewhere"}])
     def test_a_number_that_belongs_to_another_process_is_never_signalled(
-        self, output: Path, bystander: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str], change: dict[str, str]
+        self,
+        output: Path,
+        bystander: subprocess.Popen[bytes],
+        capsys: pytest.CaptureFixture[str],
+        change: dict[str, str],
     ) -> None:
         run = output / "first"
         with hold_run(run, COMMAND_LOCK):
@@ -141,7 +145,9 @@ class TestLines:
     def test_a_whole_run_without_a_terminal_says_nothing_twice(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        words = overrides(write_rows(tmp_path / "rows"), tmp_path, *SCORED, "evaluation.mode=both", "evaluation.every=1")
+        words = overrides(
+            write_rows(tmp_path / "rows"), tmp_path, *SCORED, "evaluation.mode=both", "evaluation.every=1"
+        )
         assert main(["centralized", *words]) == 0
         lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
         once = [line for line in lines if line and not line.startswith("run folder: ")]
@@ -149,7 +155,10 @@ class TestLines:
 
     def test_shown_events_are_written_and_shown(self, tmp_path: Path) -> None:
         out = io.StringIO()
-        with ProgressDisplay(Console(file=out)) as display, ShownEvents(tmp_path / "progress.jsonl", display.handle) as events:
+        with (
+            ProgressDisplay(Console(file=out)) as display,
+            ShownEvents(tmp_path / "progress.jsonl", display.handle) as events,
+        ):
             events.write("phase", name="training")
         assert out.getvalue() == "training\n"
         assert json.loads((tmp_path / "progress.jsonl").read_text())["name"] == "training"

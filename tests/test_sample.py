@@ -123,7 +123,9 @@ def test_labels_are_valid_and_balanced_to_one_or_two_rows(key: str, split: str) 
     assert max(counts.values()) - min(counts.values()) <= 2
 
 
-@pytest.mark.parametrize("key", ["fpb", "fiqa", "tfns", "nwgi", "ner", *EXTRACTION, "financebench", "xbrl_finer", "xbrl_fnxl"])
+@pytest.mark.parametrize(
+    "key", ["fpb", "fiqa", "tfns", "nwgi", "ner", *EXTRACTION, "financebench", "xbrl_finer", "xbrl_fnxl"]
+)
 def test_companies_and_surnames_of_test_rows_never_occur_in_train_rows(key: str) -> None:
     test_names = pool(STEMS, "test") + pool(LAST_NAMES, "test")
     train_text = " ".join(row["context"] for row in rows(key, "train"))
@@ -168,7 +170,9 @@ def read_numbers(text: str) -> list[float]:
 @pytest.mark.parametrize("split", SPLITS)
 def test_financial_math_equals_the_printed_formula_with_the_printed_figures(split: str) -> None:
     for row in rows("formula", split):
-        found = re.search(r'Formula: .+? = (.+), Explanation: (.+)\. Question: {2}"(.+)"\. Answer:$', row["context"], re.DOTALL)
+        found = re.search(
+            r'Formula: .+? = (.+), Explanation: (.+)\. Question: {2}"(.+)"\. Answer:$', row["context"], re.DOTALL
+        )
         assert found is not None
         expression, explanation, story = found.groups()
         names = re.findall(r"(?:^|, )([^:,]+): ", explanation)
@@ -397,7 +401,11 @@ def test_options_differ_even_when_mistakes_print_alike() -> None:
 
 @pytest.mark.parametrize(
     ("show", "value", "text"),
-    [(show_dollars, "-1234.565", "-$1,234.57"), (show_whole_dollars, "1234.5", "$1,235"), (show_percent, "-0.00001", "0.00%")],
+    [
+        (show_dollars, "-1234.565", "-$1,234.57"),
+        (show_whole_dollars, "1234.5", "$1,235"),
+        (show_percent, "-0.00001", "0.00%"),
+    ],
 )
 def test_figures_round_half_up_and_zero_has_no_sign(show: Callable[..., str], value: str, text: str) -> None:
     assert show(Decimal(value)) == text
@@ -413,10 +421,16 @@ def test_no_prompt_is_one_of_the_public_sets() -> None:
     if not real.is_dir():
         pytest.skip(f"no real rows at {real}")
     public = {
-        json.loads(line)["context"] for file in real.glob("*/*.jsonl") for line in file.read_text("utf-8").split("\n") if line
+        json.loads(line)["context"]
+        for file in real.glob("*/*.jsonl")
+        for line in file.read_text("utf-8").split("\n")
+        if line
     }
     ours = {
-        json.loads(line)["context"] for file in FOLDER.glob("*/*.jsonl") for line in file.read_text("utf-8").split("\n") if line
+        json.loads(line)["context"]
+        for file in FOLDER.glob("*/*.jsonl")
+        for line in file.read_text("utf-8").split("\n")
+        if line
     }
     assert ours
     assert not ours & public

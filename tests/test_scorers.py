@@ -40,7 +40,10 @@ TARGETS = {
 def rows_of(key: str) -> tuple[list[Row], list[str]]:
     """Rows of a benchmark, and answers of which the first is right and the last is none."""
     targets = [*TARGETS[BENCHMARKS[key].parser], TARGETS[BENCHMARKS[key].parser][0]]
-    rows = [Row(f"{key}/test/{place:06d}", key, f"Question {place}\nAnswer:", target) for place, target in enumerate(targets)]
+    rows = [
+        Row(f"{key}/test/{place:06d}", key, f"Question {place}\nAnswer:", target)
+        for place, target in enumerate(targets)
+    ]
     return rows, [targets[0], targets[0], ""]
 
 
@@ -87,7 +90,7 @@ def test_every_scorer_is_used_and_says_what_is_right(scorer: str) -> None:
     assert SCORERS[scorer].__doc__
 
 
-# --- the walk: a scorer for dates -------------------------------------------------------------------------------------------------------
+# --- the walk: a scorer for dates -----------------------------------------------------------------
 
 
 class DateScorer(Scorer):
@@ -111,13 +114,17 @@ def test_a_scorer_is_one_class_and_its_name(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setitem(SCORERS, "date", DateScorer())
     benchmark = replace(BENCHMARKS["xbrl_term"], key="due_date", scorer="date", parser="text")
     targets = ["2024-01-31", "2024-01-31", "2024-01-31", "2024-01-31"]
-    rows = [Row(f"due_date/test/{place}", "due_date", f"{place} Answer:", target) for place, target in enumerate(targets)]
+    rows = [
+        Row(f"due_date/test/{place}", "due_date", f"{place} Answer:", target) for place, target in enumerate(targets)
+    ]
     records, metrics = score_rows(benchmark, rows, ["2024-01-31", "2024-02-01", "in March", ""])
     assert [record.correct for record in records] == [True, False, False, False]
     assert records[1].measures == {"accuracy_same_week": 1.0, "nearness": 0.5}
     values = {name: metrics.value(name) for name in ("accuracy", "accuracy_same_week", "nearness", "unparsed_share")}
     assert values == {"accuracy": 0.25, "accuracy_same_week": 0.5, "nearness": 0.375, "unparsed_share": 0.25}
-    assert metrics.bounds("accuracy_same_week") == pytest.approx([0.15, 0.85], abs=1e-4)  # Wilson's, as of every share of rows
+    assert metrics.bounds("accuracy_same_week") == pytest.approx(
+        [0.15, 0.85], abs=1e-4
+    )  # Wilson's, as of every share of rows
     assert headline_score(metrics, "honest") == 0.25
 
     file = tmp_path / "due_date.jsonl"

@@ -34,7 +34,7 @@ SENTIMENT = ("negative", "neutral", "positive")
 SCORED = [key for key, benchmark in BENCHMARKS.items() if benchmark.scorer != "bertscore"]
 
 
-# --- what is said at last -------------------------------------------------------------------------------------------------------
+# --- what is said at last -------------------------------------------------------------------------
 
 
 READ = [
@@ -65,7 +65,11 @@ def test_every_parser_has_examples_of_both_kinds() -> None:
         ("fpb", "positive", "<think>negative?</think>positive"),
         ("cfa_level1", "B", "A is wrong. So it is \\boxed{\\text{B}}."),
         ("xbrl_formula_extract", "7 / 2", "<reasoning>5 / 2</reasoning> \\boxed{7 / 2}"),
-        ("xbrl_finer", "us-gaap:Revenues,us-gaap:Assets", "<think>Assets, Goodwill</think>us-gaap:Revenues,us-gaap:Assets"),
+        (
+            "xbrl_finer",
+            "us-gaap:Revenues,us-gaap:Assets",
+            "<think>Assets, Goodwill</think>us-gaap:Revenues,us-gaap:Assets",
+        ),
     ],
 )
 def test_a_row_is_judged_by_what_is_said_at_last(key, target, text) -> None:
@@ -79,7 +83,7 @@ def test_finlora_reads_thoughts_as_it_always_did() -> None:
     assert not pieces[0].correct
 
 
-# --- parsers ------------------------------------------------------------------------------------------------------------------
+# --- parsers --------------------------------------------------------------------------------------
 
 
 def test_longest_label_wins_where_two_start_together() -> None:
@@ -133,7 +137,11 @@ def test_choice_knows_only_the_letters_on_offer() -> None:
 
 
 @pytest.mark.parametrize("name", PARSERS)
-@given(text=st.text(alphabet=st.one_of(st.characters(), st.sampled_from("ABab0123456789.,()-+*/= \n$%:us-gaap")), max_size=60))
+@given(
+    text=st.text(
+        alphabet=st.one_of(st.characters(), st.sampled_from("ABab0123456789.,()-+*/= \n$%:us-gaap")), max_size=60
+    )
+)
 def test_no_text_breaks_a_parser(name, text) -> None:
     PARSERS[name](text, ("A", "B", "Yes", "No"))
 
@@ -143,7 +151,7 @@ def test_a_written_number_is_read_back(value) -> None:
     assert parse_number(repr(value)) == value
 
 
-# --- honest scoring -----------------------------------------------------------------------------------------------------------
+# --- honest scoring -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -246,7 +254,7 @@ def test_closed_labels_are_those_that_answers_are_read_as() -> None:
     assert closed_labels(BENCHMARKS["xbrl_finer"]) == ()
 
 
-# --- FinLoRA's rules ----------------------------------------------------------------------------------------------------------
+# --- FinLoRA's rules ------------------------------------------------------------------------------
 
 
 @given(st.text(max_size=20), st.text(alphabet="Answer: \nx", max_size=30), st.sampled_from(["Answer:", "Answer: "]))
@@ -288,7 +296,10 @@ def test_numbers_inside_numbers_follow_the_rule() -> None:
     value = BENCHMARKS["xbrl_value_extract"]
     judged = finlora_scores(value, ["5.0", "7.0"], ["15.0", "7"])
     assert [row[0].correct for row in judged] == [True, False]
-    assert [score_row(value, target, output).correct for target, output in [("5.0", "15.0"), ("7.0", "7")]] == [False, True]
+    assert [score_row(value, target, output).correct for target, output in [("5.0", "15.0"), ("7.0", "7")]] == [
+        False,
+        True,
+    ]
 
 
 def test_tie_goes_to_the_longest_label_and_is_counted() -> None:
@@ -303,7 +314,9 @@ def test_tie_goes_to_the_longest_label_and_is_counted() -> None:
 
 
 def test_rule_8_collapses_nwgi() -> None:
-    judged = finlora_scores(BENCHMARKS["nwgi"], ["mildly negative", "neutral", "strong positive"], ["strong negative"] * 3)
+    judged = finlora_scores(
+        BENCHMARKS["nwgi"], ["mildly negative", "neutral", "strong positive"], ["strong negative"] * 3
+    )
     assert [row[0].target for row in judged] == ["negative", "neutral", "positive"]
     assert [row[0].correct for row in judged] == [True, False, False]
 
@@ -339,14 +352,16 @@ def test_rules_agree_with_an_independent_writing_of_them() -> None:
     words = ["Ab", "AbC", "ab", "b", "5.0", "15.0", "Answer:", ",", " ", "\n", "C", ""]
     for _ in range(2000):
         n = draw.randint(1, 4)
-        targets = ["".join(draw.choices(["Ab", "AbC", "b", "5.0", "15.0", ","], k=draw.randint(1, 3))) for _ in range(n)]
+        targets = [
+            "".join(draw.choices(["Ab", "AbC", "b", "5.0", "15.0", ","], k=draw.randint(1, 3))) for _ in range(n)
+        ]
         texts = ["".join(draw.choices(words, k=draw.randint(0, 6))) for _ in range(n)]
         for key in ("fpb", "xbrl_finer"):
             ours = [(p.correct, p.ambiguous) for row in finlora_scores(BENCHMARKS[key], targets, texts) for p in row]
             assert ours == oracle(targets, texts, batched=key == "xbrl_finer"), (targets, texts)
 
 
-# --- records ------------------------------------------------------------------------------------------------------------------
+# --- records --------------------------------------------------------------------------------------
 
 
 def rows_of(key: str, targets: list[str]) -> list[Row]:

@@ -58,7 +58,9 @@ def moved(
         write_adapter(session.model, start)
         # Numbered so that a unit keeps its number, and with it its coin and its masks, whether the last one is there or
         # not.
-        how = Mechanism(CLIP, 1.0, 1.0, tuple(map(tuple, chosen)), 1.0, seed=0, bank="b", reproducible=True, alone=alone)
+        how = Mechanism(
+            CLIP, 1.0, 1.0, tuple(map(tuple, chosen)), 1.0, seed=0, bank="b", reproducible=True, alone=alone
+        )
         train(session.model, examples, Stretch(0, 1, 1, 1.0), config.train, seed=0, bank="b", gradient=how)
         found: np.ndarray = (read_adapter(session.model) - start).astype(np.float64)
         return found
@@ -136,7 +138,8 @@ def test_augmented_copies_have_masks_of_their_own_and_move_no_more() -> None:
     def step(units: int, copies: int) -> np.ndarray:
         write_adapter(session.model, start)
         how = Mechanism(
-            CLIP, 1.0, 0.0, tuple((place,) for place in range(units)), 1.0, seed=0, bank="b", reproducible=True, augmentations=copies
+            CLIP, 1.0, 0.0, tuple((place,) for place in range(units)), 1.0, seed=0, bank="b", reproducible=True,
+            augmentations=copies
         )  # fmt: skip
         train(session.model, examples, Stretch(0, 1, 1, 1.0), config.train, seed=0, bank="b", gradient=how)
         found: np.ndarray = (read_adapter(session.model) - start).astype(np.float64)

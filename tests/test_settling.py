@@ -21,7 +21,8 @@ SETTLING = [benchmark for benchmark in BENCHMARKS.values() if benchmark.parser i
 ODD = replace(BENCHMARKS["fpb"], labels=("no", "north", "non-cash", "new york", "new", "Cash"))
 """Labels within labels, with a hyphen and a blank."""
 ODD_TARGETS = (
-    "POSITIVE", "Positive.", "strong positive", "n/a", "neutral\nyes", "a positive b", "no ", " No", "x no ", "positives",
+    "POSITIVE", "Positive.", "strong positive", "n/a", "neutral\nyes", "a positive b", "no ", " No", "x no ",
+    "positives",
     "negative, really", "NEUTRAL", "mildly negative", "new york city", "non", "nonpositive",
 )  # fmt: skip
 """Targets as data sets may hold them: not in the labels' spelling, longer than a label, or unreadable."""
@@ -106,7 +107,9 @@ def test_without_a_second_marker_nothing_that_follows_changes_a_figure(case: Cas
     for text in case.texts:
         before = verdicts(case.benchmark, case.targets, text)
         for more in following:
-            if all((text + more).lower().count(marker) == text.lower().count(marker) for marker in (*RESTARTS, *NAMING)):
+            if all(
+                (text + more).lower().count(marker) == text.lower().count(marker) for marker in (*RESTARTS, *NAMING)
+            ):
                 assert verdicts(case.benchmark, case.targets, text + more) == before, (text, more)
 
 
@@ -141,7 +144,9 @@ def test_the_cases_above_are_many(restarts: bool) -> None:
 
 
 @given(st.sampled_from(SETTLING), st.data())
-def test_what_settles_with_a_second_marker_in_mind_settles_without_it(benchmark: Benchmark, data: st.DataObject) -> None:
+def test_what_settles_with_a_second_marker_in_mind_settles_without_it(
+    benchmark: Benchmark, data: st.DataObject
+) -> None:
     text = data.draw(st.tuples(st.sampled_from(benchmark.labels), fragments(benchmark)).map(" ".join))
     one, other = (Settling.of(benchmark, benchmark.labels, 2, restarts=restarts) for restarts in (True, False))
     assert other.settled(text, 1) or not one.settled(text, 1)
@@ -149,14 +154,20 @@ def test_what_settles_with_a_second_marker_in_mind_settles_without_it(benchmark:
     assert not one.settled(text, 2)
 
 
-# --- the plain cases ----------------------------------------------------------------------------------------------------------------------
+# --- the plain cases ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("benchmark", SETTLING, ids=lambda benchmark: benchmark.key)
 def test_a_label_and_what_models_write_behind_it_settle(benchmark: Benchmark) -> None:
     rule = Settling.of(benchmark, benchmark.labels, 2, restarts=False)
     for label in benchmark.labels:
-        for text in (f"{label}\nOutput", f" {label}\n\nInput", f"{label}. The ", f"{label.upper()}, bec", f"The {label} one, "):
+        for text in (
+            f"{label}\nOutput",
+            f" {label}\n\nInput",
+            f"{label}. The ",
+            f"{label.upper()}, bec",
+            f"The {label} one, ",
+        ):
             assert rule.settled(text, 8), text
 
 
@@ -174,8 +185,10 @@ def test_with_a_second_marker_in_mind_they_settle_when_too_few_tokens_are_left_f
 @pytest.mark.parametrize(
     "text",
     [
-        "", "positive", "positive\n", "positive\n\n", "positi", "It is", "positives a", "positive-l", "positive-looking but",
-        "nonpositive it", "positive-", "positive ", "positive é", "positive \ufffd", "Answer: ", "positive. Answer:", "positive\nOutput neu",
+        "", "positive", "positive\n", "positive\n\n", "positi", "It is", "positives a", "positive-l",
+        "positive-looking but",
+        "nonpositive it", "positive-", "positive ", "positive é", "positive \ufffd", "Answer: ", "positive. Answer:",
+        "positive\nOutput neu",
     ],
 )  # fmt: skip
 def test_what_may_still_change_does_not_settle(text: str) -> None:
@@ -230,7 +243,9 @@ def test_a_label_that_is_nobodys_target_does_not_settle() -> None:
 )
 def test_other_ways_to_read_answers_never_settle(benchmark: Benchmark) -> None:
     rule = Settling.of(benchmark, ["A", "positive", "1"], 2, restarts=False)
-    assert not any(rule.settled(text, left) for text in ("A\nOutput", "positive\nOutput", "1\nOutput") for left in (1, 9))
+    assert not any(
+        rule.settled(text, left) for text in ("A\nOutput", "positive\nOutput", "1\nOutput") for left in (1, 9)
+    )
 
 
 def test_a_marker_takes_two_tokens_unless_one_holds_it() -> None:

@@ -1,4 +1,6 @@
-"""Few-shot prompts: the same seeded examples for all rows, none of them evaluated, and the row's prompt still the end."""
+"""Few-shot prompts: the same seeded examples for all rows, none of them evaluated, and the row's prompt still the
+end.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ FPB = BENCHMARKS["fpb"]
 FORMULA = BENCHMARKS["formula"]
 
 
-def made(split: str, count: int, task: str = "fpb", labels: Sequence[str] = ("positive", "negative", "neutral")) -> list[Row]:
+def made(
+    split: str, count: int, task: str = "fpb", labels: Sequence[str] = ("positive", "negative", "neutral")
+) -> list[Row]:
     return [
         Row(f"{task}/{split}/{index:06d}", task, f"Rate {split} text {index}. Answer: ", labels[index % len(labels)])
         for index in range(count)
@@ -70,7 +74,9 @@ def test_examples_do_not_depend_on_how_many_rows_are_evaluated() -> None:
 @given(st.integers(0, 20), st.integers(1, 8), st.sets(st.integers(0, 19)))
 def test_no_example_has_the_prompt_of_an_evaluated_row(seed: int, shots: int, shared: set[int]) -> None:
     train = made("train", 20)
-    rows = TEST + [replace(train[index], id=f"fpb/test/x{index}", prompt=f" {train[index].prompt}\n") for index in shared]
+    rows = TEST + [
+        replace(train[index], id=f"fpb/test/x{index}", prompt=f" {train[index].prompt}\n") for index in shared
+    ]
     shot = with_shots(rows, train, shots, seed, FPB)
     evaluated = {row.prompt.strip() for row in rows}
     assert not evaluated & {example.prompt.strip() for example in shot.examples}
@@ -104,7 +110,9 @@ def test_fewer_train_rows_than_shots_are_used_and_reported() -> None:
     assert len(shot.rows) == len(TEST)
 
 
-@pytest.mark.parametrize("train", [[], made("train", 5, "fiqa"), TEST], ids=["none", "another task's", "the evaluated ones"])
+@pytest.mark.parametrize(
+    "train", [[], made("train", 5, "fiqa"), TEST], ids=["none", "another task's", "the evaluated ones"]
+)
 def test_no_train_rows_skip_the_benchmark_with_the_reason(train: list[Row]) -> None:
     shot = with_shots(TEST, train, 3, 0, FPB)
     assert (shot.rows, shot.examples) == ((), ())

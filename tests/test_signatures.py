@@ -1,4 +1,6 @@
-"""Who said it: requests that the coordinator signs, replies that banks sign, and what is refused because they are not."""
+"""Who said it: requests that the coordinator signs, replies that banks sign, and what is refused because they are
+not.
+"""
 
 from __future__ import annotations
 
@@ -166,7 +168,9 @@ class TestReplies:
             evidence.check("bank-1", content)
         assert refusal.value.code == "signature"
 
-    def test_a_reply_to_another_round_attempt_or_run_is_refused(self, consortium: Consortium, evidence: RoundEvidence) -> None:
+    def test_a_reply_to_another_round_attempt_or_run_is_refused(
+        self, consortium: Consortium, evidence: RoundEvidence
+    ) -> None:
         """The bank itself signed it: for another request."""
         signer, keys = load_signer(consortium.key_of("bank-1")), evidence.keys
         asked(evidence)
@@ -179,7 +183,8 @@ class TestReplies:
     def test_an_error_is_signed_too(self, consortium: Consortium, evidence: RoundEvidence) -> None:
         asked(evidence)
         evidence.check(
-            "bank-1", answered(evidence, "bank-1", load_signer(consortium.key_of("bank-1")), pack_error("bank-1", "privacy"))
+            "bank-1",
+            answered(evidence, "bank-1", load_signer(consortium.key_of("bank-1")), pack_error("bank-1", "privacy")),
         )
         with pytest.raises(RejectedReply, match="not signed"):
             evidence.check("bank-2", pack_error("bank-2", "privacy"))
@@ -189,7 +194,9 @@ class TestReplies:
     ) -> None:
         """A delta of 5 MB, as of Llama 3.1 8B at rank 8 on two modules; the time is printed, for docs/deployment.md."""
         vector = np.random.default_rng(0).normal(size=2**20 + 2**18).astype(np.float32)
-        keys = ServerKeys(consortium.signer, {"bank-1": consortium.key_of("bank-1").with_name("node.key.pub").read_text()})
+        keys = ServerKeys(
+            consortium.signer, {"bank-1": consortium.key_of("bank-1").with_name("node.key.pub").read_text()}
+        )
         signer, content = load_signer(consortium.key_of("bank-1")), pack_reply("bank-1", LAYOUT.id, vector, FIGURES)
         evidence = RoundEvidence(keys, REQUEST.run, REQUEST.round, "0" * 64)
         timed: dict[str, list[float]] = {"ask": [], "sign": [], "check": []}
@@ -410,7 +417,9 @@ class TestRuns:
     def test_what_a_rejected_bank_has_signed_is_kept_and_can_be_shown(
         self, runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """NaN in a delta and in a figure, a figure out of its range, another layout: each signed by the bank. A name of its own choice is not kept."""
+        """NaN in a delta and in a figure, a figure out of its range, another layout: each signed by the bank. A name of
+        its own choice is not kept.
+        """
         consortium = runs.consortium = Consortium(runs.folder / "keys").serves(monkeypatch)
         lies: list[tuple[str, Callable[[Message], RecordDict]]] = [
             ("not-finite", lambda reply: with_delta(reply, lambda delta: delta * np.float32(np.nan))),
@@ -453,7 +462,9 @@ class TestRuns:
         with pytest.raises(UserError, match="not what the coordinator signed"):
             runs.start("run")
         assert runs.grid is not None
-        codes = {reply.content["reply"]["code"] for reply in runs.grid.arrived if reply.metadata.message_type == "train"}
+        codes = {
+            reply.content["reply"]["code"] for reply in runs.grid.arrived if reply.metadata.message_type == "train"
+        }
         assert codes == {"unsigned"}
 
     def test_a_coordinator_leaves_out_banks_without_keys(self, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:

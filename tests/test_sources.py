@@ -1,4 +1,6 @@
-"""Every way into the rows, with real files: good ones, bad ones, FinLoRA's two layouts, a bank's folder and copies of public sets."""
+"""Every way into the rows, with real files: good ones, bad ones, FinLoRA's two layouts, a bank's folder and copies of
+public sets.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ XBRL_TASKS = ("xbrl_tags_extract", "xbrl_value_extract", "xbrl_formula_extract",
 def write(path: Path, *rows: dict[str, Any] | str | bytes) -> Path:
     """A file of JSON lines; a text or bytes is written as it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [row if isinstance(row, bytes) else (row if isinstance(row, str) else json.dumps(row)).encode() for row in rows]
+    lines = [
+        row if isinstance(row, bytes) else (row if isinstance(row, str) else json.dumps(row)).encode() for row in rows
+    ]
     path.write_bytes(b"\n".join(lines) + b"\n")
     return path
 
@@ -84,7 +88,12 @@ def test_a_bad_line_is_named_and_its_neighbours_are_read(tmp_path: Path, line: b
 def test_reasons_never_quote_the_row(tmp_path: Path) -> None:
     secret = "ACCOUNT-4711"
     path = write(
-        tmp_path / "x.jsonl", f'{{"context": "{secret}', f'["{secret}"]', {secret: secret}, row(secret, " "), f"{secret} \\ud8"
+        tmp_path / "x.jsonl",
+        f'{{"context": "{secret}',
+        f'["{secret}"]',
+        {secret: secret},
+        row(secret, " "),
+        f"{secret} \\ud8",
     )
     assert read(path)[0] == []
     assert secret not in repr(read(path)[1])
@@ -106,7 +115,8 @@ def test_line_separators_inside_a_text_do_not_end_the_line(tmp_path: Path) -> No
 def test_numeric_targets_keep_their_spelling(tmp_path: Path) -> None:
     digits = "9" * 5000
     path = write(
-        tmp_path / "v.jsonl", *(f'{{"context": "p Answer:", "target": {number}}}' for number in ("5.10", "-3", "1e3", digits))
+        tmp_path / "v.jsonl",
+        *(f'{{"context": "p Answer:", "target": {number}}}' for number in ("5.10", "-3", "1e3", digits)),
     )
     assert read(path) == (["5.10", "-3", "1e3", digits], [])
 
@@ -133,20 +143,48 @@ def test_files_that_cannot_be_read_are_bad_rows_of_the_whole_file(tmp_path: Path
     "question",
     [
         "Identify the US GAAP XBRL tag for Common Stock  as used by Dow & Sons Inc during the FY 2023. ",
-        "Please find the designated US GAAP XBRL tag for Total Assets reported by Dow & Sons Inc. at the end of FY 2023. ",
-        "What is the US GAAP XBRL tag for Inventory as reported by Dow & Sons Inc for the Fiscal Year ending in FY 2022? ",
+        (
+            "Please find the designated US GAAP XBRL tag for Total Assets reported by Dow & Sons Inc. at the end of FY "
+            "2023. "
+        ),
+        (
+            "What is the US GAAP XBRL tag for Inventory as reported by Dow & Sons Inc for the Fiscal Year ending in FY "
+            "2022? "
+        ),
         "Can you provide the XBRL tag under US GAAP for Net Income that was used by Dow & Sons Inc in the FY 2020? ",
-        "What XBRL tag corresponds to Cash Flow for Financing Activities for Dow & Sons Inc for the fiscal period concluding in FY 2021? ",
+        (
+            "What XBRL tag corresponds to Cash Flow for Financing Activities for Dow & Sons Inc for the fiscal period "
+            "concluding in FY 2021? "
+        ),
         "Please find the Fiscal Year value of Cash Flow for Operating Activities for Dow & Sons Inc for FY 2023. ",
         "What was the reported value of Total Revenue for Dow & Sons  Inc at the end of the Fiscal Year FY 2023? ",
         "What is the value of Dow & Sons Inc's Shareholders' Equity for the Fiscal Year ending in FY 2023? ",
         "How much was Dow & Sons Inc's Quick Ratio for the Fiscal Year concluding in FY 2023?  Answer with a formula. ",
         "Can you provide the value for Cost of Goods Sold from Dow & Sons Inc for the Fiscal Year ending in FY 2023? ",
-        "What is the formula for the Return on Equity of Dow & Sons Inc, formatted with the relevant tags, for the fiscal year 2022?  * 100')",
-        "Can you provide the formula of the Quick Ratio for Dow & Sons Inc, using the appropriate tags, as it applies to the FY 2021? ",
-        "What formula formatted with XBRL tags under US GAAP is used for Quick Ratio by Dow & Sons Inc for the fiscal year FY 2021? ",
-        "I need the calculation formula for Current Ratio as used by Dow & Sons Inc in FY 2023, formatted with tags. Could you help? ",
-        "Please find the formula that Dow & Sons Inc uses for Equity Multiplier, expressed with tags, for the period concluding in FY 2020. ",
+        (
+            "What is the formula for the Return on Equity of Dow & Sons Inc, formatted with the relevant tags, for the "
+            "fiscal year 2022?  * 100')"
+        ),
+        (
+            "Can you provide the formula of the Quick Ratio for Dow & Sons Inc, using the appropriate tags, as it "
+            "applies "
+            "to the FY 2021? "
+        ),
+        (
+            "What formula formatted with XBRL tags under US GAAP is used for Quick Ratio by Dow & Sons Inc for the "
+            "fiscal "
+            "year FY 2021? "
+        ),
+        (
+            "I need the calculation formula for Current Ratio as used by Dow & Sons Inc in FY 2023, formatted with "
+            "tags. "
+            "Could you help? "
+        ),
+        (
+            "Please find the formula that Dow & Sons Inc uses for Equity Multiplier, expressed with tags, for the "
+            "period "
+            "concluding in FY 2020. "
+        ),
     ],
 )
 def test_the_filer_is_read_from_every_phrasing(question: str) -> None:
@@ -187,9 +225,9 @@ def test_the_filer_is_read_from_nearly_all_real_xbrl_questions() -> None:
         assert len(named) >= 0.95 * len(rows)
         of_fragment: dict[str, set[str]] = {}
         for each in rows:
-            of_fragment.setdefault(each.prompt[each.prompt.find("XML File:") : each.prompt.rfind("Question:")], set()).add(
-                each.issuer
-            )
+            of_fragment.setdefault(
+                each.prompt[each.prompt.find("XML File:") : each.prompt.rfind("Question:")], set()
+            ).add(each.issuer)
         assert all(len(issuers) == 1 for issuers in of_fragment.values())
 
 
@@ -222,9 +260,13 @@ def test_files_may_lie_directly_in_the_root(tmp_path: Path) -> None:
 
 def test_the_merged_file_serves_only_tasks_without_their_own_file(tmp_path: Path) -> None:
     def sentiment(kind: str, text: str, target: str) -> dict[str, str]:
-        labels = "strong negative/neutral/strong positive" if target.startswith("strong") else "negative/neutral/positive"
+        labels = (
+            "strong negative/neutral/strong positive" if target.startswith("strong") else "negative/neutral/positive"
+        )
         return {
-            "context": f"Instruction: What is the sentiment of this {kind}? Choose from {{{labels}}}.\nInput: {text}\nAnswer: ",
+            "context": (
+                f"Instruction: What is the sentiment of this {kind}? Choose from {{{labels}}}.\nInput: {text}\nAnswer: "
+            ),
             "target": target,
         }
 
@@ -275,7 +317,9 @@ def test_stop_ends_at_the_first_bad_row_with_file_line_and_reason(tmp_path: Path
 
 
 def test_nothing_to_read_says_where_was_looked_and_for_what(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"No train rows in .*: expected FinLoRA's files, such as train/fpb_train.jsonl"):
+    with pytest.raises(
+        UserError, match=r"No train rows in .*: expected FinLoRA's files, such as train/fpb_train.jsonl"
+    ):
         load_rows(finlora(tmp_path), "train")
     with pytest.raises(UserError, match=r"such as test/ner_test.jsonl, there or directly"):
         load_rows(finlora(tmp_path), "test", ["ner"])
@@ -395,7 +439,9 @@ def test_linked_folders_are_followed_and_circles_end(tmp_path: Path) -> None:
     assert [row.path for row in load_rows(bank(tmp_path / "root"), "train").rows] == ["bank-a"]
 
 
-def test_relative_roots_are_taken_from_where_the_command_is_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_roots_are_taken_from_where_the_command_is_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path / "rows" / "fpb_train.jsonl", row("1"))
     monkeypatch.chdir(tmp_path)
     assert len(load_rows(bank(Path("rows")), "train").rows) == 1
@@ -433,7 +479,8 @@ def test_public_sentiment_sets_become_finlora_prompts(copies: Path) -> None:
     )
     assert public(copies, "tfns", "test") == [
         (
-            "Instruction: What is the sentiment of this tweet? Please choose an answer from {negative/neutral/positive}.\n"
+            "Instruction: What is the sentiment of this tweet? Please choose an answer from "
+            "{negative/neutral/positive}.\n"
             f"Input: $ABC says {code}\nAnswer: ",
             target,
         )
@@ -458,7 +505,10 @@ def test_a_public_set_in_parquet_without_a_test_part_is_divided_once(copies: Pat
     features = datasets.Features(
         {"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["negative", "neutral", "positive"])}
     )
-    table = {"sentence": [f"Sales were {number} ." for number in range(40)], "label": [number % 3 for number in range(40)]}
+    table = {
+        "sentence": [f"Sales were {number} ." for number in range(40)],
+        "label": [number % 3 for number in range(40)],
+    }
     datasets.Dataset.from_dict(table, features=features).to_parquet(str(folder / "train.parquet"))
     train, test = public(copies, "fpb", "train"), public(copies, "fpb", "test")
     assert (len(train), len(test)) == (30, 10)
@@ -470,7 +520,9 @@ def test_a_public_set_in_parquet_without_a_test_part_is_divided_once(copies: Pat
 def test_public_instruction_triples_and_levels(copies: Path) -> None:
     triple = {"instruction": "Does the news headline talk about price going up? Please choose an answer from {Yes/No}."}
     write(copies / BENCHMARKS["headline"].hub_id / "test.jsonl", {**triple, "input": "gold up", "output": "Yes"})
-    assert public(copies, "headline", "test") == [(f"Instruction: {triple['instruction']}\nInput: gold up\nAnswer: ", "Yes")]
+    assert public(copies, "headline", "test") == [
+        (f"Instruction: {triple['instruction']}\nInput: gold up\nAnswer: ", "Yes")
+    ]
     write(
         copies / BENCHMARKS["nwgi"].hub_id / "test.jsonl",
         {"news": "Shares soar.", "label": "strong positive", "prompt": "x", "out": "y"},
@@ -498,7 +550,10 @@ def test_public_financebench_keeps_pages_and_company(copies: Path) -> None:
 
 def test_public_finer_asks_for_four_entities_a_row(copies: Path) -> None:
     def sentence(number: int) -> dict[str, Any]:
-        return {"tokens": ["Paid", str(number), "million", "and", "9"], "ner_tags": ["O", "B-Cost", "I-Cost", "O", "B-Debt"]}
+        return {
+            "tokens": ["Paid", str(number), "million", "and", "9"],
+            "ner_tags": ["O", "B-Cost", "I-Cost", "O", "B-Debt"],
+        }
 
     write(copies / BENCHMARKS["xbrl_finer"].hub_id / "test.jsonl", *(sentence(number) for number in range(5)))
     found = public(copies, "xbrl_finer", "test")
@@ -518,14 +573,18 @@ def test_sets_without_a_mapping_or_a_copy_are_missing_with_a_reason(copies: Path
     write(copies / BENCHMARKS["tfns"].hub_id / "test.jsonl", {"query": "q", "answer": "a"})
     write(copies / BENCHMARKS["headline"].hub_id / "test.jsonl", {"context": "ready Answer:", "target": "Yes"})
     loaded = load_rows(
-        DatasetConfig(source="hub", root=str(copies)), "test", ["tfns", "headline", "ner", "formula", "xbrl_tags_extract"]
+        DatasetConfig(source="hub", root=str(copies)),
+        "test",
+        ["tfns", "headline", "ner", "formula", "xbrl_tags_extract"],
     )
     assert [row.prompt for row in loaded.rows] == ["ready Answer:"]
     assert loaded.missing["tfns"] == "no mapping to FinLoRA's prompts knows its columns (answer, query)"
     assert loaded.missing["ner"].startswith("there is no folder")
     assert loaded.missing["formula"].startswith("has no public set on the hub")
     assert "holds questions without their filings" in loaded.missing["xbrl_tags_extract"]
-    with pytest.raises(UserError, match=r"No train rows from the public sets \(headline: .* has no train part, only test\)"):
+    with pytest.raises(
+        UserError, match=r"No train rows from the public sets \(headline: .* has no train part, only test\)"
+    ):
         load_rows(DatasetConfig(source="hub", root=str(copies)), "train", ["headline"])
 
 

@@ -59,7 +59,8 @@ def test_a_federation_goes_on_from_it_and_names_its_file(public: Path, rows: Pat
 
 
 @pytest.mark.parametrize(
-    ("word", "told"), [("peft.rank=2", "Set peft.rank=4 (here 2)."), ("peft=dora", "Set peft.method=lora (here dora), ")]
+    ("word", "told"),
+    [("peft.rank=2", "Set peft.rank=4 (here 2)."), ("peft=dora", "Set peft.method=lora (here dora), ")],
 )
 def test_an_adapter_of_another_kind_is_refused_by_name_before_anything_is_loaded(
     word: str, told: str, public: Path, rows: Path, tmp_path: Path
@@ -89,7 +90,13 @@ def test_the_server_is_given_an_absolute_path(
 
 
 def test_the_privacy_card_says_that_the_start_is_not_protected(public: Path, rows: Path, tmp_path: Path) -> None:
-    private = ["privacy=example", "privacy.epsilon=0", "privacy.noise_multiplier=1", "peft.dropout=0", "train.batch_rows=4"]
+    private = [
+        "privacy=example",
+        "privacy.epsilon=0",
+        "privacy.noise_multiplier=1",
+        "peft.dropout=0",
+        "train.batch_rows=4",
+    ]
     words = overrides(rows, tmp_path / "out", f"start_adapter={public}", *private, rounds=1)
     run = federated(words, tmp_path / "states")
     limits = json.loads((run / "privacy.json").read_text("utf-8"))["limits"]

@@ -103,7 +103,9 @@ def look(home: Path, path: str, width: int, dark: bool) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt-get install chromium)")
 @pytest.mark.parametrize(("path", "width", "dark"), [("", 390, True), ("?run=1", 390, False), ("", 1280, False)])
-def test_browser_shows_no_error_no_sideways_overflow_and_refreshes(tmp_path: Path, path: str, width: int, dark: bool) -> None:
+def test_browser_shows_no_error_no_sideways_overflow_and_refreshes(
+    tmp_path: Path, path: str, width: int, dark: bool
+) -> None:
     found = look(make_home(tmp_path / "home"), path, width, dark)
     assert found["width"] in (width, width - 15)
     assert set(found["overflow"]) == {0}

@@ -50,7 +50,7 @@ def test_every_strategy_of_the_schema_has_its_rule() -> None:
     assert set(RULES) == set(STRATEGIES)
 
 
-# --- weighted mean ------------------------------------------------------------------------------------------------------------------
+# --- weighted mean --------------------------------------------------------------------------------
 
 
 def test_weighted_mean_of_two_banks_by_hand() -> None:
@@ -87,7 +87,9 @@ BANKS = st.integers(1, 6).flatmap(
 
 
 @given(BANKS, st.randoms(use_true_random=False))
-def test_permuting_the_banks_changes_nothing_once_they_are_sorted(banks: list[tuple[list[float], int]], random: Any) -> None:
+def test_permuting_the_banks_changes_nothing_once_they_are_sorted(
+    banks: list[tuple[list[float], int]], random: Any
+) -> None:
     named = [(f"bank-{index}", np.float32(delta), weight) for index, (delta, weight) in enumerate(banks)]
     arrived = random.sample(named, len(named))
 
@@ -107,7 +109,9 @@ def test_weighted_mean_lies_between_the_deltas_and_ignores_the_scale_of_weights(
     mean = weighted_mean(deltas, weights)
     assert (mean <= np.max(deltas, axis=0) + 1e-9).all()
     assert (mean >= np.min(deltas, axis=0) - 1e-9).all()
-    np.testing.assert_allclose(weighted_mean(deltas, [weight * scale for weight in weights]), mean, rtol=1e-12, atol=1e-9)
+    np.testing.assert_allclose(
+        weighted_mean(deltas, [weight * scale for weight in weights]), mean, rtol=1e-12, atol=1e-9
+    )
     np.testing.assert_allclose(mean, np.average(np.float64(deltas), axis=0, weights=weights), rtol=1e-12, atol=1e-9)
 
 
@@ -116,7 +120,7 @@ def test_the_mean_is_taken_in_double_precision() -> None:
     assert weighted_mean([big, small, -big], [1, 1, 1])[0] == pytest.approx(1 / 3, rel=1e-6)
 
 
-# --- fedavg and fedavgm -------------------------------------------------------------------------------------------------------------
+# --- fedavg and fedavgm ---------------------------------------------------------------------------
 
 
 def test_fedavg_is_the_mean_times_the_server_learning_rate() -> None:
@@ -129,7 +133,9 @@ def test_fedavg_is_the_mean_times_the_server_learning_rate() -> None:
 def test_fedavgm_without_momentum_is_fedavg(deltas: list[list[float]], nesterov: bool) -> None:
     arrays = [np.float64(delta) for delta in deltas]
     config = StrategyConfig(name="fedavgm", momentum=0.0, nesterov=nesterov, server_learning_rate=0.7)
-    for ours, theirs in zip(steps_of(config, arrays), steps_of(StrategyConfig(server_learning_rate=0.7), arrays), strict=True):
+    for ours, theirs in zip(
+        steps_of(config, arrays), steps_of(StrategyConfig(server_learning_rate=0.7), arrays), strict=True
+    ):
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -201,7 +207,7 @@ def test_fedavg_and_fedavgm_equal_flowers_own(momentum: float, rate: float, monk
     np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
-# --- fedadam ------------------------------------------------------------------------------------------------------------------------
+# --- fedadam --------------------------------------------------------------------------------------
 
 
 def test_fedadam_by_hand_over_two_rounds() -> None:
@@ -329,7 +335,9 @@ class TestShares:
         weights=st.lists(st.integers(1, 2**40 - 1).map(float), min_size=1, max_size=12),
         most=st.floats(1e-3, 1.0, exclude_min=True),
     )
-    def test_no_share_is_above_the_cap_and_the_others_keep_their_proportions(self, weights: list[float], most: float) -> None:
+    def test_no_share_is_above_the_cap_and_the_others_keep_their_proportions(
+        self, weights: list[float], most: float
+    ) -> None:
         found = capped(weights, most)
         cap, shares = max(most, 1 / len(weights)), [weight / sum(found) for weight in found]
         assert max(shares) <= cap * (1 + 1e-9)

@@ -1,4 +1,5 @@
-"""Rules that the project does not ship, written through the public door only (docs/extending.md), and what the door refuses.
+"""Rules that the project does not ship, written through the public door only (docs/extending.md), and what the door
+refuses.
 
 FedYogi needs the mean, the trimmed mean each update, and the mean of the products each layer's A and B.
 """
@@ -30,7 +31,9 @@ from server_app.strategies.private_mean import PrivateMean
 from server_app.strategies.strategy import ServerState, Strategy, take_step
 
 EQUAL = StrategyConfig(weighting="equal")
-LAYOUT = Layout(("q_proj.lora_A.weight", "q_proj.lora_B.weight", "q_proj.lora_magnitude_vector"), ((2, 3), (4, 2), (4,)))
+LAYOUT = Layout(
+    ("q_proj.lora_A.weight", "q_proj.lora_B.weight", "q_proj.lora_magnitude_vector"), ((2, 3), (4, 2), (4,))
+)
 
 
 FedYogi, TrimmedMean, ProductMean = (
@@ -89,7 +92,9 @@ def products(adapter: NDArray[np.float32]) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("rows", [[1], [3, 1], [5, 2, 1]])
 def test_the_mean_of_products_is_the_nearest_of_its_rank(rows: list[int]) -> None:
-    """With one bank it is that bank's own product; with more what is lost is the tail of the singular values (Eckart and Young 1936)."""
+    """With one bank it is that bank's own product; with more what is lost is the tail of the singular values (Eckart
+    and Young 1936).
+    """
     start, updates = ServerState(0, drawn(0)), [drawn(1 + number) for number in range(len(rows))]
     state = take_step(ProductMean(EQUAL, 1), start, replies(*updates, rows=rows, layout=LAYOUT))
     exact = np.average([products(start.adapter + update) for update in updates], axis=0, weights=rows)
@@ -127,7 +132,9 @@ MECHANISM = CentralMechanism(1.0, 1.0, 1.0, 4, 1e-5, 1.0, reproducible_seed=0)
 
 
 def test_a_rule_that_needs_single_replies_is_refused_around_a_sum() -> None:
-    with pytest.raises(UserError, match=r"needs each bank's reply on its own, and privacy=bank shows a rule only their sum"):
+    with pytest.raises(
+        UserError, match=r"needs each bank's reply on its own, and privacy=bank shows a rule only their sum"
+    ):
         PrivateMean.around(TrimmedMean(EQUAL, 1), MECHANISM)
 
 

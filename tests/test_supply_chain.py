@@ -50,7 +50,9 @@ def lock(name: str) -> dict[str, str]:
 
 
 def constraints() -> dict[str, str]:
-    lines = [line for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines() if line and not line.startswith("#")]
+    lines = [
+        line for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines() if line and not line.startswith("#")
+    ]
     return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
 
 
@@ -91,7 +93,9 @@ def test_every_constraint_is_in_the_lock_or_is_torch() -> None:
 def test_the_locks_agree_with_each_other() -> None:
     everything = lock("dev")
     for name in ("run", "base"):
-        assert {package: everything.get(package) for package in lock(name)} == lock(name), f"locks/{name}.txt: run `make lock`"
+        assert {package: everything.get(package) for package in lock(name)} == lock(name), (
+            f"locks/{name}.txt: run `make lock`"
+        )
     # What a lock was made from, and what came out.
     for name in ("base", "models", "tools"):
         lines = [line for line in (LOCKS / f"{name}.in").read_text("utf-8").splitlines() if not line.startswith("#")]
@@ -130,7 +134,9 @@ def test_what_is_installed_here_is_what_the_lock_says() -> None:
     installed = {canonicalize_name(each.metadata["Name"]): each.version for each in own}
     locked = lock("dev") | lock("models")
     differing = {
-        package: (version, installed.get(package)) for package, version in locked.items() if installed.get(package) != version
+        package: (version, installed.get(package))
+        for package, version in locked.items()
+        if installed.get(package) != version
     }
     assert differing == {}, "run `make venv`"
 
@@ -158,13 +164,21 @@ def test_make_venv_installs_torch_alone_without_a_hash_and_everything_else_with_
     assert first.split()[-1] == f"torch=={constraints()['torch']}"
     assert "--no-deps --no-build-isolation -e ." in last
     assert all("--require-hashes --no-deps --only-binary :all:" in line for line in others)
-    assert [re.findall(r"-r (\S+)", line) for line in others] == [["locks/base.txt"], ["locks/dev.txt", "locks/models.txt"]]
+    assert [re.findall(r"-r (\S+)", line) for line in others] == [
+        ["locks/base.txt"],
+        ["locks/dev.txt", "locks/models.txt"],
+    ]
 
 
 def test_make_check_and_make_test_need_no_tool_of_the_supply_chain() -> None:
     for target in ("check", "test"):
         done = subprocess.run(
-            ["make", "--dry-run", "--always-make", target], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+            ["make", "--dry-run", "--always-make", target],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
         )
         assert ".tools" not in done.stdout
 
@@ -180,7 +194,17 @@ def test_a_file_whose_hash_is_not_the_locks_is_not_installed(tmp_path: Path) -> 
         archive.writestr("lent-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr("lent-1.0.dist-info/RECORD", "")
     (tmp_path / "lock.txt").write_text(f"lent==1.0 --hash=sha256:{'0' * 64}\n")
-    command = [sys.executable, "-m", "pip", "install", "--isolated", "--no-index", "--find-links", str(tmp_path), "--no-deps"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--isolated",
+        "--no-index",
+        "--find-links",
+        str(tmp_path),
+        "--no-deps",
+    ]
     command += ["--require-hashes", "--target", str(tmp_path / "here"), "-r", str(tmp_path / "lock.txt")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode != 0
@@ -216,6 +240,10 @@ def test_an_audit_without_its_service_says_so(tmp_path: Path) -> None:
 
 
 def test_the_sbom_target_writes_cyclonedx_1_6_and_validates_it() -> None:
-    done = subprocess.run(["make", "--dry-run", "sbom"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        ["make", "--dry-run", "sbom"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
     (line,) = [line for line in done.stdout.splitlines() if "cyclonedx-py environment" in line]
-    assert all(word in line for word in ("--spec-version 1.6", "--output-format JSON", "--validate", "outputs/sbom.json"))
+    assert all(
+        word in line for word in ("--spec-version 1.6", "--output-format JSON", "--validate", "outputs/sbom.json")
+    )

@@ -136,7 +136,10 @@ def test_a_simulation_behind_proxies_with_odd_names_and_somebody_elses_cluster(t
     rows = write_rows(tmp_path / "rows ä [1]")
     name = 'Lauf "Ü" {x} $y=1,2'
     status, printed = run(
-        "simulate", *overrides(rows, tmp_path / "o u t", rounds=1, name=name), RAY_ADDRESS="10.255.255.1:6379", **PROXIES
+        "simulate",
+        *overrides(rows, tmp_path / "o u t", rounds=1, name=name),
+        RAY_ADDRESS="10.255.255.1:6379",
+        **PROXIES,
     )
     assert status == 0, printed
     assert "RAY_ADDRESS is set and ignored" in printed
@@ -159,7 +162,13 @@ def test_a_model_behind_a_server_on_this_machine_is_asked_without_a_proxy(tmp_pa
         assert status == 0, printed
         assert len(server.requests) == 2
     status, printed = run(
-        "evaluate", "--model-url", "http://models.example/v1", "--model-name", "m", *words, **PROXIES | {"http_proxy": ""}
+        "evaluate",
+        "--model-url",
+        "http://models.example/v1",
+        "--model-name",
+        "m",
+        *words,
+        **PROXIES | {"http_proxy": ""},
     )
     assert status == 1
     assert "all_proxy" in printed
@@ -169,7 +178,15 @@ def test_a_model_behind_a_server_on_this_machine_is_asked_without_a_proxy(tmp_pa
 
 @pytest.mark.parametrize(
     "address",
-    ["https://aggregator.example", "https://aggregator.example:9092/x", "aggregator.example", "a:b", ":9092", "a:0", "a b:1"],
+    [
+        "https://aggregator.example",
+        "https://aggregator.example:9092/x",
+        "aggregator.example",
+        "a:b",
+        ":9092",
+        "a:0",
+        "a b:1",
+    ],
 )
 def test_an_aggregators_address_is_host_and_port(address: str) -> None:
     with pytest.raises(ConfigError, match="must be HOST:PORT"):
@@ -217,11 +234,17 @@ class TestShadows:
         status, printed = run("list", str(tmp_path), PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}")
         assert (status, in_one_line(printed)) == (1, True), printed
         assert f"{tmp_path / 'torch.py'} has the name of a library" in printed
-        status, printed = run("doctor", "model=tiny-random", PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}", HF_HUB_OFFLINE="1")
+        status, printed = run(
+            "doctor", "model=tiny-random", PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}", HF_HUB_OFFLINE="1"
+        )
         assert (status, "Rename or move it" in printed) == (1, True), printed
 
-    def test_the_project_comes_after_pythons_own_library_and_before_all_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(sys, "path", ["", str(ROOT), *[place for place in sys.path if place not in ("", str(ROOT))]])
+    def test_the_project_comes_after_pythons_own_library_and_before_all_others(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(
+            sys, "path", ["", str(ROOT), *[place for place in sys.path if place not in ("", str(ROOT))]]
+        )
         shadows.own_modules_first()
         at = sys.path.index(str(ROOT))
         assert at > sys.path.index(os.path.dirname(os.__file__))

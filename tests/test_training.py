@@ -71,7 +71,7 @@ def distance(one: Vector, other: Vector, scale: Vector) -> float:
     return float(np.linalg.norm(one - other) / np.linalg.norm(scale))
 
 
-# --- against an independent reference -----------------------------------------------------------------------------------------------
+# --- against an independent reference -------------------------------------------------------------
 
 
 def padded_loss(model: nn.Module, rows: list[Example]) -> torch.Tensor:
@@ -90,7 +90,9 @@ def padded_loss(model: nn.Module, rows: list[Example]) -> torch.Tensor:
     return model(input_ids=token_ids, attention_mask=attention, labels=labels).loss  # type: ignore[no-any-return]
 
 
-def plain_training(session: Session, start: Vector, rows: list[Example], rates: list[float], config: TrainConfig) -> Vector:
+def plain_training(
+    session: Session, start: Vector, rows: list[Example], rates: list[float], config: TrainConfig
+) -> Vector:
     """AdamW written out, FedProx's term in the loss itself, clipping by hand. Returns the adapter, (size,) float32."""
     write_adapter(session.model, start)
     parameters = list(trainable(session.model).values())
@@ -159,7 +161,7 @@ def test_warm_up_and_cosine_are_applied_step_by_step(tiny: Session) -> None:
     assert distance(ours, theirs, theirs - start) < 2e-3
 
 
-# --- accumulation, clipping, the proximal term --------------------------------------------------------------------------------------
+# --- accumulation, clipping, the proximal term ----------------------------------------------------
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 25, 60, 120])
@@ -229,11 +231,13 @@ def test_mean_loss_is_the_loss_before_the_first_step_and_changes_nothing(session
     assert run(session, start, PLAIN)[0].loss == pytest.approx(measured, rel=1e-5)
 
 
-# --- the same bytes -----------------------------------------------------------------------------------------------------------------
+# --- the same bytes -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("quantization", "method"), [("none", "lora"), ("nf4", "qlora"), ("int8", "dora")])
-def test_resumed_training_equals_uninterrupted_to_the_byte(session_of: MakeSession, quantization: str, method: str) -> None:
+def test_resumed_training_equals_uninterrupted_to_the_byte(
+    session_of: MakeSession, quantization: str, method: str
+) -> None:
     session = session_of(quantization, method, dropout=0.1)
     start, rows = read_adapter(session.model), text_examples(11)
     config = TrainConfig(batch_rows=4, learning_rate=1e-2, warmup_steps=2, weight_decay=0.01)
@@ -304,7 +308,7 @@ def test_no_steps_change_nothing(tiny: Session) -> None:
     assert math.isnan(result.loss)
 
 
-# --- gradient checkpointing ---------------------------------------------------------------------------------------------------------
+# --- gradient checkpointing -----------------------------------------------------------------------
 
 
 def embedding_hooks(session: Session) -> int:
@@ -355,7 +359,7 @@ def test_generation_works_after_gradient_checkpointing(session_of: MakeSession) 
     assert generated() == expected
 
 
-# --- failing ------------------------------------------------------------------------------------------------------------------------
+# --- failing --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -395,7 +399,7 @@ def test_step_reports_arrive_in_order(tiny: Session) -> None:
     assert all(report.tokens_per_s > 0 for report in reports)
 
 
-# --- steps and schedule -------------------------------------------------------------------------------------------------------------
+# --- steps and schedule ---------------------------------------------------------------------------
 
 
 def test_the_doctests_of_the_module_hold() -> None:
@@ -443,7 +447,10 @@ def test_steps_of_a_fractional_size_go_through_the_same_stream_without_gaps(rows
     assert {len(step) for step in taken} <= {math.floor(rows_per_step), math.ceil(rows_per_step)}
     stream = [index for step in taken for index in step]
     assert abs(len(stream) - steps * rows_per_step) < 1
-    assert stream == [index for step in range(len(stream)) for index in rows_of_step(step, rows, 1, 0, "bank-0")] or rows == 1
+    assert (
+        stream == [index for step in range(len(stream)) for index in rows_of_step(step, rows, 1, 0, "bank-0")]
+        or rows == 1
+    )
 
 
 def test_the_order_of_rows_differs_by_epoch_seed_and_bank() -> None:
@@ -494,7 +501,9 @@ def test_epochs_are_passes_over_the_rows(rows: int, batch_rows: int, epochs: flo
 
 
 @given(rows=st.integers(1, 400), rounds=st.integers(1, 40), steps_per_round=st.integers(1, 5), epochs=st.integers(1, 4))
-def test_free_batches_spread_the_epochs_over_the_steps(rows: int, rounds: int, steps_per_round: int, epochs: int) -> None:
+def test_free_batches_spread_the_epochs_over_the_steps(
+    rows: int, rounds: int, steps_per_round: int, epochs: int
+) -> None:
     config = TrainConfig(batch_rows=0, epochs=float(epochs), steps_per_round=steps_per_round)
     steps = total_steps(rows, rounds, config)
     assert steps == rounds * steps_per_round
@@ -504,14 +513,16 @@ def test_free_batches_spread_the_epochs_over_the_steps(rows: int, rounds: int, s
         assert trained == epochs * rows
 
 
-# --- plain SGD at the banks ---------------------------------------------------------------------------------------------------------
+# --- plain SGD at the banks -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.25])
 def test_one_sgd_step_is_the_negative_gradient_times_its_rate(tiny: Session, rate: float) -> None:
     start = read_adapter(tiny.model)
     gradient = first_gradient(run(tiny, start, PLAIN)[0], PLAIN)
-    config = replace(PLAIN, optimizer="sgd", sgd_learning_rate=rate, learning_rate=9.0, schedule="cosine", warmup_steps=9)
+    config = replace(
+        PLAIN, optimizer="sgd", sgd_learning_rate=rate, learning_rate=9.0, schedule="cosine", warmup_steps=9
+    )
     result, after = run(tiny, start, config)
     np.testing.assert_allclose(after - start, -rate * gradient, rtol=1e-4, atol=1e-6)
     assert result.optimizer.steps == 0

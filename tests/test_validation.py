@@ -61,7 +61,11 @@ def train_rows(draw: st.DrawFn) -> list[Row]:
     rows = []
     for task in TASKS:
         for number in range(draw(st.integers(0, 9))):
-            issuer = draw(st.sampled_from(["", "Alpha Inc", "ALPHA INC", "Beta", "Gamma", "Delta"])) if "xbrl" in task else ""
+            issuer = (
+                draw(st.sampled_from(["", "Alpha Inc", "ALPHA INC", "Beta", "Gamma", "Delta"]))
+                if "xbrl" in task
+                else ""
+            )
             rows += [row(task, number, issuer, copy) for copy in range(1, draw(st.integers(1, 3)) + 1)]
     return draw(st.permutations(rows))
 
@@ -122,7 +126,10 @@ class TestSetAside:
     def test_a_validation_filing_is_trained_on_in_no_task(self) -> None:
         """Also not in tasks that nobody evaluates: their prompts hold the same filing."""
         rows = [
-            row(task, 10 * filer + number, f"Filer {filer}") for task in TASKS[2:] for filer in range(6) for number in range(8)
+            row(task, 10 * filer + number, f"Filer {filer}")
+            for task in TASKS[2:]
+            for filer in range(6)
+            for number in range(8)
         ]
         rest, validation = set_aside(rows, [TASKS[2]], 5, 0)
         filers = {each.issuer for each in validation}
@@ -133,7 +140,10 @@ class TestSetAside:
 
     def test_tasks_share_the_filers_that_leave(self) -> None:
         rows = [
-            row(task, 10 * filer + number, f"Filer {filer}") for task in TASKS[2:] for filer in range(6) for number in range(8)
+            row(task, 10 * filer + number, f"Filer {filer}")
+            for task in TASKS[2:]
+            for filer in range(6)
+            for number in range(8)
         ]
         rest, validation = set_aside(rows, TASKS, 16, 0)
         assert Counter(each.task for each in validation) == dict.fromkeys(TASKS[2:], 16)
@@ -198,7 +208,8 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 VALIDATED = (
-    "evaluation=default", "evaluation.benchmarks=[fpb]", "evaluation.limit=2", "evaluation.base=false", "evaluation.every=1",
+    "evaluation=default", "evaluation.benchmarks=[fpb]", "evaluation.limit=2", "evaluation.base=false",
+    "evaluation.every=1",
     "evaluation.validation_rows=6", "evaluation.reuse=false",
 )  # fmt: skip
 
@@ -300,7 +311,9 @@ class TestRowsOfTheRun:
     def test_a_bank_with_rows_of_its_own_keeps_them_all(self, rows: Path, tmp_path: Path) -> None:
         config = compose(overrides(rows, tmp_path, *VALIDATED))
         session = client_app.bank.get_session(config)
-        own = client_app.prepared_rows.bank_rows(config, BankFacts("alpha", 0, 0, str(rows), tmp_path), session.tokenizer)
+        own = client_app.prepared_rows.bank_rows(
+            config, BankFacts("alpha", 0, 0, str(rows), tmp_path), session.tokenizer
+        )
         assert len(own.train) + len(own.holdout) == 40
 
     @pytest.mark.parametrize("mode", ["federated", "centralized"])
@@ -315,14 +328,20 @@ class TestRowsOfTheRun:
             assert [record["id"] for record in records] == [each.id for each in asked.rows["fpb"]]
 
     def test_benchmarks_without_train_rows_are_named_and_the_run_goes_on(self, rows: Path, tmp_path: Path) -> None:
-        run = federated(overrides(rows, tmp_path, *VALIDATED, "evaluation.benchmarks=[fpb,fiqa,ner]"), tmp_path / "states")
-        said = [event["text"] for event in progress_of(run) if event["event"] == "message" and event["level"] == "warning"]
+        run = federated(
+            overrides(rows, tmp_path, *VALIDATED, "evaluation.benchmarks=[fpb,fiqa,ner]"), tmp_path / "states"
+        )
+        said = [
+            event["text"] for event in progress_of(run) if event["event"] == "message" and event["level"] == "warning"
+        ]
         assert any("fiqa, ner" in text and "fpb" not in text for text in said)
         assert result_of(run)["status"] == "completed"
         assert set(rounds_of(run)[0]["validation"]["scores"]) == {"fpb"}
 
     def test_more_validation_rows_than_can_be_spared_is_said(self, rows: Path, tmp_path: Path) -> None:
-        run = federated(overrides(rows, tmp_path, *VALIDATED, "evaluation.validation_rows=1000", rounds=1), tmp_path / "states")
+        run = federated(
+            overrides(rows, tmp_path, *VALIDATED, "evaluation.validation_rows=1000", rounds=1), tmp_path / "states"
+        )
         assert any("fpb 20" in event.get("text", "") for event in progress_of(run))
         assert rounds_of(run)[0]["validation"]["scores"]["fpb"]["n"] == 20
 
@@ -358,7 +377,10 @@ class TestRounds:
             assert set(line["timings"]) >= ({"evaluate_s", "validate_s"} if line["validation"] else set())
             assert ("validate_s" in line["timings"]) == (line["validation"] is not None)
         labels = {path.name for path in (run / "eval").iterdir()}
-        assert labels == {"final", *(f"{kind}round_{number:03d}" for kind in ("", "validation_") for number in (2, 4, 5))}
+        assert labels == {
+            "final",
+            *(f"{kind}round_{number:03d}" for kind in ("", "validation_") for number in (2, 4, 5)),
+        }
         assert set(result_of(run)["scores"]) == {"final"}
 
     def test_without_validation_the_last_round_is_scored_once(self, rows: Path, tmp_path: Path) -> None:
@@ -386,7 +408,9 @@ class TestRounds:
         assert [line["scores"]["fpb"]["n"] for line in rounds_of(run)] == [6, 6]
 
     @pytest.mark.parametrize("mode", ["federated", "centralized"])
-    def test_validation_changes_nothing_in_the_training_on_the_rest(self, rows: Path, tmp_path: Path, mode: str) -> None:
+    def test_validation_changes_nothing_in_the_training_on_the_rest(
+        self, rows: Path, tmp_path: Path, mode: str
+    ) -> None:
         """Scoring between rounds, or not: the same rows, the same bytes."""
         words = overrides(rows, tmp_path, *VALIDATED, rounds=3)
         often = start(mode, [*words, "run_name=often"], tmp_path / "states")
@@ -395,14 +419,18 @@ class TestRounds:
 
     def test_the_score_is_the_mean_over_benchmarks_of_their_headline(self, tmp_path: Path) -> None:
         run = federated(
-            [*overrides(tmp_path, tmp_path, *VALIDATED, rounds=1), "dataset=sample", "dataset.root=''", "dataset.tasks=[fpb,xbrl_term]",
-             "evaluation.benchmarks=[fpb,xbrl_term]", "evaluation.bertscore_model=embedded", "evaluation.validation_rows=2",
+            [*overrides(tmp_path, tmp_path, *VALIDATED, rounds=1), "dataset=sample", "dataset.root=''",
+                "dataset.tasks=[fpb,xbrl_term]",
+             "evaluation.benchmarks=[fpb,xbrl_term]", "evaluation.bertscore_model=embedded",
+             "evaluation.validation_rows=2",
              "model.context_tokens=4096"],
             tmp_path / "states",
         )  # fmt: skip
         validation = rounds_of(run)[0]["validation"]
         scores = validation["scores"]
-        assert validation["score"] == pytest.approx((scores["fpb"]["accuracy"] + scores["xbrl_term"]["bertscore_f1"]) / 2)
+        assert validation["score"] == pytest.approx(
+            (scores["fpb"]["accuracy"] + scores["xbrl_term"]["bertscore_f1"]) / 2
+        )
         assert (scores["fpb"]["n"], scores["xbrl_term"]["n"]) == (2, 2)
 
     def test_the_same_run_twice_gives_the_same_bytes(self, rows: Path, tmp_path: Path) -> None:
@@ -413,7 +441,9 @@ class TestRounds:
         assert same_choice(one, two)
 
     @pytest.mark.parametrize("baseline", [local, centralized], ids=["local", "centralized"])
-    def test_one_bank_equals_no_federation(self, rows: Path, tmp_path: Path, baseline: Callable[[Sequence[str]], int]) -> None:
+    def test_one_bank_equals_no_federation(
+        self, rows: Path, tmp_path: Path, baseline: Callable[[Sequence[str]], int]
+    ) -> None:
         words = overrides(rows, tmp_path, *VALIDATED, "evaluation.keep=best", rounds=3, banks=1)
         run = federated(words, tmp_path / "states")
         assert baseline([*words, "run_name=alone"]) == 0
@@ -425,7 +455,9 @@ class TestRounds:
 
 @pytest.mark.parametrize("mode", ["federated", "centralized"])
 class TestChoice:
-    def test_the_best_round_is_kept(self, rows: Path, tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_best_round_is_kept(
+        self, rows: Path, tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         labels = scripted(monkeypatch, [0.2, 0.6, 0.6, 0.1])
         run = start(mode, overrides(rows, tmp_path, *VALIDATED, "evaluation.keep=best", rounds=4), tmp_path / "states")
         assert (
@@ -439,7 +471,9 @@ class TestChoice:
         assert (result["best_round"], result["validation_score"], result["final_round"]) == (2, 0.6, 2)
         assert result["stopped_early_after_round"] is None
         assert labels[-1] == "final"
-        assert (run / "eval" / "final" / "fpb.jsonl").read_bytes() == (run / "eval" / "round_002" / "fpb.jsonl").read_bytes()
+        assert (run / "eval" / "final" / "fpb.jsonl").read_bytes() == (
+            run / "eval" / "round_002" / "fpb.jsonl"
+        ).read_bytes()
 
     def test_the_last_round_is_kept_unless_asked_otherwise(
         self, rows: Path, tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
@@ -559,7 +593,9 @@ start(mode, words, Path(states))
 
 @pytest.mark.parametrize("mode", ["federated", "centralized"])
 @pytest.mark.parametrize("moment", ["validation_round_002", "before line 2", "after line 2"])
-def test_a_run_that_is_really_killed_goes_on_to_the_same_bytes(rows: Path, tmp_path: Path, mode: str, moment: str) -> None:
+def test_a_run_that_is_really_killed_goes_on_to_the_same_bytes(
+    rows: Path, tmp_path: Path, mode: str, moment: str
+) -> None:
     words = overrides(rows, tmp_path, *VALIDATED, "evaluation.keep=best", rounds=3)
     whole = start(mode, [*words, "run_name=whole"], tmp_path / "states")
     folders = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
@@ -577,7 +613,8 @@ class TestResumedConfiguration:
     FASTER = Config(
         train=TrainConfig(memory_gib=3.0),
         evaluation=EvaluationConfig(
-            reuse=False, answers_dir="elsewhere", cache_gib=9.0, requests_at_once=9, requests_per_minute=9.0, request_timeout_s=9.0,
+            reuse=False, answers_dir="elsewhere", cache_gib=9.0, requests_at_once=9, requests_per_minute=9.0,
+            request_timeout_s=9.0,
             request_retries=9,
         ),
     )  # fmt: skip
@@ -608,7 +645,12 @@ class TestResumedConfiguration:
 
 def test_result_json_holds_the_scores_of_every_label_but_those_of_rounds(tmp_path: Path) -> None:
     for label in ("round_001", "validation_round_001", "round_1000", "zeta", "final", "round_trip", "base"):
-        metrics = {"scores": {"fpb": {"n": 1}}, "skipped": {label: "no rows"}, "synthetic": True, "seconds": {"fpb": 1.0}}
+        metrics = {
+            "scores": {"fpb": {"n": 1}},
+            "skipped": {label: "no rows"},
+            "synthetic": True,
+            "seconds": {"fpb": 1.0},
+        }
         write_json(tmp_path / "eval" / label / "metrics.json", metrics)
     result = run_result(OpenRun(tmp_path, Config(), "", None), "completed", "", 1.0, "evaluate")
     assert list(result.scores) == ["base", "final", "round_trip", "zeta"]

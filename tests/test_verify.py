@@ -85,8 +85,14 @@ def test_a_run_is_proved_from_its_folder_alone(
     assert verify(run, ca, enrolled=made[1].home / "enrolled") == 0
     told = capsys.readouterr().out
     assert "every line signed by the coordinator, whose certificate is the authority's" in told
-    assert "round 1: 2 banks asked, 2 requests and 2 replies signed, aggregate and step computed again from 2 deltas" in told
-    assert "round 2: 2 banks asked, 2 requests and 1 replies signed, aggregate and step computed again from 1 deltas" in told
+    assert (
+        "round 1: 2 banks asked, 2 requests and 2 replies signed, aggregate and step computed again from 2 deltas"
+        in told
+    )
+    assert (
+        "round 2: 2 banks asked, 2 requests and 1 replies signed, aggregate and step computed again from 1 deltas"
+        in told
+    )
     assert "adapters: 2 of 2" in told
     assert "adapters/final: signed by CN=fedfinlora coordinator" in told
     assert told.endswith("\nok\n")
@@ -95,7 +101,15 @@ def test_a_run_is_proved_from_its_folder_alone(
 def test_it_does_not_grow_beyond_what_the_docs_say(run: Path) -> None:
     lines = (run / CHAIN_FILE).read_bytes().splitlines(keepends=True)
     banks = len(rounds_of(run)[0]["banks"])
-    assert [read_line(line.rstrip())["kind"] for line in lines] == ["begin", "saved", "round", "saved", "round", "saved", "end"]
+    assert [read_line(line.rstrip())["kind"] for line in lines] == [
+        "begin",
+        "saved",
+        "round",
+        "saved",
+        "round",
+        "saved",
+        "end",
+    ]
     assert len(lines[2]) < 2000 + 1300 * banks
     assert len(lines[3]) < 2500
 
@@ -166,7 +180,9 @@ HOSTILE: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("damage", HOSTILE)
-def test_what_would_break_a_reader_is_named(run: Path, ca: Path, capsys: pytest.CaptureFixture[str], damage: str) -> None:
+def test_what_would_break_a_reader_is_named(
+    run: Path, ca: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
     """No traceback and no wait."""
     HOSTILE[damage](run)
     assert verify(run, ca) == 1
@@ -200,7 +216,9 @@ def test_a_bank_that_the_reader_does_not_know_is_named(
     assert "--enrolled has no key of " in capsys.readouterr().out
 
 
-def test_every_file_that_is_missing_or_too_much_is_named(run: Path, ca: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_file_that_is_missing_or_too_much_is_named(
+    run: Path, ca: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in files_in(run):
         if not is_covered(name):
             continue
@@ -283,7 +301,9 @@ def listens(path: Path) -> None:
         made.bind(path.name)
 
 
-@pytest.mark.parametrize("name", ["config.yaml", CHAIN_FILE, "adapters/final/model.sig", "rounds.jsonl", "deltas/start.f32"])
+@pytest.mark.parametrize(
+    "name", ["config.yaml", CHAIN_FILE, "adapters/final/model.sig", "rounds.jsonl", "deltas/start.f32"]
+)
 @pytest.mark.parametrize("kind", ["a FIFO", "a symbolic link"])
 def test_a_file_that_has_become_something_else_is_named(
     run: Path, ca: Path, tmp_path: Path, name: str, kind: str, capsys: pytest.CaptureFixture[str]
@@ -317,12 +337,16 @@ def test_a_name_cannot_write_on_the_readers_terminal(run: Path, ca: Path, capsys
 
 
 class TestWhoSaidIt:
-    def test_another_authority_is_not_believed(self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_another_authority_is_not_believed(
+        self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         make_authority(tmp_path / "other", 5)
         assert verify(run, tmp_path / "other" / "ca.crt") == 1
         assert "of another authority" in capsys.readouterr().out
 
-    def test_without_an_authority_it_says_that_nobody_vouches(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_without_an_authority_it_says_that_nobody_vouches(
+        self, run: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         assert verify(run) == 0
         assert "name its ca.crt with --ca" in capsys.readouterr().out
 
@@ -405,7 +429,9 @@ def write_statement(run: Path, statement: dict[str, Any]) -> None:
         files = {one["name"]: one["digest"]["sha256"] for one in statement["subject"]}
         write_json(folder / BOM_FILE, bom_of(run.name, files, statement["predicate"]))
     lines = [read_line(line) for line in (run / CHAIN_FILE).read_bytes().splitlines()]
-    lines[-1]["files"] |= {f"adapters/final/{name}": sha256_of_file(folder / name) for name in (PROVENANCE_FILE, BOM_FILE)}
+    lines[-1]["files"] |= {
+        f"adapters/final/{name}": sha256_of_file(folder / name) for name in (PROVENANCE_FILE, BOM_FILE)
+    }
     write_chain(run, lines)
 
 
@@ -418,7 +444,8 @@ class TestSimulations:
     """Without keys: the chain of hashes, and the deltas where they were kept."""
 
     RULES = (
-        (), ("strategy=fedavgm", "strategy.schedule=cosine", "strategy.warmup_rounds=1"), ("strategy=fedadam", "strategy.bias_correction=true"),
+        (), ("strategy=fedavgm", "strategy.schedule=cosine", "strategy.warmup_rounds=1"),
+        ("strategy=fedadam", "strategy.bias_correction=true"),
         ("strategy.weighting=declared", "strategy.sizes=[bank-0:5,bank-1:70]"), ("peft.freeze_a=true",),
     )  # fmt: skip
 
@@ -482,7 +509,9 @@ class TestSimulations:
     def test_a_chain_that_says_something_else_of_a_bank_than_rounds_jsonl_is_named(
         self, runs: Runs, what: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        private = ("privacy=example", "privacy.epsilon=8", "train.batch_rows=4") if what in ("ledger", "privacy") else ()
+        private = (
+            ("privacy=example", "privacy.epsilon=8", "train.batch_rows=4") if what in ("ledger", "privacy") else ()
+        )
         run = runs.start("run", *private, rounds=1)
         lines = [read_line(line) for line in (run / CHAIN_FILE).read_bytes().splitlines()]
         own = lines[2]["banks"]["bank-1"]
@@ -500,11 +529,14 @@ class TestSimulations:
         assert verify(run) == 1
         said = capsys.readouterr().out
         expected = {
-            "status": "the reply of bank-1 has another status than it answers", "weights": "round 1: the weight of bank-1 is 0.25",
+            "status": "the reply of bank-1 has another status than it answers",
+            "weights": "round 1: the weight of bank-1 is 0.25",
         }  # fmt: skip
         assert expected.get(what, f"{run / 'rounds.jsonl'}, line 1: {what} of bank-1 is ") in said
 
-    def test_without_deltas_it_says_what_it_has_not_checked(self, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_without_deltas_it_says_what_it_has_not_checked(
+        self, runs: Runs, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         run = runs.start("run", "privacy=example", "privacy.epsilon=8", "train.batch_rows=4")
         assert not start_file(run).exists()
         assert verify(run) == 0

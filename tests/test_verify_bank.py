@@ -1,4 +1,6 @@
-"""`verify` of a bank's home: its record is compared with its history and its ledger, and no file more is passed over."""
+"""`verify` of a bank's home: its record is compared with its history and its ledger, and no file more is passed
+over.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ def signed(consortium: Consortium, asks: TrainRequest) -> RecordDict:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, consortium: Consortium) -> tuple[Path, Path]:
-    """(home of a bank, ca.crt): it has trained two private rounds and refused a plain one, through the real ClientApp."""
+    """(home of a bank, ca.crt): it has trained two private rounds and refused a plain one, through the real
+    ClientApp.
+    """
     folder = tmp_path_factory.mktemp("made")
     home = folder / "home"
     home.mkdir()
@@ -116,7 +120,9 @@ def added(home: Path, count: int = 1, **values: Any) -> None:
 
 
 def rechained(home: Path, without: int) -> None:
-    """The record of a bank that was killed before it wrote one line, counted from 0: chained and sealed with its key."""
+    """The record of a bank that was killed before it wrote one line, counted from 0: chained and sealed with its
+    key.
+    """
     signer, previous, lines = load_signer(home / "node.key"), FIRST, []
     for number, text in enumerate(record_of(home).read_bytes().splitlines()):
         if number != without:
@@ -149,14 +155,21 @@ def test_a_home_as_it_was_made_is_proven(home: Path, ca: Path, capsys: pytest.Ca
     assert "3 requests signed by the coordinator, 3 answers signed by north" in said
     assert "2 lines, the last is the head's" in said
     assert "not signed: rows, sampling_rate, noise_multiplier" in said
-    assert "not looked at: 6 files (ledger/cohorts/ 1, ledger/index 1, ledger/key 1, ledger/lock 1, state/run/ 2)" in said
+    assert (
+        "not looked at: 6 files (ledger/cohorts/ 1, ledger/index 1, ledger/key 1, ledger/lock 1, state/run/ 2)" in said
+    )
 
 
 def test_a_policy_that_was_changed_since_is_said(home: Path, ca: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Which is no fault: a bank changes its policy when it likes, and its answers say under which one they were made."""
+    """Which is no fault: a bank changes its policy when it likes, and its answers say under which one they were
+    made.
+    """
     assert verify(home, ca) == 0
     assert "bank.yaml: it is the policy of the last answer\n" in capsys.readouterr().out
-    before, after = sha256((home / "bank.yaml").read_bytes()).hexdigest(), (home / "bank.yaml").read_bytes() + b"# more\n"
+    before, after = (
+        sha256((home / "bank.yaml").read_bytes()).hexdigest(),
+        (home / "bank.yaml").read_bytes() + b"# more\n",
+    )
     (home / "bank.yaml").write_bytes(after)
     assert verify(home, ca) == 0
     said = capsys.readouterr().out
@@ -204,12 +217,14 @@ LIES: dict[str, tuple[Callable[[Path], object], str]] = {
         "lines of the history are missing or changed",
     ),
     "a history that is cut": (
-        lambda home: history_file(home / "state", NAME).write_bytes(history_file(home / "state", NAME).read_bytes()[:-9]),
+        lambda home: history_file(home / "state",
+            NAME).write_bytes(history_file(home / "state", NAME).read_bytes()[:-9]),
         "its last line is cut off",
     ),
     "a ledger without its last line": (lambda home: cut(home / "ledger" / LINES, 1), "it names no line of the ledger"),
     "a ledger that was rolled back, with its head": (
-        lambda home: (cut(home / "ledger" / LINES, 1), first_head(home)), "which it does not have: it was cut or rolled back",
+        lambda home: (cut(home / "ledger" / LINES, 1), first_head(home)),
+            "which it does not have: it was cut or rolled back",
     ),
     "no ledger": (lambda home: shutil.rmtree(home / "ledger"), "ledger.jsonl: cannot be read"),
     "a ledger with another figure": (
@@ -219,7 +234,8 @@ LIES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda home: (record_of(home).parent / "more.py").write_text(""), "it is no part of a bank's record",
     ),
     "another configuration": (
-        lambda home: next(record_of(home).parent.glob("*.json")).write_text("{}"), "it is not the file that its name says",
+        lambda home: next(record_of(home).parent.glob("*.json")).write_text("{}"),
+            "it is not the file that its name says",
     ),
     "a configuration under a name that is no hash": (
         lambda home: (record_of(home).parent / "x.json").write_text("{}"), "it is no part of a bank's record",
@@ -302,10 +318,12 @@ UNPROVEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda home: (home / "state" / "history" / "x").write_text(""), "no bank makes these files",
     ),
     "a record under another name": (
-        lambda home: shutil.copy(record_of(home), record_of(home).with_name("south.jsonl")), "it is a record under another name",
+        lambda home: shutil.copy(record_of(home), record_of(home).with_name("south.jsonl")),
+            "it is a record under another name",
     ),
     "a refusal that anyone could have added": (
-        lambda home: added(home, 2, round=0, run="1", code="unsigned"), "2 refusals (unsigned) of requests that could not be read",
+        lambda home: added(home, 2, round=0, run="1", code="unsigned"),
+            "2 refusals (unsigned) of requests that could not be read",
     ),
     "a request that was broken off": (
         lambda home: (cut(record_of(home), 1), edited(home)(is_refused)), "round 3 of run was broken off",
@@ -316,7 +334,8 @@ UNPROVEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "round 1 of run was broken off",
     ),
     "nothing at all": (
-        lambda home: (shutil.rmtree(home / "state"), shutil.rmtree(home / "ledger")), "the bank was never asked, or both were removed",
+        lambda home: (shutil.rmtree(home / "state"), shutil.rmtree(home / "ledger")),
+            "the bank was never asked, or both were removed",
     ),
 }  # fmt: skip
 
@@ -342,7 +361,9 @@ def test_a_history_that_is_older_than_the_record_is_not_proven(
     assert "1 of its lines are older than the record" in capsys.readouterr().out
 
 
-def test_an_answer_that_the_bank_was_killed_before_is_no_lie(home: Path, ca: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_answer_that_the_bank_was_killed_before_is_no_lie(
+    home: Path, ca: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """It was booked and is in the history; later answers show that nothing was cut off after it."""
     rechained(home, 1)
     assert verify(home, ca) == 3

@@ -132,7 +132,9 @@ class TestBrokenOff:
         assert verify(killed, ca) == 1
         assert f"WRONG  {killed / 'rounds.jsonl'}: " in capsys.readouterr().out
 
-    def test_a_file_that_was_added_is_not_proven(self, killed: Path, ca: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_file_that_was_added_is_not_proven(
+        self, killed: Path, ca: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         (killed / "eval").mkdir(exist_ok=True)
         (killed / "eval" / "more.json").write_text("{}")
         assert verify(killed, ca) == 3
@@ -176,7 +178,10 @@ class TestLines:
             del changed[place][name]
             write_chain(run, changed, made[1].signer)
             assert verify(run, made[1].ca) == 1, name
-            assert f"line {place + 1}: the line of kind {kind} cannot be read: {name} is missing" in capsys.readouterr().out
+            assert (
+                f"line {place + 1}: the line of kind {kind} cannot be read: {name} is missing"
+                in capsys.readouterr().out
+            )
 
     @pytest.mark.parametrize(
         ("values", "named"),
@@ -247,7 +252,11 @@ class TestAudits:
         from fedfinlora.config_values import to_plain_group
 
         config = read_config(run)
-        audit = {"privacy": to_plain_group(config.privacy), "model": config.model.name, "rounds": config.num_server_rounds}
+        audit = {
+            "privacy": to_plain_group(config.privacy),
+            "model": config.model.name,
+            "rounds": config.num_server_rounds,
+        }
         return {"sentence": sentence, "verdict": "stands", **audit}
 
     def puts(self, run: Path, audit: dict[str, Any]) -> None:
@@ -305,7 +314,10 @@ class TestAudits:
         self, run: Path, made: tuple[Path, Consortium], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         other = Consortium(tmp_path / "other").signer
-        for signer, named in ((None, "name its signing.key with --signing-key"), (other, "another key than the given one")):
+        for signer, named in (
+            (None, "name its signing.key with --signing-key"),
+            (other, "another key than the given one"),
+        ):
             with pytest.raises(UserError, match=named):
                 check_may_sign(run, begun(run), signer)
             with pytest.raises(UserError, match=named):

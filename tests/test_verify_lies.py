@@ -1,4 +1,6 @@
-"""The owner of a run's folder lies, and makes every hash right again, with the coordinator's key too: `verify` computes again what follows from what."""
+"""The owner of a run's folder lies, and makes every hash right again, with the coordinator's key too: `verify` computes
+again what follows from what.
+"""
 
 from __future__ import annotations
 
@@ -103,14 +105,24 @@ def of_file(name: str, edit: Callable[[Values], object]) -> Lie:
     return lambda run, lines: edited(run / name, edit)
 
 
-AGGREGATES = {"train_loss": 0.5, "holdout_loss": 0.25, "update_norm": 9.0, "bytes_up": 7, "bytes_down": 8, "noise_alone": True}
+AGGREGATES = {
+    "train_loss": 0.5,
+    "holdout_loss": 0.25,
+    "update_norm": 9.0,
+    "bytes_up": 7,
+    "bytes_down": 8,
+    "noise_alone": True,
+}
 ENTRY = {
-    "rows": 10**6, "skipped_rows": 3, "steps": 77, "tokens": 5, "answer_tokens": 4, "train_loss": 0.125, "holdout_loss": 0.0625, "holdout_rows": 9,
+    "rows": 10**6, "skipped_rows": 3, "steps": 77, "tokens": 5, "answer_tokens": 4, "train_loss": 0.125,
+    "holdout_loss": 0.0625, "holdout_rows": 9,
     "bytes_up": 1, "bytes_down": 2, "policy_sha256": "a" * 64, "withheld": ["rows"], "status": "late",
 }  # fmt: skip
 RESULT = {
-    "rows_trained": 1, "steps_trained": 2, "tokens_trained": 3, "bytes_up": 4, "bytes_down": 5, "best_round": 6, "validation_score": 0.75,
-    "final_round": 1, "stopped_early_after_round": 1, "banks": 9, "synthetic": True, "quantization": "int8", "config_sha256": "b" * 64,
+    "rows_trained": 1, "steps_trained": 2, "tokens_trained": 3, "bytes_up": 4, "bytes_down": 5, "best_round": 6,
+    "validation_score": 0.75,
+    "final_round": 1, "stopped_early_after_round": 1, "banks": 9, "synthetic": True, "quantization": "int8",
+    "config_sha256": "b" * 64,
 }  # fmt: skip
 MANIFEST = {"config_sha256": "c" * 64, "seed": 5, "source_sha256": "d" * 64}
 
@@ -122,7 +134,8 @@ def says(where: str, values: Values, of: str = "") -> list[str]:
 
 
 LIES: dict[str, tuple[Lie, list[str]]] = {
-    "a round's aggregate figures": (of_rounds(lambda line: line.update(AGGREGATES)), says("rounds.jsonl, line 2", AGGREGATES)),
+    "a round's aggregate figures": (of_rounds(lambda line: line.update(AGGREGATES)),
+        says("rounds.jsonl, line 2", AGGREGATES)),
     "a bank's figures": (
         of_rounds(lambda line: line["banks"][1].update(ENTRY)), says("rounds.jsonl, line 2", ENTRY, " of bank-1"),
     ),
@@ -139,12 +152,14 @@ LIES: dict[str, tuple[Lie, list[str]]] = {
         says("rounds.jsonl, line 2", {"validation.score": 0.5}),
     ),
     "a round that is there twice": (
-        lambda run, lines: edited_lines(run / "rounds.jsonl", lambda rounds: rounds.insert(0, {**rounds[0], "train_loss": 9.0})),
+        lambda run,
+        lines: edited_lines(run / "rounds.jsonl", lambda rounds: rounds.insert(0, {**rounds[0], "train_loss": 9.0})),
         ["rounds.jsonl: its line 2 is of round 1"],
     ),
     "a score": (of_scores(lambda scores: scores.update(accuracy=1.0)), ["metrics.json: scores.fpb.accuracy is 1.0, "]),
     "an interval": (
-        of_scores(lambda scores: scores.update(accuracy_ci95=[0.0, 0.01])), ["metrics.json: scores.fpb.accuracy_ci95[1] is 0.01, "],
+        of_scores(lambda scores: scores.update(accuracy_ci95=[0.0, 0.01])),
+            ["metrics.json: scores.fpb.accuracy_ci95[1] is 0.01, "],
     ),
     "a score in result.json alone": (
         of_file("result.json", lambda result: result["scores"]["final"]["fpb"].update(accuracy=1.0)),
@@ -156,33 +171,47 @@ LIES: dict[str, tuple[Lie, list[str]]] = {
     ),
     "scores of another adapter and model": (
         of_file(
-            "eval/final/metrics.json", lambda metrics: (metrics["model"].update(adapter="f" * 64, model="better"), metrics.update(shots=5))
+            "eval/final/metrics.json",
+            lambda metrics: (metrics["model"].update(adapter="f" * 64, model="better"), metrics.update(shots=5))
         ),
-        ["eval/final/metrics.json: model.adapter is ffff", "eval/final/metrics.json: model.model is better", "metrics.json: shots is 5, the"],
+        ["eval/final/metrics.json: model.adapter is ffff", "eval/final/metrics.json: model.model is better",
+        "metrics.json: shots is 5, the"],
     ),
-    "a verdict": (of_rows(lambda rows: rows[0].update(correct=True)), ["fpb.jsonl, line 1: correct is true, its answer gives false"]),
+    "a verdict": (of_rows(lambda rows: rows[0].update(correct=True)),
+        ["fpb.jsonl, line 1: correct is true, its answer gives false"]),
     "a target": (
-        of_rows(lambda rows: rows[0].update(target="x", output="x", parsed="x")), ["fpb.jsonl, line 1: target is x, the same row elsewhere"],
+        of_rows(lambda rows: rows[0].update(target="x", output="x", parsed="x")),
+            ["fpb.jsonl, line 1: target is x, the same row elsewhere"],
     ),
-    "a row that is not there": (of_rows(lambda rows: rows.pop()), ["its rows is 1 rows, eval/base gives 2 rows, not the same"]),
+    "a row that is not there": (of_rows(lambda rows: rows.pop()),
+        ["its rows is 1 rows, eval/base gives 2 rows, not the same"]),
     "a row that is there twice": (of_rows(lambda rows: rows.append(rows[0])), ["fpb.jsonl, line 3: id is "]),
-    "figures of result.json": (of_file("result.json", lambda result: result.update(RESULT)), says("result.json", RESULT)),
-    "the manifest's hashes": (of_file("manifest.json", lambda manifest: manifest.update(MANIFEST)), says("manifest.json", MANIFEST)),
+    "figures of result.json": (of_file("result.json", lambda result: result.update(RESULT)),
+        says("result.json", RESULT)),
+    "the manifest's hashes": (of_file("manifest.json", lambda manifest: manifest.update(MANIFEST)),
+        says("manifest.json", MANIFEST)),
     "the name of a configuration": (
-        of_file("state/run.json", lambda identity: identity.update(config_sha256="e" * 64)), says("state/run.json", {"config_sha256": "e" * 64}),
+        of_file("state/run.json", lambda identity: identity.update(config_sha256="e" * 64)),
+            says("state/run.json", {"config_sha256": "e" * 64}),
     ),
-    "no weights": (of_round(lambda line: line.update(weights=None)), ["round 2 has no weights: only under privacy=bank"]),
-    "weights of another bank": (of_round(lambda line: line["weights"].update({"bank-9": 1.0})), ["bank-9 weighs in round 2"]),
-    "a weight that is a text": (of_round(lambda line: line["weights"].update({"bank-1": "1"})), ["weights.bank-1 is no number"]),
-    "another weight": (of_round(lambda line: line["weights"].update({"bank-1": 0.25})), ["round 2: the weight of bank-1 is 0.25, "]),
+    "no weights": (of_round(lambda line: line.update(weights=None)),
+        ["round 2 has no weights: only under privacy=bank"]),
+    "weights of another bank": (of_round(lambda line: line["weights"].update({"bank-9": 1.0})),
+        ["bank-9 weighs in round 2"]),
+    "a weight that is a text": (of_round(lambda line: line["weights"].update({"bank-1": "1"})),
+        ["weights.bank-1 is no number"]),
+    "another weight": (of_round(lambda line: line["weights"].update({"bank-1": 0.25})),
+        ["round 2: the weight of bank-1 is 0.25, "]),
     "a round without an accepted bank": (
-        of_round(lambda line: [part.update(code="late") for part in line["banks"].values()] and line.update(weights={})),
+        of_round(lambda line: [part.update(code="late") for part in line["banks"].values()] and line.update(weights={})),  # noqa: E501
         [
-            "round 2 has 0 accepted replies, yet its adapter is another than the round's before: with fewer than strategy.quorum=1 no round is closed",
+            ("round 2 has 0 accepted replies, yet its adapter is another than the round's before: with fewer than "
+            "strategy.quorum=1 no round is closed"),
         ],
     ),
     "a bank that was never asked": (
-        of_round(lambda line: (line["banks"].pop("bank-1"), line["weights"].pop("bank-1"))), ["round 2 asked 1 banks, and its configuration asks 2 of 2"],
+        of_round(lambda line: (line["banks"].pop("bank-1"), line["weights"].pop("bank-1"))),
+            ["round 2 asked 1 banks, and its configuration asks 2 of 2"],
     ),
     "a validation that is not there": (
         lambda run, lines: (
@@ -192,7 +221,9 @@ LIES: dict[str, tuple[Lie, list[str]]] = {
         ["eval/validation_round_002/metrics.json: the file is missing"],
     ),
     "no scores of the base": (
-        lambda run, lines: (shutil.rmtree(run / "eval" / "base"), edited(run / "result.json", lambda result: result["scores"].pop("base"))),
+        lambda run,
+        lines: (shutil.rmtree(run / "eval" / "base"),
+            edited(run / "result.json", lambda result: result["scores"].pop("base"))),
         ["eval/base/metrics.json: the file is missing"],
     ),
     "an end before its last round": (
@@ -204,7 +235,8 @@ LIES: dict[str, tuple[Lie, list[str]]] = {
         ["result.json: it is completed after 1 of 2 rounds, and nothing has stopped it early"],
     ),
     "a resume that never was": (
-        lambda run, lines: (run / "resumed.jsonl").write_text('{"at": "", "after_round": 1, "differences": ["data x (changed)"]}\n'),
+        lambda run,
+        lines: (run / "resumed.jsonl").write_text('{"at": "", "after_round": 1, "differences": ["data x (changed)"]}\n'),  # noqa: E501
         [f"resumed.jsonl, line 1: {CHAIN_FILE} has no begin after round 1"],
     ),
 }  # fmt: skip
@@ -234,7 +266,9 @@ def test_another_checkpoint_is_named(liar: Liar, capsys: pytest.CaptureFixture[s
         liar.tells(lambda run, lines: None)
         assert liar.status() == 1
         named = (
-            "the adapter that provenance.jsonl has of it" if name == "adapter" else "what the server's rule remembers is not"
+            "the adapter that provenance.jsonl has of it"
+            if name == "adapter"
+            else "what the server's rule remembers is not"
         )
         assert f"{file}: " in (said := capsys.readouterr().out)
         assert named in said
@@ -251,7 +285,9 @@ def test_another_best_adapter_is_named(liar: Liar, capsys: pytest.CaptureFixture
 def test_a_norm_without_a_delta_of_it_is_bound_by_the_adapters(
     made: tuple[Path, Consortium], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of round 1 the adapter before is not kept, so its norm is not proven: the sentence on what was computed says how many were."""
+    """Of round 1 the adapter before is not kept, so its norm is not proven: the sentence on what was computed says how
+    many were.
+    """
     liar = Liar(made, "simulated", tmp_path)
     assert liar.status() == 0
     assert "norms of the step in 1 of 2 rounds, of the deltas in 0" in capsys.readouterr().out
@@ -263,7 +299,9 @@ def test_a_norm_without_a_delta_of_it_is_bound_by_the_adapters(
 def test_many_rounds_and_many_files_are_said_in_a_line(
     made: tuple[Path, Consortium], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A chain that goes on for rounds, whose lines are all right but for the files; and Flower's copy of the app in `state`."""
+    """A chain that goes on for rounds, whose lines are all right but for the files; and Flower's copy of the app in
+    `state`.
+    """
     liar, rounds = Liar(made, "simulated", tmp_path), MOST_NAMED + 3
     for number in range(30):
         (liar.run / "state" / "flwr" / "app").mkdir(parents=True, exist_ok=True)
@@ -278,13 +316,16 @@ def test_many_rounds_and_many_files_are_said_in_a_line(
                 part["reply"]["round"] = number
             lines[-1:-1] = [line, {**saved, "round": number, "files": {}}]
         edited_lines(
-            run / "rounds.jsonl", lambda own: own.extend({**own[-1], "round": number} for number in range(3, rounds + 1))
+            run / "rounds.jsonl",
+            lambda own: own.extend({**own[-1], "round": number} for number in range(3, rounds + 1)),
         )
 
     liar.tells(goes_on)
     assert liar.status() == 1
     said = capsys.readouterr().out
-    assert f"rounds 1 to {rounds}: each 2 banks asked, hashes only: its deltas were not kept; the last adapter is" in said
+    assert (
+        f"rounds 1 to {rounds}: each 2 banks asked, hashes only: its deltas were not kept; the last adapter is" in said
+    )
     assert "\nnot covered: state/flwr/, 30 files\n" in said
 
 

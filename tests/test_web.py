@@ -33,7 +33,9 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    """The address of a server that answers 204 to whoever asks it, and does not know whether it was meant as a proxy."""
+    """The address of a server that answers 204 to whoever asks it, and does not know whether it was meant as a
+    proxy.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -75,7 +77,9 @@ def test_the_outside_is_asked_through_the_proxy_that_is_named(server: str, monke
 @pytest.mark.parametrize(
     "value", ["socks://user:secret@127.0.0.1:1", "ftp://p:1", "http://", "http://p:0", "http://p:x", "http://a b:1"]
 )
-def test_a_variable_that_cannot_be_used_is_named_and_its_password_is_not(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_that_cannot_be_used_is_named_and_its_password_is_not(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("all_proxy", value)
     with pytest.raises(UserError, match=r"all_proxy names no proxy.*no_proxy") as error:
         client_for("https://models.example/v1", 5.0)
@@ -101,7 +105,8 @@ def test_what_was_taken_out_is_still_refused_where_it_is_needed(monkeypatch: pyt
 
 def test_an_environment_is_put_right_and_what_was_changed_is_said() -> None:
     environment = {
-        "RAY_ADDRESS": "10.0.0.1:6379", "OMP_NUM_THREADS": "abc", "no_proxy": "corp.example", "PYTHONIOENCODING": "ascii",
+        "RAY_ADDRESS": "10.0.0.1:6379", "OMP_NUM_THREADS": "abc", "no_proxy": "corp.example",
+        "PYTHONIOENCODING": "ascii",
         "all_proxy": "socks://127.0.0.1:1",
     }  # fmt: skip
     said = " ".join(settle(environment))

@@ -52,11 +52,14 @@ FIGURES = Figures(
 )  # fmt: skip
 HEAD = Head(7, "a" * 64)
 REQUEST = TrainRequest(
-    Config(seed=3, train=TrainConfig(learning_rate=2e-4)), "run-1a2b", 2, LAYOUT.id, "0" * 64, DELTA, {"bank-1": HEAD, "bank-2": Head(0, "0" * 64)},
+    Config(seed=3, train=TrainConfig(learning_rate=2e-4)), "run-1a2b", 2, LAYOUT.id, "0" * 64, DELTA,
+        {"bank-1": HEAD, "bank-2": Head(0, "0" * 64)},
 )  # fmt: skip
 
 
-def reply(figures: Figures = FIGURES, delta: Any = DELTA, layout_id: str = LAYOUT.id, ledger: Head | None = None) -> RecordDict:
+def reply(
+    figures: Figures = FIGURES, delta: Any = DELTA, layout_id: str = LAYOUT.id, ledger: Head | None = None
+) -> RecordDict:
     return pack_reply("bank-1", layout_id, delta, figures, ledger=ledger)
 
 
@@ -72,7 +75,9 @@ def with_array(
     content: RecordDict, data: bytes, dtype: str = "float32", shape: tuple[int, ...] = (10,), key: str = "delta"
 ) -> RecordDict:
     """The same message with other bytes behind the declared dtype and shape."""
-    content.array_records[key] = ArrayRecord({ARRAY_KEY: Array(dtype=dtype, shape=shape, stype=FLAT_FLOAT32, data=data)})
+    content.array_records[key] = ArrayRecord(
+        {ARRAY_KEY: Array(dtype=dtype, shape=shape, stype=FLAT_FLOAT32, data=data)}
+    )
     return content
 
 
@@ -98,7 +103,7 @@ class Bomb:
         return setattr, (Bomb, "exploded", True)
 
 
-# --- the trip -----------------------------------------------------------------------------------------------------------------------
+# --- the trip -------------------------------------------------------------------------------------
 
 
 def test_a_request_arrives_as_it_was_sent() -> None:
@@ -126,7 +131,9 @@ def test_a_bank_is_sent_its_own_ledger_head_and_no_other_banks() -> None:
     heads = {bank: unpack_request(over_the_wire(content)).ledger_heads for bank, content in sent.items()}
     assert heads == {"bank-1": {"bank-1": HEAD}, "bank-2": {"bank-2": Head(0, "0" * 64)}, "bank-3": {}}
     assert "a" * 64 not in str(sent["bank-2"].config_records["request"])
-    assert len({id(content.array_records["adapter"][ARRAY_KEY]) for content in sent.values()}) == 1, "one adapter in memory"
+    assert len({id(content.array_records["adapter"][ARRAY_KEY]) for content in sent.values()}) == 1, (
+        "one adapter in memory"
+    )
 
 
 def test_a_request_without_ledger_heads_has_none() -> None:
@@ -148,7 +155,7 @@ def test_a_reply_holds_the_delta_and_the_figures_and_nothing_else() -> None:
     assert len(content.array_records["delta"][ARRAY_KEY].data) <= 4 * LAYOUT.size + 256
 
 
-# --- replies that must not be averaged ------------------------------------------------------------------------------------------------
+# --- replies that must not be averaged ------------------------------------------------------------
 
 
 def rejected(content: RecordDict, max_update_norm: float = 100.0) -> RejectedReply:
@@ -305,15 +312,19 @@ def test_a_figure_that_is_no_number_is_malformed(name: str, value: Any) -> None:
     assert rejected(content).code == "malformed"
 
 
-# --- the table of ranges ----------------------------------------------------------------------------------------------------------------
+# --- the table of ranges --------------------------------------------------------------------------
 
 
 def arrives(name: str, value: Any) -> Any:
-    """What comes out of the real unpacking for a figure with this value; RejectedReply or BankError where it does not."""
+    """What comes out of the real unpacking for a figure with this value; RejectedReply or BankError where it does
+    not.
+    """
     if name in FIGURE_NAMES:
         content = reply()
         record = {**asdict(FIGURES), name: value}
-        content.metric_records["figures"] = raw_record({key: found for key, found in record.items() if found is not None})
+        content.metric_records["figures"] = raw_record(
+            {key: found for key, found in record.items() if found is not None}
+        )
         # `no-rows` is another question than what a number may be.
         return getattr(unpack_reply(content, LAYOUT, 0, needs_rows=False).figures, name)
     if name == "ledger-number":
@@ -362,7 +373,9 @@ def test_every_figure_that_crosses_is_in_the_table() -> None:
         for key, value in pack_reply("a", "b", DELTA, FIGURES, ledger=HEAD).config_records["reply"].items()
         if not isinstance(value, str)
     }
-    asked = {key for key, value in pack_request(REQUEST).config_records["request"].items() if not isinstance(value, str)}
+    asked = {
+        key for key, value in pack_request(REQUEST).config_records["request"].items() if not isinstance(value, str)
+    }
     assert FIGURE_NAMES | head | asked | {"ledger-heads"} == set(RANGES)
     assert {known.sender for name, known in RANGES.items() if name in FIGURE_NAMES | head} == {"bank"}
     assert {known.sender for name, known in RANGES.items() if name not in FIGURE_NAMES | head} == {"coordinator"}
@@ -377,8 +390,9 @@ def test_a_figure_at_either_end_of_its_range_arrives(name: str) -> None:
 
 
 WRONG: dict[str, Any] = {
-    "below": lambda name: RANGES[name].lowest - 1 if RANGES[name].kind is int else math.nextafter(RANGES[name].lowest, -math.inf),
-    "above": lambda name: RANGES[name].highest + 1 if RANGES[name].kind is int else math.nextafter(RANGES[name].highest, math.inf),
+    "below": lambda name: RANGES[name].lowest - 1 if RANGES[name].kind is int else math.nextafter(RANGES[name].lowest,
+        -math.inf),
+    "above": lambda name: RANGES[name].highest + 1 if RANGES[name].kind is int else math.nextafter(RANGES[name].highest, math.inf),  # noqa: E501
     "far below": lambda name: RANGES[name].kind(-(2**62)),
     "far above": lambda name: 2**62 if RANGES[name].kind is int else 1.7e308,
     "NaN": lambda name: math.nan,
@@ -426,7 +440,9 @@ def test_a_private_reply_must_have_its_three_figures_of_privacy() -> None:
         with pytest.raises(RejectedReply, match="what its private steps have spent"):
             unpack_reply(reply(replace(FIGURES, **{name: math.nan}), ledger=HEAD), LAYOUT, 0, private=True)
     booked_as_infinite = replace(FIGURES, epsilon_spent=math.inf, epsilon_planned=math.inf)
-    assert unpack_reply(reply(booked_as_infinite, ledger=HEAD), LAYOUT, 0, private=True).figures.epsilon_spent == math.inf
+    assert (
+        unpack_reply(reply(booked_as_infinite, ledger=HEAD), LAYOUT, 0, private=True).figures.epsilon_spent == math.inf
+    )
 
 
 def numbers_of(values: dict[str, Any], prefix: str = "") -> list[str]:
@@ -445,7 +461,18 @@ NUMBERS = numbers_of(to_plain(Config()))
 
 @pytest.mark.parametrize("key", NUMBERS)
 def test_a_number_of_the_configuration_that_is_none_is_refused_by_name(key: str) -> None:
-    for text in ("NaN", "Infinity", "-Infinity", "1e999", str(10**400), "-" + str(10**400), '"7x"', "true", "[7]", "null"):
+    for text in (
+        "NaN",
+        "Infinity",
+        "-Infinity",
+        "1e999",
+        str(10**400),
+        "-" + str(10**400),
+        '"7x"',
+        "true",
+        "[7]",
+        "null",
+    ):
         values = to_plain(REQUEST.config)
         *groups, name = key.split(".")
         inner = values
@@ -520,7 +547,7 @@ def test_a_norm_that_overflows_float32_is_measured_and_refused_without_a_limit_t
     assert (found.code, f"{math.sqrt(10) * 3e38:.4g}" in str(found)) == ("norm", True)
 
 
-# --- errors -------------------------------------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("code", list(SAFE_REASONS))
@@ -578,7 +605,7 @@ def test_a_refusal_never_quotes_what_the_bank_sent() -> None:
         assert secret not in str(rejected(content))
 
 
-# --- requests that a bank must not follow -----------------------------------------------------------------------------------------------
+# --- requests that a bank must not follow ---------------------------------------------------------
 
 
 def refused(content: RecordDict) -> str:

@@ -146,10 +146,14 @@ def test_a_run_name_of_the_banks_own_is_not_kept_in_the_run(tmp_path: Path) -> N
     consortium = Consortium(tmp_path)
     consortium.enrolls(("bank-1",))
     public = consortium.key_of("bank-1").with_name("node.key.pub").read_text()
-    evidence = RoundEvidence(ServerKeys(consortium.signer, {"bank-1": public}), REQUEST.run, REQUEST.round, "0" * 64, "c" * 64)
+    evidence = RoundEvidence(
+        ServerKeys(consortium.signer, {"bank-1": public}), REQUEST.run, REQUEST.round, "0" * 64, "c" * 64
+    )
     evidence.ask(pack_requests(REQUEST, ["bank-1"]))
     content = reply()
-    answer_signed(content, {**evidence.banks["bank-1"]["request"], "run": SECRET}, load_signer(consortium.key_of("bank-1")))
+    answer_signed(
+        content, {**evidence.banks["bank-1"]["request"], "run": SECRET}, load_signer(consortium.key_of("bank-1"))
+    )
     with pytest.raises(RejectedReply, match="another request"):
         evidence.check("bank-1", content)
     evidence.outcome("bank-1", "signature")

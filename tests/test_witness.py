@@ -93,7 +93,8 @@ class TestWitness:
 
     def test_several_processes_keep_each_others_heads(self, tmp_path: Path) -> None:
         program = (
-            "import sys\nfrom pathlib import Path\nfrom fedfinlora.privacy.head import Head\nfrom server_app.witness import Witness\n"
+            "import sys\nfrom pathlib import Path\nfrom fedfinlora.privacy.head import Head\nfrom server_app.witness "
+            "import Witness\n"
             "witness = Witness(Path(sys.argv[1]))\n"
             "for number in range(1, 31):\n    witness.keep(sys.argv[2], Head(number, 'a' * 64))\n"
         )
@@ -120,7 +121,9 @@ class TestWitness:
         monkeypatch.setenv(WITNESS_VARIABLE, str(tmp_path / "own"))
         assert witness_root() == tmp_path / "own"
 
-    def test_a_coordinators_runs_have_the_coordinators_witness(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_coordinators_runs_have_the_coordinators_witness(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         seen: list[dict[str, str]] = []
 
         def popen(command: Any, env: dict[str, str], **more: Any) -> Any:
@@ -227,7 +230,9 @@ class TestRuns:
         with pytest.raises(UserError, match="0 of 2 replies are usable"):
             runs.start("three", *PRIVATE, rounds=1)
 
-    def test_a_resumed_run_keeps_the_witness_also_where_the_server_lost_its_file(self, runs: Runs, tmp_path: Path) -> None:
+    def test_a_resumed_run_keeps_the_witness_also_where_the_server_lost_its_file(
+        self, runs: Runs, tmp_path: Path
+    ) -> None:
         stop = only("bank-1", in_round(2, lambda message, reply: None))
         words = ("strategy.deadline_s=0.3", "strategy.quorum=2", *PRIVATE)
         with pytest.raises(UserError, match=r"strategy\.quorum=2"):

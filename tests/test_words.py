@@ -59,7 +59,13 @@ def test_a_name_passes_through_flowers_run_config(name: str, tmp_path: Path) -> 
     model, rows = tmp_path / f"model {name}", tmp_path / f"rows {name}"
     model.mkdir()
     rows.mkdir()
-    typed = ["dataset=jsonl", f"dataset.root={rows}", f"model.path={model}", f"output_dir={tmp_path}", f"run_name={name}"]
+    typed = [
+        "dataset=jsonl",
+        f"dataset.root={rows}",
+        f"model.path={model}",
+        f"output_dir={tmp_path}",
+        f"run_name={name}",
+    ]
     config = compose([*typed, "dataset.tasks=[fpb]", "seed=7"])
     file = tmp_path / f"run config {name}.toml"
     file.write_text(run_config_toml(config), "utf-8")

@@ -48,7 +48,8 @@ class Bank:
     def __init__(self, place: Path, **more: Any) -> None:
         self.rows = write_rows(place / "rows", train=24)
         self.node_config = {
-            "bank": "north", "data-path": str(self.rows), "state-dir": str(place / "state"), "ledger-dir": str(place / "ledger"),
+            "bank": "north", "data-path": str(self.rows), "state-dir": str(place / "state"),
+            "ledger-dir": str(place / "ledger"),
             "worker": True, "declared-rows": "fpb:24", **more,
         }  # fmt: skip
         self.facts = bank_facts(self.node_config)
@@ -213,9 +214,21 @@ def test_where_none_can_be_had_the_work_is_done_here(bank: Bank, monkeypatch: py
 def test_garbage_on_the_socket_changes_nothing(bank: Bank) -> None:
     bank.ask()
     odd = json.dumps(
-        {**dict.fromkeys(("run", "layout_id", "source_sha256"), "x"), "round": 1, "config": '{"banks": 0}', "numbers": 0}
+        {
+            **dict.fromkeys(("run", "layout_id", "source_sha256"), "x"),
+            "round": 1,
+            "config": '{"banks": 0}',
+            "numbers": 0,
+        }
     )
-    lines = (b"", b"hello\n", b'{"numbers": 99999999999}\n', b'{"numbers": 2}\nxxxx', b'{"numbers": 0}\n', f"{odd}\n".encode())
+    lines = (
+        b"",
+        b"hello\n",
+        b'{"numbers": 99999999999}\n',
+        b'{"numbers": 2}\nxxxx',
+        b'{"numbers": 0}\n',
+        f"{odd}\n".encode(),
+    )
     for garbage in lines:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(str(socket_path(bank.facts)))
@@ -225,7 +238,9 @@ def test_garbage_on_the_socket_changes_nothing(bank: Bank) -> None:
     assert bank.process == process
 
 
-def test_a_socket_lies_where_its_path_is_short_enough(bank: Bank, sockets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_socket_lies_where_its_path_is_short_enough(
+    bank: Bank, sockets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     near = socket_path(bank.facts)
     assert near.is_relative_to(sockets)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(sockets / ("deep" * 20)))

@@ -24,7 +24,10 @@ def write_rows(root: Path, train: int = 24, test: int = 6, word: str = "item", t
     for split, count in (("train", train), ("test", test)):
         lines = [
             json.dumps(
-                {"context": f"{split} {word} {index} up {index * 7 % 11}. Answer: ", "target": target or LABELS[index % 3]}
+                {
+                    "context": f"{split} {word} {index} up {index * 7 % 11}. Answer: ",
+                    "target": target or LABELS[index % 3],
+                }
             )
             for index in range(count)
         ]

@@ -27,7 +27,9 @@ HOSTILE = "<b>bank & co</b>"
 RULE = "The bank's policy does not allow an adapter of this rank (rule: max_rank)."
 
 
-def bank_done(events: EventWriter, number: int, bank: str, status: str = "ok", code: str = "", reason: str = "") -> None:
+def bank_done(
+    events: EventWriter, number: int, bank: str, status: str = "ok", code: str = "", reason: str = ""
+) -> None:
     figures = {"rows": 160, "train_loss": 2.0 / number, "seconds": 5.5, "rows_per_s": 29.0, "tokens_per_s": 800.0}
     events.write("bank_done", round=number, bank=bank, status=status, code=code, reason=reason, **figures)
 
@@ -109,7 +111,10 @@ def a_bank_that_has_worked(home: Path, budget_epsilon: float = 8.0) -> Path:
     file = history_file(home / "state", "north")
     record(file, Event("run", 1, "begun", bytes_received=400))
     record(
-        file, Event("run", 1, "sent", rows=8, steps=2, bytes_sent=400, bytes_received=400, ledger_number=3, epsilon_spent=6.5)
+        file,
+        Event(
+            "run", 1, "sent", rows=8, steps=2, bytes_sent=400, bytes_received=400, ledger_number=3, epsilon_spent=6.5
+        ),
     )
     record(file, Event("run", 2, "refused", code="policy-max_rank"))
     return home

@@ -173,14 +173,18 @@ def secrets_of(bank: Path, rows: Path) -> dict[str, list[bytes]]:
     in_base64 = [base64.b64encode(number[skip:])[: (len(number) - skip) // 3 * 4] for skip in range(3)]
     return {
         "rows": [piece.encode() for piece in (*lines, *pieces)],
-        "key": [number, number.hex().encode(), *in_base64, *(line for name in ("node.key", TLS_KEY) for line in (bank / name).read_bytes().splitlines()[1:-1])],
-        "paths": [str(path).encode() for path in (bank, rows, Path(sys.prefix), Path(__file__).parents[1], rows.parent)],
+        "key": [number, number.hex().encode(), *in_base64,
+        *(line for name in ("node.key", TLS_KEY) for line in (bank / name).read_bytes().splitlines()[1:-1])],
+        "paths": [str(path).encode() for path in (bank, rows, Path(sys.prefix), Path(__file__).parents[1],
+            rows.parent)],
     }  # fmt: skip
 
 
 def found_in(streams: list[bytes], secrets: dict[str, list[bytes]]) -> set[str]:
     """Which kinds of secrets are in any of the streams."""
-    return {kind for kind, spellings in secrets.items() if any(each in stream for each in spellings for stream in streams)}
+    return {
+        kind for kind, spellings in secrets.items() if any(each in stream for each in spellings for stream in streams)
+    }
 
 
 def words_in(requests: list[Request], words: list[str]) -> set[str]:
@@ -189,6 +193,8 @@ def words_in(requests: list[Request], words: list[str]) -> set[str]:
     """
     objects = [PushObjectRequest.FromString(each.body) for each in requests if each.path == "/v1/fleet/push-object"]
     others = [each.body for each in requests if each.path != "/v1/fleet/push-object"]
-    records = [each.object_content for each in objects if not each.object_content.startswith(ArrayChunk.__qualname__.encode())]
+    records = [
+        each.object_content for each in objects if not each.object_content.startswith(ArrayChunk.__qualname__.encode())
+    ]
     text = b"\n".join([*(each.head for each in requests), *others, *records])
     return {word for word in words if re.search(rb"(?<![\w+/=])" + re.escape(word.encode()) + rb"(?![\w+/=])", text)}

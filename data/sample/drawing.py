@@ -49,7 +49,9 @@ def collect(key: str, split: str, count: int, draw: Draw, taken: set[str]) -> li
             if row.context not in taken:
                 break
         else:
-            raise RuntimeError(f"{key}/{split}: no new prompt for row {index} in {MAX_ATTEMPTS} draws. Add templates or names.")
+            raise RuntimeError(
+                f"{key}/{split}: no new prompt for row {index} in {MAX_ATTEMPTS} draws. Add templates or names."
+            )
         taken.add(row.context)
         rows.append(row)
     return rows

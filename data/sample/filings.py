@@ -1,6 +1,8 @@
-"""The four XBRL extraction sets: questions on one fragment of an invented filing, the fragment first and the same for all.
+"""The four XBRL extraction sets: questions on one fragment of an invented filing, the fragment first and the same for
+all.
 
-A filer's figures are drawn once and tie up: gross profit is revenue less cost, assets are liabilities plus equity, and so on.
+A filer's figures are drawn once and tie up: gross profit is revenue less cost, assets are liabilities plus equity, and
+so on.
 """
 
 from __future__ import annotations
@@ -14,12 +16,16 @@ from data.sample.words import STEMS
 QUESTIONS_PER_FILER = 8
 
 INSTRUCTION = (
-    "You are a knowledgeable XBRL assistant. Your task is to analyze the XBRL context and provide an accurate and very concise "
-    "answer to the question, The example question can help you to learn the answer format. DO NOT output xml, code, explanation "
-    "or create new question. \nExample question: {question}\nExample answer: {answer}\n\nXML File: {fragment}\n\nQuestion: "
+    "You are a knowledgeable XBRL assistant. Your task is to analyze the XBRL context and provide an accurate and very "
+    "concise "
+    "answer to the question, The example question can help you to learn the answer format. DO NOT output xml, code, "
+    "explanation "
+    "or create new question. \nExample question: {question}\nExample answer: {answer}\n\nXML File: "
+    "{fragment}\n\nQuestion: "
 )
 TAG_EXAMPLE = (
-    "What is the US GAAP XBRL tag for Cash and Cash Equivalents as reported by Example Company Inc for the Fiscal Year ending in "
+    "What is the US GAAP XBRL tag for Cash and Cash Equivalents as reported by Example Company Inc for the Fiscal Year "
+    "ending in "
     "FY 2022",
     "us-gaap:AnExampleTagName",
 )
@@ -46,11 +52,21 @@ VALUE_QUESTIONS = (
     "Can you provide the value for {item} from {filer} for the Fiscal Year ending in {year}? ",
 )
 FORMULA_QUESTIONS = (
-    "What is the formula for the {item} of {filer}, formatted with the relevant US GAAP XBRL tags, for the fiscal year ending in {year}? ",
-    "Can you provide the formula of the {item} for {filer}, using the appropriate US GAAP XBRL tags, as it applies to the {year}? ",
+    (
+        "What is the formula for the {item} of {filer}, formatted with the relevant US GAAP XBRL tags, for the fiscal "
+        "year "
+        "ending in {year}? "
+    ),
+    (
+        "Can you provide the formula of the {item} for {filer}, using the appropriate US GAAP XBRL tags, as it applies "
+        "to "
+        "the {year}? "
+    ),
     "What formula formatted with XBRL tags under US GAAP is used for {item} by {filer} for the fiscal year {year}? ",
 )
-CALCULATION_QUESTIONS = tuple(f"{question} Answer with a formula substituted with values. " for question in VALUE_QUESTIONS)
+CALCULATION_QUESTIONS = tuple(
+    f"{question} Answer with a formula substituted with values. " for question in VALUE_QUESTIONS
+)
 
 
 @dataclass(frozen=True)
@@ -166,7 +182,9 @@ def _row(found: Filing, example: tuple[str, str], question: str, item: str, targ
 
 
 def _turn(split: str, index: int, names: dict[str, str]) -> tuple[Filing, str]:
-    """The filing of row `index`, and what it asks for: eight different things of each filing, other ones for the next."""
+    """The filing of row `index`, and what it asks for: eight different things of each filing, other ones for the
+    next.
+    """
     number, turn = divmod(index, QUESTIONS_PER_FILER)
     keys = tuple(names)
     return filing(split, number), keys[(turn + number * 3) % len(keys)]

@@ -49,7 +49,9 @@ SETS = {
     "xbrl_term": SampleSet("xbrl_term_train", "xbrl_term_test", 64, 24, term),
     "xbrl_tags_extract": SampleSet("xbrl_extract_tags_train", "xbrl_extract_tags_test", 64, 24, tags_extract),
     "xbrl_value_extract": SampleSet("xbrl_extract_value_train", "xbrl_extract_value_test", 64, 24, value_extract),
-    "xbrl_formula_extract": SampleSet("xbrl_extract_formula_train", "xbrl_extract_formula_test", 64, 24, formula_extract),
+    "xbrl_formula_extract": SampleSet(
+        "xbrl_extract_formula_train", "xbrl_extract_formula_test", 64, 24, formula_extract
+    ),
     "xbrl_formula_calc_extract": SampleSet(
         "xbrl_extract_formula_calculations_train",
         "xbrl_extract_formula_calculations_test",

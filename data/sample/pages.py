@@ -21,7 +21,8 @@ def _income_statement(rng: random.Random, filer: str, split: str) -> Page:
     overheads = revenue * rng.randrange(12, 26) // 100
     operating_income = revenue - cost - overheads
     page = (
-        f"Consolidated Statements of Operations\n(FY2023, in millions)\nRevenue (FY2022: $ {before:,})\n$ {revenue:,}\nCost of sales\n{cost:,}\n"
+        f"Consolidated Statements of Operations\n(FY2023, in millions)\nRevenue (FY2022: $ {before:,})\n$ "
+        f"{revenue:,}\nCost of sales\n{cost:,}\n"
         f"Selling and administrative expenses\n{overheads:,}\nOperating income\n$ {operating_income:,}"
     )
     growth = Decimal(revenue - before) / before * 100
@@ -31,7 +32,7 @@ def _income_statement(rng: random.Random, filer: str, split: str) -> Page:
     answers = {
         "What was the FY2023 revenue of {filer} in USD millions?": f"{revenue:,}",
         "What was the FY2023 gross profit of {filer} in USD millions?": f"{revenue - cost:,}",
-        "By how much did revenue of {filer} change from FY2022 to FY2023?": f"Revenue {direction} by {rounded(abs(growth), tenth)}%.",
+        "By how much did revenue of {filer} change from FY2022 to FY2023?": f"Revenue {direction} by {rounded(abs(growth), tenth)}%.",  # noqa: E501
         "What is the FY2023 operating margin of {filer}?": f"The operating margin was {rounded(margin, tenth)}%.",
     }
     question = rng.choice(list(answers))
@@ -43,7 +44,8 @@ def _cash_flow(rng: random.Random, filer: str, split: str) -> Page:
     investment = rng.randrange(40, 190)
     dividends = rng.randrange(10, 90)
     page = (
-        f"Consolidated Statements of Cash Flows\n(In millions)\nNet cash provided by operating activities\n{operating}\n"
+        "Consolidated Statements of Cash Flows\n(In millions)\nNet cash provided by operating "
+        f"activities\n{operating}\n"
         f"Purchases of property, plant and equipment\n({investment})\nDividends paid\n({dividends})"
     )
     answers = {
@@ -78,7 +80,8 @@ def _workforce(rng: random.Random, filer: str, split: str) -> Page:
     city, elsewhere = rng.choice(CITIES), rng.randrange(600, 4000)
     local = rng.randrange(80, 500)
     page = (
-        f"Item 1. Business: Our People\nAt year end {filer} had {local + elsewhere:,} employees, {local} of them at its head office in "
+        f"Item 1. Business: Our People\nAt year end {filer} had {local + elsewhere:,} employees, {local} of them at "
+        "its head office in "
         f"{city}. About half of the others work shifts."
     )
     answers = {
@@ -94,7 +97,8 @@ def _acquisition(rng: random.Random, filer: str, split: str) -> Page:
     price, product, place = rng.randrange(30, 800), rng.choice(PRODUCTS), rng.choice(PLACES)
     share = rng.choice([51, 60, 75, 80, 100])
     page = (
-        f"Note 3 Business Combinations\nDuring the year {filer} acquired {share}% of a maker of {product} in {place} for cash of "
+        f"Note 3 Business Combinations\nDuring the year {filer} acquired {share}% of a maker of {product} in {place} "
+        "for cash of "
         f"${price} million. The purchase adds to the sales network of the group."
     )
     answers = {
@@ -108,7 +112,8 @@ def _acquisition(rng: random.Random, filer: str, split: str) -> Page:
 def _notes_due(rng: random.Random, filer: str, split: str) -> Page:
     amount, coupon, year = rng.randrange(2, 19) * 50, Decimal(rng.randrange(20, 75)) / 10, rng.randrange(2026, 2036)
     page = (
-        f"Note 9 Debt\n{filer} has outstanding ${amount} million of senior notes with a coupon of {coupon}% that mature in {year}. "
+        f"Note 9 Debt\n{filer} has outstanding ${amount} million of senior notes with a coupon of {coupon}% that "
+        f"mature in {year}. "
         "The notes rank equally with all other unsecured debt."
     )
     answers = {
@@ -123,7 +128,8 @@ def _properties(rng: random.Random, filer: str, split: str) -> Page:
     owned, rented = rng.sample(CITIES, 2)
     area, ends = rng.randrange(12, 95) * 1000, rng.randrange(2025, 2034)
     page = (
-        f"Item 2. Properties\n{filer} owns a works of {area:,} square metres in {owned} that makes {rng.choice(PRODUCTS)}. It rents a "
+        f"Item 2. Properties\n{filer} owns a works of {area:,} square metres in {owned} that makes "
+        f"{rng.choice(PRODUCTS)}. It rents a "
         f"warehouse in {rented} under a lease that ends in {ends}."
     )
     answers = {
@@ -148,7 +154,8 @@ def _outlook(rng: random.Random, filer: str, split: str) -> Page:
         ]
     )
     page = (
-        f"Outlook\nThe board of {filer} expects sales of {product} to {direction} next year, as {reason}. Staff costs should be stable. "
+        f"Outlook\nThe board of {filer} expects sales of {product} to {direction} next year, as {reason}. Staff costs "
+        "should be stable. "
         f"Exports to {rng.choice(PLACES)} will be reviewed."
     )
     return f"Why does {{filer}} expect sales of {product} to {direction} next year?", page, f"Because {reason}."
@@ -158,7 +165,8 @@ def _appointment(rng: random.Random, filer: str, split: str) -> Page:
     name, city = person(rng, split), rng.choice(CITIES)
     role = rng.choice(["Chief Executive Officer", "Chief Financial Officer", "Chair of the Audit Committee"])
     page = (
-        f"Item 10. Directors and Executive Officers\n{name} became {role} of {filer} during FY2023, after leading its {city} "
+        f"Item 10. Directors and Executive Officers\n{name} became {role} of {filer} during FY2023, after leading its "
+        f"{city} "
         "business for six years."
     )
     return f"Who became {role} of {{filer}} in FY2023?", page, name

@@ -155,7 +155,7 @@ GRADED_NEWS = {
         "{company} ticked up {small}% as an analyst said its outlook looks somewhat better.",
     ),
     "moderately positive": (
-        "{company} raised its full-year forecast and its shares rose {middle}% after sales of {product} beat estimates.",
+        "{company} raised its full-year forecast and its shares rose {middle}% after sales of {product} beat estimates.",  # noqa: E501
         "Analysts upgraded {company} to buy, pointing to growing demand for {product}.",
         "{company} posted a solid profit of EUR {high} million and will hire {count} workers in {city}.",
         "Shares of {company} gained {middle}% after it won a large {product} customer.",

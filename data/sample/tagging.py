@@ -116,7 +116,9 @@ FNXL_TAGS = {
 def _sentences(
     rng: random.Random, split: str, index: int, templates: Mapping[str, Sequence[str]]
 ) -> tuple[list[tuple[str, str]], str]:
-    """Four (figure, sentence) pairs and their tags. Tags take turns: a seeded shuffle of the whole list every three rows."""
+    """Four (figure, sentence) pairs and their tags. Tags take turns: a seeded shuffle of the whole list every three
+    rows.
+    """
     tags = list(templates)
     rows_per_shuffle = len(tags) // FIGURES_PER_ROW
     cycle, place = divmod(index, rows_per_shuffle)
@@ -139,8 +141,10 @@ def finer(rng: random.Random, split: str, index: int) -> SampleRow:
     """FiNER's form: the list first, the same for every row, then four numbered questions."""
     pairs, target = _sentences(rng, split, index, FINER_TAGS)
     head = (
-        f"You are XBRL expert.  Here is a list of US GAAP tags options: ,{','.join(FINER_TAGS)}. Answer the following 4 independent "
-        "questions by providing only  4 US GAAP tags answers in the order of the questions. Each answer must be separated by a "
+        f"You are XBRL expert.  Here is a list of US GAAP tags options: ,{','.join(FINER_TAGS)}. Answer the following "
+        "4 independent "
+        "questions by providing only  4 US GAAP tags answers in the order of the questions. Each answer must be "
+        "separated by a "
         "comma (,).  Provide nothing else. \n"
     )
     questions = [
@@ -154,7 +158,8 @@ def fnxl(rng: random.Random, split: str, index: int) -> SampleRow:
     """FNXL's form: the instruction, the sorted list, then four questions."""
     pairs, target = _sentences(rng, split, index, FNXL_TAGS)
     head = (
-        "You are XBRL expert. Choose the best XBRL US GAAP tag for each highlighted entity in the sentences below. Provide only the "
+        "You are XBRL expert. Choose the best XBRL US GAAP tag for each highlighted entity in the sentences below. "
+        "Provide only the "
         "US GAAP tags, comma-separated, in the order of the sentences and highlighted entity. Provide nothing else\n"
         f"{', '.join(sorted(FNXL_TAGS))}\n"
     )

@@ -61,7 +61,9 @@ EXPENSE_ASPECTS = {
     "{name} Expense": "The cost of {meaning}, charged against income of the year.",
     "{name} Costs, Capitalized": "The cost of {meaning} that is carried as an asset and charged to later years.",
     "{name} Costs, Accrued": "The cost of {meaning} that has arisen but has not been billed or paid yet.",
-    "{name} Expense, Related Parties": ("The cost of {meaning} that was bought from owners, managers or sister companies."),
+    "{name} Expense, Related Parties": (
+        "The cost of {meaning} that was bought from owners, managers or sister companies."
+    ),
 }
 
 

@@ -16,8 +16,8 @@ STEMS = (
 ).split()
 LEGAL_FORMS = ("Oyj", "plc", "AB", "Group", "Corp", "Holdings")
 FIRST_NAMES = (
-    "Anneli Marek Ines Tobias Farida Henrik Lucia Oskar Priya Stefan Yuki Mateo Greta Samir Elena Ruben Nadia Jonas".split()
-)
+    "Anneli Marek Ines Tobias Farida Henrik Lucia Oskar Priya Stefan Yuki Mateo Greta Samir Elena Ruben Nadia Jonas"
+).split()
 LAST_NAMES = (
     "Kvistrand Dubrovan Almerath Solvesen Quintavel Harrowgate Petrescova Lindqvar Ostrowen Mbarele "
     "Castellino Vanderholm Ashdownley Tarkovan Bellarosa Fennimoor Grundvald Ikonenko"

@@ -136,7 +136,11 @@ def _records(file: SourceFile, raw: HashedFile) -> Iterator[Record]:
         return json_document(stream.read())
     if not stream.peek(1):
         return iter(())
-    return table(stream, form.separators, wanted, needed) if form.reader == "table" else parquet_rows(file.path, wanted, needed)
+    return (
+        table(stream, form.separators, wanted, needed)
+        if form.reader == "table"
+        else parquet_rows(file.path, wanted, needed)
+    )
 
 
 def _row(file: SourceFile, record: Record) -> Row:

@@ -31,10 +31,18 @@ FORMS = (
     Form(".ndjson", "lines", "the same under its other name"),
     Form(".json", "json", "an array of objects, or one object a line"),
     Form(
-        ".csv", "table", "a table whose first line names the columns; separated by comma, semicolon or tab", separators=",;\t"
+        ".csv",
+        "table",
+        "a table whose first line names the columns; separated by comma, semicolon or tab",
+        separators=",;\t",
     ),
     Form(".tsv", "table", "the same, separated by tabs", separators="\t"),
-    Form(".parquet", "parquet", "a Parquet table; columns of text, whole numbers, decimals or lists of messages", gzip=False),
+    Form(
+        ".parquet",
+        "parquet",
+        "a Parquet table; columns of text, whole numbers, decimals or lists of messages",
+        gzip=False,
+    ),
 )
 
 ADVICE = {

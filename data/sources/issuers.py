@@ -42,7 +42,9 @@ def issuer_of(prompt: str) -> str:
     question_start = prompt.rfind(_QUESTION)
     if question_start < fragment_start:
         return _fragment_key(prompt[fragment_start:])
-    return issuer_in_question(prompt[question_start + len(_QUESTION) :]) or _fragment_key(prompt[fragment_start:question_start])
+    return issuer_in_question(prompt[question_start + len(_QUESTION) :]) or _fragment_key(
+        prompt[fragment_start:question_start]
+    )
 
 
 def issuer_in_question(question: str) -> str:

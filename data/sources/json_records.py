@@ -33,7 +33,9 @@ def json_document(content: bytes) -> Iterator[Record]:
     starts = [line.lstrip()[:1] for line in lines]
     if not lines:
         return
-    objects = starts[0] == b"{" and (_is_json(lines[0]) or (starts.count(b"{") * 2 > len(lines) and not _is_json(content)))
+    objects = starts[0] == b"{" and (
+        _is_json(lines[0]) or (starts.count(b"{") * 2 > len(lines) and not _is_json(content))
+    )
     conversations = len(lines) > 1 and set(starts) == {b"["}
     if objects or conversations:
         yield from json_lines(io.BytesIO(content))
@@ -122,16 +124,22 @@ def parsed(text: bytes) -> Any:
         raise BadLine(f"not UTF-8 at byte {error.start + 1} of the line") from None
     except json.JSONDecodeError as error:
         if text.strip() in (b"[", b"{"):
-            raise BadLine("not JSON by itself: a value over several lines belongs into a file that ends in .json") from None
+            raise BadLine(
+                "not JSON by itself: a value over several lines belongs into a file that ends in .json"
+            ) from None
         if b"\r" in text.strip():
-            raise BadLine("not one value: its lines end in carriage returns alone (tr '\\r' '\\n' < FILE > OTHER)") from None
+            raise BadLine(
+                "not one value: its lines end in carriage returns alone (tr '\\r' '\\n' < FILE > OTHER)"
+            ) from None
         raise BadLine(f"not JSON: {error.msg} at character {error.pos + 1}") from None
     except RecursionError:
         raise BadLine("not JSON that can be read: nested too deeply") from None
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these keys and values; BadLine where a key occurs twice, because which value is meant is a guess."""
+    """The object of these keys and values; BadLine where a key occurs twice, because which value is meant is a
+    guess.
+    """
     values = dict(pairs)
     if len(values) != len(pairs):
         names = [name for name, _ in pairs]

@@ -207,7 +207,9 @@ def _bank(root: Path, split: str, wanted: Collection[str], columns: ColumnsConfi
         served = {key for key, benchmark in BENCHMARKS.items() if merged and benchmark.merged_train_file == merged}
         left = served - own[_folder(entry)] if its_split == "train" and served else served
         if served and not left:
-            not_read.append(NotRead(entry.name, "a merged file; this bank has files of their own for all its tasks", False))
+            not_read.append(
+                NotRead(entry.name, "a merged file; this bank has files of their own for all its tasks", False)
+            )
             continue
         asked = frozenset(wanted) or (frozenset(left) if left != served else frozenset())
         if left != served:

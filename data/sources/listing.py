@@ -73,7 +73,9 @@ def list_rows(root: Path, only: tuple[str, ...] = ()) -> Listing:
     entries: list[Entry] = []
     not_read: list[NotRead] = []
     seen: dict[str, str] = {}
-    for folder, folders, names in os.walk(root, followlinks=True, onerror=lambda error: not_read.append(_closed(root, error))):
+    for folder, folders, names in os.walk(
+        root, followlinks=True, onerror=lambda error: not_read.append(_closed(root, error))
+    ):
         place = Path(folder)
         parents = tuple(shown(part) for part in place.relative_to(root).parts)
         real = os.path.realpath(folder)
@@ -87,10 +89,14 @@ def list_rows(root: Path, only: tuple[str, ...] = ()) -> Listing:
         walked = []
         for name in sorted(folders):
             if name.startswith("."):
-                not_read.append(_unread(name + "/", place / name, parents, ("hidden: its name begins with a dot", False)))
+                not_read.append(
+                    _unread(name + "/", place / name, parents, ("hidden: its name begins with a dot", False))
+                )
             elif only and (parents or name.lower() not in only):
                 if form_of(name)[1] is None:
-                    reason = f"a folder; this layout has its files directly in {' and '.join(f'{each}/' for each in only)}"
+                    reason = (
+                        f"a folder; this layout has its files directly in {' and '.join(f'{each}/' for each in only)}"
+                    )
                     not_read.append(_unread(name + "/", place / name, parents, (reason, True)))
             else:
                 walked.append(name)
@@ -133,12 +139,19 @@ def _unread(name: str, path: Path, parents: tuple[str, ...], why: tuple[str, boo
 
 
 def special_file(path: Path) -> str:
-    """What kind of thing a path is that would never end, or never begin, to be read; "" for a file or a dangling link."""
+    """What kind of thing a path is that would never end, or never begin, to be read; "" for a file or a dangling
+    link.
+    """
     try:
         mode = path.stat().st_mode
     except OSError:
         return ""
-    kinds = {stat.S_ISFIFO: "a named pipe", stat.S_ISSOCK: "a socket", stat.S_ISCHR: "a device", stat.S_ISBLK: "a device"}
+    kinds = {
+        stat.S_ISFIFO: "a named pipe",
+        stat.S_ISSOCK: "a socket",
+        stat.S_ISCHR: "a device",
+        stat.S_ISBLK: "a device",
+    }
     return next((word for is_kind, word in kinds.items() if is_kind(mode)), "")
 
 

@@ -34,7 +34,9 @@ class LoadedRows:
     missing: dict[str, str]
     """Task -> why it has no rows."""
     files: dict[str, str]
-    """File below the root -> SHA-256 of its bytes (of the public sets: set and split -> SHA-256 of the rows made from them)."""
+    """File below the root -> SHA-256 of its bytes (of the public sets: set and split -> SHA-256 of the rows made from
+    them).
+    """
     synthetic: bool
     """The rows are the bundled sample's: scores on them are not results."""
     not_read: tuple[NotRead, ...] = ()
@@ -44,11 +46,12 @@ class LoadedRows:
 def load_rows(dataset: DatasetConfig, split: str, tasks: Sequence[str] = (), seed: int = 0) -> LoadedRows:
     """Read the rows of `split`, file by file and line by line in a fixed order.
 
-    `tasks` names the benchmarks to read; without it, train takes `dataset.tasks` and test takes all. `max_rows_per_task` and
-    `equalize_tasks` act on train rows only. Rows with the same prompt are all kept, as FinLoRA keeps them; `data check` counts them.
+    `tasks` names the benchmarks to read; without it, train takes `dataset.tasks` and test takes all.
+    `max_rows_per_task` and `equalize_tasks` act on train rows only. Rows with the same prompt are all kept, as FinLoRA
+    keeps them; `data check` counts them.
 
-    Raises UserError when there is nothing to read, where files are refused (`data.sources.layout.Refused`), and at the first bad row
-    where `dataset.on_bad_row` is stop. Files that look like rows and are not read are logged, once.
+    Raises UserError when there is nothing to read, where files are refused (`data.sources.layout.Refused`), and at the
+    first bad row where `dataset.on_bad_row` is stop. Files that look like rows and are not read are logged, once.
     """
     choose(split, SPLITS, "split")
     wanted = tuple(tasks) or (dataset.tasks if split == "train" else ())
@@ -100,7 +103,9 @@ def folder_of(dataset: DatasetConfig) -> Path:
     if not root.is_dir() and not (dataset.source == "jsonl" and root.exists()):
         problem = "is not a folder" if root.exists() else "does not exist"
         where = shown(str(root.absolute()))
-        raise UserError(f"dataset.root {shown(str(dataset.root))!r} {problem} (looked at {where}). Set dataset.root=FOLDER.")
+        raise UserError(
+            f"dataset.root {shown(str(dataset.root))!r} {problem} (looked at {where}). Set dataset.root=FOLDER."
+        )
     return root
 
 
@@ -130,7 +135,9 @@ def _from_folder(dataset: DatasetConfig, split: str, wanted: Sequence[str]) -> L
     promised = [task for file in files for task in ([file.task] if file.task else sorted(file.wanted))]
     for task in dict.fromkeys([*wanted, *promised]):
         if task not in have and task not in missing:
-            names = ", ".join(file.name for file in files if task == file.task or (not file.task and task in file.wanted))
+            names = ", ".join(
+                file.name for file in files if task == file.task or (not file.task and task in file.wanted)
+            )
             missing[task] = f"no usable row in {names}" if names else f"no rows: no {split} file of this task"
     return LoadedRows(
         rows,
@@ -189,7 +196,10 @@ def _nothing(dataset: DatasetConfig, split: str, wanted: Sequence[str], loaded: 
     """What to say when there are no rows at all: where was looked, for what, and what to do."""
     if loaded.bad_rows:
         count, first = len(loaded.bad_rows), describe(loaded.bad_rows[0])
-        return f"No usable {split} rows: {count} bad, the first {first}. `python -m fedfinlora data check FOLDER` lists them."
+        return (
+            f"No usable {split} rows: {count} bad, the first {first}. `python -m fedfinlora data check FOLDER` "
+            "lists them."
+        )
     words = lost(loaded.not_read)
     others = f" Not read: {words}." if words else ""
     if dataset.source == "hub":
@@ -199,12 +209,16 @@ def _nothing(dataset: DatasetConfig, split: str, wanted: Sequence[str], loaded: 
     if dataset.source == "jsonl":
         tasks = f" of {', '.join(wanted)}" if wanted else ""
         return (
-            f"No {split} rows{tasks} in {root}: expected *.jsonl files such as fpb_{split}.jsonl, directly there or in one folder "
+            f"No {split} rows{tasks} in {root}: expected *.jsonl files such as fpb_{split}.jsonl, directly there or in "
+            "one folder "
             f'a bank, each line {{"context": "…", "target": "…"}}. Read are {endings()}.{others}'
         )
     stems = [stem for key in wanted or BENCHMARKS for stem in finlora_stems(BENCHMARKS[key], split)]
     names = ", ".join(f"{split}/{stem}.jsonl" for stem in list(dict.fromkeys(stems))[:4])
-    return f"No {split} rows in {root}: expected FinLoRA's files, such as {names}, there or directly in the folder.{others}"
+    return (
+        f"No {split} rows in {root}: expected FinLoRA's files, such as {names}, there or directly in the "
+        f"folder.{others}"
+    )
 
 
 def _by_task(rows: Sequence[Row]) -> dict[str, list[int]]:
@@ -230,12 +244,16 @@ def _sample(rows: tuple[Row, ...], limit: int, seed: int) -> tuple[Row, ...]:
 
 
 def _equalize(rows: tuple[Row, ...], limit: int) -> tuple[Row, ...]:
-    """Repeat each task's rows, in order, up to `limit` (0 = as many as the largest task); a row's later copies end in #2, #3, …"""
+    """Repeat each task's rows, in order, up to `limit` (0 = as many as the largest task); a row's later copies end in
+    #2, #3, …
+    """
     by_task = _by_task(rows)
     count = limit or max(len(positions) for positions in by_task.values())
     equal = list(rows)
     for positions in by_task.values():
         for index in range(len(positions), count):
             row = rows[positions[index % len(positions)]]
-            equal.append(Row(f"{row.id}#{index // len(positions) + 1}", row.task, row.prompt, row.target, row.issuer, row.path))
+            equal.append(
+                Row(f"{row.id}#{index // len(positions) + 1}", row.task, row.prompt, row.target, row.issuer, row.path)
+            )
     return tuple(equal)

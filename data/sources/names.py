@@ -71,7 +71,9 @@ def split_of(stem: str, parents: Sequence[str]) -> Split:
         return Split("", f"its name says both train and {held_out}: rename it so that it says one of them", True)
     if plainly_held_out and not in_name and "train" in in_folders:
         return Split(
-            "", f"its name says {plainly_held_out} and its folder train: rename it, or move it to a folder of its own", True
+            "",
+            f"its name says {plainly_held_out} and its folder train: rename it, or move it to a folder of its own",
+            True,
         )
     if found := in_name or in_folders:
         return Split(min(found), doubt="" if in_name else _doubt(parts, min(found)))

@@ -36,7 +36,9 @@ def parquet_rows(path: Path, wanted: frozenset[str], needed: tuple[frozenset[str
             columns = [name for name in names if name in wanted]
             if twice := [name for name in columns if columns.count(name) > 1]:
                 raise Unreadable(f"two columns are called {twice[0]}")
-            single = {name for name in columns if file.schema_arrow.field(name).type in (arrow.float16(), arrow.float32())}
+            single = {
+                name for name in columns if file.schema_arrow.field(name).type in (arrow.float16(), arrow.float32())
+            }
             position = 0
             for batch in file.iter_batches(BATCH_ROWS, columns=columns, use_threads=False):
                 for record in batch.to_pylist():
@@ -44,7 +46,9 @@ def parquet_rows(path: Path, wanted: frozenset[str], needed: tuple[frozenset[str
                     yield Record(position, position + 1, texts)
                     position += 1
     except (arrow.ArrowException, OSError, ValueError) as error:
-        raise Unreadable(f"not a Parquet table that can be read ({type(error).__name__}); no row of it is read") from error
+        raise Unreadable(
+            f"not a Parquet table that can be read ({type(error).__name__}); no row of it is read"
+        ) from error
 
 
 def _text(value: Any, is_single: bool) -> Any:

@@ -1,7 +1,7 @@
 """From the columns of a public set to FinLoRA's prompt form: one small function for each set of columns.
 
-A mapping takes one record and returns a Pair, or raises Unusable with the reason. The prompts are FinLoRA's own forms; what it did
-to the sets beyond that is only partly published (`data.hub` lists the differences).
+A mapping takes one record and returns a Pair, or raises Unusable with the reason. The prompts are FinLoRA's own forms;
+what it did to the sets beyond that is only partly published (`data.hub` lists the differences).
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 from data.catalog import BENCHMARKS
 
 FINER_ROWS, FINER_ENTITIES, FINER_SEED = 10_000, 4, 42
-"""FiNER-139 has 1.1 million sentences; FinLoRA takes the first 10,000 rows of four entities after a shuffle, and so does this."""
+"""FiNER-139 has 1.1 million sentences; FinLoRA takes the first 10,000 rows of four entities after a shuffle, and so
+does this.
+"""
 
 
 class Pair(NamedTuple):
@@ -57,12 +59,15 @@ def _ready(record: Record) -> Pair:
 
 def _instruction(record: Record) -> Pair:
     return Pair(
-        instruction_prompt(_text(record, "instruction"), _text(record, "input").strip()), _text(record, "output").strip()
+        instruction_prompt(_text(record, "instruction"), _text(record, "input").strip()),
+        _text(record, "output").strip(),
     )
 
 
 def _phrasebank(record: Record) -> Pair:
-    return Pair(sentiment_prompt("news", SENTIMENT, _text(record, "sentence")), _label(record["label"], SENTIMENT, FPB_CODES))
+    return Pair(
+        sentiment_prompt("news", SENTIMENT, _text(record, "sentence")), _label(record["label"], SENTIMENT, FPB_CODES)
+    )
 
 
 def _finben_news(record: Record) -> Pair:
@@ -79,7 +84,9 @@ def _fiqa(record: Record) -> Pair:
 
 
 def _tweets(record: Record) -> Pair:
-    return Pair(sentiment_prompt("tweet", SENTIMENT, _text(record, "text")), _label(record["label"], SENTIMENT, TFNS_CODES))
+    return Pair(
+        sentiment_prompt("tweet", SENTIMENT, _text(record, "text")), _label(record["label"], SENTIMENT, TFNS_CODES)
+    )
 
 
 def _gpt_news(record: Record) -> Pair:
@@ -126,11 +133,15 @@ MAPPINGS: dict[str, tuple[_Mapping, ...]] = {
     ),
     "financebench": (_Mapping(frozenset({"question", "answer", "evidence"}), _financebench),),
 }
-"""Task -> mappings tried in order, before the two that serve every task: FinLoRA's own columns and FinGPT's instruction triples."""
+"""Task -> mappings tried in order, before the two that serve every task: FinLoRA's own columns and FinGPT's instruction
+triples.
+"""
 
 
 def pairs(task: str, dataset: Any) -> Iterator[Pair | str]:
-    """A Pair for each record of a `datasets.Dataset`, or the reason why there is none. Raises Unusable for a set of other columns."""
+    """A Pair for each record of a `datasets.Dataset`, or the reason why there is none. Raises Unusable for a set of
+    other columns.
+    """
     columns = set(dataset.column_names)
     if task == "xbrl_finer" and {"tokens", "ner_tags"} <= columns:
         yield from islice(_finer_pairs(dataset.shuffle(seed=FINER_SEED), _tag_names(dataset)), FINER_ROWS)
@@ -148,7 +159,9 @@ def pairs(task: str, dataset: Any) -> Iterator[Pair | str]:
 
 
 def _tag_names(dataset: Any) -> list[str]:
-    """Tag names in the order of their codes, e.g. ["O", "B-Revenues", …]; where the records spell tags out, those that occur."""
+    """Tag names in the order of their codes, e.g. ["O", "B-Revenues", …]; where the records spell tags out, those that
+    occur.
+    """
     feature = dataset.features["ner_tags"]
     element = getattr(feature, "feature", feature)
     if hasattr(element, "names"):
@@ -159,7 +172,9 @@ def _tag_names(dataset: Any) -> list[str]:
 
 
 def _finer_pairs(records: Any, names: Sequence[str]) -> Iterator[Pair]:
-    """Four tagged entities a prompt, each with its sentence, after the list of all tags. A last group of fewer is left out."""
+    """Four tagged entities a prompt, each with its sentence, after the list of all tags. A last group of fewer is left
+    out.
+    """
     options = ",".join(sorted({name[2:] for name in names if name.startswith("B-")}))
     group: list[tuple[str, str, str]] = []
     for record in records:
@@ -177,14 +192,18 @@ def _finer_prompt(options: str, asked: Sequence[tuple[str, str, str]]) -> str:
         for number, (entity, sentence, _) in enumerate(asked, start=1)
     )
     return (
-        f"You are XBRL expert.  Here is a list of US GAAP tags options: ,{options}. Answer the following {len(asked)} independent "
-        f"questions by providing only  {len(asked)} US GAAP tags answers in the order of the questions. Each answer must be "
+        f"You are XBRL expert.  Here is a list of US GAAP tags options: ,{options}. Answer the following {len(asked)} "
+        "independent "
+        f"questions by providing only  {len(asked)} US GAAP tags answers in the order of the questions. Each answer "
+        "must be "
         f"saperated by a comma (,).  Provide nothing else. \n{questions}Output US GAAP tags:"
     )
 
 
 def tagged_entities(tokens: Sequence[str], tags: Sequence[str]) -> list[tuple[str, str]]:
-    """(entity, tag) of each IOB2 span, e.g. ["$", "3.5", "million"], ["O", "B-Revenues", "O"] -> [("3.5", "Revenues")]."""
+    """(entity, tag) of each IOB2 span, e.g. ["$", "3.5", "million"], ["O", "B-Revenues", "O"] -> [("3.5",
+    "Revenues")].
+    """
     entities: list[tuple[list[str], str]] = []
     open_tag = ""
     for token, tag in zip(tokens, tags, strict=True):

@@ -36,7 +36,9 @@ def advice(values: Any, columns: ColumnsConfig) -> str:
     lists = [path for path, found in _places(values, ()) if isinstance(found, list) and _holds_rows(found, columns)]
     if len(lists) == 1:
         return (
-            f"its rows are wrapped in the key {_shown(lists[0])}: write that array alone (jq {_jq(lists[0])} FILE > OTHER.json)"
+            f"its rows are wrapped in the key {_shown(lists[0])}: write that array alone (jq {_jq(lists[0])} FILE "
+            "> "
+            "OTHER.json)"
         )
     if lists:
         keys = ", ".join(map(_shown, lists))
@@ -46,7 +48,10 @@ def advice(values: Any, columns: ColumnsConfig) -> str:
         )
     objects = [path for path, found in _places(values, ()) if path and _is_row(found, columns)]
     if objects:
-        return f"a row is wrapped in the key {_shown(objects[0])}: write it alone (jq -c {_jq(objects[0])} FILE > OTHER.jsonl)"
+        return (
+            f"a row is wrapped in the key {_shown(objects[0])}: write it alone (jq -c {_jq(objects[0])} FILE > "
+            "OTHER.jsonl)"
+        )
     return ""
 
 

@@ -134,7 +134,9 @@ def ledger_probes(config: Config) -> list[Probe]:
         first, second = booked(names, 1), booked(names, 2)
         replaced = booked((*names[:-1], "another"), 3)
         if pld_available():
-            probes.append(arithmetic("three rounds, one bank replaced", replaced, [mechanism.spends(3)], mechanism.delta))
+            probes.append(
+                arithmetic("three rounds, one bank replaced", replaced, [mechanism.spends(3)], mechanism.delta)
+            )
         probes.append(
             Probe(
                 "one bank replaced",

@@ -65,7 +65,9 @@ class GradientCanaries(Sequence[Mapping[str, "torch.Tensor"]]):
 
         canary, width = self.members[place], self.signs.shape[1]
         flat = torch.zeros(sum(map(math.prod, self.shapes.values())))
-        flat[canary * width : (canary + 1) * width] = torch.from_numpy(self.signs[canary]) * (self.length / math.sqrt(width))
+        flat[canary * width : (canary + 1) * width] = torch.from_numpy(self.signs[canary]) * (
+            self.length / math.sqrt(width)
+        )
         sizes = [math.prod(shape) for shape in self.shapes.values()]
         parts = zip(self.shapes.items(), flat.split(sizes), strict=True)
         return {name: part.reshape(shape) for (name, shape), part in parts}
@@ -105,7 +107,9 @@ def _grad(parameter: torch.nn.Parameter) -> torch.Tensor:
     return parameter.grad
 
 
-def reader_view(bench: Workbench, facts: BankFacts, rows: Sequence[Row], included: NDArray[np.bool_]) -> tuple[View, Figures]:
+def reader_view(
+    bench: Workbench, facts: BankFacts, rows: Sequence[Row], included: NDArray[np.bool_]
+) -> tuple[View, Figures]:
     """(what the reader of the final adapter sees of canary rows, what the bank says in the end), over all rounds of
     the run.
 

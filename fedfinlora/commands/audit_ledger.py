@@ -69,7 +69,9 @@ def _delta_probes(bench: Workbench, facts: BankFacts, each: Steps) -> list[Probe
     at_own, at_servers = epsilon([each], own), epsilon([each], SERVERS_DELTA)
     budget = (at_own + at_servers) / 2
     try:
-        bench.ask(servers, replace(facts, ledger_folder=bench.folder / "budget-ledger", budget_epsilon=budget), bench.start)
+        bench.ask(
+            servers, replace(facts, ledger_folder=bench.folder / "budget-ledger", budget_epsilon=budget), bench.start
+        )
         refused = False
     except BankError:
         refused = True

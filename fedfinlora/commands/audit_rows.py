@@ -64,7 +64,7 @@ def row_checks(config: Config, chosen: Sequence[str], canaries: int, confidence:
             yield make[name]()
 
 
-# --- sensitivity ----------------------------------------------------------------------------------------------------------------
+# --- sensitivity ----------------------------------------------------------------------------------
 
 
 def replays(bench: Workbench) -> list[Replay]:
@@ -120,7 +120,7 @@ def _tokens(bench: Workbench, row: Row) -> int:
     return len(bench.session.tokenizer(row.prompt)["input_ids"])
 
 
-# --- noise ----------------------------------------------------------------------------------------------------------------------
+# --- noise ----------------------------------------------------------------------------------------
 
 
 def noise_of_a_step(bench: Workbench) -> tuple[NoiseTest, ...]:
@@ -147,13 +147,15 @@ def draws_of_steps(bench: Workbench) -> Draws | None:
     limits, train = PassLimits.of(bench.session.model, bench.config.train), bench.config.train
     drawn = 0
     for step in range(DRAW_STEPS):
-        done = private_step(bench.session.model, tiny, many, step, train.batch_tokens, limits.footprint, limits.memory_bytes)
+        done = private_step(
+            bench.session.model, tiny, many, step, train.batch_tokens, limits.footprint, limits.memory_bytes
+        )
         drawn += len(done.examples)
     bench.session.model.zero_grad(set_to_none=True)
     return Draws(drawn, DRAW_STEPS * DRAW_TRIALS, mechanism.sampling_rate)
 
 
-# --- canaries -------------------------------------------------------------------------------------------------------------------
+# --- canaries -------------------------------------------------------------------------------------
 
 
 def canaries_of_a_run(bench: Workbench, canaries: int, confidence: float) -> Check:

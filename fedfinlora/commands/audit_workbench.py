@@ -187,7 +187,12 @@ def write_bank(folder: Path, rows: Sequence[Row]) -> None:
     """A bank's own folder with these rows."""
     folder.mkdir(parents=True)
     lines = (
-        {"context": row.prompt, "target": row.target, "task": row.task, **({"issuer": row.issuer} if row.issuer else {})}
+        {
+            "context": row.prompt,
+            "target": row.target,
+            "task": row.task,
+            **({"issuer": row.issuer} if row.issuer else {}),
+        }
         for row in rows
     )
     text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)

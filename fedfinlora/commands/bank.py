@@ -1,7 +1,9 @@
-"""`bank`: one bank's side of a deployment. Its rows, key, policy, ledger and history stay in one folder on its own machine.
+"""`bank`: one bank's side of a deployment. Its rows, key, policy, ledger and history stay in one folder on its own
+machine.
 
-`init` makes the key and the settings and tries everything that a round needs: the rows are read, the model is loaded, one local step is taken. `start` runs
-Flower's SuperNode, which connects to the coordinator and hands each request to `client_app`, where the policy is checked first.
+`init` makes the key and the settings and tries everything that a round needs: the rows are read, the model is loaded,
+one local step is taken. `start` runs Flower's SuperNode, which connects to the coordinator and hands each request to
+`client_app`, where the policy is checked first.
 """
 
 from __future__ import annotations
@@ -117,7 +119,9 @@ def init(
 
 
 def accept(home: Path, certificate: Path) -> int:
-    """Take the certificate that the coordinator has issued for the bank's key. UserError unless it is by the authority that the bank trusts."""
+    """Take the certificate that the coordinator has issued for the bank's key. UserError unless it is by the authority
+    that the bank trusts.
+    """
     settings, _ = _settings(home)
     content = check_bank_certificate(certificate, home / KEY, home / AUTHORITY, settings.name)
     (home / TLS_KEY).unlink(missing_ok=True)
@@ -132,7 +136,8 @@ def _asked_budget(default: float) -> float:
     if not sys.stdin.isatty():
         return default
     print(
-        "How much epsilon may be spent on any of your rows, over all runs and for ever? 0 = no limit, and rounds without noise may run."
+        "How much epsilon may be spent on any of your rows, over all runs and for ever? 0 = no limit, and rounds "
+        "without noise may run."
     )
     typed = input(f"budget_epsilon [{default:g}]: ").strip()
     try:
@@ -150,7 +155,9 @@ def _budget_words(budget: float) -> str:
 def _declared(config: Config, facts: BankFacts) -> tuple[str, ...]:
     """TASK:ROWS of all rows in the bank's folder, whatever tasks a run will ask for, and how many customers they name,
     all rounded."""
-    whole = replace(bank_dataset(config.dataset, facts), tasks=(), max_rows_per_task=0, equalize_tasks=False, on_bad_row="skip")
+    whole = replace(
+        bank_dataset(config.dataset, facts), tasks=(), max_rows_per_task=0, equalize_tasks=False, on_bad_row="skip"
+    )
     rows = load_rows(whole, "train").rows
     counts = sorted(Counter(row.task for row in rows).items())
     customers = len({row.issuer.casefold() for row in rows if row.issuer})
@@ -165,7 +172,9 @@ def _try(config: Config, facts: BankFacts) -> None:
 
     config = replace(config, dataset=bank_dataset(config.dataset, facts))
     session = get_session(config)
-    print(f"model {config.model.path}, {config.model.quantization}, on {session.device}: loaded in {session.load_s:.1f} s")
+    print(
+        f"model {config.model.path}, {config.model.quantization}, on {session.device}: loaded in {session.load_s:.1f} s"
+    )
     rows = bank_rows(config, facts, session.tokenizer)
     print(f"rows: {len(rows.train)} to train on, {len(rows.holdout)} held out, {rows.skipped} skipped")
     write_adapter(session.model, initial_adapter(session, config))
@@ -177,7 +186,8 @@ def _try(config: Config, facts: BankFacts) -> None:
 
 
 def start(home: Path, listen: Listen, worker: bool = True) -> int:
-    """Run the SuperNode in the foreground until it is ended by SIGTERM or Ctrl-C. `worker` keeps the base model loaded between messages.
+    """Run the SuperNode in the foreground until it is ended by SIGTERM or Ctrl-C. `worker` keeps the base model loaded
+    between messages.
 
     Metrics are served as `listen` says. UserError that says who runs it where the bank runs already.
     """
@@ -193,7 +203,8 @@ def _serve(home: Path, listen: Listen, worker: bool) -> int:
     print(expiry_words(home / AUTHORITY))
     if not (home / CERTIFICATE).is_file():
         raise UserError(
-            f"The coordinator has not enrolled {home / KEY}.pub yet, or its certificate was not taken. Send that file to it, and take what "
+            f"The coordinator has not enrolled {home / KEY}.pub yet, or its certificate was not taken. Send that file "
+            "to it, and take what "
             f"comes back: python -m fedfinlora bank accept {settings.name}.crt"
         )
     check_bank_certificate(home / CERTIFICATE, home / KEY, home / AUTHORITY, settings.name)
@@ -209,7 +220,8 @@ def _serve(home: Path, listen: Listen, worker: bool) -> int:
     )
     command = [
         *flower("supernode"), "--root-certificates", str(home / AUTHORITY), "--superlink", settings.coordinator,
-        "--auth-supernode-private-key", str(home / KEY), "--host", "127.0.0.1", "--port", str(free_port()), "--node-config", node_config,
+        "--auth-supernode-private-key", str(home / KEY), "--host", "127.0.0.1", "--port", str(free_port()),
+        "--node-config", node_config,
     ]  # fmt: skip
     print(shlex.join([Path(command[0]).name, *command[1:]]), flush=True)
     environment = settled(os.environ) | {
@@ -237,7 +249,8 @@ def _serve(home: Path, listen: Listen, worker: bool) -> int:
 
 
 def try_plan(home: Path, file: Path, step: bool = False) -> int:
-    """What the bank would do with a coordinator's plan, rule by rule; 0 if every round would be let through, else 1. Nothing is trained or booked.
+    """What the bank would do with a coordinator's plan, rule by rule; 0 if every round would be let through, else 1.
+    Nothing is trained or booked.
 
     `step` also loads the model and takes one local step.
     """
@@ -267,7 +280,8 @@ def _forecast_words(forecast: Forecast) -> list[str]:
     if math.isinf(forecast.epsilon_planned):
         return [*lines, "epsilon: infinite, for what leaves has no noise of the bank's own"]
     lines.append(
-        f"epsilon: {forecast.epsilon_planned:.3g} for this run, {forecast.epsilon_after:.3g} on the row that has spent most after it, over all "
+        f"epsilon: {forecast.epsilon_planned:.3g} for this run, {forecast.epsilon_after:.3g} on the row that has spent "
+        "most after it, over all "
         f"runs, at delta {forecast.delta:.1e}"
     )
     if forecast.budget_epsilon:
@@ -286,7 +300,11 @@ def status(home: Path) -> int:
     print(f"code   {code_sha256(installed_files())}")
     print(expiry_words(home / AUTHORITY))
     known = (home / CERTIFICATE).is_file()
-    print(expiry_words(home / CERTIFICATE) if known else f"{CERTIFICATE}: NOT HERE - python -m fedfinlora bank accept FILE")
+    print(
+        expiry_words(home / CERTIFICATE)
+        if known
+        else f"{CERTIFICATE}: NOT HERE - python -m fedfinlora bank accept FILE"
+    )
     mode = (home / KEY).stat().st_mode & 0o777
     print(f"node.key: mode {mode:04o}" + ("" if mode == 0o600 else " - OTHERS CAN READ IT: chmod 600"))
     history = read_history(_facts(home).history_file)
@@ -335,7 +353,8 @@ def _line_of(line: dict[str, Any]) -> str:
     outcome = f"{line['outcome']} {line['code']}".strip()
     more = f"  ({line['unread']} before it were refused unread)" if line.get("unread") else ""
     return (
-        f"{line['time']}  {line['run'][:40]}  round {line['round']}  {outcome}  {line['rows']} rows  {line['steps']} steps  "
+        f"{line['time']}  {line['run'][:40]}  round {line['round']}  {outcome}  {line['rows']} rows  {line['steps']} "
+        "steps  "
         f"{line['bytes_sent']:,} bytes sent  {spent}  {line.get('detail', '')}{more}"
     ).rstrip()
 
@@ -347,4 +366,6 @@ def _settings(home: Path) -> tuple[BankSettings, str]:
 
 
 def _facts(home: Path) -> BankFacts:
-    return bank_facts({"settings": str(home / SETTINGS), "state-dir": str(home / "state"), "ledger-dir": str(home / "ledger")})
+    return bank_facts(
+        {"settings": str(home / SETTINGS), "state-dir": str(home / "state"), "ledger-dir": str(home / "ledger")}
+    )

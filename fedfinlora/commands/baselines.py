@@ -160,12 +160,14 @@ def _steps_of(sizes: Sequence[int], config: Config) -> tuple[int, float]:
     rounds = config.num_server_rounds
     steps = [total_steps(size, rounds, config.train) for size in sizes]
     asked = [
-        stretch_of_round(1, rounds, count, size, config.train).rows_per_step for count, size in zip(steps, sizes, strict=True)
+        stretch_of_round(1, rounds, count, size, config.train).rows_per_step
+        for count, size in zip(steps, sizes, strict=True)
     ]
     if len(sizes) == 1:  # to the byte the steps of that bank
         return steps[0], asked[0]
     drawn = [  # whole rows, as the banks draw them
-        math.floor(count * max(1.0, min(rows, size)) + 1e-9) for count, rows, size in zip(steps, asked, sizes, strict=True)
+        math.floor(count * max(1.0, min(rows, size)) + 1e-9)
+        for count, rows, size in zip(steps, asked, sizes, strict=True)
     ]
     return sum(steps), sum(drawn) / sum(steps)
 
@@ -192,8 +194,10 @@ def _train(run: OpenRun, mode: str, bank: str, rows_of: RowsOf, events: EventWri
     config, folder = run.config, run.folder
     rounds = config.num_server_rounds
     events.write(
-        "run_start", run=folder.name, model=config.model.name, peft=config.peft.method, strategy=mode, rounds=rounds, banks=1,
-        run_dir=str(folder), mode=mode, process=os.getpid(), resumed_after_round=run.checkpoint.round if run.checkpoint else None,
+        "run_start", run=folder.name, model=config.model.name, peft=config.peft.method, strategy=mode, rounds=rounds,
+        banks=1,
+        run_dir=str(folder), mode=mode, process=os.getpid(),
+            resumed_after_round=run.checkpoint.round if run.checkpoint else None,
     )  # fmt: skip
     events.write("phase", name="loading model")
     validation = validation_rows(config, events.write)
@@ -226,7 +230,9 @@ def _train(run: OpenRun, mode: str, bank: str, rows_of: RowsOf, events: EventWri
 
         def on_step(step: StepReport, first: int = stretch.first_step) -> None:
             done_steps = first + step.step
-            events.write("step", bank=bank, step=done_steps, steps=rows.steps, loss=step.loss, tokens_per_s=step.tokens_per_s)
+            events.write(
+                "step", bank=bank, step=done_steps, steps=rows.steps, loss=step.loss, tokens_per_s=step.tokens_per_s
+            )
 
         result = _stretch(session, rows.train, stretch, config, bank, optimizer, on_step)
         trained = read_adapter(session.model)
@@ -266,7 +272,9 @@ def _first_state(run: OpenRun, session: Session) -> tuple[Vector, OptimizerState
     return arrays["adapter"], moments, run.checkpoint.round
 
 
-def _line(number: int, bank: str, result: TrainResult, holdout_loss: float | None, rows: RunRows, delta: Vector) -> RoundLine:
+def _line(
+    number: int, bank: str, result: TrainResult, holdout_loss: float | None, rows: RunRows, delta: Vector
+) -> RoundLine:
     """A round of a baseline, whose only bank sends nothing."""
     norm = float(np.linalg.norm(delta.astype(np.float64)))
     entry = BankEntry(
@@ -290,7 +298,9 @@ def _line(number: int, bank: str, result: TrainResult, holdout_loss: float | Non
         holdout_loss=holdout_loss,
         update_norm=norm,
         timings=RoundTimings(
-            total_s=result.wall_s, train_s=result.wall_s, banks={bank: BankTimings(train_s=result.wall_s, tokens_per_s=speed)}
+            total_s=result.wall_s,
+            train_s=result.wall_s,
+            banks={bank: BankTimings(train_s=result.wall_s, tokens_per_s=speed)},
         ),
     )
 
@@ -309,8 +319,10 @@ def _report_bank(line: RoundLine, events: EventWriter) -> None:
     [entry] = line.banks
     train_s = line.timings.train_s
     events.write(
-        "bank_done", round=line.round, bank=entry.bank, status=entry.status, reason="", rows=entry.rows, train_loss=entry.train_loss,
-        rows_per_s=entry.rows / max(train_s, 1e-9), tokens_per_s=line.timings.of(entry.bank).tokens_per_s, seconds=train_s,
+        "bank_done", round=line.round, bank=entry.bank, status=entry.status, reason="", rows=entry.rows,
+        train_loss=entry.train_loss,
+        rows_per_s=entry.rows / max(train_s, 1e-9), tokens_per_s=line.timings.of(entry.bank).tokens_per_s,
+            seconds=train_s,
     )  # fmt: skip
 
 

@@ -1,12 +1,13 @@
 """`bench evaluate`: the evaluator beside transformers' `generate` on the same rows, in one process run.
 
-The reference is FinLoRA's loop: greedy `generate` with left padding, batches of 8 short prompts or of 1 long one, the full budget, rows in
-file order. It is linear in rows, so it may take a seeded few of them, half before and half after ours, and seconds a row are compared.
-Outputs of the rows that both answered are compared as text; where a padded batch of the reference says otherwise, the row is decoded alone by
-it too, which tells whether padding or ours moved it.
+The reference is FinLoRA's loop: greedy `generate` with left padding, batches of 8 short prompts or of 1 long one, the
+full budget, rows in file order. It is linear in rows, so it may take a seeded few of them, half before and half after
+ours, and seconds a row are compared. Outputs of the rows that both answered are compared as text; where a padded batch
+of the reference says otherwise, the row is decoded alone by it too, which tells whether padding or ours moved it.
 
-Beside it stands what no evaluator can go below that reads these tokens in this precision: the time of the model's matrix products alone, for
-the tokens that ours really read and wrote, at the rate that this machine reaches on the largest of them.
+Beside it stands what no evaluator can go below that reads these tokens in this precision: the time of the model's
+matrix products alone, for the tokens that ours really read and wrote, at the rate that this machine reaches on the
+largest of them.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ TARGETS = {
 
 
 def bench_evaluate(overrides: Sequence[str]) -> Mapping[str, Any]:
-    """Rows a second of both, the ratio, and how many outputs differ, for each benchmark and group. Default: all rows of all that have some."""
+    """Rows a second of both, the ratio, and how many outputs differ, for each benchmark and group. Default: all rows of
+    all that have some.
+    """
     words = [*overrides]
     if not any(word.startswith("evaluation.limit=") for word in words):
         words.append("evaluation.limit=0")
@@ -75,7 +78,8 @@ def bench_evaluate(overrides: Sequence[str]) -> Mapping[str, Any]:
     }
     for title, group in groups.items():
         print(
-            f"{title}: {group['ratio']:.1f}x (aim {group['aim']:g}x; {group['bound']:.1f}x if only the products took time), "
+            f"{title}: {group['ratio']:.1f}x (aim {group['aim']:g}x; {group['bound']:.1f}x if only the products took "
+            "time), "
             f"{group['differs']} of {group['compared']} outputs differ"
         )
     everything = grouped(figures)
@@ -108,7 +112,9 @@ def _one(
     lengths = [len(tokens) for tokens in encode_prompts(session.tokenizer, [row.prompt for row in rows])]
     long = sum(lengths) / len(lengths) >= LONG_PROMPT_TOKENS
     fitting = [
-        place for place, tokens in enumerate(lengths) if tokens + benchmark.budget_tokens <= context_tokens(config.model)
+        place
+        for place, tokens in enumerate(lengths)
+        if tokens + benchmark.budget_tokens <= context_tokens(config.model)
     ]
     drawn = generator(config.seed, "bench evaluate", benchmark.key).permutation(len(fitting))
     places = sorted(fitting[index] for index in drawn[: REFERENCE_ROWS["long" if long else "short"]].tolist())
@@ -121,7 +127,9 @@ def _one(
     body_flop, head_flop = products_flop(session)
     flop = body_flop * (work["read_tokens_per_row"] + work["written_tokens_per_row"])
     flop += head_flop * (1 + work["written_tokens_per_row"])
-    differing = [place for place, text in zip(places, before + after, strict=True) if not _same(outputs.get(place), text)]
+    differing = [
+        place for place, text in zip(places, before + after, strict=True) if not _same(outputs.get(place), text)
+    ]
     alone = [text for place in differing for text in _reference(benchmark, [rows[place]], 1, session)[0]]
     differs_alone = sum(not _same(outputs.get(place), text) for place, text in zip(differing, alone, strict=True))
     return {
@@ -143,7 +151,9 @@ def _one(
 def _ours(
     benchmark: Benchmark, rows: Sequence[Row], model: LocalModel, config: Config
 ) -> tuple[dict[int, ModelAnswer], float, dict[str, Any]]:
-    """The evaluator's own outputs, its seconds with tokenizing, answering and writing (not scoring), and what it read and wrote."""
+    """The evaluator's own outputs, its seconds with tokenizing, answering and writing (not scoring), and what it read
+    and wrote.
+    """
     outputs: dict[int, ModelAnswer] = {}
     fresh = replace(model.work)
     started = time.monotonic()
@@ -173,7 +183,9 @@ def _reference(benchmark: Benchmark, rows: Sequence[Row], batch_rows: int, sessi
 
 
 def products_flop(session: Session) -> tuple[float, float]:
-    """Floating-point operations of one token's products with the weights: (all layers and their adapters, the head). Attention is left out."""
+    """Floating-point operations of one token's products with the weights: (all layers and their adapters, the head).
+    Attention is left out.
+    """
     head, linear = _products(session)
     body = sum(2.0 * module.in_features * module.out_features for module in linear)
     return body, 2.0 * head.in_features * head.out_features
@@ -188,7 +200,9 @@ def _products(session: Session) -> tuple[Any, list[nn.Linear]]:
 
 
 def product_rate(session: Session, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of the largest of the layers' products on 4,096 tokens: the fastest of twenty."""
+    """Floating-point operations a second of the largest of the layers' products on 4,096 tokens: the fastest of
+    twenty.
+    """
     import torch
     from torch import nn
 
@@ -227,9 +241,12 @@ def grouped(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 def _print(key: str, one: Mapping[str, Any]) -> None:
     print(
-        f"{key}: {one['rows']} rows of {one['prompt_tokens']:.0f} tokens, {one['read_tokens_per_row']:.0f} read each; ours "
-        f"{one['ours_s_per_row']:.3f} s a row ({one['products_s_per_row']:.3f} s of it products), reference {one['reference_s_per_row']:.3f} (batch {one['reference_batch_rows']}, "
-        f"{one['reference_rows']} rows): {one['ratio']:.1f}x, {one['differs']} outputs differ, {one['differs_row_by_row']} also row by row",
+        f"{key}: {one['rows']} rows of {one['prompt_tokens']:.0f} tokens, {one['read_tokens_per_row']:.0f} read each; "
+        "ours "
+        f"{one['ours_s_per_row']:.3f} s a row ({one['products_s_per_row']:.3f} s of it products), reference "
+        f"{one['reference_s_per_row']:.3f} (batch {one['reference_batch_rows']}, "
+        f"{one['reference_rows']} rows): {one['ratio']:.1f}x, {one['differs']} outputs differ, "
+        f"{one['differs_row_by_row']} also row by row",
         file=sys.stderr,
         flush=True,
     )

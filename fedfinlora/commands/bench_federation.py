@@ -33,7 +33,8 @@ def bench_federation(overrides: Sequence[str]) -> dict[str, Any]:
     """
     folder = Path(tempfile.mkdtemp(prefix="fedfinlora-bench-"))
     common = [
-        "evaluation=none", "dataset.tasks=[fpb,fiqa,tfns,nwgi]", "train.holdout_max_rows=0", f"train.steps_per_round={STEPS_PER_ROUND}",
+        "evaluation=none", "dataset.tasks=[fpb,fiqa,tfns,nwgi]", "train.holdout_max_rows=0",
+        f"train.steps_per_round={STEPS_PER_ROUND}",
         *overrides, f"num_server_rounds={ROUNDS}", f"banks={BANKS}", f"output_dir={folder}", "overwrite=true",
     ]  # fmt: skip
     try:

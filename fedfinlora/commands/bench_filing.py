@@ -1,7 +1,9 @@
-"""`bench train --rows xbrl`: one optimiser step on many questions on one XBRL filing, and a loop that takes the same rows one by one.
+"""`bench train --rows xbrl`: one optimiser step on many questions on one XBRL filing, and a loop that takes the same
+rows one by one.
 
-Both start each turn from the same adapter, without dropout or clipping, make logits at answer positions only and divide by the answer
-tokens of the step. The loop's time is linear in its rows, so it takes a few of them; its gradient is compared with ours on the same few.
+Both start each turn from the same adapter, without dropout or clipping, make logits at answer positions only and divide
+by the answer tokens of the step. The loop's time is linear in its rows, so it takes a few of them; its gradient is
+compared with ours on the same few.
 """
 
 from __future__ import annotations
@@ -63,7 +65,9 @@ def bench_filing(overrides: Sequence[str]) -> dict[str, Any]:
     config = replace(
         given,
         peft=replace(given.peft, dropout=0.0),
-        train=replace(given.train, optimizer="adamw", schedule="constant", warmup_steps=0, weight_decay=0.0, clip_norm=0.0),
+        train=replace(
+            given.train, optimizer="adamw", schedule="constant", warmup_steps=0, weight_decay=0.0, clip_norm=0.0
+        ),
         dataset=replace(given.dataset, tasks=(TASK,)),
     )
     session = get_session(config)
@@ -73,11 +77,18 @@ def bench_filing(overrides: Sequence[str]) -> dict[str, Any]:
     # Away from where B is zero and with it every gradient of A.
     start += generator(config.seed, "bench").normal(0.0, 0.01, start.size).astype(np.float32)
     shared = make_pack(rows).tokens
-    print(f"{len(rows)} rows of one filing, {_tokens(rows)} tokens, {shared} once what they share is there once", flush=True)
+    print(
+        f"{len(rows)} rows of one filing, {_tokens(rows)} tokens, {shared} once what they share is there once",
+        flush=True,
+    )
     beginning = min(common_prefix_tokens(rows[0].read_ids, row.read_ids) for row in rows)
     if beginning < LONG_BEGINNING_TOKENS:
         print(
-            f"note: the rows have only {beginning} tokens in common, those of real filings thousands: the ratio says little",
+            (
+                f"note: the rows have only {beginning} tokens in common, those of real filings thousands: the ratio "
+                "says "
+                "little"
+            ),
             flush=True,
         )
     _ours(session, config, few[:1], start)  # caches and thread pools warm up
@@ -91,7 +102,8 @@ def bench_filing(overrides: Sequence[str]) -> dict[str, Any]:
         for side in sides[:: -1 if turn % 2 else 1]:
             side()
         print(
-            f"turn {turn + 1} of {TURNS}: ours {ours[-1].tokens_per_s:.0f} tokens/s ({len(rows)} rows, {ours[-1].seconds:.1f} s), "
+            f"turn {turn + 1} of {TURNS}: ours {ours[-1].tokens_per_s:.0f} tokens/s ({len(rows)} rows, "
+            f"{ours[-1].seconds:.1f} s), "
             f"row by row {theirs[-1].tokens_per_s:.0f} tokens/s ({len(few)} rows, {theirs[-1].seconds:.1f} s)",
             flush=True,
         )
@@ -138,7 +150,8 @@ def _rows_of_a_filing(config: Config, session: Session) -> list[Example]:
     enough = [filing for filing in filings if len(filing) >= wanted]
     if not enough:
         raise UserError(
-            f"No filing has {wanted} {TASK} train rows (the most is {most}). Set dataset=finlora dataset.root=DIR to a folder with "
+            f"No filing has {wanted} {TASK} train rows (the most is {most}). Set dataset=finlora dataset.root=DIR to a "
+            "folder with "
             f"XBRL train rows, or a smaller train.batch_rows, from {FEWEST_ROWS} on."
         )
     draw = generator(config.seed, "bench", "filing")
@@ -151,7 +164,9 @@ def _ours(session: Session, config: Config, rows: Sequence[Example], start: Vect
     reset_peak(session.device)
     stretch = Stretch(0, 1, 1, float(len(rows)))
     result = train(session.model, rows, stretch, config.train, seed=config.seed, bank="bench")
-    gradient = result.optimizer.first_moment / np.float32(1 - config.train.beta1)  # Adam's, after one step without clipping
+    gradient = result.optimizer.first_moment / np.float32(
+        1 - config.train.beta1
+    )  # Adam's, after one step without clipping
     peak_gib = peak_bytes(session.device) / 2**30
     return _Step(_tokens(rows), result.wall_s, peak_gib, result.loss, gradient, result.checkpointed_layers)
 

@@ -63,7 +63,8 @@ def bench_ledger(overrides: Sequence[str]) -> dict[str, Any]:
     """
     sizes = _sizes(overrides)
     ledgers = {
-        name: _measured(sizes, replaced) for name, replaced in (("same_rows", 0), ("one_per_cent_new", sizes.rows // 100))
+        name: _measured(sizes, replaced)
+        for name, replaced in (("same_rows", 0), ("one_per_cent_new", sizes.rows // 100))
     }
     started = time.monotonic()
     epsilon([Steps(STEPS.sampling_rate, STEPS.noise_multiplier, sizes.rounds + 2 * MEASURED)], DELTA)
@@ -78,7 +79,13 @@ def _measured(sizes: LedgerBench, replaced: int) -> dict[str, Any]:
         for number in range(sizes.rounds + 1, sizes.rounds + MEASURED + 1):
             changing.change()
             rows, started, used = changing.rows(), time.monotonic(), time.process_time()
-            book(home, rows, Spending("bench", number, "north", "bench", "example", STEPS), delta=DELTA, budget_epsilon=8.0)
+            book(
+                home,
+                rows,
+                Spending("bench", number, "north", "bench", "example", STEPS),
+                delta=DELTA,
+                budget_epsilon=8.0,
+            )
             seconds.append(time.monotonic() - started)
             processor.append(time.process_time() - used)
         files = [file for file in home.rglob("*") if file.is_file()]

@@ -52,7 +52,9 @@ def bench_private(overrides: Sequence[str]) -> dict[str, Any]:
     examples = encode_rows(session.tokenizer, loaded, context_tokens(config.model)).examples
     count = config.train.batch_rows or 16
     if len(examples) < count:
-        raise UserError(f"{len(examples)} FPB rows, fewer than one step of {count}. Set dataset.root or train.batch_rows.")
+        raise UserError(
+            f"{len(examples)} FPB rows, fewer than one step of {count}. Set dataset.root or train.batch_rows."
+        )
     drawn = generator(config.seed, "bench private-step").permutation(len(examples))[:count]
     batch = [examples[index] for index in drawn.tolist()]
     start = initial_adapter(session, config)
@@ -64,7 +66,9 @@ def bench_private(overrides: Sequence[str]) -> dict[str, Any]:
     def private(noise: float = 1.0) -> None:
         units = tuple((place,) for place in range(count))
         mechanism = Mechanism(CLIP_NORM, 1.0, noise, units, count, config.seed, "bench")
-        private_step(session.model, batch, mechanism, 0, config.train.batch_tokens, limits.footprint, limits.memory_bytes)
+        private_step(
+            session.model, batch, mechanism, 0, config.train.batch_tokens, limits.footprint, limits.memory_bytes
+        )
 
     def plain(share: bool) -> None:
         answers = sum(len(example.answer_ids) for example in batch)
@@ -72,7 +76,11 @@ def bench_private(overrides: Sequence[str]) -> dict[str, Any]:
             (answer_loss(session.model, pack) / answers).backward()  # type: ignore[no-untyped-call]
 
     steps: dict[str, Callable[[], None]] = dict(
-        zip(NAMES, (private, lambda: plain(False), lambda: plain(True), lambda: _opacus(session, batch, 1.0)), strict=True)
+        zip(
+            NAMES,
+            (private, lambda: plain(False), lambda: plain(True), lambda: _opacus(session, batch, 1.0)),
+            strict=True,
+        )
     )
     session.model.train()
     try:
@@ -100,7 +108,10 @@ def bench_private(overrides: Sequence[str]) -> dict[str, Any]:
         "ratio_to_unshared_range": unshared["ratio_range"],
         "ratio_of_opacus": middle["Opacus hooks"] / middle["plain"],
         "ours": {"step_s": middle["private"]},
-        "reference": {"name": "the same step without privacy, prefixes shared", "step_s": middle["plain, shared prefixes"]},
+        "reference": {
+            "name": "the same step without privacy, prefixes shared",
+            "step_s": middle["plain, shared prefixes"],
+        },
         "seconds": seconds,
         "differs": {"relative_difference_from_opacus": differs},
         "peak_growth_gib": {name: peak / 2**30 for name, peak in peaks.items()},
@@ -133,7 +144,10 @@ def _opacus(session: Session, batch: Sequence[Example], noise: float) -> None:
     wrapped = GradSampleModule(session.model, loss_reduction="sum", strict=False)  # type: ignore[no-untyped-call]
     parameters = list(trainable(session.model).values())
     optimizer = DPOptimizer(
-        torch.optim.SGD(parameters, lr=1.0), noise_multiplier=noise, max_grad_norm=CLIP_NORM, expected_batch_size=len(batch)
+        torch.optim.SGD(parameters, lr=1.0),
+        noise_multiplier=noise,
+        max_grad_norm=CLIP_NORM,
+        expected_batch_size=len(batch),
     )  # type: ignore[no-untyped-call]
     try:
         logits = wrapped(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
@@ -178,7 +192,9 @@ def _timed(session: Session, step: Callable[[], None]) -> tuple[float, float]:
 
     cuda = session.device.type == "cuda"
     if not cuda:
-        with suppress(OSError, AttributeError):  # glibc: what was freed goes back to the system, so that growth shows again
+        with suppress(
+            OSError, AttributeError
+        ):  # glibc: what was freed goes back to the system, so that growth shows again
             ctypes.CDLL(None).malloc_trim(0)
     reset_peak(session.device)
     before = peak_bytes(session.device)

@@ -39,7 +39,8 @@ def bench_round(overrides: Sequence[str]) -> Mapping[str, Any]:
     config = compose(overrides)
     with tempfile.TemporaryDirectory(prefix="fedfinlora-bench-") as place:
         found = {
-            name: _rounds(Path(place) / name, overrides, worker) for name, worker in (("worker", True), ("no worker", False))
+            name: _rounds(Path(place) / name, overrides, worker)
+            for name, worker in (("worker", True), ("no worker", False))
         }
     overheads = {name: [one["overhead_s"] for one in rounds] for name, rounds in found.items()}
     after_first = {name: fmean(values[1:]) for name, values in overheads.items()}
@@ -50,7 +51,11 @@ def bench_round(overrides: Sequence[str]) -> Mapping[str, Any]:
     return {
         "ratio": after_first["no worker"] / after_first["worker"],
         "ours": {"overhead_s": after_first["worker"], "first_round_s": overheads["worker"][0]},
-        "reference": {"name": "no worker", "overhead_s": after_first["no worker"], "first_round_s": overheads["no worker"][0]},
+        "reference": {
+            "name": "no worker",
+            "overhead_s": after_first["no worker"],
+            "first_round_s": overheads["no worker"][0],
+        },
         "differs": {},
         "rows": sum(one["rows"] for rounds in found.values() for one in rounds),
         "rounds": found,
@@ -66,7 +71,8 @@ def _rounds(place: Path, overrides: Sequence[str], worker: bool) -> list[dict[st
     typed("coordinator", "init", "--home", str(coordinator), "--listen", "127.0.0.1", "--port", str(port))
     for bank in BANKS:
         typed(
-            "bank", "init", "--home", str(place / bank), "--name", bank, "--data", str(PROJECT_ROOT / "data" / "sample"), "--coordinator", f"127.0.0.1:{port}", "--ca",
+            "bank", "init", "--home", str(place / bank), "--name", bank, "--data",
+            str(PROJECT_ROOT / "data" / "sample"), "--coordinator", f"127.0.0.1:{port}", "--ca",
             str(coordinator / "ca.crt"), "--budget-epsilon", "0", *model,
         )  # fmt: skip
         typed("coordinator", "enroll", str(place / bank / "node.key.pub"), "--name", bank, "--home", str(coordinator))
@@ -130,7 +136,9 @@ def running(place: Path, *words: str, until: str = "") -> Iterator[int]:
         deadline = time.monotonic() + START_S
         while until and until not in file.read_text("utf-8"):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise UserError(f"`fedfinlora {' '.join(words[:2])}` did not come up: {file.read_text('utf-8').strip()}")
+                raise UserError(
+                    f"`fedfinlora {' '.join(words[:2])}` did not come up: {file.read_text('utf-8').strip()}"
+                )
             time.sleep(0.2)
         yield process.pid
     finally:

@@ -44,13 +44,16 @@ def bench_train(overrides: Sequence[str]) -> dict[str, Any]:
         dataset=replace(given.dataset, tasks=("fpb",)),
     )
     if not config.train.batch_rows:
-        raise UserError("`bench train` compares steps of a fixed size: set train.batch_rows=16 or another number above 0.")
+        raise UserError(
+            "`bench train` compares steps of a fixed size: set train.batch_rows=16 or another number above 0."
+        )
     session = get_session(config)
     rows = load_rows(config.dataset, "train", ("fpb",), config.seed).rows
     examples = encode_rows(session.tokenizer, rows, context_tokens(config.model)).examples
     if len(examples) < config.train.batch_rows:
         raise UserError(
-            f"{len(examples)} FPB rows, fewer than one step of {config.train.batch_rows}. Set dataset.root or train.batch_rows."
+            f"{len(examples)} FPB rows, fewer than one step of {config.train.batch_rows}. Set dataset.root or "
+            "train.batch_rows."
         )
     losses: dict[str, list[float]] = {}
 
@@ -81,7 +84,11 @@ def bench_train(overrides: Sequence[str]) -> dict[str, Any]:
     return {
         **judged(ours, theirs),
         "ours": {"tokens_per_s": tokens / statistics.median(ours), "seconds": ours},
-        "reference": {"name": "transformers.Trainer", "tokens_per_s": tokens / statistics.median(theirs), "seconds": theirs},
+        "reference": {
+            "name": "transformers.Trainer",
+            "tokens_per_s": tokens / statistics.median(theirs),
+            "seconds": theirs,
+        },
         "differs": {"largest_step_loss_difference": worst},
         "rows": len(batch),
         "tokens": tokens,
@@ -95,7 +102,8 @@ def bench_train(overrides: Sequence[str]) -> dict[str, Any]:
 
 def _batch(config: Config, examples: Sequence[Example], step: int) -> list[Example]:
     return [
-        examples[index] for index in rows_of_step(step, len(examples), float(config.train.batch_rows), config.seed, "bench")
+        examples[index]
+        for index in rows_of_step(step, len(examples), float(config.train.batch_rows), config.seed, "bench")
     ]
 
 
@@ -153,7 +161,9 @@ def _trainer(session: Session, config: Config, examples: Sequence[Example], step
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.ended_s = time.monotonic()
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        def on_log(
+            self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any
+        ) -> None:
             if logs and "loss" in logs:
                 losses.append(float(logs["loss"]))
 
@@ -185,7 +195,9 @@ def _trainer(session: Session, config: Config, examples: Sequence[Example], step
             seed=config.seed,
         )
         watch = Watch()
-        trainer = InOrder(model=session.model, args=arguments, train_dataset=Rows(), data_collator=collate, callbacks=[watch])
+        trainer = InOrder(
+            model=session.model, args=arguments, train_dataset=Rows(), data_collator=collate, callbacks=[watch]
+        )
         trainer.remove_callback(_printer())
         trainer.train()
     session.model.eval()

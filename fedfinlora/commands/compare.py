@@ -88,7 +88,8 @@ def _notes(result: Comparison) -> Iterator[str]:
         if keys:
             yield f"Only in {side}: {', '.join(keys)}."
     yield (
-        "In percent and percentage points, on the rows of both. Interval: paired bootstrap over rows; p: McNemar's exact test."
+        "In percent and percentage points, on the rows of both. Interval: paired bootstrap over rows; p: McNemar's "
+        "exact test."
     )
 
 

@@ -97,7 +97,9 @@ class Coordinator:
         """host, port and names. UserError before `init`."""
         file = self.home / SETTINGS
         if not file.is_file():
-            raise UserError(f"There is no coordinator in {self.home}. Run `python -m fedfinlora coordinator init` first.")
+            raise UserError(
+                f"There is no coordinator in {self.home}. Run `python -m fedfinlora coordinator init` first."
+            )
         found: Mapping[str, Any] = read_json(file)
         return found
 
@@ -169,7 +171,8 @@ class AuthorityPlace:
                 raise UserError(f"The passphrase of ca.key cannot be read from {named} ({error.strerror}).") from error
         if not sys.stdin.isatty():
             raise UserError(
-                f"The passphrase of ca.key is asked for on a terminal, or read from --passphrase-file or ${PASSPHRASE_FILE}."
+                "The passphrase of ca.key is asked for on a terminal, or read from --passphrase-file or "
+                f"${PASSPHRASE_FILE}."
             )
         return getpass.getpass("passphrase of ca.key: ").encode()
 
@@ -184,7 +187,9 @@ class AuthorityPlace:
         return found
 
 
-def init(home: Path, hosts: Sequence[str], port: int, listen: str, days: int, place: AuthorityPlace | None = None) -> int:
+def init(
+    home: Path, hosts: Sequence[str], port: int, listen: str, days: int, place: AuthorityPlace | None = None
+) -> int:
     """Make authority, certificates and settings. What is there already is not touched; an authority that `place` names
     and that exists is used.
     """
@@ -209,7 +214,13 @@ def init(home: Path, hosts: Sequence[str], port: int, listen: str, days: int, pl
         f'root-certificates = "{home / CA_CERTIFICATE}"\n'.encode(),
     )
     (home / "enrolled").mkdir(exist_ok=True)
-    settings = {"listen": listen, "port": port, "control_port": control, "hosts": names, "authority": str(folder.absolute())}
+    settings = {
+        "listen": listen,
+        "port": port,
+        "control_port": control,
+        "hosts": names,
+        "authority": str(folder.absolute()),
+    }
     write_json(home / SETTINGS, settings)
     print(f"coordinator in {home}, for {', '.join(names)}, port {port}")
     print(f"1. give {home / CA_CERTIFICATE} to every bank (its content is public; ca.key stays in {folder})")
@@ -228,7 +239,9 @@ def enroll(home: Path, key: Path, name: str, days: int = 365, place: AuthorityPl
     content = check_public_key(key)
     kept = home / "enrolled" / f"{name}.pub"
     if kept.exists() and kept.read_bytes() != content:
-        raise UserError(f"{name} is enrolled with another key. Revoke it first: python -m fedfinlora coordinator revoke {name}")
+        raise UserError(
+            f"{name} is enrolled with another key. Revoke it first: python -m fedfinlora coordinator revoke {name}"
+        )
     for other in sorted((home / "enrolled").glob("*.pub")):
         if other.stem != name and other.read_bytes().split()[:2] == content.split()[:2]:
             raise UserError(f"This key is already enrolled, as {other.stem}. Every bank needs a key of its own.")
@@ -275,7 +288,9 @@ def renew(home: Path, days: int, place: AuthorityPlace | None = None) -> int:
     for name in _enrolled(home):
         certificate = home / "enrolled" / f"{name}.crt"
         issue_bank(certificate, name, certificate.with_suffix(".pub").read_bytes(), days, authority)
-        print(f"{expiry_words(certificate)}. Send it to {name}; until then its old one holds for as long as it is good.")
+        print(
+            f"{expiry_words(certificate)}. Send it to {name}; until then its old one holds for as long as it is good."
+        )
     return 0
 
 
@@ -298,8 +313,10 @@ def _serve(home: Path, listen: Listen) -> int:
     for name in CERTIFICATES:
         print(expiry_words(home / name))
     command = [
-        *flower("superlink"), "--ssl-ca-certfile", str(home / CA_CERTIFICATE), "--ssl-certfile", str(home / SERVER_CERTIFICATE), "--ssl-keyfile",
-        str(home / SERVER_KEY), "--enable-supernode-auth", "--host", LOOPBACK, "--port", str(settings["control_port"]), "--database",
+        *flower("superlink"), "--ssl-ca-certfile", str(home / CA_CERTIFICATE), "--ssl-certfile",
+            str(home / SERVER_CERTIFICATE), "--ssl-keyfile",
+        str(home / SERVER_KEY), "--enable-supernode-auth", "--host", LOOPBACK, "--port", str(settings["control_port"]),
+            "--database",
         str(home / "state.db"), "--isolation", "subprocess", "--disable-runtime-dependency-installation",
     ]  # fmt: skip
     print(shlex.join([Path(command[0]).name, *command[1:]]), flush=True)
@@ -319,7 +336,9 @@ def _serve(home: Path, listen: Listen) -> int:
             if process.poll() is not None:
                 raise UserError(f"The SuperLink ended with status {process.returncode}; see {home / 'superlink.log'}.")
             if time.monotonic() > deadline:
-                raise UserError(f"The SuperLink did not answer within {START_TIMEOUT_S:g} s; see {home / 'superlink.log'}.")
+                raise UserError(
+                    f"The SuperLink did not answer within {START_TIMEOUT_S:g} s; see {home / 'superlink.log'}."
+                )
             time.sleep(0.2)
         _register(coordinator)
         print(f"coordinator is up on port {settings['port']}", flush=True)
@@ -334,7 +353,9 @@ def _serve(home: Path, listen: Listen) -> int:
 
 
 def status(home: Path) -> int:
-    """Certificates, the hash of the code that a run sends to the banks, banks and runs; 0 when the SuperLink answers."""
+    """Certificates, the hash of the code that a run sends to the banks, banks and runs; 0 when the SuperLink
+    answers.
+    """
     coordinator = Coordinator(home)
     _ = coordinator.settings
     for name in CERTIFICATES:
@@ -403,7 +424,8 @@ def _run_in(folder: Path, coordinator: Coordinator, config: Config) -> int:
     home = coordinator.home
     if not config.resume and not config.strategy.deadline_s:
         print(
-            "warning: with strategy.deadline_s=0 a round waits for ever for an answer that was lost on its way", file=sys.stderr
+            "warning: with strategy.deadline_s=0 a round waits for ever for an answer that was lost on its way",
+            file=sys.stderr,
         )
     print(f"run folder: {folder}", flush=True)
     write_json(folder / ORIGIN_FILE, origin_of_this_process())
@@ -411,7 +433,8 @@ def _run_in(folder: Path, coordinator: Coordinator, config: Config) -> int:
     link = coordinator.link(folder)
     run_id = link.start(config)
     print(
-        f"flwr run {PROJECT_ROOT} {CONNECTION} --run-config {folder / 'state' / 'run-config.toml'}  (run {run_id})", flush=True
+        f"flwr run {PROJECT_ROOT} {CONNECTION} --run-config {folder / 'state' / 'run-config.toml'}  (run {run_id})",
+        flush=True,
     )
     try:
         watch(link, folder, run_id)
@@ -439,7 +462,9 @@ def _register(coordinator: Coordinator) -> None:
     for name in _enrolled(coordinator.home):
         if name not in known:
             key = coordinator.home / "enrolled" / f"{name}.pub"
-            ids[name] = str(_tell(coordinator, "supernode", "register", str(key), CONNECTION, "--name", name)["node-id"])
+            ids[name] = str(
+                _tell(coordinator, "supernode", "register", str(key), CONNECTION, "--name", name)["node-id"]
+            )
             write_json(coordinator.banks_file, ids)
             print(f"bank {name} is registered", flush=True)
 

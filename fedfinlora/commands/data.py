@@ -55,14 +55,18 @@ def check(root: Path, overrides: Sequence[str]) -> int:
     overrides = [word for word in overrides if word != ALL_ROWS]
 
     named = typed_keys(overrides)
-    config = compose([*overrides, "dataset.root=."])  # which takes a folder's name with blanks, quotes or brackets for syntax
+    config = compose(
+        [*overrides, "dataset.root=."]
+    )  # which takes a folder's name with blanks, quotes or brackets for syntax
     if not root.is_dir() and not root.is_file():
         raise UserError(f"{shown(str(root))} is not a folder.")
     folder = str(embedded_folder(config.model.path)) if is_embedded(config.model.path) else config.model.path
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=config.model.revision)
     except (OSError, ValueError) as error:
-        raise UserError(f"The tokenizer of {config.model.path} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"The tokenizer of {config.model.path} cannot be loaded: {str(error).splitlines()[0]}"
+        ) from error
 
     def prompts(texts: Sequence[str]) -> list[tuple[int, ...]]:
         return encode_prompts(tokenizer, texts, config.dataset.chat_template)
@@ -71,7 +75,9 @@ def check(root: Path, overrides: Sequence[str]) -> int:
     if source not in ("finlora", "jsonl"):
         source = layout_of(root)
     if source == "finlora" and not root.is_dir():
-        raise UserError(f"{shown(str(root))} is not a folder: dataset=finlora reads folders, dataset=jsonl single files too.")
+        raise UserError(
+            f"{shown(str(root))} is not a folder: dataset=finlora reads folders, dataset=jsonl single files too."
+        )
     window = context_tokens(config.model)
 
     def least(row: Row) -> int:

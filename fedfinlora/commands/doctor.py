@@ -1,4 +1,6 @@
-"""`doctor`: what would go wrong with a run on this machine, one line each with what to do; status 1 if a run would fail."""
+"""`doctor`: what would go wrong with a run on this machine, one line each with what to do; status 1 if a run would
+fail.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,13 @@ from fedfinlora.web import HUB, client_for
 
 HUB_TIMEOUT_S = 2.0
 PROCESS_BYTES = GIB // 2
-"""Resident memory of a process with torch and transformers before its model is loaded: `centralized model=tiny-random` peaks at 0.46 GiB."""
+"""Resident memory of a process with torch and transformers before its model is loaded: `centralized model=tiny-random`
+peaks at 0.46 GiB.
+"""
 LINEAR_BYTES = {"none": 4.0, "int8": 1.0, "nf4": 4.127 / 8}
-"""A linear layer's weight in memory, by quantization: float32, 8 bits, or 4 bits and 0.127 of their scales (Dettmers et al. 2023, section 3)."""
+"""A linear layer's weight in memory, by quantization: float32, 8 bits, or 4 bits and 0.127 of their scales (Dettmers et
+al. 2023, section 3).
+"""
 NEVER_QUANTIZED = ("embed", "norm", "lm_head")
 """Parts of the names of tensors that stay in float32."""
 ITEM_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1}
@@ -85,7 +91,9 @@ def _caches() -> list[Finding]:
 
 
 def _memory(config: Config) -> Finding:
-    """Available memory against the weights of all processes that hold the model. Activations take no more than what is then free (train.memory_gib)."""
+    """Available memory against the weights of all processes that hold the model. Activations take no more than what is
+    then free (train.memory_gib).
+    """
     import psutil
 
     from fedfinlora.commands.simulate import simulated_workers
@@ -101,18 +109,28 @@ def _memory(config: Config) -> Finding:
     linear, other = weights
     one = int(linear * _linear_bytes(config.model, linear) + other * LINEAR_BYTES["none"]) + PROCESS_BYTES
     processes = 1 + simulated_workers(config)
-    text = f"{available / GIB:.1f} GiB available, about {processes * one / GIB:.1f} for the server and {processes - 1} simulated banks at once"
+    text = (
+        f"{available / GIB:.1f} GiB available, about {processes * one / GIB:.1f} for the server and "
+        f"{processes - 1} "
+        "simulated banks at once"
+    )
     if one > available:
         return Finding(
-            "memory", FAIL, f"{text}; one process alone needs {one / GIB:.1f}. Take a smaller model, or model.quantization=nf4."
+            "memory",
+            FAIL,
+            f"{text}; one process alone needs {one / GIB:.1f}. Take a smaller model, or model.quantization=nf4.",
         )
     if processes * one > available:
-        return Finding("memory", WARN, f"{text}. Set workers={max(1, int(available // one) - 1)}, or take a smaller model.")
+        return Finding(
+            "memory", WARN, f"{text}. Set workers={max(1, int(available // one) - 1)}, or take a smaller model."
+        )
     return Finding("memory", OK, text)
 
 
 def _linear_bytes(model: ModelConfig, weights: int) -> float:
-    """Bytes of a linear weight. On a CPU int8 and, as model.unpack says, nf4 become float32 (`fedfinlora.models.steady_on_cpu`)."""
+    """Bytes of a linear weight. On a CPU int8 and, as model.unpack says, nf4 become float32
+    (`fedfinlora.models.steady_on_cpu`).
+    """
     import psutil
 
     packed = LINEAR_BYTES[model.quantization]
@@ -124,7 +142,9 @@ def _linear_bytes(model: ModelConfig, weights: int) -> float:
 
 
 def _parameters(model: ModelConfig) -> tuple[int, int] | None:
-    """(weights of linear layers, all others) by the headers of the model's safetensors; None where they are not on this machine."""
+    """(weights of linear layers, all others) by the headers of the model's safetensors; None where they are not on this
+    machine.
+    """
     try:
         files = [file for file in counted_files(model_folder(model, local_only=True)) if file.suffix == ".safetensors"]
         counts = [count for file in files for count in _weights_in(file)]
@@ -135,7 +155,9 @@ def _parameters(model: ModelConfig) -> tuple[int, int] | None:
 
 
 def _weights_in(file: Path) -> list[tuple[str, int]]:
-    """(tensor, how many numbers) of a safetensors file: eight bytes with the length of a JSON header, which has each tensor's type and place."""
+    """(tensor, how many numbers) of a safetensors file: eight bytes with the length of a JSON header, which has each
+    tensor's type and place.
+    """
     with open(file, "rb") as stream:
         [length] = struct.unpack("<Q", stream.read(8))
         header = json.loads(stream.read(min(length, 2**26)))
@@ -191,7 +213,9 @@ def _hub(config: Config | None) -> list[Finding]:
     if status == 401 and token:
         found = [
             Finding(
-                "hub", FAIL if needed else WARN, "reachable, but refuses HF_TOKEN. Set HF_TOKEN to a valid token, or unset it."
+                "hub",
+                FAIL if needed else WARN,
+                "reachable, but refuses HF_TOKEN. Set HF_TOKEN to a valid token, or unset it.",
             )
         ]
     try:
@@ -203,7 +227,11 @@ def _hub(config: Config | None) -> list[Finding]:
             Finding(
                 "time",
                 WARN,
-                f"this clock is {abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} the hub's. Let NTP set it.",
+                (
+                    f"this clock is {abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} the hub's. Let NTP "
+                    "set "
+                    "it."
+                ),
             )
         )
     return found
@@ -218,4 +246,6 @@ def _rows(config: Config) -> Finding:
     except (UserError, OSError) as error:
         return Finding("rows", FAIL, str(error))
     text = f"{len(loaded.rows)} train rows, {len(loaded.bad_rows)} bad"
-    return Finding("rows", WARN if loaded.bad_rows else OK, f"{text}; `data check` names them" if loaded.bad_rows else text)
+    return Finding(
+        "rows", WARN if loaded.bad_rows else OK, f"{text}; `data check` names them" if loaded.bad_rows else text
+    )

@@ -86,7 +86,8 @@ def evaluate(overrides: Sequence[str], asked: Asked) -> int:
     with run.held(), ProgressDisplay() as display, ShownEvents(folder / "progress.jsonl", display.handle) as log:
         events = log.write
         events(
-            "run_start", run=folder.name, model=asked.name or config.model.name, peft=run.config.peft.method if asked.adapters else "none",
+            "run_start", run=folder.name, model=asked.name or config.model.name,
+            peft=run.config.peft.method if asked.adapters else "none",
             strategy="none", rounds=0, banks=0, run_dir=str(folder), mode="evaluate",
         )  # fmt: skip
         try:
@@ -142,7 +143,9 @@ def _score_local(
             models["base"] = LocalModel(session, here, initial_adapter(session, here))
         for label, folder in labels.items():
             if settings[label] == kind:
-                models[label] = LocalModel(session, here, load_adapter(folder, session.layout, here.model, session.frozen))
+                models[label] = LocalModel(
+                    session, here, load_adapter(folder, session.layout, here.model, session.frozen)
+                )
         events("phase", name=f"evaluating {', '.join(models)}")
         _require_scores(evaluate_models(models, here, run.folder, events))
 
@@ -190,16 +193,21 @@ def _remote_model(config: Config, asked: Asked) -> RemoteModel | None:
 def _typed(overrides: Sequence[str]) -> set[str]:
     """Which settings of the adapter the command line names: "method" (also as peft=NAME), "rank", …"""
     keys = typed_keys(overrides)
-    return {key.removeprefix("peft.") for key in keys if key.startswith("peft.")} | ({"method"} if "peft" in keys else set())
+    return {key.removeprefix("peft.") for key in keys if key.startswith("peft.")} | (
+        {"method"} if "peft" in keys else set()
+    )
 
 
 def _settings(folder: Path, config: Config, asked: Asked, typed: Set[str]) -> PeftConfig:
-    """An adapter's settings are its folder's. What is typed must agree with them, but for alpha, which takes its place."""
+    """An adapter's settings are its folder's. What is typed must agree with them, but for alpha, which takes its
+    place.
+    """
     found = peft_settings(folder, config)
     differing = differing_settings(found, config.peft, typed - {"alpha"})
     if differing:
         raise ConfigError(
-            f"{folder} holds another kind of adapter. Leave the words that begin with peft out, or set {', '.join(differing)}."
+            f"{folder} holds another kind of adapter. Leave the words that begin with peft out, or set "
+            f"{', '.join(differing)}."
         )
     return replace(found, alpha=asked.alpha) if asked.alpha else found
 
@@ -263,7 +271,9 @@ def _resumed(config: Config, overrides: Sequence[str], asked: Asked) -> tuple[Co
     folder = Path(config.resume)
     own = read_config(folder)
     if not (folder / ASKED_FILE).is_file():
-        raise UserError(f"{folder} is not the folder of an evaluation. Go on with it by the command that it was started with.")
+        raise UserError(
+            f"{folder} is not the folder of an evaluation. Go on with it by the command that it was started with."
+        )
     values = read_json(folder / ASKED_FILE)
     values.pop("own_peft", None)  # of runs before alpha alone could be typed
     former = Asked(**{**values, "adapters": tuple(map(Path, values["adapters"]))})

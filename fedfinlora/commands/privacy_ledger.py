@@ -44,7 +44,8 @@ def _check_cohorts(ledger: Ledger) -> int:
     if not damaged:
         return 0
     print(
-        f"{'; '.join(damaged)}. What is spent is still right, out of the index; without the index these lines could not be read. "
+        f"{'; '.join(damaged)}. What is spent is still right, out of the index; without the index these lines could "
+        "not be read. "
         "--reconcile HISTORY books them again."
     )
     return 1
@@ -65,7 +66,8 @@ def _show(ledger: Ledger, delta: float | None) -> None:
     for line in ledger.lines[-20:]:
         cohort = "every row" if line["cohort"] == "*" else f"cohort {line['cohort'][:12]}"
         print(
-            f"{line['number']:>5}  {line['time']}  {line['run'][:40]}  round {line['round']}  {line['bank']}  by {line['unit']}  "
+            f"{line['number']:>5}  {line['time']}  {line['run'][:40]}  round {line['round']}  {line['bank']}  by "
+            f"{line['unit']}  "
             f"q {line['sampling_rate']:.3g}  sigma {line['noise_multiplier']:.3g}  {line['steps']} steps  {cohort}"
         )
     print(f"{len(ledger.lines)} lines, the last {min(20, len(ledger.lines))} shown; {rows} rows, {customers} customers")
@@ -78,6 +80,7 @@ def _show(ledger: Ledger, delta: float | None) -> None:
     if on_every_row:
         steps = [Steps(line["sampling_rate"], line["noise_multiplier"], line["steps"]) for line in on_every_row]
         print(
-            f"booked on every row, those that come later included: {len(on_every_row)} lines, epsilon {epsilon(steps, delta):.4g}"
+            f"booked on every row, those that come later included: {len(on_every_row)} lines, epsilon "
+            f"{epsilon(steps, delta):.4g}"
         )
     print(f"head: line {ledger.head.number}, {ledger.head.hash}")

@@ -1,4 +1,6 @@
-"""`privacy plan`: what a private run will cost, before it starts and before a row is read (`fedfinlora.privacy.forecast`)."""
+"""`privacy plan`: what a private run will cost, before it starts and before a row is read
+(`fedfinlora.privacy.forecast`).
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,8 @@ def plan(
     )
     if config.privacy.mode != "example":
         raise ConfigError(
-            f"privacy plan forecasts the noise that banks add to their own steps, not privacy={config.privacy.mode}. Add privacy=example."
+            f"privacy plan forecasts the noise that banks add to their own steps, not privacy={config.privacy.mode}. "
+            "Add privacy=example."
         )
     if row_tokens <= ANSWER_TOKENS:
         raise ConfigError(f"--tokens must be above {ANSWER_TOKENS}, not {row_tokens}.")
@@ -74,14 +77,17 @@ def declared_sizes(config: Config, rows: int | None) -> dict[str, float]:
         return declared
     if rows is None:
         raise ConfigError(
-            "How many rows do the banks have? Add --rows N, or strategy.weighting=declared strategy.sizes=[BANK:ROWS,…]."
+            "How many rows do the banks have? Add --rows N, or strategy.weighting=declared "
+            "strategy.sizes=[BANK:ROWS,…]."
         )
     if rows < 1:
         raise ConfigError(f"--rows must be above 0, not {rows}.")
     return {f"bank-{number}": float(rows) for number in range(config.banks)}
 
 
-def _page(config: Config, found: Forecast, others: Sequence[Alternative], tokens: float, measured: Timing | None) -> list[str]:
+def _page(
+    config: Config, found: Forecast, others: Sequence[Alternative], tokens: float, measured: Timing | None
+) -> list[str]:
     """The forecast in lines for a terminal."""
     peft = config.peft
     lines = [
@@ -94,15 +100,22 @@ def _page(config: Config, found: Forecast, others: Sequence[Alternative], tokens
             [_bank_line(bank) for bank in found.banks],
         ),
         "",
-        f"Noise in a step's mean over the banks: {found.noise_to_signal:.2f} of C, the longest that the mean itself can be (strategy.weighting="
+        f"Noise in a step's mean over the banks: {found.noise_to_signal:.2f} of C, the longest that the mean itself "
+        "can be (strategy.weighting="
         f"{config.strategy.weighting}).",
-        f"Signal to noise of the run in one direction, sqrt(T) q N / sigma for one bank: {found.signal_to_noise:.0f} at most.",
+        (
+            "Signal to noise of the run in one direction, sqrt(T) q N / sigma for one bank: "
+            f"{found.signal_to_noise:.0f} "
+            "at most."
+        ),
         f"{found.rows_processed:,.0f} rows and {tokens:,.0f} tokens are processed.",
     ]
     if measured:
         lines.append(
-            f"About {_minutes(found, measured):.0f} minutes of private steps where this machine ({measured.device}) trains all banks one after the other, "
-            f"{_largest_minutes(found, measured):.0f} for the bank with most; {measured.rows} random rows of {measured.row_tokens} tokens took {measured.seconds:.1f} s."
+            f"About {_minutes(found, measured):.0f} minutes of private steps where this machine ({measured.device}) "
+            "trains all banks one after the other, "
+            f"{_largest_minutes(found, measured):.0f} for the bank with most; {measured.rows} random rows of "
+            f"{measured.row_tokens} tokens took {measured.seconds:.1f} s."
         )
     lines += [
         "",
@@ -117,13 +130,23 @@ def _page(config: Config, found: Forecast, others: Sequence[Alternative], tokens
 
 def _bank_line(bank: BankForecast) -> list[str]:
     return [
-        bank.bank, f"{bank.rows:,.0f}", f"{bank.rows_per_step:.1f}", f"{bank.sampling_rate:.4f}", f"{bank.noise_multiplier:.3f}",
+        bank.bank, f"{bank.rows:,.0f}", f"{bank.rows_per_step:.1f}", f"{bank.sampling_rate:.4f}",
+        f"{bank.noise_multiplier:.3f}",
         f"{bank.delta:.1e}", f"{bank.epsilon:.2f}", f"{bank.epsilon_rdp:.2f}",
     ]  # fmt: skip
 
 
 def _alternatives(found: Forecast, others: Sequence[Alternative]) -> list[str]:
-    heads = ["setting", "parameters", "steps", "rows a step", "sigma", "noise in a step", "noise of the run", "signal to noise"]
+    heads = [
+        "setting",
+        "parameters",
+        "steps",
+        "rows a step",
+        "sigma",
+        "noise in a step",
+        "noise of the run",
+        "signal to noise",
+    ]
     return _table(
         heads, [_line(name, one) for name, one in (("as asked", found), *((one.words, one.forecast) for one in others))]
     )
@@ -134,7 +157,8 @@ def _line(name: str, one: Forecast) -> list[str]:
     sigma = f"{sigmas[0]:.2f}" if sigmas[-1] - sigmas[0] < 0.005 else f"{sigmas[0]:.2f} to {sigmas[-1]:.2f}"
     rows = sum(bank.rows_per_step for bank in one.banks)
     return [
-        name, f"{one.parameters:,}", f"{one.steps}", f"{rows:.0f}", sigma, f"{one.noise_to_signal:.2f} C", f"{one.noise_of_run:.2f} T C",
+        name, f"{one.parameters:,}", f"{one.steps}", f"{rows:.0f}", sigma, f"{one.noise_to_signal:.2f} C",
+        f"{one.noise_of_run:.2f} T C",
         f"{one.signal_to_noise:.0f}",
     ]  # fmt: skip
 
@@ -177,7 +201,9 @@ def _timed(config: Config, found: Forecast, row_tokens: int) -> Timing:
     rows = max(1, min(TIMED_ROWS, round(max(bank.rows_per_step for bank in found.banks))))
     vocabulary = int(session.model.config.vocab_size)  # type: ignore[union-attr, arg-type]
     tokens = generator(config.seed, "privacy plan").integers(3, vocabulary, (rows, row_tokens)).tolist()
-    examples = [Example(tuple(row[:-ANSWER_TOKENS]), tuple(row[-ANSWER_TOKENS:]), place) for place, row in enumerate(tokens)]
+    examples = [
+        Example(tuple(row[:-ANSWER_TOKENS]), tuple(row[-ANSWER_TOKENS:]), place) for place, row in enumerate(tokens)
+    ]
     write_adapter(session.model, first_adapter(session, config))
     mechanism = Mechanism(
         clip_norm=config.privacy.clip_norm,

@@ -40,14 +40,19 @@ def list_runs(folder: Path, as_json: bool) -> int:
     for line in lines:
         score = "–" if line.score is None else f"{100 * line.score:.1f} %"
         rounds = f"{line.rounds_done}/{line.rounds}" if line.rounds else "–"
-        print(f"{line.name:<{width}}  {line.state:<11}  {line.mode:<11}  rounds {rounds:<9}  score {score:<7}  {line.when}")
+        print(
+            f"{line.name:<{width}}  {line.state:<11}  {line.mode:<11}  rounds {rounds:<9}  score {score:<7}  "
+            f"{line.when}"
+        )
     if not lines:
         print(f"no runs in {folder}")
     return 0
 
 
 def attach(run: Path) -> int:
-    """Show a run's progress until it ends, as the command that started it would; its status. Ctrl-C leaves it going on."""
+    """Show a run's progress until it ends, as the command that started it would; its status. Ctrl-C leaves it going
+    on.
+    """
     from fedfinlora.commands.simulate import final_status
     from fedfinlora.progress import FILE_NAME, follow
     from fedfinlora.progress_display import ProgressDisplay
@@ -58,7 +63,9 @@ def attach(run: Path) -> int:
         return _status(run, final_status)
     try:
         with ProgressDisplay() as display:
-            for event in follow(run / FILE_NAME, lambda: not runs_now(run), start_byte=_start_of_attempt(run / FILE_NAME)):
+            for event in follow(
+                run / FILE_NAME, lambda: not runs_now(run), start_byte=_start_of_attempt(run / FILE_NAME)
+            ):
                 display.handle(event)
     except KeyboardInterrupt:
         with contextlib.suppress(OSError):
@@ -113,7 +120,9 @@ def stop(run: Path) -> int:
     deadline = time.monotonic() + STOP_S
     while runs_now(run):
         if time.monotonic() > deadline:
-            raise UserError(f"{run} has not ended within {STOP_S:g} s. Try again, or look at its log in {run / 'state'}.")
+            raise UserError(
+                f"{run} has not ended within {STOP_S:g} s. Try again, or look at its log in {run / 'state'}."
+            )
         time.sleep(LOOK_S)
     result = run / "result.json"
     if not result.is_file() or result.stat().st_mtime < began:

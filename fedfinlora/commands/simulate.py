@@ -1,7 +1,9 @@
-"""`simulate`: the main job through a real `flwr run` on a private SuperLink, blocking, with progress and a truthful exit status.
+"""`simulate`: the main job through a real `flwr run` on a private SuperLink, blocking, with progress and a truthful
+exit status.
 
-`flwr run` alone returns at once, and with --stream returns 0 even when the app has failed; its daemon also keeps the environment of
-whoever started it first. So each simulation gets a SuperLink of its own, on a free port, with its files inside the run's folder.
+`flwr run` alone returns at once, and with --stream returns 0 even when the app has failed; its daemon also keeps the
+environment of whoever started it first. So each simulation gets a SuperLink of its own, on a free port, with its files
+inside the run's folder.
 """
 
 from __future__ import annotations
@@ -111,7 +113,9 @@ def prepare(overrides: Sequence[str]) -> Config:
         named = asked_otherwise(overrides)
         banks = [] if any(each.startswith("banks=") for each in named) else [f"banks={own.banks}"]
         asked = compose([*named, *banks]) if named else own
-        going_on = replace(resumed_configuration(folder, asked), resume=config.resume, resume_anyway=config.resume_anyway)
+        going_on = replace(
+            resumed_configuration(folder, asked), resume=config.resume, resume_anyway=config.resume_anyway
+        )
         check_same(folder, going_on, data_files(going_on) | start_files(going_on))
         return going_on
     from client_app.own_rows import divide
@@ -122,7 +126,9 @@ def prepare(overrides: Sequence[str]) -> Config:
 
 
 class Link:
-    """A running SuperLink, by its connection's name in Flower's config.toml. `process` is None where it is somebody else's."""
+    """A running SuperLink, by its connection's name in Flower's config.toml. `process` is None where it is somebody
+    else's.
+    """
 
     def __init__(
         self, run: Path, environment: dict[str, str], process: subprocess.Popen[bytes] | None, name: str = "private"
@@ -132,7 +138,9 @@ class Link:
     def flwr(self, *words: str) -> Any:
         """Call Flower's own command and return its JSON; UserError with its message when it fails."""
         command = [program("flwr"), *words, "--format", "json"]
-        done = subprocess.run(command, env=self.environment, cwd=PROJECT_ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, env=self.environment, cwd=PROJECT_ROOT, capture_output=True, text=True, check=False
+        )
         start = done.stdout.find("{")
         try:
             answer = json.loads(done.stdout[start:]) if start >= 0 else {}
@@ -161,22 +169,26 @@ class Link:
         """Keep what server and banks logged, in state/flower.log: the SuperLink's own files end with it."""
         command = [program("flwr"), "log", run_id, self.name, "--show"]
         try:
-            done = subprocess.run(command, env=self.environment, cwd=PROJECT_ROOT, capture_output=True, check=False, timeout=30)
+            done = subprocess.run(
+                command, env=self.environment, cwd=PROJECT_ROOT, capture_output=True, check=False, timeout=30
+            )
             write_bytes(self.run / "state" / "flower.log", done.stdout + done.stderr)
         except (OSError, subprocess.SubprocessError, UserError):
             return
 
 
 def crowded(config: Config) -> str:
-    """What is wrong where simulated banks would fight for cores; "" where they do not. Their threads spin while they wait for each other: with
-    two workers of two threads on two cores a round took 38 s, with one worker of two threads 11.
+    """What is wrong where simulated banks would fight for cores; "" where they do not. Their threads spin while they
+    wait for each other: with two workers of two threads on two cores a round took 38 s, with one worker of two threads
+    11.
     """
     cores = len(os.sched_getaffinity(0))
     workers = simulated_workers(config)
     if _gpus() or not config.model.threads or workers * config.model.threads <= cores:
         return ""
     return (
-        f"{workers} workers with model.threads={config.model.threads} each are more than the {cores} cores: they would wait for each other. "
+        f"{workers} workers with model.threads={config.model.threads} each are more than the {cores} cores: they would "
+        "wait for each other. "
         f"Set workers={max(1, cores // config.model.threads)}, or leave model.threads at 0."
     )
 
@@ -207,7 +219,9 @@ def _superlink(run: Path) -> Iterator[Link]:
     home = run / "state" / "flwr"
     shutil.rmtree(home, ignore_errors=True)
     port = free_port()
-    connection = f'[superlink]\ndefault = "private"\n\n[superlink.private]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+    connection = (
+        f'[superlink]\ndefault = "private"\n\n[superlink.private]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+    )
     write_bytes(home / "config.toml", connection.encode())
     environment = settled(os.environ) | {
         "FLWR_HOME": str(home),
@@ -317,7 +331,9 @@ def program(name: str) -> str:
 
 
 def flower(name: str) -> list[str]:
-    """The command that starts Flower's superlink or supernode as a deployment wants it (`fedfinlora.deployment.flower`)."""
+    """The command that starts Flower's superlink or supernode as a deployment wants it
+    (`fedfinlora.deployment.flower`).
+    """
     return [sys.executable, "-P", str(PROJECT_ROOT / "fedfinlora" / "deployment" / "flower.py"), name]
 
 

@@ -54,7 +54,9 @@ def verify(folder: Path, authority: Path | None = None, key: Path | None = None,
     elif is_run or (folder / "state").is_dir():
         found = _run(folder, ca, public, enrolled)
     else:
-        raise UserError(f"{folder} is neither a run ({CHAIN_FILE}), an adapter ({CONFIG_FILE}) nor a bank's home ({SETTINGS}).")
+        raise UserError(
+            f"{folder} is neither a run ({CHAIN_FILE}), an adapter ({CONFIG_FILE}) nor a bank's home ({SETTINGS})."
+        )
     for line in found.checked:
         print(printable(line))
     for line in found.unproven:
@@ -63,7 +65,9 @@ def verify(folder: Path, authority: Path | None = None, key: Path | None = None,
         print(printable(f"WRONG  {line}"))
     unproven = f"{len(found.unproven)} things are not proven"
     print(
-        {WRONG: f"{len(found.wrong)} things are wrong", NOT_ALL_PROVEN: f"nothing is wrong, {unproven}"}.get(found.status, "ok")
+        {WRONG: f"{len(found.wrong)} things are wrong", NOT_ALL_PROVEN: f"nothing is wrong, {unproven}"}.get(
+            found.status, "ok"
+        )
     )
     return found.status
 

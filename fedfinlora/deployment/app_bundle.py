@@ -35,7 +35,9 @@ class RefusedBundle(Exception):
 
 
 def read_bundle(content: bytes, sha256: str) -> Files:
-    """The files of a bundle that was asked for by its hash. RefusedBundle unless it is just as `flwr build` makes one."""
+    """The files of a bundle that was asked for by its hash. RefusedBundle unless it is just as `flwr build` makes
+    one.
+    """
     if len(content) > MOST_BYTES:
         raise RefusedBundle(f"it has {len(content):,} bytes, more than {MOST_BYTES:,}")
     if hashlib.sha256(content).hexdigest() != sha256:
@@ -53,7 +55,9 @@ def read_bundle(content: bytes, sha256: str) -> Files:
 
 
 def _check_entries(entries: list[zipfile.ZipInfo], most_bytes: int) -> None:
-    """Whether all entries can be taken out in memory: plain names, each once, and no more bytes than the archive has."""
+    """Whether all entries can be taken out in memory: plain names, each once, and no more bytes than the archive
+    has.
+    """
     seen: set[str] = set()
     for entry in entries:
         name = f"{entry.orig_filename!a:.100}"
@@ -74,7 +78,9 @@ def _checked_list(files: dict[str, bytes]) -> Files:
     """The files without Flower's list of them, which must tell the truth: Flower looks for the files that it names
     before they are installed.
     """
-    told = [f"{name},{hashlib.sha256(data).hexdigest()},{8 * len(data)}" for name, data in files.items() if name != LIST]
+    told = [
+        f"{name},{hashlib.sha256(data).hexdigest()},{8 * len(data)}" for name, data in files.items() if name != LIST
+    ]
     if files.pop(LIST, b"").decode() != "\n".join(told):
         raise RefusedBundle(f"{LIST} is not the list of its files")
     values = tomllib.loads(files[SETTINGS].decode())
@@ -82,14 +88,17 @@ def _checked_list(files: dict[str, bytes]) -> Files:
 
 
 def installed_files(root: Path = PROJECT_ROOT) -> Files:
-    """The files of the bundle that `flwr build` would make of the project installed here. UserError where that fails."""
+    """The files of the bundle that `flwr build` would make of the project installed here. UserError where that
+    fails.
+    """
     from flwr.cli.build import build_fab_from_files
 
     try:
         include = tomllib.loads((root / SETTINGS).read_text("utf-8"))["tool"]["flwr"]["app"]["fab-include"]
         # Flower itself would look at every file of the checkout, .venv and all runs among them.
         places = [
-            root / name for name in sorted({pattern.strip("/").partition("/")[0] for pattern in (*include, ".gitignore")})
+            root / name
+            for name in sorted({pattern.strip("/").partition("/")[0] for pattern in (*include, ".gitignore")})
         ]
         found = [file for place in places for file in (place.rglob("*") if place.is_dir() else [place])]
         files = {file.relative_to(root).as_posix(): file for file in found if file.is_file() and not file.is_symlink()}
@@ -133,4 +142,6 @@ def app_named_by(files: Files) -> tuple[str, str]:
     them.
     """
     values = json.loads(files[SETTINGS])
-    return f"{values['tool']['flwr']['app']['publisher']}/{values['project']['name']}", str(values["project"]["version"])
+    return f"{values['tool']['flwr']['app']['publisher']}/{values['project']['name']}", str(
+        values["project"]["version"]
+    )

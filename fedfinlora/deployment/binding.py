@@ -126,7 +126,9 @@ def _measure(state: Any, message_id: str) -> None:
     if message_id in _allowed or not parts:
         return
     with state.session() as session:
-        size = session.scalar(select(func.sum(func.length(StoredObject.content))).where(StoredObject.object_id.in_(parts)))
+        size = session.scalar(
+            select(func.sum(func.length(StoredObject.content))).where(StoredObject.object_id.in_(parts))
+        )
     _remembered(_allowed, message_id, bytes_allowed(int(size or 0)))
 
 

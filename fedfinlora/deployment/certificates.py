@@ -234,7 +234,9 @@ def make_node_key(file: Path, comment: str) -> None:
     from cryptography.hazmat.primitives.asymmetric import ec
 
     key = ec.generate_private_key(ec.SECP384R1())
-    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption())
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
     public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     write_private(file, private)
     write_bytes(file.with_name(f"{file.name}.pub"), public + f" {comment}\n".encode())
@@ -260,9 +262,13 @@ def check_public_key(file: Path) -> bytes:
     try:
         key = serialization.load_ssh_public_key(content)
     except ValueError as error:
-        raise UserError(f"{file} is no public key in OpenSSH's form. `bank init` writes one to node.key.pub.") from error
+        raise UserError(
+            f"{file} is no public key in OpenSSH's form. `bank init` writes one to node.key.pub."
+        ) from error
     if isinstance(key, ec.EllipticCurvePublicKey) and not isinstance(key.curve, ec.SECP384R1):
-        raise UserError(f"{file} is a key on {key.curve.name}; signatures are made with P-384, as `bank init` makes it.")
+        raise UserError(
+            f"{file} is a key on {key.curve.name}; signatures are made with P-384, as `bank init` makes it."
+        )
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise UserError(f"{file} is not an elliptic-curve key, which Flower's node authentication wants.")
     return content
@@ -324,7 +330,8 @@ def _usage(signs_certificates: bool) -> x509.KeyUsage:
 
     return x509.KeyUsage(
         digital_signature=not signs_certificates, key_cert_sign=signs_certificates, crl_sign=signs_certificates,
-        content_commitment=False, key_encipherment=False, data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
+        content_commitment=False, key_encipherment=False, data_encipherment=False, key_agreement=False,
+        encipher_only=False, decipher_only=False,
     )  # fmt: skip
 
 
@@ -332,7 +339,9 @@ def _pem_of(key: EllipticCurvePrivateKey, passphrase: bytes | None = None) -> by
     from cryptography.hazmat.primitives import serialization
 
     if passphrase is None:
-        return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        return key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
     encrypted = serialization.BestAvailableEncryption(passphrase)
     return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encrypted)
 

@@ -44,5 +44,6 @@ def _states(database: Path) -> dict[int, str] | None:
     now = time.time()
     # Flower keeps the unsigned number in a signed column.
     return {
-        int(node) % 2**64: "online" if status == "online" and (until or 0) > now else "offline" for node, status, until in rows
+        int(node) % 2**64: "online" if status == "online" and (until or 0) > now else "offline"
+        for node, status, until in rows
     }

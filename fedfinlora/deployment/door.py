@@ -49,7 +49,8 @@ OPEN_PATHS = frozenset(
     | {
         f"{FLEET}{name}"
         for name in (
-            "activate-node", "deactivate-node", "send-node-heartbeat", "pull-messages", "push-messages", "get-run", "get-fab", "push-object", "pull-object",
+            "activate-node", "deactivate-node", "send-node-heartbeat", "pull-messages", "push-messages", "get-run",
+            "get-fab", "push-object", "pull-object",
             "confirm-message-received",
         )
     }
@@ -175,7 +176,9 @@ class Visit(HttpToolsProtocol):
             return
         self._door.open[self._peer.name] += 1
         if self._door.open[self._peer.name] > MOST_OF_A_BANK:
-            log.warning("%s has more than %d open connections; a new one is closed", ascii(self._peer.name), MOST_OF_A_BANK)
+            log.warning(
+                "%s has more than %d open connections; a new one is closed", ascii(self._peer.name), MOST_OF_A_BANK
+            )
             transport.abort()
             return
         self.app = partial(self._door.serve, self._peer)
@@ -270,7 +273,9 @@ class Listener(uvicorn.Server):
             await self.lifespan.shutdown()
             sys.exit(1)
         listening.setblocking(False)
-        self.servers: list[Any] = [_Accepting(listening, asyncio.get_running_loop().create_task(self._accept(listening)))]
+        self.servers: list[Any] = [
+            _Accepting(listening, asyncio.get_running_loop().create_task(self._accept(listening)))
+        ]
         self._log_started_message([listening])
         self.started = True
 
@@ -316,13 +321,20 @@ class Listener(uvicorn.Server):
         limit = HANDSHAKE_S if self.config.ssl else None
         try:
             await loop.connect_accepted_socket(self._made, connection, ssl=self.config.ssl, ssl_handshake_timeout=limit)
-        except (OSError, ValueError, asyncio.CancelledError):  # ssl.SSLError, a lost connection and a timeout among them
+        except (
+            OSError,
+            ValueError,
+            asyncio.CancelledError,
+        ):  # ssl.SSLError, a lost connection and a timeout among them
             connection.close()
 
     def _made(self) -> Any:
         make: Callable[..., Any] = self._protocol or self.config.http_protocol_class
         return make(
-            config=self.config, server_state=self.server_state, app_state=self.lifespan.state, _loop=asyncio.get_running_loop()
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+            _loop=asyncio.get_running_loop(),
         )
 
 
@@ -357,7 +369,9 @@ class _Outer(Listener):
         yield
 
 
-def serve(inner: uvicorn.Config, app: Any, home: Path, host: str, port: int, admits: Callable[[socket.socket], bool]) -> None:
+def serve(
+    inner: uvicorn.Config, app: Any, home: Path, host: str, port: int, admits: Callable[[socket.socket], bool]
+) -> None:
     """Run both listeners until one ends: `inner`, whose connections `admits` looks at, and the public one of the
     coordinator in `home`, which serves `app`.
     """
@@ -365,8 +379,10 @@ def serve(inner: uvicorn.Config, app: Any, home: Path, host: str, port: int, adm
     door = Door(app, home / "enrolled")
     context = public_context(home)
     config = uvicorn.Config(
-        cast(Any, door), host=host, port=port, interface="asgi3", lifespan="off", ws="none", proxy_headers=False, server_header=False, log_config=None,
-        access_log=False,  # a line for each request would make superlink.log grow with every question whether there is something to do
+        cast(Any, door), host=host, port=port, interface="asgi3", lifespan="off", ws="none", proxy_headers=False,
+            server_header=False, log_config=None,
+        access_log=False,
+        # a line for each request would make superlink.log grow with every question whether there is something to do
         ssl_context_factory=lambda _config, _default: context,
     )  # fmt: skip
     most_open = min(MOST_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)

@@ -96,7 +96,9 @@ def stored_again(store_object: Callable[..., bool]) -> Callable[..., bool]:
     """
 
     def stored(state: Any, run_id: int, session_id: str, object_id: str, content: bytes) -> bool:
-        return store_object(state, run_id, session_id, object_id, content) or state.object_store.get(object_id) == content
+        return (
+            store_object(state, run_id, session_id, object_id, content) or state.object_store.get(object_id) == content
+        )
 
     return stored
 
@@ -211,7 +213,12 @@ def presenting(client_class: type[Any]) -> type[Any]:
     class Presenting(client_class):  # type: ignore[misc]
         @classmethod
         def from_server_address(
-            cls, server_address: str, insecure: bool, root_certificates: bytes | str | None, interceptors: Any, **more: Any
+            cls,
+            server_address: str,
+            insecure: bool,
+            root_certificates: bytes | str | None,
+            interceptors: Any,
+            **more: Any,
         ) -> Any:
             from fedfinlora.deployment.reach import bank_context
 

@@ -67,7 +67,9 @@ class Gate:
         write_bytes(self._home / TRUSTED, json.dumps({ENTITY: key}, allow_nan=False).encode())
         return ["--trusted-entities", str(self._home / TRUSTED)]
 
-    def judges(self, content: bytes, sha256: str, app: tuple[str, str], run: int, round_number: int) -> dict[str, str] | None:
+    def judges(
+        self, content: bytes, sha256: str, app: tuple[str, str], run: int, round_number: int
+    ) -> dict[str, str] | None:
         """The signature that lets a bundle in; None, and a line in the bank's history, if it is refused.
 
         `app` is the (publisher/name, version) under which the aggregator asks to run it.
@@ -84,7 +86,9 @@ class Gate:
         except Exception as error:
             why = f"the gate failed ({type(error).__name__}); see supernode.log"
             log.exception("the app bundle of run %d is refused", run)
-        self._note(Event(str(run), round_number, "refused", code="policy-code", detail=why, policy_sha256=policy_sha256))
+        self._note(
+            Event(str(run), round_number, "refused", code="policy-code", detail=why, policy_sha256=policy_sha256)
+        )
         return None
 
     def _check(self, content: bytes, sha256: str, app: tuple[str, str], listed: tuple[str, ...]) -> None:
@@ -93,7 +97,8 @@ class Gate:
         code = code_sha256(files)
         if code not in (listed or (code_sha256(installed_files()),)):
             difference = (
-                first_difference(files, installed_files()) or "it is what is installed here, which the policy does not list"
+                first_difference(files, installed_files())
+                or "it is what is installed here, which the policy does not list"
             )
             raise RefusedBundle(f"{difference} (code {code})")
         if app_named_by(files) != app:
@@ -134,7 +139,10 @@ def installed_only(start_run: Callable[..., Any]) -> Callable[..., Any]:
             difference = str(error)
         if difference:
             log.error("an app bundle is refused at the coordinator: %s", difference)
-            why = f"The coordinator runs only the code that is installed where it was started; of this bundle {difference}."
+            why = (
+                "The coordinator runs only the code that is installed where it was started; of this bundle "
+                f"{difference}."
+            )
             raise HTTPException(status_code=403, detail=why)
         return start_run(request, *others, **more)
 

@@ -131,13 +131,17 @@ def _of_runs(runs: Iterable[Watched]) -> Iterator[Metric]:
     yield _gauge("fedfinlora_rounds_planned", "Rounds that a run is to have", ("run",), planned)
     yield _gauge("fedfinlora_banks_awaited", "Banks still to answer in the present round", ("run",), awaited)
     family = CounterMetricFamily(
-        "fedfinlora_replies", "Requests by what became of them: ok, late, error, rejected, refused", labels=("run", "bank", "outcome")
+        "fedfinlora_replies", "Requests by what became of them: ok, late, error, rejected, refused",
+        labels=("run", "bank", "outcome")
     )  # fmt: skip
     yield _filled(family, replies)
     family = CounterMetricFamily("fedfinlora_refusals", "Refusals by the bank's rule", labels=("run", "bank", "rule"))
     yield _filled(family, refusals)
     yield _gauge(
-        "fedfinlora_epsilon_spent", "Epsilon that a bank has spent over all runs, as last told", ("run", "bank"), epsilon
+        "fedfinlora_epsilon_spent",
+        "Epsilon that a bank has spent over all runs, as last told",
+        ("run", "bank"),
+        epsilon,
     )
 
 
@@ -160,11 +164,16 @@ def _of_rounds(runs: Iterable[Watched]) -> Iterator[Metric]:
             for kind, value in (("train", line.train_loss), ("holdout", line.holdout_loss)):
                 loss |= {} if value is None else {(one.name, kind): value}
     yield rounds.counter("fedfinlora_rounds", "Rounds that are done and saved", ("run",))
-    yield moved.counter("fedfinlora_bytes", "Adapter bytes from banks (up) and to banks (down)", ("run", "bank", "direction"))
+    yield moved.counter(
+        "fedfinlora_bytes", "Adapter bytes from banks (up) and to banks (down)", ("run", "bank", "direction")
+    )
     meaning = "Replies that the server's checks rejected, in rounds that are done, by the check"
     yield rejected.counter("fedfinlora_rejections", meaning, ("run", "bank", "code"))
-    yield took.summary("fedfinlora_round_seconds", "Seconds of a round: all of it, the wait for replies (train), the server's step", ("run", "part"))  # fmt: skip
-    yield trained.summary("fedfinlora_bank_train_seconds", "Seconds that a bank says it trained in a round", ("run", "bank"))
+    yield took.summary("fedfinlora_round_seconds",
+        "Seconds of a round: all of it, the wait for replies (train), the server's step", ("run", "part"))  # fmt: skip
+    yield trained.summary(
+        "fedfinlora_bank_train_seconds", "Seconds that a bank says it trained in a round", ("run", "bank")
+    )
     yield _gauge("fedfinlora_loss", "Loss of the last round, mean over answer tokens", ("run", "rows"), loss)
 
 
@@ -188,16 +197,21 @@ def _of_history(lines: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
     meaning = "Requests that reached the bank, by outcome (sent, refused, failed) and by rule or code"
     yield requests.counter("fedfinlora_bank_requests", meaning, ("outcome", "code"))
     for name, meaning in (
-        ("rows", "Rows trained on, repeats counted"), ("steps", "Optimiser steps"), ("bytes_sent", "Bytes of deltas that left"),
+        ("rows", "Rows trained on, repeats counted"), ("steps", "Optimiser steps"),
+        ("bytes_sent", "Bytes of deltas that left"),
         ("bytes_received", "Bytes of adapters that came"),
     ):  # fmt: skip
         yield CounterMetricFamily(f"fedfinlora_bank_{name}", meaning, value=work.sums.get((name,), 0.0))
-    yield took.summary("fedfinlora_bank_request_seconds", "From begun to the end of a request, in whole seconds", ("outcome",))
+    yield took.summary(
+        "fedfinlora_bank_request_seconds", "From begun to the end of a request, in whole seconds", ("outcome",)
+    )
     yield GaugeMetricFamily(
         "fedfinlora_bank_requests_open", "1 while a request is being worked on", value=float(begun is not None)
     )
     last = _seconds_of(lines[-1]) if lines else 0.0
-    yield GaugeMetricFamily("fedfinlora_bank_last_request_timestamp_seconds", "When the history was last added to", value=last)
+    yield GaugeMetricFamily(
+        "fedfinlora_bank_last_request_timestamp_seconds", "When the history was last added to", value=last
+    )
 
 
 def _of_bookings(lines: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
@@ -235,7 +249,9 @@ def _of_the_machine(
     """`certificates`, `folders`: label -> where it is. What cannot be read has no sample."""
     found = resident(worker_file)
     rss = {(program,): float(one.rss_bytes) for program, one in found.items()}
-    yield _gauge("fedfinlora_resident_memory_bytes", "Resident memory (RSS) of this party's processes", ("program",), rss)
+    yield _gauge(
+        "fedfinlora_resident_memory_bytes", "Resident memory (RSS) of this party's processes", ("program",), rss
+    )
     counts = {(program,): float(one.processes) for program, one in found.items()}
     yield _gauge("fedfinlora_processes", "This party's processes", ("program",), counts)
     ends, free, size = {}, {}, {}

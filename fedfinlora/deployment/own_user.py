@@ -1,10 +1,12 @@
 """Whose process is at the other end of a loopback connection, as Linux knows it: by its socket's owner.
 
-Flower's control and runtime interfaces know no accounts. On loopback every user of the machine can reach them, and a task's token is in the list of
-processes; so a connection is accepted only if its other end belongs to the user who runs this process.
+Flower's control and runtime interfaces know no accounts. On loopback every user of the machine can reach them, and a
+task's token is in the list of processes; so a connection is accepted only if its other end belongs to the user who runs
+this process.
 
-The kernel is asked for the one socket by its two ends (sock_diag(7)), which takes the same time however many sockets there are. Where it does not
-answer, as in some sandboxes, the socket is looked for in /proc/net/tcp, which lists every socket of the network namespace.
+The kernel is asked for the one socket by its two ends (sock_diag(7)), which takes the same time however many sockets
+there are. Where it does not answer, as in some sandboxes, the socket is looked for in /proc/net/tcp, which lists every
+socket of the network namespace.
 """
 
 from __future__ import annotations
@@ -33,9 +35,13 @@ NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, NLMSG_ERROR = 4, 20, 1, 2
 HEADER = struct.Struct("=IHHII")
 """struct nlmsghdr: length, type, flags, sequence, port."""
 QUESTION = struct.Struct("=BBBBI2s2s16s16sI8s")
-"""struct inet_diag_req_v2: family, protocol, extensions, pad, states, source port, destination port, both addresses, interface, cookie."""
+"""struct inet_diag_req_v2: family, protocol, extensions, pad, states, source port, destination port, both addresses,
+interface, cookie.
+"""
 ANSWER = struct.Struct("=BBBB2s2s16s16sI8sIIIII")
-"""struct inet_diag_msg: family, state, timer, retransmissions, the ends as above, expiry, queues of reading and writing, user id, inode."""
+"""struct inet_diag_msg: family, state, timer, retransmissions, the ends as above, expiry, queues of reading and
+writing, user id, inode.
+"""
 ANY_COOKIE = b"\xff" * 8
 ANSWER_S = 1.0
 
@@ -44,13 +50,17 @@ def check_user() -> None:
     """UserError where this process cannot tell its own user from others."""
     if users_look_alike(os.geteuid(), OVERFLOW_UID, UID_MAP):
         raise UserError(
-            f"This process runs as user {os.geteuid()} of a user namespace, where every user from outside has that number too, so it cannot close "
-            "its loopback interfaces to them. Run it as another user of the namespace (for a container: --user 1000, or USER in its image)."
+            f"This process runs as user {os.geteuid()} of a user namespace, where every user from outside has that "
+            "number too, so it cannot close "
+            "its loopback interfaces to them. Run it as another user of the namespace (for a container: --user 1000, "
+            "or USER in its image)."
         )
 
 
 def users_look_alike(own: int, overflow_uid: Path, uid_map: Path) -> bool:
-    """Whether `own` is the number that the kernel shows for users whom this user namespace does not map (user_namespaces(7))."""
+    """Whether `own` is the number that the kernel shows for users whom this user namespace does not map
+    (user_namespaces(7)).
+    """
     try:
         overflow = int(overflow_uid.read_text("ascii"))
         mapped = sum(int(line.split()[2]) for line in uid_map.read_text("ascii").splitlines())
@@ -72,7 +82,9 @@ def is_own(connection: socket.socket) -> bool:
 
 
 def owner_by_netlink(local: End, remote: End) -> int | None:
-    """User id of the open socket that has these two ends, asked of the kernel; None where there is none. OSError where it does not answer."""
+    """User id of the open socket that has these two ends, asked of the kernel; None where there is none. OSError where
+    it does not answer.
+    """
     first, second = _address(local[0]), _address(remote[0])
     family = socket.AF_INET if first.version == 4 else socket.AF_INET6
     question = QUESTION.pack(
@@ -115,10 +127,12 @@ def owner_in_tables(local: End, remote: End) -> int | None:
 
 
 def owner(local: End, remote: End, table: bytes) -> int | None:
-    """User id of the open socket that has these two ends, in the content of /proc/net/tcp or tcp6; None where there is none.
+    """User id of the open socket that has these two ends, in the content of /proc/net/tcp or tcp6; None where there is
+    none.
 
     >>> table = b"1: 0100007F:A1B2 0100007F:2384 01 00000000:00000000 00:00000000 00000000  1000        0 71 1 0 20 4 0 10 -1"
-    >>> owner(("127.0.0.1", 0xA1B2), ("127.0.0.1", 0x2384), table), owner(("127.0.0.1", 0xA1B3), ("127.0.0.1", 0x2384), table)
+    >>> (owner(("127.0.0.1", 0xA1B2), ("127.0.0.1", 0x2384), table),
+    ... owner(("127.0.0.1", 0xA1B3), ("127.0.0.1", 0x2384), table))
     (1000, None)
     """
     for mapped in (False, True):
@@ -131,7 +145,9 @@ def owner(local: End, remote: End, table: bytes) -> int | None:
 
 
 def _after(table: bytes, wanted: bytes) -> Iterator[bytes]:
-    """What follows `wanted` on its line, wherever it occurs: found in the bytes, for a line each is slow with thousands of sockets."""
+    """What follows `wanted` on its line, wherever it occurs: found in the bytes, for a line each is slow with thousands
+    of sockets.
+    """
     at = table.find(wanted)
     while at >= 0:
         end = table.find(b"\n", at)
@@ -147,7 +163,9 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
 
 
 def _spelled(end: End, mapped: bool) -> str:
-    """An end of a connection as the tables spell it: words of the address in the machine's own byte order; `mapped` spells IPv4 as tcp6 does."""
+    """An end of a connection as the tables spell it: words of the address in the machine's own byte order; `mapped`
+    spells IPv4 as tcp6 does.
+    """
     packed = _address(end[0]).packed
     if mapped and len(packed) == 4:
         packed = bytes(10) + b"\xff\xff" + packed

@@ -24,7 +24,12 @@ VERSION = 1
 MAX_SHARE = 0.5
 """strategy.max_share of a deployment where nothing else is said."""
 LARGEST_BYTES = 2**20
-WEIGHTING, SIZES, SHARE, HELD_OUT = "strategy.weighting", "strategy.sizes", "strategy.max_share", "train.holdout_max_rows"
+WEIGHTING, SIZES, SHARE, HELD_OUT = (
+    "strategy.weighting",
+    "strategy.sizes",
+    "strategy.max_share",
+    "train.holdout_max_rows",
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,8 @@ def deployment_config(overrides: Sequence[str]) -> tuple[Config, list[str]]:
     if WEIGHTING not in typed and strategy.weighting == "rows":
         strategy = replace(strategy, weighting="equal")
         said.append(
-            f"all banks weigh the same ({WEIGHTING}=equal): declare their sizes with {SIZES}=[BANK:ROWS,…] to weigh them"
+            f"all banks weigh the same ({WEIGHTING}=equal): declare their sizes with {SIZES}=[BANK:ROWS,…] to weigh "
+            "them"
         )
     if SHARE not in typed and strategy.max_share == 1.0:
         strategy = replace(strategy, max_share=MAX_SHARE)
@@ -83,7 +89,11 @@ def read_plan(file: Path) -> Plan:
         raise ConfigError(
             f"{file} is not the JSON of a plan ({type(error).__name__}). `coordinator plan` writes it."
         ) from error
-    if not isinstance(values, dict) or set(values) != {"version", "source_sha256", "config"} or values["version"] != VERSION:
+    if (
+        not isinstance(values, dict)
+        or set(values) != {"version", "source_sha256", "config"}
+        or values["version"] != VERSION
+    ):
         raise ConfigError(f"{file} is no plan of version {VERSION}. `coordinator plan` writes it.")
     source = values["source_sha256"]
     if not isinstance(source, str) or not SHA256.fullmatch(source):

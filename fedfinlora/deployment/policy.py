@@ -1,7 +1,8 @@
-"""A bank's settings and policy, `bank.yaml`: what may run on its rows, decided by the bank and checked at the bank before a model is loaded.
+"""A bank's settings and policy, `bank.yaml`: what may run on its rows, decided by the bank and checked at the bank
+before a model is loaded.
 
-Each rule has a name. A request that breaks one is refused with that name; the server learns the name and nothing else. The hash of the file goes with
-every reply, so that both sides can say later which policy was in force.
+Each rule has a name. A request that breaks one is refused with that name; the server learns the name and nothing else.
+The hash of the file goes with every reply, so that both sides can say later which policy was in force.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ NEVER_WITH_A_BUDGET = ("none", "bank")
 """Privacy modes in which a bank's reply leaves it without the bank's own noise: what it would spend has no limit."""
 LARGEST_DELTA = 1e-5
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""The linear layers of attention and MLP. An update of lm_head or of the embeddings names the tokens of the rows that it was trained on."""
+"""The linear layers of attention and MLP. An update of lm_head or of the embeddings names the tokens of the rows that
+it was trained on.
+"""
 EVERY_DATASET = "all"
 FEWEST = 20
 """Default of min_units and min_rows: twice the ten persons below which statistical offices publish no figure, and fewer
@@ -43,26 +46,33 @@ class Policy:
     """What a bank allows. Empty lists allow nothing, 0 means no limit."""
 
     models: tuple[str, ...] = ()
-    """Base models by model.path, e.g. meta-llama/Llama-3.1-8B-Instruct; PATH@REVISION allows one revision only, and with " sha256:HASH" after
-    either, as `bank init` writes it, only these very files."""
+    """Base models by model.path, e.g. meta-llama/Llama-3.1-8B-Instruct; PATH@REVISION allows one revision only, and
+    with " sha256:HASH" after either, as `bank init` writes it, only these very files.
+    """
     peft_methods: tuple[str, ...] = ("lora", "qlora", "rslora", "dora", "lora_xs")
     """lora, qlora, dora, rslora, lora_xs."""
     max_rank: int = 64
     """Largest peft.rank."""
     target_modules: tuple[str, ...] = PROJECTIONS
-    """Layers that an adapter may sit on, by name. lm_head and the embeddings are not among them: without noise their update shows the very
-    tokens of the rows, so list them for private rounds alone, if ever."""
+    """Layers that an adapter may sit on, by name. lm_head and the embeddings are not among them: without noise their
+    update shows the very tokens of the rows, so list them for private rounds alone, if ever.
+    """
     optimizer: tuple[str, ...] = ("adamw",)
-    """Optimisers that a round without the bank's own noise may ask for. One step of sgd is the gradient itself, from which rows can be
-    computed; list sgd to allow it. Without it adamw is refused too where its settings make it that: train.clip_norm below 1e-4,
-    train.learning_rate above 0.1 or train.proximal_mu above 10. Rounds with the bank's own noise may use either."""
+    """Optimisers that a round without the bank's own noise may ask for. One step of sgd is the gradient itself, from
+    which rows can be computed; list sgd to allow it. Without it adamw is refused too where its settings make it that:
+    train.clip_norm below 1e-4, train.learning_rate above 0.1 or train.proximal_mu above 10. Rounds with the bank's own
+    noise may use either.
+    """
     datasets: tuple[str, ...] = (EVERY_DATASET,)
-    """Tasks that a round may train on, by the names of declared_rows; [all] = every one. With names here, a request must name its tasks.
-    dataset.equalize_tasks is refused whatever stands here: copies of rows would count as rows."""
+    """Tasks that a round may train on, by the names of declared_rows; [all] = every one. With names here, a request
+    must name its tasks. dataset.equalize_tasks is refused whatever stands here: copies of rows would count as rows.
+    """
     generation: str = "loss"
-    """What may be computed from private rows besides training: loss, the mean loss of held-out rows on the adapter that was sent, or none.
-    The bank draws these rows with a secret key, min_rows of each task that has ten times as many, the same in all rounds and runs;
-    train.holdout_max_rows in a request is 0 or at least min_rows, else it is refused. Text is never generated from them, whatever stands here."""
+    """What may be computed from private rows besides training: loss, the mean loss of held-out rows on the adapter that
+    was sent, or none. The bank draws these rows with a secret key, min_rows of each task that has ten times as many,
+    the same in all rounds and runs; train.holdout_max_rows in a request is 0 or at least min_rows, else it is refused.
+    Text is never generated from them, whatever stands here.
+    """
     max_steps_per_round: int = 100
     """Most optimiser steps in one round."""
     max_rows_per_round: int = 0
@@ -78,13 +88,18 @@ class Policy:
     """Largest privacy.epsilon of a run; a noise multiplier given instead is refused. With privacy=none it has no
     meaning. It binds one run; what binds all of them together is budget_epsilon."""
     max_delta: float = LARGEST_DELTA
-    """Largest privacy.delta, the probability with which its guarantee may fail, that a private request may name. A larger one was
-    never used, and is now refused."""
+    """Largest privacy.delta, the probability with which its guarantee may fail, that a private request may name. A
+    larger one was never used, and is now refused.
+    """
     code: tuple[str, ...] = ()
-    """App bundles that may run, by the hash of all their files, which `bank status` and `coordinator status` show of the code beside them; empty = the
-    code that is installed here and no other. Checked before anything of a bundle is unpacked; a change holds from the next run on."""
+    """App bundles that may run, by the hash of all their files, which `bank status` and `coordinator status` show of
+    the code beside them; empty = the code that is installed here and no other. Checked before anything of a bundle is
+    unpacked; a change holds from the next run on.
+    """
     reveal: tuple[str, ...] = REVEALABLE
-    """Figures that may leave with a delta. Steps and what privacy has spent are always told; without rows, strategy.weighting=rows is refused."""
+    """Figures that may leave with a delta. Steps and what privacy has spent are always told; without rows,
+    strategy.weighting=rows is refused.
+    """
     hours: str = "00:00-24:00"
     """When rounds may begin, by the bank's clock; 20:00-06:00 goes over midnight."""
 
@@ -101,23 +116,33 @@ class Policy:
         for model in self.models:
             if not MODEL.fullmatch(model):
                 raise ConfigError(
-                    f"policy.models: {model!r} must be PATH, PATH@REVISION, or either with ' sha256:' and 64 digits after it."
+                    f"policy.models: {model!r} must be PATH, PATH@REVISION, or either with ' sha256:' and 64 digits "
+                    "after it."
                 )
         for code in self.code:
             if not SHA256.fullmatch(code):
                 raise ConfigError(f"policy.code: {code!r} is not a hash of 64 digits, as `bank status` shows it.")
         for unit in self.privacy_units:
             choose(unit, ("example", "customer", "bank"), "policy.privacy_units")
-        for name in ("max_rank", "max_steps_per_round", "max_rows_per_round", "max_rounds_per_day", "max_epsilon", "max_delta"):
+        for name in (
+            "max_rank",
+            "max_steps_per_round",
+            "max_rows_per_round",
+            "max_rounds_per_day",
+            "max_epsilon",
+            "max_delta",
+        ):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"policy.{name} must be 0 (no limit) or more, not {getattr(self, name)}.")
         if not (found := HOURS.fullmatch(self.hours)):
             raise ConfigError(
-                f"policy.hours must look like 08:00-18:00, from 00:00 to 24:00, each with two digits, not {self.hours!r}."
+                "policy.hours must look like 08:00-18:00, from 00:00 to 24:00, each with two digits, not "
+                f"{self.hours!r}."
             )
         if found[1] == found[2]:
             raise ConfigError(
-                f"policy.hours: {self.hours!r} begins when it ends. Write 00:00-24:00 for always; to allow nothing, write privacy: []."
+                f"policy.hours: {self.hours!r} begins when it ends. Write 00:00-24:00 for always; to allow nothing, "
+                "write privacy: []."
             )
 
 
@@ -166,7 +191,8 @@ class BankSettings:
             raise ConfigError(f"budget_epsilon must be 0 (no limit) or a number above it, not {self.budget_epsilon}.")
         if not 0 <= self.delta <= LARGEST_DELTA:
             raise ConfigError(
-                f"delta must be 0 (min(1e-5, N^-1.2)) or a number above it, at most {LARGEST_DELTA:g}, not {self.delta}."
+                f"delta must be 0 (min(1e-5, N^-1.2)) or a number above it, at most {LARGEST_DELTA:g}, not "
+                f"{self.delta}."
             )
         for name in ("min_units", "min_rows"):
             if getattr(self, name) < 0:
@@ -186,7 +212,8 @@ def declared_sizes(entries: Iterable[str]) -> dict[str, int]:
         task, _, rows = entry.rpartition(":")
         if not task or "," in task or task in found or not re.fullmatch("[1-9][0-9]{0,14}", rows):
             raise ConfigError(
-                f"declared_rows: {entry!r} must be TASK:ROWS, each task once, without comma, and a whole number of rows above 0."
+                f"declared_rows: {entry!r} must be TASK:ROWS, each task once, without comma, and a whole number of "
+                "rows above 0."
             )
         found[task] = int(rows)
     return found
@@ -218,8 +245,9 @@ class Work:
 
 
 SMALLEST_CLIP, LARGEST_RATE, LARGEST_PULL = 1e-4, 0.1, 10.0
-"""Of train.clip_norm, train.learning_rate and train.proximal_mu: far beyond what anybody trains with. Gradients below AdamW's epsilon of 1e-8 make its step
-the gradient itself; a large pull to the start undoes every row's step but one's."""
+"""Of train.clip_norm, train.learning_rate and train.proximal_mu: far beyond what anybody trains with. Gradients below
+AdamW's epsilon of 1e-8 make its step the gradient itself; a large pull to the start undoes every row's step but one's.
+"""
 
 
 def _is_sgd(train: TrainConfig) -> bool:
@@ -234,22 +262,28 @@ RULES: dict[str, Callable[[Policy, Work], bool]] = {
     "target_modules": lambda policy, work: not set(work.config.peft.target_modules) <= set(policy.target_modules),
     "optimizer": lambda policy, work: (
         not work.config.privacy.in_the_bank
-        and (work.config.train.optimizer not in policy.optimizer or ("sgd" not in policy.optimizer and _is_sgd(work.config.train)))
+        and (work.config.train.optimizer not in policy.optimizer or ("sgd" not in policy.optimizer and _is_sgd(work.config.train)))  # noqa: E501
     ),
-    "datasets": lambda policy, work: not _may_train_on(policy.datasets, work.config.dataset.tasks) or work.config.dataset.equalize_tasks,
+    "datasets": lambda policy,
+    work: not _may_train_on(policy.datasets, work.config.dataset.tasks) or work.config.dataset.equalize_tasks,
     "generation": lambda policy, work: _scores_rows(policy, work.config.train.holdout_max_rows, work.min_rows),
     "max_steps_per_round": lambda policy, work: 0 < policy.max_steps_per_round < work.steps,
     "max_rows_per_round": lambda policy, work: 0 < policy.max_rows_per_round < work.rows,
     "max_rounds_per_day": lambda policy, work: 0 < policy.max_rounds_per_day <= work.rounds_today,
     "privacy": lambda policy, work: work.config.privacy.mode not in policy.privacy,
-    "privacy_units": lambda policy, work: work.config.privacy.mode != "none" and work.config.privacy.unit not in policy.privacy_units,
-    "max_epsilon": lambda policy, work: work.config.privacy.mode != "none" and _too_much(policy.max_epsilon, work.config.privacy.epsilon),
-    "max_delta": lambda policy, work: work.config.privacy.mode != "none" and 0 < policy.max_delta < work.config.privacy.delta,
+    "privacy_units": lambda policy,
+    work: work.config.privacy.mode != "none" and work.config.privacy.unit not in policy.privacy_units,
+    "max_epsilon": lambda policy,
+    work: work.config.privacy.mode != "none" and _too_much(policy.max_epsilon, work.config.privacy.epsilon),
+    "max_delta": lambda policy,
+    work: work.config.privacy.mode != "none" and 0 < policy.max_delta < work.config.privacy.delta,
     "reveal": lambda policy, work: _weighs_by_rows(work.config) and "rows" not in policy.reveal,
     "hours": lambda policy, work: not within(policy.hours, work.now),
 }  # fmt: skip
-"""Rule -> whether the work breaks it. A new rule needs a line here, a field of Policy, a sentence in `fedfinlora.reasons.SAFE_REASONS` and a way out in
-`client_app.trial`. The rule `code` is not among them: it judges the code that would run these, and is kept by `fedfinlora.deployment.gate`."""
+"""Rule -> whether the work breaks it. A new rule needs a line here, a field of Policy, a sentence in
+`fedfinlora.reasons.SAFE_REASONS` and a way out in `client_app.trial`. The rule `code` is not among them: it judges the
+code that would run these, and is kept by `fedfinlora.deployment.gate`.
+"""
 
 
 def broken_rules(policy: Policy, work: Work) -> Iterator[str]:
@@ -276,7 +310,9 @@ def within(hours: str, now: datetime) -> bool:
 
 
 def read_settings(file: Path) -> tuple[BankSettings, str]:
-    """(bank.yaml, SHA-256 of the file). ConfigError that names the file and the key for anything that is not as it should be."""
+    """(bank.yaml, SHA-256 of the file). ConfigError that names the file and the key for anything that is not as it
+    should be.
+    """
     try:
         content = file.read_bytes()
         values = read_yaml(content)
@@ -295,10 +331,17 @@ def settings_text(settings: BankSettings) -> str:
     import inspect
 
     lines = [
-        "# What may run on this bank's rows. The hash of this file goes with every reply. A change holds from the next request on; one of",
+        (
+            "# What may run on this bank's rows. The hash of this file goes with every reply. A change holds from the "
+            "next "
+            "request on; one of"
+        ),
         "# `coordinator` needs a restart of the bank.",
     ]
-    for cls, values, indent in ((BankSettings, to_plain_group(settings), ""), (Policy, to_plain_group(settings.policy), "  ")):
+    for cls, values, indent in (
+        (BankSettings, to_plain_group(settings), ""),
+        (Policy, to_plain_group(settings.policy), "  "),
+    ):
         meanings = dict(re.findall(r"^    (\w+): [^\n]*\n    \"\"\"(.*?)\"\"\"", inspect.getsource(cls), re.S | re.M))
         for key, value in values.items():
             if meanings.get(key):
@@ -322,7 +365,9 @@ def _may_train_on(allowed: tuple[str, ...], tasks: tuple[str, ...]) -> bool:
 
 
 def _scores_rows(policy: Policy, asked: int, min_rows: int) -> bool:
-    """Whether held-out rows would be scored though the bank scores none, or so few that the loss of single ones could be read off."""
+    """Whether held-out rows would be scored though the bank scores none, or so few that the loss of single ones could
+    be read off.
+    """
     return asked > 0 and (policy.generation == "none" or asked < min_rows)
 
 
@@ -331,5 +376,7 @@ def _weighs_by_rows(config: Config) -> bool:
 
 
 def _too_much(limit: float, epsilon: float) -> bool:
-    """Whether a run's epsilon is above the limit; an epsilon that is not given (a noise multiplier is) cannot be compared."""
+    """Whether a run's epsilon is above the limit; an epsilon that is not given (a noise multiplier is) cannot be
+    compared.
+    """
     return limit > 0 and (epsilon == 0 or epsilon > limit)

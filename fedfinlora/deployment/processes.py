@@ -44,7 +44,8 @@ def program_of(words: list[str]) -> str:
     """The name of what a command line runs; "" for a process without one. `flower.py superlink` is called
     flower-superlink, as Flower's own program.
 
-    >>> program_of(["/x/python", "/x/flower-superlink", "--port", "1"]), program_of(["python3.11", "-m", "client_app.worker", "/s"])
+    >>> (program_of(["/x/python", "/x/flower-superlink", "--port", "1"]),
+    ... program_of(["python3.11", "-m", "client_app.worker", "/s"]))
     ('flower-superlink', 'client_app.worker')
     >>> program_of(["/x/python", "-P", "/x/flower.py", "supernode"]), program_of(["python", "-c", "pass"])
     ('flower-supernode', 'python')

@@ -41,7 +41,9 @@ def check_address(address: str) -> None:
 
 
 def bank_context(home: Path) -> ssl.SSLContext:
-    """TLS towards the coordinator, with the bank's own certificate. UserError where the folder has none that can be used."""
+    """TLS towards the coordinator, with the bank's own certificate. UserError where the folder has none that can be
+    used.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         context.load_verify_locations(home / AUTHORITY)
@@ -55,7 +57,9 @@ def bank_context(home: Path) -> ssl.SSLContext:
 
 
 def trouble(address: str, home: Path) -> str:
-    """Why the bank of a folder cannot work with the coordinator at `address` (HOST:PORT); "" where nothing is wrong with the way, the certificate and the clock."""
+    """Why the bank of a folder cannot work with the coordinator at `address` (HOST:PORT); "" where nothing is wrong
+    with the way, the certificate and the clock.
+    """
     import httpx
 
     authority = home / AUTHORITY
@@ -72,7 +76,8 @@ def trouble(address: str, home: Path) -> str:
         return f"What answers at {address} is no coordinator."
     if answer.status_code == httpx.codes.UNAUTHORIZED:
         return (
-            f"The coordinator at {address} has not enrolled this bank's certificate ({home / CERTIFICATE}), or has revoked it."
+            f"The coordinator at {address} has not enrolled this bank's certificate ({home / CERTIFICATE}), or has "
+            "revoked it."
         )
     return clock_trouble(ahead_s)
 
@@ -83,13 +88,15 @@ def clock_trouble(ahead_s: float) -> str:
     >>> clock_trouble(3.5)
     ''
     >>> clock_trouble(-360)
-    "This machine's clock is 6.0 minutes behind the coordinator's. It may be 5 seconds ahead or 5 minutes behind: set it (NTP) and start again."
+    "This machine's clock is 6.0 minutes behind the coordinator's. It may be 5 seconds ahead or 5 minutes behind: set it
+    (NTP) and start again."
     """
     if -MOST_BEHIND_S <= ahead_s <= MOST_AHEAD_S:
         return ""
     way = "ahead of" if ahead_s > 0 else "behind"
     return (
-        f"This machine's clock is {abs(ahead_s) / 60:.1f} minutes {way} the coordinator's. It may be {MOST_AHEAD_S} seconds ahead or "
+        f"This machine's clock is {abs(ahead_s) / 60:.1f} minutes {way} the coordinator's. It may be {MOST_AHEAD_S} "
+        "seconds ahead or "
         f"{MOST_BEHIND_S // 60} minutes behind: set it (NTP) and start again."
     )
 
@@ -97,11 +104,15 @@ def clock_trouble(ahead_s: float) -> str:
 def _of_connection(address: str, authority: Path, said: str) -> str:
     if "CERTIFICATE_VERIFY_FAILED" in said:
         return (
-            f"What answers at {address} has no good certificate of {authority}: {said.rpartition(': ')[2]}. Do not go on: it may be "
+            f"What answers at {address} has no good certificate of {authority}: {said.rpartition(': ')[2]}. Do not go "
+            "on: it may be "
             "somebody else. Compare ca.crt with the coordinator by another way."
         )
     if "disconnected" in said or "reset" in said or "ALERT" in said:
-        return f"What answers at {address} ends the connection at once ({said}): it does not take this bank's certificate, or is no coordinator."
+        return (
+            f"What answers at {address} ends the connection at once ({said}): it does not take this bank's "
+            "certificate, or is no coordinator."
+        )
     if "SSL" in said and "EOF" not in said and "timed out" not in said:
         return f"What answers at {address} does not speak TLS as a coordinator does ({said})."
     return f"Nobody answers at {address} ({said})."

@@ -151,7 +151,9 @@ def _round_words(one: Watched) -> str:
 
 def _evaluating(one: Watched) -> str:
     event = one.progress.evaluation
-    return f"{event.get('label')}, {event.get('benchmark')} ({event.get('index')} of {event.get('of')})" if event else ""
+    return (
+        f"{event.get('label')}, {event.get('benchmark')} ({event.get('index')} of {event.get('of')})" if event else ""
+    )
 
 
 def _banks(shown: Watched | None, states: Mapping[str, str], epsilon: Mapping[str, float]) -> list[dict[str, Any]]:

@@ -20,7 +20,9 @@ class Listen(NamedTuple):
     address: str = LOOPBACK
 
 
-def watch_coordinator(home: Path, title: str, healthy: Callable[[], bool], listen: Listen) -> ThreadingHTTPServer | None:
+def watch_coordinator(
+    home: Path, title: str, healthy: Callable[[], bool], listen: Listen
+) -> ThreadingHTTPServer | None:
     """Serve an aggregator's pages. UserError where the port cannot be had."""
     if not listen.port:
         return None

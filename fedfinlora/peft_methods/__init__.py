@@ -1,4 +1,6 @@
-"""PEFT methods by name; docs/extending.md walks through adding one: a file with a `Lora`, listed here and in `fedfinlora.config.PEFT_METHODS`."""
+"""PEFT methods by name; docs/extending.md walks through adding one: a file with a `Lora`, listed here and in
+`fedfinlora.config.PEFT_METHODS`.
+"""
 
 from __future__ import annotations
 

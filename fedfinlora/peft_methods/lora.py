@@ -1,7 +1,7 @@
 """LoRA (Hu et al. 2021), and what a PEFT method is: how an adapter is built, named, frozen, started, saved and loaded.
 
-QLoRA (Dettmers et al. 2023) is LoRA on an nf4 base; DoRA (Liu et al. 2024) and rsLoRA (Kalajdzievski 2023) are flags of PEFT's LoRA. FFA-LoRA (Sun et al.
-2024), peft.freeze_a=true, trains B alone.
+QLoRA (Dettmers et al. 2023) is LoRA on an nf4 base; DoRA (Liu et al. 2024) and rsLoRA (Kalajdzievski 2023) are flags of
+PEFT's LoRA. FFA-LoRA (Sun et al. 2024), peft.freeze_a=true, trains B alone.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ MAGNITUDE = ".lora_magnitude_vector"
 
 @dataclass(frozen=True)
 class Lora:
-    """A PEFT method. The base class is LoRA itself; others override what differs. Methods in the order in which they run."""
+    """A PEFT method. The base class is LoRA itself; others override what differs. Methods in the order in which they
+    run.
+    """
 
     flags: Mapping[str, bool] = field(default_factory=dict)
     """Of `peft.LoraConfig`."""
@@ -48,7 +50,9 @@ class Lora:
         return peft.freeze_a
 
     def build(self, model: nn.Module, peft: PeftConfig) -> None:
-        """Make the method of PEFT's fresh LoRA: freeze, replace or add parameters. UserError where the base does not allow it."""
+        """Make the method of PEFT's fresh LoRA: freeze, replace or add parameters. UserError where the base does not
+        allow it.
+        """
         if peft.freeze_a:
             for name, parameter in model.named_parameters():
                 if ".lora_A." in name:
@@ -69,11 +73,14 @@ class Lora:
         return {**frozen, **trained}
 
     def imported(self, tensors: Tensors, frozen: Tensors, file: Path) -> Tensors:
-        """The trained tensors of a folder that has the names and shapes of `exported`. UserError where it is of another run."""
+        """The trained tensors of a folder that has the names and shapes of `exported`. UserError where it is of another
+        run.
+        """
         for name, expected in frozen.items():
             if not np.array_equal(tensors[name], expected):
                 raise UserError(
-                    f"{file}: {name} is not what peft.freeze_a=true and this seed give. Set seed= as in its run, or peft.freeze_a=false."
+                    f"{file}: {name} is not what peft.freeze_a=true and this seed give. Set seed= as in its run, or "
+                    "peft.freeze_a=false."
                 )
         return tensors
 

@@ -1,10 +1,10 @@
 """LoRA-XS (Bałazy, Banaei, Aberer, Tabor 2024, arXiv 2405.17604): h = W x + s B R A x, and R alone is trained.
 
-A = V_r^T and B = U_r Sigma_r are the r largest singular triplets of the frozen weight W (out, in), as quantized; R is
-r x r. Each bank computes A and B from its own copy of the base, so R is all that is sent: r² numbers a layer. The mean of
-the banks' R is exactly the mean of their updates, and noise on R stays linear in the update (Fed-SB: Singhal et al. 2025,
-arXiv 2502.15436). Deviation: R starts at zero instead of N(0, 1e-5 squared), since its gradient there,
-s B^T g (A x)^T, is not zero.
+A = V_r^T and B = U_r Sigma_r are the r largest singular triplets of the frozen weight W (out, in), as quantized; R is r
+x r. Each bank computes A and B from its own copy of the base, so R is all that is sent: r² numbers a layer. The mean of
+the banks' R is exactly the mean of their updates, and noise on R stays linear in the update (Fed-SB: Singhal et al.
+2025, arXiv 2502.15436). Deviation: R starts at zero instead of N(0, 1e-5 squared), since its gradient there, s B^T g (A
+x)^T, is not zero.
 
 R means the same at two banks only if their weights are the same. Where some compute in 16 bits and others in 32
 (model.dtype=auto with and without GPUs), the checkpoint must be one of 16 bits, or model.dtype be set.
@@ -71,8 +71,8 @@ class LoraXs(Lora):
 def insert(model: nn.Module, rank: int, adapter_name: str) -> None:
     """Make LoRA-XS of a PEFT model's fresh LoRA adapter of this rank: A and B frozen, R = 0 before B.
 
-    UserError if a weight has fewer directions than the rank. R is a linear layer that sees (tokens, r), so privacy=example
-    clips it like A and B of plain LoRA.
+    UserError if a weight has fewer directions than the rank. R is a linear layer that sees (tokens, r), so
+    privacy=example clips it like A and B of plain LoRA.
     """
     import torch
     from torch import nn
@@ -98,8 +98,8 @@ def insert(model: nn.Module, rank: int, adapter_name: str) -> None:
 def base_weight(layer: nn.Module) -> NDArray[np.float64]:
     """The values that a frozen linear layer computes with, (out, in) float64 on the CPU.
 
-    Quantized weights are dequantized to float32 whatever the model computes in, so that banks with and without a GPU get
-    the same.
+    Quantized weights are dequantized to float32 whatever the model computes in, so that banks with and without a GPU
+    get the same.
     """
     import torch
     from bitsandbytes.functional import dequantize_4bit
@@ -122,10 +122,11 @@ def base_weight(layer: nn.Module) -> NDArray[np.float64]:
 def factors(weight: NDArray[np.float64], rank: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(A, B) = (V_r^T (rank, in), U_r Sigma_r (out, rank)), float32, of a weight (out, in) float64.
 
-    From the eigenvectors of the smaller Gram matrix, in float64: a relative error of some 1e-16 times the squared ratio of
-    the largest to the smallest of the r singular values (15 at rank 64 in the embedded model). The sign of each pair makes
-    the entry of its left vector with the largest absolute value positive, so that it does not depend on the machine's
-    LAPACK. One thread takes 20 ms for 576 x 576 and 6 s for 4,096 x 4,096. UserError if the weight has fewer directions.
+    From the eigenvectors of the smaller Gram matrix, in float64: a relative error of some 1e-16 times the squared ratio
+    of the largest to the smallest of the r singular values (15 at rank 64 in the embedded model). The sign of each pair
+    makes the entry of its left vector with the largest absolute value positive, so that it does not depend on the
+    machine's LAPACK. One thread takes 20 ms for 576 x 576 and 6 s for 4,096 x 4,096. UserError if the weight has fewer
+    directions.
     """
     from scipy.linalg import eigh
 
@@ -154,11 +155,12 @@ def folded(trained: Tensors, frozen: Tensors) -> dict[str, NDArray[np.float32]]:
 
 
 def unfolded(tensors: Tensors, frozen: Tensors, file: Path) -> dict[str, NDArray[np.float32]]:
-    """Saved name -> R of an ordinary LoRA's tensors, of the shapes that `folded` gives: the R with B R A = lora_B lora_A.
+    """Saved name -> R of an ordinary LoRA's tensors, of the shapes that `folded` gives: the R with B R A = lora_B
+    lora_A.
 
-    B has orthogonal columns and A orthonormal rows, so R = B^+ lora_B lora_A A^T, to a relative error of some 1e-7 times the
-    ratio of the largest to the smallest singular value. UserError where `lora_A` or `lora_B` lies outside the space of A or
-    B, such as another base's.
+    B has orthogonal columns and A orthonormal rows, so R = B^+ lora_B lora_A A^T, to a relative error of some 1e-7
+    times the ratio of the largest to the smallest singular value. UserError where `lora_A` or `lora_B` lies outside the
+    space of A or B, such as another base's.
     """
     found = {}
     for name in (name for name in frozen if name.endswith(FROZEN_B)):
@@ -169,7 +171,8 @@ def unfolded(tensors: Tensors, frozen: Tensors, file: Path) -> dict[str, NDArray
         for end, saved, inside in ((FROZEN_A, saved_a, rows @ a), (FOLDED_B, saved_b, b @ columns)):
             if np.linalg.norm(saved - inside) > OUTSIDE * np.linalg.norm(saved):
                 raise UserError(
-                    f"{file}: {layer}{end} is not of the form B R A with the A and B that peft=lora_xs takes from this base model. Set model= and "
+                    f"{file}: {layer}{end} is not of the form B R A with the A and B that peft=lora_xs takes from this "
+                    "base model. Set model= and "
                     "model.quantization= as in its run, or peft=lora."
                 )
         found[layer + TRAINED] = (columns @ rows).astype(np.float32)

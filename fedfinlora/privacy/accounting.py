@@ -139,7 +139,9 @@ def _rdp_of_step(sampling_rate: float, noise_multiplier: float) -> NDArray[np.fl
     """
     from opacus.accountants.analysis.rdp import compute_rdp
 
-    found: NDArray[np.float64] = compute_rdp(q=sampling_rate, noise_multiplier=noise_multiplier, steps=1, orders=_orders())
+    found: NDArray[np.float64] = compute_rdp(
+        q=sampling_rate, noise_multiplier=noise_multiplier, steps=1, orders=_orders()
+    )
     return found
 
 

@@ -57,7 +57,13 @@ def canary_check(views: Mapping[str, View], claim: Claim, confidence: float) -> 
     claimed = math.isfinite(claim.epsilon)
     spent = claim.spent if claimed else (Steps(1.0, 1.0, 1),)
     significance = (1 - confidence) / len(views)
-    found, largest, factors, said, limits = dict[str, Bound](), dict[str, Bound](), dict[str, float](), list[str](), list[str]()
+    found, largest, factors, said, limits = (
+        dict[str, Bound](),
+        dict[str, Bound](),
+        dict[str, float](),
+        list[str](),
+        list[str](),
+    )
     for name, view in views.items():
         count = len(view.scores)
         plans = (best_plan(spent, count, significance),) if view.orthogonal and claimed else PLANS
@@ -92,7 +98,9 @@ def canary_check(views: Mapping[str, View], claim: Claim, confidence: float) -> 
                     "canaries": len(view.scores),
                     "included": int(view.included.sum()),
                     "epsilon_at_least": found[name].epsilon,
-                    "noise_factor_at_most": found[name].noise_factor if math.isfinite(found[name].noise_factor) else None,
+                    "noise_factor_at_most": found[name].noise_factor
+                    if math.isfinite(found[name].noise_factor)
+                    else None,
                     "guesses": found[name].guesses,
                     "right": found[name].right,
                     "epsilon_if_all_right": largest[name].epsilon,
@@ -112,7 +120,8 @@ def _needed(views: Mapping[str, View], spent: Sequence[Steps], significance: flo
     count = needed_canaries(spent, significance)
     if count is None:
         return (
-            f"{MOST_CANARIES} canaries in these {steps} steps would not decide: more steps, or a larger sampling rate, would."
+            f"{MOST_CANARIES} canaries in these {steps} steps would not decide: more steps, or a larger sampling "
+            "rate, would."
         )
     minutes = view.seconds / 60 * count / len(view.scores)
     return f"{count} canaries ({steps} steps, {minutes:.2g} minutes) would decide: --canaries {count}."

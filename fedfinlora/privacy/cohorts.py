@@ -123,7 +123,8 @@ def cohort_of(hashed: HashedRows, by_customer: bool, taking_part: NDArray[np.boo
         sizes = np.ones_like(sizes)
     named = names != 0
     return Cohort(
-        np.concatenate([hashes, names[named]]), np.concatenate([weights, sizes[named].astype(np.int32)]).astype(np.int32)
+        np.concatenate([hashes, names[named]]),
+        np.concatenate([weights, sizes[named].astype(np.int32)]).astype(np.int32),
     )
 
 
@@ -185,7 +186,9 @@ class CohortFiles:
         try:
             first, _, content = (self.folder / address).read_bytes().partition(b"\n")
             header = json.loads(first)
-            return _Header(str(header["base"]), int(header["depth"]), int(header["removed"]), int(header["added"])), content
+            return _Header(
+                str(header["base"]), int(header["depth"]), int(header["removed"]), int(header["added"])
+            ), content
         except OSError as error:
             raise CohortError(f"cohort {address[:12]} cannot be read ({error.strerror})") from error
         except (ValueError, KeyError, TypeError) as error:

@@ -54,7 +54,9 @@ class PublishedMechanism:
         """What `count` steps are, as steps of a Gaussian mechanism that every row is in."""
         return Steps(1.0, self.noise_multiplier / SENSITIVITY, count)
 
-    def among(self, rows: Sequence[Example], taking_part: NDArray[np.bool_]) -> tuple[PublishedMechanism, Sequence[Example]]:
+    def among(
+        self, rows: Sequence[Example], taking_part: NDArray[np.bool_]
+    ) -> tuple[PublishedMechanism, Sequence[Example]]:
         """The same, and the rows that may take part."""
         return self, [row for row, is_in in zip(rows, taking_part, strict=True) if is_in]
 
@@ -75,12 +77,16 @@ def clip_and_noise(model: nn.Module, mechanism: PublishedMechanism, step: int) -
     stream = Stream(keys.noise)
     for kind in KINDS:
         gradients = [
-            parameter.grad for name, parameter in trainable(model).items() if kind in name and parameter.grad is not None
+            parameter.grad
+            for name, parameter in trainable(model).items()
+            if kind in name and parameter.grad is not None
         ]
         if not gradients:
             continue
         grid = Grid(mechanism.clip_norm, mechanism.noise_multiplier, sum(gradient.numel() for gradient in gradients))
-        norm = float(torch.stack([gradient.float().square().sum(dtype=torch.float64) for gradient in gradients]).sum().sqrt())
+        norm = float(
+            torch.stack([gradient.float().square().sum(dtype=torch.float64) for gradient in gradients]).sum().sqrt()
+        )
         factor = grid.factor(norm)
         steps = [
             gradient.double().mul(factor).round_() if factor else torch.zeros_like(gradient, dtype=torch.float64)

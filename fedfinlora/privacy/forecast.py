@@ -119,7 +119,8 @@ def adapter_parameters(peft: PeftConfig, shapes: Shapes) -> int:
     model's.
 
     >>> shapes = {"layers.0.q_proj": (64, 64), "layers.0.v_proj": (64, 32)}
-    >>> [adapter_parameters(PeftConfig(method, 8, target_modules=("q_proj", "v_proj")), shapes) for method in ("lora", "dora", "lora_xs")]
+    >>> [adapter_parameters(PeftConfig(method, 8, target_modules=("q_proj", "v_proj")),
+    ... shapes) for method in ("lora", "dora", "lora_xs")]
     [1792, 1888, 128]
     """
     chosen = [
@@ -129,7 +130,9 @@ def adapter_parameters(peft: PeftConfig, shapes: Shapes) -> int:
     ]
     if not chosen:
         known = ", ".join(sorted({name.rpartition(".")[2] for name in shapes}))
-        raise ConfigError(f"peft.target_modules={list(peft.target_modules)} are no layers of this model. It has: {known}.")
+        raise ConfigError(
+            f"peft.target_modules={list(peft.target_modules)} are no layers of this model. It has: {known}."
+        )
     return METHODS[peft.method].parameters(peft, chosen)
 
 
@@ -149,7 +152,9 @@ def forecast(config: Config, sizes: Mapping[str, float], parameters: int) -> For
             )
         banks.append(_bank(config, bank, rows, rate, steps))
     weights = _weights(config, sizes)
-    squares = [(weight * bank.noise_multiplier / bank.rows_per_step) ** 2 for weight, bank in zip(weights, banks, strict=True)]
+    squares = [
+        (weight * bank.noise_multiplier / bank.rows_per_step) ** 2 for weight, bank in zip(weights, banks, strict=True)
+    ]
     deviation = math.sqrt(sum(squares))
     return Forecast(
         parameters=parameters,
@@ -238,7 +243,8 @@ def advice(now: Forecast, others: Sequence[Alternative]) -> str:
         return f"{is_now}: little. Leave it, or ask for a smaller epsilon."
     if best is None or best.forecast.noise_of_run > 0.9 * share:
         return (
-            f"{is_now}, and at this epsilon and these rows nothing in the table lowers it much: let each step take more rows."
+            f"{is_now}, and at this epsilon and these rows nothing in the table lowers it much: let each step take "
+            "more rows."
         )
     return (
         f"{is_now}; {best.words} makes it {best.forecast.noise_of_run:.2g} at the same epsilon and rows, the most "

@@ -1,9 +1,12 @@
-"""The integer grid on which contributions are clipped, summed and made noisy, so that the proof covers what the machine computes.
+"""The integer grid on which contributions are clipped, summed and made noisy, so that the proof covers what the machine
+computes.
 
-A contribution (a unit's gradient, a bank's delta) is scaled, rounded to whole numbers of grid steps, and its squared length is then compared
-with the bound in exact integers: no rounding of floating-point numbers can lengthen it. Sums are exact (integers below 2^53 in float64), and the noise is the
-discrete Gaussian of scale S = 2^L steps (`fedfinlora.privacy.discrete_gaussian`). For shifts by whole numbers its Renyi divergences are at
-most those of the continuous Gaussian (Canonne, Kamath and Steinke 2020, proposition 5 and theorem 14), so the accounting of N(0, (sigma C)^2 I) holds.
+A contribution (a unit's gradient, a bank's delta) is scaled, rounded to whole numbers of grid steps, and its squared
+length is then compared with the bound in exact integers: no rounding of floating-point numbers can lengthen it. Sums
+are exact (integers below 2^53 in float64), and the noise is the discrete Gaussian of scale S = 2^L steps
+(`fedfinlora.privacy.discrete_gaussian`). For shifts by whole numbers its Renyi divergences are at most those of the
+continuous Gaussian (Canonne, Kamath and Steinke 2020, proposition 5 and theorem 14), so the accounting of N(0, (sigma
+C)^2 I) holds.
 
     step = sigma C / 2^L, the smallest L with C >= 1024 sqrt(d) steps: rounding moves a contribution by at most C / 2048
 
@@ -58,11 +61,13 @@ class Grid:
             raise ValueError(f"{self} is no grid")
         if 0 < self.noise_multiplier < LEAST_NOISE_MULTIPLIER:
             raise UserError(
-                f"A noise multiplier of {self.noise_multiplier:.3g} hides nothing: take {LEAST_NOISE_MULTIPLIER:g} or more."
+                f"A noise multiplier of {self.noise_multiplier:.3g} hides nothing: take {LEAST_NOISE_MULTIPLIER:g} or "
+                "more."
             )
         if self.bound_steps < LEAST_STEPS_PER_ROOT * math.sqrt(self.size):
             raise UserError(
-                f"A noise multiplier of {self.noise_multiplier:.3g} over {self.size:,} numbers is more than the grid of the noise allows. Raise privacy.epsilon, "
+                f"A noise multiplier of {self.noise_multiplier:.3g} over {self.size:,} numbers is more than the grid "
+                "of the noise allows. Raise privacy.epsilon, "
                 "or train a smaller adapter."
             )
 
@@ -89,7 +94,9 @@ class Grid:
 
     @property
     def target_steps(self) -> float:
-        """To what length a longer contribution is scaled: rounding, by sqrt(d) / 2 at most, cannot then carry it past the bound."""
+        """To what length a longer contribution is scaled: rounding, by sqrt(d) / 2 at most, cannot then carry it past
+        the bound.
+        """
         return (self.used_share * self.bound_steps - math.sqrt(self.size) / 2) * (1 - 1e-6)
 
     def factor(self, norm: float) -> float:

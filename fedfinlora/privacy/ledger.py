@@ -29,7 +29,8 @@ from fedfinlora.privacy.ledger_spent import Histories, Units, histories, units_o
 from fedfinlora.privacy.ledger_v1 import Version1, everything_is_spent, fingerprint, take_over
 
 __all__ = [
-    "Booked", "BudgetError", "Head", "LedgerError", "Rows", "Spending", "Version1", "book", "fingerprint", "ledger_root", "read_lines",
+    "Booked", "BudgetError", "Head", "LedgerError", "Rows", "Spending", "Version1", "book", "fingerprint",
+    "ledger_root", "read_lines",
 ]  # fmt: skip
 
 
@@ -70,7 +71,9 @@ class Booked:
     left_out: int
     """Units whose budget is exhausted."""
     epsilon_reported: float
-    """What may leave the bank of it: the bank's lines added up as if one unit had been in all of them, so no row decides it, and no row has spent more."""
+    """What may leave the bank of it: the bank's lines added up as if one unit had been in all of them, so no row
+    decides it, and no row has spent more.
+    """
 
 
 def ledger_root() -> Path:
@@ -95,11 +98,12 @@ def book(
     """Write one round on all units whose budget allows it; it is on the disk when this returns.
 
     `budget_epsilon`: what a unit may spend over all runs; `run_epsilon`: what any unit may spend in this run; 0 = no
-    limit. `witness`: the newest head that the aggregator has seen; `own_witness`: the newest in the bank's own history; `one_bank`: all lines are this bank's, whatever name it had (else several simulated
-    banks share the ledger). Raises BudgetError before anything is written where
-    no unit may take part or the run's own total would be too large; LedgerError for a ledger that is damaged, cut,
-    rolled back or cannot be written (the round may then be booked already: too much, never too little); UserError for
-    rows without a customer where the unit is the customer. Two processes book one after the other.
+    limit. `witness`: the newest head that the aggregator has seen; `own_witness`: the newest in the bank's own history;
+    `one_bank`: all lines are this bank's, whatever name it had (else several simulated banks share the ledger). Raises
+    BudgetError before anything is written where no unit may take part or the run's own total would be too large;
+    LedgerError for a ledger that is damaged, cut, rolled back or cannot be written (the round may then be booked
+    already: too much, never too little); UserError for rows without a customer where the unit is the customer. Two
+    processes book one after the other.
     """
     if not rows.prompts:
         raise UserError(f"{spending.bank} has no rows to book round {spending.round} on.")
@@ -119,12 +123,14 @@ def book(
         if not allowed.any():
             raise BudgetError(
                 f"{spending.bank}: round {spending.round} of {spending.run} would bring epsilon on every "
-                f"{'customer' if by_customer else 'row'} above privacy.budget_epsilon={budget_epsilon:g}. Nothing was trained."
+                f"{'customer' if by_customer else 'row'} above privacy.budget_epsilon={budget_epsilon:g}. Nothing was "
+                "trained."
             )
         unit_allowed = allowed[after.of_unit]
         if int(unit_allowed.sum()) < least_units:
             raise BudgetError(
-                f"{spending.bank}: {int(unit_allowed.sum())} units still have budget for round {spending.round} of {spending.run}, fewer than "
+                f"{spending.bank}: {int(unit_allowed.sum())} units still have budget for round {spending.round} of "
+                f"{spending.run}, fewer than "
                 f"min_units={least_units}. Nothing was trained."
             )
         if run_epsilon:
@@ -149,8 +155,8 @@ def read_lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def _reported(lines: Sequence[Mapping[str, Any]], spending: Spending, delta: float, one_bank: bool) -> float:
-    """Epsilon of all lines of this bank, and of those that count for every row, together; infinite by customer after lines by row, whose cost to a
-    customer depends on how many rows it has.
+    """Epsilon of all lines of this bank, and of those that count for every row, together; infinite by customer after
+    lines by row, whose cost to a customer depends on how many rows it has.
     """
     own = [line for line in lines if one_bank or line["bank"] == spending.bank or line["cohort"] == EVERY_ROW]
     if spending.unit == "customer" and any(line["unit"] != "customer" for line in own):
@@ -177,6 +183,7 @@ def _check_run(
     among[in_run.of_unit[allowed]] = True
     if not in_run.within(run_epsilon, delta)[among].all():
         raise BudgetError(
-            f"{spending.bank}: round {spending.round} would bring epsilon of {spending.run} to {in_run.largest(delta, among):.3g}, more than "
+            f"{spending.bank}: round {spending.round} would bring epsilon of {spending.run} to "
+            f"{in_run.largest(delta, among):.3g}, more than "
             f"the {run_epsilon:g} that a run may spend. Nothing was trained."
         )

@@ -83,6 +83,8 @@ def ledger_check(probes: Sequence[Probe]) -> Check:
         REFUTED if wrong else INCONCLUSIVE if missing else STANDS,
         "; ".join(probe.answer for probe in wrong or probes),
         f"an epsilon more than {TOLERANCE} + {RELATIVE_TOLERANCE:.0%} too low is seen",
-        "dp-accounting is not installed, so the arithmetic was not compared: pip install dp-accounting." if missing else "",
+        "dp-accounting is not installed, so the arithmetic was not compared: pip install dp-accounting."
+        if missing
+        else "",
         {"probes": [asdict(probe) for probe in probes]},
     )

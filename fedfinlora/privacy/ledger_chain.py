@@ -194,7 +194,9 @@ class Ledger:
             found = sha256(content)
             done = next((line["number"] for line in reversed(self.lines) if line["index"] == found), 0)
             if not done:
-                raise refusal(self.folder, f"{INDEX} is damaged or was replaced (where it is missing it is built again)")
+                raise refusal(
+                    self.folder, f"{INDEX} is damaged or was replaced (where it is missing it is built again)"
+                )
             index = Index.from_bytes(content)
         try:
             for line in self.lines[done:]:

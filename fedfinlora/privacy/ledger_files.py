@@ -26,7 +26,15 @@ EVERY_ROW = "*"
 """The cohort of a line that counts for every row, those that come later included: nothing tells them from the ones that
 were there.
 """
-LINES, HEAD, KEY, INDEX, COHORTS, RENEWED, LOCK = "ledger.jsonl", "head.json", "key", "index", "cohorts", "renewed", "lock"
+LINES, HEAD, KEY, INDEX, COHORTS, RENEWED, LOCK = (
+    "ledger.jsonl",
+    "head.json",
+    "key",
+    "index",
+    "cohorts",
+    "renewed",
+    "lock",
+)
 
 
 class LedgerError(UserError):
@@ -58,7 +66,9 @@ def begin(folder: Path) -> None:
     try:
         if not any((folder / name).exists() for name in (HEAD, KEY, LINES, INDEX)):
             write_head(folder, Head(0, BEGINNING))
-        if not any((folder / name).exists() for name in (KEY, LINES, INDEX)) and read_head(folder) == Head(0, BEGINNING):
+        if not any((folder / name).exists() for name in (KEY, LINES, INDEX)) and read_head(folder) == Head(
+            0, BEGINNING
+        ):
             write_key(folder, secrets.token_bytes(32))
         if (folder / LINES).exists():
             content = (folder / LINES).read_bytes()
@@ -106,7 +116,9 @@ def sound_line(text: bytes) -> dict[str, Any] | None:
         line: dict[str, Any] = json.loads(text)
         Steps(line["sampling_rate"], line["noise_multiplier"], line["steps"])
         right = line["hash"] == hash_of({key: value for key, value in line.items() if key != "hash"})
-        known = all(isinstance(line[key], str) for key in ("run", "bank", "mechanism", "unit", "cohort", "index", "key"))
+        known = all(
+            isinstance(line[key], str) for key in ("run", "bank", "mechanism", "unit", "cohort", "index", "key")
+        )
         return line if right and known and isinstance(line["number"], int) and isinstance(line["round"], int) else None
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -138,7 +150,9 @@ def read_head(folder: Path) -> Head | None:
 
 def write_head(folder: Path, head: Head) -> None:
     """Replace head.json."""
-    write_bytes(folder / HEAD, (json.dumps({"number": head.number, "hash": head.hash}, allow_nan=False) + "\n").encode())
+    write_bytes(
+        folder / HEAD, (json.dumps({"number": head.number, "hash": head.hash}, allow_nan=False) + "\n").encode()
+    )
 
 
 def read_key(folder: Path) -> bytes | None:
@@ -196,7 +210,8 @@ def refusal(folder: Path, what: str, history_helps: bool = True) -> LedgerError:
     command = f"python -m fedfinlora privacy ledger {folder}"
     reconcile = f"`{command} --reconcile HISTORY.jsonl`, which books again what the bank's history knows, or "
     return LedgerError(
-        f"The privacy ledger {folder} cannot be believed: {what}. Nothing private may leave until the bank's privacy officer has run "
+        f"The privacy ledger {folder} cannot be believed: {what}. Nothing private may leave until the bank's privacy "
+        "officer has run "
         f"{reconcile if history_helps else ''}`{command} --book-as-spent`."
     )
 
@@ -207,6 +222,7 @@ def unusable(folder: Path, error: Exception) -> LedgerError:
         return error
     reason = error.strerror if isinstance(error, OSError) else str(error).partition(" Free space")[0].rstrip(".")
     return LedgerError(
-        f"The privacy ledger {folder} cannot be opened or written ({reason}): nothing private may leave. Free space, or make the folder "
+        f"The privacy ledger {folder} cannot be opened or written ({reason}): nothing private may leave. Free space, "
+        "or make the folder "
         "writable."
     )

@@ -104,7 +104,8 @@ def reconcile(folder: Path, history_file: Path) -> Repair:
         unknown = sorted(set(range(1, max([salvage.number, *numbers], default=0) + 1)) - numbers)
         if unknown:
             raise LedgerError(
-                f"The privacy ledger {folder} cannot be reconciled: neither its files nor {history_file} know line {unknown[0]}. "
+                f"The privacy ledger {folder} cannot be reconciled: neither its files nor {history_file} know line "
+                f"{unknown[0]}. "
                 f"Run `python -m fedfinlora privacy ledger {folder} --book-as-spent`."
             )
         return _renew(folder, salvage, entries)
@@ -179,7 +180,9 @@ def _of_history(file: Path) -> list[tuple[int, Entry]]:
             what = (str(event["mechanism"]), str(event["unit"]), steps, None, origin)
             found.append((int(number), Entry(str(event["run"]), int(event["round"]), file.stem, *what)))
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{file}: the round with ledger line {number} is damaged. Use --book-as-spent instead.") from error
+            raise UserError(
+                f"{file}: the round with ledger line {number} is damaged. Use --book-as-spent instead."
+            ) from error
     return found
 
 

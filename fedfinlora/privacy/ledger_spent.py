@@ -76,7 +76,9 @@ class Histories:
         return epsilon(self._spent(history), delta)
 
     def _spent(self, history: int) -> list[Steps]:
-        counts = np.vstack([self.counts[history].reshape(len(self.levels), -1), np.zeros(len(self.pairs), dtype=np.int64)])
+        counts = np.vstack(
+            [self.counts[history].reshape(len(self.levels), -1), np.zeros(len(self.pairs), dtype=np.int64)]
+        )
         spent = []
         for place, level in enumerate(self.levels):
             for pair, count in zip(self.pairs, counts[place] - counts[place + 1], strict=True):
@@ -147,7 +149,9 @@ class Units:
 
 def units_of(index: Index, hashed: HashedRows, by_customer: bool) -> Units:
     """Rows with one hash are one unit by row; all rows of a customer are one by customer."""
-    names, of_row, sizes = np.unique(hashed.customers if by_customer else hashed.rows, return_inverse=True, return_counts=True)
+    names, of_row, sizes = np.unique(
+        hashed.customers if by_customer else hashed.rows, return_inverse=True, return_counts=True
+    )
     row_units, row_atoms = np.array([], dtype=np.intp), np.array([], dtype=np.int32)
     if by_customer:
         order = np.lexsort((hashed.rows, of_row))
@@ -165,7 +169,9 @@ def members(index: Index, by_customer: bool) -> Units:
     return Units(by_customer, nobody, atoms, nobody, nobody.astype(np.int32), np.ones(len(atoms), dtype=np.int32))
 
 
-def histories(lines: Lines, index: Index, units: Units, next_steps: Steps | None = None, run: str | None = None) -> Histories:
+def histories(
+    lines: Lines, index: Index, units: Units, next_steps: Steps | None = None, run: str | None = None
+) -> Histories:
     """What the lines (of one run, or of all) and then `next_steps` spend on each unit."""
     collapsed = np.arange(units.count)
     if not units.by_customer:  # rows of one atom have one history
@@ -187,7 +193,9 @@ def histories(lines: Lines, index: Index, units: Units, next_steps: Steps | None
         part = slice(start, min(start + CHUNK, units.count))
         levels = _levels(groups, index, units, part)
         for level in np.unique(levels[levels > 0]).tolist():
-            at_level.setdefault(level, np.zeros((units.count, len(pairs))))[part] = (levels == level).astype(float) @ steps
+            at_level.setdefault(level, np.zeros((units.count, len(pairs))))[part] = (levels == level).astype(
+                float
+            ) @ steps
     if next_steps:
         at_level[1][:, pairs.index(_pair_of(next_steps))] += next_steps.count
     ascending = sorted(at_level)

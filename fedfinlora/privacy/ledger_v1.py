@@ -63,7 +63,9 @@ def take_over(ledger: Ledger, version_1: Version1) -> None:
         rows = data_sets.get(file.stem)
         for line in missing:
             ledger.append(_entry(ledger, file.stem, line, rows))
-        where = "every row, those that come later included" if rows is None else f"its {len(rows.prompts)} rows of today"
+        where = (
+            "every row, those that come later included" if rows is None else f"its {len(rows.prompts)} rows of today"
+        )
         log.info("The old privacy ledger %s was taken over: %d lines, booked on %s.", file, len(missing), where)
         ledger.commit()
 
@@ -114,7 +116,9 @@ def _checked(ledger_folder: Path, file: Path) -> list[dict[str, Any]]:
             sound = False
         if not sound:
             raise refusal(
-                ledger_folder, f"line {number} of the old ledger {file.name} is damaged or was changed", history_helps=False
+                ledger_folder,
+                f"line {number} of the old ledger {file.name} is damaged or was changed",
+                history_helps=False,
             )
         lines.append(line)
     if not head_text:

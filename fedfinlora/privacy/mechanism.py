@@ -1,11 +1,12 @@
-"""One optimiser step of DP-SGD on the adapter (Abadi et al. 2016, algorithm 1): draw units, clip each one's gradient, add noise once.
+"""One optimiser step of DP-SGD on the adapter (Abadi et al. 2016, algorithm 1): draw units, clip each one's gradient,
+add noise once.
 
     g = step * (sum over drawn units i of round(c_i G_i) + N_Z(0, 2^(2 L))) / E
 
-G_i is the gradient of unit i's loss over all trainable tensors together; c_i scales it to at most C, in steps of the integer grid
-(`fedfinlora.privacy.grid`); E is the declared number of units of a step, not the drawn one, which is private. How a step is cut into passes changes
-nothing but rounding. The loss of an example is the mean over its own answer tokens, so that no example's loss depends on another; a customer's is
-the sum over its examples'.
+G_i is the gradient of unit i's loss over all trainable tensors together; c_i scales it to at most C, in steps of the
+integer grid (`fedfinlora.privacy.grid`); E is the declared number of units of a step, not the drawn one, which is
+private. How a step is cut into passes changes nothing but rounding. The loss of an example is the mean over its own
+answer tokens, so that no example's loss depends on another; a customer's is the sum over its examples'.
 
 | edge case | what happens |
 |---|---|
@@ -15,9 +16,10 @@ the sum over its examples'.
 | a unit whose gradient is NaN or infinite | contributes zeros; the others are as they would be without it |
 | dropout | each unit has secret masks of its own (`fedfinlora.privacy.unit_passes`) |
 
-Neighbours. Products of other shapes round otherwise, so a unit's gradient among others is not to the last bit what it is alone, and a hostile adapter could make much of
-it. NEIGHBOUR_SHARE of C is kept free for that. `self_test` measures it before a bank's first round, each step measures it again on the shortest of its units, and where
-it would not do, units go one to a pass, which makes the difference nothing.
+Neighbours. Products of other shapes round otherwise, so a unit's gradient among others is not to the last bit what it
+is alone, and a hostile adapter could make much of it. NEIGHBOUR_SHARE of C is kept free for that. `self_test` measures
+it before a bank's first round, each step measures it again on the shortest of its units, and where it would not do,
+units go one to a pass, which makes the difference nothing.
 """
 
 from __future__ import annotations
@@ -100,7 +102,9 @@ class Mechanism:
     alone: bool = False
     """One unit to a pass."""
     augmentations: int = 1
-    """A unit's gradient is the mean over so many copies of it with masks of their own, before the clip (De et al. 2022, section 3.2)."""
+    """A unit's gradient is the mean over so many copies of it with masks of their own, before the clip (De et al. 2022,
+    section 3.2).
+    """
 
     is_private = True
     sensitivity = 1.0
@@ -110,7 +114,9 @@ class Mechanism:
         return Steps(self.sampling_rate, self.noise_multiplier, count)
 
     def among(self, rows: Sequence[Example], taking_part: NDArray[np.bool_]) -> tuple[Mechanism, Sequence[Example]]:
-        """The same for the units all of whose rows may take part; the rows keep their places, and the denominator stays: it is declared."""
+        """The same for the units all of whose rows may take part; the rows keep their places, and the denominator
+        stays: it is declared.
+        """
         return replace(self, units=tuple(unit for unit in self.units if taking_part[list(unit)].all())), rows
 
     def take(self, local: LocalRows, step: int) -> StepTaken:
@@ -158,7 +164,8 @@ def private_step(
     memory_bytes: float,
     extra: Sequence[Mapping[str, torch.Tensor]] = (),
 ) -> PrivateStep:
-    """Put the noisy gradient of one step into the parameters' `grad`, whatever was drawn: nothing at all is noise alone.
+    """Put the noisy gradient of one step into the parameters' `grad`, whatever was drawn: nothing at all is noise
+    alone.
 
     `extra` are gradients by name, (out, in) each, that are clipped and added like a drawn unit's: an audit's canaries.
     """
@@ -169,11 +176,17 @@ def private_step(
     grid = mechanism.grid(sum(parameter.numel() for parameter in parameters.values()))
     places = poisson_sample(len(mechanism.units), mechanism.sampling_rate, Stream(keys.draws))
     drawn = [(unit, [examples[place] for place in mechanism.units[unit]]) for unit in places]
-    cut = partial(private_passes, model, drawn, footprint=footprint, memory_bytes=memory_bytes, copies=mechanism.augmentations)
+    cut = partial(
+        private_passes, model, drawn, footprint=footprint, memory_bytes=memory_bytes, copies=mechanism.augmentations
+    )
     summed = None if mechanism.alone else _summed(model, cut(batch_tokens), grid, keys.masks, mechanism)
-    sums, loss_sum, norms = summed or cast(_Summed, _summed(model, cut(0), grid, keys.masks, replace(mechanism, alone=True)))
+    sums, loss_sum, norms = summed or cast(
+        _Summed, _summed(model, cut(0), grid, keys.masks, replace(mechanism, alone=True))
+    )
     for gradient in extra:
-        copies = {name: gradient[name].detach().to(parameters[name].device, torch.float32)[None].clone() for name in sums}
+        copies = {
+            name: gradient[name].detach().to(parameters[name].device, torch.float32)[None].clone() for name in sums
+        }
         add_to_grid(copies, grid, sums)
     noise = Stream(keys.noise)
     for name, parameter in parameters.items():
@@ -191,8 +204,12 @@ class _Summed(NamedTuple):
     norms: list[float]
 
 
-def _summed(model: nn.Module, passes: Iterable[list[Unit]], grid: Grid, masks: bytes, mechanism: Mechanism) -> _Summed | None:
-    """The sum of the clipped gradients of all passes; None where the first pass shows that its units' neighbours change more than is kept free."""
+def _summed(
+    model: nn.Module, passes: Iterable[list[Unit]], grid: Grid, masks: bytes, mechanism: Mechanism
+) -> _Summed | None:
+    """The sum of the clipped gradients of all passes; None where the first pass shows that its units' neighbours change
+    more than is kept free.
+    """
     sums = _zeros(trainable(model))
     loss_sum, norms = 0.0, list[float]()
     for number, units in enumerate(passes):
@@ -201,15 +218,24 @@ def _summed(model: nn.Module, passes: Iterable[list[Unit]], grid: Grid, masks: b
         loss_sum += losses
         norms += found
         if first is not None and _changed(model, units[0], first, grid, masks, mechanism) > NEIGHBOUR_SHARE:
-            log.warning("a unit's gradient changes too much among others: the step is computed again, one unit to a pass")
+            log.warning(
+                "a unit's gradient changes too much among others: the step is computed again, one unit to a pass"
+            )
             return None
     return _Summed(sums, loss_sum, norms)
 
 
 def _changed(
-    model: nn.Module, unit: Unit, among_others: Mapping[str, torch.Tensor], grid: Grid, masks: bytes, mechanism: Mechanism
+    model: nn.Module,
+    unit: Unit,
+    among_others: Mapping[str, torch.Tensor],
+    grid: Grid,
+    masks: bytes,
+    mechanism: Mechanism,
 ) -> float:
-    """What a change like this unit's, to its contribution alone, would be for all units of a step together, as a share of C."""
+    """What a change like this unit's, to its contribution alone, would be for all units of a step together, as a share
+    of C.
+    """
     alone = _zeros(among_others)
     add_units(model, [unit], grid, alone, masks, mechanism.augmentations)
     squares = sum(float((alone[name] - among_others[name]).square().sum()) for name in alone)
@@ -225,10 +251,11 @@ def add_units(
     copies: int = 1,
     first_unit: dict[str, torch.Tensor] | None = None,
 ) -> tuple[float, list[float]]:
-    """One pass: add the units' clipped gradients to `sums`, name -> (out, in) float64 in steps of the grid; the first unit's to `first_unit` too.
+    """One pass: add the units' clipped gradients to `sums`, name -> (out, in) float64 in steps of the grid; the first
+    unit's to `first_unit` too.
 
-    Returns (sum of their answer tokens' losses in nats, each unit's norm). Where a gradient is not finite the units go one by one: in one sequence, zero
-    weight times infinity would spoil its neighbours too.
+    Returns (sum of their answer tokens' losses in nats, each unit's norm). Where a gradient is not finite the units go
+    one by one: in one sequence, zero weight times infinity would spoil its neighbours too.
     """
     losses, kept, spans = _one_pass(model, units, masks, copies)
     size_bytes = 4 * sum(parameter.numel() for parameter in trainable(model).values())
@@ -275,7 +302,8 @@ def private_passes(
     memory_bytes: float,
     copies: int = 1,
 ) -> Iterator[list[Unit]]:
-    """Cut a step's units into passes of `batch_tokens` (0 = one unit each) or what memory allows; a unit is never cut, whatever its length.
+    """Cut a step's units into passes of `batch_tokens` (0 = one unit each) or what memory allows; a unit is never cut,
+    whatever its length.
 
     Beside what any pass keeps, a private one keeps the gradients of the adapted layers' outputs.
     """
@@ -336,7 +364,9 @@ def _zeros(like: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def units_to_test(units: Sequence[Sequence[Example]], most_tokens: int) -> list[Sequence[Example]]:
-    """At most TESTED_UNITS units of lengths spread from the shortest to the longest, together of about `most_tokens` tokens beside the longest."""
+    """At most TESTED_UNITS units of lengths spread from the shortest to the longest, together of about `most_tokens`
+    tokens beside the longest.
+    """
     ordered = sorted(units, key=tokens_of)
     places = sorted({round(number * (len(ordered) - 1) / (TESTED_UNITS - 1)) for number in range(TESTED_UNITS)})
     chosen, used = [ordered[places.pop()]], 0
@@ -348,9 +378,11 @@ def units_to_test(units: Sequence[Sequence[Example]], most_tokens: int) -> list[
 
 
 def self_test(model: nn.Module, units: Sequence[Sequence[Example]], clip_norm: float) -> float:
-    """The mean change of a unit's clipped gradient, as a share of C, when it is computed among the others instead of alone.
+    """The mean change of a unit's clipped gradient, as a share of C, when it is computed among the others instead of
+    alone.
 
-    In training mode, with the masks of one secret key. Also compares each norm with plain autograd's. UserError where they differ: nothing may then be sent.
+    In training mode, with the masks of one secret key. Also compares each norm with plain autograd's. UserError where
+    they differ: nothing may then be sent.
     """
     parameters = trainable(model)
     grid = Grid(clip_norm, 0.0, sum(parameter.numel() for parameter in parameters.values()))
@@ -403,6 +435,7 @@ def _compare_with_autograd(model: nn.Module, unit: Sequence[Example], found: flo
     allowed = (AUTOGRAD_TOLERANCE if precise else LOW_PRECISION_TOLERANCE) * max(by_autograd, 1e-12)
     if math.isfinite(by_autograd) and not abs(found - by_autograd) <= allowed:
         raise UserError(
-            f"The gradient norm of a unit is {found:.6g} here and {by_autograd:.6g} by plain autograd: clipping cannot be relied on with this model. "
+            f"The gradient norm of a unit is {found:.6g} here and {by_autograd:.6g} by plain autograd: clipping cannot "
+            "be relied on with this model. "
             "Nothing is sent."
         )

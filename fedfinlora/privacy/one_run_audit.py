@@ -120,13 +120,17 @@ def best_bound(
     return _best(spent, delta, len(scores), made, significance)
 
 
-def largest_bound(spent: Sequence[Steps], delta: float, canaries: int, significance: float, plans: Sequence[Plan]) -> Bound:
+def largest_bound(
+    spent: Sequence[Steps], delta: float, canaries: int, significance: float, plans: Sequence[Plan]
+) -> Bound:
     """The bound if every guess were right: no attacker can show more."""
     made = [max(1, round(plan.share * canaries)) for plan in plans]
     return _best(spent, delta, canaries, [(count, count) for count in made], significance)
 
 
-def _best(spent: Sequence[Steps], delta: float, canaries: int, made: Sequence[tuple[int, int]], significance: float) -> Bound:
+def _best(
+    spent: Sequence[Steps], delta: float, canaries: int, made: Sequence[tuple[int, int]], significance: float
+) -> Bound:
     """The smallest factor that any of the (guesses, right ones) refutes, and its epsilon, which is not stated above
     LARGEST_EPSILON.
     """
@@ -171,7 +175,7 @@ def _trade_off(spent: tuple[Steps, ...]) -> TradeOff:
     return trade_off(spent)
 
 
-# --- power: what an audit could find, simulated before it is made ------------------------------------------------------------------
+# --- power: what an audit could find, simulated before it is made ---------------------------------
 
 
 def simulated(
@@ -219,7 +223,9 @@ def best_plan(spent: Sequence[Steps], canaries: int, significance: float) -> Pla
 
 def noticeable_factor(spent: Sequence[Steps], canaries: int, plan: Plan, significance: float) -> float:
     """The largest of FACTORS that is refuted in POWER of the simulated audits; 0 where none is."""
-    found = (factor for factor in FACTORS if powers(spent, factor, canaries, [plan], significance)[plan] >= POWER - 1e-9)
+    found = (
+        factor for factor in FACTORS if powers(spent, factor, canaries, [plan], significance)[plan] >= POWER - 1e-9
+    )
     return next(found, 0.0)
 
 

@@ -1,12 +1,14 @@
 """The clipped gradients of units, from one backward pass over many of them.
 
-Units (examples, or customers with several) lie one after the other in a packed sequence, nothing shared. A linear layer y = W x of the
-adapter has, for unit i, the gradient G_i = sum over i's tokens of g_t x_t^T, with g_t the gradient of its output. Each layer's x and g
-are kept during one backward pass (book-keeping: Bu, Wang, Zha and Karypis 2023, section 3). LoRA's tensors are so thin that G_i itself, made
-for a few units at a time, costs less than the ghost norm's token-by-token products. Its length over all layers together gives the
-factor by which it is scaled; scaled, it is rounded to the grid (`fedfinlora.privacy.grid`), and its length there is checked in exact integers.
+Units (examples, or customers with several) lie one after the other in a packed sequence, nothing shared. A linear layer
+y = W x of the adapter has, for unit i, the gradient G_i = sum over i's tokens of g_t x_t^T, with g_t the gradient of
+its output. Each layer's x and g are kept during one backward pass (book-keeping: Bu, Wang, Zha and Karypis 2023,
+section 3). LoRA's tensors are so thin that G_i itself, made for a few units at a time, costs less than the ghost norm's
+token-by-token products. Its length over all layers together gives the factor by which it is scaled; scaled, it is
+rounded to the grid (`fedfinlora.privacy.grid`), and its length there is checked in exact integers.
 
-Guarantee: the integer contribution of any unit has norm at most C, whatever its gradient, or nothing of the step is used.
+Guarantee: the integer contribution of any unit has norm at most C, whatever its gradient, or nothing of the step is
+used.
 """
 
 from __future__ import annotations
@@ -52,14 +54,17 @@ def adapted_layers(model: nn.Module) -> dict[str, nn.Linear]:
     other = sorted(set(trainable(model)) - set(layers))
     if other:
         raise UserError(
-            f"privacy=example can clip the weights of linear layers only, not {other[0]}. Use peft=lora, qlora, rslora or lora_xs, not dora."
+            f"privacy=example can clip the weights of linear layers only, not {other[0]}. Use peft=lora, qlora, rslora "
+            "or lora_xs, not dora."
         )
     return layers
 
 
 @contextmanager
 def keeping(model: nn.Module) -> Iterator[Kept]:
-    """Keep inputs and output gradients of the adapted layers of one forward and backward pass. Their weights get no gradient of the whole batch."""
+    """Keep inputs and output gradients of the adapted layers of one forward and backward pass. Their weights get no
+    gradient of the whole batch.
+    """
     import torch
 
     kept = Kept()
@@ -117,10 +122,12 @@ def norms_of(gradients: Mapping[str, torch.Tensor]) -> list[float]:
 
 
 def add_to_grid(gradients: Mapping[str, torch.Tensor], grid: Grid, sums: dict[str, torch.Tensor]) -> list[float]:
-    """Clip each unit's gradient, round it to the grid and add it to `sums`: name -> (out, in) float64 with whole numbers of steps.
+    """Clip each unit's gradient, round it to the grid and add it to `sums`: name -> (out, in) float64 with whole
+    numbers of steps.
 
-    Returns the units' norms before the clip. `gradients`, name -> (units, out, in), is overwritten with what was added. A unit that is not finite counts as zeros.
-    UserError if a contribution were longer than C: then nothing of the step may be used.
+    Returns the units' norms before the clip. `gradients`, name -> (units, out, in), is overwritten with what was added.
+    A unit that is not finite counts as zeros. UserError if a contribution were longer than C: then nothing of the step
+    may be used.
     """
     import torch
 
@@ -137,7 +144,8 @@ def add_to_grid(gradients: Mapping[str, torch.Tensor], grid: Grid, sums: dict[st
         squares += per_unit.double().square_().sum(dim=(1, 2))
     if float(squares.max()) > grid.bound_squared:
         raise UserError(
-            "A clipped gradient is longer than privacy.clip_norm: this machine's arithmetic cannot be relied on. Nothing is sent."
+            "A clipped gradient is longer than privacy.clip_norm: this machine's arithmetic cannot be relied on. "
+            "Nothing is sent."
         )
     for name, per_unit in gradients.items():
         sums[name] += per_unit.sum(dim=0, dtype=torch.float64)

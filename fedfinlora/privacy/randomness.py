@@ -61,7 +61,9 @@ def reproducible_keys(seed: int, *parts: int | str) -> Keys:
     """The keys that a public seed gives, for tests: who knows the seed can take the noise away again."""
 
     def key(purpose: str) -> bytes:
-        return hashlib.sha256("\x1f".join(["reproducible noise", purpose, str(seed), *map(str, parts)]).encode()).digest()
+        return hashlib.sha256(
+            "\x1f".join(["reproducible noise", purpose, str(seed), *map(str, parts)]).encode()
+        ).digest()
 
     return Keys(key("draws"), key("noise"), key("masks"))
 

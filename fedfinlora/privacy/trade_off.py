@@ -130,7 +130,9 @@ def _delta_curve(spent: Sequence[Steps]) -> tuple[NDArray[np.float64], NDArray[n
     return epsilons, np.clip(deltas, 0.0, 1.0)
 
 
-def _loss_masses(steps: Steps, losses: NDArray[np.float64], width: float, adding: bool) -> tuple[NDArray[np.float64], float]:
+def _loss_masses(
+    steps: Steps, losses: NDArray[np.float64], width: float, adding: bool
+) -> tuple[NDArray[np.float64], float]:
     """(probability of each loss of one step, rounded up to the grid `losses` of spacing `width`; that of a loss
     beyond it).
 

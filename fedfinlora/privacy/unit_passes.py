@@ -49,7 +49,11 @@ def dropout_of_units(model: nn.Module, spans: Sequence[Span], seeds: Sequence[in
 
         return forward
 
-    layers = [module for module in model.modules() if isinstance(module, torch.nn.Dropout) and module.training and module.p > 0]
+    layers = [
+        module
+        for module in model.modules()
+        if isinstance(module, torch.nn.Dropout) and module.training and module.p > 0
+    ]
     with ExitStack() as stack:
         for layer in layers:
             stack.enter_context(forward_instead(layer, forward_of(layer)))
@@ -107,7 +111,9 @@ def shared_products(model: nn.Module, repeated: tuple[list[int], list[int]] | No
 
         return forward
 
-    layers = [module for module in model.modules() if type(module) is torch.nn.Linear and not module.weight.requires_grad]
+    layers = [
+        module for module in model.modules() if type(module) is torch.nn.Linear and not module.weight.requires_grad
+    ]
     with ExitStack() as stack:
         for layer in layers:
             stack.enter_context(forward_instead(layer, forward_of(layer)))

@@ -55,7 +55,8 @@ def check_may_sign(run: Path, begin: Begin, signer: Signer | None) -> None:
         )
     if openssh_text(signer.key.public_key()) != openssh_text(certificate_key(begin.certificate)):
         raise UserError(
-            f"{run} is signed with another key than the given one: name the signing.key of its coordinator with --signing-key."
+            f"{run} is signed with another key than the given one: name the signing.key of its coordinator with "
+            "--signing-key."
         )
 
 
@@ -65,7 +66,9 @@ def bound_audit(run: Path, signer: Signer | None = None) -> Mapping[str, Any] | 
 
     UserError where the chain is damaged, or the line of the audit is not signed.
     """
-    audits = [sealed for sealed in _sealed(run) if isinstance(sealed.line, Audited)] if (run / CHAIN_FILE).is_file() else []
+    audits = (
+        [sealed for sealed in _sealed(run) if isinstance(sealed.line, Audited)] if (run / CHAIN_FILE).is_file() else []
+    )
     if not audits:
         return None
     last = audits[-1]

@@ -91,7 +91,11 @@ def append(file: Path, entry: Entry, signer: Signer) -> None:
     """
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with wait_for(file.with_suffix(".lock"), f"The record {file}"):
-        body = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **values_of(entry), PREVIOUS: _last_hash(file)}
+        body = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            **values_of(entry),
+            PREVIOUS: _last_hash(file),
+        }
         append_synced(file, canonical({**body, SEAL: signer.sign(LINE, digest(body))}) + b"\n")
 
 
@@ -123,7 +127,9 @@ def check_links(lines: Sequence[bytes], public_key: str) -> list[tuple[int, str]
             if PREVIOUS not in body and unchained == number - 1:
                 unchained = number
             elif body.get(PREVIOUS) != expected:
-                wrong.append((number, ("it does not follow the line before it: lines are missing, were added or were changed")))
+                wrong.append(
+                    (number, ("it does not follow the line before it: lines are missing, were added or were changed"))
+                )
             else:
                 check(key, LINE, digest(body), str(values.get(SEAL, "")))
         except WrongSignature as error:
@@ -132,5 +138,7 @@ def check_links(lines: Sequence[bytes], public_key: str) -> list[tuple[int, str]
             wrong.append((number, f"it cannot be read ({type(error).__name__})"))
         expected = hashlib.sha256(line).hexdigest()
     if unchained:
-        wrong.insert(0, (1, (f"the first {unchained} lines are not chained: nothing shows whether some of them are missing")))
+        wrong.insert(
+            0, (1, (f"the first {unchained} lines are not chained: nothing shows whether some of them are missing"))
+        )
     return wrong

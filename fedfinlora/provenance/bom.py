@@ -26,23 +26,28 @@ def bom_of(name: str, files: Mapping[str, str], predicate: Mapping[str, Any]) ->
     version = str(predicate["run"])
     parts = [
         {
-            "type": "machine-learning-model", "bom-ref": "base-model", "name": base["name"], "version": base["revision"] or "unversioned",
+            "type": "machine-learning-model", "bom-ref": "base-model", "name": base["name"],
+            "version": base["revision"] or "unversioned",
             **_hashes(base["sha256"]), "properties": [{"name": "fedfinlora:path", "value": base["path"]}],
         },
-        *({"type": "data", "bom-ref": f"data:{file}", "name": file, **_hashes(found)} for file, found in sorted(data.items())),
+        *({"type": "data", "bom-ref": f"data:{file}", "name": file, **_hashes(found)} for file,
+        found in sorted(data.items())),
         *(
-            {"type": "library", "bom-ref": f"pkg:pypi/{package}@{number}", "name": package, "version": number, "purl": f"pkg:pypi/{package}@{number}"}
+            {"type": "library", "bom-ref": f"pkg:pypi/{package}@{number}", "name": package, "version": number,
+            "purl": f"pkg:pypi/{package}@{number}"}
             for package, number in sorted(predicate["software"].items())
         ),
     ]  # fmt: skip
     privacy = predicate["privacy"]
     facts = {
-        "run": version, "rounds": predicate["rounds"], "banks": ", ".join(predicate["banks"]), "strategy": predicate["strategy"],
+        "run": version, "rounds": predicate["rounds"], "banks": ", ".join(predicate["banks"]),
+        "strategy": predicate["strategy"],
         "configurationSha256": predicate["configurationSha256"], "sourceSha256": predicate["code"]["sourceSha256"],
-        "privacy": f"{privacy['mode']}, {privacy['unit']}, epsilon {privacy['epsilon']}, delta {privacy['delta']}" if privacy else "none",
+        "privacy": f"{privacy['mode']}, {privacy['unit']}, epsilon {privacy['epsilon']}, delta {privacy['delta']}" if privacy else "none",  # noqa: E501
     }  # fmt: skip
     adapter = {
-        "type": "machine-learning-model", "bom-ref": "adapter", "name": name, "version": version, **_hashes(files[WEIGHTS_FILE]),
+        "type": "machine-learning-model", "bom-ref": "adapter", "name": name, "version": version,
+        **_hashes(files[WEIGHTS_FILE]),
         "modelCard": {
             "modelParameters": {
                 "approach": {"type": "supervised"}, "task": "text-generation", "architectureFamily": "transformer",
@@ -60,7 +65,9 @@ def bom_of(name: str, files: Mapping[str, str], predicate: Mapping[str, Any]) ->
         "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, f'{version} {files[WEIGHTS_FILE]}')}",
         "version": 1,
         "metadata": {
-            "tools": {"components": [{"type": "application", "name": "fedfinlora", "version": predicate["code"]["version"]}]},
+            "tools": {
+                "components": [{"type": "application", "name": "fedfinlora", "version": predicate["code"]["version"]}]
+            },
             "component": adapter,
         },
         "components": parts,
@@ -81,11 +88,15 @@ def check_bom(found: Any, files: Mapping[str, str], predicate: Mapping[str, Any]
     A bill that another version wrote may have values more or fewer than this version writes, and only those are not
     compared. KeyError or TypeError where it has not the form of a bill.
     """
-    made = json.loads(json.dumps(bom_of(str(found["metadata"]["component"]["name"]), files, predicate), allow_nan=False))
+    made = json.loads(
+        json.dumps(bom_of(str(found["metadata"]["component"]["name"]), files, predicate), allow_nan=False)
+    )
     differences = list(differing(made, found))
     if predicate["code"]["version"] == __version__:
         return [name for name, _ in differences], []
-    return [name for name, one_sided in differences if not one_sided], [name for name, one_sided in differences if one_sided]
+    return [name for name, one_sided in differences if not one_sided], [
+        name for name, one_sided in differences if one_sided
+    ]
 
 
 def differing(expected: Any, found: Any, where: str = "") -> Iterator[tuple[str, bool]]:
@@ -103,7 +114,12 @@ def differing(expected: Any, found: Any, where: str = "") -> Iterator[tuple[str,
                 yield from differing(expected[name], found[name], f"{where}{name}.")
             else:
                 yield f"{where}{name}", True
-    elif isinstance(expected, list) and isinstance(found, list) and (one := _by_name(expected)) and (other := _by_name(found)):
+    elif (
+        isinstance(expected, list)
+        and isinstance(found, list)
+        and (one := _by_name(expected))
+        and (other := _by_name(found))
+    ):
         for name in sorted({*one, *other}):
             if name in one and name in other:
                 yield from differing(one[name], other[name], f"{where.removesuffix('.')}[{name}].")
@@ -118,7 +134,9 @@ def _by_name(parts: list[Any]) -> dict[str, Any]:
     named = {}
     for part in parts:
         name = (
-            next((str(part[key]) for key in ("bom-ref", "ref", "name") if key in part), "") if isinstance(part, Mapping) else ""
+            next((str(part[key]) for key in ("bom-ref", "ref", "name") if key in part), "")
+            if isinstance(part, Mapping)
+            else ""
         )
         if not name or name in named:
             return {}

@@ -56,7 +56,9 @@ class Chain:
         except OSError as error:
             raise UserError(f"{self.file} cannot be read ({error.strerror}).") from error
         except WrongSignature as error:
-            raise UserError(f"{self.file} is damaged: {error}. `python -m fedfinlora verify {folder}` says more.") from error
+            raise UserError(
+                f"{self.file} is damaged: {error}. `python -m fedfinlora verify {folder}` says more."
+            ) from error
 
     def append(self, line: Line) -> str:
         """Write one line and sync it; returns its hash. UserError where the disk does not take it."""
@@ -78,7 +80,8 @@ def begin_line(
     files = _hashes(run, AT_BEGIN)
     certificate = keys.signer.certificate if keys.signer else ""
     return Begin(
-        run_id, round_number, adapter_sha256, config_json, code_sha256, files.get("manifest.json", ""), certificate, keys.banks, __version__, files,
+        run_id, round_number, adapter_sha256, config_json, code_sha256, files.get("manifest.json", ""), certificate,
+        keys.banks, __version__, files,
     )  # fmt: skip
 
 
@@ -124,7 +127,8 @@ def files_of(run: Path) -> dict[str, str]:
 def is_covered(name: str) -> bool:
     """Whether `end` has the hash of a file of the run's folder.
 
-    >>> is_covered("config.yaml"), is_covered("report.html"), is_covered("state/server.log"), is_covered("state/round_0001.safetensors")
+    >>> (is_covered("config.yaml"), is_covered("report.html"), is_covered("state/server.log"),
+    ... is_covered("state/round_0001.safetensors"))
     (True, False, False, True)
     >>> is_covered(".hidden"), is_covered("state/.hidden"), is_covered("state/flwr/.cache/x")
     (True, True, False)
@@ -140,7 +144,8 @@ def is_covered(name: str) -> bool:
 def round_of(name: str) -> int | None:
     """The round that a file is of; None for one that belongs to no round.
 
-    >>> round_of("state/round_0012.safetensors"), round_of("eval/validation_round_003/fpb.jsonl"), round_of("adapters/best/x")
+    >>> (round_of("state/round_0012.safetensors"), round_of("eval/validation_round_003/fpb.jsonl"),
+    ... round_of("adapters/best/x"))
     (12, 3, None)
     """
     found = OF_ROUND.match(name)

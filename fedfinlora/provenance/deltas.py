@@ -1,4 +1,6 @@
-"""Where a run keeps the deltas of its rounds with strategy.keep_deltas, so that `verify` can compute every round again."""
+"""Where a run keeps the deltas of its rounds with strategy.keep_deltas, so that `verify` can compute every round
+again.
+"""
 
 from __future__ import annotations
 

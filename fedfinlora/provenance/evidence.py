@@ -139,7 +139,12 @@ class RoundEvidence:
             arrays = content.array_records["adapter"]
             if id(arrays) not in hashes:
                 hashes[id(arrays)] = arrays_sha256(arrays)
-            head = {**content.config_records["request"], "attempt": self.attempt, "bank": bank, "code-sha256": self.code_sha256}
+            head = {
+                **content.config_records["request"],
+                "attempt": self.attempt,
+                "bank": bank,
+                "code-sha256": self.code_sha256,
+            }
             content.config_records["request"] = ConfigRecord(head)
             statement = request_statement(content, hashes[id(arrays)])
             self.banks[bank] = {"request": statement}

@@ -59,7 +59,9 @@ class Findings:
         return len(named)
 
     def signed(self, where: str, what: str, key: Any, purpose: str, statement: Any, signature: str) -> bool:
-        """Whether a statement bears the signature of a key; named if not. False without a name where there is no key."""
+        """Whether a statement bears the signature of a key; named if not. False without a name where there is no
+        key.
+        """
         try:
             if key is not None:
                 check(key, purpose, statement, signature)
@@ -139,7 +141,8 @@ def naming(where: Path | str, found: Findings) -> Iterator[None]:
         found.add(where, str(error))
     except (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as error:
         found.add(
-            where, (f"it cannot be checked: something in it is damaged, missing or of another kind ({type(error).__name__})")
+            where,
+            (f"it cannot be checked: something in it is damaged, missing or of another kind ({type(error).__name__})"),
         )
 
 
@@ -164,7 +167,9 @@ class ChainFile:
         return f"{self.path}, line {number}"
 
     def lines(self) -> Iterator[tuple[tuple[int, int, int], bytes, bool]]:
-        """(number from 1, offset and length in bytes; the line without its end; whether it is whole), from the start."""
+        """(number from 1, offset and length in bytes; the line without its end; whether it is whole), from the
+        start.
+        """
         self._stream.seek(0)
         offset = 0
         for number, line in enumerate(iter(lambda: self._stream.readline(MOST_LINE_BYTES), b""), 1):

@@ -26,7 +26,9 @@ FIRST = "0" * 64
 
 @dataclass(frozen=True)
 class Begin:
-    """A run begins, or resumes after `round` rounds. Who may sign is in it, so that the folder can be checked anywhere."""
+    """A run begins, or resumes after `round` rounds. Who may sign is in it, so that the folder can be checked
+    anywhere.
+    """
 
     run: str
     """The run's id."""
@@ -176,7 +178,9 @@ def _part_values(part: BankPart) -> dict[str, Any]:
     replied = part.reply is not None
     of_reply = {"reply", "figures", DELTA[1]}
     return {
-        name: value for name, value in values.items() if (replied or name not in of_reply) and (value != "" or name == "code")
+        name: value
+        for name, value in values.items()
+        if (replied or name not in of_reply) and (value != "" or name == "code")
     }
 
 

@@ -106,7 +106,9 @@ class Origin:
         """WrongSignature that names what is missing, or too much."""
         parts = {"base_model": BaseModel, "adapter": AdapterForm, "code": Code}
         found = _fields_from(cls, values, "")
-        return cls(**{name: _made(parts[name], value, f"{name}.") if name in parts else value for name, value in found.items()})
+        return cls(
+            **{name: _made(parts[name], value, f"{name}.") if name in parts else value for name, value in found.items()}
+        )
 
 
 def _camel(values: Any) -> dict[str, Any]:
@@ -142,7 +144,8 @@ def write_release(run: Path, config: Config, signer: Signer | None) -> None:
     card = run / "privacy.json"
     lines = read_rounds(run)
     origin = origin_of(
-        run, config, lines, begun.run if begun else run.name, begun.code_sha256 if begun else "", head, _model_hash(config),
+        run, config, lines, begun.run if begun else run.name, begun.code_sha256 if begun else "", head,
+        _model_hash(config),
         read_json(card) if card.is_file() else None,
     )  # fmt: skip
     files = {name: sha256_of((folder / name).read_bytes()) for name in (CONFIG_FILE, WEIGHTS_FILE)}
@@ -172,7 +175,9 @@ def origin_of(
     return Origin(
         run=run_id,
         base_model=BaseModel(config.model.name, config.model.path, config.model.revision or "", model_sha256),
-        adapter=AdapterForm(config.peft.method, config.peft.rank, config.peft.alpha, sorted(config.peft.target_modules)),
+        adapter=AdapterForm(
+            config.peft.method, config.peft.rank, config.peft.alpha, sorted(config.peft.target_modules)
+        ),
         data=manifest["data_sha256"],
         code=Code(__version__, manifest["git_commit"], manifest["source_sha256"], bundle_sha256),
         configuration_sha256=config_fingerprint(config),

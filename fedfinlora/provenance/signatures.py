@@ -121,7 +121,9 @@ def load_signer(key: Path, certificate: Path | None = None) -> Signer:
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read ({error.strerror}).") from error
     except (ValueError, TypeError) as error:
-        raise UserError(f"{key} is no private key that can be used: it must be on P-384 and have no password.") from error
+        raise UserError(
+            f"{key} is no private key that can be used: it must be on P-384 and have no password."
+        ) from error
     if not _is_p384(found):
         raise UserError(f"{key} is not a key on the curve P-384.")
     return Signer(found, pem)  # type: ignore[arg-type]
@@ -224,4 +226,6 @@ def key_in(certificate: Any) -> EllipticCurvePublicKey:
 def _is_p384(key: Any) -> bool:
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    return isinstance(key, ec.EllipticCurvePrivateKey | ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP384R1)
+    return isinstance(key, ec.EllipticCurvePrivateKey | ec.EllipticCurvePublicKey) and isinstance(
+        key.curve, ec.SECP384R1
+    )

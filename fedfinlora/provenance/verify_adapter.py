@@ -44,7 +44,8 @@ def verify_adapter(folder: Path, ca: bytes | None, public: bytes | None) -> Find
         origin, unknown = read_statement(folder)
         base = origin.base_model
         found.checked.append(
-            f"run {origin.run}: {origin.adapter.method} of {base.name} ({base.sha256[:16] or 'hash unknown'}), {origin.rounds} rounds, "
+            f"run {origin.run}: {origin.adapter.method} of {base.name} ({base.sha256[:16] or 'hash unknown'}), "
+            f"{origin.rounds} rounds, "
             f"{len(origin.banks)} banks ({', '.join(origin.banks)}), configuration {origin.configuration_sha256[:16]}, "
             f"code {origin.code.source_sha256[:16]}"
         )

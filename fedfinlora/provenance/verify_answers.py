@@ -35,7 +35,8 @@ BROKEN = {"internal", "memory", "disk"}
 """Codes of answers that may have no line in the history: the disk did not take it, or the process ended."""
 MISSING = "lines of the history are missing or changed"
 NOT_SIGNED = (
-    "rows, sampling_rate, noise_multiplier, noise_steps, unit, mechanism, left_out, bytes_sent, bytes_received, detail, time"
+    "rows, sampling_rate, noise_multiplier, noise_steps, unit, mechanism, left_out, bytes_sent, "
+    "bytes_received, detail, time"
 )
 """Fields of the history that no signed statement has."""
 
@@ -121,7 +122,9 @@ def _sorted_answers(
     return unread
 
 
-def _round(file: Path, one: Round, told: _Told, last: str, ledger: Sequence[Mapping[str, Any]], found: Findings) -> list[str]:
+def _round(
+    file: Path, one: Round, told: _Told, last: str, ledger: Sequence[Mapping[str, Any]], found: Findings
+) -> list[str]:
     """Compare one round. Returns the codes of answers that the history may have as of requests that were not read."""
     name, unread = f"round {one[1]} of {one[0]}", []
     rest = told.of(*ENDS)
@@ -148,13 +151,16 @@ def _round(file: Path, one: Round, told: _Told, last: str, ledger: Sequence[Mapp
         elif told.open.pop(0) == last:
             found.add(file, f"{what}: the record was cut off at its end, or the bank was killed in that moment")
         else:
-            found.checked.append(f"{file}: {what}; later lines follow its request, so the bank was killed in that moment")
+            found.checked.append(
+                f"{file}: {what}; later lines follow its request, so the bank was killed in that moment"
+            )
     if len(told.of("begun")) < len(told.of("sent")):
         found.add(file, f"{name} was sent and not begun: {MISSING}")
     for line in told.lines[told.older :]:
         if "" not in told.modes and line.get("privacy") not in told.modes:
             found.add(
-                file, (f"{name} has privacy {line.get('privacy')}, and its request had {' or '.join(sorted(told.modes))}")
+                file,
+                (f"{name} has privacy {line.get('privacy')}, and its request had {' or '.join(sorted(told.modes))}"),
             )
     return unread
 
@@ -168,7 +174,9 @@ def _same(answer: Answered, line: Event) -> bool:
     noted = noted if noted in SAFE_REASONS else "internal"
     refused = noted.startswith("policy-") or noted == "privacy"
     # The bank's history calls what it did not foresee internal; its answer says so of memory.
-    return outcome == ("refused" if refused else "failed") and (code == noted or (code, noted) == ("memory", "internal"))
+    return outcome == ("refused" if refused else "failed") and (
+        code == noted or (code, noted) == ("memory", "internal")
+    )
 
 
 def _update(
@@ -238,7 +246,9 @@ def _unread(file: Path, events: Sequence[Event], older: int, answers: Counter[st
         else:
             found.add(file, f"{what}, and the code is none of such a request")
     if both := (here & answers).total():
-        found.checked.append(f"{file}: {both} requests could not be read; the refusals that the bank signed are in the record")
+        found.checked.append(
+            f"{file}: {both} requests could not be read; the refusals that the bank signed are in the record"
+        )
     for event in events[older:]:
         if not event["round"] and event["outcome"] != "refused":
             found.add(file, f"a line of no round is {event['outcome']}, and only a refusal can be")

@@ -40,7 +40,8 @@ def check_attempt(where: str, line: Attempt, asker: Asker, one: Round, found: Fi
     """Name what is wrong in a round's line, and count in `one` the signatures that were checked."""
     _check_close(where, line, asker.config, found)
     expected = {
-        "run": line.run, "round": line.round, "attempt": line.attempt, "adapter-sha256": line.start_sha256, "code-sha256": asker.code_sha256,
+        "run": line.run, "round": line.round, "attempt": line.attempt, "adapter-sha256": line.start_sha256,
+        "code-sha256": asker.code_sha256,
     }  # fmt: skip
     expected |= {"config-sha256": asker.config_sha256} if asker.config else {}
     for bank, part in line.banks.items():
@@ -66,7 +67,9 @@ def _check_close(where: str, line: Attempt, config: Config | None, found: Findin
             found.add(where, f"round {number} has weights, and under privacy=bank none is made")
         return
     if len(accepted) < config.strategy.quorum:
-        moved = ", yet its adapter is another than the round's before" if line.adapter_sha256 != line.start_sha256 else ""
+        moved = (
+            ", yet its adapter is another than the round's before" if line.adapter_sha256 != line.start_sha256 else ""
+        )
         what = f"round {number} has {len(accepted)} accepted replies{moved if not accepted else ''}"
         found.add(where, f"{what}: with fewer than strategy.quorum={config.strategy.quorum} no round is closed")
     if line.weights is None:

@@ -100,13 +100,16 @@ def _policy_words(policies: Sequence[tuple[str, str]], now: str) -> list[str]:
     return [
         *said,
         (
-            f"bank.yaml: it was changed after the last answer of {at}: the policy of that one was {last[:16]}, now it is "
+            f"bank.yaml: it was changed after the last answer of {at}: the policy of that one was {last[:16]}, now it "
+            "is "
             f"{now[:16]}"
         ),
     ]
 
 
-def _record(file: Path, name: str, lines: Sequence[bytes], authority: bytes, public_key: str, found: Findings) -> Record:
+def _record(
+    file: Path, name: str, lines: Sequence[bytes], authority: bytes, public_key: str, found: Findings
+) -> Record:
     record = Record()
     for number, text in enumerate(lines, 1):
         where = f"{file}, line {number}"

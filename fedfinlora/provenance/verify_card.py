@@ -77,7 +77,9 @@ def check_card(
         if with_audit and digest(read_json(file)) == digest(to_json(with_audit)):
             found.not_proven(file, f"what it says of an audit is in {AUDIT_FILE} alone, not in {CHAIN_FILE}")
         elif not ended:
-            found.not_proven(file, ("it does not follow from the rounds until now, which came after it, or it was changed"))
+            found.not_proven(
+                file, ("it does not follow from the rounds until now, which came after it, or it was changed")
+            )
         else:
             found.add(file, "it does not follow from config.yaml and rounds.jsonl")
     except UserError as error:

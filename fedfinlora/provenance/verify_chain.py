@@ -37,7 +37,9 @@ Placed = tuple[tuple[int, int, int], Sealed]
 
 
 class ChainCheck:
-    """provenance.jsonl, and what it says once each of its lines was taken; that is then compared with the other files."""
+    """provenance.jsonl, and what it says once each of its lines was taken; that is then compared with the other
+    files.
+    """
 
     def __init__(
         self,
@@ -128,7 +130,8 @@ class ChainCheck:
             if isinstance(line, End) and line.status == "completed" and self.config and self.run_id and self.begins:
                 first, last = self.begins[0], self.begins[-1]
                 self.ended = Ended(
-                    self.config, self.run_id, first.code_sha256, last.version, sealed.previous, dict(self.rounds), tuple(self.audits)
+                    self.config, self.run_id, first.code_sha256, last.version, sealed.previous, dict(self.rounds),
+                    tuple(self.audits)
                 )  # fmt: skip
         except (KeyError, TypeError, ValueError, AttributeError, UserError) as error:
             self.found.add(where, f"it lacks or garbles something ({type(error).__name__})")
@@ -216,7 +219,9 @@ class ChainCheck:
         before = earlier.adapter_sha256 if earlier else self.started if number == 1 else None
         if line.start_sha256 != before:
             self.found.add(where, f"round {number} does not start from the adapter of the round before")
-        banks, accepted = (self._names.setdefault(names, names) for names in (tuple(sorted(line.banks)), tuple(line.accepted)))
+        banks, accepted = (
+            self._names.setdefault(names, names) for names in (tuple(sorted(line.banks)), tuple(line.accepted))
+        )
         found = Round(number, self.file, place, self.config, len(self.begins), banks, accepted, line.adapter_sha256)
         check_attempt(where, line, self._asker, found, self.found)
         for bank in line.accepted:

@@ -34,7 +34,12 @@ class Computed:
 
 
 def compute_again(
-    run: Path, rounds: Mapping[int, Round], started: str | None, rules: Rules, found: Findings, on_step: Callable[[str], None]
+    run: Path,
+    rounds: Mapping[int, Round],
+    started: str | None,
+    rules: Rules,
+    found: Findings,
+    on_step: Callable[[str], None],
 ) -> Computed:
     """Each round, as far as there are all deltas; what could not be computed is said. `started` is the SHA-256 of the
     first adapter.
@@ -66,9 +71,14 @@ def _folded(said: Sequence[tuple[str, str]], first: int) -> Iterator[str]:
     for words, group in itertools.groupby(said, key=lambda one: one[0]):
         adapters = [adapter for _, adapter in group]
         if len(adapters) > MOST_NAMED:
-            yield (f"rounds {number} to {number + len(adapters) - 1}: each {words}; the last adapter is {adapters[-1][:16]}")
+            yield (
+                f"rounds {number} to {number + len(adapters) - 1}: each {words}; the last adapter is "
+                f"{adapters[-1][:16]}"
+            )
         else:
-            yield from (f"round {number + place}: {words}, adapter {adapter[:16]}" for place, adapter in enumerate(adapters))
+            yield from (
+                f"round {number + place}: {words}, adapter {adapter[:16]}" for place, adapter in enumerate(adapters)
+            )
         number += len(adapters)
 
 
@@ -86,7 +96,14 @@ def _first(
 
 
 def _again(
-    run: Path, number: int, one: Round, config: Config, state: State, rules: Rules, norms: dict[int, Norms], found: Findings
+    run: Path,
+    number: int,
+    one: Round,
+    config: Config,
+    state: State,
+    rules: Rules,
+    norms: dict[int, Norms],
+    found: Findings,
 ) -> State | None:
     replies, line = [], one.line
     for bank in one.accepted:

@@ -40,7 +40,9 @@ class Bound:
     """Whether the run keeps the deltas of its rounds."""
 
     def take(self, line: Line, run: Path, found: Findings) -> None:
-        """One line more: an `end` binds everything, a `begin` what comes before the rounds, a `saved` what is of its round."""
+        """One line more: an `end` binds everything, a `begin` what comes before the rounds, a `saved` what is of its
+        round.
+        """
         if isinstance(line, Begin):
             kept = {name: sha256 for name, sha256 in self.files.items() if (round_of(name) or 0) <= line.round}
             kept = {name: sha256 for name, sha256 in kept.items() if not name.startswith(WRITTEN_AGAIN)}
@@ -64,15 +66,22 @@ class Bound:
         elif isinstance(line, End):
             for name in sorted(self.files.keys() & line.files.keys()):
                 if self.files[name] != line.files[name] and round_of(name) is not None:
-                    found.add(run / name, f"{CHAIN_FILE} has one hash of it when it was saved, and another when the run ended")
-            self.files, self.status, self.ended, self.report_sha256 = dict(line.files), line.status, True, line.report_sha256
+                    found.add(
+                        run / name, f"{CHAIN_FILE} has one hash of it when it was saved, and another when the run ended"
+                    )
+            self.files, self.status, self.ended, self.report_sha256 = (
+                dict(line.files),
+                line.status,
+                True,
+                line.report_sha256,
+            )
         elif isinstance(line, Audited):
             self.report_sha256 = line.files.get(REPORT_FILE, self.report_sha256)
 
 
 def check_files(run: Path, bound: Bound, rounds: Mapping[int, str], found: Findings) -> None:
-    """Every file that the chain has a hash of is as it was; what it has none of is not proven, or, once the run has ended, wrong. `rounds` is
-    round -> hash of its line of rounds.jsonl.
+    """Every file that the chain has a hash of is as it was; what it has none of is not proven, or, once the run has
+    ended, wrong. `rounds` is round -> hash of its line of rounds.jsonl.
     """
     for number, sha256 in sorted(bound.lines.items()):
         if rounds.get(number, sha256) != sha256:  # `check_rounds` names a missing one
@@ -85,22 +94,30 @@ def check_files(run: Path, bound: Bound, rounds: Mapping[int, str], found: Findi
     report = run / REPORT_FILE
     if bound.report_sha256:
         found.checked.append(
-            f"{REPORT_FILE}: only its hash was compared; `python -m fedfinlora report` makes it again from the files that were checked"
+            f"{REPORT_FILE}: only its hash was compared; `python -m fedfinlora report` makes it again from the files "
+            "that were checked"
         )
     if bound.report_sha256 and report.is_file() and sha256_of_file(report) != bound.report_sha256:
         found.not_proven(
             report,
-            "it was written again after the run ended; `python -m fedfinlora report` makes it from the files that were checked",
+            (
+                "it was written again after the run ended; `python -m fedfinlora report` makes it from the files that "
+                "were "
+                "checked"
+            ),
         )
     known = (CHAIN_FILE, CARD_FILE, *([REPORT_FILE] if bound.report_sha256 else []))
-    for place, count in _by_folder(name for name in contents_of(run).files if not is_covered(name) and name not in known):
+    for place, count in _by_folder(
+        name for name in contents_of(run).files if not is_covered(name) and name not in known
+    ):
         found.checked.append(f"not covered: {place}" + (f", {count:,} files" if place.endswith("/") else ""))
     same = sum(bound.files.get(name) == sha256 for name, sha256 in here.items())
     found.checked.append(f"files: {same} of {len(here)} are as {CHAIN_FILE} has them")
 
 
 def _by_folder(names: Iterable[str]) -> list[tuple[str, int]]:
-    """(a folder with "/" at its end, how many files are below it); a file of the run's folder, or right in `state`, is there by its name.
+    """(a folder with "/" at its end, how many files are below it); a file of the run's folder, or right in `state`, is
+    there by its name.
 
     >>> _by_folder(["report.html", "state/server.log", "state/flwr/a/b", "state/flwr/c"])
     [('report.html', 1), ('state/flwr/', 2), ('state/server.log', 1)]
@@ -123,7 +140,9 @@ def _check_ended(run: Path, bound: Bound, here: Mapping[str, str], found: Findin
             found.add(run / name, "it is not as it was when the run ended")
 
 
-def _check_broken_off(run: Path, bound: Bound, here: Mapping[str, str], rounds: Mapping[int, str], found: Findings) -> None:
+def _check_broken_off(
+    run: Path, bound: Bound, here: Mapping[str, str], rounds: Mapping[int, str], found: Findings
+) -> None:
     """A run whose process was killed, or that is still running: its last `saved` is what there is."""
     completed = "result.json" in here and _status(run) not in ("stopped", "failed")
     for name, ended in (("result.json", completed), ("adapters/final", (run / "adapters" / "final").exists())):
@@ -141,11 +160,17 @@ def _check_broken_off(run: Path, bound: Bound, here: Mapping[str, str], rounds: 
             else:
                 found.add(run / name, "it is not as it was when it was saved")
     loose = [
-        name for name in sorted(here) if name not in bound.files and (name != ROUNDS_FILE or set(rounds) - set(bound.lines))
+        name
+        for name in sorted(here)
+        if name not in bound.files and (name != ROUNDS_FILE or set(rounds) - set(bound.lines))
     ]
     found.not_proven(
         run / CHAIN_FILE,
-        f"the run was broken off or is still running after round {bound.last_round}: nothing shows whether later lines were cut off",
+        (
+            f"the run was broken off or is still running after round {bound.last_round}: nothing shows whether later "
+            "lines "
+            "were cut off"
+        ),
     )
     if loose:
         found.not_proven(run, f"{CHAIN_FILE} has no hash of {first_names(loose)}")
@@ -160,7 +185,9 @@ def _kept_from(run: Path, last: int) -> int:
 
 
 def _may_be_gone(name: str, last: int, kept_from: int) -> bool:
-    """Whether a run removes a file by itself: older checkpoints, and what `keep_rounds` lets go. Deltas are there only if they were kept."""
+    """Whether a run removes a file by itself: older checkpoints, and what `keep_rounds` lets go. Deltas are there only
+    if they were kept.
+    """
     number = round_of(name)
     if name.startswith("deltas/"):
         return True
@@ -170,7 +197,9 @@ def _may_be_gone(name: str, last: int, kept_from: int) -> bool:
 
 
 def _status(run: Path) -> str:
-    """How the run ended: "stopped" and "failed" may be written by the command that followed it, after its server was gone."""
+    """How the run ended: "stopped" and "failed" may be written by the command that followed it, after its server was
+    gone.
+    """
     try:
         return str(read_json(run / "result.json")["status"])
     except (UserError, KeyError, TypeError):

@@ -26,7 +26,8 @@ from fedfinlora.provenance.folder import contents_of, file_bytes
 from fedfinlora.provenance.verify_answers import OUTCOMES, Round, check_answers, round_of
 
 HOME_FILES = {
-    "bank.yaml", "node.key", "node.key.pub", "node.id", "ca.crt", "bank.crt", "tls.key", "gate.yaml", "supernode.log", "running.lock",
+    "bank.yaml", "node.key", "node.key.pub", "node.id", "ca.crt", "bank.crt", "tls.key", "gate.yaml", "supernode.log",
+    "running.lock",
 }  # fmt: skip
 HOME_FOLDERS = ("state/", "ledger/", "flwr/")
 STATE_FILES = {"worker.log", "worker.pid", "sample.key"}
@@ -44,8 +45,8 @@ def check_history(
 ) -> None:
     """The record and the history have the same requests with the same ends.
 
-    The record's first line is of the time `begun` ("" = it has none). `last` is the hash of the request that is its last
-    line ("" = it is none).
+    The record's first line is of the time `begun` ("" = it has none). `last` is the hash of the request that is its
+    last line ("" = it is none).
     """
     file = history_file(home / "state", name)
     if file.parent.is_dir() and not no_other_kinds(file.parent, found):
@@ -68,7 +69,11 @@ def check_history(
         if line["bank"] == name and "origin" not in line and one not in requests and begun and not _before(line, begun):
             found.add(
                 home / "ledger" / LINES,
-                f"it has round {one[1]} of {one[0]}, and the record does not have the request: lines of the record are missing",
+                (
+                    f"it has round {one[1]} of {one[0]}, and the record does not have the request: lines of the record "
+                    "are "
+                    "missing"
+                ),
             )
     check_answers(file, home / "state" / "signed", events, len(earlier), asked, answered, last, lines, found)
     found.checked.append(f"{file}: {len(events)} lines, compared with the record and the ledger")
@@ -96,17 +101,30 @@ def _requests(file: Path, events: Sequence[Mapping[str, Any]], asked: Mapping[Ro
         if asked.get(one, 0) < max(begun[one], 1):
             found.add(
                 file,
-                f"it has round {one[1]} of {one[0]}, and the record does not have the request: lines of the record are missing",
+                (
+                    f"it has round {one[1]} of {one[0]}, and the record does not have the request: lines of the record "
+                    "are "
+                    "missing"
+                ),
             )
 
 
 def _ledger(
-    folder: Path, name: str, history: Path, events: Sequence[Mapping[str, Any]], accepted: Sequence[Answered], found: Findings
+    folder: Path,
+    name: str,
+    history: Path,
+    events: Sequence[Mapping[str, Any]],
+    accepted: Sequence[Answered],
+    found: Findings,
 ) -> list[dict[str, Any]]:
-    """The ledger has every line that history and record speak of, and they know of its last. Returns its sound lines."""
+    """The ledger has every line that history and record speak of, and they know of its last. Returns its sound
+    lines.
+    """
     booked = [(event["ledger_number"], event.get("ledger_hash")) for event in events if event.get("ledger_number")]
     booked += [
-        (answer.head["ledger-number"], answer.head.get("ledger-hash")) for answer in accepted if "ledger-number" in answer.head
+        (answer.head["ledger-number"], answer.head.get("ledger-hash"))
+        for answer in accepted
+        if "ledger-number" in answer.head
     ]
     if not (folder / LINES).exists() and not booked:
         return []
@@ -123,7 +141,8 @@ def _ledger(
     for number, value in sorted(set(booked), key=str):
         if not has_line(lines, Head(int(number), str(value))) and value not in known:
             found.add(
-                folder / LINES, f"history or record has its line {number}, which it does not have: it was cut or rolled back"
+                folder / LINES,
+                f"history or record has its line {number}, which it does not have: it was cut or rolled back",
             )
     begun = {round_of(event) for event in events if event["outcome"] == "begun"}
     for line in lines:
@@ -155,7 +174,10 @@ def check_home(home: Path, name: str, data: Path | None, found: Findings) -> Non
         if top == "state":
             parts = rest.split("/")
             of_run = (
-                len(parts) == 3 and parts[1] == name and parts[2].startswith("round_") and parts[2].endswith(".safetensors")
+                len(parts) == 3
+                and parts[1] == name
+                and parts[2].startswith("round_")
+                and parts[2].endswith(".safetensors")
             )
             of_history = parts[0] == "history" and len(parts) == 2 and parts[1] in history
             if rest in STATE_FILES or of_run or of_history or parts[0] == "signed":  # `signed` is checked by itself

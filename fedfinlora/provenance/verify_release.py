@@ -64,7 +64,9 @@ def _origin(run: Path, ended: Ended, rounds: Sequence[RoundLine], said: Origin, 
     if files:
         base = sha256_of_files(files)
     else:
-        found.checked.append("adapters/final: the base model's hash was not compared, the run's manifest does not have it")
+        found.checked.append(
+            "adapters/final: the base model's hash was not compared, the run's manifest does not have it"
+        )
     expected = origin_of(run, config, lines, ended.run, ended.code_sha256, ended.previous, base, card)
     accepted = sorted({bank for one in ended.rounds.values() for bank in one.accepted})
     kept = ended.rounds[expected.of_round].adapter_sha256 if expected.of_round in ended.rounds else ""

@@ -48,7 +48,8 @@ def check_identity(chain: ChainCheck, found: Findings) -> None:
         own = read_config(run)
         if chain.config is not None:
             found.differs(
-                differences(deciding_values(chain.config), deciding_values(own), run / "config.yaml", f"the configuration in {CHAIN_FILE}")
+                differences(deciding_values(chain.config), deciding_values(own), run / "config.yaml",
+                    f"the configuration in {CHAIN_FILE}")
             )  # fmt: skip
     except UserError as error:
         found.add(run / "config.yaml", str(error))
@@ -67,22 +68,34 @@ def check_manifest(chain: ChainCheck, found: Findings) -> None:
     identity = read_json(run / "state" / "run.json")
     if not same_version and manifest.get("config_sha256") == identity.get("config_sha256"):
         del expected["config_sha256"]  # another version has other settings
-        found.checked.append(f"{MANIFEST}: config_sha256 was not computed again, version {chain.begins[0].version} has made it")
+        found.checked.append(
+            f"{MANIFEST}: config_sha256 was not computed again, version {chain.begins[0].version} has made it"
+        )
     wrong = list(differences(expected, {name: manifest.get(name) for name in expected}, file, "the configuration"))
     wrong += differences(
-        manifest.get("config_sha256"), identity.get("config_sha256"), run / "state" / "run.json", MANIFEST, "config_sha256"
+        manifest.get("config_sha256"),
+        identity.get("config_sha256"),
+        run / "state" / "run.json",
+        MANIFEST,
+        "config_sha256",
     )
     if (run / ORIGIN_FILE).is_file():
         origin = read_json(run / ORIGIN_FILE)
         wrong += differences(origin, {name: manifest.get(name) for name in origin}, file, str(ORIGIN_FILE))
     asked = next((one.line.request.get("source-sha256") for one in chain.rounds.values() if one.begin == 1), None)
     if asked is not None:
-        wrong += differences(asked, manifest.get("source_sha256"), file, f"the requests in {CHAIN_FILE}", "source_sha256")
+        wrong += differences(
+            asked, manifest.get("source_sha256"), file, f"the requests in {CHAIN_FILE}", "source_sha256"
+        )
     if manifest.get("source_sha256") == source_fingerprint():
-        wrong += differences(source_files(), manifest.get("source_files"), file, "this code, whose hash it has", "source_files")
+        wrong += differences(
+            source_files(), manifest.get("source_files"), file, "this code, whose hash it has", "source_files"
+        )
         found.checked.append(f"{MANIFEST}: code, configuration and seed were computed again")
     else:
-        found.checked.append(f"{MANIFEST}: configuration and seed were computed again; its code is not the one that checks it")
+        found.checked.append(
+            f"{MANIFEST}: configuration and seed were computed again; its code is not the one that checks it"
+        )
     found.checked.append(f"{MANIFEST}: the hashes of data and base model are of files that are not in this folder")
     found.differs(wrong)
 
@@ -124,7 +137,8 @@ def check_result(chain: ChainCheck, lines: Sequence[RoundLine], status: str, fou
     wrong += differences(manifest.get("config_sha256"), result.config_sha256, file, MANIFEST, "config_sha256")
     if status == "completed" and len(lines) != config.num_server_rounds and result.stopped_early_after_round is None:
         found.add(
-            file, f"it is completed after {len(lines)} of {config.num_server_rounds} rounds, and nothing has stopped it early"
+            file,
+            f"it is completed after {len(lines)} of {config.num_server_rounds} rounds, and nothing has stopped it early",  # noqa: E501
         )
     if not found.differs(wrong):
         found.checked.append(f"{RESULT_FILE}: every figure but the wall time was computed again")

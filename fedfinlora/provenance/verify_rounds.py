@@ -28,7 +28,9 @@ from fedfinlora.wire import Reply, read_figures
 
 REPLIES = f"its reply in {CHAIN_FILE}"
 STATUS = {"late": ("late",), "crashed": ("error",), "away": ("error",)}
-"""Code of an answer that the chain has nothing of -> what its status may be; any other may be an error of the bank's or a rejected reply."""
+"""Code of an answer that the chain has nothing of -> what its status may be; any other may be an error of the bank's or
+a rejected reply.
+"""
 FROM_REPLIES = ("status", "noise_alone", "train_loss", "holdout_loss", "bytes_up", "bytes_down")
 """Keys of a line of rounds.jsonl that follow from the entries of its banks."""
 
@@ -64,8 +66,12 @@ def read_rounds_file(run: Path, found: Findings) -> tuple[list[RoundLine], dict[
 
 
 def reply_of(bank: str, part: BankPart, config: Config, delta: Vector) -> Reply:
-    """An accepted reply as the server has read it. LookupError, TypeError or ValueError for one that no server accepts."""
-    told = {name: float(value) if isinstance(value, str) else value for name, value in part.figures.items()}  # nan and inf
+    """An accepted reply as the server has read it. LookupError, TypeError or ValueError for one that no server
+    accepts.
+    """
+    told = {
+        name: float(value) if isinstance(value, str) else value for name, value in part.figures.items()
+    }  # nan and inf
     figures, withheld = read_figures(told, config.privacy.in_the_bank)
     head = part.head
     ledger = Head(head["ledger-number"], head["ledger-hash"]) if "ledger-number" in head else None
@@ -92,7 +98,9 @@ class RoundsCheck:
         self._delta = not_kept(self.size)
 
     def compare(self, one: Round, attempt: Attempt) -> list[Difference]:
-        """What in a round's weights, and in its line of rounds.jsonl, does not follow from its replies; but for norms."""
+        """What in a round's weights, and in its line of rounds.jsonl, does not follow from its replies; but for
+        norms.
+        """
         if (config := one.config) is None:
             return []
         replies = []
@@ -113,7 +121,8 @@ class RoundsCheck:
             return []
         expected = dict(zip(one.accepted, self.rules.weights(config, replies), strict=True))
         return [
-            Difference(one.where, f"round {one.number}: the weight of {bank}", attempt.weights[bank], weight, "configuration and replies")
+            Difference(one.where, f"round {one.number}: the weight of {bank}", attempt.weights[bank], weight,
+                "configuration and replies")
             for bank, weight in expected.items()
             if not same(weight, attempt.weights[bank])
         ]  # fmt: skip
@@ -125,7 +134,11 @@ class RoundsCheck:
             return [Difference(where, "adapter_sha256", line.adapter_sha256, attempt.adapter_sha256, CHAIN_FILE)]
         entries = {entry.bank: entry for entry in line.banks}
         if sorted(entries) != sorted(attempt.banks) or len(entries) != len(line.banks):
-            return [Difference(where, "the names of banks", ", ".join(entries), ", ".join(sorted(attempt.banks)), CHAIN_FILE)]
+            return [
+                Difference(
+                    where, "the names of banks", ", ".join(entries), ", ".join(sorted(attempt.banks)), CHAIN_FILE
+                )
+            ]
         own = {reply.bank: reply for reply in replies}
         wrong, expected = [], []
         for bank in sorted(entries):
@@ -145,7 +158,9 @@ class RoundsCheck:
                 wrong.append(Difference(where, name, values[1], values[0], "its entries and replies"))
         if (line.privacy is None) == (config.privacy.mode == "bank"):
             wrong.append(
-                Difference(where, "privacy", plain(line.privacy), config.privacy.mode, "privacy.mode of the configuration")
+                Difference(
+                    where, "privacy", plain(line.privacy), config.privacy.mode, "privacy.mode of the configuration"
+                )
             )
         return wrong
 
@@ -158,7 +173,9 @@ class RoundsCheck:
         return replace(made, bytes_down=bytes_down, bytes_up=bytes_up, delta_norm=entry.delta_norm)
 
     def check(self, chain: ChainCheck, norms: Mapping[int, Norms], found: Findings) -> None:
-        """rounds.jsonl has the chain's rounds, nothing in it was found to differ, the norms are right, and so are the banks that were asked."""
+        """rounds.jsonl has the chain's rounds, nothing in it was found to differ, the norms are right, and so are the
+        banks that were asked.
+        """
         file, rounds, lines = self.run / ROUNDS_FILE, chain.rounds, self.lines
         for place, line in enumerate(lines, 1):
             if line.round != place:
@@ -167,7 +184,8 @@ class RoundsCheck:
         for number in range(1, max(len(lines), max(rounds, default=0)) + 1):
             if number > len(lines) and number == chain.open_round == max(rounds):
                 found.not_proven(
-                    file, f"round {number} is missing: the run was broken off before it was closed, or its line was cut off"
+                    file,
+                    f"round {number} is missing: the run was broken off before it was closed, or its line was cut off",
                 )
             elif number > len(lines):
                 found.add(file, f"round {number} is missing")
@@ -182,7 +200,8 @@ class RoundsCheck:
         if rounds:
             deltas = sum(bool(norms[number].deltas) for number in norms)
             found.checked.append(
-                f"{ROUNDS_FILE}: every figure but wall times, reasons and what is said of the server's own ledger was computed again from the "
+                f"{ROUNDS_FILE}: every figure but wall times, reasons and what is said of the server's own ledger was "
+                "computed again from the "
                 f"replies; norms of the step in {len(norms):,} of {len(rounds):,} rounds, of the deltas in {deltas:,}"
             )
 
@@ -192,7 +211,9 @@ def _norm_differences(where: str, line: RoundLine, norms: Norms) -> Iterator[Dif
         yield Difference(where, "update_norm", line.update_norm, norms.update, "the adapters of the rounds")
     for entry in line.banks:
         if entry.bank in norms.deltas and not same(norms.deltas[entry.bank], entry.delta_norm):
-            yield Difference(where, f"delta_norm of {entry.bank}", entry.delta_norm, norms.deltas[entry.bank], "its delta")
+            yield Difference(
+                where, f"delta_norm of {entry.bank}", entry.delta_norm, norms.deltas[entry.bank], "its delta"
+            )
 
 
 def check_samples(rounds: Mapping[int, Round], rules: Rules, found: Findings) -> None:
@@ -217,7 +238,7 @@ def check_samples(rounds: Mapping[int, Round], rules: Rules, found: Findings) ->
         if len(sampled) != len(one.banks):
             found.add(
                 one.where,
-                f"round {one.number} asked {len(one.banks)} banks, and its configuration asks {len(sampled)} of {count}",
+                f"round {one.number} asked {len(one.banks)} banks, and its configuration asks {len(sampled)} of {count}",  # noqa: E501
             )
         elif len(roster) == count and tuple(sampled) != one.banks:
             found.add(one.where, f"the banks of round {one.number} are not those that the run's seed samples")
@@ -225,15 +246,19 @@ def check_samples(rounds: Mapping[int, Round], rules: Rules, found: Findings) ->
 
 def _values(where: str, bank: str, expected: Any, found: Any) -> list[Difference]:
     """The fields of two records of one kind that differ."""
-    pairs = ((item.name, plain(getattr(expected, item.name)), plain(getattr(found, item.name))) for item in fields(expected))
+    pairs = (
+        (item.name, plain(getattr(expected, item.name)), plain(getattr(found, item.name))) for item in fields(expected)
+    )
     return [
-        Difference(where, f"{name} of {bank}", has, should, REPLIES) for name, should, has in pairs if not same(should, has)
+        Difference(where, f"{name} of {bank}", has, should, REPLIES)
+        for name, should, has in pairs
+        if not same(should, has)
     ]
 
 
 def _not_accepted(part: BankPart, entry: BankEntry) -> BankEntry:
-    """The entry of a bank whose reply was not accepted. A reason with figures of the reply, and what became of a reply that the chain has
-    nothing of, are the aggregator's word.
+    """The entry of a bank whose reply was not accepted. A reason with figures of the reply, and what became of a reply
+    that the chain has nothing of, are the aggregator's word.
     """
     head, reason, code = part.head, entry.reason, part.code
     if head.get("status") == "ok" or code == "signature":

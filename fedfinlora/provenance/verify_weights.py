@@ -77,7 +77,9 @@ def _same_arrays(expected: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
     return sorted(own) == sorted(expected) and all(np.array_equal(own[name], array) for name, array in expected.items())
 
 
-def check_adapters(run: Path, rounds: Mapping[int, Round], lines: Sequence[RoundLine], found: Findings) -> dict[int, Norms]:
+def check_adapters(
+    run: Path, rounds: Mapping[int, Round], lines: Sequence[RoundLine], found: Findings
+) -> dict[int, Norms]:
     """The saved adapter of each round, where it is kept, is just that round's; the final one is that of the last round,
     or of the best one. Returns the norm of the step between each two that are kept.
     """
@@ -98,10 +100,16 @@ def check_adapters(run: Path, rounds: Mapping[int, Round], lines: Sequence[Round
     if rounds and (config := rounds[max(rounds)].config):
         chosen = choice(lines[: max(rounds)], config)
         is_over = (run / "adapters" / "final").is_dir()  # until then "best" may be of a round that is not closed yet
-        for folder, chosen_round, what in (("final", chosen.final_round, "the final"), ("best", chosen.best_round, "the best")):
+        for folder, chosen_round, what in (
+            ("final", chosen.final_round, "the final"),
+            ("best", chosen.best_round, "the best"),
+        ):
             one = rounds.get(chosen_round or 0)
             if is_over and (run / "adapters" / folder / WEIGHTS_FILE).is_file() and one is not None:
-                said = f"it is not the adapter of round {chosen_round}, which {CHAIN_FILE} and rounds.jsonl say is {what} one"
+                said = (
+                    f"it is not the adapter of round {chosen_round}, which {CHAIN_FILE} and rounds.jsonl say is "
+                    f"{what} one"
+                )
                 _of_round(run / "adapters" / folder, one, said, found)
     if kept:
         config = rounds[max(rounds)].config
@@ -110,7 +118,9 @@ def check_adapters(run: Path, rounds: Mapping[int, Round], lines: Sequence[Round
                 "adapters: LoRA-XS is saved as the LoRA that it equals, so its numbers are not compared with the chain"
             )
         elif config is not None and config.peft.freeze_a:
-            found.checked.append("adapters: A is frozen, so the chain does not have it; of A only the form was compared")
+            found.checked.append(
+                "adapters: A is frozen, so the chain does not have it; of A only the form was compared"
+            )
         found.checked.append(f"adapters: {checked} of {kept} saved adapters are their round's, number for number")
     return norms
 
@@ -183,7 +193,9 @@ def _is_factor(name: str, shape: tuple[int, ...], config: Config) -> bool:
     if name.startswith("base_model.model.") and any(module in parts for module in config.peft.target_modules):
         if "lora_magnitude_vector" in name:
             return config.peft.method == "dora" and len(shape) == 1
-        return any(part in name and len(shape) == 2 and shape[axis] == config.peft.rank for part, axis in FACTORS.items())
+        return any(
+            part in name and len(shape) == 2 and shape[axis] == config.peft.rank for part, axis in FACTORS.items()
+        )
     return False
 
 

@@ -32,7 +32,9 @@ def cautions(systems: Sequence[System]) -> list[str]:
     found += _one_answer(systems)
     ambiguous = sum(score.ambiguous for _, _, score in named)
     if ambiguous:
-        found.append(f"{plural(ambiguous, 'answer')} ambiguous by FinLoRA’s rules: its own verdict on them is left to chance.")
+        found.append(
+            f"{plural(ambiguous, 'answer')} ambiguous by FinLoRA’s rules: its own verdict on them is left to chance."
+        )
     metrics = [part for _, _, score in named for part in score.metrics]
     known = [item.too_long for item in metrics if item.too_long is not None]
     if known:
@@ -45,7 +47,8 @@ def cautions(systems: Sequence[System]) -> list[str]:
     encoders = {score.encoder for _, _, score in named if score.bertscore and "finbert" not in score.encoder.lower()}
     if encoders:
         found.append(
-            f"BERTScore by {listed(sorted(encoders))}: not comparable with published BERTScores, which used ProsusAI/finbert."
+            f"BERTScore by {listed(sorted(encoders))}: not comparable with published BERTScores, which used "
+            "ProsusAI/finbert."
         )
     checks = [item.decoding for item in metrics if item.decoding and item.decoding.rows_checked]
     if checks:
@@ -62,7 +65,8 @@ def _one_answer(systems: Sequence[System]) -> list[str]:
         stuck = [key for key, score in system.scores.items() if any(map(says_one_label, score.metrics))]
         if stuck:
             found.append(
-                f"{system.heading} gives one and the same label to at least {100 * SAME_ANSWER_SHARE:.0f} % of the rows "
+                f"{system.heading} gives one and the same label to at least {100 * SAME_ANSWER_SHARE:.0f} % of the "
+                "rows "
                 f"of {listed(stuck)}: accuracy is then that label’s share of the rows and tells nothing of what was "
                 "learned; see Matthews correlation and the confusion matrix."
             )

@@ -56,7 +56,9 @@ def line_chart(
     if best is not None and best in places:
         parts.append(_best_line(x_at(best), best))
     for line in sorted(series, key=lambda item: item.thick):
-        points = [(x_at(place), y_at(value)) for place, value in zip(places, line.values, strict=True) if value is not None]
+        points = [
+            (x_at(place), y_at(value)) for place, value in zip(places, line.values, strict=True) if value is not None
+        ]
         if len(points) > 1:
             path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
             parts.append(f'<polyline class="line {_weight(line)} slot-{line.slot}" points="{path}"{_dashes(line)}/>')
@@ -66,7 +68,9 @@ def line_chart(
             if value is not None and place in marked:
                 label = f"{line.name}, {x_label} {place}: {y_format(value)}"
                 parts.append(marker(line.slot, x_at(place), y_at(value), 3.6 if line.thick else 2.8, label))
-    last = ", ".join(f"{line.name} {_ends(line, y_format)}" for line in series if any(v is not None for v in line.values))
+    last = ", ".join(
+        f"{line.name} {_ends(line, y_format)}" for line in series if any(v is not None for v in line.values)
+    )
     noted = f" Best round: {best}." if best is not None and best in places else ""
     parts.append(_x_title(x_label))
     return Chart(

@@ -85,7 +85,9 @@ def matrix_rows(matrix: ConfusionMatrix) -> list[tuple[str, list[MatrixCell], in
 
 def edge(matrix: ConfusionMatrix, column: int) -> str:
     """Where the outcomes that are no class begin."""
-    return "edge" if matrix.answers[column] in APART and (column == 0 or matrix.answers[column - 1] not in APART) else ""
+    return (
+        "edge" if matrix.answers[column] in APART and (column == 0 or matrix.answers[column - 1] not in APART) else ""
+    )
 
 
 def confusion_chart(matrix: ConfusionMatrix, name: str, title: str) -> Chart:
@@ -96,7 +98,9 @@ def confusion_chart(matrix: ConfusionMatrix, name: str, title: str) -> Chart:
     for column, answer in enumerate(matrix.answers):
         x = left + column * cell_width + (gap if answer in APART else 0)
         shown = answer if len(answer) <= 11 else answer[:10] + "…"
-        parts.append(f'<text class="tick" x="{x + cell_width / 2:.0f}" y="16" text-anchor="middle">{text(shown)}</text>')
+        parts.append(
+            f'<text class="tick" x="{x + cell_width / 2:.0f}" y="16" text-anchor="middle">{text(shown)}</text>'
+        )
         for row, label in enumerate(matrix.labels):
             y = 24 + row * cell_height
             share, kind = matrix.share(row, column), _kind(label, answer)

@@ -35,7 +35,9 @@ def scores_csv(content: Content) -> str:
             lines.writerows([*place, _cell(f"group:{group}"), *figure] for figure in _means(means))
     for item in content.catalogue:
         for column, (accuracy, f1) in item.published.items():
-            figures = {"bertscore_f1": f1} if accuracy is None else {"finlora_accuracy": accuracy / 100, "finlora_f1": f1}
+            figures = (
+                {"bertscore_f1": f1} if accuracy is None else {"finlora_accuracy": accuracy / 100, "finlora_f1": f1}
+            )
             lines.writerows(
                 ["published", column, item.key, name, f"{value:.6g}", "", "", ""]
                 for name, value in figures.items()

@@ -50,7 +50,9 @@ def loss_comparison(runs: Sequence[Run]) -> list[Chart]:
             by_round = {line.round: getattr(line, name) for line in run.rounds}
             lines.append(Series(run.name, tuple(map(by_round.get, places)), slot=index % 8))
         if places:
-            charts.append(line_chart(f"runs-{file_name(title)}", title, places, lines, "mean over answer tokens", _loss))
+            charts.append(
+                line_chart(f"runs-{file_name(title)}", title, places, lines, "mean over answer tokens", _loss)
+            )
     return [chart for chart in charts if chart is not None]
 
 
@@ -99,7 +101,9 @@ def _score_charts(run: Run, catalogue: Sequence[BenchmarkInfo]) -> list[Chart | 
         lines += _benchmark_lines(by_test, catalogue)
         name, title = _name(run, "scores"), "Accuracy on test rows"
         charts.append(line_chart(name, title, list(by_test), lines, "share of right answers", _share, best))
-    validated = {line.round: line.validation for line in run.rounds if line.validation and line.validation.score is not None}
+    validated = {
+        line.round: line.validation for line in run.rounds if line.validation and line.validation.score is not None
+    }
     if validated:
         lines = [Series("mean score", tuple(one.score for one in validated.values()), slot=0, thick=True)]
         lines += _benchmark_lines({place: one.scores for place, one in validated.items()}, catalogue)
@@ -128,7 +132,10 @@ def _with_ends(run: Run, by_round: Mapping[int, Scores]) -> dict[int, Scores]:
 
 
 def _systems(by_round: Mapping[int, Scores]) -> list[System]:
-    return [System("", "", "", "", {key: Score((metrics,)) for key, metrics in scores.items()}) for scores in by_round.values()]
+    return [
+        System("", "", "", "", {key: Score((metrics,)) for key, metrics in scores.items()})
+        for scores in by_round.values()
+    ]
 
 
 def _benchmark_lines(by_round: Mapping[int, Scores], catalogue: Sequence[BenchmarkInfo]) -> list[Series]:
@@ -154,7 +161,8 @@ def _bank_bars(run: Run, title: str, y_label: str, value_of: ValueOf, y_format: 
     """One bar for each bank in each round, or the banks' means where that would be too many to see."""
     banks, rounds, name = run.banks, _rounds(run), _name(run, title)
     by_bank = {
-        bank: tuple(value_of(line, entry) if (entry := line.bank(bank)) else None for line in run.rounds) for bank in banks
+        bank: tuple(value_of(line, entry) if (entry := line.bank(bank)) else None for line in run.rounds)
+        for bank in banks
     }
     if not any(value for values in by_bank.values() for value in values):
         return None

@@ -58,7 +58,8 @@ class Scored:
                 gathered.setdefault(row.label, []).append(row)
         names = ClassMeans._fields
         return {
-            label: ClassMeans(*(mean(getattr(row, name) for row in rows) for name in names)) for label, rows in gathered.items()
+            label: ClassMeans(*(mean(getattr(row, name) for row in rows) for name in names))
+            for label, rows in gathered.items()
         }
 
     def class_of(self, label: str) -> ClassMeans:
@@ -156,11 +157,15 @@ class Details:
 
 def details_of(benchmark: BenchmarkInfo, systems: Sequence[System]) -> Details:
     """What the systems were scored on."""
-    return Details(benchmark, [Scored(one, one.scores[benchmark.key]) for one in systems if benchmark.key in one.scores])
+    return Details(
+        benchmark, [Scored(one, one.scores[benchmark.key]) for one in systems if benchmark.key in one.scores]
+    )
 
 
 def details_by_group(content: Content) -> list[tuple[str, list[Details]]]:
     """The benchmarks that were scored, by group."""
-    grouped = [(title, [details_of(item, content.systems) for item in items]) for title, items in content.groups.items()]
+    grouped = [
+        (title, [details_of(item, content.systems) for item in items]) for title, items in content.groups.items()
+    ]
     scored = [(title, [details for details in found if details.scored]) for title, found in grouped]
     return [(title, found) for title, found in scored if found]

@@ -77,7 +77,8 @@ def standalone(chart: Chart) -> str:
     for index, entry in enumerate(chart.legend):
         y = below + LEGEND_ROW * index
         words.append(
-            f'<g transform="translate(12 {y})">{entry.sample}<text class="tick" x="34" y="10">{text(entry.name)}</text></g>'
+            f'<g transform="translate(12 {y})">{entry.sample}<text class="tick" x="34" '
+            f'y="10">{text(entry.name)}</text></g>'
         )
     body = f'<g transform="translate(0 {top})">{chart.body}</g>{"".join(words)}'
     return (
@@ -101,14 +102,20 @@ def chart_style(colour: Callable[[str], str], font: str, body: str = "") -> str:
     ]
     for slot in (f"slot-{number}" for number in range(SLOTS)):
         if slot in body or not body:
-            rules.append(f".line.{slot}{{stroke:{colour(slot)}}}.mark.{slot}{{fill:{colour(slot)};stroke:{colour(slot)}}}")
+            rules.append(
+                f".line.{slot}{{stroke:{colour(slot)}}}.mark.{slot}{{fill:{colour(slot)};stroke:{colour(slot)}}}"
+            )
             rules.append(f".bar.{slot}{{fill:{colour(slot)}}}")
     return "".join([*rules, f".mark.hollow{{fill:{colour('paper')}}}"])
 
 
 def _file_style(body: str) -> str:
     """The rules for a file, in literal colours: not every program knows CSS variables."""
-    heat = (f".heat-{kind}{{fill:{LIGHT[f'heat-{kind}']}}}" for kind in ("right", "wrong", "apart") if f"heat-{kind}" in body)
+    heat = (
+        f".heat-{kind}{{fill:{LIGHT[f'heat-{kind}']}}}"
+        for kind in ("right", "wrong", "apart")
+        if f"heat-{kind}" in body
+    )
     title = f".title{{font:600 14px {FONT};fill:{LIGHT['ink']}}}.strong{{font-weight:700}}"
     return "".join([title, *heat, chart_style({**LIGHT, "paper": "#fff"}.__getitem__, FONT, body)])
 

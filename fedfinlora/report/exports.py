@@ -34,6 +34,8 @@ def all_charts(content: Content) -> list[Chart]:
     charts = [chart for chart in found if chart is not None]
     names = [chart.name for chart in charts]
     return [
-        replace(chart, name=f"{chart.name}-{names[:index].count(chart.name) + 1}") if chart.name in names[:index] else chart
+        replace(chart, name=f"{chart.name}-{names[:index].count(chart.name) + 1}")
+        if chart.name in names[:index]
+        else chart
         for index, chart in enumerate(charts)
     ]

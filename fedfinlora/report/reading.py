@@ -128,7 +128,9 @@ def read_run(folder: Path) -> Run:
     if (folder / CARD_FILE).is_file():
         privacy = from_json(PrivacyCard, read_object(folder / CARD_FILE, missing), CARD_FILE, missing)
     evaluations = {
-        file.parent.name: from_json(Evaluation, read_object(file, missing), f"eval/{file.parent.name}/{METRICS_FILE}", missing)
+        file.parent.name: from_json(
+            Evaluation, read_object(file, missing), f"eval/{file.parent.name}/{METRICS_FILE}", missing
+        )
         for file in sorted((folder / "eval").glob(f"*/{METRICS_FILE}"))
     }
     scores, skipped = _merged_scores(result, evaluations)

@@ -83,7 +83,9 @@ def _bank_row(run: Run, name: str) -> list[str]:
 def _course(losses: Iterable[float | None]) -> str:
     """The first and the last that were measured: "2.401 → 1.873"."""
     known = [loss for loss in losses if loss is not None]
-    return DASH if not known else decimal(known[0]) if len(known) == 1 else f"{decimal(known[0])} → {decimal(known[-1])}"
+    return (
+        DASH if not known else decimal(known[0]) if len(known) == 1 else f"{decimal(known[0])} → {decimal(known[-1])}"
+    )
 
 
 def rounds_table(run: Run) -> Table:

@@ -41,4 +41,8 @@ def mean_accuracy_bounds(system: System, keys: Sequence[str]) -> Bounds:
         below += (value - low) ** 2
         above += (high - value) ** 2
     middle = system.accuracy(keys)
-    return (None, None) if middle is None else (middle - math.sqrt(below) / len(keys), middle + math.sqrt(above) / len(keys))
+    return (
+        (None, None)
+        if middle is None
+        else (middle - math.sqrt(below) / len(keys), middle + math.sqrt(above) / len(keys))
+    )

@@ -43,11 +43,15 @@ def _tested(content: Content) -> list[str]:
         if early is not None:
             facts.append(f"{run.name} stopped early after round {early}: the validation score no longer rose.")
         if kept is not None and kept != len(run.rounds):
-            facts.append(f"The final adapter of {run.name} is that of round {kept}, the best on the public validation rows.")
+            facts.append(
+                f"The final adapter of {run.name} is that of round {kept}, the best on the public validation rows."
+            )
         epsilon = run.privacy.epsilon if run.privacy else None
         if epsilon is not None:
             delta = run.privacy.delta if run.privacy else None
-            facts.append(f"Differential privacy in {run.name}: ε = {epsilon:.3g}" + (f", δ = {delta:.1g}." if delta else "."))
+            facts.append(
+                f"Differential privacy in {run.name}: ε = {epsilon:.3g}" + (f", δ = {delta:.1g}." if delta else ".")
+            )
     shots = {item.shots for run in runs for item in run.evaluations.values()}
     if shots - {0}:
         facts.append(f"Solved examples in front of each prompt: {listed([str(shot) for shot in sorted(shots)])}.")
@@ -67,10 +71,13 @@ def _findings(systems: Sequence[System]) -> list[str]:
         if any(system.scores[key].of_banks for key in keys):
             found.append(f"{sentence} (mean of the banks).")
             continue
-        clear = Counter("better" if (system.gain(key) or 0) > 0 else "worse" for key in keys if system.clearly_differs(key))
+        clear = Counter(
+            "better" if (system.gain(key) or 0) > 0 else "worse" for key in keys if system.clearly_differs(key)
+        )
         unsettled = len(keys) - clear.total()
         found.append(
-            f"{sentence}; clearly better on {clear['better']}, clearly worse on {clear['worse']}, not settled on {unsettled}."
+            f"{sentence}; clearly better on {clear['better']}, clearly worse on {clear['worse']}, not settled on "
+            f"{unsettled}."
         )
     return found
 
@@ -92,7 +99,9 @@ def _missing(content: Content) -> list[str]:
         found.append("The base model was not scored, so no change is shown.")
     if "federated" in kinds:
         absent = [
-            word for kind, word in (("centralized", "all rows pooled"), ("local", "each bank alone")) if kind not in kinds
+            word
+            for kind, word in (("centralized", "all rows pooled"), ("local", "each bank alone"))
+            if kind not in kinds
         ]
         if absent:
             found.append(f"No run of {listed(absent)} is here: what federating costs or gains cannot be told.")

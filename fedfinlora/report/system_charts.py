@@ -57,7 +57,9 @@ def published_charts(content: Content) -> list[Chart]:
         sample = '<rect class="band" x="1" width="24" height="12"/>'
         extra.append(LegendEntry(sample, "published adapters, lowest to highest"))
     if published.pin:
-        extra.append(LegendEntry('<line class="pin" x1="13" x2="13" y1="0" y2="12"/>', f"published, {published.pin.lower()}"))
+        extra.append(
+            LegendEntry('<line class="pin" x1="13" x2="13" y1="0" y2="12"/>', f"published, {published.pin.lower()}")
+        )
     charts = []
     for title, benchmarks in content.groups.items():
         rows = [_published_row(content.systems, benchmark, published) for benchmark in benchmarks]

@@ -119,7 +119,9 @@ def _locals(local: Sequence[System]) -> list[System]:
     keys = dict.fromkeys(key for system in local for key in system.scores)
     # A mean over some of the banks would not be comparable with the next row's.
     scores = {
-        key: _mean_of([system.scores[key] for system in local]) for key in keys if all(key in system.scores for system in local)
+        key: _mean_of([system.scores[key] for system in local])
+        for key in keys
+        if all(key in system.scores for system in local)
     }
     return [System("local", "Local", f"mean of {len(local)} banks alone", local[0].model, scores)]
 

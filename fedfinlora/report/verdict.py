@@ -33,7 +33,11 @@ def verdict(content: Content) -> str:
 
 def _label_scores(ranked: Sequence[System]) -> str:
     """The mean accuracies of the most probable label, where nothing was generated; "" without any."""
-    keys = [key for key in (ranked[0].scores if ranked else ()) if all(one.labels_accuracy(key) is not None for one in ranked)]
+    keys = [
+        key
+        for key in (ranked[0].scores if ranked else ())
+        if all(one.labels_accuracy(key) is not None for one in ranked)
+    ]
     if not keys:
         return ""
     means = [f"{system.heading.lower()} {percent(mean(map(system.labels_accuracy, keys)), 0)} %" for system in ranked]

@@ -168,7 +168,10 @@ class BenchmarkMetrics:
             if item.name == "estimates":
                 for name, estimate in self.estimates.items():
                     known = estimate.low is not None and estimate.high is not None
-                    found |= {name: estimate.value, f"{name}{INTERVAL}": [estimate.low, estimate.high] if known else None}
+                    found |= {
+                        name: estimate.value,
+                        f"{name}{INTERVAL}": [estimate.low, estimate.high] if known else None,
+                    }
             elif value is not None:
                 found[item.name] = plain(value)
         return found
@@ -286,7 +289,9 @@ class Evaluation:
 def read_evaluation(run: Path, label: str, problems: Problems | None = None) -> Evaluation:
     """eval/<label>/metrics.json of a run folder (`fedfinlora.run.typed.from_json`)."""
     file = run / "eval" / label / METRICS_FILE
-    return from_json(Evaluation, read_json(file), str(file) if problems is None else f"eval/{label}/{METRICS_FILE}", problems)
+    return from_json(
+        Evaluation, read_json(file), str(file) if problems is None else f"eval/{label}/{METRICS_FILE}", problems
+    )
 
 
 def read_records(file: Path) -> list[RowRecord]:

@@ -31,7 +31,7 @@ SCHEMA_VERSION = 1
 ROUNDS_FILE, RESULT_FILE, CARD_FILE = "rounds.jsonl", "result.json", "privacy.json"
 
 
-# --- rounds.jsonl -------------------------------------------------------------------------------------------------------------
+# --- rounds.jsonl ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,9 @@ class RoundLine:
 
 
 def round_line(values: Any, where: str) -> RoundLine:
-    """A line of rounds.jsonl, or the one in a checkpoint. UserError that names `where` and the field for what is none."""
+    """A line of rounds.jsonl, or the one in a checkpoint. UserError that names `where` and the field for what is
+    none.
+    """
     return from_json(RoundLine, values, where)
 
 
@@ -201,7 +203,7 @@ def readable_rounds(run: Path, problems: Problems) -> list[RoundLine]:
     return found
 
 
-# --- result.json --------------------------------------------------------------------------------------------------------------
+# --- result.json ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,7 +329,8 @@ def write_result(run: Path, result: RunResult) -> None:
     from dataclasses import replace
 
     write_json(
-        run / RESULT_FILE, to_json(replace(result, finished_at=result.finished_at or time.strftime("%Y-%m-%dT%H:%M:%S%z")))
+        run / RESULT_FILE,
+        to_json(replace(result, finished_at=result.finished_at or time.strftime("%Y-%m-%dT%H:%M:%S%z"))),
     )
 
 

@@ -43,7 +43,8 @@ older folders lack some, which then have their defaults. In Python: `fedfinlora.
 FILES: Sequence[tuple[str, Sequence[type[Any]]]] = (
     (
         "rounds.jsonl",
-        (records.RoundLine, records.BankEntry, records.BankPrivacy, records.RoundPrivacy, records.Validation, records.RoundTimings, records.BankTimings),
+        (records.RoundLine, records.BankEntry, records.BankPrivacy, records.RoundPrivacy, records.Validation,
+        records.RoundTimings, records.BankTimings),
     ),
     ("result.json", (records.RunResult, records.WallTimes, records.PrivacySummary)),
     ("privacy.json", (records.PrivacyCard, records.BankCard)),
@@ -51,7 +52,8 @@ FILES: Sequence[tuple[str, Sequence[type[Any]]]] = (
     (
         "eval/<label>/metrics.json",
         (
-            evaluation.Evaluation, evaluation.BenchmarkMetrics, evaluation.Estimate, evaluation.ClassRow, evaluation.ConfusionMatrix,
+            evaluation.Evaluation, evaluation.BenchmarkMetrics, evaluation.Estimate, evaluation.ClassRow,
+            evaluation.ConfusionMatrix,
             evaluation.DecodingCheck, evaluation.GroupMean, evaluation.Overall, evaluation.Work, evaluation.TokenCounts,
         ),
     ),
@@ -74,7 +76,14 @@ def render() -> str:
 
 def _section(cls: type[Any]) -> str:
     explained = meanings(cls)
-    lines = [f"### {cls.__name__}", "", _one_line(inspect.getdoc(cls) or ""), "", "| key | type | meaning |", "|---|---|---|"]
+    lines = [
+        f"### {cls.__name__}",
+        "",
+        _one_line(inspect.getdoc(cls) or ""),
+        "",
+        "| key | type | meaning |",
+        "|---|---|---|",
+    ]
     for field in dataclasses.fields(cls):
         absent = "may be absent" if field.metadata.get("omitted") else ""
         meaning = "; ".join(filter(None, (_one_line(explained[field.name]).rstrip("."), absent)))

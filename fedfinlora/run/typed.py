@@ -132,7 +132,9 @@ def converter(kind: Any) -> Convert:
     if dataclasses.is_dataclass(kind):
         return _record(kind)
     if isinstance(kind, types.UnionType):
-        [inner] = [part for part in kind.__args__ if part is not type(None)]  # X | None is the only union that records have
+        [inner] = [
+            part for part in kind.__args__ if part is not type(None)
+        ]  # X | None is the only union that records have
         convert = converter(inner)
         return lambda value, name, problems: None if value is None else convert(value, name, problems)
     origin, parts = typing.get_origin(kind), typing.get_args(kind)

@@ -42,7 +42,9 @@ class FedAdam(MeanStrategy):
         run = Path(self.config.second_moments)
         checkpoint, where = load_checkpoint(run), f"strategy.second_moments={run}"
         if checkpoint.layout_id != layout_id:
-            raise UserError(f"{where} is of another adapter. Name a run with the same model=, peft= and peft.target_modules=.")
+            raise UserError(
+                f"{where} is of another adapter. Name a run with the same model=, peft= and peft.target_modules=."
+            )
         if "second_moment" not in checkpoint.arrays or "steps" not in checkpoint.arrays:
             raise UserError(f"{where} has no moments of AdamW. Name a finished run of `centralized` on public rows.")
         steps, beta2 = int(checkpoint.arrays["steps"][0]), read_config(run).train.beta2

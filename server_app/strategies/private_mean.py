@@ -3,10 +3,10 @@
 
 Each round every connected bank is drawn with probability q, secretly; the whole delta of each is clipped to norm S and
 rounded to a grid of integers, the clipped deltas are summed with equal weights, noise of standard deviation z S is
-added to the sum, and the sum is divided by the expected number of banks q K, however many replied. A bank that is there or not
-moves the sum by at most S, so a round is one step of the Poisson-subsampled Gaussian mechanism. Sums and noise are
-integers, the noise discrete Gaussian (`fedfinlora.privacy.grid`), drawn from ChaCha20. How many banks were connected at
-the start, K, is taken as known.
+added to the sum, and the sum is divided by the expected number of banks q K, however many replied. A bank that is there
+or not moves the sum by at most S, so a round is one step of the Poisson-subsampled Gaussian mechanism. Sums and noise
+are integers, the noise discrete Gaussian (`fedfinlora.privacy.grid`), drawn from ChaCha20. How many banks were
+connected at the start, K, is taken as known.
 
 S is fixed, or follows a quantile of the norms (Andrew, Thakkar, McMahan and Ramaswamy 2021, algorithm 1): the number of
 deltas within S is counted with its own noise, and S is multiplied by exp(-eta (share within S - quantile)). Both noises
@@ -44,7 +44,9 @@ LARGEST_EXACT = 2**62
 
 @dataclass(frozen=True)
 class PrivateMean(Strategy):
-    """A rule that sees the updates only through their noisy mean. Whatever it makes of that costs no further epsilon (post-processing)."""
+    """A rule that sees the updates only through their noisy mean. Whatever it makes of that costs no further epsilon
+    (post-processing).
+    """
 
     inner: Strategy
     mechanism: CentralMechanism
@@ -54,7 +56,8 @@ class PrivateMean(Strategy):
         """UserError for a rule that needs single replies."""
         if inner.needs != "sum":
             raise UserError(
-                f"strategy={inner.config.name} needs each bank's reply on its own, and privacy=bank shows a rule only their sum. "
+                f"strategy={inner.config.name} needs each bank's reply on its own, and privacy=bank shows a rule only "
+                "their sum. "
                 "Choose a strategy that needs the sum, or privacy=example."
             )
         return cls(inner.config, inner.rounds, inner, mechanism)
@@ -73,7 +76,9 @@ class PrivateMean(Strategy):
 
     @property
     def quorum(self) -> int:
-        """None: an end of the run that depends on who is a member would tell who is. Without replies the step is noise alone."""
+        """None: an end of the run that depends on who is a member would tell who is. Without replies the step is noise
+        alone.
+        """
         return 0
 
     def weights(self, replies: Sequence[Reply]) -> None:

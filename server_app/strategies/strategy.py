@@ -1,6 +1,7 @@
 """What a server rule is: the state of a run and the replies of a round in, the next state out.
 
-Flower's `serverapp.strategy.Strategy` without its messages: a rule sees arrays only, so that a test or `verify` calls it as the server does.
+Flower's `serverapp.strategy.Strategy` without its messages: a rule sees arrays only, so that a test or `verify` calls
+it as the server does.
 """
 
 from __future__ import annotations
@@ -46,8 +47,10 @@ class ServerState:
     """Euclidean norm of the last round's step."""
 
     def moved(self, step: Callable[[slice], Vector64], arrays: Arrays | None = None, most: int = BLOCK) -> ServerState:
-        """The next state. `step` gives the numbers block.start to block.stop of what is added, in float64. It is asked for one block of at most `most`
-        numbers after the other: take fewer where a rule holds the numbers of every bank at the same time."""
+        """The next state. `step` gives the numbers block.start to block.stop of what is added, in float64. It is asked
+        for one block of at most `most` numbers after the other: take fewer where a rule holds the numbers of every bank
+        at the same time.
+        """
         adapter, squares = np.empty(self.adapter.size, np.float32), 0.0
         for block in blocks(adapter.size, most):
             added = step(block)
@@ -58,19 +61,25 @@ class ServerState:
 
 @dataclass(frozen=True)
 class Strategy(ABC):
-    """A server rule of a run of `rounds` rounds. Frozen: what it remembers is in the state's arrays. Methods in the order in which they run."""
+    """A server rule of a run of `rounds` rounds. Frozen: what it remembers is in the state's arrays. Methods in the
+    order in which they run.
+    """
 
     config: StrategyConfig
     rounds: int
     needs: ClassVar[Needs] = "replies"
-    """What `aggregate` reads: each reply on its own, or only their weighted sum, which is all that a private or secure aggregation gives."""
+    """What `aggregate` reads: each reply on its own, or only their weighted sum, which is all that a private or secure
+    aggregation gives.
+    """
 
     def first_arrays(self, layout_id: str) -> Arrays:
         """What the rule remembers before the first round."""
         return {}
 
     def book(self, run: OpenRun, banks: Sequence[str], state: ServerState) -> BookedRound | None:
-        """Write the round after `state` into the server's ledger, before a bank is asked. None: the rule spends nothing."""
+        """Write the round after `state` into the server's ledger, before a bank is asked. None: the rule spends
+        nothing.
+        """
         return None
 
     def sampled(self, banks: Sequence[str], seed: int, round_number: int) -> list[str]:
@@ -85,7 +94,9 @@ class Strategy(ABC):
         return self.config.quorum
 
     def weights(self, replies: Sequence[Reply]) -> list[float] | None:
-        """What each reply weighs in the mean, none more than strategy.max_share of it (`fedfinlora.shares`). None: nothing is weighed."""
+        """What each reply weighs in the mean, none more than strategy.max_share of it (`fedfinlora.shares`). None:
+        nothing is weighed.
+        """
         if self.config.weighting == "declared":
             sizes = self.config.declared_sizes()
             weights = [sizes[reply.bank] for reply in replies]
@@ -105,14 +116,17 @@ class Strategy(ABC):
 
 
 class MeanStrategy(Strategy):
-    """A rule that steps along the mean update, number by number: `step` is all its arithmetic, and is called for a block of numbers at a time."""
+    """A rule that steps along the mean update, number by number: `step` is all its arithmetic, and is called for a
+    block of numbers at a time.
+    """
 
     needs = "sum"
 
     @abstractmethod
     def step(self, mean: Vector64, own: Arrays, learning_rate: float) -> tuple[Vector64, dict[str, Vector64]]:
-        """(what is added to the adapter, what is remembered). `mean`: (n,) float64; `own`: the remembered vectors, (n,) each, or whole where they are no
-        vector of the adapter's size. Must not change its arguments."""
+        """(what is added to the adapter, what is remembered). `mean`: (n,) float64; `own`: the remembered vectors, (n,)
+        each, or whole where they are no vector of the adapter's size. Must not change its arguments.
+        """
 
     def aggregate(self, state: ServerState, replies: Mean) -> ServerState:
         size, rate = state.adapter.size, self.learning_rate(state)
@@ -134,14 +148,19 @@ class MeanStrategy(Strategy):
 
 
 def take_step(strategy: Strategy, state: ServerState, replies: Replies) -> ServerState:
-    """The state after a round by any rule. UserError where its adapter is not finite; ValueError where the rule gives something else than a next state."""
+    """The state after a round by any rule. UserError where its adapter is not finite; ValueError where the rule gives
+    something else than a next state.
+    """
     following = strategy.aggregate(state, replies)
     adapter = following.adapter
     if (adapter.shape, str(adapter.dtype), following.round) != (state.adapter.shape, "float32", state.round + 1):
         raise ValueError(
-            f"{type(strategy).__name__} gives round {following.round} and an adapter {adapter.shape} of {adapter.dtype}, "
+            f"{type(strategy).__name__} gives round {following.round} and an adapter {adapter.shape} of "
+            f"{adapter.dtype}, "
             f"not round {state.round + 1} and {state.adapter.shape} of float32"
         )
     if not np.isfinite(adapter).all():
-        raise UserError(f"Round {following.round} gives an adapter that is not finite. Lower strategy.server_learning_rate.")
+        raise UserError(
+            f"Round {following.round} gives an adapter that is not finite. Lower strategy.server_learning_rate."
+        )
     return following

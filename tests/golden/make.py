@@ -63,7 +63,9 @@ def sample_rows(key: str) -> list[tuple[str, Golden]]:
     from data.catalog import BENCHMARKS
 
     benchmark = BENCHMARKS[key]
-    lines = (ROOT / "data" / "sample" / "test" / f"{benchmark.test_file}.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (
+        (ROOT / "data" / "sample" / "test" / f"{benchmark.test_file}.jsonl").read_text(encoding="utf-8").splitlines()
+    )
     wanted = 2 * (ROWS_OF_LONG_PROMPTS if key in TAG_LISTS or "_extract" in key else ROWS)
     drawn = random.Random(key).sample(range(len(lines)), wanted)
     rows = []
@@ -171,7 +173,9 @@ def main() -> None:
         kept = ("id", "prompt", "target", "output")
         files = {key: (FOLDER / f"{key}.jsonl").read_text(encoding="utf-8").split("\n")[:-1] for key in CASES}
         loaded = {key: [json.loads(line) for line in lines] for key, lines in files.items()}
-        outputs = {key: [{name: row[name] for name in kept} for row in rows if "prompt" in row] for key, rows in loaded.items()}
+        outputs = {
+            key: [{name: row[name] for name in kept} for row in rows if "prompt" in row] for key, rows in loaded.items()
+        }
     elif not sys.argv[1:]:
         outputs = generate_outputs()
     else:

@@ -1,4 +1,6 @@
-"""Put on PYTHONPATH by a test: a SuperNode that it starts waits WAIT_S seconds for an answer where Flower waits thirty."""
+"""Put on PYTHONPATH by a test: a SuperNode that it starts waits WAIT_S seconds for an answer where Flower waits
+thirty.
+"""
 
 import os
 import sys

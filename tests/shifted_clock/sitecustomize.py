@@ -1,4 +1,6 @@
-"""Put on PYTHONPATH by a test: the processes that it starts believe that it is CLOCK_SHIFT_S seconds later than it is."""
+"""Put on PYTHONPATH by a test: the processes that it starts believe that it is CLOCK_SHIFT_S seconds later than it
+is.
+"""
 
 import datetime
 import os

@@ -32,7 +32,9 @@ class Parser(argparse.ArgumentParser):
             found.overrides += [word for word in left if not word.startswith("-")]
             left = [word for word in left if word.startswith("-")]
         if "--detach" in left:
-            self.error(f"--detach goes with {', '.join(CAN_DETACH)}. Start another command with nohup, or as a service.")
+            self.error(
+                f"--detach goes with {', '.join(CAN_DETACH)}. Start another command with nohup, or as a service."
+            )
         if left:  # here and not in the parser above, whose usage is that of all commands
             self.error(f"unrecognized arguments: {' '.join(left)}")
         return found, left
@@ -44,7 +46,9 @@ def modules() -> list[ModuleType]:
     return sorted(found, key=lambda module: int(module.ORDER))
 
 
-def add_command(commands: Any, name: str, summary: str, more: str = "", overrides: bool = True) -> argparse.ArgumentParser:
+def add_command(
+    commands: Any, name: str, summary: str, more: str = "", overrides: bool = True
+) -> argparse.ArgumentParser:
     """A parser; `summary` is the command's line in the list of all, `more` follows it in the command's own help."""
     command: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=f"{summary} {more}")
     if overrides:

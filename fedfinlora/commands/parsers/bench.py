@@ -13,7 +13,9 @@ ORDER = 70
 
 def add(commands: Any) -> None:
     """Add the command."""
-    names = "NAME is train, evaluate, federation, private-step, round or ledger (which takes rows=N and rounds=N alone)."
+    names = (
+        "NAME is train, evaluate, federation, private-step, round or ledger (which takes rows=N and rounds=N alone)."
+    )
     command = add_command(commands, "bench", "Measure speed against a reference.", names)
     command.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     rows = "of `train`: FPB rows (default) or the questions on one filing"

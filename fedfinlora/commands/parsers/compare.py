@@ -13,11 +13,17 @@ ORDER = 60
 
 def add(commands: Any) -> None:
     """Add the command."""
-    command = add_command(commands, "compare", "Compare two evaluations row by row, with paired tests.", overrides=False)
+    command = add_command(
+        commands, "compare", "Compare two evaluations row by row, with paired tests.", overrides=False
+    )
     command.add_argument("run_a", metavar="RUN_A", help="folder or name of a run")
     command.add_argument("run_b", metavar="RUN_B", help="of another, or of the same")
     command.add_argument(
-        "--labels", nargs=2, default=["final", "final"], metavar=("A", "B"), help="which scores of each: base, final, round_NNN"
+        "--labels",
+        nargs=2,
+        default=["final", "final"],
+        metavar=("A", "B"),
+        help="which scores of each: base, final, round_NNN",
     )
     command.add_argument("--json", type=Path, metavar="FILE", help="also write every figure as JSON")
     command.set_defaults(call=call)

@@ -27,7 +27,9 @@ def add(commands: Any) -> None:
     found = add_party(commands, "coordinator", "Deployment: the aggregator.", actions, description)
     hosts = "a name or address that banks will use (repeatable)"
     found["init"].add_argument("--host", action="append", default=[], metavar="NAME", help=hosts)
-    found["init"].add_argument("--listen", default="0.0.0.0", metavar="ADDRESS", help="address to listen on (default: all)")
+    found["init"].add_argument(
+        "--listen", default="0.0.0.0", metavar="ADDRESS", help="address to listen on (default: all)"
+    )
     found["init"].add_argument("--port", type=int, default=9092, metavar="N", help="default: 9092")
     for action in ("init", "enroll", "renew"):
         days = "how long the certificates are good (default: 365)"
@@ -36,7 +38,9 @@ def add(commands: Any) -> None:
         found[action].add_argument("--authority", type=Path, metavar="DIR", help=kept)
         opens = "file whose first line opens an encrypted ca.key (default: asked for on a terminal)"
         found[action].add_argument("--passphrase-file", type=Path, metavar="FILE", help=opens)
-    found["init"].add_argument("--encrypt", action="store_true", help="encrypt ca.key with a passphrase that is asked for")
+    found["init"].add_argument(
+        "--encrypt", action="store_true", help="encrypt ca.key with a passphrase that is asked for"
+    )
     add_listen(found["start"], "status page and metrics")
     found["enroll"].add_argument("key", type=Path, metavar="PUBKEY", help="the bank's node.key.pub")
     found["enroll"].add_argument("--name", required=True, metavar="BANK", help="the bank's name")

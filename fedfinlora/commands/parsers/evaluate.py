@@ -24,9 +24,13 @@ def add(commands: Any) -> None:
     command.add_argument("--model-url", default="", metavar="URL", help="an OpenAI-compatible server, e.g. "
                          "http://127.0.0.1:8000/v1; its key: FEDFINLORA_API_KEY")  # fmt: skip
     command.add_argument("--model-name", default="", metavar="NAME", help="what the server calls the model")
-    command.add_argument("--dry-run", action="store_true", help="with --model-url: requests, tokens and cost; send nothing")
+    command.add_argument(
+        "--dry-run", action="store_true", help="with --model-url: requests, tokens and cost; send nothing"
+    )
     for way, of in (("in", "prompt"), ("out", "answer")):
-        command.add_argument(f"--price-{way}", type=float, metavar="USD", help=f"per million {of} tokens, for --dry-run")
+        command.add_argument(
+            f"--price-{way}", type=float, metavar="USD", help=f"per million {of} tokens, for --dry-run"
+        )
     command.set_defaults(call=call)
 
 

@@ -25,7 +25,12 @@ def add(commands: Any) -> None:
         command.set_defaults(call=call)
     command = add_command(commands, "list", "List runs: state, rounds, last score, when.", overrides=False)
     command.add_argument(
-        "folder", nargs="?", type=Path, default=RUNS, metavar="DIR", help="output_dir of the runs (default: %(default)s)"
+        "folder",
+        nargs="?",
+        type=Path,
+        default=RUNS,
+        metavar="DIR",
+        help="output_dir of the runs (default: %(default)s)",
     )
     command.add_argument("--json", action="store_true", help="as JSON")
     command.set_defaults(call=call_list)
