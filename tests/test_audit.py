@@ -210,7 +210,7 @@ def clip_of_the_two_shortest(patch: Patch) -> None:
             inner.setattr(mechanism, "add_units", add_units)
             return real(model, examples, how, *arguments, **named)
 
-    patch.setattr("fedfinlora.training.private_step", step)
+    patch.setattr(mechanism, "private_step", step)
 
 
 def customers_clipped_apart(patch: Patch) -> None:

@@ -168,6 +168,7 @@ def test_the_image_runs_as_nobody_in_particular_and_holds_code_alone() -> None:
         "locks/base.txt",
         "locks/run.txt",
         "locks/models.txt",
+        "locks/hatch_build.py",
         "pyproject.toml",
         "README.md",
         "LICENSE",

@@ -116,8 +116,8 @@ def test_a_model_scores_the_labels_of_the_rows_that_are_asked_for(tiny: Session)
     prompts = encode_prompts(tiny.tokenizer, [rows[number].prompt for number in (1, 3)])
     expected = plainly(tiny, prompts, label_ids(tiny, benchmark.labels))
     for number, scores in zip((1, 3), expected, strict=True):
-        assert list(answers[number]["label_logprobs"]) == list(benchmark.labels)
-        np.testing.assert_allclose(list(answers[number]["label_logprobs"].values()), scores, rtol=0, atol=1e-4)
+        assert list(answers[number].label_logprobs) == list(benchmark.labels)
+        np.testing.assert_allclose(list(answers[number].label_logprobs.values()), scores, rtol=0, atol=1e-4)
 
 
 # --- the choice -----------------------------------------------------------------------------------

@@ -17,7 +17,6 @@ import torch
 from conftest import EOS, NF4_PACKED, PAIRS, MakeSession, text_examples
 from test_packing import filing_examples
 
-from fedfinlora import training
 from fedfinlora.adapter import Vector, read_adapter, write_adapter
 from fedfinlora.config import Config, TrainConfig
 from fedfinlora.errors import UserError
@@ -101,7 +100,7 @@ def test_gradient_checkpointing_checkpoints_every_layer_of_every_pass() -> None:
 def test_half_of_what_is_free_is_the_default_and_memory_gib_wins(
     tiny: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "free_bytes", lambda device: 10 * 2**30)
+    monkeypatch.setattr("fedfinlora.gradient_step.free_bytes", lambda device: 10 * 2**30)
     assert PassLimits.of(tiny.model, PLAIN).memory_bytes == 5 * 2**30
     assert PassLimits.of(tiny.model, replace(PLAIN, memory_gib=0.25)).memory_bytes == 2**28
     assert free_bytes(CPU) > 0

@@ -63,5 +63,9 @@ def _is_number(value: Any) -> bool:
 
 def shown(value: Any) -> str:
     """A value in at most MOST_SHOWN characters."""
-    text = "absent" if value is None else value if isinstance(value, str) and value else json.dumps(value, default=str)
+    try:
+        text = value if isinstance(value, str) and value else json.dumps(value, default=str, allow_nan=False)
+    except ValueError:  # NaN or infinity
+        text = repr(value)
+    text = "absent" if value is None else text
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
