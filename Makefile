@@ -63,9 +63,9 @@ deploy-demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
-# The ring for while you work: no real model, no Flower processes.
+# The ring for while you work: no real model, no Flower processes, nothing that takes a third of a second.
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadgroup --no-loadscope-reorder
 
 # Odd rows, answers, folders and messages for ten minutes, other ones each time; `make test` draws a minute of them with fixed seeds.
 fuzz: $(STAMP)

@@ -89,6 +89,37 @@ def _heed_signals() -> None:
             signal.signal(number, usual)
 
 
+SLOW_TESTS = Path(__file__).with_name("slow.txt")
+"""Test functions that took longer than SLOW_S; `NOTE_SLOW=1 make test` writes the file anew."""
+SLOW_S = 0.3
+_longest_s: dict[str, float] = {}
+
+
+def _function(nodeid: str) -> str:
+    """`test_x.py::TestY::test_z` of a test's id, without its parameters and its group."""
+    return nodeid.removeprefix("tests/").split("[")[0].split("@")[0]
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Remember how long each test function takes, its fixtures of a module apart."""
+    if report.when == "call":
+        name = _function(report.nodeid)
+        _longest_s[name] = max(_longest_s.get(name, 0.0), report.duration)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if os.environ.get("NOTE_SLOW") and not hasattr(session.config, "workerinput"):
+        SLOW_TESTS.write_text("".join(f"{name}\n" for name, took_s in sorted(_longest_s.items()) if took_s > SLOW_S))
+
+
+def _mark_slow(items: list[pytest.Item]) -> None:
+    """`make test-fast` leaves out what has taken long, too."""
+    known = set(SLOW_TESTS.read_text("utf-8").split()) if SLOW_TESTS.is_file() else set()
+    for item in items:
+        if _function(item.nodeid) in known:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """For `make test`, which has two workers: the tests of a file, or of TOGETHER, stay in one of them; what takes
@@ -97,6 +128,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     pytest-xdist reads the groups in the same hook of its own, so this one comes before it; under pytest 9.2 its version
     3.8 drops them.
     """
+    _mark_slow(items)
     if not hasattr(config, "workerinput"):
         return
     slow = {item.path for item in items if item.get_closest_marker("slow")}

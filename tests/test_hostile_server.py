@@ -295,7 +295,7 @@ class Left:
     steps: Steps
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(12))
 def test_what_left_is_in_the_ledger_row_by_row_after_any_sequence_of_requests(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:

@@ -85,7 +85,7 @@ ROUNDS = st.lists(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(ROUNDS)
 def test_what_is_spent_on_each_unit_is_what_a_slow_ledger_says(
     rounds: list[tuple[str, list[tuple[str, str]], Steps, float]],
