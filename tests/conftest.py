@@ -174,7 +174,9 @@ def set_random_adapter(session: Session, seed: int = 0) -> Vector:
     from fedfinlora.adapter import read_adapter, write_adapter
     from fedfinlora.models import initial_adapter
 
-    write_adapter(session.model, initial_adapter(session, tiny_config()) + random_adapter(session.layout.size, seed))
+    method = "lora_xs" if any(name.endswith(".R.weight") for name in session.layout.names) else "lora"
+    start = initial_adapter(session, tiny_config(method=method))
+    write_adapter(session.model, start + random_adapter(session.layout.size, seed))
     return read_adapter(session.model)
 
 
