@@ -187,7 +187,7 @@ class TestDetached:
     def test_a_command_that_cannot_leave_its_terminal_says_which_can(self) -> None:
         status, _, err = cli("bench", "train", "--detach")
         assert status == 2
-        assert "--detach goes with simulate, centralized, local, evaluate" in err
+        assert "--detach goes with simulate, demo, centralized, local, evaluate" in err
 
     def test_an_abbreviated_detach_starts_one_process(self, place: Path, rows: Path) -> None:
         status, out, err = cli("centralized", *overrides(rows, place, name="short"), "--deta")
