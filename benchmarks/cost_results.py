@@ -52,12 +52,12 @@ def speed(measured: Sequence[Mapping[str, Any]]) -> str:
             )
     machine = measured[0]["machine"]
     loads = [figures["load"] for figures in measured if figures.get("load")]
-    told = f"On {machine['cpus']} CPUs, {machine['gpu'] or 'no GPU'}."
+    reported = f"On {machine['cpus']} CPUs, {machine['gpu'] or 'no GPU'}."
     if loads:
-        told += " Load: " + ", ".join(f"{one['before']} before and {one['after']} after" for one in loads) + "."
+        reported += " Load: " + ", ".join(f"{one['before']} before and {one['after']} after" for one in loads) + "."
     for figures in shown:
         if "peak_cache_gib" in figures:
-            told += (
+            reported += (
                 f" `bench evaluate`: {figures['peak_cache_gib']:.2f} GiB of keys and values at most (limit "
                 f"{figures['cache_gib']:g}), "
                 f"{figures['peak_memory_gib']:.1f} GiB in all. Bound: the ratio if the matrix products of the tokens "
@@ -69,7 +69,7 @@ def speed(measured: Sequence[Mapping[str, Any]]) -> str:
     origins = [
         f"- `{shown_command(one['command'])}`, commit `{one['git_commit']}`." for one in measured if one.get("command")
     ]
-    return "\n".join([*lines, "", told, *(["", *origins] if origins else [])])
+    return "\n".join([*lines, "", reported, *(["", *origins] if origins else [])])
 
 
 def merged(measured: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -121,7 +121,7 @@ def deployed_round(figures: Mapping[str, Any]) -> str:
     for number, (resident, alone) in enumerate(zip(found["worker"], found["no worker"], strict=True), 1):
         seconds = [one[key] for one in (resident, alone) for key in ("overhead_s", "load_s")]
         lines.append(f"| {number} | {' | '.join(f'{value:.1f} s' for value in seconds)} |")
-    told = (
+    reported = (
         f"Two banks and their aggregator on one machine with {figures['machine']['cpus']} CPUs, TLS and node "
         f"authentication on; {figures['model']}, "
         f"{figures['quantization']}. After the first round {figures['ours']['overhead_s']:.1f} s a round pass beside "
@@ -129,7 +129,7 @@ def deployed_round(figures: Mapping[str, Any]) -> str:
         f"and {figures['reference']['overhead_s']:.1f} s without (aim: at most 10 s with them)."
     )
     return "\n".join(
-        [*lines, "", told, "", f"- `{shown_command(figures['command'])}`, commit `{figures['git_commit']}`."]
+        [*lines, "", reported, "", f"- `{shown_command(figures['command'])}`, commit `{figures['git_commit']}`."]
     )
 
 
@@ -153,7 +153,7 @@ def many_banks(load: Mapping[str, Any], crowd: Path | None) -> str:
             f"{run['superlink_beyond_start_adapters']:.1f} |"
         )
     first, last = load["runs"][0], load["runs"][-1]
-    told = (
+    reported = (
         "The aggregator alone, on loopback with TLS and node authentication: the banks answer at once with "
         f"{first['adapter_bytes'] / 4:,.0f} random numbers "
         f"({first['adapter_bytes'] / 1e6:.1f} MB), as many as the adapter of Llama 3.1 8B with rank 8 on q, k and v. "
@@ -170,7 +170,7 @@ def many_banks(load: Mapping[str, Any], crowd: Path | None) -> str:
         f"{last['server_beyond_start_adapters']:.1f} and {last['superlink_beyond_start_adapters']:.1f} with "
         f"{last['banks']})."
     )
-    lines += ["", told, "", f"- `{load['command']}`, commit `{load['git_commit']}`."]
+    lines += ["", reported, "", f"- `{load['command']}`, commit `{load['git_commit']}`."]
     if crowd:
         rounds, result = read_lines(crowd / "rounds.jsonl"), read_json(crowd / "result.json")
         seconds = fmean(line["timings"]["total_s"] for line in rounds)

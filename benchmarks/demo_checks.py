@@ -17,9 +17,11 @@ def complaints(deployed: Path, simulated: Path, banks: Sequence[Bank]) -> list[s
     """What of the story is not in the files; [] if all of it is. Says what was seen."""
     lines = {line["round"]: line for line in read_lines(deployed / "rounds.jsonl")}
     twin = read_lines(simulated / "rounds.jsonl")
-    told = {number: {bank["bank"]: bank["code"] for bank in line["banks"]} for number, line in lines.items()}
-    codes = {number: {name: code for name, code in by_bank.items() if name != LIAR} for number, by_bank in told.items()}
-    lied = [by_bank.get(LIAR, "") for by_bank in told.values()]
+    reported = {number: {bank["bank"]: bank["code"] for bank in line["banks"]} for number, line in lines.items()}
+    codes = {
+        number: {name: code for name, code in by_bank.items() if name != LIAR} for number, by_bank in reported.items()
+    }
+    lied = [by_bank.get(LIAR, "") for by_bank in reported.values()]
     _, dying, refusing = banks
     refusals = [
         (number, name)
@@ -29,7 +31,7 @@ def complaints(deployed: Path, simulated: Path, banks: Sequence[Bank]) -> list[s
     ]
     sent = [number for number in lines if "sent" in dying.outcomes(number)]
     same = lines[1]["adapter_sha256"] == twin[0]["adapter_sha256"]
-    for number, by_bank in told.items():
+    for number, by_bank in reported.items():
         say(f"round {number}: " + ", ".join(f"{name} {code or 'ok'}" for name, code in by_bank.items()))
     say(
         f"adapter after round 1: {lines[1]['adapter_sha256'][:16]} deployed, {twin[0]['adapter_sha256'][:16]} simulated"
@@ -37,7 +39,7 @@ def complaints(deployed: Path, simulated: Path, banks: Sequence[Bank]) -> list[s
     seen = {
         f"{ROUNDS} rounds": list(lines) == list(range(1, ROUNDS + 1)),
         "all honest banks in round 1": not any(codes[1].values()),
-        "every lie rejected by its own check": lied == [LIES.get(number, LIES[3]) for number in told],
+        "every lie rejected by its own check": lied == [LIES.get(number, LIES[3]) for number in reported],
         "exactly one refusal, bank-2's": refusals == [(REFUSED, refusing.name)]
         and codes[REFUSED][refusing.name] == f"policy-{RULE}",
         "the refusal in bank-2's history": f"refused policy-{RULE}" in refusing.outcomes(REFUSED),

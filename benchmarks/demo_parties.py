@@ -56,7 +56,7 @@ class Party:
         home.mkdir(parents=True)
 
     def starts(self, *words: str) -> Running:
-        """Type a command; what it says is told as it comes."""
+        """Type a command; what it says is shown as it comes."""
         say(f"$ {shlex.join(['python', '-m', 'fedfinlora', *words])}", self.name)
         cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
         environment = {

@@ -1,4 +1,4 @@
-"""`make deploy-demo`: one aggregator, three banks and a liar on loopback over mutual TLS, told on the terminal as it
+"""`make deploy-demo`: one aggregator, three banks and a liar on loopback over mutual TLS, shown on the terminal as it
 goes, and compared with a simulation.
 
     python -m benchmarks.deploy_demo [--data FOLDER] [--output FOLDER] [key=value …]
@@ -11,11 +11,11 @@ and seeds and without the trouble.
 
 What is asserted is certain: the first round has the same bytes as the twin's, each refusal and each rejected lie is
 where it belongs, and `verify` computes the whole run again from the deltas that were kept and finds every signature and
-hash as it should be. Scores on a few rows move by chance, so they are shown beside the twin's, and nothing depends on
+hash as it should be. Scores on a few rows move by chance, so they are shown next to the twin's, and nothing depends on
 them.
 
 --data is a folder in FinLoRA's layout (default: the bundled sample); `key=value` go to every command that takes
-overrides. Exit status 0 only if everything that is told here was seen. Every process that was started is ended, after
+overrides. Exit status 0 only if everything that is said here was seen. Every process that was started is ended, after
 Ctrl-C too.
 """
 
@@ -189,7 +189,7 @@ def main() -> int:
         return 1
     for what in wrong:
         say(f"NOT SEEN: {what}")
-    say(f"reports: {output / 'deployed' / 'report.html'}, and beside the simulation: {output / 'report.html'}")
+    say(f"reports: {output / 'deployed' / 'report.html'}, and next to the simulation: {output / 'report.html'}")
     say("All was seen as told." if not wrong else "Not all was seen.")
     return 1 if wrong else 0
 

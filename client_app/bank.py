@@ -93,9 +93,12 @@ def _noted_round(request: TrainRequest, facts: BankFacts) -> RoundReply:
         raise
     leave = (*ALWAYS_TOLD, *facts.reveal)
     figures = done.reply.figures
-    told = tuple(name for name, value in asdict(figures).items() if name in leave and value and not math.isnan(value))
+    reported = tuple(
+        name for name, value in asdict(figures).items() if name in leave and value and not math.isnan(value)
+    )
     note(
-        "sent", rows=done.rows, steps=figures.steps, bytes_sent=done.reply.delta.nbytes, figures=told, **done.spending
+        "sent", rows=done.rows, steps=figures.steps, bytes_sent=done.reply.delta.nbytes, figures=reported,
+        **done.spending
     )  # fmt: skip
     return done.reply
 

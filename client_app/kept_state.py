@@ -1,9 +1,9 @@
 """What a bank keeps of a run on its own disk, `STATE/RUN/BANK/round_NNNN.safetensors`: Adam's moments after each of the
 last rounds.
 
-A repeated round starts from the same moments again. A bank is not told that a run has ended, so what it keeps of runs
-is limited: when it begins another one it forgets those that it was not asked about for longest (`forget_old_runs`).
-Ledger and history are elsewhere and are never forgotten.
+A repeated round starts from the same moments again. A bank does not learn that a run has ended, so what it keeps of
+runs is limited: when it begins another one it forgets those that it was not asked about for longest
+(`forget_old_runs`). Ledger and history are elsewhere and are never forgotten.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def load_moments(folder: Path, round_number: int) -> OptimizerState | None:
         except (SafetensorError, KeyError, OSError) as error:
             log.warning("%s is damaged (%s); trying an older one", file, error)
     if round_number > 1:
-        log.warning("no moments in %s: the optimiser begins round %d anew", folder, round_number)
+        log.warning("no moments in %s: the optimiser begins round %d again", folder, round_number)
     return None
 
 

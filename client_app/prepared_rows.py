@@ -54,7 +54,7 @@ ROWS_BYTES = 2**30
 they are more.
 """
 TOKEN_BYTES, ROW_BYTES = 36, 600
-"""Of a token id (an object and a pointer to it), and of what comes with a row beside its texts."""
+"""Of a token id (an object and a pointer to it), and of what comes with a row besides its texts."""
 _rows: BoundedCache[BankRows] = BoundedCache(ROWS_BYTES)
 
 

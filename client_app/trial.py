@@ -36,7 +36,7 @@ RUN = "bank try"
 AFTER_ROWS = ("max_steps_per_round", "max_rows_per_round")
 """Rules of the policy that can be judged when the rows are known."""
 OF_ROWS = ("declared_rows", "min_rows", "min_units", "budget_epsilon")
-"""Settings of bank.yaml beside the policy that refuse."""
+"""Settings of bank.yaml next to the policy that refuse."""
 WAYS_OUT: Mapping[str, str] = {
     "model": "plan another model=, or list this one in policy.models",
     "peft_methods": "plan another peft=, or list it in policy.peft_methods",

@@ -83,7 +83,7 @@ class Benchmark:
     hub_id: str = ""
     """Public data set on the Hugging Face hub; empty where there is none."""
     notes: str = ""
-    """Known flaws of the data, shown beside its scores."""
+    """Known flaws of the data, shown next to its scores."""
 
     @property
     def is_published(self) -> bool:

@@ -87,7 +87,7 @@ def with_shots(
         )
     share_tokens = _share_tokens(rows, shots, length, room_tokens)
     examples = _draw(candidates, shots, benchmark, length, share_tokens)
-    limits = "" if length is None else f" of at most {share_tokens} tokens each beside the longest prompt"
+    limits = "" if length is None else f" of at most {share_tokens} tokens each next to the longest prompt"
     if not examples:
         return ShotRows(
             (), (), "", (f"too long: no example{limits} for evaluation.shots={shots}. Raise model.context_tokens")

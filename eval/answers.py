@@ -55,7 +55,7 @@ def prompt_id(prompt: str | Iterable[int]) -> str:
 
 
 class AnswerFile:
-    """`path` opened to go on with. A file of other settings is begun anew.
+    """`path` opened to go on with. A file of other settings is begun again.
 
     Raises UserError where the file cannot be written.
     """

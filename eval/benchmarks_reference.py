@@ -26,7 +26,7 @@ INTRODUCTION = f"""# The benchmarks
 Written by `python -m eval.benchmarks_reference > docs/benchmarks.md` from the entries in `data/catalog.py`; do not edit. To add one:
 [CONTRIBUTING.md](../CONTRIBUTING.md#how-to-add-). Rows, files and sources: [data.md](data.md).
 
-An answer is read by a parser and judged by a scorer, twice: honestly, and by FinLoRA's rules, so that a score can stand beside the
+An answer is read by a parser and judged by a scorer, twice: honestly, and by FinLoRA's rules, so that a score can stand next to the
 published one. The two never mix, and neither mixes with what the model holds most likely among the labels (`labels_…`).
 
 ## How an answer is read
@@ -85,7 +85,7 @@ python -m fedfinlora compare outputs/demo outputs/demo --labels base final
 ```
 
 Rows are joined by prompt and id; every figure is computed on the rows that both have, and its difference gets a paired bootstrap interval over
-those rows. For accuracies of rows McNemar's exact test stands beside it. Means over benchmarks are of the differences.
+those rows. For accuracies of rows McNemar's exact test stands next to it. Means over benchmarks are of the differences.
 
 ## FinLoRA's rules
 

@@ -1,4 +1,4 @@
-"""What an evaluation on a server would send and cost, told without sending anything."""
+"""What an evaluation on a server would send and cost, without sending anything."""
 
 from __future__ import annotations
 

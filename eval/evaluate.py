@@ -218,12 +218,12 @@ def _reporter(
     on_event: OnEvent | None, label: str, benchmark: str, rows: int, place: Mapping[str, int]
 ) -> Callable[[int], None]:
     """Tells how many rows are done, at most some hundred times a benchmark."""
-    told = -1
+    reported = -1
 
     def report(done: int) -> None:
-        nonlocal told
-        if on_event is not None and done != told and (done in (0, rows) or done - told >= rows / 100):
-            told = done
+        nonlocal reported
+        if on_event is not None and done != reported and (done in (0, rows) or done - reported >= rows / 100):
+            reported = done
             on_event("evaluate", label=label, benchmark=benchmark, rows_done=done, rows=rows, **place)
 
     return report

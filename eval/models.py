@@ -57,7 +57,7 @@ class Model(Protocol):
         ...
 
     def account(self) -> dict[str, Any]:
-        """What else is worth keeping beside the scores."""
+        """What else is worth keeping next to the scores."""
         ...
 
     def length(self) -> Callable[[str], int]:
@@ -255,8 +255,8 @@ class RemoteAnswers:
         return lambda prompt: len(tokenizer(prompt)["input_ids"])
 
     def settings(self, benchmark: Benchmark, rows: Sequence[Row], labels: bool) -> dict[str, Any]:
-        told = {"served": self.remote.served} if self.lasting else {}
-        return {**self.identity, **told, "what": "generate", "budget": benchmark.budget_tokens}
+        reported = {"served": self.remote.served} if self.lasting else {}
+        return {**self.identity, **reported, "what": "generate", "budget": benchmark.budget_tokens}
 
     def prompts(self, rows: Sequence[Row], benchmark: Benchmark) -> list[str | None]:
         return [prompt_id(row.prompt) for row in rows]

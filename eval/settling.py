@@ -44,7 +44,7 @@ class Settling:
     targets: tuple[str, ...]
     """Those targets as rule 6 compares outputs with them: as they are, NWGI's collapsed."""
     marker_tokens: int
-    """Fewest tokens in which a model could begin its answer anew."""
+    """Fewest tokens in which a model could begin its answer again."""
     restarts: bool
     """Whether that is reckoned with (evaluation.stop=exact)."""
 

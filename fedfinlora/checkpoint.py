@@ -75,7 +75,7 @@ def load_checkpoint(run: Path) -> Checkpoint:
         except UserError as error:
             damaged.append(str(error))
     found = f"damaged: {', '.join(damaged)}" if damaged else "there is none"
-    raise UserError(f"{run} has no checkpoint to go on from: {found}. Start the run anew.")
+    raise UserError(f"{run} has no checkpoint to go on from: {found}. Start the run again.")
 
 
 def read_checkpoint(file: Path) -> Checkpoint:
@@ -105,7 +105,7 @@ def restore_rounds(run: Path, checkpoint: Checkpoint) -> None:
         raise UserError(
             f"{file} is damaged: it ends with round {_last(lines)}, and the checkpoint is of round {checkpoint.round}. "
             "Bring back a copy of it, or "
-            "start the run anew."
+            "start the run again."
         )
     if checkpoint.line and checkpoint.closed:
         lines.append(dict(checkpoint.line))

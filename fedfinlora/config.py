@@ -324,12 +324,12 @@ class StrategyConfig:
     """mean: the weighted mean of the accepted deltas."""
     weighting: str = "rows"
     """rows: a bank weighs as many as it trained on; equal: each bank the same; declared: as `sizes` says. `coordinator
-    run` takes equal, or declared where `sizes` are given, unless told otherwise: with rows a bank's weight is what it
+    run` takes equal, or declared where `sizes` are given, unless set otherwise: with rows a bank's weight is what it
     claims.
     """
     max_share: float = 1.0
     """Most that one bank may weigh in a round's mean, as a share; of n replies each may always weigh 1/n. What is cut
-    off goes to the others in proportion to their weights. 1 = no cap; `coordinator run` takes 0.5 unless told
+    off goes to the others in proportion to their weights. 1 = no cap; `coordinator run` takes 0.5 unless set
     otherwise.
     """
     sizes: tuple[str, ...] = ()
@@ -532,7 +532,7 @@ class EvaluationConfig:
     """
     stop: str = "exact"
     """Besides end-of-sequence and budget: exact (as soon as nothing that could follow changes a score), or verdict (as
-    soon as only a second "Answer:" in the same output could, which FinLoRA's rules would read anew).
+    soon as only a second "Answer:" in the same output could, which FinLoRA's rules would read again).
     """
     shots: int = 0
     """Solved examples in front of each prompt, drawn (seeded) from the benchmark's train rows; the same ones for all of
@@ -637,7 +637,7 @@ class Config:
     overwrite: bool = False
     """Replace an earlier run of the same name."""
     keep_rounds: int = 20
-    """Of how many of the last rounds the adapter and the scored rows stay in the run's folder, beside the best and the
+    """Of how many of the last rounds the adapter and the scored rows stay in the run's folder, next to the best and the
     final adapter; 0 = of all. With strategy.keep_deltas all adapters stay.
     """
     start_adapter: str = ""
@@ -692,7 +692,7 @@ class Config:
         )
 
     def _check_private(self) -> None:
-        """What would break the promise, or tell of the rows beside the update, is refused before any row is read.
+        """What would break the promise, or tell of the rows besidess the update, is refused before any row is read.
 
         Each line: modes, whether the setting is wrong, the setting, what to set instead, why.
         """

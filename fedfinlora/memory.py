@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fedfinlora.packing import Pack
 
 WORK_LAYERS = 1.0
-"""What a backward pass needs beside what was kept, in activations of a layer: the gradients on their way through one.
+"""What a backward pass needs besides what was kept, in activations of a layer: the gradients on their way through one.
 """
 HELD_BACK = 0.45
 """What a CPU's heap holds back between tensors, as a share of the activations of all layers, however many are
@@ -100,7 +100,7 @@ def _measure(model: nn.Module) -> Footprint:
 
 
 def _kept_bytes(model: nn.Module, tokens: int) -> int:
-    """Bytes that a forward pass over so many tokens keeps for its backward pass, beside the model itself."""
+    """Bytes that a forward pass over so many tokens keeps for its backward pass, besides the model itself."""
     import torch
 
     device = next(model.parameters()).device

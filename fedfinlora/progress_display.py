@@ -270,7 +270,7 @@ def _bank_summary(bank: BankLine) -> str:
 
 
 def _score_table(state: ProgressState) -> Table | None:
-    """Accuracy of the base model beside that of each adapter that was scored, or None without scores."""
+    """Accuracy of the base model next to that of each adapter that was scored, or None without scores."""
     from rich import box
     from rich.table import Table
     from rich.text import Text

@@ -65,7 +65,7 @@ class TensorBoardWriter:
 
 
 def write_events(run_dir: Path, notify: Callable[[str], None] = print) -> None:
-    """Write the events of a finished run anew from its rounds.jsonl and result.json, in place of those that are
+    """Write the events of a finished run again from its rounds.jsonl and result.json, in place of those that are
     there.
     """
     for old in (run_dir / FOLDER).glob("events.out.tfevents.*"):

@@ -70,7 +70,7 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class StepReport:
-    """Told to the caller after each optimiser step."""
+    """Reported to the caller after each optimiser step."""
 
     step: int
     steps: int

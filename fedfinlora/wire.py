@@ -188,7 +188,7 @@ class Figures:
 
 
 NOT_TOLD = asdict(Figures.withheld(0, 0.0, math.nan, math.nan, math.nan))
-"""What stands for a figure that was not told."""
+"""What stands for a figure that was not reported."""
 ALWAYS_TOLD = ("steps", "epsilon_planned", "epsilon_spent", "delta")
 """Figures without which a reply says nothing: that work was done, and what it promises."""
 REVEALABLE = tuple(item.name for item in fields(Figures) if item.name not in ALWAYS_TOLD)

@@ -53,7 +53,7 @@ def run_federated(grid: MessageGrid, config: Config) -> Path:
         raise UserError(
             f"{run.folder} was started with {run.config.banks} banks, {len(banks)} are here. Resume it with as many: "
             "the rows would "
-            "otherwise be divided anew."
+            "otherwise be divided again."
         )
     belongs(run=run.run_id)  # as the banks know it
     log.info("run folder: %s", run.folder)

@@ -47,7 +47,7 @@ UNREADABLE = 1000
 """
 PROCESS_DIED, MESSAGE_UNAVAILABLE, NODE_UNAVAILABLE, INVALID_FAB = 0, 3, 5, 7
 """Flower's codes where a simulated bank's process has died, where a request has expired, as it does when its bank
-starts anew (`fedfinlora.deployment.flower`), where a bank has gone, and where its gate has refused the app bundle
+starts again (`fedfinlora.deployment.flower`), where a bank has gone, and where its gate has refused the app bundle
 (`fedfinlora.deployment.gate`).
 """
 

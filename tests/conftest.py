@@ -90,7 +90,7 @@ def _heed_signals() -> None:
 
 
 SLOW_TESTS = Path(__file__).with_name("slow.txt")
-"""Test functions that took longer than SLOW_S; `NOTE_SLOW=1 make test` writes the file anew."""
+"""Test functions that took longer than SLOW_S; `NOTE_SLOW=1 make test` writes the file again."""
 SLOW_S = 0.3
 _longest_s: dict[str, float] = {}
 

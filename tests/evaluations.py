@@ -44,7 +44,7 @@ def folder_of_rows(root: Path, fpb: int = 24, formula: int = 6) -> Path:
 def words_for(
     rows: Path, output: Path, *more: str, benchmarks: str = "fpb,formula,xbrl_finer", name: str = "run"
 ) -> list[str]:
-    """The words of an evaluation of all rows with the tiny model; answers are kept beside the runs."""
+    """The words of an evaluation of all rows with the tiny model; answers are kept next to the runs."""
     return [
         "dataset=finlora", f"dataset.root={rows}", f"output_dir={output}", f"run_name={name}", "model=tiny-random",
         "model.threads=1", f"evaluation.benchmarks=[{benchmarks}]", "evaluation.limit=0",

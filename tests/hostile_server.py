@@ -264,12 +264,12 @@ def lying_pack_requests(honest: Any) -> Any:
     """`fedfinlora.wire.pack_requests` that lies to the bank LIES_TO: in round n with the n-th of the lies that
     LIES_TOLD numbers.
     """
-    told, to = [LIES[int(number)] for number in os.environ["LIES_TOLD"].split(",")], os.environ["LIES_TO"]
+    reported, to = [LIES[int(number)] for number in os.environ["LIES_TOLD"].split(",")], os.environ["LIES_TO"]
 
     def pack(request: TrainRequest, banks: Any) -> Any:
         packed = honest(request, banks)
-        if request.round <= len(told) and to in packed:
-            packed[to] = tell(packed[to], told[request.round - 1], to)
+        if request.round <= len(reported) and to in packed:
+            packed[to] = tell(packed[to], reported[request.round - 1], to)
         return packed
 
     return pack

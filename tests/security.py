@@ -245,7 +245,7 @@ ATTACKERS: Mapping[str, tuple[Attempt, ...]] = {
             "test_what_the_coordinator_signed_is_taken_and_kept_with_the_answer",
         ),
         Attempt(
-            "writes figures, deltas, weights or rounds of a finished run anew, with hashes that are right",
+            "writes figures, deltas, weights or rounds of a finished run again, with hashes that are right",
             "Signatures that it does not have are missing: `verify` says where.",
             VERIFY, "test_who_writes_the_chain_anew_cannot_sign_it",
         ),

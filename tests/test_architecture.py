@@ -170,7 +170,7 @@ def test_what_starts_often_loads_little() -> None:
 
 @pytest.fixture
 def tracked_copy(tmp_path: Path) -> Path:
-    """The files that git tracks, as they are now, with junk of a working folder beside them."""
+    """The files that git tracks, as they are now, with junk of a working folder next to them."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode != 0:
         pytest.skip("not a git checkout")
@@ -266,7 +266,7 @@ def test_the_wheel_holds_the_app_in_its_own_package_and_runs_from_anywhere(track
 def test_the_app_bundle_holds_code_configuration_and_the_sample_alone(tracked_copy: Path, tmp_path: Path) -> None:
     flwr = Path(sys.executable).with_name("flwr")
     if not flwr.exists():
-        pytest.skip("the flwr command is not installed beside this Python")
+        pytest.skip("the flwr command is not installed next to this Python")
     subprocess.run(
         [str(flwr), "build", "--app", str(tracked_copy)],
         cwd=tmp_path, check=True, timeout=300, capture_output=True,

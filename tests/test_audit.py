@@ -376,8 +376,8 @@ def test_a_runs_card_and_report_tell_the_audits_result(tmp_path: Path) -> None:
     run = run_federated(FakeGrid(simulated_banks(2, tmp_path / "states")), compose(words))
     assert "none was made" in read_json(run / "privacy.json")["audit"]
     assert main(["audit", "--run", str(run), "--checks", "noise,canaries", "--canaries", "40"]) == 3
-    told = read_json(run / "audit.json")["sentence"]
-    assert read_json(run / "privacy.json")["audit"] == told
+    reported = read_json(run / "audit.json")["sentence"]
+    assert read_json(run / "privacy.json")["audit"] == reported
     assert "as seen by the server" in (run / "report.html").read_text("utf-8")
 
 

@@ -43,7 +43,7 @@ def config(rows: Path, tmp_path: Path) -> Config:
 
 @pytest.fixture(autouse=True)
 def forget_rows() -> Iterator[None]:
-    """Each test reads its rows anew."""
+    """Each test reads its rows again."""
     yield
     client_app.prepared_rows._rows.clear()
     client_app.own_rows._divided.cache_clear()

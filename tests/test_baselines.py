@@ -237,9 +237,9 @@ class TestLocal:
         with monkeypatch.context() as patch:
             stop_after(patch, 1 + 2 * stopped_bank, KeyboardInterrupt())
             assert main(["local", *words]) == 1
-        told = re.search(r"python -m fedfinlora (local resume=\S+)", capsys.readouterr().err)
-        assert told is not None
-        assert main(told[1].split()) == 0
+        reported = re.search(r"python -m fedfinlora (local resume=\S+)", capsys.readouterr().err)
+        assert reported is not None
+        assert main(reported[1].split()) == 0
         assert same_run(tmp_path / f"whole-bank-{stopped_bank}", tmp_path / f"run-bank-{stopped_bank}")
 
 

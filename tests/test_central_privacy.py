@@ -320,8 +320,8 @@ class TestRuns:
         assert answered == [[True] * 3, [False] * 3, [True, False, True]]
         assert [line.get("noise_alone", False) for line in lines] == [False, True, False]
         assert adapter_bytes(run, "round_001") != adapter_bytes(run, "round_002"), "its noise is added all the same"
-        told = (run / "progress.jsonl").read_text()
-        assert "round 2: no bank's reply came: the step is noise alone" in told
+        reported = (run / "progress.jsonl").read_text()
+        assert "round 2: no bank's reply came: the step is noise alone" in reported
 
     def test_the_quorum_holds_for_the_banks_that_are_connected_at_the_start(self, tmp_path: Path, ledger: Path) -> None:
         with pytest.raises(UserError, match=r"3 usable banks, 4 are needed .*strategy\.quorum"):

@@ -639,6 +639,6 @@ def test_a_file_size_limit_is_one_line(tmp_path: Path, rows: Path) -> None:
     ],
 )
 def test_more_threads_than_cores_are_warned_about(words: list[str], warned: bool) -> None:
-    told = crowded(compose([*words, "banks=2"]))
-    assert bool(told) == warned
-    assert not warned or "they would wait for each other" in told
+    reported = crowded(compose([*words, "banks=2"]))
+    assert bool(reported) == warned
+    assert not warned or "they would wait for each other" in reported

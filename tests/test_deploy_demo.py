@@ -62,10 +62,10 @@ def test_the_story_is_in_the_files(tmp_path: Path) -> None:
 
     deployed, simulated = output / "deployed", output / "simulated"
     lines = rounds_of(deployed)
-    told = [{bank["bank"]: bank["code"] for bank in line["banks"]} for line in lines]
-    codes = [{name: code for name, code in by_bank.items() if name != LIAR} for by_bank in told]
+    reported = [{bank["bank"]: bank["code"] for bank in line["banks"]} for line in lines]
+    codes = [{name: code for name, code in by_bank.items() if name != LIAR} for by_bank in reported]
     assert len(lines) == ROUNDS
-    assert [by_bank[LIAR] for by_bank in told][: len(LIES)] == list(LIES.values())
+    assert [by_bank[LIAR] for by_bank in reported][: len(LIES)] == list(LIES.values())
     assert codes[0] == codes[-1] == dict.fromkeys(DESKS, "")
     assert codes[REFUSED - 1]["bank-2"] == f"policy-{RULE}"
     assert codes[KILLED - 1] == {"bank-0": "", "bank-1": codes[KILLED - 1]["bank-1"], "bank-2": ""}

@@ -128,8 +128,8 @@ def test_a_federation_from_nothing(machines: dict[str, Machine], tmp_path: Path)
     runs = aggregator.home / ".fedfinlora" / "runs"
     (line,) = rounds_of(runs / "refused")
     assert [(bank["bank"], bank["code"]) for bank in line["banks"]] == [("north", ""), ("south", "policy-max_rank")]
-    told = south.types("bank", "history").stdout
-    assert "refused policy-max_rank" in told
+    reported = south.types("bank", "history").stdout
+    assert "refused policy-max_rank" in reported
 
     # A run without privacy is refused by both: they have a budget, as `bank init` sets one.
     done = aggregator.types(*run, "run_name=plain")
@@ -296,10 +296,10 @@ class TestBankInit:
         spending = Spending("run", 1, "north", "example-level DP-SGD", "example", Steps(1.0, 4.0, 3))
         book(tmp_path / "home" / "ledger", Rows(("one", "two")), spending, delta=1e-5)
         assert main(["bank", "status", "--home", home]) == 0
-        told = capsys.readouterr().out
-        assert "budget: epsilon 5 for any row" in told
+        reported = capsys.readouterr().out
+        assert "budget: epsilon 5 for any row" in reported
         spent = epsilon([Steps(1.0, 4.0, 3)], 1e-5)
-        assert f"largest epsilon spent on any row: {spent:.3g} at delta 1.0e-05" in told
+        assert f"largest epsilon spent on any row: {spent:.3g} at delta 1.0e-05" in reported
 
 
 def test_commands_before_init_say_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -96,8 +96,8 @@ def test_a_gradient_of_zeros_stays_zero_but_for_the_noise() -> None:
 
 @pytest.mark.parametrize("steps", [1, 50])
 def test_epsilon_is_that_of_a_row_that_turns_both_gradients_round(steps: int) -> None:
-    """Against the Gaussian's privacy profile, integrated anew: delta is what e^eps times one density falls short of the
-    other.
+    """Against the Gaussian's privacy profile, integrated again: delta is what e^eps times one density falls short of
+    the other.
     """
     sigma, delta = 2.0, 1e-5
     found = epsilon([mechanism(1.0, sigma).spends(steps)], delta)
@@ -137,9 +137,9 @@ def test_a_run_spends_and_tells_what_can_honestly_be_stated(tmp_path: Path, monk
     assert card["mode"] == "dp_lora"
     assert card["epsilon"] == pytest.approx(spent[-1])
     assert "The paper assumes C" in card["composition"]
-    told = (run / "progress.jsonl").read_text("utf-8")
-    assert f"DP-LoRA as published: epsilon {spent[-1]:.3g} at delta 1e-05" in told
-    assert "the paper assumes C" in told
+    reported = (run / "progress.jsonl").read_text("utf-8")
+    assert f"DP-LoRA as published: epsilon {spent[-1]:.3g} at delta 1e-05" in reported
+    assert "the paper assumes C" in reported
     assert all(bank["rows"] == 0 and bank["train_loss"] is None for line in rounds_of(run) for bank in line["banks"])
 
 

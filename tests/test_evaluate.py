@@ -189,12 +189,12 @@ def test_an_interrupted_evaluation_says_how_to_go_on(
     generate = models.generate
 
     def interrupted(*arguments: Any, on_answer: Any, **options: Any) -> Generated:
-        told: list[int] = []
+        reported: list[int] = []
 
         def on_answer_or_ctrl_c(number: int, answer: Answer) -> None:
             on_answer(number, answer)
-            told.append(number)
-            if len(told) == 5:
+            reported.append(number)
+            if len(reported) == 5:
                 raise KeyboardInterrupt
 
         return generate(*arguments, on_answer=on_answer_or_ctrl_c, **options)

@@ -82,8 +82,8 @@ def test_a_privacy_mechanism_of_the_page_runs_and_accounts(tmp_path: Path, monke
     [north, south] = rounds_of(run)[0]["banks"]
     assert north["status"] == south["status"] == "ok", (north, south)
     assert 0 < north["privacy"]["epsilon_spent"] <= north["privacy"]["epsilon_planned"] <= 8
-    told = read_json(run / "privacy.json")
-    assert (told["mode"], told["mechanism"][:25]) == ("automatic", "DP-SGD whose gradients ar")
+    reported = read_json(run / "privacy.json")
+    assert (reported["mode"], reported["mechanism"][:25]) == ("automatic", "DP-SGD whose gradients ar")
     grid = own.AutomaticGrid(1.0, 1.0, 100)
     assert all(grid.factor(norm) * norm <= grid.target_steps for norm in (0.0, 1e-9, 1.0, 1e30))
     assert grid.factor(float("nan")) == 0

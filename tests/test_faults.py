@@ -544,7 +544,7 @@ def heard(run: Path, round_number: int) -> dict[str, str]:
 
 
 def peak_from_now(process: int) -> int:
-    """Let the system measure a process's peak anew. Returns what it has now."""
+    """Let the system measure a process's peak again. Returns what it has now."""
     Path(f"/proc/{process}/clear_refs").write_text("5")
     return peak_bytes(process)
 

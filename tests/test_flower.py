@@ -265,13 +265,13 @@ class TestInterrupted:
         status, _, err = finish(process)
         assert status == 1
         assert "Traceback" not in err
-        told = re.search(r"stopped after round (\d); go on with: python -m fedfinlora (simulate resume=\S+)", err)
-        assert told is not None, err
-        assert int(told[1]) == len(rounds_of(run)) < ROUNDS
+        reported = re.search(r"stopped after round (\d); go on with: python -m fedfinlora (simulate resume=\S+)", err)
+        assert reported is not None, err
+        assert int(reported[1]) == len(rounds_of(run)) < ROUNDS
         assert result_of(run)["status"] == "stopped"
         assert_nothing_left(run)
 
-        status, _, err = finish(start(*shlex.split(told[2])))
+        status, _, err = finish(start(*shlex.split(reported[2])))
         assert status == 0, err
         assert same_run(whole, run)
         assert result_of(run)["status"] == "completed"

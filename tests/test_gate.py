@@ -191,7 +191,7 @@ class TestComparison:
         content = built(installed, other_line)
         assert not bank.lets_in(content)
         bank.allows(bank.said[0].rpartition("(code ")[2].rstrip(")"))
-        assert bank.lets_in(content), "the policy is read anew for each bundle"
+        assert bank.lets_in(content), "the policy is read again for each bundle"
         bank.allows()
         assert not bank.lets_in(content)
 
@@ -255,7 +255,7 @@ publisher = "x"
 Entries = list[tuple[str | zipfile.ZipInfo, bytes]]
 
 
-def packed(*more: tuple[str | zipfile.ZipInfo, bytes], told: str | None = None, compressed: bool = False) -> bytes:
+def packed(*more: tuple[str | zipfile.ZipInfo, bytes], reported: str | None = None, compressed: bool = False) -> bytes:
     """A bundle of a project with one module and `more`, whose list says `told`."""
     entries: Entries = [("pyproject.toml", PROJECT), ("a.py", b"pass"), *more]
     names = [entry if isinstance(entry, str) else entry.filename for entry, _ in entries]
@@ -264,7 +264,7 @@ def packed(*more: tuple[str | zipfile.ZipInfo, bytes], told: str | None = None, 
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED) as archive:
         for entry, data in entries:
             archive.writestr(entry, data)
-        archive.writestr(LIST, "\n".join(lines) if told is None else told)
+        archive.writestr(LIST, "\n".join(lines) if reported is None else reported)
     return stream.getvalue()
 
 
@@ -333,9 +333,9 @@ class TestArchive:
             read_bundle(content, sha256(content))
 
     @pytest.mark.parametrize("told", ["", "/etc/passwd,00,0", "a.py,00,0", "no list", "\xff"])
-    def test_a_list_that_is_not_that_of_the_files_is_refused(self, told: str) -> None:
+    def test_a_list_that_is_not_that_of_the_files_is_refused(self, reported: str) -> None:
         """Flower would look at the file that it names, wherever that is, and answer whether it has the hash."""
-        content = packed(told=told)
+        content = packed(reported=reported)
         with pytest.raises(RefusedBundle, match="not the list"):
             read_bundle(content, sha256(content))
 
@@ -500,7 +500,7 @@ class Node:
             if not self.has(client.content):
                 start_client_internal._push_messages(self.state, stores.store(), send, push_object)
         self.errors = [message.error.code for message in client.answers]
-        self.told = b"".join(client.pushed)
+        self.reported = b"".join(client.pushed)
 
     def has(self, content: bytes) -> bool:
         """Whether anything could run of a bundle: a process gets it from here."""
@@ -528,9 +528,9 @@ class TestBehindTheGate:
         node = Node(gated(client, bank.gate), bank, monkeypatch)
         assert not node.has(client.content)
         assert node.errors == [ErrorCode.INVALID_FAB]
-        assert b"The FAB could not be verified." in node.told
-        assert b"client_app" not in node.told
-        assert str(bank.home).encode() not in node.told
+        assert b"The FAB could not be verified." in node.reported
+        assert b"client_app" not in node.reported
+        assert str(bank.home).encode() not in node.reported
         assert len(client.confirmed) == 1
         assert len(bank.said) == 1
 

@@ -248,13 +248,13 @@ def test_no_prompts_give_nothing(tiny: Session) -> None:
 
 
 def test_no_budget_gives_empty_answers_and_reads_nothing(tiny: Session) -> None:
-    told: list[int] = []
+    reported: list[int] = []
     found = generate(
-        tiny.model, [(70, 71), (70,), (70, 71)], 0, [EOS], on_answer=lambda number, answer: told.append(number)
+        tiny.model, [(70, 71), (70,), (70, 71)], 0, [EOS], on_answer=lambda number, answer: reported.append(number)
     )
     assert found.answers == (Answer((), "budget"),) * 3
     assert (found.prompt_tokens, found.read_tokens, found.written_tokens) == (5, 0, 0)
-    assert sorted(told) == [0, 1, 2]
+    assert sorted(reported) == [0, 1, 2]
 
 
 # --- nothing is read twice, and memory is kept to -------------------------------------------------
@@ -442,35 +442,35 @@ def test_buffers_are_cut_down_when_rows_have_left(tiny: Session, monkeypatch: py
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_row_is_told_once_and_with_its_answer(tiny: Session, family: str, cache_gib: float) -> None:
     prompts = prompts_of(family, 8)
-    told: list[tuple[int, Answer]] = []
+    reported: list[tuple[int, Answer]] = []
     found = generate(
         tiny.model,
         prompts,
         3,
         [EOS],
         cache_gib=cache_gib,
-        on_answer=lambda number, answer: told.append((number, answer)),
+        on_answer=lambda number, answer: reported.append((number, answer)),
     )
-    assert Counter(number for number, _ in told) == Counter(range(len(prompts)))
-    assert dict(told) == dict(enumerate(found.answers))
+    assert Counter(number for number, _ in reported) == Counter(range(len(prompts)))
+    assert dict(reported) == dict(enumerate(found.answers))
 
 
 def test_answers_are_told_before_the_last_prompt_is_read(tiny: Session) -> None:
     """An evaluation that is killed keeps what it has."""
     prompts = prompts_of("unequal_lengths", 9)
-    told: list[int] = []
+    reported: list[int] = []
 
     class Killed(Exception):
         pass
 
     def on_answer(number: int, answer: Answer) -> None:
-        told.append(number)
-        if len(told) == 3:
+        reported.append(number)
+        if len(reported) == 3:
             raise Killed
 
     with pytest.raises(Killed):
         generate(tiny.model, prompts, 3, [EOS], cache_gib=ONE_ROW_GIB, on_answer=on_answer)
-    assert len(told) == 3
+    assert len(reported) == 3
 
 
 # --- one step of decoding -------------------------------------------------------------------------
@@ -609,7 +609,7 @@ def test_the_embedded_model_answers_real_rows_as_plain_generate_does(
     smollm2_config: Config, task: str, count: int
 ) -> None:
     if not REAL_ROWS.is_dir():
-        pytest.skip("FinLoRA's rows are not beside the project (../shared/data/finlora)")
+        pytest.skip("FinLoRA's rows are not next to the project (../shared/data/finlora)")
     config = replace(smollm2_config, dataset=DatasetConfig(source="finlora", root=str(REAL_ROWS)))
     loaded = load_rows(config.dataset, "test", (task,))
     if len(loaded.rows) < count:

@@ -107,7 +107,7 @@ def test_every_prompt_is_one_of_the_bundled_sample(key) -> None:
 def test_no_prompt_is_one_of_the_real_rows() -> None:
     files = sorted(REAL_ROWS.rglob("*.jsonl"))
     if not files:
-        pytest.skip("no real rows beside the project: prompts were not compared with them")
+        pytest.skip("no real rows next to the project: prompts were not compared with them")
     prompts = {row["prompt"].strip() for key in PUBLISHED for row in golden(key) if "prompt" in row}
     compared = 0
     for path in files:

@@ -299,7 +299,7 @@ class Left:
 def test_what_left_is_in_the_ledger_row_by_row_after_any_sequence_of_requests(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    """Epsilon is made anew from the mechanisms that really ran, row by row, at the bank's own delta."""
+    """Epsilon is made again from the mechanisms that really ran, row by row, at the bank's own delta."""
     draw = random.Random(seed)
     budget = draw.choice([2.0, BUDGET])
     bank = Bank(write_bank(tmp_path, budget_epsilon=budget), tmp_path)
@@ -410,9 +410,9 @@ class LyingFederation(Federation):
     def starts_coordinator(self) -> None:
         tests = Path(__file__).parent
         numbers = {lie.asks: number for number, lie in enumerate(LIES)}
-        told = {"LIES_TO": "south", "LIES_TOLD": ",".join(str(numbers[asks]) for asks in TOLD)}
+        reported = {"LIES_TO": "south", "LIES_TOLD": ",".join(str(numbers[asks]) for asks in TOLD)}
         self.coordinator = self.aggregator.starts(
-            "coordinator", "start", also={"PYTHONPATH": f"{tests / 'lying'}:{tests}", **told}
+            "coordinator", "start", also={"PYTHONPATH": f"{tests / 'lying'}:{tests}", **reported}
         )
         when(lambda: self._ups() == 1, "the coordinator is up")
 
@@ -445,10 +445,10 @@ def test_a_server_that_lies_over_a_real_deployment_gets_nothing_and_the_run_goes
     )
     assert command.wait(timeout=580) == 0, aggregator.said("coordinator run")
     lies = {lie.asks: lie for lie in LIES}
-    told = [lies[asks] for asks in TOLD]
+    reported = [lies[asks] for asks in TOLD]
     history = read_history(south.bank / "state" / "history" / "south.jsonl")
     ended = [line for line in history if line["outcome"] in ("sent", "refused", "failed")]
-    for lie, line, event in zip(told, rounds_of(run), ended, strict=False):
+    for lie, line, event in zip(reported, rounds_of(run), ended, strict=False):
         [bank] = [bank for bank in line["banks"] if bank["bank"] == "south"]
         assert (bank["code"] or bank["status"]) == lie.code, lie
         assert re.search(lie.history, f"{event['outcome']} {event['code']} {event['detail']}"), lie
@@ -459,13 +459,13 @@ def test_a_server_that_lies_over_a_real_deployment_gets_nothing_and_the_run_goes
     )
     # What crossed the line: deltas that are booked, and codes.
     booked = read_lines(south.bank / "ledger")
-    answered = [lie.code == ANSWER for lie in told] + [True] * honest_rounds
-    assert len(booked) == sum(answered) + sum(lie.booked for lie in told)
+    answered = [lie.code == ANSWER for lie in reported] + [True] * honest_rounds
+    assert len(booked) == sum(answered) + sum(lie.booked for lie in reported)
     assert all(line["noise_multiplier"] > 0 for line in booked)
     replies = [message for message in pushed(federation.tap.requests()) if message.metadata.message_type == "train"]
     assert [code_of(message.content) == ANSWER for message in replies] == answered
     hashes = {line["hash"] for line in booked}
-    for message, lie in zip(replies, [*told, *[None] * honest_rounds], strict=True):
+    for message, lie in zip(replies, [*reported, *[None] * honest_rounds], strict=True):
         if code_of(message.content) == ANSWER:
             assert message.content.config_records["reply"]["ledger-hash"] in hashes
         else:

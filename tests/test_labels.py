@@ -87,12 +87,12 @@ def test_logprobs_equal_a_plain_computation_on_a_quantized_base(
 @pytest.mark.parametrize("batch_tokens", [4096, 1])
 def test_every_row_is_told_once_with_all_its_labels(tiny: Session, batch_tokens: int) -> None:
     prompts, ids = prompts_with_long_beginnings(2), label_ids(tiny, ("up", "down"))
-    told: list[tuple[int, list[float]]] = []
+    reported: list[tuple[int, list[float]]] = []
     found = label_logprobs(
-        tiny.model, prompts, ids, batch_tokens, lambda number, scores: told.append((number, list(scores)))
+        tiny.model, prompts, ids, batch_tokens, lambda number, scores: reported.append((number, list(scores)))
     )
-    assert Counter(number for number, _ in told) == Counter(range(len(prompts)))
-    assert dict(told) == dict(enumerate(found))
+    assert Counter(number for number, _ in reported) == Counter(range(len(prompts)))
+    assert dict(reported) == dict(enumerate(found))
 
 
 def test_no_prompts_have_no_scores(tiny: Session) -> None:

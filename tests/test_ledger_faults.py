@@ -180,7 +180,7 @@ class TestDamage:
 WRITES = ("write", "fsync", "replace", "open", "truncate")
 
 
-def killed_at(folder: Path, call: int, told: Connection) -> None:
+def killed_at(folder: Path, call: int, reported: Connection) -> None:
     """Book two rounds with new rows each, and die by SIGKILL just before the call-th write, sync, rename or opening of
     a file.
     """
@@ -200,8 +200,8 @@ def killed_at(folder: Path, call: int, told: Connection) -> None:
         setattr(os, name, counted(getattr(os, name)))
     for number in (2, 3):
         spend(folder, number, Rows((*ROWS.prompts, f"new {number}")))
-        told.send(number)
-    told.send("done")
+        reported.send(number)
+    reported.send("done")
 
 
 def forked(target: Callable[..., None], *arguments: object) -> tuple[list[Any], int | None]:
@@ -211,13 +211,13 @@ def forked(target: Callable[..., None], *arguments: object) -> tuple[list[Any], 
     process = context.Process(target=target, args=(*arguments, sending))
     process.start()
     sending.close()
-    told = []
+    reported = []
     try:
         while True:
-            told.append(receiving.recv())
+            reported.append(receiving.recv())
     except EOFError:
         process.join(60)
-    return told, process.exitcode
+    return reported, process.exitcode
 
 
 @pytest.mark.parametrize("began", [False, True], ids=["a new ledger", "one that is there"])
@@ -228,20 +228,20 @@ def test_killed_between_any_two_writes_no_round_that_was_let_through_is_missing(
         folder = tmp_path / str(call)
         if began:
             spend(folder, 1)
-        told, exit_code = forked(killed_at, folder, call)
-        done = told[-1:] == ["done"]
+        reported, exit_code = forked(killed_at, folder, call)
+        done = reported[-1:] == ["done"]
         assert exit_code == (0 if done else -signal.SIGKILL)
         booked = {line["round"] for line in read_lines(folder)}
-        assert {number for number in told if number != "done"} <= booked
+        assert {number for number in reported if number != "done"} <= booked
         assert spend(folder, 4) == after(len(booked) + 1), f"killed before call {call}"
         assert len(read_lines(folder)) == len(booked) + 1
     assert call > 20
 
 
-def book_until_killed(folder: Path, told: Connection) -> None:
+def book_until_killed(folder: Path, reported: Connection) -> None:
     for number in range(1, 10_000):
         spend(folder, number, Rows((*ROWS.prompts, f"new {number}")))
-        told.send(number)
+        reported.send(number)
 
 
 def test_killed_at_any_time_no_round_that_was_let_through_is_missing(tmp_path: Path) -> None:
@@ -258,12 +258,12 @@ def test_killed_at_any_time_no_round_that_was_let_through_is_missing(tmp_path: P
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
         process.join(30)
-        told = 1
+        reported = 1
         try:
             while True:
-                told = receiving.recv()
+                reported = receiving.recv()
         except (EOFError, OSError):
-            least += told
+            least += reported
     assert len(read_lines(tmp_path / "ledger")) >= least
     assert spend(tmp_path / "ledger") == after(len(read_lines(tmp_path / "ledger")))
 
@@ -278,7 +278,7 @@ def test_a_line_cut_off_by_a_crash_was_never_spent(folder: Path) -> None:
 # --- a disk that takes nothing --------------------------------------------------------------------
 
 
-def book_with_little_space(folder: Path, limit: int, told: Connection) -> None:
+def book_with_little_space(folder: Path, limit: int, reported: Connection) -> None:
     """No file may grow beyond the limit: the system's own "file too large" comes in the middle of a write, as on a full
     disk.
     """
@@ -287,21 +287,21 @@ def book_with_little_space(folder: Path, limit: int, told: Connection) -> None:
     for number in range(2, 5):
         try:
             spend(folder, number, Rows((*ROWS.prompts, f"new {number}")))
-            told.send(number)
+            reported.send(number)
         except LedgerError as error:
-            told.send(str(error))
+            reported.send(str(error))
 
 
 @pytest.mark.parametrize("limit", [0, 1, 40, 80, 150, 200, 400, 700, 900, 1200, 1500, 1900])
 def test_a_full_disk_lets_nothing_leave_that_is_not_booked(tmp_path: Path, limit: int) -> None:
     spend(tmp_path / "ledger", 1)
-    told, exit_code = forked(book_with_little_space, tmp_path / "ledger", limit)
+    reported, exit_code = forked(book_with_little_space, tmp_path / "ledger", limit)
     assert exit_code == 0
-    refusals = [one for one in told if isinstance(one, str)]
+    refusals = [one for one in reported if isinstance(one, str)]
     assert refusals, "the limit is one that is met"
     assert all("nothing private may leave" in one and "Free space" in one for one in refusals)
     booked = {line["round"] for line in read_lines(tmp_path / "ledger")}
-    assert {one for one in told if isinstance(one, int)} <= booked
+    assert {one for one in reported if isinstance(one, int)} <= booked
     assert spend(tmp_path / "ledger", 5) == after(len(booked) + 1)
 
 

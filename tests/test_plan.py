@@ -196,10 +196,10 @@ class TestWeights:
 
     def test_the_plan_says_it(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["coordinator", "plan", "--home", str(tmp_path / "none"), "model=tiny-random"]) == 0
-        told = capsys.readouterr()
-        plan = json.loads(told.out)
+        reported = capsys.readouterr()
+        plan = json.loads(reported.out)
         assert (plan["config"]["strategy"]["weighting"], plan["config"]["strategy"]["max_share"]) == ("equal", 0.5)
-        assert "all banks weigh the same" in told.err
+        assert "all banks weigh the same" in reported.err
         assert list(tmp_path.iterdir()) == [], "nothing is started or made"
 
 

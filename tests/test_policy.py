@@ -443,9 +443,9 @@ def test_figures_that_a_policy_withholds_stay_at_the_bank(rows: Path, tmp_path: 
         assert (bank["status"], bank["rows"], bank["tokens"]) == ("ok", 0, 0)
         assert {"rows", "tokens", "train_s", "bank_rows"} <= set(bank["withheld"])
         assert line["train_loss"] > 0
-    told = read_history(north.facts.history_file)[-1]
-    assert told["rows"] > 0, "the bank itself knows"
-    assert set(told["figures"]) == {"steps", "train_loss", "answer_tokens"}
+    reported = read_history(north.facts.history_file)[-1]
+    assert reported["rows"] > 0, "the bank itself knows"
+    assert set(reported["figures"]) == {"steps", "train_loss", "answer_tokens"}
 
 
 def test_the_hash_of_the_policy_goes_with_every_reply(rows: Path, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def forget() -> Iterator[None]:
-    """Each test reads its rows and tests its gradients anew."""
+    """Each test reads its rows and tests its gradients again."""
     yield
     client_app.prepared_rows._rows.clear()
     client_app.own_rows._divided.cache_clear()
@@ -137,7 +137,7 @@ class TestGuarantee:
         self, rows: Path, tmp_path: Path
     ) -> None:
         """Neither max_rows, nor another seed, another choice of tasks, another order or name of the bank makes rows
-        start anew.
+        start again.
         """
         write_lines(tmp_path / "bank" / "train" / "fpb_train.jsonl", lines_of("fpb", 40))
         write_lines(tmp_path / "bank" / "train" / "tfns_train.jsonl", lines_of("tfns", 40))
@@ -737,7 +737,7 @@ def test_two_runs_on_the_same_rows_at_once_stay_within_the_budget_together(tmp_p
     bank's budget.
     """
     settings = write_bank(tmp_path)
-    told = []
+    reported = []
     busy = [
         BUSY_BANK.format(tests=str(Path(__file__).parent), settings=str(settings), place=str(tmp_path), run=run)
         for run in ("one", "two")
@@ -760,10 +760,10 @@ def test_two_runs_on_the_same_rows_at_once_stay_within_the_budget_together(tmp_p
         process.stdin.write("go\n")
         process.stdin.flush()
     for process in processes:
-        told += process.communicate(timeout=120)[0].split()
+        reported += process.communicate(timeout=120)[0].split()
     bank = Bank(settings, tmp_path)
-    assert set(told) == {"ok", "privacy"}
-    assert told.count("ok") == len(bank.lines) > 2
+    assert set(reported) == {"ok", "privacy"}
+    assert reported.count("ok") == len(bank.lines) > 2
     assert {line["run"] for line in bank.lines} == {"one", "two"}
     assert any(OUTCOMES["two runs"].says in line["detail"] for line in bank.history)
     spent = epsilon(
@@ -780,8 +780,8 @@ def test_a_real_run_has_a_card_and_a_second_one_stops_at_the_budget(
     monkeypatch.setenv("FEDFINLORA_LEDGER", str(tmp_path / "ledger"))
     words = overrides(rows, tmp_path / "runs", *PRIVATE)
     assert main(["simulate", *words]) == 0
-    told = capsys.readouterr()
-    assert "epsilon spent" in told.out + told.err
+    reported = capsys.readouterr()
+    assert "epsilon spent" in reported.out + reported.err
     run = tmp_path / "runs" / "run"
     card = json.loads((run / "privacy.json").read_text("utf-8"))
     assert card["epsilon"] <= 8.0

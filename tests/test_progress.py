@@ -277,7 +277,7 @@ def test_events_of_a_finished_run_are_read_back_from_tensorboard(tmp_path: Path)
     scores = {"base": {"fpb": {"accuracy": 0.25}}, "final": {"fiqa": {"accuracy": 0.75}}}
     (tmp_path / "result.json").write_text(json.dumps({"scores": scores}))
     write_events(tmp_path)
-    write_events(tmp_path)  # anew, not once more
+    write_events(tmp_path)  # again, not once more
     scalars = read_scalars(tmp_path / "tensorboard")
     assert scalars["loss/train"] == [(1, 1.0), (2, 0.5)]
     assert scalars["accuracy/fpb"] == [(0, 0.25), (1, 0.5), (2, 0.5)]

@@ -80,9 +80,9 @@ def test_an_adapter_says_where_it_comes_from_and_is_checked_anywhere(
 ) -> None:
     run = made[0]
     assert verify(adapter, consortium.ca) == 0
-    told = capsys.readouterr().out
-    assert "signed by CN=fedfinlora coordinator" in told
-    assert "2 rounds, 2 banks (bank-0, bank-1)" in told
+    reported = capsys.readouterr().out
+    assert "signed by CN=fedfinlora coordinator" in reported
+    assert "2 rounds, 2 banks (bank-0, bank-1)" in reported
     statement = read_json(adapter / PROVENANCE_FILE)
     predicate, manifest = statement["predicate"], read_json(run / "manifest.json")
     assert statement["_type"] == "https://in-toto.io/Statement/v1"

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_the_page_is_that_of_the_table() -> None:
     written = (ROOT / "docs" / "reliability.md").read_text("utf-8")
-    assert written == page(), "write it anew: python -m tests.reliability > docs/reliability.md"
+    assert written == page(), "write it again: python -m tests.reliability > docs/reliability.md"
 
 
 @pytest.mark.parametrize("fault", OUTCOMES)

@@ -409,11 +409,11 @@ def test_busy_replies_cost_a_share_of_a_try_only(server: Server) -> None:
 def test_rows_whose_tries_are_spent_are_told_at_the_end_and_the_others_are_answered(server: Server, fault: str) -> None:
     server.behaviour = fails_for("bad", PASSING[fault])
     answers: dict[int, RemoteAnswer] = {}
-    with session(model_at(server)) as opened, pytest.raises(UserError) as told:
+    with session(model_at(server)) as opened, pytest.raises(UserError) as reported:
         answers.update(opened.answers(["a", "bad", "b", "c"], 10, "fpb"))
     assert {index: answer.text for index, answer in answers.items()} == {0: "a", 2: "b", 3: "c"}
     assert re.search(
-        r"fpb: 1 of 4 rows are unanswered.*3 answers that came are kept.*same command goes on", str(told.value)
+        r"fpb: 1 of 4 rows are unanswered.*3 answers that came are kept.*same command goes on", str(reported.value)
     )
     assert sum("bad" in prompt_of(body) for _, body, _ in server.requests) == 3
 
@@ -443,10 +443,10 @@ def test_a_server_that_goes_down_ends_the_evaluation_and_keeps_what_came(server:
     server.script = [fine] * 3
     server.behaviour = PASSING[fault]
     answers: list[tuple[int, RemoteAnswer]] = []
-    with session(model_at(server, request_retries=20)) as opened, pytest.raises(UserError) as told:
+    with session(model_at(server, request_retries=20)) as opened, pytest.raises(UserError) as reported:
         answers.extend(opened.answers(["a"] * 1000, 10, "fpb"))
     assert len(answers) == 3
-    assert re.search("in a row failed since its last answer.*3 answers that came are kept", str(told.value))
+    assert re.search("in a row failed since its last answer.*3 answers that came are kept", str(reported.value))
     assert len(server.requests) < 30
 
 
@@ -705,9 +705,9 @@ def test_a_key_that_no_header_can_carry_is_told_without_it(
     server: Server, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEDFINLORA_API_KEY", key)
-    with pytest.raises(UserError, match="FEDFINLORA_API_KEY") as told:
+    with pytest.raises(UserError, match="FEDFINLORA_API_KEY") as reported:
         ask(model_at(server), "a")
-    assert "key" not in str(told.value).replace("that no key has", "")
+    assert "key" not in str(reported.value).replace("that no key has", "")
 
 
 def test_a_placeholder_key_is_not_cut_out_of_answers(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -739,9 +739,9 @@ def test_no_text_of_a_row_reaches_errors_or_logs(
 ) -> None:
     prompt = "Northwind's margin fell to 3 %\nafter the recall. Sentiment? Answer: "
     server.behaviour = refuses(400, echo(prompt))
-    with caplog.at_level(logging.DEBUG), pytest.raises(UserError, match="400") as told:
+    with caplog.at_level(logging.DEBUG), pytest.raises(UserError, match="400") as reported:
         ask(model_at(server), prompt)
-    assert "margin fell" not in caplog.text + str(told.value)
+    assert "margin fell" not in caplog.text + str(reported.value)
 
 
 # --- readers --------------------------------------------------------------------------------------
@@ -786,9 +786,9 @@ def test_only_parameters_that_can_be_spared_are_left_out() -> None:
     ],
 )  # fmt: skip
 def test_an_address_that_cannot_be_used_is_refused_without_repeating_it(url: str) -> None:
-    with pytest.raises(ConfigError, match="--model-url") as told:
+    with pytest.raises(ConfigError, match="--model-url") as reported:
         RemoteModel(url, "m", EvaluationConfig())
-    assert "secret" not in str(told.value)
+    assert "secret" not in str(reported.value)
 
 
 def test_a_model_without_a_name_is_refused() -> None:
@@ -843,7 +843,7 @@ def transformers_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"the package {package} is not installed")
     if not command.exists():
-        pytest.skip("the transformers command is not installed beside this Python")
+        pytest.skip("the transformers command is not installed next to this Python")
     folder = str(embedded_folder("embedded:smollm2-135m"))
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))

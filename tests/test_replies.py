@@ -92,13 +92,13 @@ def test_memory_does_not_grow_with_the_number_of_banks(tmp_path: Path, privately
         with StoredDeltas(tmp_path, size) as stored:
             for number in range(count):
                 stored.keep(f"bank-{number}", delta(number, size))
-            told = [
+            reported = [
                 Reply(f"bank-{number}", np.zeros(0, np.float32), Figures.withheld(1, 0, 1, 1, 0.1), 1)
                 for number in range(count)
             ]
-            names = [reply.bank for reply in told]
+            names = [reply.bank for reply in reported]
             tracemalloc.start()
-            take_step(rule, state, replies_of(told, rule.weights(told), None, partial(stored.read, names)))
+            take_step(rule, state, replies_of(reported, rule.weights(reported), None, partial(stored.read, names)))
             peaks.append(tracemalloc.get_traced_memory()[1] / (4 * size))
             tracemalloc.stop()
     assert peaks[1] == pytest.approx(peaks[0], abs=0.1)

@@ -162,7 +162,7 @@ class TestResume:
         assert runs.resume(run, asked=overrides(runs.rows, runs.folder)) == run
 
     def test_another_number_of_banks_is_an_error(self, runs: Runs) -> None:
-        """Three nodes would divide the rows anew: neither this run nor another one."""
+        """Three nodes would divide the rows again: neither this run nor another one."""
         with pytest.raises(Stop):
             runs.start("run", tamper=stop_in_round(2, Stop()))
         with pytest.raises(UserError, match="banks"):

@@ -44,19 +44,19 @@ def bank_file(place: Path, task: str = "fpb") -> Path:
 
 
 def test_the_epsilon_that_is_told_does_not_show_that_two_tasks_share_a_row(rows: Path, tmp_path: Path) -> None:
-    told = []
+    reported = []
     for name, shared in (("apart", False), ("shared", True)):
         place = tmp_path / name
         write_lines(bank_file(place), lines_of("fpb", 40))
         write_lines(bank_file(place, "tfns"), [*lines_of("tfns", 39), lines_of("fpb" if shared else "tfns", 40)[-1]])
         at = own_rows(place)
-        told.append(
+        reported.append(
             [
                 ask(config_of(rows, place, *NOISE, f"dataset.tasks=[{task}]"), at).figures.epsilon_spent
                 for task in ("fpb", "tfns")
             ]
         )
-    assert told[0] == told[1]
+    assert reported[0] == reported[1]
 
 
 def test_one_spelling_more_of_a_customer_is_the_same_customer_to_the_clip_and_to_the_ledger(

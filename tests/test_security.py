@@ -14,7 +14,7 @@ ROWS = [row for attempts in ATTACKERS.values() for row in attempts]
 
 def test_the_page_is_that_of_the_table() -> None:
     written = (ROOT / "docs" / "security.md").read_text("utf-8")
-    assert written == page(), "write it anew: python -m tests.security > docs/security.md"
+    assert written == page(), "write it again: python -m tests.security > docs/security.md"
 
 
 def test_every_attacker_has_rows() -> None:

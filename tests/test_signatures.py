@@ -262,14 +262,14 @@ class TestRequests:
         (home / "state").mkdir()
         file.parent.rename(home / "state" / "signed")
         record(history_file(home / "state", "bank-1"), Event(REQUEST.run, REQUEST.round, "begun"))
-        told = {name: value for name, value in lines[1]["answered"]["figures"].items() if value and value != "nan"}
+        reported = {name: value for name, value in lines[1]["answered"]["figures"].items() if value and value != "nan"}
         sent = Event(
             REQUEST.run,
             REQUEST.round,
             "sent",
-            steps=told["steps"],
-            figures=tuple(told),
-            epsilon_spent=told.get("epsilon_spent"),
+            steps=reported["steps"],
+            figures=tuple(reported),
+            epsilon_spent=reported.get("epsilon_spent"),
         )
         record(history_file(home / "state", "bank-1"), sent)
         for name in ("node.key.pub",):

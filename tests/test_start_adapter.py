@@ -63,11 +63,11 @@ def test_a_federation_goes_on_from_it_and_names_its_file(public: Path, rows: Pat
     [("peft.rank=2", "Set peft.rank=4 (here 2)."), ("peft=dora", "Set peft.method=lora (here dora), ")],
 )
 def test_an_adapter_of_another_kind_is_refused_by_name_before_anything_is_loaded(
-    word: str, told: str, public: Path, rows: Path, tmp_path: Path
+    word: str, reported: str, public: Path, rows: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="is of another kind") as refusal:
         prepare(overrides(rows, tmp_path / "out", f"start_adapter={public}", word))
-    assert told in str(refusal.value)
+    assert reported in str(refusal.value)
     assert not (tmp_path / "out").exists()
 
 

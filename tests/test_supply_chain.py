@@ -142,11 +142,11 @@ def test_what_is_installed_here_is_what_the_lock_says() -> None:
 
 
 def test_what_the_lock_is_told_of_torch_is_what_torch_says_itself() -> None:
-    told = tomllib.loads((LOCKS / "uv.toml").read_text("utf-8"))["dependency-metadata"]
-    assert [(one["name"], one["version"]) for one in told] == [("torch", constraints()["torch"])]
+    reported = tomllib.loads((LOCKS / "uv.toml").read_text("utf-8"))["dependency-metadata"]
+    assert [(one["name"], one["version"]) for one in reported] == [("torch", constraints()["torch"])]
     says = [line for line in importlib.metadata.requires("torch") or [] if "extra ==" not in line]
     own = {str(Requirement(line)) for line in says if not line.startswith(("nvidia-", "triton", "cuda-"))}
-    assert {str(Requirement(line)) for line in told[0]["requires-dist"]} == own
+    assert {str(Requirement(line)) for line in reported[0]["requires-dist"]} == own
     (base,) = [line for line in (LOCKS / "base.in").read_text("utf-8").splitlines() if line.startswith("torch")]
     assert base == f"torch=={constraints()['torch']}"
 

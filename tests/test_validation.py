@@ -73,7 +73,7 @@ def train_rows(draw: st.DrawFn) -> list[Row]:
 class TestSetAside:
     @given(rows=train_rows(), count=st.integers(0, 12), seed=st.integers(0, 5))
     def test_laws(self, rows: list[Row], count: int, seed: int) -> None:
-        """Nothing twice, nothing invented, orders kept, at most `count` and half of a task, no original beside its
+        """Nothing twice, nothing invented, orders kept, at most `count` and half of a task, no original next to its
         copies; seeded.
         """
         try:
@@ -529,7 +529,7 @@ class Stop(BaseException):
 def test_a_run_stopped_while_it_is_scored_goes_on_to_the_same_bytes(
     rows: Path, tmp_path: Path, mode: str, label: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And trains no round again: only the scores are made anew."""
+    """And trains no round again: only the scores are made again."""
     words = overrides(rows, tmp_path, *VALIDATED, "evaluation.keep=best", "evaluation.patience=2", rounds=3)
     whole = start(mode, [*words, "run_name=whole"], tmp_path / "states")
     true = eval.rounds.evaluate

@@ -83,19 +83,19 @@ def test_a_run_is_proved_from_its_folder_alone(
     proves nothing and is not counted.
     """
     assert verify(run, ca, enrolled=made[1].home / "enrolled") == 0
-    told = capsys.readouterr().out
-    assert "every line signed by the coordinator, whose certificate is the authority's" in told
+    reported = capsys.readouterr().out
+    assert "every line signed by the coordinator, whose certificate is the authority's" in reported
     assert (
         "round 1: 2 banks asked, 2 requests and 2 replies signed, aggregate and step computed again from 2 deltas"
-        in told
+        in reported
     )
     assert (
         "round 2: 2 banks asked, 2 requests and 1 replies signed, aggregate and step computed again from 1 deltas"
-        in told
+        in reported
     )
-    assert "adapters: 2 of 2" in told
-    assert "adapters/final: signed by CN=fedfinlora coordinator" in told
-    assert told.endswith("\nok\n")
+    assert "adapters: 2 of 2" in reported
+    assert "adapters/final: signed by CN=fedfinlora coordinator" in reported
+    assert reported.endswith("\nok\n")
 
 
 def test_it_does_not_grow_beyond_what_the_docs_say(run: Path) -> None:
@@ -361,7 +361,7 @@ class TestWhoSaidIt:
     def test_a_coordinator_cannot_give_a_banks_reply_to_another(
         self, made: tuple[Path, Consortium, Runs], run: Path, ca: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """It signs everything anew, the keys under other names too; what a bank has signed says who it is."""
+        """It signs everything again, the keys under other names too; what a bank has signed says who it is."""
         signer, other = made[1].signer, {"bank-0": "bank-1", "bank-1": "bank-0"}
         lines = [read_line(line) for line in (run / CHAIN_FILE).read_bytes().splitlines()]
         begin, rounds = lines[0], [line for line in lines if line["kind"] == "round"]
@@ -455,15 +455,15 @@ class TestSimulations:
     ) -> None:
         run = runs.start("run", "strategy.keep_deltas=true", *words)
         assert verify(run) == 0, capsys.readouterr().out
-        told = capsys.readouterr().out
-        assert "NOT SIGNED: a simulation has no keys" in told
-        assert "round 2: 2 banks asked, aggregate and step computed again from 2 deltas" in told
+        reported = capsys.readouterr().out
+        assert "NOT SIGNED: a simulation has no keys" in reported
+        assert "round 2: 2 banks asked, aggregate and step computed again from 2 deltas" in reported
         assert delta_file(run, 1, "bank-0").stat().st_mode & 0o777 == 0o600
 
     def test_kept_deltas_that_give_another_adapter_are_found_though_every_hash_is_right(
         self, runs: Runs, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """Nothing is signed here, so somebody can write the whole chain anew: the arithmetic alone is against it."""
+        """Nothing is signed here, so somebody can write the whole chain again: the arithmetic alone is against it."""
         import hashlib
 
         run = runs.start("run", "strategy.keep_deltas=true", rounds=1)

@@ -64,7 +64,9 @@ def _delta_probes(bench: Workbench, facts: BankFacts, each: Steps) -> list[Probe
     """Whether the bank's delta is its own, and its budget is tested at it, when the server asks for another."""
     asked = _asked(bench.config)
     servers = replace(asked, privacy=replace(asked.privacy, delta=SERVERS_DELTA))
-    told = bench.ask(servers, replace(facts, ledger_folder=bench.folder / "delta-ledger"), bench.start).figures.delta
+    reported = bench.ask(
+        servers, replace(facts, ledger_folder=bench.folder / "delta-ledger"), bench.start
+    ).figures.delta
     own = default_delta(ROWS)
     at_own, at_servers = epsilon([each], own), epsilon([each], SERVERS_DELTA)
     budget = (at_own + at_servers) / 2
@@ -78,7 +80,7 @@ def _delta_probes(bench: Workbench, facts: BankFacts, each: Steps) -> list[Probe
     what = f"asked for delta {SERVERS_DELTA:g} a bank of {ROWS} rows"
     did = "refused" if refused else "took"
     return [
-        Probe("the delta", told <= own, f"{what} used {told:.2g} (its own is {own:.2g})"),
+        Probe("the delta", reported <= own, f"{what} used {reported:.2g} (its own is {own:.2g})"),
         Probe("the budget", refused, f"and {did} a round of epsilon {at_own:.3g} under a budget of {budget:.3g}"),
     ]
 

@@ -1,4 +1,4 @@
-"""`bench NAME`: one measurement beside its reference, in one process run, as a table and as JSON."""
+"""`bench NAME`: one measurement next to its reference, in one process run, as a table and as JSON."""
 
 from __future__ import annotations
 

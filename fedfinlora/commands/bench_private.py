@@ -1,5 +1,5 @@
 """`bench private-step`: one step with and without privacy=example on the same rows, alternating, and Opacus's plain
-hooks beside them.
+hooks next to them.
 
 Every step is a forward and a backward pass over the same rows from the same adapter, without the optimiser. The private
 one clips on the integer grid and adds discrete Gaussian noise. The plain step is timed twice: with shared prefixes, as

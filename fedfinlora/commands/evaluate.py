@@ -74,7 +74,7 @@ def evaluate(overrides: Sequence[str], asked: Asked) -> int:
     asked = replace(asked, adapters=_folders(asked), alpha=config.peft.alpha if "alpha" in _typed(overrides) else 0)
     if config.resume:
         config, asked = _resumed(config, overrides, asked)
-    select(config.evaluation.benchmarks)  # an unknown name is told before a folder is made
+    select(config.evaluation.benchmarks)  # an unknown name is refused before a folder is made
     remote = _remote_model(config, asked)
     labels = _labels(asked)
     settings = {label: _settings(folder, config, asked, _typed(overrides)) for label, folder in labels.items()}

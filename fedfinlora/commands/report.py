@@ -10,7 +10,7 @@ from fedfinlora.errors import UserError
 
 
 def report(runs: Sequence[Path], output: Path | None, export: Path | None = None) -> int:
-    """Write the report and what was asked for beside it, and print where they are."""
+    """Write the report and what was asked for next to it, and print where they are."""
     for run in runs:
         if not (run / "result.json").is_file() and not (run / "rounds.jsonl").is_file():
             raise UserError(f"{run} is not the folder of a run: neither result.json nor rounds.jsonl is there.")

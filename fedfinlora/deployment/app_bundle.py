@@ -1,7 +1,7 @@
 """Flower's app bundle (FAB) as data: what a bank reads of one before anything of it is unpacked, imported or run.
 
 `flwr build` (1.41) makes a zip of uncompressed files with the list `.info/CONTENT` of their hashes. It copies every
-file as it is but pyproject.toml, which it parses and writes anew, so that comments and order are lost; that one is
+file as it is but pyproject.toml, which it parses and writes again, so that comments and order are lost; that one is
 compared by its parsed values.
 """
 
@@ -78,10 +78,10 @@ def _checked_list(files: dict[str, bytes]) -> Files:
     """The files without Flower's list of them, which must tell the truth: Flower looks for the files that it names
     before they are installed.
     """
-    told = [
+    reported = [
         f"{name},{hashlib.sha256(data).hexdigest()},{8 * len(data)}" for name, data in files.items() if name != LIST
     ]
-    if files.pop(LIST, b"").decode() != "\n".join(told):
+    if files.pop(LIST, b"").decode() != "\n".join(reported):
         raise RefusedBundle(f"{LIST} is not the list of its files")
     values = tomllib.loads(files[SETTINGS].decode())
     return files | {SETTINGS: json.dumps(values, sort_keys=True, default=str, allow_nan=False).encode()}

@@ -43,7 +43,7 @@ APPS, HASH_DIGITS = "apps", 8
 
 
 class Gate:
-    """The gate of the bank whose folder is `home`; it reads bank.yaml anew for each bundle."""
+    """The gate of the bank whose folder is `home`; it reads bank.yaml again for each bundle."""
 
     def __init__(self, home: Path) -> None:
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -120,8 +120,8 @@ class Gate:
 
         now = int(time.time())
         signature = self._key.sign(create_message_to_sign(hashlib.sha256(content).digest(), now))
-        told = {"signed_at": now, "signature": base64.urlsafe_b64encode(signature).decode()}
-        return {"valid_license": ENTITY, ENTITY: json.dumps(told, allow_nan=False)}
+        reported = {"signed_at": now, "signature": base64.urlsafe_b64encode(signature).decode()}
+        return {"valid_license": ENTITY, ENTITY: json.dumps(reported, allow_nan=False)}
 
 
 def installed_only(start_run: Callable[..., Any]) -> Callable[..., Any]:

@@ -50,7 +50,7 @@ class Event:
     """What was wrong, with the bank's own figures: of an app bundle, of the rows, the ledger or the budget;
     LONGEST_DETAIL characters at most. This stays at the bank."""
     rows: int = 0
-    """Rows trained on; they are told here also where the reply withholds them."""
+    """Rows trained on; also where the reply withholds them."""
     steps: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0

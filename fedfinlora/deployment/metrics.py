@@ -139,7 +139,7 @@ def _of_runs(runs: Iterable[Watched]) -> Iterator[Metric]:
     yield _filled(family, refusals)
     yield _gauge(
         "fedfinlora_epsilon_spent",
-        "Epsilon that a bank has spent over all runs, as last told",
+        "Epsilon that a bank has spent over all runs, as last reported",
         ("run", "bank"),
         epsilon,
     )

@@ -93,11 +93,11 @@ class Policy:
     """
     code: tuple[str, ...] = ()
     """App bundles that may run, by the hash of all their files, which `bank status` and `coordinator status` show of
-    the code beside them; empty = the code that is installed here and no other. Checked before anything of a bundle is
+    the code next to them; empty = the code that is installed here and no other. Checked before anything of a bundle is
     unpacked; a change holds from the next run on.
     """
     reveal: tuple[str, ...] = REVEALABLE
-    """Figures that may leave with a delta. Steps and what privacy has spent are always told; without rows,
+    """Figures that may leave with a delta. Steps and what privacy has spent always leave; without rows,
     strategy.weighting=rows is refused.
     """
     hours: str = "00:00-24:00"

@@ -1,7 +1,7 @@
 """The runs that a coordinator started: `runs.jsonl` in its folder, one line a start, and what their own folders say of
 them.
 
-Nothing else is kept: the metrics and the status page read the run folders anew, so a restart loses nothing. What was
+Nothing else is kept: the metrics and the status page read the run folders again, so a restart loses nothing. What was
 read stays in memory as long as the files are the same, one reading of each run and READ_BYTES in all.
 """
 
@@ -61,7 +61,7 @@ class Watched:
     """Its place in runs.jsonl, from 1."""
     run: Run
     progress: ProgressState
-    """Of the last attempt: a resumed run begins anew."""
+    """Of the last attempt: a resumed run begins again."""
     replies: Mapping[str, Replies]
     """Bank -> its replies, sorted."""
     refusals: tuple[Refusals, ...]
@@ -96,7 +96,7 @@ class Watched:
 
     @property
     def epsilon(self) -> dict[str, tuple[float | None, float | None]]:
-        """Bank -> (spent over all runs, planned for this run), as last told; {} without privacy."""
+        """Bank -> (spent over all runs, planned for this run), as last reported; {} without privacy."""
         found: dict[str, tuple[float | None, float | None]] = {}
         for record in self.run.rounds:
             for entry in record.banks:
@@ -206,7 +206,7 @@ def _alive(process: int, since_t: float) -> bool:
 
 
 def last_epsilon(runs: list[Watched]) -> dict[str, float]:
-    """Bank -> epsilon spent over all runs, as last told in any of them."""
+    """Bank -> epsilon spent over all runs, as last reported in any of them."""
     found: dict[str, Any] = {}
     for one in reversed(runs):
         found |= {bank: spent for bank, (spent, _) in one.epsilon.items() if spent is not None}

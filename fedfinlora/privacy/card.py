@@ -64,7 +64,7 @@ BANK_SIDE_LIMITS = (
         "private round, not on all."
     ),
     (
-        "Who can read the bank's disk reads its rows. Who deletes ledger, key and history together begins anew, where "
+        "Who can read the bank's disk reads its rows. Who deletes ledger, key and history together begins again, where "
         "no "
         "aggregator has seen the head."
     ),

@@ -53,7 +53,7 @@ def pld_epsilon(spent: Sequence[Steps], delta: float) -> float:
 
 
 def compare(booked: float, spent: Sequence[Steps], delta: float) -> Comparison:
-    """The booked epsilon beside PLD's."""
+    """The booked epsilon next to PLD's."""
     return Comparison(booked, pld_epsilon(spent, delta))
 
 

@@ -305,7 +305,7 @@ def private_passes(
     """Cut a step's units into passes of `batch_tokens` (0 = one unit each) or what memory allows; a unit is never cut,
     whatever its length.
 
-    Beside what any pass keeps, a private one keeps the gradients of the adapted layers' outputs.
+    Besides what any pass keeps, a private one keeps the gradients of the adapted layers' outputs.
     """
     kept_bytes = 4 * sum(layer.out_features for layer in adapted_layers(model).values())
     waiting: list[list[Unit]] = []
@@ -365,7 +365,7 @@ def _zeros(like: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def units_to_test(units: Sequence[Sequence[Example]], most_tokens: int) -> list[Sequence[Example]]:
     """At most TESTED_UNITS units of lengths spread from the shortest to the longest, together of about `most_tokens`
-    tokens beside the longest.
+    tokens next to the longest.
     """
     ordered = sorted(units, key=tokens_of)
     places = sorted({round(number * (len(ordered) - 1) / (TESTED_UNITS - 1)) for number in range(TESTED_UNITS)})

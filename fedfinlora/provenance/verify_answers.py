@@ -42,7 +42,7 @@ NOT_SIGNED = (
 
 
 @dataclass
-class _Told:
+class _Reported:
     """Both sides of one round."""
 
     answers: list[Answered] = field(default_factory=list)
@@ -75,15 +75,15 @@ def check_answers(
     The first `older` lines are older than the record. `asked` has each request by its hash, `last` is that of the
     record's last line ("" = it is no request), `ledger` has the ledger's sound lines.
     """
-    rounds: dict[Round, _Told] = defaultdict(_Told)
+    rounds: dict[Round, _Reported] = defaultdict(_Reported)
     for place, event in enumerate(events):
         if event["round"]:
             rounds[round_of(event)].lines.append(event)
             rounds[round_of(event)].older += place < older
     unread = _sorted_answers(signed, asked, answered, rounds, found)
-    for one, told in sorted(rounds.items()):
-        if told.modes:  # else the record does not have the request, which is named already
-            unread += _round(file, one, told, last, ledger, found)
+    for one, reported in sorted(rounds.items()):
+        if reported.modes:  # else the record does not have the request, which is named already
+            unread += _round(file, one, reported, last, ledger, found)
     _unread(file, events, older, Counter(unread), found)
     numbers = Counter(line["ledger_number"] for line in events if line["outcome"] == "booked")
     for number in sorted((number for number, count in numbers.items() if count > 1), key=str):
@@ -93,7 +93,11 @@ def check_answers(
 
 
 def _sorted_answers(
-    signed: Path, asked: Mapping[str, Asked], answered: Iterable[Answered], rounds: dict[Round, _Told], found: Findings
+    signed: Path,
+    asked: Mapping[str, Asked],
+    answered: Iterable[Answered],
+    rounds: dict[Round, _Reported],
+    found: Findings,
 ) -> list[str]:
     """Put requests and answers into their rounds. Returns the codes of answers to requests that are not on record."""
     unread, count = [], Counter[str]()
@@ -112,30 +116,30 @@ def _sorted_answers(
             )
     for request, one in asked.items():
         run, number = one.run_and_round
-        told = rounds[run, number]
-        told.modes.add(_mode_of(signed / f"{one.asked['config-sha256']}.json"))
+        reported = rounds[run, number]
+        reported.modes.add(_mode_of(signed / f"{one.asked['config-sha256']}.json"))
         if count[request] > 1:
             found.add(signed, f"round {number} of {run} has {count[request]} answers to one request")
         if not count[request]:
-            told.open.append(request)
+            reported.open.append(request)
             found.not_proven(signed, f"round {number} of {run} was broken off: its request has no answer")
     return unread
 
 
 def _round(
-    file: Path, one: Round, told: _Told, last: str, ledger: Sequence[Mapping[str, Any]], found: Findings
+    file: Path, one: Round, reported: _Reported, last: str, ledger: Sequence[Mapping[str, Any]], found: Findings
 ) -> list[str]:
     """Compare one round. Returns the codes of answers that the history may have as of requests that were not read."""
     name, unread = f"round {one[1]} of {one[0]}", []
-    rest = told.of(*ENDS)
-    broken = len(told.of("begun")) - len(rest)
-    for answer in told.answers:
+    rest = reported.of(*ENDS)
+    broken = len(reported.of("begun")) - len(rest)
+    for answer in reported.answers:
         code = str(answer.head.get("code", ""))
         line = next((line for line in reversed(rest) if _same(answer, line)), None)
         if line is not None:
             rest.remove(line)
             if answer.head.get("status") == "ok":
-                _update(file, name, told, answer, line, ledger, found)
+                _update(file, name, reported, answer, line, ledger, found)
         elif code in UNREADABLE:
             unread.append(code)
         elif code in (*BROKEN, "privacy") and broken > 0:
@@ -143,24 +147,27 @@ def _round(
             found.not_proven(file, f"{name} was answered with {code}, and the history does not say how it ended")
         else:
             found.add(file, f"{name} is missing, and the record has the answer ({code or 'an update'}): {MISSING}")
-    forgiven = sum(line["outcome"] in ENDS for line in told.lines[: told.older])
+    forgiven = sum(line["outcome"] in ENDS for line in reported.lines[: reported.older])
     for line in rest[forgiven:]:
         what = f"{name} was {line['outcome']}, and the record does not have the answer"
-        if not told.open:
+        if not reported.open:
             found.add(file, f"{what}: lines of the history were added or changed")
-        elif told.open.pop(0) == last:
+        elif reported.open.pop(0) == last:
             found.add(file, f"{what}: the record was cut off at its end, or the bank was killed in that moment")
         else:
             found.checked.append(
                 f"{file}: {what}; later lines follow its request, so the bank was killed in that moment"
             )
-    if len(told.of("begun")) < len(told.of("sent")):
+    if len(reported.of("begun")) < len(reported.of("sent")):
         found.add(file, f"{name} was sent and not begun: {MISSING}")
-    for line in told.lines[told.older :]:
-        if "" not in told.modes and line.get("privacy") not in told.modes:
+    for line in reported.lines[reported.older :]:
+        if "" not in reported.modes and line.get("privacy") not in reported.modes:
             found.add(
                 file,
-                (f"{name} has privacy {line.get('privacy')}, and its request had {' or '.join(sorted(told.modes))}"),
+                (
+                    f"{name} has privacy {line.get('privacy')}, and its request had "
+                    f"{' or '.join(sorted(reported.modes))}"
+                ),
             )
     return unread
 
@@ -182,7 +189,7 @@ def _same(answer: Answered, line: Event) -> bool:
 def _update(
     file: Path,
     name: str,
-    told: _Told,
+    reported: _Reported,
     answer: Answered,
     line: Event,
     ledger: Sequence[Mapping[str, Any]],
@@ -205,7 +212,7 @@ def _update(
         found.add(file, f"{name} was sent, and its {', '.join(differs)} differ from what was signed")
     if "ledger-number" not in answer.head:
         return
-    booked = [other for other in told.of("booked") if _ledger_line(other) == _ledger_line(line)]
+    booked = [other for other in reported.of("booked") if _ledger_line(other) == _ledger_line(line)]
     if len(booked) != 1:
         found.add(file, f"{name} was sent, and it was booked {len(booked)} times: {MISSING}")
     elif booked[0].get("epsilon_spent") != line.get("epsilon_spent"):
@@ -218,15 +225,17 @@ def _epsilon_fits(line: Event, signed: Any, ledger: Sequence[Mapping[str, Any]])
     The history has the most that a row has spent; what is signed counts every line of the ledger for each row. So the
     history's is never larger, and no smaller where the same rows were in all lines.
     """
-    noted, told = line.get("epsilon_spent"), float(signed)
+    noted, reported = line.get("epsilon_spent"), float(signed)
     numbers = {other["hash"]: other["number"] for other in ledger}
     lines = ledger[: numbers.get(str(line.get("ledger_hash")), 0)]
     same_rows = len({other["cohort"] for other in lines if other["bank"] == lines[-1]["bank"]}) == 1
-    if noted is None or not math.isfinite(told):
-        return (noted is None and not math.isfinite(told)) or (noted is not None and told == math.inf and not same_rows)
+    if noted is None or not math.isfinite(reported):
+        return (noted is None and not math.isfinite(reported)) or (
+            noted is not None and reported == math.inf and not same_rows
+        )
     if not isinstance(noted, int | float):
         return False
-    return noted <= told * (1 + 1e-6) and (not same_rows or noted >= told * (1 - 1e-6))
+    return noted <= reported * (1 + 1e-6) and (not same_rows or noted >= reported * (1 - 1e-6))
 
 
 def _unread(file: Path, events: Sequence[Event], older: int, answers: Counter[str], found: Findings) -> None:

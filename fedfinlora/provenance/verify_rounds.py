@@ -69,10 +69,10 @@ def reply_of(bank: str, part: BankPart, config: Config, delta: Vector) -> Reply:
     """An accepted reply as the server has read it. LookupError, TypeError or ValueError for one that no server
     accepts.
     """
-    told = {
+    reported = {
         name: float(value) if isinstance(value, str) else value for name, value in part.figures.items()
     }  # nan and inf
-    figures, withheld = read_figures(told, config.privacy.in_the_bank)
+    figures, withheld = read_figures(reported, config.privacy.in_the_bank)
     head = part.head
     ledger = Head(head["ledger-number"], head["ledger-hash"]) if "ledger-number" in head else None
     length = norm(delta) if delta.strides != (0,) else math.nan
@@ -148,9 +148,13 @@ class RoundsCheck:
             if entry != made:
                 wrong += _values(where, bank, made, entry)
             if bank in own:
-                told, shown = self.rules.timing(own[bank].figures), line.timings.of(bank)
-                if (told.train_s, told.load_s, told.tokens_per_s) != (shown.train_s, shown.load_s, shown.tokens_per_s):
-                    wrong += _values(where, bank, replace(told, reply_s=shown.reply_s), shown)
+                reported, shown = self.rules.timing(own[bank].figures), line.timings.of(bank)
+                if (reported.train_s, reported.load_s, reported.tokens_per_s) != (
+                    shown.train_s,
+                    shown.load_s,
+                    shown.tokens_per_s,
+                ):
+                    wrong += _values(where, bank, replace(reported, reply_s=shown.reply_s), shown)
         made_line = self.rules.line(config, line.round, expected, replies)
         for name in FROM_REPLIES:
             values = getattr(made_line, name), getattr(line, name)
