@@ -27,6 +27,7 @@ from fedfinlora.checkpoint import adapter_checksum
 from fedfinlora.config import Config
 from fedfinlora.embedded import CACHE_FORMAT, is_embedded
 from fedfinlora.models import Session, pick_dtype
+from fedfinlora.peft_methods import METHODS
 
 if TYPE_CHECKING:
     from eval.remote import RemoteSession
@@ -114,11 +115,8 @@ class LocalModel:
     def identity(self) -> Mapping[str, Any]:
         model = self.config.model
         peft = self.config.peft
-        # LoRA whose B is zero adds zeros: it is the base model, whatever A was drawn.
-        views = self.session.layout.views(self.adapter)
-        untouched = peft.method != "dora" and not any(view.any() for name, view in views.items() if ".lora_B." in name)
         adapter = {"adapter": "none"}
-        if not untouched:
+        if not METHODS[peft.method].adds_nothing(self.session.layout.views(self.adapter)):
             adapter = {
                 "adapter": adapter_checksum(self.adapter),
                 "layout": self.session.layout.id,

@@ -137,7 +137,15 @@ def _subject_differences(
         else int(label.rpartition("_")[2])
     )
     adapter = found.model.get("adapter")
-    if number is not None and number <= len(lines) and adapter not in (lines[number - 1].adapter_sha256, "none"):
+    if config.dataset.source == "sample" and not found.synthetic:
+        yield Difference(file, "synthetic", False, True, "dataset.source of the configuration")
+    has_moved = any(line.update_norm for line in lines[: number or 0])  # else it may still be the base model
+    may = (
+        {lines[number - 1].adapter_sha256, *([] if has_moved else ["none"])}
+        if number and number <= len(lines)
+        else None
+    )
+    if may is not None and adapter not in may and number is not None:
         yield Difference(
             file, "model.adapter", adapter, lines[number - 1].adapter_sha256, f"round {number} of {ROUNDS_FILE}"
         )

@@ -17,6 +17,10 @@ __version__ = "0.1.0"
 __all__ = ["centralized", "compare", "evaluate", "load_run", "local", "simulate"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

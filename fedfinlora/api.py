@@ -4,7 +4,7 @@ tests.
     run = ff.simulate(banks=2, experiment="demo", settings={"train.epochs": 1})
     run.result.status, run.rounds[-1].train_loss, run.scores["final"]["fpb"].value("accuracy")
     other = ff.centralized(banks=2, experiment="demo")
-    ff.compare(run, other)["overall"]["score_difference"]
+    ff.compare(run, other).overall.score_difference
 
 Settings are the configuration's keys (docs/configuration.md): those without a dot as keywords, any of them in
 `settings`. What the command line refuses is a ConfigError, and a run that fails a UserError with what to do; both have
@@ -53,7 +53,7 @@ def local(*, settings: Settings | None = None, on_event: OnEvent | None = None, 
 
 
 def evaluate(
-    adapters: Sequence[str | os.PathLike[str]] = (),
+    adapters: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     *,
     base: bool = False,
     url: str = "",
@@ -62,14 +62,20 @@ def evaluate(
     on_event: OnEvent | None = None,
     **named: object,
 ) -> Run:
-    """Score adapters (folders that PEFT can load), the base model (`base`, or without any adapter), or the model behind
-    an OpenAI-like server (`url`, `model_name`). The scores are in `Run.scores`: under `final` for one adapter, under
-    the folders' names for several, `base` and `remote`.
+    """Score an adapter or several (folders that PEFT can load), the base model (`base`, or where no adapter is named),
+    or the model behind an OpenAI-like server (`url`, `model_name`). The scores are in `Run.scores`: under `final` for
+    one adapter, under the folders' names for several, `base` and `remote`.
     """
     own_modules_first()
     from fedfinlora.commands.evaluate import Asked
 
-    asked = Asked(tuple(Path(folder) for folder in adapters), base, url, model_name)
+    if isinstance(adapters, str | os.PathLike):
+        adapters = [adapters]
+    if adapters is not None and not adapters:
+        raise ConfigError(
+            "The list of adapters is empty. Leave adapters out, or give base=True, to score the base model."
+        )
+    asked = Asked(tuple(Path(folder) for folder in adapters or ()), base, url, model_name)
     [run] = _runs("evaluate", "evaluate", words_of(settings, named), on_event, asked)
     return run
 
@@ -80,23 +86,28 @@ def load_run(run: str | os.PathLike[str]) -> Run:
     """
     from fedfinlora.which_run import folder_or_run
 
+    if not isinstance(run, str | os.PathLike):
+        raise ConfigError(f"A run is named by its folder or its name, not by {run!r}.")
     folder = folder_or_run(os.fspath(run))
     found = read_run(folder)
-    if not found.config and not found.rounds and not found.result.status:
+    if not found.rounds and not found.result.status and "model.name" not in found.config:
         raise UserError(
-            f"{folder} is not the folder of a run: it has neither config.yaml, rounds.jsonl nor result.json."
+            f"{folder} is not the folder of a run: it has neither a run's config.yaml nor rounds.jsonl nor result.json."
         )
     return found
 
 
-def compare(one: Run, other: Run, labels: tuple[str, str] = ("final", "final")) -> Comparison:
+def compare(
+    one: Run | str | os.PathLike[str], other: Run | str | os.PathLike[str], labels: tuple[str, str] = ("final", "final")
+) -> Comparison:
     """The differences of two evaluations on the rows that both have, with paired intervals
-    (`eval.compare.compare_runs`).
+    (`eval.compare.compare_runs`). Runs as `load_run` gives them, or by folder or name.
     """
     own_modules_first()
     from eval.compare import compare_runs
 
-    return compare_runs(one.folder, labels[0], other.folder, labels[1])
+    first, second = (run if isinstance(run, Run) else load_run(run) for run in (one, other))
+    return compare_runs(first.folder, labels[0], second.folder, labels[1])
 
 
 def words_of(settings: Settings | None, named: Settings) -> list[str]:
@@ -108,6 +119,10 @@ def words_of(settings: Settings | None, named: Settings) -> list[str]:
     """
     from fedfinlora.words import text_keys, word
 
+    if settings is not None and not isinstance(settings, Mapping):
+        raise ConfigError(f"settings must be a mapping of keys to values, not {type(settings).__name__}.")
+    if odd := [key for key in settings or {} if not isinstance(key, str)]:
+        raise ConfigError(f"settings: {odd[0]!r} is no key of the configuration.")
     words = []
     for key, value in {**named, **(settings or {})}.items():
         if isinstance(value, os.PathLike):
@@ -131,6 +146,8 @@ def words_of(settings: Settings | None, named: Settings) -> list[str]:
 
 def _runs(module: str, name: str, words: list[str], on_event: OnEvent | None, *more: object) -> list[Run]:
     """Call a command of `fedfinlora.commands`, and read the folders of the runs that it has completed, in order."""
+    if on_event is not None and not callable(on_event):
+        raise ConfigError(f"on_event must be a function of one event, not {type(on_event).__name__}.")
     own_modules_first()  # the commands import data and eval, which are not in the path of a script that lies elsewhere
     prepare_process()
     command = getattr(importlib.import_module(f"fedfinlora.commands.{module}"), name)

@@ -96,6 +96,14 @@ class CentralMechanism:
         ]
 
 
+def noise_of(config: Config, banks: int) -> tuple[float, float]:
+    """(noise multiplier, delta) of a run with privacy=bank and so many banks."""
+    privacy = config.privacy
+    delta = privacy.delta or default_delta(banks)
+    rate, rounds = config.strategy.fraction_train, config.num_server_rounds
+    return privacy.noise_multiplier or noise_multiplier_for(privacy.epsilon, delta, rate, rounds), delta
+
+
 def make_mechanism(config: Config, banks: Sequence[str], size: int) -> CentralMechanism:
     """The mechanism of a run with privacy=bank, these banks and an adapter of `size` numbers.
 
@@ -103,15 +111,15 @@ def make_mechanism(config: Config, banks: Sequence[str], size: int) -> CentralMe
     on a round's mean is longer than any delta can be and privacy.accept_noise is not set.
     """
     privacy, count = config.privacy, len(banks)
-    delta = privacy.delta or default_delta(count)
-    if delta > default_delta(count):
+    if privacy.delta > default_delta(count):
         raise UserError(
-            f"privacy.delta={delta:g} is more than {default_delta(count):.2g}, the largest that means something with "
+            f"privacy.delta={privacy.delta:g} is more than {default_delta(count):.2g}, the largest that means "
+            "something with "
             f"{count} banks: lower it, or leave "
             "it out."
         )
     rate, rounds = config.strategy.fraction_train, config.num_server_rounds
-    noise = privacy.noise_multiplier or noise_multiplier_for(privacy.epsilon, delta, rate, rounds)
+    noise, delta = noise_of(config, count)
     if noise < LEAST_NOISE_MULTIPLIER:
         raise UserError(
             f"privacy.noise_multiplier={noise:.3g} is too small to protect anything: take {LEAST_NOISE_MULTIPLIER:g} "

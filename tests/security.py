@@ -246,7 +246,7 @@ ATTACKERS: Mapping[str, tuple[Attempt, ...]] = {
         ),
         Attempt(
             "writes figures, deltas, weights or rounds of a finished run again, with hashes that are right",
-            "Signatures that it does not have are missing: `verify` says where.",
+            "Signatures that it does not have are missing: `verify --enrolled` says where.",
             VERIFY, "test_who_writes_the_chain_anew_cannot_sign_it",
         ),
         Attempt(

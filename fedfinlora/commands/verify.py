@@ -95,6 +95,11 @@ def _run(folder: Path, ca: bytes | None, public: bytes | None, enrolled: Path | 
     with _progress() as on_step:
         found = verify_run(folder, ServerRules(), ca, known, on_step)
     found.checked += [f"note: {sentence}" for sentence in resumed_words(folder)]
+    if ca is not None and known is None:
+        found.checked.append(
+            "note: the banks' keys are those that the coordinator names. --enrolled FOLDER compares them with the keys "
+            "(BANK.pub) that the banks gave you"
+        )
     if (folder / FINAL).is_dir() and not contents_of(folder).odd:
         release = verify_adapter(folder / FINAL, ca, public)
         found.checked += [f"adapters/final: {line}" for line in release.checked]

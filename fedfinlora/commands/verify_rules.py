@@ -5,15 +5,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from eval.recompute import recompute_scores
 from fedfinlora.config import Config
+from fedfinlora.privacy.accounting import Steps, epsilon
 from fedfinlora.provenance.compared import Difference
 from fedfinlora.provenance.rules import State
 from fedfinlora.run.records import BankEntry, BankTimings, RoundLine
 from fedfinlora.wire import Figures, Reply
+from server_app.central_privacy import noise_of
 from server_app.replies import replies_of
 from server_app.rounds import accepted_entry, line_of, timing_of
 from server_app.strategies import rule_of
@@ -46,8 +49,19 @@ class ServerRules:
     def line(self, config: Config, number: int, entries: Sequence[BankEntry], replies: Sequence[Reply]) -> RoundLine:
         return line_of(number, entries, replies, config.privacy.mode == "bank")
 
+    def least_spent(self, config: Config, rounds: int) -> tuple[float, float, float]:
+        noise, delta = _noise(config)
+        rate = config.strategy.fraction_train
+        planned, spent = (epsilon([Steps(rate, noise, count)], delta) for count in (config.num_server_rounds, rounds))
+        return planned, spent, delta
+
     def scores(self, run: Path, lines: Sequence[RoundLine]) -> Iterator[Difference | str]:
         return recompute_scores(run, lines)
+
+
+@lru_cache(maxsize=4)
+def _noise(config: Config) -> tuple[float, float]:
+    return noise_of(config, config.banks)
 
 
 def _rule(config: Config) -> Strategy:

@@ -68,6 +68,13 @@ class Lora:
                 if hasattr(module, "reset_lora_parameters"):
                     cast(Any, module).reset_lora_parameters(ADAPTER_NAME, init_lora_weights=True)
 
+    def adds_nothing(self, trained: Tensors) -> bool:
+        """Whether the model with these tensors is the base model. False where that cannot be read off them, as with a
+        method that does not train B, or DoRA, whose magnitudes count too.
+        """
+        ends = [tensor for name, tensor in trained.items() if ".lora_B." in name]
+        return bool(ends) and not self.flags.get("use_dora") and not any(tensor.any() for tensor in ends)
+
     def exported(self, trained: Tensors, frozen: Tensors) -> Tensors:
         """The tensors of a folder in the form of `saved_as`. `frozen`: the adapter's tensors that are not trained."""
         return {**frozen, **trained}

@@ -56,5 +56,10 @@ class Rules(Protocol):
     def line(self, config: Config, number: int, entries: Sequence[BankEntry], replies: Sequence[Reply]) -> RoundLine:
         """A line of rounds.jsonl but for the norm of the step, times and scores."""
 
+    def least_spent(self, config: Config, rounds: int) -> tuple[float, float, float]:
+        """(epsilon planned, least epsilon spent after so many rounds, delta) under privacy=bank. More may be spent:
+        the server's ledger also has what came before the run.
+        """
+
     def scores(self, run: Path, lines: Sequence[RoundLine]) -> Iterator[Difference | str]:
         """What in eval/ does not follow from the rows that were scored, and sentences on what could not be computed."""

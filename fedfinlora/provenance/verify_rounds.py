@@ -22,10 +22,12 @@ from fedfinlora.provenance.rules import Rules
 from fedfinlora.provenance.signatures import digest
 from fedfinlora.provenance.verify_chain import ChainCheck
 from fedfinlora.reasons import SAFE_REASONS, reason_of
-from fedfinlora.run.records import ROUNDS_FILE, BankEntry, RoundLine, round_line
+from fedfinlora.run.records import ROUNDS_FILE, BankEntry, RoundLine, RoundPrivacy, round_line
 from fedfinlora.run.typed import plain
 from fedfinlora.wire import Reply, read_figures
 
+MOST_BANKS = 1_000_000
+"""Of which a sample is computed again."""
 REPLIES = f"its reply in {CHAIN_FILE}"
 STATUS = {"late": ("late",), "crashed": ("error",), "away": ("error",)}
 """Code of an answer that the chain has nothing of -> what its status may be; any other may be an error of the bank's or
@@ -166,6 +168,24 @@ class RoundsCheck:
                     where, "privacy", plain(line.privacy), config.privacy.mode, "privacy.mode of the configuration"
                 )
             )
+        elif line.privacy is not None:
+            wrong += self._spent(where, line.privacy, line.round, config)
+        return wrong
+
+    def _spent(self, where: str, privacy: RoundPrivacy, number: int, config: Config) -> list[Difference]:
+        """Under privacy=bank: what this run plans and has spent at least, by its configuration."""
+        planned, least, delta = self.rules.least_spent(config, number)
+        why = "privacy.* and num_server_rounds of the configuration"
+        wrong = [
+            Difference(where, name, has, should, why)
+            for name, has, should in (
+                ("epsilon_planned", privacy.epsilon_planned, planned),
+                ("delta of privacy", privacy.delta, delta),
+            )
+            if has is None or not same(should, has, 1e-6)
+        ]
+        if privacy.epsilon_spent is not None and privacy.epsilon_spent < least * (1 - 1e-6):
+            wrong.append(Difference(where, "epsilon_spent", privacy.epsilon_spent, f"{least:.6g} or more", why))
         return wrong
 
     def _entry(self, part: BankPart, entry: BankEntry, reply: Reply | None) -> BankEntry:
@@ -185,7 +205,10 @@ class RoundsCheck:
             if line.round != place:
                 found.add(file, f"its line {place} is of round {line.round}")
                 return
-        for number in range(1, max(len(lines), max(rounds, default=0)) + 1):
+        known = sorted({*range(1, len(lines) + 1), *rounds})
+        if known and known[-1] != len(known):  # said once: the number of a round is whatever its line has
+            found.add(chain.file.path, f"of {known[-1]:,} rounds, {known[-1] - len(known):,} are missing")
+        for number in known:
             if number > len(lines) and number == chain.open_round == max(rounds):
                 found.not_proven(
                     file,
@@ -237,6 +260,9 @@ def check_samples(rounds: Mapping[int, Round], rules: Rules, found: Findings) ->
             return
         if not count or (is_whole and len(one.banks) == count):
             continue
+        if count > MOST_BANKS:
+            found.add(one.where, f"its configuration has {count:,} banks")
+            return
         names = sorted(roster) if len(roster) == count else [str(number) for number in range(count)]
         sampled = rules.sampled(config, names, one.number)
         if len(sampled) != len(one.banks):

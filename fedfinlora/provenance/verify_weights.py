@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fedfinlora.adapter import norm, peft_config_values
+from fedfinlora.adapter import Layout, norm, peft_config_values
 from fedfinlora.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
 from fedfinlora.checkpoint import FILES, adapter_checksum, read_checkpoint
 from fedfinlora.config import Config
@@ -30,6 +30,10 @@ from fedfinlora.run.typed import to_json
 from fedfinlora.runfolder import read_json
 from fedfinlora.selection import choice
 
+SAVED_BY_PEFT = {"peft_type": "LORA", "inference_mode": True, "init_lora_weights": True}
+OF_PEFT = {"megatron_core": "megatron.core", "qalora_group_size": 16}
+"""What PEFT adds to adapter_config.json, the second by its version; all else, but for that, is null, false or empty.
+"""
 NO_ADAPTER = np.zeros(0, np.float32)
 FACTORS = {".lora_A.": 0, ".lora_B.": 1}
 """Part of a tensor's name -> the axis that has the rank: A is (rank, d_in), B is (d_out, rank)."""
@@ -87,6 +91,9 @@ def check_adapters(
     norms: dict[int, Norms] = {}
     last: tuple[int, Any] = (0, None)
     folders = {_number_of(folder): folder for folder in (run / "adapters").glob("round_*")}
+    for entry in sorted((run / "adapters").glob("*")):
+        if entry.name not in ("final", "best") and _number_of(entry) not in rounds.keys() | {0}:
+            found.add(entry, "the run has no such adapter")
     for number in sorted(folders.keys() & rounds.keys()):
         if rounds[number].config is None:
             continue
@@ -105,6 +112,8 @@ def check_adapters(
             ("best", chosen.best_round, "the best"),
         ):
             one = rounds.get(chosen_round or 0)
+            if is_over and one is None and folder == "best" and (run / "adapters" / folder).is_dir():
+                found.add(run / "adapters" / folder, "no round was validated, so none was the best")
             if is_over and (run / "adapters" / folder / WEIGHTS_FILE).is_file() and one is not None:
                 said = (
                     f"it is not the adapter of round {chosen_round}, which {CHAIN_FILE} and rounds.jsonl say is "
@@ -114,12 +123,13 @@ def check_adapters(
     if kept:
         config = rounds[max(rounds)].config
         if config is not None and config.peft.method == "lora_xs":
-            found.checked.append(
-                "adapters: LoRA-XS is saved as the LoRA that it equals, so its numbers are not compared with the chain"
+            found.not_proven(
+                run / "adapters",
+                "LoRA-XS is saved as the LoRA that it equals, so its numbers are not compared with the chain",
             )
         elif config is not None and config.peft.freeze_a:
-            found.checked.append(
-                "adapters: A is frozen, so the chain does not have it; of A only the form was compared"
+            found.not_proven(
+                run / "adapters", "A is frozen, so the chain does not have it; of A only the form was compared"
             )
         found.checked.append(f"adapters: {checked} of {kept} saved adapters are their round's, number for number")
     return norms
@@ -145,6 +155,9 @@ def _of_round(folder: Path, one: Round, what: str, found: Findings) -> Any:
     if config.peft.method == "lora_xs":  # R cannot be read off bit by bit
         return None
     trained = [name for name in sorted(tensors) if not (config.peft.freeze_a and ".lora_A." in name)]
+    layout = Layout(tuple(trained), tuple(tuple(tensors[name].shape) for name in trained))
+    if layout.id != one.line.request.get("layout-id", layout.id):
+        found.add(file, f"its tensors have other names or shapes than the adapter that {CHAIN_FILE} speaks of")
     vector = np.concatenate([np.ascontiguousarray(tensors[name], "<f4").ravel() for name in trained])
     if hashlib.sha256(vector.data).hexdigest() != one.adapter_sha256:
         found.add(file, what)
@@ -173,18 +186,23 @@ def _check_form(folder: Path, tensors: Mapping[str, Any], config: Config, found:
         found.add(folder / CONFIG_FILE, str(error))
         return
     expected = peft_config_values(config.peft, config.model)
-    other = [
-        name
-        for name, value in expected.items()
-        if not isinstance(saved, dict) or canonical(saved.get(name)) != canonical(value)
-    ]
+    values = saved if isinstance(saved, dict) else {}
+    expected = {**expected, **SAVED_BY_PEFT}
+    other = [name for name, value in expected.items() if canonical(values.get(name)) != canonical(value)]
+    more = {name: value for name, value in values.items() if name not in expected and value}
+    other += [name for name, value in more.items() if value != OF_PEFT.get(name) and name != "peft_version"]
     if other:
         found.add(folder / CONFIG_FILE, f"{', '.join(other)}: not what the configuration in {CHAIN_FILE} says")
-    odd = [name for name, tensor in tensors.items() if not _is_factor(name, tensor.shape, config)]
+    odd = [
+        name
+        for name, tensor in tensors.items()
+        if tensor.dtype != np.float32 or not _is_factor(name, tensor.shape, config)
+    ]
     if odd:
         found.add(
             folder / WEIGHTS_FILE,
-            f"{len(odd)} tensors are no factors of rank {config.peft.rank} at {', '.join(config.peft.target_modules)}",
+            f"{len(odd)} tensors are no float32 factors of rank {config.peft.rank} at "
+            f"{', '.join(config.peft.target_modules)}",
         )
 
 
