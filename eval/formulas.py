@@ -17,6 +17,7 @@ _FORMULA_TOKEN = re.compile(
     r"|(?P<operator>[-+*/^×÷−])|(?P<open>[(\[{])|(?P<close>[)\]}])|(?P<other>\w+|[^\s$€£`])"
 )
 _OPERATORS = str.maketrans("×÷−", "*/-")
+_LIST_MARK = re.compile(r"\A(?:\(\d{1,2}\)|\d{1,2}[.)])[ \t]+(?=\S)")
 _PHRASE = re.compile(r"\b[A-Z][a-z]+(?: [A-Z][a-z]+)+\b")
 """What names an operand in words ("Net Income"): a formula without it on the same line comes first."""
 
@@ -42,7 +43,7 @@ def parse_formula(text: str, labels: Sequence[str] = ()) -> str | None:
         if formulas and lone_number(line) is None:
             return _without_spare_brackets(formulas[0])
     line = first_line(text)
-    number = lone_number(line)
+    number = lone_number(_LIST_MARK.sub("", line))
     if number is not None:
         return repr(number).removesuffix(".0")
     line = _typed_formula(line)

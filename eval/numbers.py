@@ -55,18 +55,35 @@ _NUMBER = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
+_RESULT = re.compile(
+    r"(?:\bwe\s+get|(?:\b(?:add|subtract|divid|multipl|times|plus|minus|sum)\w*|\d\s*[-+*/×÷^]).*\b(?:gives|yields|results\s+in))"
+    rf"(?=\W{{1,4}}(?:{CURRENCY}\s?)?\.?\d)",
+    re.IGNORECASE,
+)
+"""What stands in front of a result as "=" does."""
 _POWER_OF_TEN = re.compile(r"10\s*(?:\^|\*\*)\s*\(?([-+−]?\d{1,4})")
 _QUOTIENT = re.compile(r"\W*?(?P<over>[-−]?\d+(?:\.\d+)?)\s*/\s*(?P<under>\d+(?:\.\d+)?)\W*")
 _MINUS = re.compile(rf"(?<![\d)]\s)(?<![\d)])\b(?:negative|minus)\s+(?={CURRENCY}?\s?\.?\d)", re.IGNORECASE)
 _MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sept?|oct|nov|dec)[a-z]*\.?"
 _YEAR = r"(?:19|20)\d\d"
+_DASH = rf"[-{DASHES}]"
 _SET_ASIDE = re.compile(
-    rf"\b{_YEAR}-\d\d-\d\d(?!\d)|\b{_MONTH}\s+\d{{1,2}}(?:st|nd|rd|th)?,?\s+{_YEAR}\b|\b\d{{1,2}}\s+{_MONTH}\s+{_YEAR}\b"
-    rf"|\b(?:in|for|of|fy|year|during)\s*(?:(?:the\s+)?(?:fiscal\s+)?(?:fy|year)\s*)?{_YEAR}(?![\w.]*\d|\s*(?:%|[a-z]*illion|dollars|usd))\b"
+    rf"\b{_YEAR}{_DASH}\d\d{_DASH}\d\d(?!\d)|(?<![\w./])\d{{1,2}}([./])\d{{1,2}}\1{_YEAR}\b"
+    rf"|\b{_MONTH}\s+\d{{1,2}}(?:st|nd|rd|th)?,?\s+{_YEAR}\b|\b\d{{1,2}}\s+{_MONTH}\s+{_YEAR}\b"
+    rf"|\bQ[1-4]\s*(?:of\s+)?(?:fy\s*)?{_YEAR}\b|(?<![\w.,$€£¥₹-]){_YEAR}\s*[-/{DASHES}]\s*(?:{_YEAR}|\d\d)\b(?!{_DASH}?\d)"
+    rf"|(?<![\w.,$€£¥₹-]){_YEAR}(?=:\s|\s+(?:values?|figures?|amounts?|totals?|revenues?|results?)\b)"
+    rf"|\b(?:year|fy|period)[\"']?\s*[:=]\s*[\"']?{_YEAR}\b(?![.,]?\d)"
+    rf"|\b(?:in|for|of|fy|year|during|fiscal|ended)\s*(?:(?:the\s+)?(?:fiscal\s+)?(?:fy|year)\s*)?{_YEAR}(?![\w.]*\d|\s*(?:%|[a-z]*illion|dollars|usd))\b"
+    rf"|(?<![\w.,$])(?:form\s+)?(?:6|8|10|11|20|40){_DASH}[kqf]\b"
+    rf"|\b(?:form|page|pages|p\.|note|footnote|item|table|exhibit)\s+\d{{1,3}}(?:\s*[-—{DASHES}]\s*\d{{1,3}})?\b(?![.,]?\d|\s*(?:%|[a-z]*illion))"
+    r"|^[ \t]*(?:\(\d{1,2}\)|\d{1,2}[.)])[ \t]+(?=[-−+(]?(?:US\$|USD|EUR|GBP|[$€£¥₹])?[ \t]?\d)"
+    r"|<[a-z][\w:.-]*\s[^<>]*>"
     r"|(?:\bnot|n['\u2019]t)\s+[^\s\d]{0,4}\d\S*(?:\s+[a-z]+)?\s+but\b",
-    re.IGNORECASE,
+    re.IGNORECASE | re.MULTILINE,
 )
-"""Dates, years ("in 2023", "FY 2023") and what "not 4 but" denies: no answer where another number is there."""
+"""No answer where another number is there: dates, years and periods ("in 2023", "FY 2023", "Q4 2022"), forms ("10-K"),
+pages and notes, the mark of a list in front of a number, attributes, and what "not 4 but" denies.
+"""
 _AROUND = " \t*_`\"'“”„«»‹›‚‘’.,;:!?="
 """Signs around a number that is alone."""
 _STEP = re.compile(r"\s*\d{1,2}[.):]\s+\S")
@@ -78,28 +95,31 @@ _NAMED = re.compile(
 
 
 def parse_number(text: str, labels: Sequence[str] = ()) -> float | None:
-    """The number that is answered: the first one, or on a line with "=" the first one behind its last "=".
+    """The number that is answered: the first one, or on a line with "=" (or "we get", "gives", "yields", "results in"
+    behind a calculation) the first one behind the last of these.
 
     Where the text does not begin with a line that is a number, one behind the last "the answer is", "Answer:" or
     "therefore … is" comes first. Separators of thousands (comma, blank, apostrophe, dots where there are several),
     currency signs and a percent sign are dropped ("12.5 %" is 12.5, not 0.125); a decimal comma is a point;
     accountants' brackets negate; "e6", "x 10^6", "10⁶", "million", "bn", "5M" scale; a fraction is divided where it is
     all there is; LaTeX, other dashes, "minus" and "negative" are read as what they are written for. Other units are
-    ignored, and so are a date, a year ("in 2023") and a number denied ("not 4 but 5") where another number is there.
-    What is not finite is no number.
+    ignored, and so are a date, a year or period ("in 2023", "Q4 2022"), a form, page or note ("10-K", "page 5"), the
+    mark of a list ("(1) 500"), an attribute and a number denied ("not 4 but 5") where another number is there. What is
+    not finite is no number.
 
     >>> parse_number("FV = 30,000 × 1.2 = $36,000.00"), parse_number("(5.2 million)"), parse_number("none")
     (36000.0, -5200000.0, None)
     >>> parse_number("1. We add 5 to 6.\\nThe answer is 11."), parse_number("1.234,5"), parse_number("1/4")
     (11.0, 1234.5, 0.25)
     """
+    aside = _SET_ASIDE.sub(" ", _MINUS.sub("-", typed(_SET_ASIDE.sub(" ", text))))
     text = _MINUS.sub("-", typed(text))
     quotient = _QUOTIENT.fullmatch(text)
     if quotient and not float(quotient["under"]):
         return None
     if quotient:
         return float(quotient["over"].replace("−", "-")) / float(quotient["under"])
-    for said in (_SET_ASIDE.sub(" ", text), text):
+    for said in (aside, text):
         named = [] if _is_number(first_line(said)) else list(_NAMED.finditer(said))
         for place in (*(found.end() for found in reversed(named)), 0):
             value = _first_number(said[place:])
@@ -145,7 +165,8 @@ def _first_number(text: str) -> float | None:
     large.
     """
     line = next((line for line in text.splitlines() if _NUMBER.search(line)), "")
-    found = _NUMBER.search(line.rpartition("=")[2]) or _NUMBER.search(line)
+    results = [found.end() for found in _RESULT.finditer(line)]
+    found = _NUMBER.search(line[max(line.rfind("=") + 1, *results, 0) :]) or _NUMBER.search(line)
     return _value(found) if found else None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -121,6 +123,20 @@ def listening(on_event: Callable[[Event], None], is_shown: bool) -> Iterator[Non
         _listener.reset(token)
 
 
+def _console() -> Console:
+    """A console whose closed pipe (`simulate | head`) ends the command as Ctrl-C does: the run's folder says how it
+    ended, and the last line on standard error how to resume it.
+    """
+    from rich.console import Console
+
+    class Interrupting(Console):
+        def on_broken_pipe(self) -> None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is printed from now on goes nowhere
+            raise KeyboardInterrupt
+
+    return Interrupting()
+
+
 class ProgressDisplay:
     """Shows events as they come: live on a terminal, one plain line for each event elsewhere (a log, a pipe).
 
@@ -130,11 +146,9 @@ class ProgressDisplay:
     """
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.time) -> None:
-        from rich.console import Console
-
         self.state = ProgressState()
         self._plain = PlainProgress(self.state)
-        self._console = console if console is not None else Console()
+        self._console = console if console is not None else _console()
         self._clock = clock
         self._live: Live | None = None
         self._listener = _listener.get()

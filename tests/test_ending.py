@@ -218,6 +218,19 @@ def test_a_baseline_ends_in_good_order_on_every_signal(place: Path, rows: Path, 
     assert result_of(run)["status"] == "stopped"
 
 
+def test_a_closed_pipe_ends_a_run_in_good_order(place: Path, rows: Path) -> None:
+    """`simulate … | head`: nobody reads what is printed any more."""
+    process = start("centralized", *words(rows, place, "piped"))
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    process.stdout = None
+    status, _, err = finish(process)
+    assert status == 1
+    assert "piped" in error_of(err)
+    assert result_of(place / "piped")["status"] == "stopped"
+
+
 def test_nohup_is_heeded(place: Path, rows: Path) -> None:
     process = subprocess.Popen(
         ["nohup", sys.executable, "-m", "fedfinlora", "centralized", *overrides(rows, place, name="nohup")],
