@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from eval.numbers import DASHES, SCALES, first_line, lone_number
+from eval.numbers import DASHES, DATE, FORM, SCALES, first_line, lone_number
 from eval.said import WRITTEN
 from eval.tags import PREFIX, parse_tag
 
@@ -18,6 +18,10 @@ _FORMULA_TOKEN = re.compile(
 )
 _OPERATORS = str.maketrans("×÷−", "*/-")
 _LIST_MARK = re.compile(r"\A(?:\(\d{1,2}\)|\d{1,2}[.)])[ \t]+(?=\S)")
+_DATED = re.compile(
+    rf"(?<![-+*/(^])(?<![-+*/(^]\s)(?:{DATE}|{FORM}|\b\d{{4}}-\d{{4}}(?=:\s))(?!\s*[-+*/^×÷−)])", re.IGNORECASE
+)
+"""A date, a form or a period that is no part of a formula: one without it on the same line comes first."""
 _PHRASE = re.compile(r"\b[A-Z][a-z]+(?: [A-Z][a-z]+)+\b")
 """What names an operand in words ("Net Income"): a formula without it on the same line comes first."""
 
@@ -38,7 +42,8 @@ def parse_formula(text: str, labels: Sequence[str] = ()) -> str | None:
     """
     for line in text.splitlines():
         typed = _typed_formula(line)
-        runs = [*_formula_runs(_PHRASE.sub("∅", typed)), *_formula_runs(typed)]
+        dateless = _formula_runs(_typed_formula(_DATED.sub("∅", line))) if _DATED.search(line) else []
+        runs = [*dateless, *_formula_runs(_PHRASE.sub("∅", typed)), *_formula_runs(typed)]
         formulas = [run for run in runs if re.search(r"[\w)][-+*/^]+[(-]*\w", run)]
         if formulas and lone_number(line) is None:
             return _without_spare_brackets(formulas[0])

@@ -56,8 +56,9 @@ _NUMBER = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 _RESULT = re.compile(
-    r"(?:\bwe\s+get|(?:\b(?:add|subtract|divid|multipl|times|plus|minus|sum)\w*|\d\s*[-+*/×÷^]).*\b(?:gives|yields|results\s+in))"
-    rf"(?=\W{{1,4}}(?:{CURRENCY}\s?)?\.?\d)",
+    r"(?:\bwe\s+get|(?:\b(?:add|subtract|divid|multipl|times|plus|minus|sum)\w*|\d\s*[-+*/×÷^])"
+    r".*\b(?:gives|yields|results\s+in))"
+    rf"(?:\s+(?:us|about|approximately|roughly))?(?=\W{{1,4}}(?:{CURRENCY}\s?)?\.?\d)",
     re.IGNORECASE,
 )
 """What stands in front of a result as "=" does."""
@@ -67,15 +68,19 @@ _MINUS = re.compile(rf"(?<![\d)]\s)(?<![\d)])\b(?:negative|minus)\s+(?={CURRENCY
 _MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sept?|oct|nov|dec)[a-z]*\.?"
 _YEAR = r"(?:19|20)\d\d"
 _DASH = rf"[-{DASHES}]"
+DATE = rf"\b{_YEAR}{_DASH}\d\d{_DASH}\d\d(?!\d)|(?<![\w./])\d{{1,2}}([./])\d{{1,2}}\1{_YEAR}\b"
+FORM = rf"(?<![\w.,$])(?:form\s+)?(?:6|8|10|11|20|40){_DASH}[kqf]\b"
 _SET_ASIDE = re.compile(
-    rf"\b{_YEAR}{_DASH}\d\d{_DASH}\d\d(?!\d)|(?<![\w./])\d{{1,2}}([./])\d{{1,2}}\1{_YEAR}\b"
+    rf"{DATE}|{FORM}"
     rf"|\b{_MONTH}\s+\d{{1,2}}(?:st|nd|rd|th)?,?\s+{_YEAR}\b|\b\d{{1,2}}\s+{_MONTH}\s+{_YEAR}\b"
-    rf"|\bQ[1-4]\s*(?:of\s+)?(?:fy\s*)?{_YEAR}\b|(?<![\w.,$€£¥₹-]){_YEAR}\s*[-/{DASHES}]\s*(?:{_YEAR}|\d\d)\b(?!{_DASH}?\d)"
+    rf"|\bQ[1-4]\s*(?:of\s+)?(?:fy\s*)?{_YEAR}\b"
+    rf"|(?<![\w.,$€£¥₹-]){_YEAR}\s*[-/{DASHES}]\s*(?:{_YEAR}|\d\d)\b(?!{_DASH}?\d)"
     rf"|(?<![\w.,$€£¥₹-]){_YEAR}(?=:\s|\s+(?:values?|figures?|amounts?|totals?|revenues?|results?)\b)"
     rf"|\b(?:year|fy|period)[\"']?\s*[:=]\s*[\"']?{_YEAR}\b(?![.,]?\d)"
-    rf"|\b(?:in|for|of|fy|year|during|fiscal|ended)\s*(?:(?:the\s+)?(?:fiscal\s+)?(?:fy|year)\s*)?{_YEAR}(?![\w.]*\d|\s*(?:%|[a-z]*illion|dollars|usd))\b"
-    rf"|(?<![\w.,$])(?:form\s+)?(?:6|8|10|11|20|40){_DASH}[kqf]\b"
-    rf"|\b(?:form|page|pages|p\.|note|footnote|item|table|exhibit)\s+\d{{1,3}}(?:\s*[-—{DASHES}]\s*\d{{1,3}})?\b(?![.,]?\d|\s*(?:%|[a-z]*illion))"
+    rf"|\b(?:in|for|of|fy|year|during|fiscal|ended)\s*(?:(?:the\s+)?(?:fiscal\s+)?(?:fy|year)\s*)?{_YEAR}"
+    r"(?![\w.]*\d|\s*(?:%|[a-z]*illion|dollars|usd))\b"
+    rf"|\b(?:form|page|pages|p\.|note|footnote|item|table|exhibit)\s+\d{{1,3}}(?:\s*[-—{DASHES}]\s*\d{{1,3}})?"
+    r"\b(?![.,]?\d|\s*(?:%|[a-z]*illion))"
     r"|^[ \t]*(?:\(\d{1,2}\)|\d{1,2}[.)])[ \t]+(?=[-−+(]?(?:US\$|USD|EUR|GBP|[$€£¥₹])?[ \t]?\d)"
     r"|<[a-z][\w:.-]*\s[^<>]*>"
     r"|(?:\bnot|n['\u2019]t)\s+[^\s\d]{0,4}\d\S*(?:\s+[a-z]+)?\s+but\b",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from eval.numbers import DASHES, first_line
+from eval.numbers import CURRENCY, DASHES, first_line
 
 PREFIX = r"us[-_\s]?gaap(?:\s*[:_]\s*[\"'`]*|[./](?=\w))"
 PREFIXED = re.compile(rf"(?i:{PREFIX})([A-Za-z]\w*)")
@@ -16,18 +16,23 @@ _NAMED_TAG = re.compile(
 )
 _LIST_MARK = re.compile(r"^\s*(?:[-*•]|\(?(?:\d{1,3}|[a-z])[.)])\s+")
 
+_NOT_BUT = re.compile(rf"\bnot\s+[\"'`*]*(?:{PREFIX})?\w+[\"'`*]*,?\s+but\b", re.IGNORECASE)
+_NO_TAG = ("none", "null")
+
 
 def parse_tag(text: str, labels: Sequence[str] = ()) -> str | None:
     """The first US GAAP element name: prefixed (`us-gaap:Assets`), in camel case (`NetIncomeLoss`), or a line of one
     word.
 
-    A name behind "tag is" or "Answer:" counts too. On a line a prefixed name comes first, then a named one. Returned in
-    lower case and without the prefix: no two elements differ only in that.
+    A name behind "tag is" or "Answer:" counts too. On a line a prefixed name comes first, then a named one; what
+    "not … but" denies does not count, and "None" is no tag. Returned in lower case and without the prefix: no two
+    elements differ only in that.
 
     >>> parse_tag("The tag is US-GAAP:NetIncomeLoss."), parse_tag("Assets"), parse_tag("total assets")
     ('netincomeloss', 'assets', None)
     """
     text = re.sub(r"\\(?=[_:])", "", re.sub(f"[{DASHES}]", "-", text))
+    text = _NOT_BUT.sub("", text)
     for line in PREFIXED.sub(r"us-gaap:\1", text).splitlines():
         found = PREFIXED.search(line) or _NAMED_TAG.search(line) or _CAMEL_CASE.search(line)
         if found:
@@ -35,18 +40,24 @@ def parse_tag(text: str, labels: Sequence[str] = ()) -> str | None:
     line = _LIST_MARK.sub("", first_line(text)).strip("`'\"*.<>[]() ")
     named = _NAMED_TAG.search(text)
     word = line if _WORD.fullmatch(line) else named[1] if named else None
-    return word.lower() if word else None
+    return word.lower() if word and word.lower() not in _NO_TAG else None
 
 
 _LIST_LEAD = re.compile(
     (
-        r"\A\W*(?:[A-Za-z'\u2019-]+ "
+        r"\A(?:\W*(?:sure|certainly|of course|absolutely|okay)\b[!.,:])?\W*(?:[A-Za-z'\u2019-]+ "
         r"+)*(?:tags?|answers?|elements?|concepts?|list|follows|following)\b(?:[^:,;|\n]*:\W*?|\s+are)\s+"
     ),
     re.IGNORECASE,
 )
 _SIDE_BY_SIDE = re.compile(rf"({PREFIX}[A-Za-z]\w*)[ \t]+(?={PREFIX}[A-Za-z])", re.IGNORECASE)
 _KEY = re.compile(r"""\A[{\s]*["']?(?:[A-Za-z]+\s+)?\d{1,3}["']?\s*:\s*(?=["'\w])""")
+_VALUE_KEY = re.compile(
+    rf"(?<![\w.])(?:{CURRENCY}\s?\d[\d,]*|\d{{1,3}}(?:,\d{{3}})+)(?:\.\d+)?(?:\s?[mb]illion)?[\"'`*)]*:\s*(?=[\"'`*]*[A-Za-z])"
+)
+"""An amount in front of its tag; the commas in it separate nothing."""
+_REMARK = re.compile(r"\n[^\w\n]*(?:explanations?|notes?|reasoning|rationale|justification)\W{0,3}:", re.IGNORECASE)
+"""Where the prose behind a list begins."""
 _TABLE = (
     re.compile(r"^\|[^\n]*\n\|[\s:|-]+\|[ \t]*\n|```\w*\n?", re.MULTILINE),
     re.compile(r"^\|(?:.*\|)?([^|\n]+)\|[ \t]*$", re.MULTILINE),
@@ -59,8 +70,8 @@ def parse_tag_list(text: str, labels: Sequence[str] = ()) -> list[str | None] | 
     """The tags of a list, by position: None where a place holds no tag. Numbers, dashes, brackets and quotes of lists
     are dropped.
 
-    So are words with a colon in front of the list ("The tags are:") and the keys of an object; tags with a prefix may
-    stand side by side.
+    So are words with a colon in front of the list ("The tags are:"), the keys of an object and the prose behind the
+    list from a line "Explanation:" or "Note:" on; tags with a prefix may stand side by side.
 
     >>> parse_tag_list("DebtInstrumentFaceAmount, us-gaap:Assets,,Revenues")
     ['debtinstrumentfaceamount', 'assets', None, 'revenues']
@@ -76,6 +87,10 @@ def list_places(text: str) -> list[str]:
     ... list_places("| # | Tag |\\n|---|---|\\n| 1 | Assets |\\n| 2 | Goodwill |"))
     (['Assets', 'Goodwill'], ['Assets', 'Goodwill'])
     """
+    remark = _REMARK.search(text)
+    if remark and any(parse_tag(piece) for piece in split_tags(text[: remark.start()])):
+        text = text[: remark.start()]
+    text = _VALUE_KEY.sub("", text)
     head, row = _TABLE
     text = row.sub(r"\1", head.sub("", _LIST_LEAD.sub("", text)))
     if re.match(r"\s*\(?\w{1,3}\)", text):

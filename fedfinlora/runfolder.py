@@ -25,7 +25,7 @@ from typing import Any
 from fedfinlora.config import Config, is_folder_name
 from fedfinlora.config_values import build, to_plain
 from fedfinlora.errors import ConfigError, UserError
-from fedfinlora.locks import Lock, own_command, take
+from fedfinlora.locks import Lock, check_free, own_command, take
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 SOURCE_FOLDERS = ("fedfinlora", "data", "eval", "client_app", "server_app")
@@ -336,6 +336,8 @@ def new_run_folder(config: Config) -> Path:
     run = Path(config.output_dir) / name
     if run.exists() and _occupied(run):
         if not config.overwrite:
+            for lock in (COMMAND_LOCK, SERVER_LOCK):
+                check_free(run / lock, f"The run {run}")
             raise UserError(
                 f"{run} exists. Go on with it by resume={run}, choose another run_name=, or set overwrite=true."
             )

@@ -80,7 +80,7 @@ def test_after_so_many_refusals_nothing_more_is_kept_and_the_rest_is_counted(ask
     assert len(list(signed_file(asked.bank.facts).parent.glob("*.json"))) == 1, "one configuration, once"
     assert unread(asked.bank.facts.history_file) == 4
     public = asked.consortium.key_of("north").with_name("node.key.pub").read_text()
-    assert verify_bank(asked.home, "north", asked.consortium.ca.read_bytes(), public).wrong == []
+    assert verify_bank(asked.home, "north", asked.consortium.ca.read_bytes(), public, "").wrong == []
 
 
 def test_a_request_that_nobody_signed_counts_too(asked: Asked) -> None:
