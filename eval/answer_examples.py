@@ -41,6 +41,7 @@ EXAMPLES: dict[str, dict[str, tuple[Example, ...]]] = {
             Example("**Sentiment:** negative\n\nBecause positive terms are few.", "negative"),
             Example("__neutral__", "neutral"),
             Example('```json\n{"sentiment": "negative"}\n```', "negative"),
+            Example("strong-negative", "negative"),
         ),
         "all options, as a question repeats them": (
             Example("positive/negative/neutral", None),
@@ -54,6 +55,16 @@ EXAMPLES: dict[str, dict[str, tuple[Example, ...]]] = {
             Example("positive or neutral", None),
             Example("neutral/positive", None),
             Example("positive or neutral? Positive", "positive"),
+            Example("mixed (positive and negative)", None),
+            Example("Mixed positive and negative signals, so neutral", "neutral"),
+        ),
+        "conditions, leanings and probabilities": (
+            Example("It would be positive if sales rose, but it is negative", "negative"),
+            Example("It would be positive if the negative items went. It is neutral.", "neutral"),
+            Example("It would be positive if sales rose", "positive"),
+            Example("Some positive signs, but overall it leans negative", "negative"),
+            Example("Positive headlines. Overall the text tilts toward negative", "negative"),
+            Example("P(negative)=0.1, P(positive)=0.7", "positive"),
         ),
         "denied": (
             Example("I would not call this positive", None),
@@ -182,6 +193,10 @@ EXAMPLES: dict[str, dict[str, tuple[Example, ...]]] = {
             Example("### Answer\n\n**C**", "C"),
             Example("| B |", "B"),
             Example("- **B**", "B"),
+            Example("The answer would be A if rates rose, but the answer is C", "C"),
+            Example("It would be A if rates rose. So B.", "B"),
+            Example("答案是B", "B"),
+            Example("答案：B。", "B"),
         ),
         "all options, as a question repeats them": (
             Example("A, B or C?", None),
@@ -191,6 +206,8 @@ EXAMPLES: dict[str, dict[str, tuple[Example, ...]]] = {
             Example("A) up\nB) down\nC) flat\nAnswer: B", "B"),
             Example("A, B and C are wrong, so D.", "D"),
             Example("The answer is A, B or C", None),
+            Example("A. B. C.", None),
+            Example("A. B. C. The answer is B", "B"),
         ),
         "ruled out": (
             Example("A is not correct.", None),
@@ -409,6 +426,7 @@ EXAMPLES: dict[str, dict[str, tuple[Example, ...]]] = {
             Example("The tags are Assets, Goodwill.", ["assets", "goodwill"]),
             Example("Here are the tags:\n\n- us-gaap:Assets\n- us-gaap:Goodwill", ["assets", "goodwill"]),
             Example("Sure! Here are the tags: Assets, Goodwill", ["assets", "goodwill"]),
+            Example("Certainly! Assets, Goodwill", ["assets", "goodwill"]),
             Example("$1,500: DebtInstrumentFaceAmount, $2,000: Assets", ["debtinstrumentfaceamount", "assets"]),
         ),
         "prose behind, and places without a tag": (

@@ -56,12 +56,12 @@ _NUMBER = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 _RESULT = re.compile(
-    r"(?:\bwe\s+get|(?:\b(?:add|subtract|divid|multipl|times|plus|minus|sum)\w*|\d\s*[-+*/×÷^])"
-    r".*\b(?:gives|yields|results\s+in))"
-    rf"(?:\s+(?:us|about|approximately|roughly))?(?=\W{{1,4}}(?:{CURRENCY}\s?)?\.?\d)",
+    r"\b(?:(?P<surely>we\s+get)|gives|yields|results\s+in)(?:\s+(?:us|about|approximately|roughly))?"
+    rf"(?=\W{{1,4}}(?:{CURRENCY}\s?)?\.?\d)",
     re.IGNORECASE,
 )
 """What stands in front of a result as "=" does."""
+_CALCULATION = re.compile(r"\b(?:add|subtract|divid|multipl|times|plus|minus|sum)\w*|\d\s*[-+*/×÷^]", re.IGNORECASE)
 _POWER_OF_TEN = re.compile(r"10\s*(?:\^|\*\*)\s*\(?([-+−]?\d{1,4})")
 _QUOTIENT = re.compile(r"\W*?(?P<over>[-−]?\d+(?:\.\d+)?)\s*/\s*(?P<under>\d+(?:\.\d+)?)\W*")
 _MINUS = re.compile(rf"(?<![\d)]\s)(?<![\d)])\b(?:negative|minus)\s+(?={CURRENCY}?\s?\.?\d)", re.IGNORECASE)
@@ -170,7 +170,10 @@ def _first_number(text: str) -> float | None:
     large.
     """
     line = next((line for line in text.splitlines() if _NUMBER.search(line)), "")
-    results = [found.end() for found in _RESULT.finditer(line)]
+    first = _CALCULATION.search(line)
+    results = [
+        found.end() for found in _RESULT.finditer(line) if found["surely"] or (first and first.end() <= found.start())
+    ]
     found = _NUMBER.search(line[max(line.rfind("=") + 1, *results, 0) :]) or _NUMBER.search(line)
     return _value(found) if found else None
 

@@ -3,9 +3,9 @@
 
 A list is two labels or more with nothing between them but commas, bars, slashes, semicolons, "or", "and", quotes,
 brackets, bullets and the words for a level (strong, moderately, mildly). It is no answer if a bar, a slash, "or" or
-"vs" is in it ("positive or neutral" decides nothing), or if it holds every label on offer. Some of the labels with
-commas or "and" alone are no such list: the first counts. Of two labels ("Yes", "No") a comma or "and" alone makes no
-list unless nothing else is there: "Yes, no doubt" is an answer.
+"vs" is in it ("positive or neutral" decides nothing), if "mixed" is in front of it, or if it holds every label on
+offer. Some of the labels with commas or "and" alone are no such list: the first counts. Of two labels ("Yes", "No") a
+comma or "and" alone makes no list unless nothing else is there: "Yes, no doubt" is an answer.
 
 A denial denies the labels behind it up to the end of its clause. The word "no" in front of a noun ("no doubt") is not
 the answer "No".
@@ -22,6 +22,7 @@ _LEVEL = r"(?:(?:strong|moderate|mild)(?:ly)?\s+)?"
 _BULLET = r"[ \t]*\n{1,3}[ \t]*(?:[-*•]|\(?\w{1,2}[.)])[ \t]+"
 _JOINER = rf"(?:{_WRAP}(?:(?:[,/|;]|\b(?:or|and|vs)\b){_WRAP}){{1,3}}|{_BULLET}){_LEVEL}"
 _DECISIVE = re.compile(r"[/|]|\b(?:or|vs)\b", re.IGNORECASE)
+_MIXED = re.compile(r"\bmixed\W{0,4}\Z", re.IGNORECASE)
 _PIECES = re.compile(
     r"(?:[\s\"'`*_()\[\]{},/|;•-]|\b(?:or|and|vs)\b|\b(?:strong|moderate|mild)(?:ly)?\b|\n\s*\(?\w{1,2}[.)])*",
     re.IGNORECASE,
@@ -94,13 +95,34 @@ def without_denials(text: str, labels: Sequence[str]) -> str:
     return "".join((*pieces, text[done:]))
 
 
+_CONDITION = (
+    r"\bwould\s+be\s+[\"'`*(]*(?:\w+\s+){{0,2}}?{label}[\"'`*)]*\s+if\b"
+    r".*?(?=[.;!?](?!\d)|\b(?:but|however)\b|,\s+(?:so|it|the|this)\b|$)"
+)
+
+
+def without_conditions(text: str, labels: Sequence[str]) -> str:
+    """The text with a sign in the place of each label that would hold if something else did.
+
+    >>> without_conditions("It would be positive if sales rose, but it is neutral", ("neutral", "positive"))
+    'It ∅but it is neutral'
+    """
+    label = _label(tuple(sorted(filter(None, labels), key=len, reverse=True))).pattern
+    return re.sub(_CONDITION.format(label=label), "∅", text, flags=re.IGNORECASE | re.MULTILINE)
+
+
 def may_become_denial(text: str, labels: Sequence[str]) -> bool:
-    """Whether more text could strike a label out, deny one from behind, or take its last "no" for a word in front of a
-    noun.
+    """Whether more text could strike a label out, deny one from behind or make it depend on an "if", or take its last
+    "no" for a word in front of a noun.
     """
     left = _OPEN_DETERMINER.search(text)
     noun = left is not None and (left[1].isdigit() or any(noun.startswith(left[1].lower()) for noun in _NOUNS))
-    return noun or "~~" in text or bool(re.search(_label(tuple(labels)).pattern + _OPEN_BEHIND, text, re.IGNORECASE))
+    return (
+        noun
+        or "~~" in text
+        or "would" in text.lower()
+        or bool(re.search(_label(tuple(labels)).pattern + _OPEN_BEHIND, text, re.IGNORECASE))
+    )
 
 
 def without_option_lists(text: str, labels: Sequence[str]) -> str:
@@ -118,6 +140,7 @@ def without_option_lists(text: str, labels: Sequence[str]) -> str:
         listed = {label.lower() for label in one.findall(found[0])}
         undecided = len(listed) > 1 and _DECISIVE.search(one.sub("", found[0]))
         alone = not re.search(r"\w", text[: found.start()] + text[found.end() :])
+        undecided = undecided or _MIXED.search(found.string, 0, found.start())
         return "∅" if undecided or (listed == names and (len(names) > 2 or alone)) else found[0]
 
     return run.sub(list_or_text, text)
@@ -157,7 +180,7 @@ def may_become_list(text: str, labels: Sequence[str]) -> bool:
         left = rest[between.end() if between else 0 :].lower()
         if any(word.startswith(left) for word in (*_BEGUN, *names)) or re.search(r"\n\s*\(?\w{0,2}[.)]?\Z", rest):
             return True
-        if re.match(r"[\s\"'`*]*(?:[:=|(-]|\Z)", rest):
+        if re.match(r"[\s\"'`*)]*(?:[:=|(-]|\Z)", rest):
             return True
         part = re.search(r"\w-\Z", text[: label.start()]) or rest.startswith("-")
         if not whole and not part:  # the answer: what comes later does not count

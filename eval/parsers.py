@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from eval.formulas import parse_formula
 from eval.numbers import first_line, parse_number
-from eval.options import without_denials, without_letter_lists, without_option_lists
+from eval.options import without_conditions, without_denials, without_letter_lists, without_option_lists
 from eval.said import WRITTEN, is_refusal
 from eval.tags import parse_tag, parse_tag_list
 
@@ -32,7 +32,8 @@ LEADS = (
 LAST_LINES = ("\n>", "\n**", "\n__", "\n|")
 """How the last line begins where it is a label that is marked as the answer."""
 _DECIDED = (
-    rf"(?:\b(?:{'|'.join(LEADS)})\w*(?:[^.;:!?\n]{{0,60}}?\b(?:is|be|as|with):?|(?:(?<=choose)|(?<=with))[ \t]|(?![ "
+    rf"(?:\b(?:{'|'.join(LEADS)})\w*(?:[^.;:!?\n]{{0,60}}?\b(?:is|be|as|with|(?:leans|tends|points|tilts)(?:[ "
+    rf"\t]+towards?)?):?|(?:(?<=choose)|(?<=with))[ \t]|(?![ "
     rf"\t]+\w)[^\w.;!?]{{0,40}})"
     r"[\s\"'`*_(\[{$\\|>:]*(?:(?:an?|the|as|to|be|most|more|very|best|considered|classified|described|seen|\w+ly)\s+){0,4}"
     rf"|(?:{'|'.join(map(re.escape, LAST_LINES))})[^\w\n]*(?=[\w ]{{1,30}}\W*\Z))"
@@ -47,11 +48,12 @@ def parse_label(text: str, labels: Sequence[str]) -> str | None:
     Unless the first line is a label and no more, the last one that is named as the answer comes first: behind "the
     sentiment is", "Label:", "### Answer", "therefore", … (`LEADS`), or alone on a last line that is marked (">
     negative", "**negative**"). Of labels with a score or a yes or no each ("negative: 10%, positive: 90%") the largest
-    counts. Where two labels start at the same place the longer one wins. A hyphen binds: "non-negative" holds no label.
-    What does not count: a label that is denied in the same clause ("not", "hardly", "anything but positive"; "positive
-    it is not"), struck out or behind an empty check box; a list that decides nothing ("positive or neutral", all
-    labels); "no" in front of a noun ("no doubt") where No is a label. Full-width letters are letters. A text that
-    begins with a refusal ("I cannot tell whether it is positive or negative") holds none.
+    counts. Where two labels start at the same place the longer one wins. A hyphen binds: "non-negative" holds no label,
+    but "strong-negative" is "strong negative". What does not count: a label that is denied in the same clause ("not",
+    "hardly", "anything but positive"; "positive it is not"), struck out or behind an empty check box; a list that
+    decides nothing ("positive or neutral", all labels, "mixed (positive and negative)"); what "would be positive if …"
+    says, where more is said; "no" in front of a noun ("no doubt") where No is a label. Full-width letters are letters.
+    A text that begins with a refusal ("I cannot tell whether it is positive or negative") holds none.
 
     >>> parse_label("It is Positive, not negative.", ["negative", "positive"])
     'positive'
@@ -60,6 +62,10 @@ def parse_label(text: str, labels: Sequence[str]) -> str | None:
     if not longest_first or is_refusal(text):
         return None
     text = re.sub(r"\b_+|_+\b", "", text if text.isascii() else unicodedata.normalize("NFKC", text))
+    text = re.sub(rf"\b((?:strong|moderate|mild)(?:ly)?)[{_HYPHENS}](?=\w)", r"\1 ", text)
+    decided = without_conditions(text, longest_first)
+    if decided != text and (answer := parse_label(decided, labels)):
+        return answer
     text = without_option_lists(without_denials(text, longest_first), longest_first)
     words = "|".join(f"({re.escape(label)})" for label in longest_first)
     bound = re.compile(rf"(?<!\w)(?<!\w[{_HYPHENS}])(?:{words})(?!\w)(?![{_HYPHENS}]\w)", re.IGNORECASE)
@@ -71,7 +77,7 @@ def parse_label(text: str, labels: Sequence[str]) -> str | None:
     return longest_first[found.lastindex - 1] if found and found.lastindex else None
 
 
-_SCORE = re.compile(r"[\"'`*]*\s*[:=|(-]\s*(\d+(?:\.\d+)?|\.\d+|(?:yes|true|no|false)\b)", re.IGNORECASE)
+_SCORE = re.compile(r"[\"'`*)]*\s*[:=|(-]\s*(\d+(?:\.\d+)?|\.\d+|(?:yes|true|no|false)\b)", re.IGNORECASE)
 
 
 def _scored_highest(text: str, label: re.Pattern[str]) -> re.Match[str] | None:
@@ -107,9 +113,9 @@ def parse_choice(text: str, labels: Sequence[str]) -> str | None:
     Tried in this order: the text begins with a letter ("B", "B.", "(C)", "D) 5 %"); "final answer", then "answer is",
     "option is" or "choice is" names one; "B is correct"; a sentence begins with one; "answer", "option", "choice" or
     "it is" in front of one; a letter in brackets anywhere; a lone capital followed by punctuation, if no other letter
-    is alone. A list of the options ("A, B or C?", or a line for each) is no answer, and neither is a letter that is
-    denied ("not A", "A is wrong", "eliminate A"). Wide and circled letters, and LaTeX around a letter, count as the
-    letter. Small letters count only where the text begins with one or "Answer:" is followed by one, and brackets,
+    is alone. A list of the options ("A, B or C?", "A. B. C.", or a line for each) is no answer, and neither is a letter
+    that is denied ("not A", "A is wrong", "eliminate A"). Wide and circled letters, and LaTeX around a letter, count as
+    the letter. Small letters count only where the text begins with one or "Answer:" is followed by one, and brackets,
     punctuation or the end follow.
 
     >>> parse_choice("A company should disclose it, so the answer is C.", ["A", "B", "C"])
@@ -118,7 +124,12 @@ def parse_choice(text: str, labels: Sequence[str]) -> str | None:
     letters = "".join(label for label in labels if len(label) == 1).upper()
     if not letters or is_refusal(text):
         return None
-    text = _plain(unicodedata.normalize("NFKC", text)).replace("_", " ")
+    text = _plain(unicodedata.normalize("NFKC", text)).replace("_", " ").replace("。", ". ")
+    text = re.sub(r"答案\s*[是为為:]", "\nAnswer: ", text)
+    decided = without_conditions(text, tuple(letters))
+    if decided != text and (answer := parse_choice(decided, labels)):
+        return answer
+    text = re.sub(rf"\A\s*(?:[{letters}][.)]\s*){{3,}}", "", text)
     text = without_letter_lists(_without_denied_letters(text, letters), letters)
     upper, either = f"[{letters}]", f"[{letters}{letters.lower()}]"
     small_ends = r"(?=\s*(?:$|[.:;)\]\n*|]))"

@@ -45,15 +45,16 @@ def parse_tag(text: str, labels: Sequence[str] = ()) -> str | None:
 
 _LIST_LEAD = re.compile(
     (
-        r"\A(?:\W*(?:sure|certainly|of course|absolutely|okay)\b[!.,:])?\W*(?:[A-Za-z'\u2019-]+ "
-        r"+)*(?:tags?|answers?|elements?|concepts?|list|follows|following)\b(?:[^:,;|\n]*:\W*?|\s+are)\s+"
+        r"\A(?:\W*(?:sure|certainly|of course|absolutely|okay)\b[!.,:])?(?:\W*(?:[A-Za-z'\u2019-]+ "
+        r"+)*(?:tags?|answers?|elements?|concepts?|list|follows|following)\b(?:[^:,;|\n]*:\W*?|\s+are)\s+)?"
     ),
     re.IGNORECASE,
 )
 _SIDE_BY_SIDE = re.compile(rf"({PREFIX}[A-Za-z]\w*)[ \t]+(?={PREFIX}[A-Za-z])", re.IGNORECASE)
 _KEY = re.compile(r"""\A[{\s]*["']?(?:[A-Za-z]+\s+)?\d{1,3}["']?\s*:\s*(?=["'\w])""")
 _VALUE_KEY = re.compile(
-    rf"(?<![\w.])(?:{CURRENCY}\s?\d[\d,]*|\d{{1,3}}(?:,\d{{3}})+)(?:\.\d+)?(?:\s?[mb]illion)?[\"'`*)]*:\s*(?=[\"'`*]*[A-Za-z])"
+    rf"(?<![\w.])(?:{CURRENCY}\s?\d[\d,]*|\d{{1,3}}(?:,\d{{3}})+)(?:\.\d+)?(?:\s?[mb]illion)?"
+    r"[\"'`*)]*:\s*(?=[\"'`*]*[A-Za-z])"
 )
 """An amount in front of its tag; the commas in it separate nothing."""
 _REMARK = re.compile(r"\n[^\w\n]*(?:explanations?|notes?|reasoning|rationale|justification)\W{0,3}:", re.IGNORECASE)
