@@ -62,7 +62,7 @@ def recompute_scores(run: Path, lines: Sequence[RoundLine]) -> Iterator[Differen
             elif not scored.is_file() and ROUND_LABEL.fullmatch(label):
                 gone += 1  # keep_rounds has let them go
             elif not scored.is_file():
-                yield Difference(scored, "the file", "missing", "there", f"{METRICS_FILE}, which has scores of it,")
+                yield Difference(scored, "its content", "missing", "scores of it", METRICS_FILE)
             else:
                 records = read_records(scored)
                 computed += len(records)

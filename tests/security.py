@@ -411,7 +411,9 @@ TAIL = """
   (`client_app/published.py`) does not change that. Where strategy.weighting=rows, the rows of a round are exact, for they are the bank's weight.
 - The coordinator sees each bank's delta, within what the bank's policy allows to be trained; noise at the bank (`privacy=example`) or at the aggregator is what limits what a delta tells.
 - Who owns a run's folder can lie in what nothing else there follows from: the answers of a model, wall times, the reason of a refusal without a signature. Without banks'
-  signatures, as in a simulation, the whole run can be another one. Whether a coordinator had a cause to reject a reply is shown by its kept head and figures, not by its delta.
+  signatures, as in a simulation, the whole run can be another one. `verify --ca` alone shows that the coordinator says so; that the banks do, too, is shown by `--enrolled` with keys that
+  they gave. Where deltas were not kept (`strategy.keep_deltas=true`), the step of a round is the coordinator's word; of LoRA-XS, and of a frozen A, `verify` says that the saved numbers
+  are not proven, and ends with 3. Whether a coordinator had a cause to reject a reply is shown by its kept head and figures, not by its delta.
 - Root on a party's machine, and whoever can write its checkout or its Python packages, is that party.
 - Addresses, sizes and times of connections are visible on the line.
 - A flood of packets is the firewall's to stop: what is limited here is connections and bytes of those that arrive.

@@ -105,6 +105,14 @@ def of_file(name: str, edit: Callable[[Values], object]) -> Lie:
     return lambda run, lines: edited(run / name, edit)
 
 
+def rewritten(run: Path, name_of: Callable[[str], str]) -> None:
+    """Save the final adapter under other names."""
+    from safetensors.numpy import load_file, save_file
+
+    file = run / "adapters" / "final" / "adapter_model.safetensors"
+    save_file({name_of(name): tensor for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+
+
 AGGREGATES = {
     "train_loss": 0.5,
     "holdout_loss": 0.25,
@@ -234,6 +242,25 @@ LIES: dict[str, tuple[Lie, list[str]]] = {
         ),
         ["result.json: it is completed after 1 of 2 rounds, and nothing has stopped it early"],
     ),
+    "how an adapter is applied": (
+        lambda run, lines: edited(
+            run / "adapters" / "final" / "adapter_config.json",
+            lambda saved: saved.update(alpha_pattern={".*q_proj": 100000}, layers_to_transform=[0], note="x"),
+        ),
+        ["final/adapter_config.json: alpha_pattern, layers_to_transform, note: not what the configuration in"],
+    ),
+    "where an adapter is applied": (
+        lambda run, lines: rewritten(run, lambda name: name.replace("layers.0", "layers.7")),
+        ["adapters/final/adapter_model.safetensors: its tensors have other names or shapes than the adapter that"],
+    ),
+    "adapters of rounds that never were": (
+        lambda run, lines: shutil.copytree(run / "adapters" / "final", run / "adapters" / "round_009"),
+        ["adapters/round_009: the run has no such adapter"],
+    ),
+    "a round far away, without hanging": (
+        lambda run, lines: [line.update(round=10**12) for line in rounds_in(lines)[-1:]],
+        ["of 1,000,000,000,000 rounds, 999,999,999,997 are missing"],
+    ),
     "a resume that never was": (
         lambda run,
         lines: (run / "resumed.jsonl").write_text('{"at": "", "after_round": 1, "differences": ["data x (changed)"]}\n'),  # noqa: E501
@@ -272,6 +299,36 @@ def test_another_checkpoint_is_named(liar: Liar, capsys: pytest.CaptureFixture[s
         )
         assert f"{file}: " in (said := capsys.readouterr().out)
         assert named in said
+
+
+def test_the_epsilon_of_a_server_that_adds_noise_follows_from_its_configuration(
+    made: tuple[Path, Consortium], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDFINLORA_WITNESS", str(tmp_path / "witness"))
+    private = ("privacy=bank", "privacy.epsilon=0", "privacy.noise_multiplier=1", "privacy.accept_noise=true")
+    run = Runs(made[0] / "rows", tmp_path).start("private", *private)
+    assert verify(run) in (0, 3), capsys.readouterr().out
+    capsys.readouterr()
+    lines = chain_of(run)
+    edited_lines(
+        run / "rounds.jsonl",
+        lambda rounds: [one["privacy"].update(epsilon_spent=0.5, epsilon_planned=0.5, delta=1e-9) for one in rounds],
+    )
+    makes_right(run, lines)
+    assert verify(run) == 1
+    said = capsys.readouterr().out
+    assert [name for name in ("epsilon_planned is 0.5", "delta of privacy is 1e-09", "epsilon_spent is 0.5") if
+            f"rounds.jsonl, line 1: {name}, " not in said] == [], said  # fmt: skip
+
+
+def test_numbers_that_nothing_binds_are_not_proven(
+    made: tuple[Path, Consortium], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """LoRA-XS is saved as another LoRA that equals it, so what is saved cannot be compared with what was trained."""
+    run = Runs(made[0] / "rows", tmp_path).start("small", "peft=lora_xs", "peft.rank=2", rounds=1)
+    assert verify(run) == 3
+    assert "NOT PROVEN" in (said := capsys.readouterr().out)
+    assert "adapters: LoRA-XS is saved as the LoRA that it equals" in said
 
 
 def test_another_best_adapter_is_named(liar: Liar, capsys: pytest.CaptureFixture[str]) -> None:
