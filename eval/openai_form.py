@@ -85,7 +85,9 @@ def read_answer(api: str, content: bytes, key: str) -> RemoteAnswer:
     choices = reply.get("choices") if isinstance(reply, dict) else None
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         raise MalformedReply("JSON without choices")
-    [choice, *_] = choices
+    if reply.get("error"):
+        raise MalformedReply("an answer next to an error")
+    choice = next((one for one in choices if isinstance(one, dict) and one.get("index") == 0), choices[0])
     finish_reason = choice.get("finish_reason") or ""
     if finish_reason == "error":
         raise MalformedReply("an answer that ended with an error")
@@ -107,7 +109,7 @@ def read_answer(api: str, content: bytes, key: str) -> RemoteAnswer:
         prompt_tokens=_count(usage.get("prompt_tokens")),
         answer_tokens=_count(usage.get("completion_tokens")),
         api=api,
-        served_model=clean(str(reply.get("model") or ""), key),
+        served_model=clean(served if isinstance(served := reply.get("model"), str) else "", key),
     )
 
 

@@ -65,7 +65,7 @@ class RemoteSession:
         self._pace = Pace(model.limits.requests_per_minute, clock, sleep)
         self._connection = Connection(model, clock)
         self._lock = threading.Lock()
-        self._served_models: set[str] = set()
+        self._served_models: Counter[str] = Counter()
         self._failures: Counter[str] = Counter()
         self._failures_in_a_row = 0.0
         self._reasons_in_a_row: Counter[str] = Counter()
@@ -77,6 +77,13 @@ class RemoteSession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._connection.close()
+        if len(counts := +self._served_models) > 1:
+            most = counts.most_common(MOST_NAMED)
+            named = ", ".join(f"{printable(name)[:LONGEST_NAME]} ({count})" for name, count in most)
+            log.warning(
+                "The answers are of %d models and are scored together: %s. served_model in each row says which.",
+                len(counts), named,
+            )  # fmt: skip
 
     def answers(
         self, prompts: Sequence[str], budget_tokens: int, what: str = "this benchmark"
@@ -163,7 +170,7 @@ class RemoteSession:
             return {
                 "url": self.model.url,
                 "name": self.model.name,
-                "served_models": sorted(self._served_models),
+                "served_models": sorted(+self._served_models),
                 "api": self._connection.form.api,
                 "left_out_parameters": list(self._connection.form.left_out),
                 "requests": self._connection.sent,
@@ -219,9 +226,8 @@ class RemoteSession:
             self._failures_in_a_row = 0.0
             self._reasons_in_a_row.clear()
             new = bool(answer.served_model) and answer.served_model not in self._served_models
-            if new:
-                self._served_models.add(answer.served_model)
-            warn = new and answer.served_model != self.model.name and len(self._served_models) <= MOST_NAMED
+            self._served_models[answer.served_model] += bool(answer.served_model)
+            warn = new and answer.served_model != self.model.name and len(+self._served_models) <= MOST_NAMED
         if warn:
             log.warning(
                 "Asked for the model %s, the server answers as %s: the scores are of what it serves under that name.",

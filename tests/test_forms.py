@@ -396,7 +396,8 @@ def test_elements_of_an_array_that_are_no_rows_are_named_by_line(tmp_path: Path)
 def test_damaged_and_disguised_files_say_what_they_are(tmp_path: Path) -> None:
     packed = gzip.compress(as_lines(RECORDS * 100))
     assert "damaged gzip data" in faults(tmp_path / "rows.jsonl.gz", packed[:-9])[0][1]
-    assert "damaged gzip data" in faults(tmp_path / "rows.csv.gz", b"context,target\na,b\n")[0][1]
+    assert "take .gz from its name" in faults(tmp_path / "rows.csv.gz", b"context,target\na,b\n")[0][1]
+    assert "cut off what follows" in faults(tmp_path / "rows.jsonl.gz", packed + b"JUNKJUNK")[0][1]
     assert faults(tmp_path / "rows.jsonl", packed) == [(0, "gzip-compressed: let its name end in .gz")]
     assert faults(tmp_path / "rows.csv", as_parquet(RECORDS)) == [(0, "a Parquet file: let its name end in .parquet")]
     assert "Excel workbook" in faults(tmp_path / "rows.csv", b"PK\x03\x04....")[0][1]

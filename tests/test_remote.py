@@ -765,6 +765,15 @@ def test_no_reply_whatever_breaks_the_readers(content: bytes, api: str) -> None:
         json.dumps([answer.text, answer.finish_reason, answer.served_model]).encode()
 
 
+def test_a_reply_is_read_as_it_is_meant() -> None:
+    """The first choice by its index, a name only where it is a text, and no answer that comes with an error."""
+    choices = [{"index": 1, "text": "negative"}, {"index": 0, "text": "positive"}]
+    answer = read_answer("completions", json.dumps({"choices": choices, "model": 5, "error": None}).encode(), KEY)
+    assert (answer.text, answer.served_model) == ("positive", "")
+    with pytest.raises(MalformedReply, match="next to an error"):
+        read_answer("completions", json.dumps({"choices": choices, "error": {"message": "partial"}}).encode(), KEY)
+
+
 def test_only_parameters_that_can_be_spared_are_left_out() -> None:
     form = Form()
     assert form.without("prompt") is None

@@ -194,7 +194,15 @@ def test_several_other_models_are_each_said_up_to_a_few(server: Server, caplog: 
     names = [f"replica-{index}" for index in range(6)]
     server.script = [sends(200, {"model": name, "choices": [{"text": "x"}]}) for name in names]
     ask(server.url, *"abcdef")
-    assert [name for name in names if name in caplog.text] == names[:3]
+    assert [name for name in names if name in caplog.text.split("The answers are of")[0]] == names[:3]
+    assert "The answers are of 6 models and are scored together: " in caplog.text
+
+
+def test_a_model_that_changes_midway_is_counted(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    names = ["some-model", "some-model", "another", "some-model"]
+    server.script = [sends(200, {"model": name, "choices": [{"text": "x"}]}) for name in names]
+    ask(server.url, *"abcd")
+    assert "The answers are of 2 models and are scored together: some-model (3), another (1)." in caplog.text
 
 
 def test_the_model_that_was_asked_is_not_spoken_of(server: Server, caplog: pytest.LogCaptureFixture) -> None:
