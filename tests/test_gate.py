@@ -332,7 +332,7 @@ class TestArchive:
         with pytest.raises(RefusedBundle, match="more bytes than it has itself"):
             read_bundle(content, sha256(content))
 
-    @pytest.mark.parametrize("told", ["", "/etc/passwd,00,0", "a.py,00,0", "no list", "\xff"])
+    @pytest.mark.parametrize("reported", ["", "/etc/passwd,00,0", "a.py,00,0", "no list", "\xff"])
     def test_a_list_that_is_not_that_of_the_files_is_refused(self, reported: str) -> None:
         """Flower would look at the file that it names, wherever that is, and answer whether it has the hash."""
         content = packed(reported=reported)

@@ -214,7 +214,7 @@ class TestDraw:
         assert whole_tasks(rows, []) == set()
 
     @pytest.mark.parametrize(
-        ("count", "least", "told"), [(0, 0, 0), (4, 5, 0), (5, 5, 5), (169, 5, 170), (1674, 20, 1700)]
+        ("count", "least", "reported"), [(0, 0, 0), (4, 5, 0), (5, 5, 5), (169, 5, 170), (1674, 20, 1700)]
     )
     def test_published_counts(self, count: int, least: int, reported: int) -> None:
         assert published_count(count, least) == reported

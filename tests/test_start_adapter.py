@@ -59,7 +59,7 @@ def test_a_federation_goes_on_from_it_and_names_its_file(public: Path, rows: Pat
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("word", "reported"),
     [("peft.rank=2", "Set peft.rank=4 (here 2)."), ("peft=dora", "Set peft.method=lora (here dora), ")],
 )
 def test_an_adapter_of_another_kind_is_refused_by_name_before_anything_is_loaded(
