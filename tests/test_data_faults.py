@@ -271,6 +271,15 @@ def test_two_files_without_rows_are_not_the_same_rows_twice(tmp_path: Path, cont
         assert render(report).count("the file is empty") == 2
 
 
+@pytest.mark.parametrize("blank", ["\u200b", "\ufeff", " \u200b\u2060 "])
+def test_characters_without_width_are_no_text(tmp_path: Path, blank: str) -> None:
+    lines = [{"context": "about Acme. Answer: ", "target": blank}, {"context": blank, "target": "neutral"}]
+    (tmp_path / "fpb_train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    said = render(check_folder(tmp_path, "jsonl"))
+    assert "target is empty" in said
+    assert "context is empty" in said
+
+
 # --- names that leave the split open --------------------------------------------------------------
 
 

@@ -192,13 +192,17 @@ def _lacking(columns: ColumnsConfig, values: Any) -> str:
     return missing_columns(list(values), needed, is_table=False)
 
 
+INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff"
+"""Characters without width, which editors and web pages leave behind: a text of them alone is empty."""
+
+
 def _text(values: dict[str, Any], key: str) -> str:
     if key not in values:
         raise BadLine(f"no {key}")
     value = values[key]
     if not isinstance(value, str):
         raise BadLine(f"{key} is not text")
-    if not value.strip():
+    if not value.strip().strip(INVISIBLE).strip():
         raise BadLine(f"{key} is empty")
     try:
         value.encode("utf-8")
