@@ -69,7 +69,7 @@ test-fast: $(STAMP)
 
 # Odd rows, answers, folders and messages for ten minutes, other ones each time; `make test` draws a minute of them with fixed seeds.
 fuzz: $(STAMP)
-	FUZZ_SECONDS=60 $(BIN)/python -m pytest tests/test_fuzz.py
+	FUZZ_SECONDS=60 $(BIN)/python -m pytest tests/project/test_fuzz.py
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -10,12 +10,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks.benches.evaluate import TARGETS, grouped
+from benchmarks.benches.paired import NO_VERDICT
 from benchmarks.provenance import provenance, shown_command
 from data.catalog import BENCHMARKS
-from fedfinlora.commands.bench_evaluate import TARGETS, grouped
-from fedfinlora.commands.paired import NO_VERDICT
 from fedfinlora.errors import UserError
-from fedfinlora.runfolder import read_json, read_lines
+from fedfinlora.files import read_json, read_lines
 
 
 def speed(measured: Sequence[Mapping[str, Any]]) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 from benchmarks.demo_liar import LIAR, LIES
 from benchmarks.demo_parties import RULE, Bank, say
 from benchmarks.demo_setting import KILLED, REFUSED, ROUNDS
-from eval.averages import headline_name
+from eval.metrics.averages import headline_name
+from fedfinlora.files import read_lines
 from fedfinlora.run.records import read_result
-from fedfinlora.runfolder import read_lines
 
 
 def complaints(deployed: Path, simulated: Path, banks: Sequence[Bank]) -> list[str]:

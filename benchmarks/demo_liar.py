@@ -14,7 +14,7 @@ from benchmarks.demo_parties import Party, say
 from benchmarks.hostile_bank import FIGURES, HostileBank
 from fedfinlora.deployment.certificates import make_node_key, tls_key, write_private
 from fedfinlora.deployment.reach import CERTIFICATE, TLS_KEY
-from fedfinlora.wire import TrainRequest
+from fedfinlora.wire.messages import TrainRequest
 
 LIAR = "bank-3"
 LIES = {1: "signature", 2: "malformed", 3: "not-finite"}

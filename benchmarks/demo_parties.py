@@ -18,9 +18,9 @@ from typing import NamedTuple
 import psutil
 
 from fedfinlora.compose import PROJECT_ROOT
-from fedfinlora.deployment.history import read_history
 from fedfinlora.errors import UserError
-from fedfinlora.runfolder import write_bytes
+from fedfinlora.files import write_bytes
+from fedfinlora.privacy.history import read_history
 
 LONGEST_S = 900.0
 """Longest wait for anything: on a slow machine a round may take minutes."""

@@ -37,7 +37,7 @@ from data.sample import FOLDER as SAMPLE
 from fedfinlora.commands.simulate import free_port
 from fedfinlora.compose import PROJECT_ROOT
 from fedfinlora.errors import UserError
-from fedfinlora.runfolder import read_json, read_lines
+from fedfinlora.files import read_json, read_lines
 
 ALLOWED, TIGHTER = 100, 1
 """Steps a round that bank-2 allows, and those on the day on which it refuses."""

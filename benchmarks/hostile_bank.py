@@ -24,8 +24,8 @@ from flwr.supernode.fleet_http_connection import http_request_response
 from fedfinlora.deployment.flower import presenting
 from fedfinlora.provenance.evidence import answer_signed, request_statement
 from fedfinlora.provenance.signatures import Signer
-from fedfinlora.runfolder import source_fingerprint
-from fedfinlora.wire import Figures, TrainRequest, pack_reply, unpack_request
+from fedfinlora.run.origin import source_fingerprint
+from fedfinlora.wire.messages import Figures, TrainRequest, pack_reply, unpack_request
 
 fleet_http_connection.FleetHttpClient = presenting(fleet_http_connection.FleetHttpClient)  # type: ignore[misc]
 """A hostile bank has a certificate too."""

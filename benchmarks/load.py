@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from fedfinlora.commands.bench_round import running, typed
+from benchmarks.benches.round import running, typed
 from fedfinlora.commands.coordinator import Coordinator
 from fedfinlora.commands.simulate import free_port
 from fedfinlora.compose import PROJECT_ROOT
@@ -44,10 +44,11 @@ from fedfinlora.deployment.flower import PIECES, presenting
 from fedfinlora.deployment.processes import program_of
 from fedfinlora.deployment.reach import AUTHORITY, CERTIFICATE, TLS_KEY
 from fedfinlora.errors import UserError
+from fedfinlora.files import read_lines, write_json
 from fedfinlora.provenance.evidence import answer_signed, request_statement
 from fedfinlora.provenance.signatures import Signer, load_signer
-from fedfinlora.runfolder import git_commit, read_lines, source_fingerprint, write_json
-from fedfinlora.wire import Figures, pack_reply, unpack_request
+from fedfinlora.run.origin import git_commit, source_fingerprint
+from fedfinlora.wire.messages import Figures, pack_reply, unpack_request
 
 LLAMA_NUMBERS = 4_718_592
 """Numbers of the adapter of Llama 3.1 8B with rank 8 on q, k and v."""

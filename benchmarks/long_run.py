@@ -32,10 +32,11 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.supercore.task_identity import TaskIdentity
 
 from client_app.app import app
-from fedfinlora.checkpoint import load_checkpoint, save_checkpoint
 from fedfinlora.compose import compose
-from fedfinlora.config import Config
-from fedfinlora.runfolder import read_config, write_bytes, write_config
+from fedfinlora.config.schema import Config
+from fedfinlora.files import write_bytes
+from fedfinlora.run.checkpoint import load_checkpoint, save_checkpoint
+from fedfinlora.run.folder import read_config, write_config
 from server_app.federated import run_federated
 
 BANKS = 2

@@ -31,8 +31,8 @@ from client_app.own_rows import divide
 from fedfinlora.compose import PROJECT_ROOT, compose
 from fedfinlora.deployment.policy import rounded_rows
 from fedfinlora.errors import UserError
+from fedfinlora.files import read_json, write_json
 from fedfinlora.privacy.forecast import adapter_parameters, forecast, layer_shapes
-from fedfinlora.runfolder import read_json, write_json
 
 FIGURES = PROJECT_ROOT / "docs" / "private"
 NICENESS = 10

@@ -16,10 +16,10 @@ from statistics import fmean
 from typing import Any
 
 from data.catalog import BENCHMARKS
+from fedfinlora.files import read_json
 from fedfinlora.report.charts import Series, line_chart
 from fedfinlora.report.drawing import standalone
 from fedfinlora.report.intervals import Interval, IntervalRow, interval_chart
-from fedfinlora.runfolder import read_json
 
 Cell = Mapping[str, Any]
 """Figures of one run, as docs/private/CELL.json holds them."""

@@ -6,7 +6,7 @@ import shlex
 from itertools import pairwise
 from pathlib import Path
 
-from fedfinlora.runfolder import read_json
+from fedfinlora.files import read_json
 
 
 def provenance(name: str, run: Path) -> str:

@@ -48,8 +48,8 @@ from benchmarks.score_results import (
     paired,
     tried,
 )
+from fedfinlora.files import read_json, write_json
 from fedfinlora.run.evaluation import METRICS_FILE
-from fedfinlora.runfolder import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

@@ -14,11 +14,11 @@ import yaml
 
 from benchmarks.provenance import provenance
 from data.catalog import BENCHMARKS, PUBLISHED_FEDERATED
-from eval.averages import headline_name, headline_score
+from eval.metrics.averages import headline_name, headline_score
+from fedfinlora.files import read_json
 from fedfinlora.run.evaluation import METRICS_FILE, BenchmarkMetrics, Evaluation, Scores, read_evaluation
 from fedfinlora.run.records import RunResult, read_result, read_rounds
 from fedfinlora.run.typed import to_json
-from fedfinlora.runfolder import read_json
 
 FILINGS = ("xbrl_tags_extract", "xbrl_value_extract")
 PAIRED_FILE = "paired.json"
@@ -147,7 +147,7 @@ def paired(run: Path, one: str, other: str, keys: Sequence[str]) -> dict[str, An
     """Benchmark -> `other` minus `one` on the same rows of an evaluation, as docs/results keeps it: the rows themselves
     are not kept.
     """
-    from eval.compare import compare_runs
+    from eval.metrics.compare import compare_runs
 
     compared = compare_runs(run, one, run, other).benchmarks
     return {key: to_json(compared[key].figures["accuracy"]) for key in keys}

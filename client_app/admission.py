@@ -9,19 +9,19 @@ from typing import Any, NamedTuple
 from client_app.facts import BankFacts
 from client_app.prepared_rows import BankRows, bank_rows, check_least_rows
 from client_app.privacy_plan import declared_size
-from fedfinlora.deployment.history import refuses_unread, rounds_today
 from fedfinlora.deployment.policy import Work, broken_rule
 from fedfinlora.errors import UserError
-from fedfinlora.model_files import model_sha256
-from fedfinlora.reasons import UNREAD
-from fedfinlora.runfolder import source_fingerprint
-from fedfinlora.training import Stretch, stretch_of_round, total_steps
-from fedfinlora.wire import BankError, TrainRequest
+from fedfinlora.model.files import model_sha256
+from fedfinlora.privacy.history import refuses_unread, rounds_today
+from fedfinlora.run.origin import source_fingerprint
+from fedfinlora.train.loop import Stretch, stretch_of_round, total_steps
+from fedfinlora.wire.messages import BankError, TrainRequest
+from fedfinlora.wire.reasons import UNREAD
 
 
 def check_refusals(facts: BankFacts) -> None:
     """BankError where so many requests were refused today that this one is not looked at
-    (`fedfinlora.deployment.history`).
+    (`fedfinlora.privacy.history`).
     """
     try:
         if facts.policy is not None and refuses_unread(facts.history_file):

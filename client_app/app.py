@@ -17,8 +17,8 @@ from client_app.facts import BankFacts, bank_facts
 from client_app.signed import bank_keys, check_request, sign_answer
 from client_app.worker import train_in_worker
 from fedfinlora.logs import about, belongs, show_logs
-from fedfinlora.runfolder import source_fingerprint
-from fedfinlora.wire import BankError, pack_error, pack_reply, unpack_request
+from fedfinlora.run.origin import source_fingerprint
+from fedfinlora.wire.messages import BankError, pack_error, pack_reply, unpack_request
 
 log = logging.getLogger("fedfinlora.bank")
 app = ClientApp()

@@ -23,19 +23,19 @@ from client_app.kept_state import load_moments, save_moments
 from client_app.prepared_rows import BankRows
 from client_app.privacy_plan import NAMES, book_round, delta_of, make_plan
 from client_app.published import published
-from fedfinlora.adapter import Vector, read_adapter, write_adapter
-from fedfinlora.config import Config
-from fedfinlora.deployment.history import Event, record
+from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError
-from fedfinlora.gradient_step import PLAIN, GradientStep
 from fedfinlora.logs import about
-from fedfinlora.memory import give_back_heap
-from fedfinlora.models import Session, get_session
-from fedfinlora.packing import Example
+from fedfinlora.model.adapter import Vector, read_adapter, write_adapter
+from fedfinlora.model.loading import Session, get_session
+from fedfinlora.model.packing import Example
 from fedfinlora.privacy.accounting import Steps
+from fedfinlora.privacy.history import Event, record
 from fedfinlora.privacy.ledger import Booked, Head
-from fedfinlora.training import Stretch, TrainResult, mean_loss, train
-from fedfinlora.wire import ALWAYS_TOLD, BankError, Figures, TrainRequest
+from fedfinlora.train.gradient_step import PLAIN, GradientStep
+from fedfinlora.train.loop import Stretch, TrainResult, mean_loss, train
+from fedfinlora.train.memory import give_back_heap
+from fedfinlora.wire.messages import ALWAYS_TOLD, BankError, Figures, TrainRequest
 
 log = logging.getLogger("fedfinlora.bank")
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedfinlora.config import ColumnsConfig
-from fedfinlora.deployment.history import history_file
+from fedfinlora.config.schema import ColumnsConfig
 from fedfinlora.deployment.policy import Policy, declared_sizes, read_settings
 from fedfinlora.errors import UserError
+from fedfinlora.privacy.history import history_file
 from fedfinlora.privacy.ledger import ledger_root
 from fedfinlora.privacy.randomness import noise_is_reproducible
-from fedfinlora.wire import BANK_NAME, REVEALABLE, BankError
+from fedfinlora.wire.messages import BANK_NAME, REVEALABLE, BankError
 
 
 @dataclass(frozen=True)

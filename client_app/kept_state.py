@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from fedfinlora.errors import UserError
-from fedfinlora.numbered import by_number, number_of
-from fedfinlora.runfolder import write_bytes
-from fedfinlora.training import OptimizerState
-from fedfinlora.wire import BankError
+from fedfinlora.files import write_bytes
+from fedfinlora.system.numbered import by_number, number_of
+from fedfinlora.train.loop import OptimizerState
+from fedfinlora.wire.messages import BankError
 
 log = logging.getLogger("fedfinlora.bank")
 FILES = "round_*.safetensors"

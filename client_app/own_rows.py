@@ -20,7 +20,7 @@ from data.partition import hold_out, partition
 from data.rows import Row
 from data.sources import layout_of, load_rows
 from data.validation import set_aside
-from fedfinlora.config import Config, DatasetConfig, PartitionConfig
+from fedfinlora.config.schema import Config, DatasetConfig, PartitionConfig
 from fedfinlora.errors import UserError
 from fedfinlora.seeds import derive_seed, generator
 

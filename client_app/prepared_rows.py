@@ -18,15 +18,15 @@ from client_app.privacy_plan import CUSTOMERS
 from data.encode import encode_rows
 from data.rows import Row
 from data.sources import state_of_files
-from fedfinlora.base_checks import context_tokens
-from fedfinlora.bounded_cache import BoundedCache
-from fedfinlora.config import Config, PrivacyConfig
+from fedfinlora.config.schema import Config, PrivacyConfig
 from fedfinlora.deployment.policy import declared_sizes, rounded_rows
 from fedfinlora.errors import UserError
-from fedfinlora.packing import Example
+from fedfinlora.model.base_checks import context_tokens
+from fedfinlora.model.packing import Example
 from fedfinlora.privacy.cohorts import customer_of
 from fedfinlora.privacy.ledger import Rows, Version1, fingerprint
-from fedfinlora.wire import BankError
+from fedfinlora.system.bounded_cache import BoundedCache
+from fedfinlora.wire.messages import BankError
 
 log = logging.getLogger("fedfinlora.bank")
 

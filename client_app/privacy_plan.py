@@ -18,24 +18,24 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedfinlora.adapter import write_adapter
-from fedfinlora.config import Config
-from fedfinlora.config_values import to_json
-from fedfinlora.deployment.history import newest_head
+from fedfinlora.config.schema import Config
+from fedfinlora.config.values import to_json
 from fedfinlora.errors import UserError
-from fedfinlora.gradient_step import GradientStep
-from fedfinlora.packing import Example
+from fedfinlora.model.adapter import write_adapter
+from fedfinlora.model.packing import Example
 from fedfinlora.privacy.accounting import Accounted, Steps, default_delta, epsilon, noise_multiplier_for
 from fedfinlora.privacy.dp_lora import SENSITIVITY, PublishedMechanism
+from fedfinlora.privacy.history import newest_head
 from fedfinlora.privacy.ledger import Booked, BudgetError, Spending, book
 from fedfinlora.privacy.mechanism import NEIGHBOUR_SHARE, Mechanism, self_test, units_to_test
-from fedfinlora.wire import BankError, TrainRequest
+from fedfinlora.train.gradient_step import GradientStep
+from fedfinlora.wire.messages import BankError, TrainRequest
 
 if TYPE_CHECKING:
     from client_app.facts import BankFacts
     from client_app.prepared_rows import BankRows
-    from fedfinlora.models import Session
-    from fedfinlora.training import Stretch
+    from fedfinlora.model.loading import Session
+    from fedfinlora.train.loop import Stretch
 
 log = logging.getLogger("fedfinlora.bank")
 NAMES = {

@@ -19,7 +19,7 @@ import math
 from dataclasses import replace
 
 from fedfinlora.deployment.policy import rounded_rows
-from fedfinlora.wire import Figures
+from fedfinlora.wire.messages import Figures
 
 DIGITS = 3
 """Significant digits of losses and seconds."""

@@ -1,7 +1,7 @@
 """What a deployed bank does with signatures: it answers nothing but what its coordinator has signed, signs its answers,
 and keeps both.
 
-Nothing is kept of requests that are refused unread (`fedfinlora.deployment.history`), and configurations and
+Nothing is kept of requests that are refused unread (`fedfinlora.privacy.history`), and configurations and
 certificates take no more than KEPT_BYTES.
 
 `state/signed/BANK.jsonl` has a line for each request as it came and one for each answer before it leaves, with their
@@ -27,6 +27,7 @@ from flwr.app import RecordDict
 
 from client_app.facts import BankFacts
 from fedfinlora.errors import UserError
+from fedfinlora.files import unwritable, write_bytes
 from fedfinlora.provenance.bank_record import Answered, Asked, Entry, append
 from fedfinlora.provenance.evidence import answer_signed, request_statement
 from fedfinlora.provenance.signatures import (
@@ -38,10 +39,9 @@ from fedfinlora.provenance.signatures import (
     check,
     load_signer,
 )
-from fedfinlora.reasons import UNREAD
-from fedfinlora.runfolder import unwritable, write_bytes
-from fedfinlora.wire import BankError, check_request_form
-from fedfinlora.wire_form import request_fault
+from fedfinlora.wire.form import request_fault
+from fedfinlora.wire.messages import BankError, check_request_form
+from fedfinlora.wire.reasons import UNREAD
 
 log = logging.getLogger("fedfinlora.bank")
 NODE_KEY, AUTHORITY = "node-key", "authority"

@@ -24,13 +24,13 @@ from client_app.admission import Settled, admit, check_source, settle, work_of
 from client_app.bank import book_open, one_code
 from client_app.facts import BankFacts
 from client_app.privacy_plan import book_round, delta_of, make_plan
-from fedfinlora.config import Config
+from fedfinlora.config.schema import Config
 from fedfinlora.deployment.policy import RULES, broken_rules
 from fedfinlora.errors import UserError
+from fedfinlora.model.tokenizers import load_tokenizer
 from fedfinlora.privacy.accounting import Steps
 from fedfinlora.privacy.ledger_files import locked
-from fedfinlora.tokenizers import load_tokenizer
-from fedfinlora.wire import BankError, TrainRequest
+from fedfinlora.wire.messages import BankError, TrainRequest
 
 RUN = "bank try"
 AFTER_ROWS = ("max_steps_per_round", "max_rows_per_round")

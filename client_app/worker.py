@@ -37,16 +37,16 @@ import numpy as np
 
 from client_app.bank import RoundReply, train_round
 from client_app.facts import BankFacts, bank_facts
-from fedfinlora.adapter import Vector
-from fedfinlora.config_values import build, to_json
+from fedfinlora.config.values import build, to_json
 from fedfinlora.errors import UserError
-from fedfinlora.locks import wait_for
 from fedfinlora.logs import about, show_logs
+from fedfinlora.model.adapter import Vector
 from fedfinlora.privacy.head import Head
-from fedfinlora.process_identity import ProcessIdentity
-from fedfinlora.reasons import SAFE_REASONS
-from fedfinlora.runfolder import source_fingerprint
-from fedfinlora.wire import BankError, Figures, TrainRequest
+from fedfinlora.run.origin import source_fingerprint
+from fedfinlora.system.locks import wait_for
+from fedfinlora.system.process_identity import ProcessIdentity
+from fedfinlora.wire.messages import BankError, Figures, TrainRequest
+from fedfinlora.wire.reasons import SAFE_REASONS
 
 log = logging.getLogger("fedfinlora.bank")
 IDLE_S = 900.0

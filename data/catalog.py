@@ -3,8 +3,8 @@ or labels.
 
 Keys, file names, budgets and published scores are those of FinLoRA (Wang et al. 2025, arXiv 2505.19819, repository at
 commit 7e1cf82). Adding a benchmark is one more `Benchmark(...)` below; `parser` and `scorer` are names that
-`eval.parsers.PARSERS` and `eval.scorers.SCORERS` know. One without published scores is evaluated and reported, and
-stays out of FinLoRA's overall average.
+`eval.scoring.parsers.PARSERS` and `eval.scoring.scorers.SCORERS` know. One without published scores is evaluated and
+reported, and stays out of FinLoRA's overall average.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ class Benchmark:
     budget_tokens: int
     """Most new tokens of an answer (FinLoRA's max_new_tokens)."""
     parser: str
-    """How an answer is read: a name in eval.parsers.PARSERS."""
+    """How an answer is read: a name in eval.scoring.parsers.PARSERS."""
     scorer: str
-    """How it is judged: a name in eval.scorers.SCORERS."""
+    """How it is judged: a name in eval.scoring.scorers.SCORERS."""
     source: str
     """Where the rows come from."""
     licence: str

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from data.rows import Row
 from fedfinlora.errors import UserError
-from fedfinlora.packing import Example
+from fedfinlora.model.packing import Example
 
 _SHRINK = {"NFC": 4, "NFD": 1, "Prepend": 1, "Replace of one": 1}
 """Normalizer -> how many characters it makes one of at most: a letter with its marks decomposes into four at most

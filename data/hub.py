@@ -21,8 +21,8 @@ from data.catalog import BENCHMARKS
 from data.rows import BadRow, Row
 from data.sources.public import Unusable, pairs
 from fedfinlora.errors import UserError
-from fedfinlora.hub_faults import first_line, hub_fault
-from fedfinlora.web import check_hub
+from fedfinlora.model.hub_faults import first_line, hub_fault
+from fedfinlora.system.web import check_hub
 
 PARQUET_BRANCH = "refs/convert/parquet"
 """Where the hub keeps a converted copy of sets that come as a program."""

@@ -4,7 +4,7 @@ baseline has them.
 An example is a train row's prompt and its target; examples and the row's own prompt are separated by blank lines. The
 row's prompt stays the end of the new one, so FinLoRA's rules (what follows the last "Answer:" is the output) hold as
 before, and the examples are one common beginning of all rows of the benchmark, which is read once
-(`fedfinlora.packing`).
+(`fedfinlora.model.packing`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from data.catalog import Benchmark
 from data.rows import Row
 from data.sources import load_rows
-from fedfinlora.base_checks import context_tokens
-from fedfinlora.config import Config
+from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError
+from fedfinlora.model.base_checks import context_tokens
 from fedfinlora.seeds import generator
 
 SEPARATOR = "\n\n"

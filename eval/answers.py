@@ -19,8 +19,8 @@ from types import TracebackType
 from typing import Any
 
 from fedfinlora.errors import UserError
-from fedfinlora.locks import wait_for
 from fedfinlora.run.typed import OMITTED, to_json
+from fedfinlora.system.locks import wait_for
 
 FORMAT = 4
 """Raised when the decoding or the lines change their meaning, so that old answers are left alone."""

@@ -15,7 +15,7 @@ from data.catalog import Benchmark
 from data.rows import Row
 from eval.answers import AnswerFile, ModelAnswer, read_answers, settings_id
 from eval.models import Model
-from fedfinlora.config import Config
+from fedfinlora.config.schema import Config
 
 
 def answers_of(

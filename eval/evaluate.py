@@ -15,14 +15,14 @@ from data.catalog import BENCHMARKS, Benchmark, select
 from data.rows import Row
 from eval.answers import ModelAnswer
 from eval.asking import answers_of, unanswered
-from eval.averages import finlora_overall, group_means, headline_score
+from eval.metrics.averages import finlora_overall, group_means, headline_score
 from eval.models import TOO_LONG, LocalModel, Model, choice_of
-from eval.records import score_rows
 from eval.rows import EvaluationRows, prepared, rows_to_score
-from eval.said import is_unfinished
-from fedfinlora.config import Config
-from fedfinlora.memory import give_back_heap
-from fedfinlora.models import Session
+from eval.scoring.final_answer import is_unfinished
+from eval.scoring.records import score_rows
+from fedfinlora.config.schema import Config
+from fedfinlora.files import write_bytes, write_json
+from fedfinlora.model.loading import Session
 from fedfinlora.run.evaluation import (
     METRICS_FILE,
     BenchmarkMetrics,
@@ -33,8 +33,8 @@ from fedfinlora.run.evaluation import (
     Work,
 )
 from fedfinlora.run.typed import to_json
-from fedfinlora.runfolder import write_bytes, write_json
 from fedfinlora.seeds import generator
+from fedfinlora.train.memory import give_back_heap
 
 OnEvent = Callable[..., None]
 log = logging.getLogger("fedfinlora")

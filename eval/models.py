@@ -16,21 +16,21 @@ from data.catalog import Benchmark
 from data.encode import encode_prompts
 from data.rows import Row
 from eval.answers import ModelAnswer, prompt_id
-from eval.generation import Answer, generate
-from eval.labels import label_logprobs
-from eval.plain_generation import generate_plainly
-from eval.scoring import read_answer
-from eval.settling import READ_BY_FIRST_LABEL, Settling, fewest_marker_tokens
-from fedfinlora.adapter import Vector, read_adapter, write_adapter
-from fedfinlora.base_checks import context_tokens
-from fedfinlora.checkpoint import adapter_checksum
-from fedfinlora.config import Config
-from fedfinlora.embedded import CACHE_FORMAT, is_embedded
-from fedfinlora.models import Session, pick_dtype
-from fedfinlora.peft_methods import METHODS
+from eval.decoding.generation import Answer, generate
+from eval.decoding.labels import label_logprobs
+from eval.decoding.plain_generation import generate_plainly
+from eval.decoding.stopping import READ_BY_FIRST_LABEL, Settling, fewest_marker_tokens
+from eval.scoring.row_score import read_answer
+from fedfinlora.config.schema import Config
+from fedfinlora.model.adapter import Vector, read_adapter, write_adapter
+from fedfinlora.model.base_checks import context_tokens
+from fedfinlora.model.embedded import CACHE_FORMAT, is_embedded
+from fedfinlora.model.loading import Session, pick_dtype
+from fedfinlora.model.peft_methods import METHODS
+from fedfinlora.run.checkpoint import adapter_checksum
 
 if TYPE_CHECKING:
-    from eval.remote import RemoteSession
+    from eval.remote.answers import RemoteSession
 
 OnAnswer = Callable[[int, ModelAnswer], None]
 """Hears the number of a row and its answer."""
@@ -247,7 +247,7 @@ class RemoteAnswers:
 
     def length(self) -> Callable[[str], int]:
         """By the configured model's tokenizer: the server's own is not known."""
-        from fedfinlora.tokenizers import load_tokenizer
+        from fedfinlora.model.tokenizers import load_tokenizer
 
         tokenizer = load_tokenizer(self.config.model)
         return lambda prompt: len(tokenizer(prompt)["input_ids"])

@@ -11,13 +11,13 @@ from typing import Any
 
 from data.catalog import BENCHMARKS, Benchmark
 from data.rows import Row
-from eval.averages import finlora_overall, group_means
-from eval.metrics import summarise
+from eval.metrics.averages import finlora_overall, group_means
+from eval.metrics.benchmark import summarise
 from eval.models import choice_of
-from eval.records import recorded_scores, score_rows
 from eval.rounds import is_due, validation_of
-from eval.scorers import SCORERS
-from fedfinlora.config import Config
+from eval.scoring.records import recorded_scores, score_rows
+from eval.scoring.scorers import SCORERS
+from fedfinlora.config.schema import Config
 from fedfinlora.provenance.compared import Difference, differences
 from fedfinlora.provenance.release import PROVENANCE_FILE
 from fedfinlora.run.evaluation import (
@@ -28,10 +28,10 @@ from fedfinlora.run.evaluation import (
     read_evaluation,
     read_records,
 )
+from fedfinlora.run.folder import ROUND_LABEL, read_config
 from fedfinlora.run.records import ROUNDS_FILE, RoundLine
+from fedfinlora.run.selection import Selection, choice
 from fedfinlora.run.typed import plain, to_json
-from fedfinlora.runfolder import ROUND_LABEL, read_config
-from fedfinlora.selection import Selection, choice
 
 GIVEN = (
     "id", "prompt_sha256", "target", "output", "too_long", "stopped", "api", "served_model", "label_logprobs",

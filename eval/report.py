@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.catalog import BENCHMARKS, PUBLISHED_FEDERATED, PUBLISHED_FEDERATED_TASKS, Benchmark
-from eval.compare import compare_runs
-from fedfinlora.config import Config
-from fedfinlora.config_values import to_plain
+from eval.metrics.compare import compare_runs
+from fedfinlora.config.schema import Config
+from fedfinlora.config.values import to_plain
 from fedfinlora.report import BenchmarkInfo, Published, write_exports, write_report
 
 PUBLISHED_HEADINGS = {

@@ -22,20 +22,20 @@ from data.catalog import select
 from data.rows import Row
 from data.sources import load_rows
 from data.validation import set_aside
-from eval.averages import headline_score
 from eval.evaluate import OnEvent, evaluate
+from eval.metrics.averages import headline_score
 from eval.rows import EvaluationRows, rows_to_score
-from fedfinlora.adapter import Vector, load_adapter, save_adapter, write_adapter
-from fedfinlora.checkpoint import UNSCORED, Checkpoint, adapter_checksum, save_checkpoint
-from fedfinlora.config import Config
-from fedfinlora.models import Session, initial_adapter
-from fedfinlora.retention import forget_old_rounds
+from fedfinlora.config.schema import Config
+from fedfinlora.files import append_line
+from fedfinlora.model.adapter import Vector, load_adapter, save_adapter, write_adapter
+from fedfinlora.model.loading import Session, initial_adapter
+from fedfinlora.report.tensorboard import TensorBoardWriter
+from fedfinlora.run.checkpoint import UNSCORED, Checkpoint, adapter_checksum, save_checkpoint
 from fedfinlora.run.evaluation import BenchmarkMetrics, Scores
 from fedfinlora.run.records import ROUNDS_FILE, RoundLine, Validation, read_rounds, round_line
+from fedfinlora.run.retention import forget_old_rounds
+from fedfinlora.run.selection import Selection, kept_round, selection_of
 from fedfinlora.run.typed import to_json
-from fedfinlora.runfolder import append_line
-from fedfinlora.selection import Selection, kept_round, selection_of
-from fedfinlora.tensorboard import TensorBoardWriter
 
 log = logging.getLogger("fedfinlora.rounds")
 

@@ -11,7 +11,7 @@ from data.catalog import BENCHMARKS, select
 from data.rows import Row
 from data.shots import few_shot_rows
 from data.sources import load_rows
-from fedfinlora.config import Config
+from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError
 from fedfinlora.seeds import generator
 

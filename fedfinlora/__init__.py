@@ -8,7 +8,7 @@ The functions are those of `fedfinlora.api`, imported when they are first used: 
 """
 
 # Nothing is imported here: under `python -m fedfinlora` a typing.py in the working directory would be taken for the
-# library (`fedfinlora.shadows`).
+# library (`fedfinlora.system.shadows`).
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from fedfinlora.api import centralized, compare, evaluate, load_run, local, simulate

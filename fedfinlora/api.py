@@ -22,12 +22,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from fedfinlora.errors import ConfigError, UserError
-from fedfinlora.progress import Event
-from fedfinlora.progress_display import listening
 from fedfinlora.report.reading import Run, read_run
 from fedfinlora.run.comparison import Comparison
-from fedfinlora.shadows import own_modules_first
-from fedfinlora.surroundings import prepare_process
+from fedfinlora.run.progress import Event
+from fedfinlora.run.progress_display import listening
+from fedfinlora.system.shadows import own_modules_first
+from fedfinlora.system.surroundings import prepare_process
 
 OnEvent = Callable[[Event], None]
 Settings = Mapping[str, object]
@@ -84,7 +84,7 @@ def load_run(run: str | os.PathLike[str]) -> Run:
     """The records of a run by its folder or its name. UserError where there is none; what is damaged is in
     `Run.missing`, and the rest is there.
     """
-    from fedfinlora.which_run import folder_or_run
+    from fedfinlora.run.which_run import folder_or_run
 
     if not isinstance(run, str | os.PathLike):
         raise ConfigError(f"A run is named by its folder or its name, not by {run!r}.")
@@ -101,10 +101,10 @@ def compare(
     one: Run | str | os.PathLike[str], other: Run | str | os.PathLike[str], labels: tuple[str, str] = ("final", "final")
 ) -> Comparison:
     """The differences of two evaluations on the rows that both have, with paired intervals
-    (`eval.compare.compare_runs`). Runs as `load_run` gives them, or by folder or name.
+    (`eval.metrics.compare.compare_runs`). Runs as `load_run` gives them, or by folder or name.
     """
     own_modules_first()
-    from eval.compare import compare_runs
+    from eval.metrics.compare import compare_runs
 
     first, second = (run if isinstance(run, Run) else load_run(run) for run in (one, other))
     return compare_runs(first.folder, labels[0], second.folder, labels[1])
@@ -117,7 +117,7 @@ def words_of(settings: Settings | None, named: Settings) -> list[str]:
     ... {"banks": 3, "run_name": "Lauf Ü", "overwrite": True})
     ['banks=3', 'run_name=Lauf Ü', 'overwrite=true', 'train.epochs=2', 'dataset.tasks=[fpb,fiqa]']
     """
-    from fedfinlora.words import text_keys, word
+    from fedfinlora.config.words import text_keys, word
 
     if settings is not None and not isinstance(settings, Mapping):
         raise ConfigError(f"settings must be a mapping of keys to values, not {type(settings).__name__}.")

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from fedfinlora import __version__
 from fedfinlora.commands.parsers import Parser, modules
-from fedfinlora.detach import is_detached, start_detached
 from fedfinlora.errors import ConfigError, UserError
-from fedfinlora.family import interrupt_on_signals
-from fedfinlora.shadows import own_modules_first
-from fedfinlora.surroundings import of_machine, prepare_process, replace_unprintable
+from fedfinlora.run.detach import is_detached, start_detached
+from fedfinlora.system.family import interrupt_on_signals
+from fedfinlora.system.shadows import own_modules_first
+from fedfinlora.system.surroundings import of_machine, prepare_process, replace_unprintable
 
 
 class _ListOfCommands(argparse.HelpFormatter):

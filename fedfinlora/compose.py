@@ -1,4 +1,4 @@
-"""Hydra composes `conf/` and the `key=value` overrides; the schema (`fedfinlora.config`) has the last word."""
+"""Hydra composes `conf/` and the `key=value` overrides; the schema (`fedfinlora.config.schema`) has the last word."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from fedfinlora.config import Config
-from fedfinlora.config_values import build, describe, to_plain
+from fedfinlora.config.schema import Config
+from fedfinlora.config.values import build, describe, to_plain
+from fedfinlora.config.words import split_text
 from fedfinlora.errors import ConfigError, UserError
-from fedfinlora.which_run import find_run
-from fedfinlora.words import split_text
+from fedfinlora.run.which_run import find_run
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 CONF_FOLDER = PROJECT_ROOT / "conf"
@@ -21,7 +21,7 @@ CONF_FOLDER = PROJECT_ROOT / "conf"
 
 def compose(overrides: Sequence[str] = (), folder: Path | None = None) -> Config:
     """Compose and validate. `overrides` are Hydra's: `peft=dora`, `train.learning_rate=2e-4`, `experiment=sentiment`;
-    the values of text fields are taken as they are (`fedfinlora.words`).
+    the values of text fields are taken as they are (`fedfinlora.config.words`).
 
     Relative paths are made absolute against `folder` (default: the working directory). Raises ConfigError in one line.
     """

@@ -17,12 +17,12 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedfinlora.compose import compose
-from fedfinlora.config import Config
-from fedfinlora.config_values import build
+from fedfinlora.config.schema import Config
+from fedfinlora.config.values import build
+from fedfinlora.config.words import word
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.logs import about, show_logs
-from fedfinlora.runs import asked_otherwise, configuration_of
-from fedfinlora.words import word
+from fedfinlora.run.opening import asked_otherwise, configuration_of
 from server_app.guarded_grid import guarded
 from server_app.plain_run import asked_groups, say_first
 

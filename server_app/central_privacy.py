@@ -13,7 +13,7 @@ from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedfinlora.config import Config
+from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError
 from fedfinlora.privacy.accounting import Steps, default_delta, epsilon, noise_multiplier_for
 from fedfinlora.privacy.grid import Grid
@@ -29,7 +29,7 @@ from fedfinlora.privacy.randomness import (
 from fedfinlora.run.records import RoundPrivacy
 
 if TYPE_CHECKING:
-    from fedfinlora.runs import OpenRun
+    from fedfinlora.run.opening import OpenRun
 
 log = logging.getLogger("fedfinlora.server")
 LEAST_NOISE_MULTIPLIER = 1e-3

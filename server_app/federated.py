@@ -13,28 +13,29 @@ from typing import Any
 from eval.report import write_run_report
 from eval.rounds import RunScores, validation_rows
 from eval.rows import data_files
-from fedfinlora.adapter_folder import start_files
-from fedfinlora.checkpoint import Checkpoint, adapter_checksum, save_checkpoint
-from fedfinlora.config import Config
-from fedfinlora.config_values import to_json
+from fedfinlora.config.schema import Config
+from fedfinlora.config.values import to_json
 from fedfinlora.deployment.app_bundle import bundle_sha256
-from fedfinlora.deployment.enrolled import enrolled_banks
 from fedfinlora.errors import UserError
+from fedfinlora.files import write_json
 from fedfinlora.logs import about, also_in, belongs
-from fedfinlora.models import Session, first_adapter, get_session
-from fedfinlora.privacy.card import privacy_card
-from fedfinlora.progress import EventWriter
+from fedfinlora.model.adapter_folder import start_files
+from fedfinlora.model.loading import Session, first_adapter, get_session
 from fedfinlora.provenance.audits import bound_audit
 from fedfinlora.provenance.chain import Chain, begin_line, end_line, saved_line
 from fedfinlora.provenance.deltas import keep_start
+from fedfinlora.provenance.enrolled import enrolled_banks
 from fedfinlora.provenance.evidence import ServerKeys, server_keys
 from fedfinlora.provenance.lines import Attempt
 from fedfinlora.provenance.release import write_release
+from fedfinlora.report.tensorboard import TensorBoardWriter
+from fedfinlora.run.checkpoint import Checkpoint, adapter_checksum, save_checkpoint
+from fedfinlora.run.folder import write_manifest
+from fedfinlora.run.opening import OpenRun, open_run, run_result
+from fedfinlora.run.privacy_card import privacy_card
+from fedfinlora.run.progress import EventWriter
 from fedfinlora.run.records import BankEntry, BankTimings, RoundLine, RoundPrivacy, read_rounds, write_result
 from fedfinlora.run.typed import plain
-from fedfinlora.runfolder import write_json, write_manifest
-from fedfinlora.runs import OpenRun, open_run, run_result
-from fedfinlora.tensorboard import TensorBoardWriter
 from server_app.plain_run import logged_events
 from server_app.rounds import MessageGrid, a_second, roster, run_round
 from server_app.strategies import strategy_of

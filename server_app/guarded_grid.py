@@ -4,7 +4,7 @@ be larger than what it answers.
 Flower's own `pull_messages` fetches everything of all replies before anybody can look at it, waits inside the call for
 pieces that are still on their way (for minutes where a bank never sends them, and all other banks with it), and raises
 where one of them is no message, which ends the run. Here the pieces are taken as they are there, within
-`fedfinlora.reply_limits`; what cannot be a reply comes back as Flower's error with our code UNREADABLE and one of the
+`fedfinlora.wire.limits`; what cannot be a reply comes back as Flower's error with our code UNREADABLE and one of the
 reasons below, and the rest of it is not fetched. Of an error that a bank sends, its code counts and its text is
 dropped.
 """
@@ -33,7 +33,7 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.superlink.grid.http_grid import HttpGrid
 
 from fedfinlora.errors import UserError
-from fedfinlora.reply_limits import bytes_allowed, objects_allowed
+from fedfinlora.wire.limits import bytes_allowed, objects_allowed
 from server_app.rounds import UNREADABLE, MessageGrid
 
 log = logging.getLogger("fedfinlora.server")

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedfinlora.deployment.enrolled import enrolled_banks
-from fedfinlora.progress import ShownEvents
-from fedfinlora.progress_display import PlainProgress
-from fedfinlora.words import typed_keys
+from fedfinlora.config.words import typed_keys
+from fedfinlora.provenance.enrolled import enrolled_banks
+from fedfinlora.run.progress import ShownEvents
+from fedfinlora.run.progress_display import PlainProgress
 
 log = logging.getLogger("fedfinlora.server")
 QUICK = "quick"

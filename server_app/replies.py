@@ -18,10 +18,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedfinlora.adapter import Factors, Layout, Vector
 from fedfinlora.errors import UserError
-from fedfinlora.runfolder import unwritable
-from fedfinlora.wire import Figures, Reply
+from fedfinlora.files import unwritable
+from fedfinlora.model.adapter import Factors, Layout, Vector
+from fedfinlora.wire.messages import Figures, Reply
 
 
 class StoredDeltas:

@@ -19,18 +19,18 @@ from typing import Any, Protocol
 import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from fedfinlora.adapter import Layout
-from fedfinlora.checkpoint import adapter_checksum
-from fedfinlora.config import Config, StrategyConfig
+from fedfinlora.config.schema import Config, StrategyConfig
 from fedfinlora.errors import UserError
 from fedfinlora.logs import about
+from fedfinlora.model.adapter import Layout
 from fedfinlora.provenance.deltas import keep_delta
 from fedfinlora.provenance.evidence import RoundEvidence, ServerKeys
 from fedfinlora.provenance.lines import Attempt
-from fedfinlora.reasons import SAFE_REASONS, reason_of
+from fedfinlora.run.checkpoint import adapter_checksum
+from fedfinlora.run.origin import source_fingerprint
 from fedfinlora.run.records import BankEntry, BankPrivacy, BankTimings, RoundLine, RoundTimings
-from fedfinlora.runfolder import source_fingerprint
-from fedfinlora.wire import BANK_NAME, Figures, RejectedReply, Reply, TrainRequest, pack_requests, unpack_reply
+from fedfinlora.wire.messages import BANK_NAME, Figures, RejectedReply, Reply, TrainRequest, pack_requests, unpack_reply
+from fedfinlora.wire.reasons import SAFE_REASONS, reason_of
 from server_app.replies import StoredDeltas, replies_of
 from server_app.strategies.strategy import ServerState, Strategy, take_step
 from server_app.witness import Witness

@@ -17,12 +17,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fedfinlora.errors import UserError
-from fedfinlora.locks import wait_for
+from fedfinlora.files import unwritable, write_bytes
 from fedfinlora.privacy.head import Head
 from fedfinlora.privacy.ledger import ledger_root
 from fedfinlora.run.records import RoundLine
-from fedfinlora.runfolder import unwritable, write_bytes
-from fedfinlora.wire import RejectedReply
+from fedfinlora.system.locks import wait_for
+from fedfinlora.wire.messages import RejectedReply
 
 WITNESS_VARIABLE = "FEDFINLORA_WITNESS"
 HEADS_FILE = "heads.json"

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import settings
 
-from fedfinlora.config import Config, ModelConfig, PeftConfig
-from fedfinlora.packing import Example
+from fedfinlora.config.schema import Config, ModelConfig, PeftConfig
+from fedfinlora.model.packing import Example
 
 if TYPE_CHECKING:
-    from fedfinlora.adapter import Vector
-    from fedfinlora.models import Session
+    from fedfinlora.model.adapter import Vector
+    from fedfinlora.model.loading import Session
 
 settings.register_profile("steady", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("steady")
@@ -171,8 +171,8 @@ def set_random_adapter(session: Session, seed: int = 0) -> Vector:
     """Move a session's adapter away from where it starts, by a random vector that is returned in full, (size,)
     float32.
     """
-    from fedfinlora.adapter import read_adapter, write_adapter
-    from fedfinlora.models import initial_adapter
+    from fedfinlora.model.adapter import read_adapter, write_adapter
+    from fedfinlora.model.loading import initial_adapter
 
     method = "lora_xs" if any(name.endswith(".R.weight") for name in session.layout.names) else "lora"
     start = initial_adapter(session, tiny_config(method=method))
@@ -203,7 +203,7 @@ def session_of() -> MakeSession:
     """
 
     def make(quantization: str = "none", method: str = "lora", dropout: float = 0.0, seed: int = 0) -> Session:
-        from fedfinlora.models import get_session
+        from fedfinlora.model.loading import get_session
 
         session = get_session(tiny_config(quantization, method, dropout))
         session.model.zero_grad(set_to_none=True)

@@ -17,18 +17,20 @@ from eval.report import write_run_report
 from fedfinlora.commands.audit_banks import bank_checks
 from fedfinlora.commands.audit_rows import row_checks
 from fedfinlora.compose import compose
-from fedfinlora.config import Config
-from fedfinlora.config_values import to_plain_group
+from fedfinlora.config.schema import Config
+from fedfinlora.config.values import to_plain_group
 from fedfinlora.errors import ConfigError, choose
+from fedfinlora.files import write_json
 from fedfinlora.privacy.audit import CANARIES, CHECKS, EXIT_STATUS, Check, sentence, together
-from fedfinlora.privacy.card import privacy_card
 from fedfinlora.provenance.audits import begun, bind_audit, check_may_sign
 from fedfinlora.provenance.chain import AUDIT_FILE, CARD_FILE, REPORT_FILE
 from fedfinlora.provenance.lines import CHAIN_FILE
 from fedfinlora.provenance.signatures import load_signer
+from fedfinlora.run.folder import SERVER_LOCK, hold_run, read_config
+from fedfinlora.run.origin import origin_of_this_process
+from fedfinlora.run.privacy_card import privacy_card
 from fedfinlora.run.records import read_rounds
 from fedfinlora.run.typed import to_json
-from fedfinlora.runfolder import SERVER_LOCK, hold_run, origin_of_this_process, read_config, write_json
 
 LEAST_CANARIES = 20
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedfinlora.config import Config, StrategyConfig
+from fedfinlora.config.schema import Config, StrategyConfig
 from fedfinlora.privacy.audit import CANARIES, LEDGER, NOISE, SENSITIVITY, Check
 from fedfinlora.privacy.canary_audit import Claim, View, canary_check
 from fedfinlora.privacy.ledger import Rows, Spending, book
@@ -22,7 +22,7 @@ from fedfinlora.privacy.noise_audit import Draws, NoiseTest, noise_check, noise_
 from fedfinlora.privacy.randomness import noise_is_reproducible
 from fedfinlora.privacy.sensitivity_audit import Replay, sensitivity_check
 from fedfinlora.seeds import generator
-from fedfinlora.wire import Figures, Reply
+from fedfinlora.wire.messages import Figures, Reply
 from server_app.central_privacy import CentralMechanism, make_mechanism
 from server_app.replies import replies_of
 from server_app.strategies.fedavg import FedAvg

@@ -23,15 +23,15 @@ from numpy.typing import NDArray
 from client_app.facts import BankFacts
 from data.encode import encode_rows
 from data.rows import Row
-from fedfinlora.adapter import read_adapter, trainable, write_adapter
-from fedfinlora.base_checks import context_tokens
 from fedfinlora.commands.audit_workbench import Workbench, asked_of_the_bank
-from fedfinlora.gradient_step import PassLimits
-from fedfinlora.packing import Example
+from fedfinlora.model.adapter import read_adapter, trainable, write_adapter
+from fedfinlora.model.base_checks import context_tokens
+from fedfinlora.model.packing import Example
 from fedfinlora.privacy.canary_audit import View
 from fedfinlora.privacy.mechanism import Mechanism, private_step
-from fedfinlora.training import mean_loss
-from fedfinlora.wire import Figures, Reply
+from fedfinlora.train.gradient_step import PassLimits
+from fedfinlora.train.loop import mean_loss
+from fedfinlora.wire.messages import Figures, Reply
 from server_app.replies import replies_of
 from server_app.strategies import rule_of
 from server_app.strategies.strategy import ServerState, take_step

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from client_app.facts import BankFacts
 from fedfinlora.commands.audit_workbench import Workbench, canary_rows, declared, one_step, with_noise
-from fedfinlora.config import Config
+from fedfinlora.config.schema import Config
 from fedfinlora.privacy.accounting import Steps, default_delta, epsilon
 from fedfinlora.privacy.ledger import read_lines
 from fedfinlora.privacy.ledger_audit import Probe, arithmetic, pld_available
-from fedfinlora.wire import BankError
+from fedfinlora.wire.messages import BankError
 
 ROWS, BATCH_ROWS = 12, 3
 ROUNDS = 3

@@ -12,7 +12,6 @@ import numpy as np
 
 from data.encode import encode_rows
 from data.rows import Row
-from fedfinlora.base_checks import context_tokens
 from fedfinlora.commands.audit_canaries import reader_view, server_view
 from fedfinlora.commands.audit_ledger import ledger_probes
 from fedfinlora.commands.audit_workbench import (
@@ -24,9 +23,9 @@ from fedfinlora.commands.audit_workbench import (
     one_step,
     with_noise,
 )
-from fedfinlora.config import Config
-from fedfinlora.gradient_step import PassLimits
-from fedfinlora.packing import Example
+from fedfinlora.config.schema import Config
+from fedfinlora.model.base_checks import context_tokens
+from fedfinlora.model.packing import Example
 from fedfinlora.privacy.accounting import default_delta
 from fedfinlora.privacy.audit import CANARIES, LEDGER, NOISE, SENSITIVITY, Check
 from fedfinlora.privacy.canary_audit import Claim, canary_check
@@ -35,6 +34,7 @@ from fedfinlora.privacy.ledger_audit import ledger_check
 from fedfinlora.privacy.mechanism import Mechanism, private_step
 from fedfinlora.privacy.noise_audit import Draws, NoiseTest, noise_check, noise_tests
 from fedfinlora.privacy.sensitivity_audit import Replay, sensitivity_check
+from fedfinlora.train.gradient_step import PassLimits
 
 SERVER, READER = "the server, from each gradient", "who reads the final adapter"
 ROW_CANARIES = 200

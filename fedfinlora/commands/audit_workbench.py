@@ -20,18 +20,18 @@ from client_app.own_rows import divide
 from client_app.prepared_rows import bank_rows
 from client_app.privacy_plan import CUSTOMERS, BankMechanism, declared_size, make_plan
 from data.rows import Row
-from fedfinlora.adapter import Vector
 from fedfinlora.commands.audit_banks import coins
-from fedfinlora.config import Config
+from fedfinlora.config.schema import Config
 from fedfinlora.deployment.policy import rounded_rows
 from fedfinlora.errors import UserError
-from fedfinlora.models import Session, first_adapter, get_session
+from fedfinlora.model.adapter import Vector
+from fedfinlora.model.loading import Session, first_adapter, get_session
 from fedfinlora.privacy.accounting import Steps
 from fedfinlora.privacy.cohorts import customer_of
-from fedfinlora.runfolder import source_fingerprint
+from fedfinlora.run.origin import source_fingerprint
 from fedfinlora.seeds import generator
-from fedfinlora.training import stretch_of_round, total_steps
-from fedfinlora.wire import TrainRequest
+from fedfinlora.train.loop import stretch_of_round, total_steps
+from fedfinlora.wire.messages import TrainRequest
 
 LETTERS = "".join(map(chr, range(33, 127)))
 """What canaries are written in: all printable ASCII, so that they resemble each other little."""

@@ -29,7 +29,8 @@ from client_app.worker import end_worker
 from data.sources import load_rows
 from fedfinlora.commands.simulate import end_family, flower, free_port
 from fedfinlora.compose import compose
-from fedfinlora.config import Config
+from fedfinlora.config.schema import Config
+from fedfinlora.config.words import toml_text
 from fedfinlora.deployment.app_bundle import code_sha256, installed_files
 from fedfinlora.deployment.bounded_logs import bounded
 from fedfinlora.deployment.certificates import (
@@ -40,7 +41,6 @@ from fedfinlora.deployment.certificates import (
     tls_key,
     write_private,
 )
-from fedfinlora.deployment.history import read_history, unread
 from fedfinlora.deployment.local_server import close
 from fedfinlora.deployment.own_user import check_user
 from fedfinlora.deployment.plan import read_plan
@@ -57,16 +57,17 @@ from fedfinlora.deployment.policy import (
 from fedfinlora.deployment.reach import AUTHORITY, CERTIFICATE, TLS_KEY, check_address, trouble
 from fedfinlora.deployment.watching import Listen, watch_bank
 from fedfinlora.errors import ConfigError, UserError, printable
-from fedfinlora.model_files import model_sha256
+from fedfinlora.files import made_as, make_private, write_bytes
+from fedfinlora.model.files import model_sha256
 from fedfinlora.privacy.accounting import default_delta
+from fedfinlora.privacy.history import read_history, unread
 from fedfinlora.privacy.ledger import read_lines
 from fedfinlora.privacy.ledger_chain import opened
 from fedfinlora.privacy.ledger_spent import histories, members
-from fedfinlora.process_identity import this_process
-from fedfinlora.reasons import SAFE_REASONS
-from fedfinlora.runfolder import alone_in, made_as, make_private, write_bytes
-from fedfinlora.surroundings import settled
-from fedfinlora.words import toml_text
+from fedfinlora.run.folder import alone_in
+from fedfinlora.system.process_identity import this_process
+from fedfinlora.system.surroundings import settled
+from fedfinlora.wire.reasons import SAFE_REASONS
 
 KEY = "node.key"
 
@@ -166,9 +167,9 @@ def _declared(config: Config, facts: BankFacts) -> tuple[str, ...]:
 
 def _try(config: Config, facts: BankFacts) -> None:
     """Read the rows, load the model, take one step. UserError says what is wrong."""
-    from fedfinlora.adapter import write_adapter
-    from fedfinlora.models import get_session, initial_adapter
-    from fedfinlora.training import Stretch, train
+    from fedfinlora.model.adapter import write_adapter
+    from fedfinlora.model.loading import get_session, initial_adapter
+    from fedfinlora.train.loop import Stretch, train
 
     config = replace(config, dataset=bank_dataset(config.dataset, facts))
     session = get_session(config)

@@ -23,24 +23,24 @@ from data.encode import encode_rows
 from eval.report import write_run_report
 from eval.rounds import RunScores, validation_rows
 from eval.rows import data_files
-from fedfinlora.adapter import Vector, read_adapter, write_adapter
-from fedfinlora.adapter_folder import start_files
-from fedfinlora.base_checks import context_tokens
-from fedfinlora.checkpoint import Checkpoint, save_checkpoint
 from fedfinlora.compose import compose
-from fedfinlora.config import Config
-from fedfinlora.detach import EACH_LINE, is_detached, leave_if_detached
-from fedfinlora.ended import how_to_resume
+from fedfinlora.config.schema import Config
 from fedfinlora.errors import ConfigError, UserError
-from fedfinlora.models import Session, first_adapter, get_session
-from fedfinlora.packing import Example
-from fedfinlora.progress import EventWriter, ShownEvents
-from fedfinlora.progress_display import ProgressDisplay
+from fedfinlora.model.adapter import Vector, read_adapter, write_adapter
+from fedfinlora.model.adapter_folder import start_files
+from fedfinlora.model.base_checks import context_tokens
+from fedfinlora.model.loading import Session, first_adapter, get_session
+from fedfinlora.model.packing import Example
+from fedfinlora.report.tensorboard import TensorBoardWriter
+from fedfinlora.run.checkpoint import Checkpoint, save_checkpoint
+from fedfinlora.run.detach import EACH_LINE, is_detached, leave_if_detached
+from fedfinlora.run.ended import how_to_resume
+from fedfinlora.run.folder import write_manifest
+from fedfinlora.run.opening import OpenRun, asked_otherwise, configuration_of, open_run, run_result
+from fedfinlora.run.progress import EventWriter, ShownEvents
+from fedfinlora.run.progress_display import ProgressDisplay
 from fedfinlora.run.records import BankEntry, BankTimings, RoundLine, RoundTimings, write_result
-from fedfinlora.runfolder import write_manifest
-from fedfinlora.runs import OpenRun, asked_otherwise, configuration_of, open_run, run_result
-from fedfinlora.tensorboard import TensorBoardWriter
-from fedfinlora.training import (
+from fedfinlora.train.loop import (
     OptimizerState,
     StepReport,
     Stretch,
@@ -154,7 +154,7 @@ def _rows_of(config: Config, session: Session, banks: Iterable[int]) -> RunRows:
 def _steps_of(sizes: Sequence[int], config: Config) -> tuple[int, float]:
     """(optimiser steps, rows of a step) that take as many steps and rows as banks of these sizes do together.
 
-    A bank with fewer rows than a step asks for takes all that it has in each (`fedfinlora.training.rows_of_step`).
+    A bank with fewer rows than a step asks for takes all that it has in each (`fedfinlora.train.loop.rows_of_step`).
     Pooled rows would fill every step, so a pooled step is as large as the banks' steps are on average.
     """
     rounds = config.num_server_rounds

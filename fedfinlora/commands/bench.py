@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import platform
@@ -10,11 +11,23 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedfinlora.commands.paired import NO_VERDICT, load
+from benchmarks.benches.paired import NO_VERDICT, load
 from fedfinlora.errors import ConfigError, choose
-from fedfinlora.runfolder import installed_versions, origin_of_this_process, write_json
+from fedfinlora.files import write_json
+from fedfinlora.run.origin import installed_versions, origin_of_this_process
 
 Bench = Callable[[Sequence[str]], Mapping[str, Any]]
+BENCHES = {
+    "train": "train:bench_train",
+    "evaluate": "evaluate:bench_evaluate",
+    "federation": "federation:bench_federation",
+    "private-step": "private_step:bench_private",
+    "round": "round:bench_round",
+    "ledger": "ledger:bench_ledger",
+}
+"""Name -> module of `benchmarks.benches` and its function, which takes overrides and gives figures."""
+FILINGS = "filing:bench_filing"
+"""`bench train --rows xbrl`."""
 
 
 def bench(words: Sequence[str], file: Path | None, rows: str = "short") -> int:
@@ -24,37 +37,11 @@ def bench(words: Sequence[str], file: Path | None, rows: str = "short") -> int:
     Returns 3 where the two sides, measured in pairs, spread too widely to say anything.
     """
     name = words[0] if words and "=" not in words[0] else ""
-    run: Bench
     if rows != "short" and name != "train":
         raise ConfigError(f"--rows {rows} belongs to `bench train`.")
-    if choose(name, ("train", "evaluate", "federation", "private-step", "round", "ledger"), "benchmark") == "evaluate":
-        from fedfinlora.commands.bench_evaluate import bench_evaluate
-
-        run = bench_evaluate
-    elif name == "round":
-        from fedfinlora.commands.bench_round import bench_round
-
-        run = bench_round
-    elif name == "private-step":
-        from fedfinlora.commands.bench_private import bench_private
-
-        run = bench_private
-    elif name == "ledger":
-        from fedfinlora.commands.bench_ledger import bench_ledger
-
-        run = bench_ledger
-    elif name == "train" and rows == "xbrl":
-        from fedfinlora.commands.bench_filing import bench_filing
-
-        run = bench_filing
-    elif name == "train":
-        from fedfinlora.commands.bench_train import bench_train
-
-        run = bench_train
-    else:
-        from fedfinlora.commands.bench_federation import bench_federation
-
-        run = bench_federation
+    place = BENCHES[choose(name, tuple(BENCHES), "benchmark")]
+    module, function = (FILINGS if rows == "xbrl" else place).split(":")
+    run: Bench = getattr(importlib.import_module(f"benchmarks.benches.{module}"), function)
     before = load()
     measured = run(words[1:])
     figures = {

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data.catalog import BENCHMARKS
-from eval.compare import compare_runs
+from eval.metrics.compare import compare_runs
+from fedfinlora.files import write_json
 from fedfinlora.run.comparison import Comparison
 from fedfinlora.run.typed import to_json
-from fedfinlora.runfolder import write_json
 
 SHOWN = {
     "accuracy": "accuracy",

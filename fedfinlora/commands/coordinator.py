@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from eval.rows import data_files
-from fedfinlora.adapter_folder import check_start, start_files
 from fedfinlora.commands.simulate import Link, end_family, flower, free_port, watch
 from fedfinlora.compose import PROJECT_ROOT, compose
-from fedfinlora.config import Config
+from fedfinlora.config.schema import Config
+from fedfinlora.config.words import typed_keys
 from fedfinlora.deployment.app_bundle import code_sha256, installed_files
 from fedfinlora.deployment.bounded_logs import bounded
 from fedfinlora.deployment.certificates import (
@@ -48,33 +48,22 @@ from fedfinlora.deployment.certificates import (
     make_authority,
     open_authority,
 )
-from fedfinlora.deployment.enrolled import ENROLLED, PUBLIC, SIGNING
 from fedfinlora.deployment.local_server import close
 from fedfinlora.deployment.own_user import check_user
 from fedfinlora.deployment.plan import deployment_config, plan_text
 from fedfinlora.deployment.run_list import note_run
 from fedfinlora.deployment.watching import Listen, watch_coordinator
 from fedfinlora.errors import ConfigError, UserError
-from fedfinlora.locks import check_free
-from fedfinlora.resuming import check_same
-from fedfinlora.runfolder import (
-    COMMAND_LOCK,
-    ORIGIN_FILE,
-    SERVER_LOCK,
-    alone_in,
-    hold_run,
-    made_as,
-    new_run_folder,
-    origin_of_this_process,
-    read_config,
-    read_json,
-    write_bytes,
-    write_json,
-)
-from fedfinlora.surroundings import settled
-from fedfinlora.web import client_for
-from fedfinlora.wire import BANK_NAME
-from fedfinlora.words import typed_keys
+from fedfinlora.files import made_as, read_json, write_bytes, write_json
+from fedfinlora.model.adapter_folder import check_start, start_files
+from fedfinlora.provenance.enrolled import ENROLLED, PUBLIC, SIGNING
+from fedfinlora.run.folder import COMMAND_LOCK, SERVER_LOCK, alone_in, hold_run, new_run_folder, read_config
+from fedfinlora.run.origin import ORIGIN_FILE, origin_of_this_process
+from fedfinlora.run.resuming import check_same
+from fedfinlora.system.locks import check_free
+from fedfinlora.system.surroundings import settled
+from fedfinlora.system.web import client_for
+from fedfinlora.wire.messages import BANK_NAME
 from server_app.witness import WITNESS_VARIABLE
 
 CONNECTION = "coordinator"

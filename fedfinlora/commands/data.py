@@ -14,11 +14,11 @@ from data.encode import encode_prompts, encode_targets, least_tokens
 from data.rows import Row
 from data.sources.layout import layout_of
 from data.sources.listing import shown
-from fedfinlora.base_checks import context_tokens
 from fedfinlora.compose import compose
-from fedfinlora.embedded import embedded_folder, is_embedded
+from fedfinlora.config.words import typed_keys
 from fedfinlora.errors import ConfigError, UserError, choose
-from fedfinlora.words import typed_keys
+from fedfinlora.model.base_checks import context_tokens
+from fedfinlora.model.embedded import embedded_folder, is_embedded
 
 _OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w.@:/-]*=|~[A-Za-z_][\w.]*\Z")
 

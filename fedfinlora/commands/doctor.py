@@ -15,14 +15,14 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from data.sources.load import load_rows
-from fedfinlora import doctor as machine
+from fedfinlora.commands import doctor_checks as machine
+from fedfinlora.commands.doctor_checks import FAIL, GIB, OK, WARN, Finding
 from fedfinlora.compose import compose
-from fedfinlora.config import Config, ModelConfig
-from fedfinlora.doctor import FAIL, GIB, OK, WARN, Finding
-from fedfinlora.embedded import cache_folder, is_embedded
+from fedfinlora.config.schema import Config, ModelConfig
 from fedfinlora.errors import UserError, printable
-from fedfinlora.model_files import counted_files, model_folder
-from fedfinlora.web import HUB, client_for
+from fedfinlora.model.embedded import cache_folder, is_embedded
+from fedfinlora.model.files import counted_files, model_folder
+from fedfinlora.system.web import HUB, client_for
 
 HUB_TIMEOUT_S = 2.0
 PROCESS_BYTES = GIB // 2
@@ -129,7 +129,7 @@ def _memory(config: Config) -> Finding:
 
 def _linear_bytes(model: ModelConfig, weights: int) -> float:
     """Bytes of a linear weight. On a CPU int8 and, as model.unpack says, nf4 become float32
-    (`fedfinlora.models.steady_on_cpu`).
+    (`fedfinlora.model.loading.steady_on_cpu`).
     """
     import psutil
 

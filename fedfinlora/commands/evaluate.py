@@ -16,35 +16,26 @@ from eval.evaluate import evaluate_models, prompts_to_send
 from eval.models import LocalModel
 from eval.report import write_run_report
 from eval.rows import data_files
-from fedfinlora.adapter import load_adapter
-from fedfinlora.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, differing_settings, peft_settings
 from fedfinlora.compose import compose
-from fedfinlora.config import Config, PeftConfig
-from fedfinlora.detach import leave_if_detached
-from fedfinlora.ended import how_to_resume
+from fedfinlora.config.schema import Config, PeftConfig
+from fedfinlora.config.words import typed_keys
 from fedfinlora.errors import ConfigError, UserError
-from fedfinlora.models import get_session, initial_adapter
-from fedfinlora.progress import ShownEvents
-from fedfinlora.progress_display import ProgressDisplay
-from fedfinlora.resuming import check_same, record
+from fedfinlora.files import made_as, read_json, write_json
+from fedfinlora.model.adapter import load_adapter
+from fedfinlora.model.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, differing_settings, peft_settings
+from fedfinlora.model.loading import get_session, initial_adapter
+from fedfinlora.run.detach import leave_if_detached
+from fedfinlora.run.ended import how_to_resume
 from fedfinlora.run.evaluation import Evaluation
+from fedfinlora.run.folder import SERVER_LOCK, hold_run, new_run_folder, read_config, write_config, write_manifest
+from fedfinlora.run.opening import OpenRun, asked_otherwise, resumed_configuration, run_result
+from fedfinlora.run.progress import ShownEvents
+from fedfinlora.run.progress_display import ProgressDisplay
 from fedfinlora.run.records import RunResult, write_result
-from fedfinlora.runfolder import (
-    SERVER_LOCK,
-    hold_run,
-    made_as,
-    new_run_folder,
-    read_config,
-    read_json,
-    write_config,
-    write_json,
-    write_manifest,
-)
-from fedfinlora.runs import OpenRun, asked_otherwise, resumed_configuration, run_result
-from fedfinlora.words import typed_keys
+from fedfinlora.run.resuming import check_same, record
 
 if TYPE_CHECKING:
-    from eval.remote_model import RemoteModel
+    from eval.remote.model import RemoteModel
 
 ASKED_FILE = Path("state") / "evaluate.json"
 """Which models a run folder of mode "evaluate" is about, for resume."""
@@ -116,8 +107,8 @@ def evaluate(overrides: Sequence[str], asked: Asked) -> int:
 
 def dry_run(overrides: Sequence[str], asked: Asked, price_in: float | None, price_out: float | None) -> int:
     """Say what a server would be sent, and what it would cost; send nothing."""
-    from eval.dry_run import estimate_requests, render_estimates
-    from fedfinlora.tokenizers import load_tokenizer
+    from eval.remote.dry_run import estimate_requests, render_estimates
+    from fedfinlora.model.tokenizers import load_tokenizer
 
     config = compose(overrides)
     remote = _remote_model(config, asked)
@@ -159,7 +150,7 @@ def _score_remote(model: RemoteModel, run: OpenRun, events: Callable[..., None])
 
 def _remote_answers(model: RemoteModel, config: Config) -> Any:
     from eval.models import RemoteAnswers
-    from eval.remote import RemoteSession
+    from eval.remote.answers import RemoteSession
 
     return RemoteAnswers(RemoteSession(model), config)
 
@@ -181,7 +172,7 @@ def _result(run: OpenRun, asked: Asked, status: str, reason: str, wall_s: float)
 def _remote_model(config: Config, asked: Asked) -> RemoteModel | None:
     if not asked.url:
         return None
-    from eval.remote_model import RemoteModel
+    from eval.remote.model import RemoteModel
 
     if asked.adapters or asked.base:
         raise ConfigError("--model-url names the model: leave --adapter and --base out.")

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from fedfinlora.compose import compose
-from fedfinlora.config import Config
+from fedfinlora.config.schema import Config
 from fedfinlora.errors import ConfigError
+from fedfinlora.files import write_json
 from fedfinlora.privacy.forecast import (
     Alternative,
     BankForecast,
@@ -23,7 +24,6 @@ from fedfinlora.privacy.forecast import (
     forecast,
     layer_shapes,
 )
-from fedfinlora.runfolder import write_json
 
 ANSWER_TOKENS = 3
 """Of a synthetic row: a label and the end of the answer."""
@@ -189,12 +189,12 @@ def _timed(config: Config, found: Forecast, row_tokens: int) -> Timing:
     """One private step of random tokens with the model and adapter of the run, noise included, after one to warm up."""
     import torch
 
-    from fedfinlora.adapter import write_adapter
-    from fedfinlora.models import first_adapter, get_session
-    from fedfinlora.packing import Example
+    from fedfinlora.model.adapter import write_adapter
+    from fedfinlora.model.loading import first_adapter, get_session
+    from fedfinlora.model.packing import Example
     from fedfinlora.privacy.mechanism import Mechanism
     from fedfinlora.seeds import generator
-    from fedfinlora.training import Stretch, train
+    from fedfinlora.train.loop import Stretch, train
 
     print("loading the model and timing one private pass…", file=sys.stderr)
     session = get_session(config)

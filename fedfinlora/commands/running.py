@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from fedfinlora.errors import UserError
-from fedfinlora.locks import Holder, holder_of
-from fedfinlora.process_identity import ProcessIdentity
-from fedfinlora.run_list import listed, runs_in, runs_now
-from fedfinlora.runfolder import COMMAND_LOCK, SERVER_LOCK, read_json
-from fedfinlora.which_run import RUNS
+from fedfinlora.files import read_json
+from fedfinlora.run.folder import COMMAND_LOCK, SERVER_LOCK
+from fedfinlora.run.listing import listed, runs_in, runs_now
+from fedfinlora.run.which_run import RUNS
+from fedfinlora.system.locks import Holder, holder_of
+from fedfinlora.system.process_identity import ProcessIdentity
 
 STOP_S = 90.0
 """Longest wait for an orderly end."""
@@ -54,8 +55,8 @@ def attach(run: Path) -> int:
     on.
     """
     from fedfinlora.commands.simulate import final_status
-    from fedfinlora.progress import FILE_NAME, follow
-    from fedfinlora.progress_display import ProgressDisplay
+    from fedfinlora.run.progress import FILE_NAME, follow
+    from fedfinlora.run.progress_display import ProgressDisplay
 
     print(f"run folder: {run}", flush=True)
     if not runs_now(run):
@@ -76,7 +77,7 @@ def attach(run: Path) -> int:
 
 
 def _status(run: Path, final_status: Callable[[Path], int]) -> int:
-    from fedfinlora.ended import as_sentence, how_to_resume
+    from fedfinlora.run.ended import as_sentence, how_to_resume
 
     if not (run / "result.json").is_file():
         raise UserError(f"{run} ended without a result: its process was killed. {as_sentence(how_to_resume(run))}")
@@ -109,7 +110,7 @@ def _completed(run: Path) -> bool:
 
 def stop(run: Path) -> int:
     """End a run as Ctrl-C in its own terminal would, wait for it, and say what is kept."""
-    from fedfinlora.ended import as_sentence, how_to_resume, record_end
+    from fedfinlora.run.ended import as_sentence, how_to_resume, record_end
 
     if not runs_now(run):
         if _completed(run):

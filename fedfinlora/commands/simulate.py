@@ -24,37 +24,27 @@ from pathlib import Path
 from typing import Any
 
 from eval.rows import data_files
-from fedfinlora.adapter_folder import check_start, start_files
-from fedfinlora.checkpoint import latest_round
 from fedfinlora.compose import PROJECT_ROOT, compose
-from fedfinlora.config import Config
-from fedfinlora.config_values import to_json
-from fedfinlora.detach import leave_if_detached
-from fedfinlora.ended import as_sentence, how_to_resume, is_recorded, record_end
+from fedfinlora.config.schema import Config
+from fedfinlora.config.values import to_json
+from fedfinlora.config.words import toml_text
 from fedfinlora.errors import UserError
-from fedfinlora.family import end_family as end_family
-from fedfinlora.family import family
-from fedfinlora.locks import check_free
-from fedfinlora.progress import follow
-from fedfinlora.progress_display import ProgressDisplay
-from fedfinlora.resuming import check_same
-from fedfinlora.runfolder import (
-    COMMAND_LOCK,
-    ORIGIN_FILE,
-    SERVER_LOCK,
-    hold_run,
-    made_as,
-    new_run_folder,
-    origin_of_this_process,
-    read_config,
-    read_json,
-    write_bytes,
-    write_json,
-)
-from fedfinlora.runs import asked_otherwise, resumed_configuration
-from fedfinlora.surroundings import settled
-from fedfinlora.web import client_for
-from fedfinlora.words import toml_text
+from fedfinlora.files import made_as, read_json, write_bytes, write_json
+from fedfinlora.model.adapter_folder import check_start, start_files
+from fedfinlora.run.checkpoint import latest_round
+from fedfinlora.run.detach import leave_if_detached
+from fedfinlora.run.ended import as_sentence, how_to_resume, is_recorded, record_end
+from fedfinlora.run.folder import COMMAND_LOCK, SERVER_LOCK, hold_run, new_run_folder, read_config
+from fedfinlora.run.opening import asked_otherwise, resumed_configuration
+from fedfinlora.run.origin import ORIGIN_FILE, origin_of_this_process
+from fedfinlora.run.progress import follow
+from fedfinlora.run.progress_display import ProgressDisplay
+from fedfinlora.run.resuming import check_same
+from fedfinlora.system.family import end_family as end_family
+from fedfinlora.system.family import family
+from fedfinlora.system.locks import check_free
+from fedfinlora.system.surroundings import settled
+from fedfinlora.system.web import client_for
 
 START_TIMEOUT_S = 120.0
 ASK_EVERY_S = 5.0

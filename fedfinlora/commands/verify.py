@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedfinlora.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
 from fedfinlora.deployment.policy import SETTINGS, read_settings
-from fedfinlora.ended import mode_of
 from fedfinlora.errors import UserError, printable
+from fedfinlora.model.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
 from fedfinlora.provenance.findings import NOT_ALL_PROVEN, WRONG, Findings
 from fedfinlora.provenance.folder import contents_of
 from fedfinlora.provenance.lines import CHAIN_FILE
@@ -27,7 +26,8 @@ from fedfinlora.provenance.signatures import read_public
 from fedfinlora.provenance.verify import verify_run
 from fedfinlora.provenance.verify_adapter import verify_adapter
 from fedfinlora.provenance.verify_bank import verify_bank
-from fedfinlora.resuming import resumed_words
+from fedfinlora.run.ended import mode_of
+from fedfinlora.run.resuming import resumed_words
 
 QUIET_S = 3.0
 """Seconds before a terminal shows how far it is."""

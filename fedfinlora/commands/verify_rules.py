@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from eval.recompute import recompute_scores
-from fedfinlora.config import Config
+from fedfinlora.config.schema import Config
 from fedfinlora.privacy.accounting import Steps, epsilon
 from fedfinlora.provenance.compared import Difference
 from fedfinlora.provenance.rules import State
 from fedfinlora.run.records import BankEntry, BankTimings, RoundLine
-from fedfinlora.wire import Figures, Reply
+from fedfinlora.wire.messages import Figures, Reply
 from server_app.central_privacy import noise_of
 from server_app.replies import replies_of
 from server_app.rounds import accepted_entry, line_of, timing_of

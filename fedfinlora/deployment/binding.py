@@ -9,7 +9,7 @@ parts of its own messages. What else it asks for is refused with status 403.
 Whose a request is stands in the SuperLink's database until it is answered. Whose a reply is, is remembered from its
 head on: as soon as the ServerApp has seen the head, Flower forgets the sender, though the parts are still on their way.
 
-A reply is taken up to the size that `fedfinlora.reply_limits` allows; the server reads no more of it either
+A reply is taken up to the size that `fedfinlora.wire.limits` allows; the server reads no more of it either
 (`server_app.guarded_grid`). Of a push that Flower takes nothing from, no session stays in its database.
 """
 
@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from fedfinlora.reply_limits import bytes_allowed, objects_allowed
+from fedfinlora.wire.limits import bytes_allowed, objects_allowed
 
 Handler = Callable[..., Any]
 MOST_MESSAGES = 32

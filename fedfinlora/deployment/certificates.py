@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedfinlora.errors import UserError
+from fedfinlora.files import unwritable, write_bytes, write_new
 from fedfinlora.provenance.signatures import read_public
-from fedfinlora.runfolder import unwritable, write_bytes
-from fedfinlora.synced import write_new
 
 if TYPE_CHECKING:
     from cryptography import x509

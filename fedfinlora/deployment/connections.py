@@ -11,7 +11,7 @@ import sqlite3
 import time
 from pathlib import Path
 
-from fedfinlora.runfolder import read_json
+from fedfinlora.files import read_json
 
 UNKNOWN = "unknown"
 

@@ -38,7 +38,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fedfinlora.deployment.certificates import CA_CERTIFICATE, SERVER_CERTIFICATE, SERVER_KEY, common_name, openssh
-from fedfinlora.wire import BANK_NAME
+from fedfinlora.wire.messages import BANK_NAME
 
 log = logging.getLogger("fedfinlora.door")
 

@@ -240,9 +240,9 @@ def superlink() -> None:
     _project_first()
     from fedfinlora.deployment import binding
     from fedfinlora.deployment.door import serve
-    from fedfinlora.deployment.enrolled import PUBLIC
     from fedfinlora.deployment.gate import installed_only
     from fedfinlora.deployment.own_user import is_own
+    from fedfinlora.provenance.enrolled import PUBLIC
 
     for older in ("FLWR_INTERNAL_GRPC_CONTROL_API", "FLWR_INTERNAL_GRPC_FLEET_API"):
         os.environ.pop(older, None)  # they would open ports of their own

@@ -29,10 +29,10 @@ from fedfinlora.deployment.app_bundle import (
     installed_files,
     read_bundle,
 )
-from fedfinlora.deployment.history import Event, history_file, record, refuses_unread
 from fedfinlora.deployment.policy import SETTINGS, read_settings
 from fedfinlora.errors import UserError
-from fedfinlora.runfolder import write_bytes
+from fedfinlora.files import write_bytes
+from fedfinlora.privacy.history import Event, history_file, record, refuses_unread
 
 log = logging.getLogger("fedfinlora.bank")
 ENTITY, TRUSTED = "fedfinlora-gate", "gate.yaml"

@@ -26,17 +26,17 @@ from prometheus_client.registry import Collector
 
 from fedfinlora.deployment.certificates import CA_CERTIFICATE, SERVER_CERTIFICATE, SIGNING_CERTIFICATE, days_left
 from fedfinlora.deployment.connections import connections
-from fedfinlora.deployment.history import history_file, read_history
 from fedfinlora.deployment.local_server import Answer
 from fedfinlora.deployment.policy import SETTINGS, read_settings
 from fedfinlora.deployment.processes import resident
 from fedfinlora.deployment.reach import AUTHORITY, CERTIFICATE
 from fedfinlora.deployment.run_list import Watched, watched_runs
 from fedfinlora.errors import UserError
+from fedfinlora.privacy.history import history_file, read_history
 from fedfinlora.privacy.ledger_files import read_head
-from fedfinlora.progress import FILE_NAME
-from fedfinlora.reasons import UNREAD
 from fedfinlora.report.formats import number
+from fedfinlora.run.progress import FILE_NAME
+from fedfinlora.wire.reasons import UNREAD
 
 PARTS = {"round": "total_s", "train": "train_s", "aggregate": "aggregate_s"}
 """Part of a round -> its name in a line's timings. `train` is the wait for all replies."""

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from fedfinlora.compose import compose
-from fedfinlora.config import Config
-from fedfinlora.config_values import build, to_plain
+from fedfinlora.config.schema import Config
+from fedfinlora.config.values import build, to_plain
+from fedfinlora.config.words import typed_keys
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.privacy.head import SHA256
-from fedfinlora.runfolder import source_fingerprint
-from fedfinlora.words import typed_keys
+from fedfinlora.run.origin import source_fingerprint
 
 VERSION = 1
 MAX_SHARE = 0.5

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import yaml
 
-from fedfinlora.config import OPTIMIZERS, PEFT_METHODS, PRIVACY_MODES, ColumnsConfig, Config, TrainConfig
-from fedfinlora.config_values import build_group, to_plain_group
+from fedfinlora.config.schema import OPTIMIZERS, PEFT_METHODS, PRIVACY_MODES, ColumnsConfig, Config, TrainConfig
+from fedfinlora.config.values import build_group, to_plain_group
+from fedfinlora.deployment.hand_written import read_yaml, yaml_text
 from fedfinlora.errors import ConfigError, UserError, choose
-from fedfinlora.hand_written import read_yaml, yaml_text
 from fedfinlora.privacy.head import SHA256
-from fedfinlora.wire import BANK_NAME, REVEALABLE
+from fedfinlora.wire.messages import BANK_NAME, REVEALABLE
 
 SETTINGS = "bank.yaml"
 """In the bank's folder."""
@@ -281,8 +281,8 @@ RULES: dict[str, Callable[[Policy, Work], bool]] = {
     "hours": lambda policy, work: not within(policy.hours, work.now),
 }  # fmt: skip
 """Rule -> whether the work breaks it. A new rule needs a line here, a field of Policy, a sentence in
-`fedfinlora.reasons.SAFE_REASONS` and a way out in `client_app.trial`. The rule `code` is not among them: it judges the
-code that would run these, and is kept by `fedfinlora.deployment.gate`.
+`fedfinlora.wire.reasons.SAFE_REASONS` and a way out in `client_app.trial`. The rule `code` is not among them: it judges
+the code that would run these, and is kept by `fedfinlora.deployment.gate`.
 """
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from fedfinlora.errors import ConfigError, UserError
-from fedfinlora.web import client_for, through
+from fedfinlora.system.web import client_for, through
 
 MOST_AHEAD_S, MOST_BEHIND_S = 5, 300
 """How far a bank's clock may be from the coordinator's: Flower signs the time with each request."""

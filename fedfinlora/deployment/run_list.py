@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedfinlora.bounded_cache import BoundedCache
-from fedfinlora.progress import FILE_NAME, Event, ProgressState, follow
+from fedfinlora.files import append_line, read_lines
 from fedfinlora.report.reading import Run, read_run
-from fedfinlora.runfolder import append_line, read_lines
+from fedfinlora.run.progress import FILE_NAME, Event, ProgressState, follow
+from fedfinlora.system.bounded_cache import BoundedCache
 
 LIST_FILE = "runs.jsonl"
 READ_FILES = ("result.json", "rounds.jsonl", "config.yaml", FILE_NAME)

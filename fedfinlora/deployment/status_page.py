@@ -17,7 +17,6 @@ from fedfinlora.deployment.connections import connections
 from fedfinlora.deployment.local_server import Answer
 from fedfinlora.deployment.run_list import Replies, Watched, last_epsilon, watched_runs
 from fedfinlora.errors import UserError
-from fedfinlora.progress import BankLine
 from fedfinlora.report.benchmarks import with_unlisted
 from fedfinlora.report.curves import run_charts
 from fedfinlora.report.formats import DASH, count, decimal, number, percent, seconds, significant, size
@@ -25,8 +24,9 @@ from fedfinlora.report.systems import systems_of
 from fedfinlora.report.tables import Table
 from fedfinlora.report.templates import allowed, render
 from fedfinlora.run.evaluation import Scores
+from fedfinlora.run.folder import ROUND_LABEL
+from fedfinlora.run.progress import BankLine
 from fedfinlora.run.records import RoundLine
-from fedfinlora.runfolder import ROUND_LABEL
 
 REFRESH_S = 5
 STYLE, SCRIPT = render("style.css"), render("status.js", refresh_s=REFRESH_S)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedfinlora.runfolder import write_bytes
+from fedfinlora.files import write_bytes
 
 Hashes = NDArray[np.uint64]
 CUSTOMER_BIT = np.uint64(1 << 63)

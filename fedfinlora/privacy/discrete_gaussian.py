@@ -10,8 +10,8 @@ The magnitude k = m y + j, with m = 2^(L - 8), is drawn in two parts, like the u
 >= 0, from a table of 64-bit thresholds; j uniform in [0, m); accepted with probability exp(-(k^2 - (m y)^2) / (2 S^2)),
 which is above 0.94. A sign is drawn, and minus zero rejected. A coin that 64 bits do not decide, in the table or
 against the exponential's bounds 1 - e <= exp(-e) <= 1 - e + e^2 / 2, is decided by further bits and decimal arithmetic
-of as many digits as it takes: about one sample in a million. tests/test_discrete_gaussian.py compares with exact
-probabilities.
+of as many digits as it takes: about one sample in a million. tests/privacy/test_discrete_gaussian.py compares with
+exact probabilities.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fedfinlora.adapter import trainable
+from fedfinlora.model.adapter import trainable
 from fedfinlora.privacy.accounting import Steps
 from fedfinlora.privacy.grid import Grid
 from fedfinlora.privacy.randomness import Stream, reproducible_keys, secret_keys
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from fedfinlora.gradient_step import LocalRows, StepTaken
-    from fedfinlora.packing import Example
+    from fedfinlora.model.packing import Example
+    from fedfinlora.train.gradient_step import LocalRows, StepTaken
 
 SENSITIVITY = 2 * math.sqrt(2)
 """How far (clipped gradient of A, clipped gradient of B) can move, over C."""
@@ -61,7 +61,7 @@ class PublishedMechanism:
         return self, [row for row, is_in in zip(rows, taking_part, strict=True) if is_in]
 
     def take(self, local: LocalRows, step: int) -> StepTaken:
-        """The noisy gradient of the rows whose turn it is (`fedfinlora.gradient_step`)."""
+        """The noisy gradient of the rows whose turn it is (`fedfinlora.train.gradient_step`)."""
         taken = local.add_gradient(step)
         clip_and_noise(local.model, self, step)
         return taken

@@ -19,12 +19,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fedfinlora.config import Config, ModelConfig, PeftConfig
+from fedfinlora.config.schema import Config, ModelConfig, PeftConfig
 from fedfinlora.errors import ConfigError, UserError
-from fedfinlora.peft_methods import METHODS
+from fedfinlora.model.peft_methods import METHODS
 from fedfinlora.privacy.accounting import Steps, default_delta, epsilon, noise_multiplier_for, rdp_epsilon
-from fedfinlora.shares import capped
-from fedfinlora.training import stretch_of_round, total_steps
+from fedfinlora.privacy.shares import capped
+from fedfinlora.train.loop import stretch_of_round, total_steps
 
 FEWEST_STEPS = 20
 """Adam's moments need some steps to mean anything: alternatives with fewer are not advised."""
@@ -94,7 +94,7 @@ def layer_shapes(model: ModelConfig) -> dict[str, tuple[int, int]]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from fedfinlora.embedded import embedded_folder, is_embedded
+    from fedfinlora.model.embedded import embedded_folder, is_embedded
 
     folder = str(embedded_folder(model.path)) if is_embedded(model.path) else model.path
     try:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from fedfinlora.errors import UserError
+from fedfinlora.files import write_bytes
 from fedfinlora.privacy.accounting import Steps
 from fedfinlora.privacy.cohorts import Cohort, CohortError, CohortFiles
 from fedfinlora.privacy.head import Head
@@ -50,7 +51,6 @@ from fedfinlora.privacy.ledger_files import (
     write_head,
 )  # fmt: skip
 from fedfinlora.privacy.ledger_index import Index, sha256
-from fedfinlora.runfolder import write_bytes
 
 RECENT_COHORTS = 4
 """Cohorts that a new one may be written as a difference to."""

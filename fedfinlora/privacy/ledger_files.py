@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from fedfinlora.errors import UserError
-from fedfinlora.locks import wait_for
+from fedfinlora.files import made_as, sync_folder, write_bytes
 from fedfinlora.privacy.accounting import Steps
 from fedfinlora.privacy.head import Head
-from fedfinlora.runfolder import made_as, sync_folder, write_bytes
+from fedfinlora.system.locks import wait_for
 
 BEGINNING = "0" * 64
 """`previous` of the first line."""

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedfinlora.deployment.history import read_history
 from fedfinlora.errors import UserError
+from fedfinlora.files import sync_folder
 from fedfinlora.privacy.accounting import Steps
 from fedfinlora.privacy.cohorts import Cohort, CohortError, CohortFiles
 from fedfinlora.privacy.head import Head
+from fedfinlora.privacy.history import read_history
 from fedfinlora.privacy.ledger_chain import Entry, Ledger
 from fedfinlora.privacy.ledger_files import (
     BEGINNING,
@@ -46,7 +47,6 @@ from fedfinlora.privacy.ledger_files import (
     write_key,
 )
 from fedfinlora.privacy.ledger_index import Index, sha256
-from fedfinlora.runfolder import sync_folder
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,9 @@ from functools import cached_property, partial
 from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from fedfinlora.adapter import trainable
 from fedfinlora.errors import UserError
-from fedfinlora.gradient_step import StepTaken
-from fedfinlora.packing import Example, Pack, answer_logits, make_pack
+from fedfinlora.model.adapter import trainable
+from fedfinlora.model.packing import Example, Pack, answer_logits, make_pack
 from fedfinlora.privacy.accounting import Steps
 from fedfinlora.privacy.grid import Grid
 from fedfinlora.privacy.per_example import (
@@ -55,6 +54,7 @@ from fedfinlora.privacy.unit_passes import (
     shared_products,
     spans_of_lengths,
 )
+from fedfinlora.train.gradient_step import StepTaken
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,8 +62,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from fedfinlora.gradient_step import LocalRows
-    from fedfinlora.memory import Footprint
+    from fedfinlora.train.gradient_step import LocalRows
+    from fedfinlora.train.memory import Footprint
 
 log = logging.getLogger("fedfinlora.privacy")
 NEIGHBOUR_SHARE = 0.02
@@ -120,7 +120,7 @@ class Mechanism:
         return replace(self, units=tuple(unit for unit in self.units if taking_part[list(unit)].all())), rows
 
     def take(self, local: LocalRows, step: int) -> StepTaken:
-        """The noisy gradient of a Poisson sample of the units (`fedfinlora.gradient_step`)."""
+        """The noisy gradient of a Poisson sample of the units (`fedfinlora.train.gradient_step`)."""
         limits = local.limits
         done = private_step(
             local.model, local.examples, self, step, local.config.batch_tokens, limits.footprint, limits.memory_bytes

@@ -18,8 +18,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fedfinlora.adapter import saved_name, trainable
 from fedfinlora.errors import UserError
+from fedfinlora.model.adapter import saved_name, trainable
 from fedfinlora.privacy.grid import Grid
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from fedfinlora.packing import Example, in_order, make_tree
+from fedfinlora.model.packing import Example, in_order, make_tree
 from fedfinlora.privacy.per_example import Span, forward_instead
 
 if TYPE_CHECKING:

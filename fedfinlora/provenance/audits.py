@@ -81,7 +81,7 @@ def bound_audit(run: Path, signer: Signer | None = None) -> Mapping[str, Any] | 
 
 
 def as_audit(line: Any) -> dict[str, Any]:
-    """What `fedfinlora.privacy.card.privacy_card` needs of an audit."""
+    """What `fedfinlora.run.privacy_card.privacy_card` needs of an audit."""
     return {"sentence": line.sentence}
 
 

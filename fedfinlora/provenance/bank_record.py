@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedfinlora.locks import wait_for
+from fedfinlora.files import append_synced
 from fedfinlora.provenance.lines import FIRST, UnknownLine
 from fedfinlora.provenance.signatures import LINE, Signer, WrongSignature, canonical, check, digest, public_key_of
-from fedfinlora.synced import append_synced
+from fedfinlora.system.locks import wait_for
 
 PREVIOUS, SEAL = "previous", "seal"
 """Keys of a line: SHA-256 of the bytes of the line before, and the bank's signature of all else in the line."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fedfinlora import __version__
-from fedfinlora.adapter_folder import WEIGHTS_FILE
+from fedfinlora.model.adapter_folder import WEIGHTS_FILE
 from fedfinlora.provenance.signatures import canonical
 
 BOM_FILE = "bom.cdx.json"

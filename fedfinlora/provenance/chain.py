@@ -16,13 +16,12 @@ from pathlib import Path
 
 from fedfinlora import __version__
 from fedfinlora.errors import UserError
+from fedfinlora.files import append_synced, unwritable
 from fedfinlora.provenance.evidence import ServerKeys
 from fedfinlora.provenance.folder import contents_of, sha256_of_file
 from fedfinlora.provenance.lines import CHAIN_FILE, FIRST, Begin, End, Line, Saved, read_values, values_of
 from fedfinlora.provenance.signatures import LINE, Signer, WrongSignature, canonical, digest
 from fedfinlora.run.records import ROUNDS_FILE
-from fedfinlora.runfolder import unwritable
-from fedfinlora.synced import append_synced
 
 REPORT_FILE, AUDIT_FILE, CARD_FILE = "report.html", "audit.json", "privacy.json"
 LATER = (CHAIN_FILE, "progress.jsonl", REPORT_FILE, CARD_FILE, AUDIT_FILE)

@@ -7,7 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fedfinlora.runfolder import write_bytes
+from fedfinlora.files import write_bytes
 
 DELTAS = "deltas"
 

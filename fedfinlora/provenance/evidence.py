@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedfinlora.deployment.enrolled import ENROLLED, SIGNING
 from fedfinlora.errors import UserError
+from fedfinlora.provenance.enrolled import ENROLLED, SIGNING
 from fedfinlora.provenance.lines import Attempt, BankPart
 from fedfinlora.provenance.signatures import (
     REPLY,
@@ -26,7 +26,7 @@ from fedfinlora.provenance.signatures import (
     load_signer,
     public_key_of,
 )
-from fedfinlora.wire import RejectedReply, check_reply_form
+from fedfinlora.wire.messages import RejectedReply, check_reply_form
 
 if TYPE_CHECKING:
     from flwr.app import RecordDict
@@ -168,7 +168,7 @@ class RoundEvidence:
             size_bytes = len(canonical(statement))
         except (KeyError, TypeError, ValueError, RecursionError, AttributeError) as error:
             if self.keys.banks is None:
-                return  # `fedfinlora.wire.unpack_reply` says what is wrong
+                return  # `fedfinlora.wire.messages.unpack_reply` says what is wrong
             raise RejectedReply("signature", "The reply is not signed.") from error
         own = self.banks[bank]
         if size_bytes > MOST_STATEMENT_BYTES:  # else one bank fills the run's folder

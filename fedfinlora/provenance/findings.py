@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fedfinlora.config import Config
+from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError
 from fedfinlora.provenance.compared import Difference
 from fedfinlora.provenance.folder import contents_of, file_bytes, regular

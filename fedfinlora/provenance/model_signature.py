@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fedfinlora.files import write_bytes
 from fedfinlora.provenance.folder import contents_of, sha256_of_file
 from fedfinlora.provenance.signatures import (
     Signer,
@@ -30,7 +31,6 @@ from fedfinlora.provenance.signatures import (
     openssh_text,
     public_key_of,
 )
-from fedfinlora.runfolder import write_bytes
 
 SIGNATURE_FILE = "model.sig"
 IGNORED = (SIGNATURE_FILE,)

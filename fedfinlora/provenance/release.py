@@ -16,19 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from fedfinlora import __version__
-from fedfinlora.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
-from fedfinlora.config import Config
+from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError
-from fedfinlora.model_files import model_sha256
+from fedfinlora.files import read_json, sha256_of, write_json
+from fedfinlora.model.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
+from fedfinlora.model.files import model_sha256
 from fedfinlora.provenance.bom import BOM_FILE, bom_of, check_bom
 from fedfinlora.provenance.findings import first_names
 from fedfinlora.provenance.folder import file_bytes, sha256_of_file
 from fedfinlora.provenance.lines import CHAIN_FILE, Begin, UnknownLine, read_line
 from fedfinlora.provenance.model_signature import SIGNATURE_FILE, STATEMENT, sign_folder
 from fedfinlora.provenance.signatures import Signer, WrongSignature
+from fedfinlora.run.folder import config_fingerprint
 from fedfinlora.run.records import RoundLine, read_rounds
-from fedfinlora.runfolder import config_fingerprint, read_json, sha256_of, write_json
-from fedfinlora.selection import choice
+from fedfinlora.run.selection import choice
 
 PROVENANCE_FILE = "provenance.json"
 PREDICATE = "urn:fedfinlora:training:1"
@@ -44,7 +45,7 @@ class BaseModel:
     revision: str
     """"" where none is named."""
     sha256: str
-    """Of its files (`fedfinlora.model_files`); "" where they could not be read."""
+    """Of its files (`fedfinlora.model.files`); "" where they could not be read."""
 
 
 @dataclass(frozen=True)

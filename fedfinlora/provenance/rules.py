@@ -10,10 +10,10 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from fedfinlora.config import Config
+from fedfinlora.config.schema import Config
 from fedfinlora.provenance.compared import Difference
 from fedfinlora.run.records import BankEntry, BankTimings, RoundLine
-from fedfinlora.wire import Figures, Reply
+from fedfinlora.wire.messages import Figures, Reply
 
 
 class State(Protocol):

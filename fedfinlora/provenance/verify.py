@@ -26,8 +26,8 @@ from fedfinlora.provenance.verify_release import check_release
 from fedfinlora.provenance.verify_result import MANIFEST, check_identity, check_manifest, check_result, check_resumed
 from fedfinlora.provenance.verify_rounds import Norms, RoundsCheck, read_rounds_file
 from fedfinlora.provenance.verify_weights import adapter_size, check_adapters, check_checkpoints
-from fedfinlora.resuming import RESUMED_FILE
 from fedfinlora.run.records import RESULT_FILE, ROUNDS_FILE, RoundLine
+from fedfinlora.run.resuming import RESUMED_FILE
 
 OnStep = Callable[[str], None]
 """Called again and again with what is being done, in a few words."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedfinlora.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
+from fedfinlora.model.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
 from fedfinlora.provenance.bom import BOM_FILE
 from fedfinlora.provenance.findings import Findings, first_names, no_other_kinds
 from fedfinlora.provenance.folder import contents_of

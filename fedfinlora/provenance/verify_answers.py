@@ -21,7 +21,7 @@ from typing import Any
 from fedfinlora.provenance.bank_record import Answered, Asked
 from fedfinlora.provenance.findings import Findings
 from fedfinlora.provenance.folder import file_bytes
-from fedfinlora.reasons import SAFE_REASONS
+from fedfinlora.wire.reasons import SAFE_REASONS
 
 Event = Mapping[str, Any]
 """A line of the history."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedfinlora.config import Config
+from fedfinlora.config.schema import Config
 from fedfinlora.provenance.findings import Findings, Round
 from fedfinlora.provenance.lines import Attempt, BankPart
 from fedfinlora.provenance.signatures import REPLY, REQUEST, WrongSignature, digest, public_key_of

@@ -6,18 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedfinlora.config_values import to_plain_group
+from fedfinlora.config.values import to_plain_group
 from fedfinlora.errors import UserError
-from fedfinlora.privacy.card import privacy_card
+from fedfinlora.files import read_json
 from fedfinlora.provenance.audits import as_audit
 from fedfinlora.provenance.chain import AUDIT_FILE, CARD_FILE
 from fedfinlora.provenance.findings import Findings
 from fedfinlora.provenance.folder import sha256_of_file
 from fedfinlora.provenance.lines import CHAIN_FILE, Audited
 from fedfinlora.provenance.signatures import digest
+from fedfinlora.run.folder import read_config
+from fedfinlora.run.privacy_card import privacy_card
 from fedfinlora.run.records import RoundLine
 from fedfinlora.run.typed import to_json
-from fedfinlora.runfolder import read_config, read_json
 
 
 def check_audit(run: Path, audits: Sequence[Audited], found: Findings) -> bool:

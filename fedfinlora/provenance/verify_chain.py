@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedfinlora.config import Config
-from fedfinlora.config_values import build
+from fedfinlora.config.schema import Config
+from fedfinlora.config.values import build
 from fedfinlora.errors import UserError
 from fedfinlora.provenance.compared import Difference
 from fedfinlora.provenance.findings import ChainFile, Ended, Findings, Round, time_of

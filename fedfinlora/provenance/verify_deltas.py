@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from fedfinlora.checkpoint import adapter_checksum
-from fedfinlora.config import Config
+from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError
+from fedfinlora.files import sha256_of
 from fedfinlora.provenance.deltas import delta_file, start_file
 from fedfinlora.provenance.evidence import NO_DELTA
 from fedfinlora.provenance.findings import MOST_NAMED, Findings, Round
@@ -20,7 +20,7 @@ from fedfinlora.provenance.folder import file_bytes
 from fedfinlora.provenance.lines import CHAIN_FILE
 from fedfinlora.provenance.rules import Rules, State
 from fedfinlora.provenance.verify_rounds import Norms, reply_of
-from fedfinlora.runfolder import sha256_of
+from fedfinlora.run.checkpoint import adapter_checksum
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedfinlora.checkpoint import KEPT
 from fedfinlora.errors import UserError
+from fedfinlora.files import read_json
 from fedfinlora.provenance.chain import CARD_FILE, REPORT_FILE, files_of, is_covered, round_of
 from fedfinlora.provenance.deltas import delta_file, start_file
 from fedfinlora.provenance.findings import Findings, first_names
 from fedfinlora.provenance.folder import contents_of, sha256_of_file
 from fedfinlora.provenance.lines import CHAIN_FILE, Attempt, Audited, Begin, End, Line, Saved
-from fedfinlora.retention import first_kept
+from fedfinlora.run.checkpoint import KEPT
+from fedfinlora.run.folder import STATE, read_config
 from fedfinlora.run.records import ROUNDS_FILE
-from fedfinlora.runfolder import STATE, read_config, read_json
+from fedfinlora.run.retention import first_kept
 
 WRITTEN_AGAIN = ("adapters/best/", "adapters/final/", "eval/final/", "tensorboard/", "result.json", ROUNDS_FILE)
 """What a resumed run writes again."""

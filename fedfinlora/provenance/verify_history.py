@@ -17,8 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fedfinlora.deployment.history import history_file
 from fedfinlora.privacy.head import Head
+from fedfinlora.privacy.history import history_file
 from fedfinlora.privacy.ledger_files import COHORTS, EVERY_ROW, HEAD, LINES, has_line, origins, read_head, sound_lines
 from fedfinlora.provenance.bank_record import Answered, Asked
 from fedfinlora.provenance.findings import Findings, first_names, lines_of, no_other_kinds

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedfinlora.config import Config
+from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError
-from fedfinlora.model_files import sha256_of_files
-from fedfinlora.privacy.card import privacy_card
+from fedfinlora.files import read_json
+from fedfinlora.model.files import sha256_of_files
 from fedfinlora.provenance.audits import as_audit
 from fedfinlora.provenance.bom import differing
 from fedfinlora.provenance.chain import AUDIT_FILE
@@ -18,9 +18,9 @@ from fedfinlora.provenance.findings import Ended, Findings
 from fedfinlora.provenance.lines import CHAIN_FILE
 from fedfinlora.provenance.release import FINAL, PROVENANCE_FILE, Origin, origin_of, read_statement
 from fedfinlora.provenance.signatures import WrongSignature, canonical
+from fedfinlora.run.privacy_card import privacy_card
 from fedfinlora.run.records import RoundLine
 from fedfinlora.run.typed import to_json
-from fedfinlora.runfolder import read_json
 
 
 def check_release(run: Path, ended: Ended, rounds: Sequence[RoundLine], found: Findings) -> None:

@@ -9,24 +9,17 @@ from typing import Any
 
 from fedfinlora import __version__
 from fedfinlora.errors import UserError
+from fedfinlora.files import read_json, read_lines
 from fedfinlora.provenance.compared import differences
 from fedfinlora.provenance.findings import Findings
 from fedfinlora.provenance.lines import CHAIN_FILE
 from fedfinlora.provenance.verify_chain import ChainCheck
-from fedfinlora.resuming import RESUMED_FILE
+from fedfinlora.run.folder import config_fingerprint, deciding_values, read_config
+from fedfinlora.run.opening import OpenRun, run_result
+from fedfinlora.run.origin import ORIGIN_FILE, source_files, source_fingerprint
 from fedfinlora.run.records import RESULT_FILE, RoundLine, read_result
+from fedfinlora.run.resuming import RESUMED_FILE
 from fedfinlora.run.typed import to_json
-from fedfinlora.runfolder import (
-    ORIGIN_FILE,
-    config_fingerprint,
-    deciding_values,
-    read_config,
-    read_json,
-    read_lines,
-    source_files,
-    source_fingerprint,
-)
-from fedfinlora.runs import OpenRun, run_result
 
 MANIFEST = "manifest.json"
 ITS_OWN = ("reason", "run", "run_dir", "finished_at", "config_sha256", "schema_version")

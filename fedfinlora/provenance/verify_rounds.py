@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from fedfinlora.adapter import Vector, norm
-from fedfinlora.config import Config
+from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError
+from fedfinlora.model.adapter import Vector, norm
 from fedfinlora.privacy.head import Head
 from fedfinlora.provenance.compared import CLOSE, Difference, same
 from fedfinlora.provenance.findings import Findings, Round, lines_of
@@ -21,10 +21,10 @@ from fedfinlora.provenance.lines import CHAIN_FILE, Attempt, BankPart
 from fedfinlora.provenance.rules import Rules
 from fedfinlora.provenance.signatures import digest
 from fedfinlora.provenance.verify_chain import ChainCheck
-from fedfinlora.reasons import SAFE_REASONS, reason_of
 from fedfinlora.run.records import ROUNDS_FILE, BankEntry, RoundLine, RoundPrivacy, round_line
 from fedfinlora.run.typed import plain
-from fedfinlora.wire import Reply, read_figures
+from fedfinlora.wire.messages import Reply, read_figures
+from fedfinlora.wire.reasons import SAFE_REASONS, reason_of
 
 MOST_BANKS = 1_000_000
 """Of which a sample is computed again."""

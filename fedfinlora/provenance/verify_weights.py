@@ -13,22 +13,22 @@ from typing import Any
 
 import numpy as np
 
-from fedfinlora.adapter import Layout, norm, peft_config_values
-from fedfinlora.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
-from fedfinlora.checkpoint import FILES, adapter_checksum, read_checkpoint
-from fedfinlora.config import Config
+from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError
-from fedfinlora.numbered import by_number, number_of
+from fedfinlora.files import read_json
+from fedfinlora.model.adapter import Layout, norm, peft_config_values
+from fedfinlora.model.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
 from fedfinlora.provenance.compared import CLOSE, differences
 from fedfinlora.provenance.findings import Findings, Round
 from fedfinlora.provenance.lines import CHAIN_FILE
 from fedfinlora.provenance.rules import State
 from fedfinlora.provenance.signatures import canonical
 from fedfinlora.provenance.verify_rounds import Norms
+from fedfinlora.run.checkpoint import FILES, adapter_checksum, read_checkpoint
 from fedfinlora.run.records import ROUNDS_FILE, RoundLine
+from fedfinlora.run.selection import choice
 from fedfinlora.run.typed import to_json
-from fedfinlora.runfolder import read_json
-from fedfinlora.selection import choice
+from fedfinlora.system.numbered import by_number, number_of
 
 SAVED_BY_PEFT = {"peft_type": "LORA", "inference_mode": True, "init_lora_weights": True}
 OF_PEFT = {"megatron_core": "megatron.core", "qalora_group_size": 16}

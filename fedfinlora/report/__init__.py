@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedfinlora.files import write_bytes
 from fedfinlora.report.benchmarks import BenchmarkInfo, Published
 from fedfinlora.report.comparison import Compare
-from fedfinlora.runfolder import write_bytes
 
 __all__ = ["BenchmarkInfo", "Compare", "Published", "write_exports", "write_report"]
 
@@ -34,8 +34,8 @@ def write_report(
     row (None leaves paired differences out). Configuration values are marked where they differ from `defaults` (nested
     plain values; None means those of the schema). UserError if a path is no run folder or the file cannot be written.
     """
-    from fedfinlora.config import Config
-    from fedfinlora.config_values import to_plain
+    from fedfinlora.config.schema import Config
+    from fedfinlora.config.values import to_plain
     from fedfinlora.report.content import read_content
     from fedfinlora.report.page import page
     from fedfinlora.report.values import flatten

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from fedfinlora.errors import UserError
 from fedfinlora.report.values import Values, flatten, parse_yaml, read_object
-from fedfinlora.resuming import resumed_words
 from fedfinlora.run.evaluation import METRICS_FILE, BenchmarkMetrics, Evaluation, RowRecord, Scores, readable_records
 from fedfinlora.run.records import (
     CARD_FILE,
@@ -20,6 +19,7 @@ from fedfinlora.run.records import (
     RunResult,
     readable_rounds,
 )
+from fedfinlora.run.resuming import resumed_words
 from fedfinlora.run.typed import from_json
 
 MOST_NAMED = 3

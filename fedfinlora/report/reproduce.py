@@ -9,8 +9,8 @@ from typing import Any
 
 from fedfinlora.report.reading import Run
 from fedfinlora.report.values import Values
+from fedfinlora.run.origin import COMMANDS
 
-COMMANDS = {"federated": "simulate", "centralized": "centralized", "local": "local", "evaluate": "evaluate"}
 NOT_REPEATED = ("run_name", "output_dir", "resume")
 """Where a run was put is not part of what it was."""
 

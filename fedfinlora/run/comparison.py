@@ -1,5 +1,5 @@
-"""The difference of two evaluations of the same rows (`eval.compare`): what `compare --json` writes and the report
-shows.
+"""The difference of two evaluations of the same rows (`eval.metrics.compare`): what `compare --json` writes and the
+report shows.
 """
 
 from __future__ import annotations

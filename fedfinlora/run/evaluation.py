@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from fedfinlora.errors import UserError
+from fedfinlora.files import read_json, read_lines
 from fedfinlora.run.typed import OMITTED, NotOfType, Problems, converter, from_json, plain
-from fedfinlora.runfolder import read_json, read_lines
 
 METRICS_FILE = "metrics.json"
 INTERVAL = "_ci95"

@@ -8,7 +8,7 @@ written down.
     provenance.jsonl        `fedfinlora.provenance.lines`
 
 The order of the fields is the order of the keys. A field marked OMITTED has no key while it has its default.
-docs/run-folder.md is made from this file (`python -m fedfinlora.run.reference`). Older files lack newer keys, whose
+docs/run-folder.md is made from this file (`python -m benchmarks.run_reference`). Older files lack newer keys, whose
 fields then have their defaults; newer keys are left aside.
 """
 
@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from fedfinlora.errors import UserError
+from fedfinlora.files import read_json, read_lines, write_json
 from fedfinlora.privacy.head import Head
 from fedfinlora.run.evaluation import Scores
 from fedfinlora.run.typed import OMITTED, Problems, from_json, to_json
-from fedfinlora.runfolder import read_json, read_lines, write_json
 
 SCHEMA_VERSION = 1
 """Of all records together. It grows when a reader of the last version would misread a file, not when a key is added."""
@@ -68,7 +68,7 @@ class BankEntry:
     status: str = "error"
     """ok, late, rejected (by the server's checks), or error."""
     code: str = ""
-    """Why it is not ok, in a word (`fedfinlora.wire`)."""
+    """Why it is not ok, in a word (`fedfinlora.wire.messages`)."""
     reason: str = ""
     """The same as a sentence."""
     rows: int = 0
@@ -245,7 +245,7 @@ class BankCard:
 @dataclass(frozen=True, slots=True)
 class PrivacyCard:
     """What a run guarantees, to whom, and what it has spent: privacy.json. The texts are those of
-    `fedfinlora.privacy.card`.
+    `fedfinlora.run.privacy_card`.
     """
 
     schema_version: int = SCHEMA_VERSION

@@ -1,14 +1,14 @@
 """Server rules by name, and what privacy puts around them; docs/extending.md walks through adding one.
 
 A rule is one file with a `Strategy` (`server_app.strategies.strategy`), listed here and in
-`fedfinlora.config.STRATEGIES`.
+`fedfinlora.config.schema.STRATEGIES`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from fedfinlora.config import Config, StrategyConfig
+from fedfinlora.config.schema import Config, StrategyConfig
 from server_app.central_privacy import make_mechanism
 from server_app.strategies.fedadam import FedAdam
 from server_app.strategies.fedavg import FedAvg

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fedfinlora.checkpoint import load_checkpoint
 from fedfinlora.errors import UserError
-from fedfinlora.runfolder import read_config
+from fedfinlora.run.checkpoint import load_checkpoint
+from fedfinlora.run.folder import read_config
 from server_app.strategies.strategy import Arrays, MeanStrategy, Vector64
 
 

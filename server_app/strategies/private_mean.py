@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from fedfinlora.adapter import Vector, blocks, norm
 from fedfinlora.errors import UserError
+from fedfinlora.model.adapter import Vector, blocks, norm
 from fedfinlora.privacy.grid import Grid
 from fedfinlora.privacy.randomness import Stream
-from fedfinlora.wire import Reply
+from fedfinlora.wire.messages import Reply
 from server_app.central_privacy import BookedRound, CentralMechanism, book_round
 from server_app.replies import Replies
 from server_app.strategies.strategy import Arrays, ServerState, Strategy, Vector64
@@ -34,7 +34,7 @@ from server_app.strategies.strategy import Arrays, ServerState, Strategy, Vector
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from fedfinlora.runs import OpenRun
+    from fedfinlora.run.opening import OpenRun
 
 CLIP_NORM = "bank_clip_norm"
 """Name under which an adaptive clip norm, shape (1,), passes from round to round with the inner rule's vectors."""

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedfinlora.adapter import BLOCK, Vector, blocks
-from fedfinlora.config import StrategyConfig
+from fedfinlora.config.schema import StrategyConfig
 from fedfinlora.errors import UserError
+from fedfinlora.model.adapter import BLOCK, Vector, blocks
+from fedfinlora.privacy.shares import capped
 from fedfinlora.seeds import generator
-from fedfinlora.shares import capped
-from fedfinlora.training import schedule_factor
-from fedfinlora.wire import Reply
+from fedfinlora.train.loop import schedule_factor
+from fedfinlora.wire.messages import Reply
 from server_app.replies import Mean, Replies
 
 if TYPE_CHECKING:
-    from fedfinlora.runs import OpenRun
+    from fedfinlora.run.opening import OpenRun
     from server_app.central_privacy import BookedRound
 
 Vector64 = NDArray[np.float64]
@@ -94,8 +94,8 @@ class Strategy(ABC):
         return self.config.quorum
 
     def weights(self, replies: Sequence[Reply]) -> list[float] | None:
-        """What each reply weighs in the mean, none more than strategy.max_share of it (`fedfinlora.shares`). None:
-        nothing is weighed.
+        """What each reply weighs in the mean, none more than strategy.max_share of it (`fedfinlora.privacy.shares`).
+        None: nothing is weighed.
         """
         if self.config.weighting == "declared":
             sizes = self.config.declared_sizes()

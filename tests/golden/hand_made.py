@@ -3,7 +3,7 @@ hand.
 
 After a change: `python tests/golden/make.py --keep-outputs`. Every target is a label of its whole file (see `make.py`),
 so a number or a tag that must not be a label elsewhere is used once only. Rule numbers are FinLoRA's, as in
-`eval/scoring.py`.
+`eval/scoring/row_score.py`.
 """
 
 from __future__ import annotations

@@ -8,9 +8,10 @@ give them.
 One file a benchmark, one evaluation a file: its label set is that of all targets in it. The outputs are those of the
 embedded model, untouched ("base") and with an adapter that is trained on the bundled sample for a few minutes
 ("adapter"), on rows of `data/sample` alone, by transformers' plain `generate`: greedy, row by row, FinLoRA's raw
-prompt, the catalogue's budget. Verdicts on them come from `tests/finlora_reference.py`, which knows nothing of the
-project's evaluator; those on the hand-made cases stand in `hand_made.py`, and nothing is written unless the reference
-agrees with every one of them. Another machine may generate other outputs; the committed ones are as good as those.
+prompt, the catalogue's budget. Verdicts on them come from `tests/helpers/finlora_reference.py`, which knows nothing of
+the project's evaluator; those on the hand-made cases stand in `hand_made.py`, and nothing is written unless the
+reference agrees with every one of them. Another machine may generate other outputs; the committed ones are as good as
+those.
 
 Fields: `id`, `prompt` (models' rows only), `target`, `output` (without the prompt), `finlora_correct`,
 `finlora_ambiguous`, `label` (the label that the rules take as the answer), `why` (hand-made rows only). FiNER and FNXL
@@ -32,7 +33,7 @@ from typing import Any
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
 if not __package__:  # run as a script; tests that import it have both
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "helpers")]
 
 from finlora_reference import BERTSCORES, TAG_LISTS, Example, decoded_answer, evaluate  # noqa: E402
 from golden.hand_made import CASES, STAND_IN_PROMPTS  # noqa: E402
@@ -84,7 +85,7 @@ def generate_outputs() -> dict[str, list[Golden]]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from data.catalog import BENCHMARKS
-    from fedfinlora.embedded import SMOLLM2, embedded_folder
+    from fedfinlora.model.embedded import SMOLLM2, embedded_folder
 
     torch.set_num_threads(1)
     source = embedded_folder(SMOLLM2)

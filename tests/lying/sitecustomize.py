@@ -1,5 +1,5 @@
 """Put on PYTHONPATH by a test: a ServerApp that is started with LIES_TOLD lies to the bank north, as
-tests/hostile_server.py has it.
+tests/helpers/hostile_server.py has it.
 """
 
 import importlib.abc
@@ -9,10 +9,10 @@ import sys
 
 
 class Finder(importlib.abc.MetaPathFinder):
-    """Finds `fedfinlora.wire` as it is and makes its `pack_requests` lie once it is loaded."""
+    """Finds `fedfinlora.wire.messages` as it is and makes its `pack_requests` lie once it is loaded."""
 
     def find_spec(self, name, path, target=None):
-        if name != "fedfinlora.wire":
+        if name != "fedfinlora.wire.messages":
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
         load = spec.loader.exec_module

@@ -36,7 +36,7 @@ def add(commands: Any) -> None:
 def call(options: argparse.Namespace) -> int:
     """Run it."""
     from fedfinlora.commands.audit import audit
-    from fedfinlora.which_run import folder_or_run
+    from fedfinlora.run.which_run import folder_or_run
 
     if options.run is not None and options.overrides:
         raise ConfigError("--run takes the run's own configuration: leave out the key=value words.")

@@ -32,6 +32,6 @@ def add(commands: Any) -> None:
 def call(options: argparse.Namespace) -> int:
     """Run it."""
     from fedfinlora.commands.compare import compare
-    from fedfinlora.which_run import folder_or_run
+    from fedfinlora.run.which_run import folder_or_run
 
     return compare(folder_or_run(options.run_a), folder_or_run(options.run_b), options.labels, options.json)

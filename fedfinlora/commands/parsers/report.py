@@ -27,6 +27,6 @@ def add(commands: Any) -> None:
 def call(options: argparse.Namespace) -> int:
     """Run it."""
     from fedfinlora.commands.report import report
-    from fedfinlora.which_run import folder_or_run
+    from fedfinlora.run.which_run import folder_or_run
 
     return report([folder_or_run(run) for run in options.runs], options.output, options.export)

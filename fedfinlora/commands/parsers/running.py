@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedfinlora.commands.parsers import add_command
-from fedfinlora.which_run import RUNS
+from fedfinlora.run.which_run import RUNS
 
 ORDER = 90
 
@@ -39,7 +39,7 @@ def add(commands: Any) -> None:
 def call(options: argparse.Namespace) -> int:
     """Run `attach` or `stop`."""
     from fedfinlora.commands import running
-    from fedfinlora.which_run import find_run
+    from fedfinlora.run.which_run import find_run
 
     run = find_run(options.run, options.output_dir.expanduser().absolute(), running_first=True)
     return running.attach(run) if options.command == "attach" else running.stop(run)

@@ -29,6 +29,6 @@ def add(commands: Any) -> None:
 def call(options: argparse.Namespace) -> int:
     """Run it."""
     from fedfinlora.commands.verify import verify
-    from fedfinlora.which_run import folder_or_run
+    from fedfinlora.run.which_run import folder_or_run
 
     return verify(folder_or_run(options.folder), options.ca, options.key, options.enrolled)

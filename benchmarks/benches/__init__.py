@@ -1,0 +1,1 @@
+"""The benches of `bench NAME`: each measures one thing next to its reference, in one process run."""

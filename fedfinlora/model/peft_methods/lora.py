@@ -1,0 +1,98 @@
+"""LoRA (Hu et al. 2021), and what a PEFT method is: how an adapter is built, named, frozen, started, saved and loaded.
+
+QLoRA (Dettmers et al. 2023) is LoRA on an nf4 base; DoRA (Liu et al. 2024) and rsLoRA (Kalajdzievski 2023) are flags of
+PEFT's LoRA. FFA-LoRA (Sun et al. 2024), peft.freeze_a=true, trains B alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedfinlora.config.schema import PeftConfig
+from fedfinlora.errors import UserError
+from fedfinlora.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ADAPTER_NAME = "default"
+Tensors = Mapping[str, NDArray[np.float32]]
+"""Saved name -> tensor, float32."""
+A, B = ".lora_A.weight", ".lora_B.weight"
+"""Ends of the saved names of a layer's A, (rank, d_in), and B, (d_out, rank)."""
+MAGNITUDE = ".lora_magnitude_vector"
+"""End of the saved name of DoRA's magnitudes, (d_out,)."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A PEFT method. The base class is LoRA itself; others override what differs. Methods in the order in which they
+    run.
+    """
+
+    flags: Mapping[str, bool] = field(default_factory=dict)
+    """Of `peft.LoraConfig`."""
+    saved_as: str = "lora"
+    """The method whose form the saved folder has: plain PEFT loads that."""
+    trained: ClassVar[tuple[str, ...]] = (A, B, MAGNITUDE)
+    """How the saved names of trained tensors end."""
+    drawn: ClassVar[tuple[str, ...]] = (A, B)
+    """Those that `start` sets; the others begin as they were built."""
+
+    def is_fixed_by_seed(self, peft: PeftConfig) -> bool:
+        """Whether tensors that are not trained depend on the run's seed, so that another seed needs another adapter."""
+        return peft.freeze_a
+
+    def build(self, model: nn.Module, peft: PeftConfig) -> None:
+        """Make the method of PEFT's fresh LoRA: freeze, replace or add parameters. UserError where the base does not
+        allow it.
+        """
+        if peft.freeze_a:
+            for name, parameter in model.named_parameters():
+                if ".lora_A." in name:
+                    parameter.requires_grad_(False)
+
+    def start(self, model: nn.Module, seed: int) -> None:
+        """Where a run starts: A Kaiming-uniform from the run's seed as in PEFT, B zero."""
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "adapter"))
+            for module in model.modules():
+                if hasattr(module, "reset_lora_parameters"):
+                    cast(Any, module).reset_lora_parameters(ADAPTER_NAME, init_lora_weights=True)
+
+    def adds_nothing(self, trained: Tensors) -> bool:
+        """Whether the model with these tensors is the base model. False where that cannot be read off them, as with a
+        method that does not train B, or DoRA, whose magnitudes count too.
+        """
+        ends = [tensor for name, tensor in trained.items() if ".lora_B." in name]
+        return bool(ends) and not self.flags.get("use_dora") and not any(tensor.any() for tensor in ends)
+
+    def exported(self, trained: Tensors, frozen: Tensors) -> Tensors:
+        """The tensors of a folder in the form of `saved_as`. `frozen`: the adapter's tensors that are not trained."""
+        return {**frozen, **trained}
+
+    def imported(self, tensors: Tensors, frozen: Tensors, file: Path) -> Tensors:
+        """The trained tensors of a folder that has the names and shapes of `exported`. UserError where it is of another
+        run.
+        """
+        for name, expected in frozen.items():
+            if not np.array_equal(tensors[name], expected):
+                raise UserError(
+                    f"{file}: {name} is not what peft.freeze_a=true and this seed give. Set seed= as in its run, or "
+                    "peft.freeze_a=false."
+                )
+        return tensors
+
+    def parameters(self, peft: PeftConfig, shapes: Sequence[tuple[int, int]]) -> int:
+        """Numbers that are trained and sent, for layers of these (d_in, d_out)."""
+        inputs = 0 if peft.freeze_a else peft.rank
+        outputs = peft.rank + bool(self.flags.get("use_dora"))
+        return sum(inputs * size_in + outputs * size_out for size_in, size_out in shapes)

@@ -1,0 +1,135 @@
+"""What resume needs, one safetensors file a round: the global adapter, the server rule's state, the round's line of
+rounds.jsonl.
+
+The file is written whole before the round counts as done; `rounds.jsonl` is made from it again on resume, so a process
+killed at any moment loses at most the round in hand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedfinlora.errors import UserError
+from fedfinlora.files import read_lines, write_bytes
+from fedfinlora.system.numbered import by_number, number_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+UNSCORED = "unscored"
+"""In the line of a round that is trained, while its scores are being made."""
+KEPT = 2
+"""How many checkpoints stay on disk: the last, and one before in case the last is damaged."""
+
+
+FILES = "round_*.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a run after `round` rounds."""
+
+    round: int
+    layout_id: str
+    arrays: Mapping[str, NDArray[Any]]
+    """`adapter` (size,) float32, and the server rule's state, (size,) float64 each."""
+    line: Mapping[str, Any]
+    """The round's line of rounds.jsonl; empty for round 0."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether the round is over; False if only its scores are missing."""
+        return UNSCORED not in self.line
+
+
+def save_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
+    """Write state/round_NNN.safetensors and remove all but the last KEPT."""
+    from safetensors.numpy import save
+
+    content = save(
+        dict(checkpoint.arrays),
+        {
+            "round": str(checkpoint.round),
+            "layout-id": checkpoint.layout_id,
+            "line": json.dumps(dict(checkpoint.line), allow_nan=False),
+        },
+    )
+    write_bytes(_file(run, checkpoint.round), content)
+    for old in by_number(run / "state", FILES)[:-KEPT]:
+        old.unlink(missing_ok=True)
+
+
+def load_checkpoint(run: Path) -> Checkpoint:
+    """The newest readable checkpoint. UserError when there is none."""
+    damaged: list[str] = []
+    for file in by_number(run / "state", FILES)[::-1]:
+        try:
+            return read_checkpoint(file)
+        except UserError as error:
+            damaged.append(str(error))
+    found = f"damaged: {', '.join(damaged)}" if damaged else "there is none"
+    raise UserError(f"{run} has no checkpoint to go on from: {found}. Start the run again.")
+
+
+def read_checkpoint(file: Path) -> Checkpoint:
+    """A checkpoint; UserError with its name where it is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as stream:
+            values = stream.metadata()
+            arrays = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a mapping
+        return Checkpoint(int(values["round"]), values["layout-id"], arrays, json.loads(values["line"]))
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{file.name} ({error})") from error
+
+
+def restore_rounds(run: Path, checkpoint: Checkpoint) -> None:
+    """Make rounds.jsonl hold exactly the closed rounds up to the checkpoint. UserError where it has lost more of them
+    than checkpoints know.
+    """
+    file = run / "rounds.jsonl"
+    lines = [line for line in read_lines(file) if line["round"] < checkpoint.round]
+    for older in by_number(run / "state", FILES):  # a line that was cut off is in the checkpoint of its round
+        if number_of(older) == checkpoint.round - 1 == _last(lines) + 1:
+            with contextlib.suppress(UserError):
+                lines += [dict(line) for line in [read_checkpoint(older).line] if line and UNSCORED not in line]
+    if _last(lines) != max(0, checkpoint.round - 1):
+        raise UserError(
+            f"{file} is damaged: it ends with round {_last(lines)}, and the checkpoint is of round {checkpoint.round}. "
+            "Bring back a copy of it, or "
+            "start the run again."
+        )
+    if checkpoint.line and checkpoint.closed:
+        lines.append(dict(checkpoint.line))
+    text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+    write_bytes(file, text.encode())
+
+
+def _last(lines: Sequence[Mapping[str, Any]]) -> int:
+    """The number of the last of these lines; 0 where there is none."""
+    return int(lines[-1]["round"]) if lines else 0
+
+
+def latest_round(run: Path) -> int:
+    """The number of the last checkpoint on disk; -1 when there is none."""
+    files = by_number(run / "state", FILES)
+    return number_of(files[-1]) if files else -1
+
+
+def _file(run: Path, round_number: int) -> Path:
+    return run / "state" / f"round_{round_number:04d}.safetensors"
+
+
+def adapter_checksum(vector: NDArray[np.float32]) -> str:
+    """SHA-256 of the vector's bytes, little-endian."""
+    import hashlib
+
+    return hashlib.sha256(np.ascontiguousarray(vector, "<f4").data).hexdigest()

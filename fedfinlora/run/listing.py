@@ -1,0 +1,143 @@
+"""The runs that lie in an output folder, each in a few words, for `list`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from fedfinlora.errors import UserError
+from fedfinlora.run.ended import mode_of
+from fedfinlora.run.evaluation import BenchmarkMetrics
+from fedfinlora.run.folder import COMMAND_LOCK, SERVER_LOCK, STATE, read_config
+from fedfinlora.run.progress import FILE_NAME
+from fedfinlora.run.records import ROUNDS_FILE, RoundLine, RunResult, read_result, readable_rounds
+from fedfinlora.system.locks import is_held
+
+STATES = {"completed": "finished", "failed": "failed", "stopped": "interrupted"}
+"""Status in result.json -> state of a run that does not run."""
+HEADLINES = ("bertscore_f1", "accuracy", "labels_accuracy")
+LATE_S = 2.0
+"""Events that are so much later than result.json are of another attempt."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One run."""
+
+    name: str
+    folder: str
+    state: str
+    """running, finished, failed, interrupted (also: its process was killed)."""
+    mode: str
+    rounds_done: int
+    rounds: int
+    """That it was to have; 0 for an evaluation."""
+    score: float | None
+    """Mean over the benchmarks, 0 to 1, of the last adapter that was scored, else of the base model; None without
+    scores.
+    """
+    when: str
+    """Local time of the last change."""
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run lies in a folder, or has begun to."""
+    return (
+        (folder / "config.yaml").is_file()
+        or (folder / COMMAND_LOCK).is_file()
+        or (folder / STATE / "run.json").is_file()
+    )
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The folders of runs directly in a folder, by name; [] where there is no folder."""
+    try:
+        return sorted(entry for entry in folder.iterdir() if entry.is_dir() and is_run(entry))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}.") from error
+
+
+def runs_now(run: Path) -> bool:
+    """Whether a process works on a run."""
+    return is_held(run / COMMAND_LOCK) or is_held(run / SERVER_LOCK)
+
+
+def listed(run: Path) -> Listed:
+    """What a run's folder says; a damaged one is listed with what can be read."""
+    lines, result, mode = _lines(run), _result(run), mode_of(run)
+    return Listed(
+        name=run.name,
+        folder=str(run),
+        state=state_of(run, result),
+        mode=mode,
+        rounds_done=len(lines),
+        rounds=0 if mode == "evaluate" else _rounds(run),
+        score=_score(result, lines),
+        when=time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(_changed(run))),
+    )
+
+
+def state_of(run: Path, result: RunResult) -> str:
+    """running, finished, failed or interrupted."""
+    if runs_now(run):
+        return "running"
+    known = STATES.get(result.status, "interrupted")
+    if known != "finished" and _time(run / FILE_NAME) > _time(run / "result.json") + LATE_S:
+        return "interrupted"  # the last attempt was killed; the result is an earlier one's
+    return known
+
+
+def _score(result: RunResult, lines: list[RoundLine]) -> float | None:
+    """The mean strict accuracy of the final adapter, else of the last round that was scored, else of the base model."""
+    scores = result.scores
+    of_rounds = [line.scores for line in lines if line.scores]
+    candidates = [
+        scores.get("final"),
+        *reversed(of_rounds),
+        *(scores[label] for label in scores if label != "base"),
+        scores.get("base"),
+    ]
+    for found in candidates:
+        values = [value for metrics in (found or {}).values() if (value := _headline(metrics)) is not None]
+        if values:
+            return fmean(values)
+    return None
+
+
+def _headline(metrics: BenchmarkMetrics) -> float | None:
+    """The figure that means of a benchmark are of (`eval.metrics.averages.headline_name`, strict)."""
+    return next((value for name in HEADLINES if (value := metrics.value(name)) is not None), None)
+
+
+def _lines(run: Path) -> list[RoundLine]:
+    return readable_rounds(run, []) if (run / ROUNDS_FILE).is_file() else []
+
+
+def _result(run: Path) -> RunResult:
+    try:
+        return read_result(run, [])
+    except UserError:
+        return RunResult()
+
+
+def _rounds(run: Path) -> int:
+    try:
+        return read_config(run).num_server_rounds
+    except UserError:
+        return 0
+
+
+def _changed(run: Path) -> float:
+    files = ("result.json", FILE_NAME, "rounds.jsonl", "config.yaml", str(COMMAND_LOCK))
+    return max(_time(run / name) for name in files)
+
+
+def _time(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0

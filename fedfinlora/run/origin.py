@@ -1,0 +1,105 @@
+"""Where a run comes from: the code and its hash, the commit, the packages, and the command that was typed."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+from fedfinlora.files import sha256_of
+from fedfinlora.system.locks import own_command
+
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
+SOURCE_FOLDERS = ("fedfinlora", "data", "eval", "client_app", "server_app")
+PACKAGES = (
+    "flwr",
+    "ray",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "peft",
+    "bitsandbytes",
+    "datasets",
+    "bert-score",
+    "scikit-learn",
+    "hydra-core",
+    "numpy",
+)
+
+COMMANDS = {"federated": "simulate", "centralized": "centralized", "local": "local", "evaluate": "evaluate"}
+"""The mode of a run, as result.json has it -> the command that makes one."""
+
+
+@cache
+def source_files() -> dict[str, str]:
+    """Each of the project's Python files -> its SHA-256."""
+    return {
+        str(file.relative_to(PROJECT_ROOT)): sha256_of(file.read_bytes())
+        for folder in SOURCE_FOLDERS
+        for file in sorted((PROJECT_ROOT / folder).rglob("*.py"))
+    }
+
+
+@cache
+def source_fingerprint() -> str:
+    """SHA-256 over the project's Python files: server and banks compare it, so that nobody mixes versions in one
+    run.
+    """
+    digest = hashlib.sha256()
+    for folder in SOURCE_FOLDERS:
+        for file in sorted((PROJECT_ROOT / folder).rglob("*.py")):
+            digest.update(str(file.relative_to(PROJECT_ROOT)).encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def installed_versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """Version of each package that is installed."""
+    from importlib import metadata
+
+    versions: dict[str, str] = {}
+    for name in packages:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def git_commit() -> str:
+    """The commit of the project's folder, with "+" when files differ from it; empty outside git, and for a wheel
+    installed below another project.
+    """
+    if not (PROJECT_ROOT / ".git").exists():
+        return ""
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"],
+            cwd=PROJECT_ROOT,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=PROJECT_ROOT,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return commit + ("+" if changed else "")
+
+
+ORIGIN_FILE = Path("state") / "origin.json"
+"""Written by `simulate` for its server, which runs from Flower's copy of the code, outside git."""
+
+
+def origin_of_this_process() -> dict[str, str]:
+    """What the user typed (empty where that was not our own command line) and the commit of the code."""
+    command = own_command()
+    return {"command": command if command.startswith("python -m fedfinlora ") else "", "git_commit": git_commit()}

@@ -1,0 +1,62 @@
+"""Which run is meant: a folder, a run's name, or the beginning of either, for every command and setting that takes a
+run.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from fedfinlora.errors import UserError, printable
+
+RUNS = Path("~/.fedfinlora/runs")
+"""The configuration's output_dir."""
+MOST_LISTED = 10
+
+
+def find_run(name: str, output_dir: Path, running_first: bool = False, elsewhere: str = "--output-dir DIR") -> Path:
+    """A run's folder. UserError that lists what there is where no run fits, or several do.
+
+    `name` is its path, its name in `output_dir`, or the beginning of either that one run alone has; with
+    `running_first`, of several the only one that runs now. `elsewhere` is how a user names another folder of runs.
+    """
+    from fedfinlora.run.listing import is_run, runs_in
+
+    path = Path(name).expanduser()
+    if name and is_run(path.absolute()):
+        return path.absolute()
+    folder, start = (path.absolute().parent, path.name) if os.sep in name else (output_dir, name)
+    names = [run.name for run in runs_in(folder)]
+    found = [start] if start in names else [one for one in names if start and one.startswith(start)]
+    if running_first and len(found) > 1:
+        found = _running(folder, found) or found
+    if len(found) == 1:
+        return folder / found[0]
+    shown = printable(name)
+    if found:
+        raise UserError(f"{shown!r} begins the names of {len(found)} runs: {_listed(found)}. Give more of the name.")
+    there = f"It has {_listed(names)}." if names else "It has no runs."
+    raise UserError(
+        f"There is no run {shown!r}, neither as a folder nor in {folder}. {there} Another folder: {elsewhere}"
+    )
+
+
+def folder_or_run(name: str) -> Path:
+    """A path that exists as it is, else the folder of the run of that name (`find_run`). For commands that also take
+    other folders than runs'.
+    """
+    path = Path(name).expanduser()
+    if name and path.exists():
+        return path
+    return find_run(name, RUNS.expanduser(), elsewhere="give the run's path")
+
+
+def _running(folder: Path, names: list[str]) -> list[str]:
+    """Those of the names whose run is in progress."""
+    from fedfinlora.run.listing import runs_now
+
+    return [name for name in names if runs_now(folder / name)]
+
+
+def _listed(names: list[str]) -> str:
+    return f"{', '.join(names[:MOST_LISTED])}{' …' if len(names) > MOST_LISTED else ''}"

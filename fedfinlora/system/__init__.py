@@ -1,0 +1,1 @@
+"""The machine: locks, processes, HTTP, where modules come from, and bytes that are on the disk."""

@@ -1,0 +1,1 @@
+"""The training loop, the gradient of a step, the order of rows, and memory."""

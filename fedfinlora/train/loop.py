@@ -1,0 +1,271 @@
+"""The one training loop: a bank in a round, all rows pooled, one bank alone.
+
+AdamW (Loshchilov and Hutter 2019) or SGD on the adapter, linear warm-up and cosine decay over the whole run, gradient
+accumulation by answer tokens, clipping, and FedProx's proximal term (Li et al. 2020, eq. 2). What a step sees depends
+only on the run's seed, the bank's name, its rows and the step's number (`fedfinlora.train.row_order`), so a run that is
+interrupted goes on with the same bytes. How many passes a step takes and which layers they checkpoint follows the
+memory there is (`fedfinlora.train.memory`).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fedfinlora.config.schema import TrainConfig
+from fedfinlora.errors import UserError
+from fedfinlora.model.adapter import Vector, trainable
+from fedfinlora.model.packing import Example
+from fedfinlora.seeds import derive_seed
+from fedfinlora.train.gradient_step import PLAIN, GradientStep, LocalRows, PassLimits, answer_loss, packs_of_step
+from fedfinlora.train.memory import decoder_layers, own_checkpointing
+from fedfinlora.train.row_order import groups_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class OptimizerState:
+    """Adam's memory: two vectors of shape (layout.size,) float32 and how many steps they have seen."""
+
+    first_moment: Vector
+    second_moment: Vector
+    steps: int
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Which optimiser steps of a run to take now: `first_step` (from 0) and `steps`, out of `total_steps`."""
+
+    first_step: int
+    steps: int
+    total_steps: int
+    rows_per_step: float
+    """Rows of a step; where it is no whole number, steps differ by one row."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a stretch of training gave."""
+
+    steps: int
+    rows: int
+    tokens: int
+    """Tokens of prompts and answers, each row counted in full (not fewer where a prefix was shared)."""
+    answer_tokens: int
+    loss: float
+    """Mean negative log-likelihood of an answer token over the stretch, in nats, before each step's update."""
+    step_losses: tuple[float, ...]
+    wall_s: float
+    optimizer: OptimizerState
+    checkpointed_layers: int
+    """Most decoder layers that any pass checkpointed."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """Reported to the caller after each optimiser step."""
+
+    step: int
+    steps: int
+    loss: float
+    tokens_per_s: float
+
+
+def total_steps(rows: int, rounds: int, config: TrainConfig) -> int:
+    """Optimiser steps of a bank of `rows` rows in the whole run: at least one in each round, so that every bank is
+    heard.
+
+    Raises UserError when train.max_steps allows fewer than one a round.
+    """
+    by_epochs = config.epochs > 0 and config.batch_rows > 0
+    steps = round(config.epochs * rows / min(config.batch_rows, rows)) if by_epochs else config.steps_per_round * rounds
+    if config.max_steps:
+        steps = min(steps, config.max_steps)
+        if config.max_steps < rounds:
+            raise UserError(
+                f"train.max_steps={config.max_steps} is fewer than the {rounds} rounds. Lower num_server_rounds or "
+                "raise it."
+            )
+    return max(steps, rounds)
+
+
+def stretch_of_round(round_number: int, rounds: int, steps: int, rows: int, config: TrainConfig) -> Stretch:
+    """The steps of one round (from 1), the run's `steps` being spread evenly over its rounds, for a bank of `rows`
+    rows.
+    """
+    first, end = (steps * done // rounds for done in (round_number - 1, round_number))
+    rows_per_step = float(config.batch_rows) if config.batch_rows else config.epochs * rows / steps
+    return Stretch(first, end - first, steps, rows_per_step)
+
+
+def schedule_factor(step: int, total: int, warmup: int, schedule: str) -> float:
+    """Share of the peak rate at a step (from 0): linear warm-up, then constant, or cosine to zero at step `total`.
+
+    The cosine is SGDR's without restarts (Loshchilov and Hutter 2017, eq. 5). A warm-up takes at most a tenth of a run.
+
+    >>> [round(schedule_factor(step, 20, 2, "cosine"), 3) for step in (0, 1, 2, 11, 19)]
+    [0.5, 1.0, 1.0, 0.5, 0.008]
+    """
+    warmup = min(warmup, total // 10)
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def mean_loss(model: nn.Module, examples: Sequence[Example], config: TrainConfig) -> float:
+    """Mean negative log-likelihood of an answer token over `examples`, in nats, without dropout or gradients."""
+    import torch
+
+    device = next(model.parameters()).device
+    model.eval()
+    with torch.no_grad():
+        packs = packs_of_step(examples, config, device)
+        total = sum(float(answer_loss(model, pack)) for pack in packs)
+    return total / sum(len(pack.answer_ids) for pack in packs)
+
+
+def train(
+    model: nn.Module,
+    examples: Sequence[Example],
+    stretch: Stretch,
+    config: TrainConfig,
+    *,
+    seed: int,
+    bank: str,
+    optimizer: OptimizerState | None = None,
+    on_step: Callable[[StepReport], None] | None = None,
+    gradient: GradientStep = PLAIN,
+) -> TrainResult:
+    """Take the steps of `stretch` on the model's adapter, in place.
+
+    `optimizer` is Adam's memory to go on with; None starts afresh. FedProx's anchor is the adapter as it is on entry. A
+    private `gradient` clips by itself, in the place of train.clip_norm. Raises UserError for rows without answer tokens
+    and for a loss that is not finite.
+    """
+    import torch
+
+    _check_answers(examples)
+    device = next(model.parameters()).device
+    parameters = list(trainable(model).values())
+    anchor = [parameter.detach().clone() for parameter in parameters] if config.proximal_mu else []
+    update = _optimizer(parameters, config)
+    update.zero_grad(set_to_none=True)
+    if optimizer is not None and isinstance(update, torch.optim.AdamW):
+        _load_optimizer(update, parameters, optimizer)
+    losses: list[float] = []
+    rows = tokens = answer_tokens = 0
+    loss_sum = 0.0
+    started = time.monotonic()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _training_mode(model) as layers:
+        groups = groups_of(examples) if config.share_prefix else ()
+        local = LocalRows(
+            model, examples, stretch.rows_per_step, config, seed, bank, groups, PassLimits.of(model, config), layers
+        )
+        for step in range(stretch.first_step, stretch.first_step + stretch.steps):
+            torch.manual_seed(derive_seed(seed, "dropout", bank, step))
+            taken = gradient.take(local, step)
+            step_answers = sum(len(example.answer_ids) for example in taken.examples)
+            if config.proximal_mu:
+                for parameter, start in zip(parameters, anchor, strict=True):
+                    assert parameter.grad is not None
+                    parameter.grad.add_(parameter.detach() - start, alpha=config.proximal_mu)
+            if config.clip_norm and not gradient.is_private:
+                torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+            if isinstance(update, torch.optim.AdamW):
+                factor = schedule_factor(step, stretch.total_steps, config.warmup_steps, config.schedule)
+                update.param_groups[0]["lr"] = config.learning_rate * factor
+            update.step()
+            update.zero_grad(set_to_none=True)
+            losses.append(taken.loss)
+            loss_sum += taken.loss * step_answers
+            rows += len(taken.examples)
+            tokens += sum(len(example.prompt_ids) + len(example.answer_ids) for example in taken.examples)
+            answer_tokens += step_answers
+            if on_step is not None:
+                rate = tokens / (time.monotonic() - started)
+                on_step(StepReport(step - stretch.first_step + 1, stretch.steps, taken.loss, rate))
+    return TrainResult(
+        steps=stretch.steps,
+        rows=rows,
+        tokens=tokens,
+        answer_tokens=answer_tokens,
+        loss=loss_sum / answer_tokens if answer_tokens else math.nan,
+        step_losses=tuple(losses),
+        wall_s=time.monotonic() - started,
+        optimizer=_read_optimizer(update, parameters),
+        checkpointed_layers=local.checkpointed_layers,
+    )
+
+
+@contextmanager
+def _training_mode(model: nn.Module) -> Iterator[list[nn.Module]]:
+    """train(), and the layers that can be checkpointed; whatever happens inside, nothing of it is left on the shared
+    model.
+    """
+    layers = decoder_layers(model)
+    with own_checkpointing(layers):
+        model.train()
+        try:
+            yield layers
+        finally:
+            model.zero_grad(set_to_none=True)
+            model.eval()
+
+
+def _check_answers(examples: Sequence[Example]) -> None:
+    empty = sum(not example.answer_ids or not example.prompt_ids for example in examples)
+    if empty or not examples:
+        raise UserError(
+            f"{empty} of {len(examples)} rows have no tokens to learn from. Run `python -m fedfinlora data check ROOT`."
+        )
+
+
+def _optimizer(parameters: Sequence[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    import torch
+
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=config.sgd_learning_rate, weight_decay=config.weight_decay)
+    betas = (config.beta1, config.beta2)
+    return torch.optim.AdamW(parameters, lr=config.learning_rate, betas=betas, weight_decay=config.weight_decay)
+
+
+def _load_optimizer(adam: torch.optim.AdamW, parameters: Sequence[nn.Parameter], state: OptimizerState) -> None:
+    import torch
+
+    size = sum(parameter.numel() for parameter in parameters)
+    if state.first_moment.shape != (size,) or state.second_moment.shape != (size,):
+        raise UserError(
+            f"The optimiser state has {state.first_moment.size} numbers, the adapter {size}: it is another adapter's."
+        )
+    offset = 0
+    for parameter in parameters:
+        end = offset + parameter.numel()
+        first, second = (
+            torch.from_numpy(moment[offset:end].copy()).reshape(parameter.shape).to(parameter.device)
+            for moment in (state.first_moment, state.second_moment)
+        )
+        adam.state[parameter] = {"step": torch.tensor(float(state.steps)), "exp_avg": first, "exp_avg_sq": second}
+        offset = end
+
+
+def _read_optimizer(update: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> OptimizerState:
+    import numpy as np
+    import torch
+
+    if not isinstance(update, torch.optim.AdamW) or not update.state:
+        zeros = np.zeros(sum(parameter.numel() for parameter in parameters), np.float32)
+        return OptimizerState(zeros, zeros.copy(), 0)
+
+    def flat(key: str) -> Vector:
+        return torch.cat([update.state[parameter][key].reshape(-1).float().cpu() for parameter in parameters]).numpy()
+
+    return OptimizerState(flat("exp_avg"), flat("exp_avg_sq"), int(update.state[parameters[0]]["step"]))

@@ -1,0 +1,488 @@
+"""What crosses the network: the server's request and a bank's reply, packed into Flower records and checked on arrival.
+
+A request holds the global adapter as one float32 array, and the newest head of the bank's privacy ledger that the
+server has seen; a reply holds the delta, local minus global, in the same layout, a fixed list of figures, and the
+ledger's head. Nothing else is read from either.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedfinlora.config.schema import MOST_ROUNDS, Config
+from fedfinlora.config.values import build, to_json
+from fedfinlora.errors import UserError
+from fedfinlora.model.adapter import Layout, Vector, norm
+from fedfinlora.privacy.head import MOST_LINES, SHA256, Head
+from fedfinlora.wire.form import LONGEST_RUN_NAME, PLAIN_NAME, reply_fault, request_fault
+from fedfinlora.wire.reasons import SAFE_REASONS, UNKNOWN, reason_of
+
+if TYPE_CHECKING:
+    from flwr.app import ConfigRecord, RecordDict
+
+ARRAY_KEY = "vector"
+PART_NUMBERS = 2**20
+"""A vector travels in parts of so many numbers: Flower takes four times an array's size in memory to put it together
+again.
+"""
+BANK_NAME = PLAIN_NAME
+MOST_ROWS = 2**40 - 1
+"""No bank has a trillion rows; a claim of more is a claim on the whole average."""
+MOST_TOKENS = 2**53 - 1
+"""Whole numbers up to here survive JSON and float64."""
+MOST_STEPS = 2**31 - 1
+MOST_SECONDS = 1e9
+MOST_LOSS = 1e6
+"""Nats a token. Figures beyond these are no measurements."""
+MOST_NORM = 1e8
+"""Of a delta, also without strategy.max_update_norm: one that is longer could only be made to end the run in
+infinities.
+"""
+FLAT_FLOAT32 = "fedfinlora.flat-float32"
+"""Flower's `stype` of our arrays."""
+
+
+class BankError(UserError):
+    """A failure at a bank with one of the codes of `fedfinlora.wire.reasons`; the detail stays in the bank's log."""
+
+    def __init__(self, code: str, detail: str, rule: str = "") -> None:
+        assert code in SAFE_REASONS
+        super().__init__(detail)
+        self.code = code
+        self.rule = rule or code.removeprefix("policy-")
+        """The setting of bank.yaml that refuses, where one does: under the code `privacy` it stays at the bank."""
+
+
+class FigureError(ValueError):
+    """A figure that is not as RANGES has it. The message names the figure and what it may be, never what was sent."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a figure that crosses the network may be; both bounds are allowed."""
+
+    kind: type[int] | type[float]
+    lowest: float
+    highest: float
+    unit: str
+    sender: str
+    """bank or coordinator."""
+    may_be_nan: bool = False
+    """NaN stands for a figure that was not measured."""
+
+    def __str__(self) -> str:
+        what = "a whole number" if self.kind is int else "a number"
+        top = f" to {_shown(self.highest)}" if self.highest < math.inf else ", infinite too"
+        return f"{what} from {_shown(self.lowest)}{top} ({self.unit})"
+
+
+RANGES: Mapping[str, Range] = {
+    "rows": Range(int, 0, MOST_ROWS, "rows", "bank"),
+    "steps": Range(int, 1, MOST_STEPS, "optimiser steps", "bank"),
+    "tokens": Range(int, 0, MOST_TOKENS, "tokens", "bank"),
+    "answer_tokens": Range(int, 0, MOST_TOKENS, "tokens", "bank"),
+    "train_loss": Range(float, -1.0, MOST_LOSS, "nats a token", "bank", may_be_nan=True),
+    "holdout_rows": Range(int, 0, MOST_ROWS, "rows", "bank"),
+    "holdout_loss": Range(float, -1.0, MOST_LOSS, "nats a token", "bank", may_be_nan=True),
+    "train_s": Range(float, 0.0, MOST_SECONDS, "seconds", "bank"),
+    "load_s": Range(float, 0.0, MOST_SECONDS, "seconds", "bank"),
+    "bank_rows": Range(int, 0, MOST_ROWS, "rows", "bank"),
+    "skipped_rows": Range(int, 0, MOST_ROWS, "rows", "bank"),
+    "epsilon_planned": Range(float, 0.0, math.inf, "epsilon", "bank", may_be_nan=True),
+    "epsilon_spent": Range(float, 0.0, math.inf, "epsilon", "bank", may_be_nan=True),
+    "delta": Range(float, 1e-300, 0.5, "probability", "bank", may_be_nan=True),
+    "ledger-number": Range(int, 0, MOST_LINES - 1, "lines of a ledger", "bank"),
+    "round": Range(int, 1, MOST_ROUNDS, "rounds", "coordinator"),
+    "ledger-heads": Range(int, 0, MOST_LINES - 1, "lines of a ledger", "coordinator"),
+}  # fmt: skip
+"""Every figure outside the configuration that crosses the network. `checked` refuses on arrival whatever is not in its
+range. The numbers of the configuration are bounded by the schema (`fedfinlora.config.schema`,
+`fedfinlora.config.values`), those of an adapter and of a delta by their layout: as many as it has, each a finite
+float32. A loss may lie a rounding below 0.
+"""
+
+
+def checked(name: str, value: Any) -> Any:
+    """A figure that arrived, in the type that RANGES gives it. FigureError for another type or value."""
+    known = RANGES[name]
+    is_of_kind = isinstance(value, int | float if known.kind is float else int) and not isinstance(value, bool)
+    if is_of_kind and (known.lowest <= value <= known.highest or (known.may_be_nan and value != value)):
+        return known.kind(value)
+    raise FigureError(f"{name} must be {known}")
+
+
+def _shown(bound: float) -> str:
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
+
+
+class RejectedReply(Exception):
+    """A reply that must not be averaged. `code` is short and fixed; the message has figures, never content."""
+
+    def __init__(self, code: str, reason: str, said_by_bank: bool = False) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.said_by_bank = said_by_bank
+        """The bank itself answered with an error; otherwise the server found fault with its answer."""
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What a bank is asked to do in one round."""
+
+    config: Config
+    run: str
+    round: int
+    """From 1."""
+    layout_id: str
+    source_sha256: str
+    adapter: Vector
+    """(size,) float32: the global adapter."""
+    ledger_heads: Mapping[str, Head] = field(default_factory=dict)
+    """Bank -> the newest head of its privacy ledger that the server has seen, in any run: the bank's own ledger must
+    still have that line."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The figures of a reply: the whole of what a bank says about its work."""
+
+    rows: int
+    """Rows trained on in this round (repeats counted)."""
+    steps: int
+    """Optimiser steps taken."""
+    tokens: int
+    answer_tokens: int
+    train_loss: float
+    holdout_rows: int
+    holdout_loss: float
+    """Of the received global adapter on held-out rows; NaN when not measured."""
+    train_s: float
+    load_s: float
+    """Time spent loading the base model for this message; 0 when the process had it."""
+    bank_rows: int
+    """Rows that the bank trains on at all."""
+    skipped_rows: int
+    """Lines and rows that the bank could not use: bad ones in its files and those too long for the context window."""
+    epsilon_planned: float = math.nan
+    """Of this run, when all of its rounds are done; NaN without privacy."""
+    epsilon_spent: float = math.nan
+    """On the bank's data so far, over all runs in its ledger."""
+    delta: float = math.nan
+    """With what probability these promises may fail."""
+
+    @classmethod
+    def withheld(cls, steps: int, load_s: float, epsilon_planned: float, epsilon_spent: float, delta: float) -> Figures:
+        """What a bank under example-level privacy says: nothing that its rows decide."""
+        return cls(
+            rows=0, steps=steps, tokens=0, answer_tokens=0, train_loss=math.nan, holdout_rows=0, holdout_loss=math.nan,
+            train_s=0.0,
+            load_s=load_s, bank_rows=0, skipped_rows=0, epsilon_planned=epsilon_planned, epsilon_spent=epsilon_spent,
+            delta=delta,
+        )  # fmt: skip
+
+
+NOT_TOLD = asdict(Figures.withheld(0, 0.0, math.nan, math.nan, math.nan))
+"""What stands for a figure that was not reported."""
+ALWAYS_TOLD = ("steps", "epsilon_planned", "epsilon_spent", "delta")
+"""Figures without which a reply says nothing: that work was done, and what it promises."""
+REVEALABLE = tuple(item.name for item in fields(Figures) if item.name not in ALWAYS_TOLD)
+"""Figures that a bank's policy may withhold; they are then not in the reply."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A checked reply."""
+
+    bank: str
+    delta: Vector
+    """(size,) float32, finite."""
+    figures: Figures
+    delta_norm: float
+    policy_sha256: str = ""
+    """The hash of the bank's settings and policy; "" where it has none."""
+    withheld: tuple[str, ...] = ()
+    """Figures that the bank did not tell; they are 0 or NaN."""
+    ledger: Head | None = None
+    """Of the bank's privacy ledger, with this round's line; None where the round was not booked."""
+
+
+def pack_request(request: TrainRequest) -> RecordDict:
+    """Server side: the request with every ledger head that it has."""
+    from flwr.app import ArrayRecord, RecordDict
+
+    return RecordDict(
+        {"request": _request_record(request, request.ledger_heads), "adapter": ArrayRecord(to_arrays(request.adapter))}
+    )
+
+
+def pack_requests(request: TrainRequest, banks: Iterable[str]) -> dict[str, RecordDict]:
+    """Server side: one request for each bank, all with the same adapter in memory, each with that bank's ledger head
+    alone: how many private rounds a bank has had is no other bank's business.
+    """
+    from flwr.app import ArrayRecord, RecordDict
+
+    adapter, heads = ArrayRecord(to_arrays(request.adapter)), request.ledger_heads
+    return {
+        bank: RecordDict(
+            {"request": _request_record(request, {bank: heads[bank]} if bank in heads else {}), "adapter": adapter}
+        )
+        for bank in banks
+    }
+
+
+def _request_record(request: TrainRequest, heads: Mapping[str, Head]) -> ConfigRecord:
+    from flwr.app import ConfigRecord
+
+    return ConfigRecord(
+        {
+            "config": to_json(request.config),
+            "run": request.run,
+            "round": request.round,
+            "layout-id": request.layout_id,
+            "source-sha256": request.source_sha256,
+            "ledger-heads": json.dumps({bank: asdict(head) for bank, head in sorted(heads.items())}, allow_nan=False),
+        }
+    )
+
+
+def check_request_form(content: RecordDict) -> None:
+    """BankError where a request has names or lengths that none may have: nothing of it may be kept."""
+    if fault := request_fault(content):
+        raise BankError("config", f"unusable request: {fault}")
+
+
+def check_reply_form(content: RecordDict) -> None:
+    """RejectedReply where a reply has names, texts or a code that none may have: nothing of it may be kept."""
+    if fault := reply_fault(content, NOT_TOLD):
+        raise RejectedReply("malformed", f"In the reply {fault}.")
+    code = str(dict(content.config_records.get("reply", {})).get("code", "internal"))
+    if code not in SAFE_REASONS:
+        raise RejectedReply(UNKNOWN, reason_of(code), said_by_bank=True)
+
+
+def unpack_request(content: RecordDict) -> TrainRequest:
+    """Bank side. BankError for anything that is not as `pack_request` makes it."""
+    check_request_form(content)
+    try:
+        values = content.config_records["request"]
+        config = build(json.loads(str(values["config"])))
+        run, round_number, layout_id = (
+            str(values["run"]),
+            checked("round", values.get("round")),
+            str(values["layout-id"]),
+        )
+        source = str(values["source-sha256"])
+        heads = _ledger_heads(str(values.get("ledger-heads", "{}")))
+        arrays = content.array_records["adapter"]
+        _ = arrays[ARRAY_KEY]
+        size = sum(int(array.shape[0]) for array in arrays.values())
+    except (KeyError, IndexError, ValueError, TypeError, RecursionError, UserError) as error:
+        raise BankError("config", f"unusable request: {error}") from error
+    if (
+        not run
+        or "/" in run
+        or run in (".", "..")
+        or not run.isprintable()
+        or len(run.encode("utf-8", "replace")) > LONGEST_RUN_NAME
+    ):
+        raise BankError("config", "unusable run name in the request")
+    if not 1 <= round_number <= config.num_server_rounds:
+        raise BankError("config", f"round {round_number} in the request")
+    try:
+        vector = from_arrays(arrays, size)
+    except ValueError as error:
+        raise BankError("layout", f"unusable adapter array: {error}") from error
+    if not np.isfinite(vector).all():
+        raise BankError("adapter", "the received adapter is not finite")
+    return TrainRequest(config, run, round_number, layout_id, source, vector, heads)
+
+
+def _ledger_heads(text: str) -> dict[str, Head]:
+    """Bank -> head. ValueError or TypeError for anything else."""
+    values = json.loads(text)
+    if not isinstance(values, dict) or not all(BANK_NAME.fullmatch(name) for name in values):
+        raise ValueError("ledger-heads")
+    return {
+        name: Head(**{**head, "number": checked("ledger-heads", dict(head).get("number"))})
+        for name, head in values.items()
+    }
+
+
+def pack_reply(
+    bank: str,
+    layout_id: str,
+    delta: Vector,
+    figures: Figures,
+    policy_sha256: str = "",
+    reveal: Sequence[str] = REVEALABLE,
+    ledger: Head | None = None,
+) -> RecordDict:
+    """Bank side. Figures that are not in `reveal` stay at the bank; `ledger` is the head with this round's line, if it
+    was booked."""
+    from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+    head: dict[str, Any] = {"status": "ok", "bank": bank, "layout-id": layout_id, "policy-sha256": policy_sha256}
+    if ledger is not None:
+        head |= {"ledger-number": ledger.number, "ledger-hash": ledger.hash}
+    return RecordDict(
+        {
+            "reply": ConfigRecord(head),
+            "delta": ArrayRecord(to_arrays(delta)),
+            "figures": MetricRecord(
+                {name: value for name, value in asdict(figures).items() if name in (*ALWAYS_TOLD, *reveal)}
+            ),
+        }
+    )
+
+
+def pack_error(bank: str, code: str) -> RecordDict:
+    """Bank side: the only way in which an error leaves a bank."""
+    from flwr.app import ConfigRecord, RecordDict
+
+    code = code if code in SAFE_REASONS else "internal"
+    return RecordDict({"reply": ConfigRecord({"status": "error", "bank": bank, "code": code})})
+
+
+def unpack_reply(
+    content: RecordDict, layout: Layout, max_update_norm: float, private: bool = False, needs_rows: bool = True
+) -> Reply:
+    """Server side: check one reply; RejectedReply says why it must not be averaged.
+
+    Sizes are checked before the array is made, the norm in float64. `max_update_norm` 0 means MOST_NORM. A `private`
+    reply withholds rows and losses (`Figures.withheld`), says what it has spent and where its ledger is. Where rows are
+    no weights (`needs_rows`) a bank may keep them to itself.
+    """
+    check_reply_form(content)
+    try:
+        head = content.config_records["reply"]
+        bank = str(head["bank"])
+        if head["status"] != "ok":
+            code = str(head.get("code", "internal"))
+            raise RejectedReply(code, reason_of(code), said_by_bank=True)
+        layout_id, policy_sha256 = head["layout-id"], str(head.get("policy-sha256", ""))
+        if policy_sha256 and not SHA256.fullmatch(policy_sha256):
+            raise ValueError("policy-sha256")
+        ledger = _ledger_head(head)
+        arrays = content.array_records["delta"]
+        _ = arrays[ARRAY_KEY]
+        figures, withheld = read_figures(dict(content.metric_records["figures"]), private)
+    except FigureError as error:
+        raise RejectedReply("malformed", f"In the reply {error}.") from error
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise RejectedReply("malformed", f"The reply lacks or garbles something ({type(error).__name__}).") from error
+    if layout_id != layout.id:
+        raise RejectedReply("layout", f"The delta has another layout than {layout.id}.")
+    try:
+        delta = from_arrays(arrays, layout.size)
+    except ValueError as error:
+        raise RejectedReply("layout", f"The delta is not as agreed: {error}.") from error
+    if not np.isfinite(delta).all():
+        raise RejectedReply(
+            "not-finite", (f"{int((~np.isfinite(delta)).sum())} of {layout.size} numbers are NaN or infinite.")
+        )
+    if private:
+        if any(map(math.isnan, (figures.epsilon_spent, figures.epsilon_planned, figures.delta))):
+            raise RejectedReply("malformed", "The bank does not say what its private steps have spent.")
+        if ledger is None:
+            raise RejectedReply("malformed", "The bank does not say where its privacy ledger is.")
+    elif figures.rows == 0 and (needs_rows or "rows" not in withheld):
+        raise RejectedReply(
+            "no-rows", f"The bank says that it trained on {figures.rows} rows in {figures.steps} steps."
+        )
+    elif "train_loss" not in withheld and math.isnan(figures.train_loss):
+        raise RejectedReply("not-finite", "The bank's training loss is not finite.")
+    length = norm(delta)
+    if length > (max_update_norm or MOST_NORM):
+        limit = (
+            f"strategy.max_update_norm={max_update_norm:g}"
+            if max_update_norm
+            else f"{MOST_NORM:g}, which no training gives"
+        )
+        raise RejectedReply("norm", f"The delta's norm is {length:.4g}, more than {limit}.")
+    return Reply(bank, delta, figures, length, policy_sha256, withheld, ledger)
+
+
+def _ledger_head(values: Mapping[str, Any]) -> Head | None:
+    """The head in a reply; None where there is none. ValueError or KeyError for half of one, or one that no ledger
+    has.
+    """
+    if "ledger-number" not in values and "ledger-hash" not in values:
+        return None
+    return Head(checked("ledger-number", values.get("ledger-number")), values["ledger-hash"])
+
+
+def read_figures(values: Mapping[str, Any], private: bool) -> tuple[Figures, tuple[str, ...]]:
+    """(what is read of a reply's figures, names of those that were withheld). Of a `private` reply nothing is read that
+    its rows decide.
+
+    FigureError for one out of its range, and where one that each reply has is missing.
+    """
+    withheld = tuple(name for name in REVEALABLE if name not in values)
+    found = Figures(
+        **{
+            item.name: NOT_TOLD[item.name] if item.name in withheld else checked(item.name, values.get(item.name))
+            for item in fields(Figures)
+        }
+    )
+    if private:
+        found = Figures.withheld(found.steps, found.load_s, found.epsilon_planned, found.epsilon_spent, found.delta)
+    return found, withheld
+
+
+def part_names(size: int) -> list[str]:
+    """The names of the arrays in which a vector of `size` numbers travels.
+
+    >>> part_names(1), part_names(2**20 + 1)
+    (['vector'], ['vector', 'vector-1'])
+    """
+    return [ARRAY_KEY, *(f"{ARRAY_KEY}-{part}" for part in range(1, -(-size // PART_NUMBERS)))]
+
+
+def to_arrays(vector: Vector) -> dict[str, Any]:
+    """A vector of shape (size,) as Flower's Arrays of PART_NUMBERS numbers each, the last with what is left."""
+    starts = range(0, max(1, vector.size), PART_NUMBERS)
+    parts = [to_array(vector[start : start + PART_NUMBERS]) for start in starts]
+    return dict(zip(part_names(vector.size), parts, strict=True))
+
+
+def from_arrays(arrays: Mapping[str, Any], size: int) -> Vector:
+    """The vector again, (size,) float32. ValueError unless there are exactly the parts that such a vector has, each
+    exactly right.
+    """
+    names = part_names(size)
+    if set(arrays) != set(names):
+        raise ValueError(f"it comes in {len(arrays)} parts, expected {len(names)} for {size} numbers")
+    if len(names) == 1:
+        return from_array(arrays[ARRAY_KEY], size)
+    vector = np.empty(size, np.float32)
+    for name, start in zip(names, range(0, size, PART_NUMBERS), strict=True):
+        part = vector[start : start + PART_NUMBERS]
+        part[:] = from_array(arrays[name], part.size)
+    return vector
+
+
+def to_array(vector: Vector) -> Any:
+    """A vector of shape (size,) as Flower's Array: the bare little-endian float32 numbers, no header that would need
+    parsing.
+    """
+    from flwr.app import Array
+
+    data = np.ascontiguousarray(vector, dtype=vector.dtype.newbyteorder("<")).tobytes()
+    return Array(dtype=str(vector.dtype), shape=tuple(vector.shape), stype=FLAT_FLOAT32, data=data)
+
+
+def from_array(array: Any, size: int) -> Vector:
+    """The numbers of an Array, (size,) float32, read-only and where it has them. ValueError unless format, shape and
+    length in bytes are exactly right.
+    """
+    if array.stype != FLAT_FLOAT32 or array.dtype != "float32":
+        raise ValueError("its numbers are not flat float32")
+    if tuple(array.shape) != (size,) or len(array.data) != 4 * size:
+        raise ValueError(f"it has {len(array.data)} bytes, expected {4 * size} for {size} numbers")
+    return np.frombuffer(array.data, dtype="<f4").astype(np.float32, copy=False)
