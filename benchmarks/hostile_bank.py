@@ -21,7 +21,7 @@ from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_f
 from flwr.supernode import fleet_http_connection
 from flwr.supernode.fleet_http_connection import http_request_response
 
-from fedfinlora.deployment.flower import presenting
+from fedfinlora.deployment.flower_patches.presenting import presenting
 from fedfinlora.provenance.evidence import answer_signed, request_statement
 from fedfinlora.provenance.signatures import Signer
 from fedfinlora.run.origin import source_fingerprint

@@ -40,7 +40,8 @@ from fedfinlora.deployment.certificates import (
     tls_key,
     write_private,
 )
-from fedfinlora.deployment.flower import PIECES, presenting
+from fedfinlora.deployment.flower_patches.pieces import PIECES
+from fedfinlora.deployment.flower_patches.presenting import presenting
 from fedfinlora.deployment.processes import program_of
 from fedfinlora.deployment.reach import AUTHORITY, CERTIFICATE, TLS_KEY
 from fedfinlora.errors import UserError

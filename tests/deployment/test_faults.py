@@ -47,7 +47,7 @@ from benchmarks.hostile_bank import HostileBank
 from fedfinlora.deployment.app_bundle import code_sha256, installed_files
 from fedfinlora.deployment.certificates import make_authority
 from fedfinlora.deployment.door import peer_of
-from fedfinlora.deployment.flower import PIECE_BYTES
+from fedfinlora.deployment.flower_patches.pieces import PIECE_BYTES
 from fedfinlora.deployment.policy import read_settings, settings_text
 from fedfinlora.deployment.reach import bank_context
 from fedfinlora.files import read_json

@@ -22,16 +22,12 @@ from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.superlink.federation import NoOpFederationManager
 
-from fedfinlora.deployment.flower import (
-    MOST_OFFERS,
-    Limited,
-    forgetting,
-    is_lost_link,
-    offered_again,
-    patient,
-    returning,
-    stored_again,
-)
+from fedfinlora.deployment.flower_patches.body_limit import Limited
+from fedfinlora.deployment.flower_patches.forgetting import forgetting
+from fedfinlora.deployment.flower_patches.offered_again import MOST_OFFERS, offered_again
+from fedfinlora.deployment.flower_patches.patient import is_lost_link, patient
+from fedfinlora.deployment.flower_patches.returning import returning
+from fedfinlora.deployment.flower_patches.stored_again import stored_again
 from fedfinlora.deployment.reach import clock_trouble
 from server_app.rounds import MESSAGE_UNAVAILABLE
 
