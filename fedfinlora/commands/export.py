@@ -1,0 +1,189 @@
+"""`export RUN --for vllm|sglang|gguf|merged|peft`: an adapter as another program reads it, and the command to serve it.
+
+What is written is loaded again and compared with the adapter that was trained, logit by logit, before the command ends.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fedfinlora.config.schema import ModelConfig
+from fedfinlora.errors import UserError, choose
+from fedfinlora.files import sha256_of, write_json
+from fedfinlora.model.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, base_name, read_tensors
+from fedfinlora.model.embedded import embedded_folder, is_embedded
+from fedfinlora.model.gguf_adapter import write_gguf
+from fedfinlora.model.peft_methods.lora import MAGNITUDE
+from fedfinlora.model.plain_lora import PlainLora, plain_lora
+from fedfinlora.run.folder import read_config
+
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM's --max-lora-rank takes."""
+PROBE_TOKENS = 64
+WIDEST_DIFFERENCE = 1e-3
+"""Of a logit, relative to the largest change that the adapter makes of one: more is an error, but after DoRA's SVD."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """What one export needs: where from, where to, and under which name the adapter is served."""
+
+    adapter: Path
+    base: ModelConfig
+    out: Path
+    name: str
+    rank: int
+
+    @property
+    def base_path(self) -> str:
+        """The base model as another program finds it: a folder, or its id on the hub."""
+        return str(embedded_folder(self.base.path)) if is_embedded(self.base.path) else self.base.path
+
+
+def export(source: Path, kind: str, out: Path | None, name: str = "", rank: int = 64) -> int:
+    """Write the adapter of a run (`adapters/final`) or of a PEFT folder for `kind`, and print how it is served."""
+    write = KINDS[choose(kind, tuple(KINDS), "program")]
+    adapter = source if (source / CONFIG_FILE).is_file() else source / "adapters" / "final"
+    if not (adapter / CONFIG_FILE).is_file():
+        raise UserError(
+            f"{source} has no adapter: neither {CONFIG_FILE} nor adapters/final is there. Has the run ended?"
+        )
+    run = next((folder for folder in adapter.absolute().parents if (folder / "config.yaml").is_file()), None)
+    base = read_config(run).model if run else ModelConfig(name=Path(base_name(adapter)).name, path=base_name(adapter))
+    name = name or (run.name if run else adapter.name)
+    out = out or Path(f"{name}-for-{kind}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is there already. Name another folder with --out FOLDER.")
+    task = Export(adapter, replace(base, quantization="none"), out, name, rank)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        command, difference = write(task)
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)
+        raise
+    write_json(
+        out / "export.json",
+        {
+            "for": kind, "base": base.path, "adapter": name, "run": run.name if run else "",
+            "adapter_sha256": sha256_of((adapter / WEIGHTS_FILE).read_bytes()),
+            "logits_relative_difference": difference,
+        },
+    )  # fmt: skip
+    if difference is not None:
+        print(f"checked: its logits differ by {difference:.1e} of what the adapter changes")
+    print(f"written: {out}")
+    print(command)
+    return 0
+
+
+def _peft(task: Export) -> tuple[str, float | None]:
+    for file in (CONFIG_FILE, WEIGHTS_FILE):
+        shutil.copyfile(task.adapter / file, task.out / file)
+    read_tensors(task.out)
+    base = f"AutoModelForCausalLM.from_pretrained({task.base_path!r})"
+    return f"model = PeftModel.from_pretrained({base}, {str(task.out.absolute())!r})", None
+
+
+def _plain(task: Export) -> tuple[PlainLora, float]:
+    """Plain LoRA in the export's folder, compared with what was trained."""
+    with_adapter = _with_adapter(task)
+    trained = _logits(with_adapter)
+    plain = plain_lora(task.adapter, with_adapter, task.rank)
+    plain.save(task.out)
+    is_dora = any(name.endswith(MAGNITUDE) for name in read_tensors(task.adapter))
+    difference = _difference(trained, _logits(_with_adapter(task, task.out)), _logits(_base(task)))
+    if not is_dora:
+        _check(difference, task.out)
+    return plain, difference
+
+
+def _vllm(task: Export) -> tuple[str, float | None]:
+    plain, difference = _plain(task)
+    room = next((rank for rank in VLLM_RANKS if rank >= plain.rank), None)
+    if room is None:
+        raise UserError(
+            f"vLLM takes ranks up to {VLLM_RANKS[-1]}, and the adapter has {plain.rank}. Take --for merged."
+        )
+    words = ["vllm", "serve", task.base_path, "--enable-lora", "--max-lora-rank", str(room)]
+    return shlex.join([*words, "--lora-modules", f"{task.name}={task.out.absolute()}"]), difference
+
+
+def _sglang(task: Export) -> tuple[str, float | None]:
+    plain, difference = _plain(task)
+    words = ["python", "-m", "sglang.launch_server", "--model-path", task.base_path, "--enable-lora"]
+    return shlex.join(
+        [*words, "--max-lora-rank", str(plain.rank), "--lora-paths", f"{task.name}={task.out.absolute()}"]
+    ), difference
+
+
+def _gguf(task: Export) -> tuple[str, float | None]:
+    from transformers import AutoConfig
+
+    plain, difference = _plain(task)
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        (task.out / name).unlink()
+    file = task.out / f"{task.name}.gguf"
+    write_gguf(file, plain, AutoConfig.from_pretrained(task.base_path))
+    return shlex.join(["llama-server", "--model", "BASE.gguf", "--lora", str(file.absolute())]), difference
+
+
+def _merged(task: Export) -> tuple[str, float | None]:
+    from transformers import AutoTokenizer
+
+    model = _with_adapter(task)
+    trained = _logits(model)
+    merged = model.merge_and_unload()
+    difference = _difference(trained, _logits(merged), _logits(_base(task)))
+    _check(difference, task.out)
+    merged.save_pretrained(task.out)
+    AutoTokenizer.from_pretrained(task.base_path).save_pretrained(task.out)
+    return shlex.join(["vllm", "serve", str(task.out.absolute()), "--served-model-name", task.name]), difference
+
+
+KINDS: dict[str, Callable[[Export], tuple[str, float | None]]] = {
+    "peft": _peft, "vllm": _vllm, "sglang": _sglang, "gguf": _gguf, "merged": _merged,
+}  # fmt: skip
+"""Program -> what writes its folder and gives the command that serves it, and the difference of its logits."""
+
+
+def _base(task: Export) -> Any:
+    """The base model, not quantized, as plain transformers loads it."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(task.base_path, dtype="auto").eval()
+
+
+def _with_adapter(task: Export, folder: Path | None = None) -> Any:
+    """The base model with the adapter, or with that in `folder`, as plain PEFT loads it."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(_base(task), folder or task.adapter).eval()
+
+
+def _logits(model: Any) -> Any:
+    """Logits of a fixed sequence, (PROBE_TOKENS, vocabulary), float32."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, model.config.vocab_size, (1, PROBE_TOKENS), generator=generator)
+    with torch.no_grad():
+        return model(tokens.to(model.device)).logits[0].float().cpu()
+
+
+def _difference(trained: Any, exported: Any, base: Any) -> float:
+    """The largest difference of a logit, relative to the largest change that the adapter makes of one."""
+    change = float((trained - base).abs().max())
+    return float((exported - trained).abs().max()) / max(change, 1e-30)
+
+
+def _check(difference: float, out: Path) -> None:
+    if not difference <= WIDEST_DIFFERENCE:
+        raise UserError(
+            f"What was written to {out} computes something else than the adapter: its logits differ by "
+            f"{difference:.1e} of what the adapter changes. It was removed."
+        )
