@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedfinlora.config.schema import ModelConfig
+from fedfinlora.config.schema import Config, ModelConfig
 from fedfinlora.errors import UserError, choose
 from fedfinlora.files import sha256_of, write_json
-from fedfinlora.model.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, base_name, read_tensors
+from fedfinlora.model.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, base_name, peft_settings, read_tensors
 from fedfinlora.model.embedded import embedded_folder, is_embedded
 from fedfinlora.model.gguf_adapter import write_gguf
 from fedfinlora.model.peft_methods.lora import MAGNITUDE
@@ -59,6 +59,7 @@ def export(source: Path, kind: str, out: Path | None, name: str = "", rank: int 
     out = out or Path(f"{name}-for-{kind}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already. Name another folder with --out FOLDER.")
+    peft_settings(adapter, Config())  # refuses by name what no program would compute as it was trained
     task = Export(adapter, replace(base, quantization="none"), out, name, rank)
     out.mkdir(parents=True, exist_ok=True)
     try:

@@ -14,7 +14,12 @@ ORDER = 45
 def add(commands: Any) -> None:
     """Add the command."""
     command = add_command(
-        commands, "export", "Write an adapter for vLLM, SGLang, llama.cpp, or merged.", overrides=False
+        commands,
+        "export",
+        "Write an adapter for vLLM, SGLang, llama.cpp, or merged into its base.",
+        "What is written is compared with what was trained, logit by logit.",
+        overrides=False,
+        listed=False,
     )
     command.add_argument("source", metavar="RUN", help="folder or name of a run, or a PEFT adapter's folder")
     command.add_argument(
