@@ -14,7 +14,7 @@ ORDER = 40
 def add(commands: Any) -> None:
     """Add the command."""
     command = add_command(
-        commands, "report", "Write report.html of one run or several. Also: export an adapter.", overrides=False
+        commands, "report", "Write report.html of runs. Also: export or serve an adapter.", overrides=False
     )
     command.add_argument("runs", nargs="+", metavar="RUN", help="folders or names of runs")
     command.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the first run's folder")
