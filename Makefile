@@ -59,7 +59,7 @@ demo: $(STAMP)
 deploy-demo: $(STAMP)
 	$(BIN)/python -m benchmarks.deploy_demo $(if $(DATA),--data "$(DATA)")
 
-# Two workers, whatever the machine has: which tests may run at the same time is said in tests/conftest.py.
+# Two workers on any machine: which tests may run at the same time is said in tests/conftest.py.
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 

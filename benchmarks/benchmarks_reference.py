@@ -26,7 +26,7 @@ INTRODUCTION = f"""# The benchmarks
 Written by `python -m benchmarks.benchmarks_reference > docs/benchmarks.md` from the entries in `data/catalog.py`; do not edit. To add one:
 [CONTRIBUTING.md](../CONTRIBUTING.md#how-to-add-). Rows, files and sources: [data.md](data.md).
 
-An answer is read by a parser and judged by a scorer, twice: honestly, and by FinLoRA's rules, so that a score can stand next to the
+An answer is read by a parser and judged by a scorer, twice: strictly, and by FinLoRA's rules, so that a score can be compared with the
 published one. The two never mix, and neither mixes with what the model holds most likely among the labels (`labels_…`).
 
 ## How an answer is read
@@ -54,7 +54,7 @@ Fractions from 0 to 1 in `eval/<label>/metrics.json`, null where undefined, abse
 |---|---|---|
 | `n` | rows; tags for tag lists, whose rows are in `rows` | |
 | `unparsed`, `unparsed_share` | answers that could not be read | Wilson |
-| `accuracy` | answers that are right, read honestly | Wilson; per tag: bootstrap |
+| `accuracy` | answers that are right, by the strict reading | Wilson; per tag: bootstrap |
 | `f1_macro`, `f1_weighted` | F1 over the classes that occur among the targets | bootstrap |
 | `matthews` | Matthews correlation, closed label sets; "unparsed" is one more answer | bootstrap |
 | `accuracy_exact` | numbers without tolerance | Wilson |
@@ -69,7 +69,7 @@ Fractions from 0 to 1 in `eval/<label>/metrics.json`, null where undefined, abse
 **Wilson's interval** (1927) for shares of rows. **Bootstrap**: {RESAMPLES:,} resamples of rows with replacement, always of the seed
 {BOOTSTRAP_SEED}, so the same records give the same interval in every run; 2.5 % and 97.5 % percentiles, moved by the figure minus the mean of
 its resamples, because F1 over many answers that occur once is biased in a resample. The tags of a row stand and fall together, so tags are
-resampled by row; where all or none are right, Wilson's interval with the number of rows stands in. F1, correlation and BERTScore have no
+resampled by row; where all or none are right, Wilson's interval with the number of rows is used. F1, correlation and BERTScore have no
 width where every row counts alike, as at 0, at 1 or with one row: for F1, look at accuracy's interval there. Rows count as independent, also
 where prompts repeat (NER asks each question in 17 forms).
 
@@ -85,7 +85,7 @@ python -m fedfinlora compare outputs/demo outputs/demo --labels base final
 ```
 
 Rows are joined by prompt and id; every figure is computed on the rows that both have, and its difference gets a paired bootstrap interval over
-those rows. For accuracies of rows McNemar's exact test stands next to it. Means over benchmarks are of the differences.
+those rows. For accuracies of rows McNemar's exact test is given too. Means over benchmarks are of the differences.
 
 ## FinLoRA's rules
 

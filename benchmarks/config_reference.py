@@ -60,7 +60,7 @@ def render() -> str:
 
 
 def meanings(cls: type[Any]) -> dict[str, str]:
-    """Field -> the string that stands below it in the source, "" where there is none."""
+    """Field -> the string below it in the source, "" where there is none."""
     body = _class(cls).body
     found: dict[str, str] = {}
     for statement, following in zip(body, [*body[1:], ast.Pass()], strict=True):
@@ -203,17 +203,25 @@ def _checks(cls: type[Any]) -> Iterator[tuple[ast.Call, list[str]]]:
         names: list[str] = []
         inside: Iterable[ast.stmt] = [statement]
         if isinstance(statement, ast.For):
-            names, inside = list(ast.literal_eval(statement.iter)), statement.body
+            try:
+                names, inside = list(ast.literal_eval(statement.iter)), statement.body
+            except ValueError:  # a loop over conditions, which has no bounds of its own
+                inside = []
         for inner in inside:
             if isinstance(inner, ast.Expr) and isinstance(inner.value, ast.Call):
                 yield inner.value, names
 
 
 def _choices(node: ast.expr) -> Iterable[str]:
-    """The choices of a `choose` call: a constant of the schema's module, or a tuple written out."""
+    """The choices of a `choose` call: a constant of the schema's module, or a tuple with such constants inside."""
     constants: Mapping[str, Any] = vars(schema)
-    choices: Iterable[str] = constants[node.id] if isinstance(node, ast.Name) else ast.literal_eval(node)
-    return choices
+    if isinstance(node, ast.Name):
+        return list(constants[node.id])
+    if isinstance(node, ast.Starred):
+        return _choices(node.value)
+    if isinstance(node, ast.Tuple):
+        return [choice for part in node.elts for choice in _choices(part)]
+    return [ast.literal_eval(node)]
 
 
 def _bound(condition: ast.expr) -> str:

@@ -1,4 +1,4 @@
-"""Seconds and bytes for docs/results.md: the speed of each benchmark, what a deployed round takes beside training, and
+"""Seconds and bytes for docs/results.md: the speed of each benchmark, what a deployed round takes outside training, and
 many banks.
 """
 
@@ -74,7 +74,7 @@ def speed(measured: Sequence[Mapping[str, Any]]) -> str:
 
 def merged(measured: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Several files of `bench evaluate` as one: a benchmark that was measured again counts as measured last, sums are
-    made anew.
+    made again.
     """
     evaluations = [figures for figures in measured if figures["bench"] == "evaluate"]
     if len(evaluations) < 2:
@@ -112,7 +112,7 @@ def _differing(figures: Mapping[str, Any]) -> str:
 
 
 def deployed_round(figures: Mapping[str, Any]) -> str:
-    """Each round's seconds beside the longest training of a bank, with resident workers and with a process that loads
+    """Each round's seconds outside the longest training of a bank, with resident workers and with a process that loads
     the model for each message.
     """
     found = figures["rounds"]
@@ -124,7 +124,7 @@ def deployed_round(figures: Mapping[str, Any]) -> str:
     reported = (
         f"Two banks and their aggregator on one machine with {figures['machine']['cpus']} CPUs, TLS and node "
         f"authentication on; {figures['model']}, "
-        f"{figures['quantization']}. After the first round {figures['ours']['overhead_s']:.1f} s a round pass beside "
+        f"{figures['quantization']}. After the first round {figures['ours']['overhead_s']:.1f} s a round pass outside "
         "training with workers "
         f"and {figures['reference']['overhead_s']:.1f} s without (aim: at most 10 s with them)."
     )
@@ -180,7 +180,7 @@ def many_banks(load: Mapping[str, Any], crowd: Path | None) -> str:
             f"In simulation, {result['banks']:,} banks with the tiny model and one step of one row each: {seconds:.1f} "
             "s a round "
             f"({1000 * seconds / result['banks']:.0f} ms a bank), {gathered:,} of {len(rounds) * result['banks']:,} "
-            "replies taken in.",
+            "replies accepted.",
         ]
         lines.append(provenance("simulation", crowd))
     return "\n".join(lines)

@@ -59,7 +59,7 @@ def show_scores(deployed: Path, simulated: Path) -> None:
     outside = 0
     say(f"{'final scores, %':<22} rows   base  deployed  simulated  95 % interval")
     for key, metrics in twin.items():
-        name = headline_name(metrics, "honest")
+        name = headline_name(metrics, "strict")
         base, score, other = (found[key].value(name) or 0.0 for found in (scores["base"], scores["final"], twin))
         low, high = (bound or 0.0 for bound in metrics.bounds(name))
         inside = low <= score <= high

@@ -25,7 +25,7 @@ from fedfinlora.privacy.history import read_history
 LONGEST_S = 900.0
 """Longest wait for anything: on a slow machine a round may take minutes."""
 NOISE = re.compile(r"\s*evaluating \w+: ")
-"""Lines of the progress display that are left out."""
+"""Lines of the progress display that are not shown."""
 RULE = "max_steps_per_round"
 """The rule of bank.yaml that is edited."""
 _started = time.monotonic()
@@ -99,7 +99,7 @@ class Party:
         return [process for _, process in sorted(found, key=lambda pair: pair[0])]
 
     def killed(self) -> int:
-        """SIGKILL the whole family: nobody can tidy up. Returns how many processes it had."""
+        """SIGKILL the whole family: no process can tidy up. Returns how many processes it had."""
         family = self.family()
         for member in family:
             with_no_regret(member.kill)

@@ -35,7 +35,7 @@ DESKS = {
 }
 """Bank -> desk, named as `simulate` names its banks: every draw of a bank is seeded by its name."""
 LONG = ("xbrl_tags_extract", "xbrl_value_extract")
-"""Left out of the run: a prompt of 5,000 tokens takes a CPU minutes."""
+"""Not in the run: a prompt of 5,000 tokens takes a CPU minutes."""
 
 
 @contextmanager

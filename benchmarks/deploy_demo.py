@@ -34,8 +34,8 @@ from benchmarks.demo_parties import RULE, Bank, Party, Running, end_all, say, un
 from benchmarks.demo_setting import DESKS, KILLED, REFUSED, ROUNDS, fresh, share_out
 from benchmarks.hostile_bank import HostileBank
 from data.sample import FOLDER as SAMPLE
-from fedfinlora.commands.simulate import free_port
 from fedfinlora.compose import PROJECT_ROOT
+from fedfinlora.deployment.flower_link import free_port
 from fedfinlora.errors import UserError
 from fedfinlora.files import read_json, read_lines
 
@@ -78,7 +78,7 @@ def set_up(aggregator: Party, banks: Sequence[Bank], liar: Path, port: int, word
 
 
 def follow_run(banks: Sequence[Bank], deployed: Path, running: dict[str, Running]) -> None:
-    """What happens while the rounds go on. `running` holds the commands that must not end; the restarted bank takes the
+    """What happens during the rounds. `running` holds the commands that must not end; the restarted bank takes the
     place of the killed one.
     """
     _, dying, refusing = banks
@@ -93,15 +93,13 @@ def follow_run(banks: Sequence[Bank], deployed: Path, running: dict[str, Running
         dying.name,
     )
     running[dying.name] = dying.starts("bank", "start")
-    say(
-        f"starts again, with the same key; what it was asked is lost, and round {KILLED} goes on without it", dying.name
-    )
+    say(f"starts again, with the same key; its request is lost, and round {KILLED} continues without it", dying.name)
     until(f"round {KILLED} is closed", lambda: len(read_lines(deployed / "rounds.jsonl")) >= KILLED, running)
     until(f"bank-2 has sent round {REFUSED - 1}", lambda: "sent" in refusing.outcomes(REFUSED - 1), running)
     say("needs its machine today: at most one step a round", refusing.name)
     refusing.allows(ALLOWED, TIGHTER)
     until("bank-2 refuses", lambda: f"refused policy-{RULE}" in refusing.outcomes(REFUSED), running)
-    say(f"has refused round {REFUSED}, by the rule {RULE}; the round goes on without it", refusing.name)
+    say(f"has refused round {REFUSED}, by the rule {RULE}; the round continues without it", refusing.name)
     refusing.allows(TIGHTER, ALLOWED)
     back = range(KILLED + 1, ROUNDS + 1)
     until("bank-1 is back", lambda: any("sent" in dying.outcomes(number) for number in back), running)
@@ -190,7 +188,7 @@ def main() -> int:
     for what in wrong:
         say(f"NOT SEEN: {what}")
     say(f"reports: {output / 'deployed' / 'report.html'}, and next to the simulation: {output / 'report.html'}")
-    say("All was seen as told." if not wrong else "Not all was seen.")
+    say("All was seen as expected." if not wrong else "Not all was seen.")
     return 1 if wrong else 0
 
 

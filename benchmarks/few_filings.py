@@ -5,8 +5,8 @@ filings.
 
 Of each filer the shortest filings that have at least ROWS questions are kept, with their first ROWS questions; filers
 without one lose their XBRL train rows. All other files, the test files among them, are links to the originals. Reading
-a filing costs most of a training step, whatever is asked about it: sixteen questions on one filing are a step, and cost
-little more than one question.
+a filing costs most of a training step, independent of the question: sixteen questions on one filing are a step, and
+cost little more than one question.
 """
 
 from __future__ import annotations

@@ -30,7 +30,6 @@ import psutil
 
 from benchmarks.benches.round import running, typed
 from fedfinlora.commands.coordinator import Coordinator
-from fedfinlora.commands.simulate import free_port
 from fedfinlora.compose import PROJECT_ROOT
 from fedfinlora.deployment.certificates import (
     CA_CERTIFICATE,
@@ -40,6 +39,7 @@ from fedfinlora.deployment.certificates import (
     tls_key,
     write_private,
 )
+from fedfinlora.deployment.flower_link import free_port
 from fedfinlora.deployment.flower_patches.pieces import PIECES
 from fedfinlora.deployment.flower_patches.presenting import presenting
 from fedfinlora.deployment.processes import program_of
@@ -275,7 +275,7 @@ def _named(parent: psutil.Process, program: str) -> list[psutil.Process]:
     """The processes of a program below `parent`."""
     found = []
     for process in parent.children(recursive=True):
-        with suppress(psutil.Error):  # it has ended; nobody else is missed because of that
+        with suppress(psutil.Error):  # it has ended; the others are still counted
             found += [process] if program_of(process.cmdline()) == program else []
     return found
 

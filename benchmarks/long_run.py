@@ -9,7 +9,7 @@ ledger of their own, as deployed banks have. `--first N` begins with a run that 
 over, for a look at round 10,000 without the way there.
 
 The status is 1 where something grew beyond what docs/deployment.md says that is kept ("What is kept, and how long"). A
-round takes 0.08 s of processor time on a slow thread, so 10,000 rounds a quarter of an hour where nobody else is there.
+round takes 0.08 s of processor time on a slow thread, so 10,000 rounds a quarter of an hour on an idle machine.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ ledger of its own.
     python -m benchmarks.private_grid --data /data/finlora --work /scratch/grid -- workers=1 model.threads=2
 
 A cell is done when docs/private/CELL.json is there: figures only, no row. What is killed resumes: a finished cell is
-skipped, a begun run goes on from its last round. Besides epsilon (`none`, 8, 3, 1) there are cells of `noise` (a
+skipped, a begun run resumes after its last round. Besides epsilon (`none`, 8, 3, 1) there are cells of `noise` (a
 multiplier so large that noise alone moves the adapter) and of `start`, the public adapter that all others of its kind
-went on from. Words after `--` go to every run: what suits the machine, nothing that changes what is measured.
+started from. Words after `--` go to every run: what suits the machine, nothing that changes what is measured.
 docs/results.md is made from the figures by `python -m benchmarks.results --private`.
 """
 
@@ -17,25 +17,23 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import grid_runs
+from benchmarks.grid_runs import NICENESS, Command, begun, completed, fedfinlora, machine_of
 from benchmarks.private_results import mean_of
 from benchmarks.provenance import shown_command
 from client_app.own_rows import divide
 from fedfinlora.compose import PROJECT_ROOT, compose
 from fedfinlora.deployment.policy import rounded_rows
-from fedfinlora.errors import UserError
-from fedfinlora.files import read_json, write_json
+from fedfinlora.files import read_json
 from fedfinlora.privacy.forecast import adapter_parameters, forecast, layer_shapes
 
 FIGURES = PROJECT_ROOT / "docs" / "private"
-NICENESS = 10
 SEEDS = (0, 1, 2)
 ADAPTERS: dict[str, tuple[str, ...]] = {
     "lora_xs": (),
@@ -86,10 +84,6 @@ class Cell:
         return ["experiment=sentiment_private", *ADAPTERS[self.adapter], f"seed={self.seed}", *private]
 
 
-Command = Callable[[Sequence[str], Mapping[str, str]], None]
-"""Runs `python -m fedfinlora WORDS` with further environment variables; UserError when it fails."""
-
-
 def cells() -> Iterator[Cell]:
     """All cells, what says most first."""
     for adapter in ADAPTERS:
@@ -131,19 +125,12 @@ def main() -> None:
 def run_cells(
     wanted: Sequence[Cell], data: Path, work: Path, more: Sequence[str], command: Command | None = None
 ) -> list[Cell]:
-    """Run the cells that are not done and write their figures. Returns those that failed; the others go on."""
-    failed = []
-    for cell in wanted:
-        if figures_file(cell).is_file():
-            continue
-        print(f"{time.strftime('%H:%M')} {cell.name}", flush=True)
-        try:
-            run = run_cell(cell, data, work, more, command or fedfinlora)
-            write_json(figures_file(cell), figures(cell, run, data))
-        except UserError as error:
-            print(f"{cell.name}: {error}", file=sys.stderr)
-            failed.append(cell)
-    return failed
+    """Run the cells that are not done and write their figures. Returns those that failed; the others continue."""
+    return grid_runs.run_cells(
+        wanted,
+        figures_file,
+        lambda cell: figures(cell, run_cell(cell, data, work, more, command or fedfinlora), data),
+    )
 
 
 def run_cell(cell: Cell, data: Path, work: Path, more: Sequence[str], command: Command) -> Path:
@@ -151,17 +138,17 @@ def run_cell(cell: Cell, data: Path, work: Path, more: Sequence[str], command: C
     folder.
     """
     start, run = work / f"public-{cell.adapter}-{cell.start_seed}", work / cell.name
-    if not _completed(start):
+    if not completed(start):
         words = ["experiment=sentiment_public", *ADAPTERS[cell.adapter], f"seed={cell.start_seed}", *more]
         command(["centralized", *words, f"output_dir={work}", f"run_name={start.name}", "overwrite=true"], {})
-    if _completed(run):
+    if completed(run):
         return run
     place = [f"dataset.root={data}", f"output_dir={work}", f"run_name={run.name}", "overwrite=true"]
     adapter = start / "adapters" / "final"
     ledger = {"FEDFINLORA_LEDGER": str(work / "ledgers" / cell.name)}
     if cell.kind == "start":
         command(["evaluate", "--adapter", str(adapter), *cell.words(), *more, *place], {})
-    elif any((run / "state").glob("round_*.safetensors")):
+    elif begun(run):
         command(["simulate", f"resume={run}"], ledger)
     else:
         words = [*cell.words(), *sizes_words(cell, data), "evaluation.base=false", *more]
@@ -176,15 +163,6 @@ def sizes_words(cell: Cell, data: Path) -> list[str]:
     config = compose([*cell.words(), f"dataset.root={data}"])
     sizes = [f"bank-{number}:{rounded_rows(len(rows))}" for number, rows in enumerate(divide(config, config.banks))]
     return ["strategy.weighting=declared", f"strategy.sizes=[{','.join(sizes)}]"]
-
-
-def fedfinlora(words: Sequence[str], variables: Mapping[str, str]) -> None:
-    """The project's command in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "fedfinlora", *words], cwd=PROJECT_ROOT, env=os.environ | variables, check=False
-    )
-    if done.returncode:
-        raise UserError(f"`python -m fedfinlora {words[0]}` ended with status {done.returncode}.")
 
 
 def figures_file(cell: Cell) -> Path:
@@ -214,7 +192,7 @@ def figures(cell: Cell, run: Path, data: Path) -> dict[str, Any]:
         "minutes": result["wall_s"]["total"] / 60,
         "command": shown_command(manifest["command"]),
         "commit": manifest["git_commit"],
-        "machine": {"cpus": manifest["cpus"], "gpu": _gpu(), "platform": manifest["platform"]},
+        "machine": machine_of(manifest),
     }
     return found | ({} if cell.kind == "start" else _training(cell, run, data))
 
@@ -250,16 +228,6 @@ def _training(cell: Cell, run: Path, data: Path) -> dict[str, Any]:
 
 def _score(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {name: metrics.get(name) for name in ("n", "accuracy", "accuracy_ci95", "matthews")}
-
-
-def _completed(run: Path) -> bool:
-    return (run / "result.json").is_file() and read_json(run / "result.json")["status"] == "completed"
-
-
-def _gpu() -> str:
-    import torch
-
-    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
 
 
 if __name__ == "__main__":

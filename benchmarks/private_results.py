@@ -2,7 +2,7 @@
 alone.
 
 A cell has no epsilon (`none`), an epsilon, so much noise that nothing else moves the adapter (`noise`), or is the
-public adapter that all went on from (`start`). Seeds of a setting are averaged; the spread shown is from the lowest to
+public adapter that all started from (`start`). Seeds of a setting are averaged; the spread shown is from the lowest to
 the highest of them.
 """
 

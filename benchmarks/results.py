@@ -26,6 +26,7 @@ from pathlib import Path
 import yaml
 
 from benchmarks.cost_results import deployed_round, many_banks, speed
+from benchmarks.grid_results import grid_section
 from benchmarks.private_results import (
     noise_curve,
     origins,
@@ -62,16 +63,19 @@ NOT_KEPT_OF_METRICS = ("classes", "confusion")
 SECTIONS = {
     "sentiment": "Four banks, four sentiment benchmarks",
     "tried": "What each setting gave",
+    "grid": "What federating costs: rules, rounds and seeds",
     "all": "Every benchmark that has rows",
     "filings": "Where FinLoRA's federation lost 43 points: XBRL tags and values",
     "private": "What privacy costs",
     "pass": "A full pass over the benchmarks",
     "speed": "Speed",
-    "round": "A deployed round beside its training",
+    "round": "A deployed round, without its training",
     "banks": "Many banks",
     "demo": "The demonstration",
 }
 """Section -> heading, in the order of docs/results.md."""
+OF_GRIDS = ("grid", "private")
+"""Kept cell by cell, by `benchmarks.grid` and `benchmarks.private_grid`."""
 
 CHARTS = {
     "privacy.svg": ("Mean accuracy by epsilon", private_chart),
@@ -91,10 +95,11 @@ def main() -> None:
     )
     options.add_argument("--names", nargs="*", default=[], metavar="LABEL=NAME", help="what the tables call a label")
     chosen = options.parse_args()
+    can_keep = [one for one in SECTIONS if one not in OF_GRIDS]
     if chosen.keep:
         section, *given = chosen.keep
-        if section not in SECTIONS or not all("=" in word for word in given):
-            options.error(f"--keep takes a section ({', '.join(SECTIONS)}) and NAME=RUN or NAME=FILE.")
+        if section not in can_keep or not all("=" in word for word in given):
+            options.error(f"--keep takes a section ({', '.join(can_keep)}) and NAME=RUN or NAME=FILE.")
         keep(section, {name: Path(place) for name, place in (word.split("=", 1) for word in given)}, chosen.names)
     for file, text in pages().items():
         file.write_text(text, encoding="utf-8")
@@ -154,6 +159,7 @@ MAKERS: dict[str, Callable[[Path], str]] = {
         f"{comparison(at / 'federated', at / 'centralised', _runs(at, 'federated', 'centralised'))}\n\n{LIMITS}"
     ),
     "tried": lambda at: tried(_runs(at)),
+    "grid": grid_section,
     "all": lambda at: all_benchmarks(at / "scores", _names(at), _runs(at, "scores")),
     "filings": lambda at: filings(at / "scores", _names(at), _runs(at, "scores")),
     "pass": lambda at: full_pass(at / "run"),

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.config_reference import meanings
-from fedfinlora.run import evaluation, records
+from fedfinlora.run import contributions, evaluation, explanation, lineage, records
 
 INTRODUCTION = f"""\
 # The folder of a run
@@ -30,6 +30,7 @@ Made by `python -m benchmarks.run_reference > docs/run-folder.md`; do not edit.
 | `eval/<label>/metrics.json` | `Evaluation` |
 | `privacy.json` | `PrivacyCard`, where privacy is on |
 | `audit.json` | the last privacy audit, where there was one |
+| `contributions.json`, `explain.json`, `lineage.json` | what `contributions`, `explain` and `forget` have computed |
 | `provenance.jsonl` | the chain of what was asked and answered, one line a step (docs/security.md); `verify` checks it |
 | `result.json` | `RunResult`, written when the run ends, however it ends |
 | `report.html`, `tensorboard/` | for people |
@@ -49,6 +50,9 @@ FILES: Sequence[tuple[str, Sequence[type[Any]]]] = (
     ("result.json", (records.RunResult, records.WallTimes, records.PrivacySummary)),
     ("privacy.json", (records.PrivacyCard, records.BankCard)),
     ("eval/<label>/<benchmark>.jsonl", (evaluation.RowRecord,)),
+    ("contributions.json", (contributions.Contributions, contributions.BankContribution)),
+    ("explain.json", (explanation.Explanation, explanation.Cause)),
+    ("lineage.json", (lineage.Lineage,)),
     (
         "eval/<label>/metrics.json",
         (

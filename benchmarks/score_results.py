@@ -24,7 +24,7 @@ FILINGS = ("xbrl_tags_extract", "xbrl_value_extract")
 PAIRED_FILE = "paired.json"
 LIMITS = """What these numbers do not show: how an 8B model behaves (this is a 135M model in 4 bits, on a CPU); the whole published test
 sets (the FPB, FiQA, TFNS and NWGI files measured here hold half of them or less, and 200 seeded rows of each are scored); true
-sentiment on TFNS, whose public labels are swapped ("positive" stands for neutral, "neutral" for bullish), in train and test alike;
+sentiment on TFNS, whose public labels are swapped ("positive" means neutral, "neutral" means bullish), in train and test alike;
 NWGI against its own train part (train and test rows both come from upstream's test file). The federated run takes plain SGD steps at the
 banks and Adam's on the server, the centralised one AdamW with a smaller rate on batches of a quarter of the size: the same rows and the same
 number of bank steps, not the same arithmetic. With 200 rows, a difference of one or two
@@ -58,7 +58,7 @@ def all_benchmarks(run: Path, names: Mapping[str, str], trained: Sequence[Path])
             for summary in found.values()
         ]
 
-    lines = table("honest: accuracy or BERTScore F1, % (n)", _honest_cell, mean("honest"))
+    lines = table("strict: accuracy or BERTScore F1, % (n)", _strict_cell, mean("strict"))
     lines += ["", *table("FinLoRA's rules: accuracy / F1 (n)", _finlora_cell, mean("finlora"))]
     config = yaml.safe_load((run / "config.yaml").read_text("utf-8"))
     learnt = yaml.safe_load((trained[0] / "config.yaml").read_text("utf-8"))["dataset"]["tasks"] if trained else []
@@ -94,8 +94,8 @@ def filings(run: Path, names: Mapping[str, str], trained: Sequence[Path]) -> str
     lines.append("|---|" + "---|" * (len(keys) + 2))
     for label, summary in found.items():
         scores = summary.scores
-        cells = [_honest_cell(scores[key]) for key in keys]
-        means = [f"{100 * _mean_of(scores, keys, family):.1f}" for family in ("honest", "finlora")]
+        cells = [_strict_cell(scores[key]) for key in keys]
+        means = [f"{100 * _mean_of(scores, keys, family):.1f}" for family in ("strict", "finlora")]
         lines.append(f"| {names.get(label, label)} | {' | '.join(cells)} | {' | '.join(means)} |")
     rows = {BENCHMARKS[key].title: found["base"].scores[key].n for key in keys}
     if (run / PAIRED_FILE).is_file():
@@ -170,8 +170,8 @@ def _mean_of(scores: Scores, keys: Sequence[str], family: str) -> float:
     return fmean(headline_score(scores[key], family) or 0.0 for key in keys)
 
 
-def _honest_cell(metrics: BenchmarkMetrics) -> str:
-    name = headline_name(metrics, "honest")
+def _strict_cell(metrics: BenchmarkMetrics) -> str:
+    name = headline_name(metrics, "strict")
     value, (low, high) = metrics.value(name), metrics.bounds(name)
     if value is None:
         return "–"
@@ -286,7 +286,7 @@ def demo(run: Path) -> str:
 
 
 def _mean(scores: Scores, keys: Sequence[str]) -> float:
-    return fmean(headline_score(scores[key], "honest") or 0.0 for key in keys)
+    return fmean(headline_score(scores[key], "strict") or 0.0 for key in keys)
 
 
 def _mean_cell(scores: Scores, keys: Sequence[str]) -> str:

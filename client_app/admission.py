@@ -15,6 +15,7 @@ from fedfinlora.model.files import model_sha256
 from fedfinlora.privacy.history import refuses_unread, rounds_today
 from fedfinlora.run.origin import source_fingerprint
 from fedfinlora.train.loop import Stretch, stretch_of_round, total_steps
+from fedfinlora.train.own_trainer import reason_against
 from fedfinlora.wire.messages import BankError, TrainRequest
 from fedfinlora.wire.reasons import UNREAD
 
@@ -39,6 +40,8 @@ def admit(request: TrainRequest, facts: BankFacts) -> None:
     declares, which would tell its own row counts.
     """
     check_policy(request, facts)
+    if facts.trainer.name and (reason := reason_against(request.config)):
+        raise BankError("trainer", f"{facts.name} has its own trainer. {reason}", "trainer")
     if facts.deployed and request.config.privacy.in_the_bank and not facts.declared_rows:
         raise BankError(
             "privacy",
@@ -90,14 +93,14 @@ def check_source(request: TrainRequest) -> None:
         raise BankError("source", "the server's source hash differs from this bank's")
 
 
-class Settled(NamedTuple):
+class AdmittedRows(NamedTuple):
     """What a round is trained on and for how long, allowed by all rules that depend on rows."""
 
     rows: BankRows
     stretch: Stretch
 
 
-def settle(request: TrainRequest, facts: BankFacts, tokenizer: Any) -> Settled:
+def admit_rows(request: TrainRequest, facts: BankFacts, tokenizer: Any) -> AdmittedRows:
     """Read the bank's rows and see what a round would do with them. BankError where there are too few, or a rule
     forbids it.
 
@@ -124,4 +127,4 @@ def settle(request: TrainRequest, facts: BankFacts, tokenizer: Any) -> Settled:
     check_policy(request, facts, stretch.steps, wanted)
     if not config.privacy.in_the_bank:
         check_least_rows(min(wanted, len(rows.train)), facts, "the round's steps take")
-    return Settled(rows, stretch)
+    return AdmittedRows(rows, stretch)

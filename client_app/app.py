@@ -1,4 +1,4 @@
-"""The ClientApp: unpack, call one function of `client_app.bank`, pack. Whatever goes wrong leaves as a code and a fixed
+"""The ClientApp: unpack, call one function of `client_app.bank`, pack. Every error leaves as a code and a fixed
 sentence.
 """
 
@@ -14,6 +14,7 @@ from flwr.clientapp import ClientApp
 from client_app.admission import check_refusals
 from client_app.bank import note_unusable, train_round
 from client_app.facts import BankFacts, bank_facts
+from client_app.published import reported
 from client_app.signed import bank_keys, check_request, sign_answer
 from client_app.worker import train_in_worker
 from fedfinlora.logs import about, belongs, show_logs
@@ -59,8 +60,9 @@ def train(message: Message, context: Context) -> Message:
             done = train_in_worker(request, facts, context.node_config)
         else:
             done = train_round(request, facts)
+        reveal = reported(done.figures, facts.reveal, bool(facts.trainer.name))
         return pack_reply(
-            facts.name, done.layout_id, done.delta, done.figures, facts.policy_sha256, facts.reveal, done.ledger
+            facts.name, done.layout_id, done.delta, done.figures, facts.policy_sha256, reveal, done.ledger
         )
 
     return _signed(_safely(message, context, answer), message, context, read)

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from client_app.admission import Settled, admit, check_source, settle
+from client_app.admission import AdmittedRows, admit, admit_rows, check_source
+from client_app.control import CorrectedStep, control_after, correction_of
 from client_app.facts import BankFacts
-from client_app.kept_state import load_moments, save_moments
+from client_app.kept_state import load_control, load_moments, save_control, save_moments
 from client_app.prepared_rows import BankRows
 from client_app.privacy_plan import NAMES, book_round, delta_of, make_plan
 from client_app.published import published
@@ -29,22 +30,28 @@ from fedfinlora.logs import about
 from fedfinlora.model.adapter import Vector, read_adapter, write_adapter
 from fedfinlora.model.loading import Session, get_session
 from fedfinlora.model.packing import Example
+from fedfinlora.model.parts import sent_part, trained_factor
 from fedfinlora.privacy.accounting import Steps
 from fedfinlora.privacy.history import Event, record
 from fedfinlora.privacy.ledger import Booked, Head
-from fedfinlora.train.gradient_step import PLAIN, GradientStep
+from fedfinlora.train import trainer_names
+from fedfinlora.train.gradient_step import PLAIN, FactorStep, GradientStep
 from fedfinlora.train.loop import Stretch, TrainResult, mean_loss, train
 from fedfinlora.train.memory import give_back_heap
-from fedfinlora.wire.messages import ALWAYS_TOLD, BankError, Figures, TrainRequest
+from fedfinlora.train.optimizers import OptimizerState
+from fedfinlora.train.own_columns import frozen_columns, start_of
+from fedfinlora.train.own_trainer import task_of, train_with
+from fedfinlora.wire.messages import ALWAYS_SENT, BankError, Figures, TrainRequest
 
 log = logging.getLogger("fedfinlora.bank")
+NOTHING = np.zeros(0, np.float32)
 
 
 class RoundReply(NamedTuple):
     """What leaves a bank after a round."""
 
     delta: Vector
-    """(layout.size,) float32: local adapter minus global one."""
+    """Local adapter minus global one, float32: (layout.size,), or the part that the round sends."""
     layout_id: str
     figures: Figures
     ledger: Head | None
@@ -91,7 +98,7 @@ def _noted_round(request: TrainRequest, facts: BankFacts) -> RoundReply:
     except BaseException as error:
         note("failed", code="internal", detail=type(error).__name__)
         raise
-    leave = (*ALWAYS_TOLD, *facts.reveal)
+    leave = (*ALWAYS_SENT, *facts.reveal)
     figures = done.reply.figures
     reported = tuple(
         name for name, value in asdict(figures).items() if name in leave and value and not math.isnan(value)
@@ -121,7 +128,7 @@ class _Done(NamedTuple):
 
     reply: RoundReply
     rows: int
-    """Rows trained on, whatever the figures say."""
+    """Rows trained on, also where the metrics do not say it."""
     spending: Mapping[str, Any]
     """What was booked, as fields of an Event."""
 
@@ -145,7 +152,7 @@ def _train_round(request: TrainRequest, facts: BankFacts, on_booked: Callable[[M
 
 @contextlib.contextmanager
 def one_code(config: Config) -> Iterator[None]:
-    """What goes wrong in a private round is the same BankError, whatever it is: which it was may depend on the rows.
+    """Every error of a private round is the same BankError: which one it was may depend on the rows.
     Rules of the policy alone keep their names.
     """
     try:
@@ -161,12 +168,12 @@ def one_code(config: Config) -> Iterator[None]:
         raise BankError("privacy", f"internal: {type(error).__name__}") from error
 
 
-def book_open(request: TrainRequest, facts: BankFacts, settled: Settled) -> tuple[Steps, Booked]:
+def book_open(request: TrainRequest, facts: BankFacts, admitted: AdmittedRows) -> tuple[Steps, Booked]:
     """Book a round whose delta leaves without noise of the bank's own, as infinite: (its steps, what was booked)."""
-    steps = Steps(1.0, 0.0, settled.stretch.steps)
+    steps = Steps(1.0, 0.0, admitted.stretch.steps)
     try:
         return steps, book_round(
-            request, facts, settled.rows, steps, delta_of(request.config, facts, settled.rows.declared)
+            request, facts, admitted.rows, steps, delta_of(request.config, facts, admitted.rows.declared)
         )
     except UserError as error:
         raise BankError("privacy", str(error)) from error
@@ -181,11 +188,11 @@ def _open_round(
 ) -> _Done:
     """A round whose delta leaves without noise of the bank's own; a deployed bank books it as infinite."""
     config = request.config
-    rows, stretch = settled = settle(request, facts, session.tokenizer)
+    rows, stretch = admitted = admit_rows(request, facts, session.tokenizer)
     spending: dict[str, Any] = {}
     head = None
     if facts.deployed:
-        without_noise, booked = book_open(request, facts, settled)
+        without_noise, booked = book_open(request, facts, admitted)
         head, spending = booked.head, _spending(config, without_noise, "example", booked)
         on_booked(spending)
     holdout_loss = _holdout_loss(request, rows, session)
@@ -204,7 +211,7 @@ def _open_round(
         skipped_rows=rows.skipped,
     )
     if facts.deployed:
-        figures = published(figures, facts.min_rows, config.strategy.weighting == "rows")
+        figures = published(figures, facts.min_rows, config.strategy.weighting)
     return _Done(RoundReply(delta, session.layout.id, figures, head), result.rows, spending)
 
 
@@ -217,7 +224,7 @@ def _private_round(
 ) -> _Done:
     """A round under privacy=example or dp_lora: planned with declared sizes, booked, then trained."""
     config = request.config
-    rows, stretch = settle(request, facts, session.tokenizer)
+    rows, stretch = admit_rows(request, facts, session.tokenizer)
     plan = make_plan(request, facts, rows, stretch, session)
     spending = _spending(config, plan.steps, config.privacy.unit, plan.booked)
     if facts.reproducible_noise:
@@ -250,30 +257,72 @@ def _trained(
 ) -> tuple[Vector, TrainResult]:
     """(delta, what the training was) of the received adapter on `examples`. BankError where either is not finite."""
     config = request.config
-    write_adapter(session.model, request.adapter)
+    if facts.trainer.name:
+        write_adapter(session.model, start_of(request.adapter, session.layout, config, facts.name))
+        return _trained_by_own(request, facts, session, examples, stretch)
     folder = facts.state_folder / request.run / facts.name
-    keeps_moments = config.train.optimizer_state == "keep" and config.train.optimizer == "adamw"
-    try:
-        result = train(
-            session.model,
-            examples,
-            stretch,
-            config.train,
-            seed=config.seed,
-            bank=facts.name,
-            optimizer=load_moments(folder, request.round) if keeps_moments else None,
-            gradient=gradient,
-        )
-    except UserError as error:
-        raise BankError("diverged", str(error)) from error
-    delta = read_adapter(session.model) - request.adapter
-    if not np.isfinite(delta).all():
-        raise BankError("diverged", "the trained adapter is not finite")
+    part = sent_part(config.strategy.name, session.layout, request.round)
+    keeps_moments = config.train.optimizer_state == "keep" and config.train.optimizer != "sgd" and part is None
+    moments = load_moments(folder, request.round) if keeps_moments else None
+    if part is not None:  # a factor's moments are two rounds old when its turn comes: AdamW begins afresh
+        gradient = FactorStep(trained_factor(config.strategy.name, request.round), gradient)
+    controlled = config.strategy.name == "scaffold"
+    correction = NOTHING
+    if controlled:
+        last = load_control(folder, request.round)
+        correction = correction_of(last, request.adapter, request.round, config)
+        gradient = CorrectedStep(correction, gradient)
+    delta, result = train_received(session, request.adapter, examples, stretch, config, facts.name, moments, gradient)
     if keeps_moments:
         save_moments(folder, request.round, result.optimizer)
+    if controlled:
+        after = control_after(correction, request.adapter, delta, result.steps, request.round, config)
+        save_control(folder, after)
     log.info(
         "%s: round %d, %d rows, loss %.4f, %.1f s", facts.name, request.round, result.rows, result.loss, result.wall_s
     )
+    return delta if part is None else part.of(delta), result
+
+
+def _trained_by_own(
+    request: TrainRequest, facts: BankFacts, session: Session, examples: Sequence[Example], stretch: Stretch
+) -> tuple[Vector, TrainResult]:
+    """The same by the bank's own trainer (`fedfinlora.train.own_trainer`)."""
+    task = task_of(session, examples, request.config, facts.name, request.round, stretch)
+    try:
+        result = train_with(trainer_names.load(facts.trainer), facts.trainer.name, session, task)
+    except UserError as error:
+        log.error("%s", error, exc_info=not facts.deployed)  # the cause may quote rows
+        raise BankError("trainer", str(error)) from error
+    log.info("%s: round %d by %s, %.1f s", facts.name, request.round, facts.trainer.name, result.wall_s)
+    return read_adapter(session.model) - request.adapter, result
+
+
+def train_received(
+    session: Session,
+    adapter: Vector,
+    examples: Sequence[Example],
+    stretch: Stretch,
+    config: Config,
+    bank: str,
+    moments: OptimizerState | None = None,
+    gradient: GradientStep = PLAIN,
+) -> tuple[Vector, TrainResult]:
+    """(delta, (size,) float32; what the training was) of the received `adapter`, (size,) float32, on a bank's rows.
+    BankError where either is not finite.
+    """
+    write_adapter(session.model, start_of(adapter, session.layout, config, bank))
+    try:
+        with frozen_columns(session.model, config.strategy.residual_rank):
+            result = train(
+                session.model, examples, stretch, config.train, seed=config.seed, bank=bank, optimizer=moments,
+                gradient=gradient,
+            )  # fmt: skip
+    except UserError as error:
+        raise BankError("diverged", str(error)) from error
+    delta = read_adapter(session.model) - adapter
+    if not np.isfinite(delta).all():
+        raise BankError("diverged", "the trained adapter is not finite")
     return delta, result
 
 

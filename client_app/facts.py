@@ -15,6 +15,7 @@ from fedfinlora.errors import UserError
 from fedfinlora.privacy.history import history_file
 from fedfinlora.privacy.ledger import ledger_root
 from fedfinlora.privacy.randomness import noise_is_reproducible
+from fedfinlora.train.trainer_names import NO_TRAINER, NamedTrainer, trainer_of_environment
 from fedfinlora.wire.messages import BANK_NAME, REVEALABLE, BankError
 
 
@@ -34,7 +35,7 @@ class BankFacts:
     budget_epsilon: float = 0.0
     """The bank's own limit on what any row may spend over all runs; 0 = that of the run, if it has one."""
     declared_rows: tuple[str, ...] = ()
-    """TASK:ROWS, public and rounded: what stands for the bank's row counts in private rounds. () = its own counts,
+    """TASK:ROWS, public and rounded: used instead of the bank's row counts in private rounds. () = its own counts,
     rounded.
     """
     delta: float = 0.0
@@ -50,6 +51,8 @@ class BankFacts:
     policy_sha256: str = ""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     """How the columns of the bank's own files are called; what the server names does not count."""
+    trainer: NamedTrainer = NO_TRAINER
+    """What trains in the place of our own loop: of bank.yaml, in a simulation of who started it; never of a request."""
 
     @property
     def deployed(self) -> bool:
@@ -72,13 +75,15 @@ def bank_facts(node_config: Mapping[str, Any]) -> BankFacts:
     ledger-dir, budget-epsilon, declared-rows ("fpb:1200,fiqa:400"), delta, min-units, min-rows and, for tests,
     reproducible-noise. `settings`, a bank.yaml, takes the place of all that it can say and brings the policy.
     """
-    policy, policy_sha256, columns = None, "", ColumnsConfig()
+    policy, policy_sha256, columns, trainer = None, "", ColumnsConfig(), NO_TRAINER
     if "settings" in node_config:
         try:
             own, policy_sha256 = read_settings(Path(str(node_config["settings"])))
         except UserError as error:
             raise BankError("config", str(error)) from error
         policy, columns = own.policy, own.columns
+        if own.trainer:
+            trainer = NamedTrainer(own.trainer, str(Path(str(node_config["settings"])).parent.absolute()))
         node_config = {
             **node_config, "bank": own.name, "data-path": own.data, "budget-epsilon": own.budget_epsilon,
             "delta": own.delta,
@@ -108,10 +113,12 @@ def bank_facts(node_config: Mapping[str, Any]) -> BankFacts:
     if delta >= 1:
         raise BankError("config", "the node config's delta must be below 1")
     reproducible = str(node_config.get("reproducible-noise", "")).lower() in ("true", "1") or noise_is_reproducible()
+    if policy is None and not data_path:
+        trainer = trainer_of_environment()
     state, ledger = Path(str(state)).expanduser(), Path(str(ledger)).expanduser()
     return BankFacts(
         name, index, banks, data_path, state, ledger, budget, declared, delta, min_units, min_rows, reproducible,
-        policy, policy_sha256, columns,
+        policy, policy_sha256, columns, trainer,
     )  # fmt: skip
 
 

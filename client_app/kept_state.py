@@ -1,5 +1,5 @@
-"""What a bank keeps of a run on its own disk, `STATE/RUN/BANK/round_NNNN.safetensors`: Adam's moments after each of the
-last rounds.
+"""What a bank keeps of a run on its own disk, `STATE/RUN/BANK/round_NNNN.safetensors`: Adam's moments, or SCAFFOLD's
+control variate, after each of the last rounds.
 
 A repeated round starts from the same moments again. A bank does not learn that a run has ended, so what it keeps of
 runs is limited: when it begins another one it forgets those that it was not asked about for longest
@@ -11,19 +11,24 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from client_app.control import Control
 from fedfinlora.errors import UserError
 from fedfinlora.files import write_bytes
 from fedfinlora.system.numbered import by_number, number_of
-from fedfinlora.train.loop import OptimizerState
+from fedfinlora.train.optimizers import OptimizerState
 from fedfinlora.wire.messages import BankError
 
 log = logging.getLogger("fedfinlora.bank")
+Kept = TypeVar("Kept")
 FILES = "round_*.safetensors"
 KEPT_STATES = 4
 """The server keeps two checkpoints, so it may ask for the round after the older of them again."""
@@ -32,22 +37,17 @@ KEPT_RUNS = 8
 KEPT_DAYS = 30.0
 """Moments of a run that the bank was not asked about for so long go too."""
 ALWAYS_KEPT_DAYS = 1.0
-"""A run that the bank was asked about within a day is kept however many there are: it may be going on."""
+"""A run that the bank was asked about within a day is kept however many there are: it may still be running."""
 
 
 def load_moments(folder: Path, round_number: int) -> OptimizerState | None:
     """The newest moments from before this round; None at the start of a run."""
-    for file in by_number(folder, FILES)[::-1]:
-        if number_of(file) >= round_number:
-            continue
-        try:
-            values = load_file(file)
-            return OptimizerState(values["first_moment"], values["second_moment"], int(values["steps"][0]))
-        except (SafetensorError, KeyError, OSError) as error:
-            log.warning("%s is damaged (%s); trying an older one", file, error)
-    if round_number > 1:
-        log.warning("no moments in %s: the optimiser begins round %d again", folder, round_number)
-    return None
+    return _load(
+        folder,
+        round_number,
+        "the optimiser begins",
+        lambda _, kept: OptimizerState(kept["first_moment"], kept["second_moment"], int(kept["steps"][0])),
+    )
 
 
 def save_moments(folder: Path, round_number: int, state: OptimizerState) -> None:
@@ -59,9 +59,45 @@ def save_moments(folder: Path, round_number: int, state: OptimizerState) -> None
         "second_moment": state.second_moment,
         "steps": np.array([state.steps]),
     }
+    _save(folder, round_number, values)
+
+
+def load_control(folder: Path, round_number: int) -> Control | None:
+    """What SCAFFOLD keeps, from the newest round before this one; None in a bank's first round."""
+    return _load(
+        folder,
+        round_number,
+        "its control variate is zero in",
+        lambda number, kept: Control(number, kept["control"], kept["adapter"], int(kept["steps"][0])),
+    )
+
+
+def save_control(folder: Path, control: Control) -> None:
+    """Keep it after its round. BankError where the disk does not take it."""
+    values = {"control": control.own, "adapter": control.adapter, "steps": np.array([control.steps])}
+    _save(folder, control.round, values)
+
+
+def _load(
+    folder: Path, round_number: int, otherwise: str, made: Callable[[int, Mapping[str, NDArray[Any]]], Kept]
+) -> Kept | None:
+    """What `made` makes of the newest state from before this round; `otherwise` says what its absence means."""
+    for file in by_number(folder, FILES)[::-1]:
+        if number_of(file) >= round_number:
+            continue
+        try:
+            return made(number_of(file), load_file(file))
+        except (SafetensorError, KeyError, OSError) as error:
+            log.warning("%s is damaged (%s); trying an older one", file, error)
+    if round_number > 1:
+        log.warning("no state in %s: %s round %d again", folder, otherwise, round_number)
+    return None
+
+
+def _save(folder: Path, round_number: int, values: Mapping[str, NDArray[Any]]) -> None:
     try:
         new = not folder.exists()
-        write_bytes(folder / f"round_{round_number:04d}.safetensors", save(values))
+        write_bytes(folder / f"round_{round_number:04d}.safetensors", save(dict(values)))
         for old in by_number(folder, FILES)[:-KEPT_STATES]:
             old.unlink(missing_ok=True)
         if new:

@@ -31,7 +31,7 @@ SAMPLE_KEY = "sample.key"
 
 
 def bank_dataset(dataset: DatasetConfig, facts: BankFacts) -> DatasetConfig:
-    """The data set that this bank reads: its own folder if it has one, whatever the server named."""
+    """The data set that this bank reads: its own folder if it has one, else the one that the server named."""
     if not facts.data_path:
         return dataset
     path = Path(facts.data_path).expanduser()
@@ -71,7 +71,7 @@ def _divided(dataset: DatasetConfig, how: PartitionConfig, banks: int, seed: int
 
 
 def own_rows(config: Config, facts: BankFacts) -> tuple[list[Row], int]:
-    """(rows, bad rows) of one bank: its part of the simulated set, or all of the files in its own folder, which nobody
+    """(rows, bad rows) of one bank: its part of the simulated set, or all of the files in its own folder, which no one
     else reads.
     """
     if facts.banks:
@@ -85,8 +85,8 @@ def own_rows(config: Config, facts: BankFacts) -> tuple[list[Row], int]:
 
 
 def whole_data_set(config: Config, facts: BankFacts, rows: Sequence[Row]) -> Sequence[Row]:
-    """All train rows of the bank: those of a simulated bank as they are, a bank's own files whole, whatever part of
-    them a run samples.
+    """All train rows of the bank: those of a simulated bank as they are, a bank's own files whole, also where a run
+    samples them.
     """
     if facts.banks:
         return rows
@@ -97,7 +97,7 @@ def whole_data_set(config: Config, facts: BankFacts, rows: Sequence[Row]) -> Seq
 def sampled_rows(rows: Sequence[Row], config: Config, facts: BankFacts, declared: Mapping[str, int]) -> list[Row]:
     """The part of a bank's rows that dataset.max_rows_per_task and train.max_rows leave to a private round.
 
-    Each row is in or out by its own prompt and a key, whatever other rows there are: in a sample of a fixed size one
+    Each row is in or out by its own prompt and a key, independent of other rows: in a sample of a fixed size one
     row more would change which others are in it, and so the sum by far more than its own clipped gradient. A deployed
     bank's key is secret, so that no server can choose a seed that singles rows out. The limits hold of the declared
     sizes, so the sample has about so many rows.
@@ -137,7 +137,7 @@ def _sample_key(facts: BankFacts) -> int:
     return int.from_bytes(key, "big")
 
 
-def split_rows(rows: list[Row], config: Config, bank: str) -> tuple[list[Row], list[Row]]:
+def train_and_held_out(rows: list[Row], config: Config, bank: str) -> tuple[list[Row], list[Row]]:
     """(train rows, held-out rows) of one bank, after train.max_rows."""
     limit = config.train.max_rows
     if limit and len(rows) > limit:
@@ -153,7 +153,9 @@ def own_split(rows: Sequence[Row], config: Config, facts: BankFacts) -> tuple[li
     """(train rows, held-out rows) of a deployed bank, which draws the latter from all of its rows by its own key
     (`client_app.held_out`).
     """
-    limited, _ = split_rows(list(rows), replace(config, train=replace(config.train, holdout_max_rows=0)), facts.name)
+    limited, _ = train_and_held_out(
+        list(rows), replace(config, train=replace(config.train, holdout_max_rows=0)), facts.name
+    )
     if not config.train.holdout_max_rows or not config.train.holdout_fraction:
         return limited, []
     whole = whole_data_set(config, facts, rows)

@@ -13,7 +13,7 @@ from typing import Any
 
 from client_app.facts import BankFacts
 from client_app.held_out import whole_tasks
-from client_app.own_rows import own_rows, own_split, sampled_rows, set_aside_by, split_rows, whole_data_set
+from client_app.own_rows import own_rows, own_split, sampled_rows, set_aside_by, train_and_held_out, whole_data_set
 from client_app.privacy_plan import CUSTOMERS
 from data.encode import encode_rows
 from data.rows import Row
@@ -90,10 +90,11 @@ def bank_rows(config: Config, facts: BankFacts, tokenizer: Any) -> BankRows:
             elif facts.deployed:
                 kept, held_out = own_split(rows, config, facts)
             else:
-                kept, held_out = split_rows(rows, config, facts.name)
+                kept, held_out = train_and_held_out(rows, config, facts.name)
             # Whether one bad row ends a round is not for a server to ask.
             on_bad_row = "skip" if facts.deployed else config.dataset.on_bad_row
-            how = (context_tokens(config.model), on_bad_row, config.dataset.chat_template)
+            dataset = config.dataset
+            how = (context_tokens(config.model), on_bad_row, dataset.chat_template, dataset.answer_space)
             if config.privacy.in_the_bank and config.privacy.unit == "customer":
                 kept = with_customers(kept, facts.name)
             train_rows, holdout_rows = encode_rows(tokenizer, kept, *how), encode_rows(tokenizer, held_out, *how)
@@ -146,7 +147,7 @@ def with_customers(rows: Sequence[Row], bank: str) -> list[Row]:
         )
     if len(found) < len(rows):
         log.warning(
-            "%s: %d rows have no `issuer` and are left out under privacy.unit=customer", bank, len(rows) - len(found)
+            "%s: %d rows have no `issuer` and are excluded under privacy.unit=customer", bank, len(rows) - len(found)
         )
     return found
 
@@ -164,7 +165,7 @@ def units_of(rows: Sequence[Row], privacy: PrivacyConfig) -> tuple[tuple[int, ..
 
 
 def _declared(config: Config, facts: BankFacts, rows: Sequence[Row]) -> dict[str, int]:
-    """Task -> declared rows, and the customers; what nobody declared is the bank's own count, rounded."""
+    """Task -> declared rows, and the customers; a task without a declared size has the bank's own count, rounded."""
     if facts.declared_rows:
         return declared_sizes(facts.declared_rows)
     whole = whole_data_set(config, facts, rows)
@@ -175,7 +176,7 @@ def _declared(config: Config, facts: BankFacts, rows: Sequence[Row]) -> dict[str
 
 def _old_ledgers(facts: BankFacts) -> tuple[Path, ...]:
     """Folders of the first ledger version: a simulated bank's own, and every one where a bank has its machine for
-    itself, whatever it was called.
+    itself, under any name.
     """
     if not facts.deployed:
         return (facts.ledger_folder / facts.name,)

@@ -1,7 +1,7 @@
-"""What a bank settles before a private round: delta and denominator from its own settings, the noise, a test of the
+"""What a bank decides before a private round: delta and denominator from its own settings, the noise, a test of the
 gradients, the ledger's line.
 
-Whatever the server asks for, these come from the bank alone: whether noise may be repeated (tests only), delta, the
+No request changes what comes from the bank alone: whether noise may be repeated (tests only), delta, the
 declared sizes that stand for its row counts, the fewest units, and the budget. The request decides the rest (epsilon
 wanted, steps, clip norm, tasks), and all of it is in the accounting.
 """
@@ -104,7 +104,7 @@ def make_plan(
     delta = delta_of(request.config, facts, rows.declared)
     beyond = (
         rows.skipped if privacy.unit == "example" else 0
-    )  # as in client_app.admission.settle: the window is the server's
+    )  # as in client_app.admission.admit_rows: the window is the server's
     if not rows.units or len(rows.units) + beyond < facts.min_units:
         raise BankError(
             "privacy",
@@ -123,7 +123,7 @@ def make_plan(
         raise BankError("privacy", str(error), "privacy") from error
     log.info(
         ("%s: round %d: %s, noise multiplier %.3g, epsilon planned %.3g, spent on these rows %.3g at delta %.1e, %d "
-        "units left out"),
+        "units excluded"),
         facts.name, request.round, NAMES[privacy.mode], mechanism.noise_multiplier, planned, booked.epsilon, delta,
         booked.left_out,
     )  # fmt: skip
@@ -221,7 +221,7 @@ def _units_go_alone(
 def _published(
     request: TrainRequest, facts: BankFacts, rows: BankRows, stretch: Stretch, session: Session | None, delta: float
 ) -> PublishedMechanism:
-    """The same of the published algorithm, at the epsilon that can honestly be stated for it."""
+    """The same of the published algorithm, at the epsilon that really holds for it."""
     privacy = request.config.privacy
     noise = privacy.noise_multiplier
     noise = noise or SENSITIVITY * noise_multiplier_for(privacy.epsilon, delta, 1.0, stretch.total_steps)

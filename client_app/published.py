@@ -4,7 +4,7 @@ tell that row by their digits.
 | figure | as it leaves |
 |---|---|
 | rows, tokens, held-out rows, rows that could not be used | two significant digits |
-| rows trained on, where strategy.weighting=rows | exact: they are the bank's weight in the average |
+| rows trained on, or answer tokens, where strategy.weighting names them | exact: the bank's weight in the mean |
 | rows of the bank, rows that could not be used, where they are fewer than min_rows | 0 |
 | losses, seconds | three significant digits |
 | steps, epsilon, delta | exact: they follow from the request, the declared sizes and the ledger |
@@ -16,22 +16,23 @@ is a function of all rows. A simulated bank's figures are exact.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from fedfinlora.deployment.policy import rounded_rows
-from fedfinlora.wire.messages import Figures
+from fedfinlora.wire.messages import NOT_SENT, Figures
 
 DIGITS = 3
 """Significant digits of losses and seconds."""
 
 
-def published(figures: Figures, min_rows: int, weighs_by_rows: bool) -> Figures:
+def published(figures: Figures, min_rows: int, weighting: str) -> Figures:
     """The figures of a round without the bank's own noise, rounded as above."""
     return replace(
         figures,
-        rows=figures.rows if weighs_by_rows else rounded_rows(figures.rows),
+        rows=figures.rows if weighting == "rows" else rounded_rows(figures.rows),
         tokens=rounded_rows(figures.tokens),
-        answer_tokens=rounded_rows(figures.answer_tokens),
+        answer_tokens=figures.answer_tokens if weighting == "answer_tokens" else rounded_rows(figures.answer_tokens),
         train_loss=rounded(figures.train_loss),
         holdout_rows=rounded_rows(figures.holdout_rows),
         holdout_loss=rounded(figures.holdout_loss),
@@ -40,6 +41,19 @@ def published(figures: Figures, min_rows: int, weighs_by_rows: bool) -> Figures:
         bank_rows=published_count(figures.bank_rows, min_rows),
         skipped_rows=published_count(figures.skipped_rows, min_rows),
     )
+
+
+def reported(figures: Figures, reveal: Sequence[str], has_own_trainer: bool) -> tuple[str, ...]:
+    """The figures of `reveal` that leave: of a bank's own trainer only those that it has reported."""
+    if not has_own_trainer:
+        return tuple(reveal)
+    unknown = [name for name in ("tokens", "answer_tokens", "train_loss") if _is_unknown(figures, name)]
+    return tuple(name for name in reveal if name not in unknown)
+
+
+def _is_unknown(figures: Figures, name: str) -> bool:
+    value = getattr(figures, name)
+    return bool(value == NOT_SENT[name] or value != value)
 
 
 def rounded(value: float) -> float:

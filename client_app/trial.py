@@ -1,10 +1,10 @@
 """What a bank would do with a coordinator's plan: its policy, rule by rule, and what the run would spend. Nothing is
 trained, and no model is loaded.
 
-The real functions decide, in the order in which a request meets them: `admit`, `check_source`, `settle` and `make_plan`
-of a bank (`client_app.admission`, `client_app.privacy_plan`), on the bank's own rows. The ledger that they book in is a
-copy, which is thrown away. So a plan and a request cannot be judged differently, but for what only the training shows:
-whether the adapter fits the model, and whether the steps stay finite.
+The real functions decide, in the order in which a request meets them: `admit`, `check_source`, `admit_rows` and
+`make_plan` of a bank (`client_app.admission`, `client_app.privacy_plan`), on the bank's own rows. The ledger that they
+book in is a copy, which is thrown away. So a plan and a request cannot be judged differently, but for what only the
+training shows: whether the adapter fits the model, and whether the steps stay finite.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from client_app.admission import Settled, admit, check_source, settle, work_of
+from client_app.admission import AdmittedRows, admit, admit_rows, check_source, work_of
 from client_app.bank import book_open, one_code
 from client_app.facts import BankFacts
 from client_app.privacy_plan import book_round, delta_of, make_plan
@@ -58,6 +58,7 @@ WAYS_OUT: Mapping[str, str] = {
     "min_rows": "plan more tasks, a larger train.batch_rows or more train.steps_per_round",
     "min_units": "plan more tasks, or another privacy.unit",
     "budget_epsilon": "plan privacy=example, with a smaller privacy.epsilon or fewer rounds",
+    "trainer": "plan privacy=none or privacy=bank and train.proximal_mu=0, or take trainer out of bank.yaml",
     "source": "the coordinator and the bank need the same version of the code",
 }
 """Rule -> what to change, mostly in the plan."""
@@ -121,9 +122,9 @@ def try_plan(config: Config, source_sha256: str, facts: BankFacts) -> Trial:
         check_source(request)
         tokenizer = _tokenizer(config)
         with one_code(config), _ledger_aside(facts) as aside:
-            settled = settle(request, aside, tokenizer)
-            forecast, late = _booked(request, aside, settled)
-        verdicts |= _of_rows(request, facts, settled)
+            admitted = admit_rows(request, aside, tokenizer)
+            forecast, late = _booked(request, aside, admitted)
+        verdicts |= _of_rows(request, facts, admitted)
         if late:
             verdicts[late.rule] = late
     except BankError as error:
@@ -147,18 +148,18 @@ def _of_policy(request: TrainRequest, facts: BankFacts) -> dict[str, Verdict]:
     }
 
 
-def _of_rows(request: TrainRequest, facts: BankFacts, settled: Settled) -> dict[str, Verdict]:
+def _of_rows(request: TrainRequest, facts: BankFacts, admitted: AdmittedRows) -> dict[str, Verdict]:
     """What the rules that need the rows say: all of them let the first round through, so the largest and the smallest
     of the others are looked at.
     """
-    config, stretch = request.config, settled.stretch
+    config, stretch = request.config, admitted.stretch
     found = {rule: Verdict(rule, True) for rule in (*AFTER_ROWS, *OF_ROWS)}
     least, most = stretch.total_steps // config.num_server_rounds, -(-stretch.total_steps // config.num_server_rounds)
     if facts.policy is not None:
         work = work_of(request, facts, most, math.ceil(most * stretch.rows_per_step))
         for rule in set(broken_rules(facts.policy, work)) & set(AFTER_ROWS):
             found[rule] = Verdict(rule, False, f"a later round has {most} steps of {stretch.rows_per_step:g} rows")
-    fewest = min(math.ceil(least * stretch.rows_per_step), len(settled.rows.train))
+    fewest = min(math.ceil(least * stretch.rows_per_step), len(admitted.rows.train))
     if not config.privacy.in_the_bank and fewest < facts.min_rows:
         found["min_rows"] = Verdict(
             "min_rows", False, f"a later round's steps take {fewest} rows, fewer than {facts.min_rows}"
@@ -166,17 +167,17 @@ def _of_rows(request: TrainRequest, facts: BankFacts, settled: Settled) -> dict[
     return found
 
 
-def _booked(request: TrainRequest, facts: BankFacts, settled: Settled) -> tuple[Forecast, Verdict | None]:
+def _booked(request: TrainRequest, facts: BankFacts, admitted: AdmittedRows) -> tuple[Forecast, Verdict | None]:
     """(what the run would spend, the budget's verdict where a later round would be refused). The first round is booked
     as it really would be, then all others in one line.
     """
-    config, (rows, stretch) = request.config, settled
+    config, (rows, stretch) = request.config, admitted
     planned = math.inf
     if config.privacy.in_the_bank:
         plan = make_plan(request, facts, rows, stretch, None)
         steps, booked, planned = plan.steps, plan.booked, plan.epsilon_planned
     else:
-        steps, booked = book_open(request, facts, settled)
+        steps, booked = book_open(request, facts, admitted)
     first, late = booked, None
     further = steps.count * (stretch.total_steps - stretch.steps) // stretch.steps
     delta = delta_of(config, facts, rows.declared)

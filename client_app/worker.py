@@ -41,6 +41,7 @@ from fedfinlora.config.values import build, to_json
 from fedfinlora.errors import UserError
 from fedfinlora.logs import about, show_logs
 from fedfinlora.model.adapter import Vector
+from fedfinlora.model.devices import gpus_here
 from fedfinlora.privacy.head import Head
 from fedfinlora.run.origin import source_fingerprint
 from fedfinlora.system.locks import wait_for
@@ -52,7 +53,7 @@ log = logging.getLogger("fedfinlora.bank")
 IDLE_S = 900.0
 """A worker without work ends after so many seconds."""
 REQUEST_S = 60.0
-"""Who connects must send, and take the answer, without a longer pause: somebody who says nothing holds nobody up for
+"""Who connects must send, and take the answer, without a longer pause: a silent client delays no one
 ever.
 """
 START_S = 60.0
@@ -102,7 +103,7 @@ def train_in_worker(request: TrainRequest, facts: BankFacts, node_config: Mappin
 
 
 def end_with(bank: ProcessIdentity, path: Path) -> None:
-    """End this process, whatever it does, as soon as `bank` has ended, and take its socket away."""
+    """End this process at once when `bank` has ended, and take its socket away."""
 
     def watch() -> None:
         while bank.runs:
@@ -116,10 +117,12 @@ def end_with(bank: ProcessIdentity, path: Path) -> None:
 
 
 def serve(path: Path, idle_s: float, memory_gib: float, bank: ProcessIdentity | None = None) -> None:
-    """Answer one request after the other until nobody has asked for `idle_s` seconds, or `bank` has ended."""
+    """Answer one request after the other until there was no request for `idle_s` seconds, or `bank` has ended."""
     if bank is not None:
         end_with(bank, path)
-    if memory_gib:
+    if memory_gib and gpus_here():
+        log.warning("worker-memory-gib is not applied: CUDA maps far more address space than it uses")
+    elif memory_gib:
         limit = int(memory_gib * 2**30)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     with socket.socket(socket.AF_UNIX) as listening:
@@ -166,7 +169,7 @@ def _serve_one(stream: Any) -> None:
 
 
 def _answer_to(request: TrainRequest, facts: BankFacts) -> tuple[dict[str, Any], Vector]:
-    """The head of the answer and its numbers, whatever happens."""
+    """The head of the answer and its adapter; never raises."""
     try:
         delta, layout_id, figures, head = train_round(request, facts)
         ledger = asdict(head) if head else None

@@ -75,7 +75,7 @@ class Benchmark:
     published: Mapping[str, PublishedScore] = field(default_factory=_not_published)
     """Column of PUBLISHED_COLUMNS -> score of Llama 3.1 8B Instruct (or of the best other model)."""
     best_other_name: str = ""
-    """Which model stands in the column best_other."""
+    """Which model the column best_other has."""
     merged_train_file: str = ""
     """File under `train/` that holds the rows of several benchmarks (`data.merged` tells them apart)."""
     answer_marker: str = "Answer:"
@@ -504,7 +504,7 @@ def select(names: Sequence[str]) -> tuple[Benchmark, ...]:
     for name in names:
         choose(name, ["all", "none", *GROUPS, *BENCHMARKS], "benchmark")
         if name == "none" and len(names) > 1:
-            raise ConfigError("evaluation.benchmarks: `none` stands alone. Leave it out or name nothing else.")
+            raise ConfigError("evaluation.benchmarks: `none` cannot be combined. Drop it or name nothing else.")
         wanted |= {key for key, entry in BENCHMARKS.items() if name in ("all", key, entry.group)}
     return tuple(entry for key, entry in BENCHMARKS.items() if key in wanted)
 

@@ -200,7 +200,7 @@ def _count(number: int, noun: str, plural: str = "") -> str:
 
 
 def _wrap(line: str) -> str:
-    """A line over WIDTH goes on in the next one, four blanks in."""
+    """A line over WIDTH continues in the next one, indented by four blanks."""
     return line if len(line) <= WIDTH else textwrap.fill(line, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
 
 

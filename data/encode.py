@@ -16,6 +16,8 @@ from data.rows import Row
 from fedfinlora.errors import UserError
 from fedfinlora.model.packing import Example
 
+MARK = "\ufdd0"
+"""The place of a row in a chat template: a character that no text has (a Unicode noncharacter)."""
 _SHRINK = {"NFC": 4, "NFD": 1, "Prepend": 1, "Replace of one": 1}
 """Normalizer -> how many characters it makes one of at most: a letter with its marks decomposes into four at most
 (Unicode TR 15).
@@ -38,13 +40,28 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[str], chat_template: bool =
     """Token ids of each prompt, with the tokenizer's beginning-of-sequence token where the model has one."""
     if not prompts:
         return []
-    texts = _in_template(tokenizer, prompts) if chat_template else prompts
-    start = (
-        ()
-        if chat_template or tokenizer.bos_token_id is None or not _adds_start(tokenizer)
-        else (tokenizer.bos_token_id,)
+    if chat_template:
+        return _chat_ids(tokenizer, prompts)
+    start = () if tokenizer.bos_token_id is None or not _adds_start(tokenizer) else (tokenizer.bos_token_id,)
+    return [start + tuple(ids) for ids in _token_ids(tokenizer, prompts, True)]
+
+
+def moves_space(prompt: str) -> bool:
+    """Whether dataset.answer_space moves the prompt's last character to the answer.
+
+    >>> moves_space("Answer: "), moves_space("Answer:"), moves_space("Answer:  ")
+    (True, False, False)
+    """
+    return prompt.endswith(" ") and not prompt.endswith("  ")
+
+
+def cut_rows(prompts: Sequence[str], targets: Sequence[str], answer_space: bool) -> tuple[list[str], list[str]]:
+    """(prompts, targets) of rows as they are tokenized, cut where dataset.answer_space says."""
+    moved = [answer_space and moves_space(prompt) for prompt in prompts]
+    return (
+        [prompt[:-1] if moves else prompt for prompt, moves in zip(prompts, moved, strict=True)],
+        [f" {target}" if moves else target for target, moves in zip(targets, moved, strict=True)],
     )
-    return [start + tuple(ids) for ids in _token_ids(tokenizer, texts, not chat_template)]
 
 
 def encode_targets(tokenizer: Any, targets: Sequence[str]) -> list[list[int]]:
@@ -56,7 +73,7 @@ def least_tokens(tokenizer: Any, row: Row, context_tokens: int, chat_template: b
     """A number of tokens over the context window that a row certainly reaches, found without tokenizing it; 0 where
     that shows nothing.
 
-    No token stands for more characters than the longest one of the vocabulary has: 30 MB of text need not be tokenized
+    No token has more characters than the longest one of the vocabulary: 30 MB of text need not be tokenized
     to see that they do not fit 2,048 tokens.
     """
     if len(row.prompt) + len(row.target) <= context_tokens:
@@ -97,14 +114,18 @@ def encode_rows(
     context_tokens: int,
     on_bad_row: str = "skip",
     chat_template: bool = False,
+    answer_space: bool = False,
 ) -> EncodedRows:
-    """Examples with loss on target and end-of-sequence. Too long rows are left out and named, or stop with a
+    """Examples with loss on target and end-of-sequence. Too long rows are dropped and named, or stop with a
     UserError.
     """
     least = [least_tokens(tokenizer, row, context_tokens, chat_template) for row in rows]
     fitting = [row for row, tokens in zip(rows, least, strict=True) if not tokens]
-    prompts = iter(encode_prompts(tokenizer, [row.prompt for row in fitting], chat_template))
-    answers = iter(encode_targets(tokenizer, [row.target for row in fitting]))
+    texts, targets = cut_rows(
+        [row.prompt for row in fitting], [row.target for row in fitting], answer_space and not chat_template
+    )
+    prompts = iter(encode_prompts(tokenizer, texts, chat_template))
+    answers = iter(encode_targets(tokenizer, targets))
     examples: list[Example] = []
     kept: list[Row] = []
     too_long: list[str] = []
@@ -137,6 +158,29 @@ def _in_template(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
     ]
 
 
+def _chat_ids(tokenizer: Any, prompts: Sequence[str]) -> list[tuple[int, ...]]:
+    """Token ids of prompts in the chat template. Control tokens are the template's own alone: a row's "<|eot_id|>" is
+    text.
+
+    What lies between the last control token in front of the prompt and the first one behind it is tokenized as one
+    text, so all other rows have the ids of the whole template's text.
+    """
+    front, _, back = _in_template(tokenizer, [MARK])[0].partition(MARK)
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    cut = max((front.rfind(token) + len(token) for token in special if token in front), default=0)
+    rest = min((back.find(token) for token in special if token in back), default=len(back))
+    texts = []
+    for text in _in_template(tokenizer, prompts):
+        if not (text.startswith(front) and text.endswith(back) and len(text) >= len(front) + len(back)):
+            raise UserError(
+                "This model's chat template depends on what a row says, so rows could make control tokens. Set "
+                "dataset.chat_template=false."
+            )
+        texts.append(text[cut : len(text) - len(back) + rest])
+    head, tail = _token_ids(tokenizer, [front[:cut], back[rest:]], False)
+    return [(*head, *own, *tail) for own in _token_ids(tokenizer, texts, True)]
+
+
 @lru_cache(maxsize=4)
 def _token_limit(tokenizer: Any, _vocabulary_size: int) -> TokenLimit:
     """`token_limit`, kept for a tokenizer as long as no token is added to it."""
@@ -163,7 +207,7 @@ def _token_limit(tokenizer: Any, _vocabulary_size: int) -> TokenLimit:
 
 
 def _byte_level_letters() -> list[str]:
-    """The letter that stands for each byte in a byte-level vocabulary: itself where it can be printed, else one from
+    """The letter that represents each byte in a byte-level vocabulary: itself where it can be printed, else one from
     U+0100 on.
     """
     printed = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}

@@ -22,7 +22,7 @@ Positions = list[int]
 
 
 def partition(rows: Sequence[Row], banks: int, config: PartitionConfig, seed: int) -> list[list[Row]]:
-    """One list of rows for each bank. One bank gets all rows as they are, whatever the partitioner.
+    """One list of rows for each bank. A single bank gets all rows as they are, with any partitioner.
 
     Raises UserError when there are more banks than rows (or issuers, or a number of folders other than that of the
     banks).

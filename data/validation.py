@@ -1,7 +1,7 @@
 """Public validation rows: train rows that are set aside before any bank gets its part, for choosing a round without the
 test rows.
 
-The rows are the run's, not a bank's: the server may read them, and nobody trains on them
+The rows are the run's, not a bank's: the server may read them, and no bank trains on them
 (docs/adr/0010-public-validation.md).
 """
 

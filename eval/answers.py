@@ -1,8 +1,8 @@
-"""Answers on disk, one line each, written as they come: nothing is asked twice, and an evaluation that is killed goes
-on where it was.
+"""Answers on disk, one line each, written as they come: nothing is asked twice, and an evaluation that is killed
+resumes where it was.
 
 A file holds the answers that one model gave under one set of settings, by the hash of the prompt. Its name, or the
-settings in its first line, say which. A line that a crash cut off is left out; equal lines of two processes do no harm.
+settings in its first line, say which. A line that a crash cut off is ignored; equal lines of two processes do no harm.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def prompt_id(prompt: str | Iterable[int]) -> str:
 
 
 class AnswerFile:
-    """`path` opened to go on with. A file of other settings is begun again.
+    """`path` opened to append to. A file of other settings is started over.
 
     Raises UserError where the file cannot be written.
     """

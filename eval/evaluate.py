@@ -21,6 +21,7 @@ from eval.rows import EvaluationRows, prepared, rows_to_score
 from eval.scoring.final_answer import is_unfinished
 from eval.scoring.records import score_rows
 from fedfinlora.config.schema import Config
+from fedfinlora.errors import plural
 from fedfinlora.files import write_bytes, write_json
 from fedfinlora.model.loading import Session
 from fedfinlora.run.evaluation import (
@@ -87,7 +88,7 @@ def evaluate_models(
         for partial in (run / "eval" / label).glob(f"*{PARTIAL}"):
             partial.unlink(missing_ok=True)
         if on_event is not None:
-            shown = {key: headline_score(metrics, "honest") for key, metrics in summary.scores.items()}
+            shown = {key: headline_score(metrics, "strict") for key, metrics in summary.scores.items()}
             on_event("message", level="info", text=_cost(summary, config))
             on_event("evaluate_done", label=label, scores=shown)
     give_back_heap()
@@ -233,8 +234,8 @@ def _cost(summary: Evaluation, config: Config) -> str:
     """What an evaluation cost, in a line."""
     rows = sum(work.rows for work in summary.work.values())
     speed = f"{summary.rows_per_s:.2f} rows a second" if summary.rows_per_s else "none asked"
-    memory = f"keys and values took at most {summary.peak_cache_gib or 0.0:.2f} of {config.evaluation.cache_gib:g} GiB"
-    return f"{summary.label}: {rows} rows, {summary.reused} answered earlier, {speed}; {memory}"
+    memory = f"keys and values took at most {summary.peak_cache_gib or 0.0:.2f} GiB"
+    return f"{summary.label}: {plural(rows, 'row')}, {summary.reused} answered earlier, {speed}; {memory}"
 
 
 def _summary(label: str, scored: Sequence[_Scored], model: Model, config: Config, asked: EvaluationRows) -> Evaluation:

@@ -13,19 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from data.catalog import Benchmark
-from data.encode import encode_prompts
+from data.encode import cut_rows, encode_prompts, moves_space
 from data.rows import Row
 from eval.answers import ModelAnswer, prompt_id
 from eval.decoding.generation import Answer, generate
 from eval.decoding.labels import label_logprobs
 from eval.decoding.plain_generation import generate_plainly
-from eval.decoding.stopping import READ_BY_FIRST_LABEL, Settling, fewest_marker_tokens
+from eval.decoding.stopping import READ_BY_FIRST_LABEL, StoppingRule, fewest_marker_tokens
 from eval.scoring.row_score import read_answer
 from fedfinlora.config.schema import Config
 from fedfinlora.model.adapter import Vector, read_adapter, write_adapter
 from fedfinlora.model.base_checks import context_tokens
+from fedfinlora.model.devices import pick_dtype
 from fedfinlora.model.embedded import CACHE_FORMAT, is_embedded
-from fedfinlora.model.loading import Session, pick_dtype
+from fedfinlora.model.loading import Session
 from fedfinlora.model.peft_methods import METHODS
 from fedfinlora.run.checkpoint import adapter_checksum
 
@@ -153,6 +154,8 @@ class LocalModel:
                 targets = sorted({row.target for row in rows})
                 asked |= {"stop": self.config.evaluation.stop, "targets": targets}
                 asked |= {"parser": benchmark.parser, "labels": list(benchmark.labels)}
+        if self._answer_space:
+            asked["answer_space"] = True
         return {**self.identity, **asked}
 
     def prompts(self, rows: Sequence[Row], benchmark: Benchmark) -> list[str | None]:
@@ -161,15 +164,13 @@ class LocalModel:
 
     def generate(self, benchmark: Benchmark, rows: Sequence[Row], asked: Sequence[int], on_answer: OnAnswer) -> None:
         tokens = self._tokens(rows)
-        settling = self._settling(benchmark, rows)
-        decode = self.session.tokenizer.decode
+        rule = self._stopping_rule(benchmark, rows)
 
-        def settled(number: int, written: list[int], left: int) -> bool:
-            return settling.settled(decode(written, skip_special_tokens=True), left)
+        def stops_early(number: int, written: list[int], left: int) -> bool:
+            return rule.stops(self._text(rows[asked[number]], written), left)
 
         def keep(number: int, answer: Answer) -> None:
-            text = decode(answer.tokens, skip_special_tokens=True)
-            on_answer(asked[number], ModelAnswer(text, answer.stopped))
+            on_answer(asked[number], ModelAnswer(self._text(rows[asked[number]], answer.tokens), answer.stopped))
 
         write_adapter(self.session.model, self.adapter)
         evaluation = self.config.evaluation
@@ -180,7 +181,7 @@ class LocalModel:
             end_ids(self.session),
             batch_tokens=evaluation.batch_tokens,
             cache_gib=evaluation.cache_gib,
-            settled=settled if benchmark.parser in READ_BY_FIRST_LABEL else None,
+            stops_early=stops_early if benchmark.parser in READ_BY_FIRST_LABEL else None,
             on_answer=keep,
         )
         self.work.read_tokens += done.read_tokens
@@ -192,31 +193,46 @@ class LocalModel:
         """The answers of transformers' own `generate`, row by row, to check ours against."""
         write_adapter(self.session.model, self.adapter)
         plain = generate_plainly(self.session.model, self._tokens(rows), benchmark.budget_tokens, end_ids(self.session))
-        return [self.session.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in plain]
+        return [self._text(row, tokens) for row, tokens in zip(rows, plain, strict=True)]
 
     def compare_labels(
         self, benchmark: Benchmark, rows: Sequence[Row], asked: Sequence[int], on_answer: OnAnswer
     ) -> None:
         tokens = self._tokens(rows)
         tokenizer = self.session.tokenizer
-        ids = tokenizer(list(benchmark.labels), add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        labels = [(*label, tokenizer.eos_token_id) for label in ids]
-
-        def keep(number: int, logprobs: list[float]) -> None:
-            on_answer(asked[number], ModelAnswer(label_logprobs=dict(zip(benchmark.labels, logprobs, strict=True))))
-
         write_adapter(self.session.model, self.adapter)
-        label_logprobs(
-            self.session.model, [tokens[number] for number in asked], labels, self.config.evaluation.batch_tokens, keep
-        )
+        for space in ("", " "):  # the answers to some prompts begin with the space that was the prompt's
+            part = [number for number in asked if self._moves(rows[number]) == bool(space)]
+            texts = [space + label for label in benchmark.labels]
+            ids = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            labels = [(*label, tokenizer.eos_token_id) for label in ids]
 
-    def _settling(self, benchmark: Benchmark, rows: Sequence[Row]) -> Settling:
+            def keep(number: int, logprobs: list[float], part: Sequence[int] = part) -> None:
+                on_answer(part[number], ModelAnswer(label_logprobs=dict(zip(benchmark.labels, logprobs, strict=True))))
+
+            prompts = [tokens[number] for number in part]
+            label_logprobs(self.session.model, prompts, labels, self.config.evaluation.batch_tokens, keep)
+
+    def _stopping_rule(self, benchmark: Benchmark, rows: Sequence[Row]) -> StoppingRule:
         marker_tokens = fewest_marker_tokens(self.session.tokenizer.get_vocab())
         targets = [row.target for row in rows]
-        return Settling.of(benchmark, targets, marker_tokens, restarts=self.config.evaluation.stop == "exact")
+        return StoppingRule.of(benchmark, targets, marker_tokens, restarts=self.config.evaluation.stop == "exact")
 
     def _tokens(self, rows: Sequence[Row]) -> list[tuple[int, ...]]:
-        return encode_prompts(self.session.tokenizer, [row.prompt for row in rows], self.config.dataset.chat_template)
+        prompts, _ = cut_rows([row.prompt for row in rows], [row.target for row in rows], self._answer_space)
+        return encode_prompts(self.session.tokenizer, prompts, self.config.dataset.chat_template)
+
+    @property
+    def _answer_space(self) -> bool:
+        return self.config.dataset.answer_space and not self.config.dataset.chat_template
+
+    def _moves(self, row: Row) -> bool:
+        return self._answer_space and moves_space(row.prompt)
+
+    def _text(self, row: Row, tokens: Sequence[int]) -> str:
+        """The answer without the space that was the prompt's."""
+        text: str = self.session.tokenizer.decode(tokens, skip_special_tokens=True)
+        return text.removeprefix(" ") if self._moves(row) else text
 
 
 def choice_of(benchmark: Benchmark, logprobs: Mapping[str, float]) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -32,6 +32,7 @@ from fedfinlora.model.loading import Session, initial_adapter
 from fedfinlora.report.tensorboard import TensorBoardWriter
 from fedfinlora.run.checkpoint import UNSCORED, Checkpoint, adapter_checksum, save_checkpoint
 from fedfinlora.run.evaluation import BenchmarkMetrics, Scores
+from fedfinlora.run.monitor import Monitor
 from fedfinlora.run.records import ROUNDS_FILE, RoundLine, Validation, read_rounds, round_line
 from fedfinlora.run.retention import forget_old_rounds
 from fedfinlora.run.selection import Selection, kept_round, selection_of
@@ -79,6 +80,7 @@ class RunScores:
     validation: EvaluationRows | None
     on_event: OnEvent
     board: TensorBoardWriter
+    monitor: Monitor = field(default_factory=Monitor)
 
     def base(self) -> None:
         """Score the untouched model, unless a resumed run has done so."""
@@ -88,7 +90,7 @@ class RunScores:
         write_adapter(self.session.model, initial_adapter(self.session, self.config))
         self.board.add_scores(evaluate(self.session, self.config, "base", self.folder, self.on_event).scores, step=0)
 
-    def go_on(self, checkpoint: Checkpoint | None) -> Selection:
+    def resume_from(self, checkpoint: Checkpoint | None) -> Selection:
         """What earlier rounds say; closes the round that was stopped while it was scored."""
         selection = selection_of(read_rounds(self.folder))
         if checkpoint is None or checkpoint.closed:
@@ -117,6 +119,7 @@ class RunScores:
         append_line(self.folder / ROUNDS_FILE, to_json(closed))
         forget_old_rounds(self.folder, number, self.config)
         self.board.add_round(closed)
+        self._report_load(number, "round")
         self._report(closed, following)
         return following
 
@@ -142,6 +145,15 @@ class RunScores:
         write_adapter(self.session.model, adapter)
         scores = evaluate(self.session, config, "final", self.folder, self.on_event).scores
         self.board.add_scores(scores, step=rounds_done if best is None else best)
+        self._report_load(rounds_done, "evaluation")
+        self.monitor.close()
+
+    def _report_load(self, number: int, of: str) -> None:
+        """What the machine did since the last report."""
+        load = self.monitor.take()
+        self.on_event("load", round=number, of=of, **load)
+        if of == "round":
+            self.board.add_load(load, number)
 
     def _with_scores(self, line: RoundLine, adapter: Vector, selection: Selection) -> RoundLine:
         """The line with its scores and its validation, and what they took."""
@@ -189,6 +201,14 @@ class RunScores:
         )
 
 
+def scores_anything(config: Config) -> bool:
+    """Whether a run runs its model on any row besides training it."""
+    evaluation = config.evaluation
+    return (
+        evaluation.base or evaluation.benchmarks != ("none",) or evaluation.validation_rows > 0 or evaluation.every > 0
+    )
+
+
 def is_due(config: Config, number: int) -> bool:
     """Whether a round is scored: every so many, and the last one only with validation, since the final scores are about
     to come.
@@ -210,5 +230,5 @@ def _validation_score(metrics: BenchmarkMetrics) -> float | None:
     """Accuracy, or BERTScore F1; of label log-probabilities where nothing else was measured
     (evaluation.mode=labels).
     """
-    score = headline_score(metrics, "honest")
+    score = headline_score(metrics, "strict")
     return metrics.value("labels_accuracy") if score is None else score

@@ -12,9 +12,10 @@ The functions are those of `fedfinlora.api`, imported when they are first used: 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from fedfinlora.api import centralized, compare, evaluate, load_run, local, simulate
+    from fedfinlora.train import trainers
 
 __version__ = "0.1.0"
-__all__ = ["centralized", "compare", "evaluate", "load_run", "local", "simulate"]
+__all__ = ["centralized", "compare", "evaluate", "load_run", "local", "simulate", "trainers"]
 
 
 def __dir__() -> list[str]:

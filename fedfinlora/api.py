@@ -18,6 +18,8 @@ import contextlib
 import importlib
 import io
 import os
+import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -28,28 +30,60 @@ from fedfinlora.run.progress import Event
 from fedfinlora.run.progress_display import listening
 from fedfinlora.system.shadows import own_modules_first
 from fedfinlora.system.surroundings import prepare_process
+from fedfinlora.train import trainer_names, trainers
 
+PLAIN_ITEM = re.compile(r"[A-Za-z_][\w.-]*", re.ASCII)
+HYDRAS_WORDS = ("null", "true", "false", "nan", "inf")
 OnEvent = Callable[[Event], None]
+AnyTrainer = str | trainers.Trainer
+"""A function of a `trainers.LocalTask`, or its name as MODULE:FUNCTION."""
 Settings = Mapping[str, object]
 
 
-def simulate(*, settings: Settings | None = None, on_event: OnEvent | None = None, **named: object) -> Run:
+def simulate(
+    *,
+    settings: Settings | None = None,
+    on_event: OnEvent | None = None,
+    trainer: AnyTrainer | None = None,
+    **named: object,
+) -> Run:
     """A federated run of simulated banks (`banks=`, default 2) to its end, as `python -m fedfinlora simulate` does
     it.
+
+    With `trainer` the banks train by it instead of our own loop (docs/running.md). They run in other processes, so it
+    must be a function that can be imported: one of a notebook or a lambda is refused.
     """
-    [run] = _runs("simulate", "simulate", words_of(settings, named), on_event)
+    words = words_of(settings, named)
+    if trainer is None:
+        return _runs("simulate", "simulate", words, on_event)[0]
+    found = trainer_names.named(trainer)
+    trainer_names.load(found)  # what cannot be imported is said here, not by each bank
+    return _runs("simulate", "simulate", words, on_event, found)[0]
+
+
+def centralized(
+    *,
+    settings: Settings | None = None,
+    on_event: OnEvent | None = None,
+    trainer: AnyTrainer | None = None,
+    **named: object,
+) -> Run:
+    """The baseline with all banks' rows pooled, trained by `trainer` if one is given: here any function will do."""
+    more = () if trainer is None else (trainer_names.in_process(trainer),)
+    [run] = _runs("baselines", "centralized", words_of(settings, named), on_event, *more)
     return run
 
 
-def centralized(*, settings: Settings | None = None, on_event: OnEvent | None = None, **named: object) -> Run:
-    """The baseline with all banks' rows pooled."""
-    [run] = _runs("baselines", "centralized", words_of(settings, named), on_event)
-    return run
-
-
-def local(*, settings: Settings | None = None, on_event: OnEvent | None = None, **named: object) -> list[Run]:
-    """The baseline of each bank alone: a run for each, in the banks' order."""
-    return _runs("baselines", "local", words_of(settings, named), on_event)
+def local(
+    *,
+    settings: Settings | None = None,
+    on_event: OnEvent | None = None,
+    trainer: AnyTrainer | None = None,
+    **named: object,
+) -> list[Run]:
+    """The baseline of each bank alone: a run for each, in the banks' order. `trainer` as in `centralized`."""
+    more = () if trainer is None else (trainer_names.in_process(trainer),)
+    return _runs("baselines", "local", words_of(settings, named), on_event, *more)
 
 
 def evaluate(
@@ -136,12 +170,24 @@ def words_of(settings: Settings | None, named: Settings) -> list[str]:
         elif isinstance(value, int | float):
             words.append(f"{key}={value}")
         elif isinstance(value, list | tuple):
-            words.append(f"{key}=[{','.join(map(str, value))}]")
+            words.append(f"{key}=[{','.join(map(_item, value))}]")
         else:
             raise ConfigError(
                 f"{key} must be a text, a number, true or false, or a list of names, not {type(value).__name__}."
             )
     return words
+
+
+def _item(value: object) -> str:
+    r"""An entry of a list, in quotes where Hydra would read its letters as something else.
+
+    >>> _item("fpb"), _item("a, b"), _item("null"), _item("${x}"), _item(2.5)
+    ('fpb', '"a, b"', '"null"', '"\\${x}"', '2.5')
+    """
+    if not isinstance(value, str) or (PLAIN_ITEM.fullmatch(value) and value.lower() not in HYDRAS_WORDS):
+        return str(value)
+    quoted = re.sub(r'(\\*)("|\Z)', lambda found: found[1] * 2 + found[2].replace('"', '\\"'), value)
+    return '"' + quoted.replace("${", "\\${") + '"'
 
 
 def _runs(module: str, name: str, words: list[str], on_event: OnEvent | None, *more: object) -> list[Run]:
@@ -152,12 +198,14 @@ def _runs(module: str, name: str, words: list[str], on_event: OnEvent | None, *m
     prepare_process()
     command = getattr(importlib.import_module(f"fedfinlora.commands.{module}"), name)
     folders: list[Path] = []
+    stdout = sys.stdout
 
     def take(event: Event) -> None:
         if event["event"] == "run_done":
             folders.append(Path(str(event["run_dir"])))
         if on_event is not None:
-            on_event(event)
+            with contextlib.redirect_stdout(stdout):  # what it prints is shown
+                on_event(event)
 
     is_shown = on_event is None
     with listening(take, is_shown), contextlib.nullcontext() if is_shown else contextlib.redirect_stdout(io.StringIO()):

@@ -24,6 +24,15 @@ def choose(value: str, choices: Iterable[str], what: str) -> str:
     raise ConfigError(f"Unknown {what} {value!r}.{hint} Choose one of: {', '.join(listed)}.")
 
 
+def plural(amount: int, one: str, many: str = "") -> str:
+    """A number and its noun; `many` where it is not `one` with an s.
+
+    >>> plural(1, "bank"), plural(1200, "row"), plural(2, "reply", "replies")
+    ('1 bank', '1,200 rows', '2 replies')
+    """
+    return f"{amount:,} {one if amount == 1 else many or one + 's'}"
+
+
 def printable(text: str) -> str:
     """A text of somebody else's for the terminal: what would move the cursor or hide a line is spelled out.
 

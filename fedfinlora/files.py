@@ -102,7 +102,7 @@ def append_line(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Every whole line of a JSON Lines file; a last line that was cut off by a crash is left out. [] when there is no
+    """Every whole line of a JSON Lines file; a last line that was cut off by a crash is ignored. [] when there is no
     file.
     """
     if not path.is_file():

@@ -73,7 +73,7 @@ def belongs(**values: Any) -> None:
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line, whatever the message holds."""
+    """One JSON object a line, for any message."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {

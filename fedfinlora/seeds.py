@@ -1,4 +1,4 @@
-"""Every random draw comes from a generator seeded by (run seed, purpose, and whatever else tells draws apart)."""
+"""Every random draw comes from a generator seeded by (run seed, purpose, and what else distinguishes the draws)."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedfinlora.config.schema import Config
-from fedfinlora.errors import UserError
+from fedfinlora.errors import UserError, plural
 from fedfinlora.privacy.accounting import Steps, default_delta, epsilon, noise_multiplier_for
 from fedfinlora.privacy.grid import Grid
 from fedfinlora.privacy.ledger import Rows, Spending, Version1, book, ledger_root
@@ -62,7 +62,7 @@ class CentralMechanism:
         return self.sampling_rate * self.banks
 
     @property
-    def count_deviation(self) -> float:
+    def count_noise_std(self) -> float:
         """Standard deviation of the noise on the number of deltas within S (Andrew et al. 2021, section 3: a twentieth
         of the banks of a round).
         """
@@ -75,7 +75,7 @@ class CentralMechanism:
         """
         if not self.adaptive_quantile:
             return self.noise_multiplier
-        return float((self.noise_multiplier**-2 - (2 * self.count_deviation) ** -2) ** -0.5)
+        return float((self.noise_multiplier**-2 - (2 * self.count_noise_std) ** -2) ** -0.5)
 
     def keys(self, round_number: int) -> Keys:
         """The keys of one round's sampling and noise."""
@@ -136,7 +136,7 @@ def make_mechanism(config: Config, banks: Sequence[str], size: int) -> CentralMe
         adaptive_rate=privacy.adaptive_rate,
         reproducible_seed=config.seed if noise_is_reproducible() else None,
     )
-    if mechanism.adaptive_quantile and noise >= 2 * mechanism.count_deviation:
+    if mechanism.adaptive_quantile and noise >= 2 * mechanism.count_noise_std:
         raise UserError(
             f"privacy.adaptive_quantile: noise multiplier {noise:.3g} leaves nothing for the clip norm with {count} "
             "banks. "
@@ -155,7 +155,7 @@ def make_mechanism(config: Config, banks: Sequence[str], size: int) -> CentralMe
         raise UserError(
             f"{said}: little will be learned. Take more banks, privacy=example, a smaller adapter (peft.rank, "
             "peft.freeze_a=true), or "
-            "privacy.accept_noise=true to go on."
+            "privacy.accept_noise=true to continue."
         )
     log.info("%s.", said)
     return mechanism
@@ -173,7 +173,7 @@ class BookedRound:
     def __str__(self) -> str:
         privacy = self.privacy
         spent = "infinite" if privacy.epsilon_spent is None else f"{privacy.epsilon_spent:.3g}"
-        left_out = f"; {privacy.left_out} banks are left out, their budget is spent" if privacy.left_out else ""
+        left_out = f"; {plural(privacy.left_out, 'bank')} excluded: the budget is spent" if privacy.left_out else ""
         return (
             f"epsilon of every bank: {spent} spent, {privacy.epsilon_planned:.3g} planned for this run, at delta "
             f"{privacy.delta:.0e}{left_out}"
@@ -183,7 +183,7 @@ class BookedRound:
 def book_round(run: OpenRun, mechanism: CentralMechanism, banks: Sequence[str], round_number: int) -> BookedRound:
     """Write one round of every connected bank to the server's ledger, as one line in which the banks are the units.
 
-    A bank whose budget is spent is left out of the round. UserError where privacy.budget_epsilon leaves none: the run
+    A bank whose budget is spent is excluded from the round. UserError where privacy.budget_epsilon leaves none: the run
     ends and can be resumed with a larger one.
     """
     names = tuple(sorted(banks))

@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from eval.report import write_run_report
-from eval.rounds import RunScores, validation_rows
+from eval.rounds import RunScores, scores_anything, validation_rows
 from eval.rows import data_files
 from fedfinlora.config.schema import Config
 from fedfinlora.config.values import to_json
 from fedfinlora.deployment.app_bundle import bundle_sha256
-from fedfinlora.errors import UserError
+from fedfinlora.errors import UserError, plural
 from fedfinlora.files import write_json
 from fedfinlora.logs import about, also_in, belongs
 from fedfinlora.model.adapter_folder import start_files
-from fedfinlora.model.loading import Session, first_adapter, get_session
+from fedfinlora.model.layout_only import server_session
+from fedfinlora.model.loading import Session, first_adapter
 from fedfinlora.provenance.audits import bound_audit
 from fedfinlora.provenance.chain import Chain, begin_line, end_line, saved_line
 from fedfinlora.provenance.deltas import keep_start
@@ -36,6 +37,7 @@ from fedfinlora.run.privacy_card import privacy_card
 from fedfinlora.run.progress import EventWriter
 from fedfinlora.run.records import BankEntry, BankTimings, RoundLine, RoundPrivacy, read_rounds, write_result
 from fedfinlora.run.typed import plain
+from fedfinlora.train.trainer_names import trainer_files, trainer_of_environment
 from server_app.plain_run import logged_events
 from server_app.rounds import MessageGrid, a_second, roster, run_round
 from server_app.strategies import strategy_of
@@ -49,10 +51,11 @@ def run_federated(grid: MessageGrid, config: Config) -> Path:
     """The whole run. Returns its folder; raises UserError after writing a result.json with status "failed"."""
     belongs(run=Path(config.resume).name or config.run_name)
     banks = roster(grid, config.strategy, config.strategy.min_banks, enrolled_banks())
-    run = open_run(config, len(banks), "federated", lambda own: data_files(own) | start_files(own))
+    run = open_run(config, len(banks), "federated", lambda own: _files(own))
     if len(banks) != run.config.banks and not run.config.dataset.source == "jsonl":
         raise UserError(
-            f"{run.folder} was started with {run.config.banks} banks, {len(banks)} are here. Resume it with as many: "
+            f"{run.folder} was started with {plural(run.config.banks, 'bank')}, {len(banks)} are here. "
+            "Resume it with as many: "
             "the rows would "
             "otherwise be divided again."
         )
@@ -79,6 +82,11 @@ def run_federated(grid: MessageGrid, config: Config) -> Path:
     return run.folder
 
 
+def _files(config: Config) -> dict[str, str]:
+    """Each file that the run depends on -> its SHA-256."""
+    return data_files(config) | start_files(config) | trainer_files(trainer_of_environment())
+
+
 def _train(grid: MessageGrid, banks: Mapping[str, int], run: OpenRun, events: EventWriter, keys: ServerKeys) -> None:
     config, folder = run.config, run.folder
     chain = Chain(folder, keys.signer)
@@ -98,13 +106,13 @@ def _train(grid: MessageGrid, banks: Mapping[str, int], run: OpenRun, events: Ev
     )
     events.write("phase", name="loading model")
     validation = validation_rows(config, events.write)
-    session = get_session(config)
+    session = server_session(config, scores_anything(config))
     events.write("trainable", parameters=session.layout.size, load_s=session.load_s)
     rule = strategy_of(config, list(banks), session.layout.size)
     board = TensorBoardWriter(folder, log.warning)
     state = _first_state(run, session, rule)
     if run.checkpoint is None:
-        write_manifest(folder, config, data_files(config) | start_files(config))
+        write_manifest(folder, config, _files(config))
         save_checkpoint(folder, Checkpoint(0, session.layout.id, {"adapter": state.adapter}, {}))
         if config.strategy.keep_deltas:
             keep_start(folder, state.adapter)
@@ -114,7 +122,7 @@ def _train(grid: MessageGrid, banks: Mapping[str, int], run: OpenRun, events: Ev
     scores = RunScores(session, config, folder, validation, events.write, board)
     scores.base()
     events.write("phase", name="training")
-    selection = scores.go_on(run.checkpoint)
+    selection = scores.resume_from(run.checkpoint)
     chain.append(saved_line(folder, run.run_id, state.round, with_base=True))
     witness = Witness(witness_root(), read_rounds(folder))
     seconds: dict[str, float] = {}
@@ -230,7 +238,7 @@ def what_dp_lora_promises(banks: Sequence[BankEntry]) -> str:
 
 
 def finish(run: OpenRun, events: EventWriter, started: float, status: str, reason: str, keys: ServerKeys) -> None:
-    """Write result.json, the report and the last line of provenance.jsonl, whatever happened, and tell the display."""
+    """Write result.json, the report and provenance.jsonl's last line, also after an error, and update the display."""
     result = run_result(run, status, reason, time.monotonic() - started)
     report = ""
     try:

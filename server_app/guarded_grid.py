@@ -96,7 +96,7 @@ class GuardedGrid:
         with _said_plainly():
             self._take_heads([each for each in ids if each not in self._coming])
             for each in ids:
-                reply = self._go_on(each) if each in self._coming else None
+                reply = self._continue(each) if each in self._coming else None
                 if reply is not None:
                     del self._coming[each]
                     return [reply]
@@ -113,7 +113,7 @@ class GuardedGrid:
             allowed = self._allowed.get(answers, bytes_allowed(0))
             self._coming[answers] = Coming(str(head.metadata.message_id), objects, allowed)
 
-    def _go_on(self, answers: str) -> Message | None:
+    def _continue(self, answers: str) -> Message | None:
         """Fetch what is there of a reply to message `answers`; None while something is on its way."""
         coming, allowed = self._coming[answers], self._allowed.get(answers, bytes_allowed(0))
         if len(coming.missing) + len(coming.contents) > objects_allowed(allowed):
@@ -141,7 +141,7 @@ class GuardedGrid:
 
 
 def put_together(coming: Coming) -> Any:
-    """Flower's object from the contents of all its parts. Raises whatever Flower's readers do.
+    """Flower's object from the contents of all its parts. Raises any error of Flower's readers.
 
     One array after the other: Flower keeps each part until the object that it began with is done, which for a message
     is all of its numbers twice.
@@ -172,7 +172,7 @@ def as_reply(message: Any, answers: str) -> Message:
 
 
 def unreadable(answers: str, reason: str) -> Message:
-    """What stands for a reply that was not accepted."""
+    """In the place of a reply that was not accepted."""
     return _error(answers, UNREADABLE, reason)
 
 

@@ -54,7 +54,7 @@ def say_first(run_id: int, run_config: Mapping[str, Any]) -> None:
     log.info("follow: flwr log %d   stop: flwr stop %d   what runs: flwr ls", run_id, run_id)
     log.info(
         (
-            "Ctrl-C here leaves the run going on. Flower's local SuperLink stays after it, for later runs; to end it: "
+            "Ctrl-C here leaves the run running. Flower's local SuperLink stays after it, for later runs; to end it: "
             "kill "
             "%d"
         ),

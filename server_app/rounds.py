@@ -19,18 +19,21 @@ from typing import Any, Protocol
 import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from fedfinlora.config.schema import Config, StrategyConfig
-from fedfinlora.errors import UserError
+from fedfinlora.config.schema import REPORTED_WEIGHTS, Config, StrategyConfig
+from fedfinlora.errors import UserError, plural
 from fedfinlora.logs import about
 from fedfinlora.model.adapter import Layout
+from fedfinlora.model.parts import Part, sent_part
 from fedfinlora.provenance.deltas import keep_delta
 from fedfinlora.provenance.evidence import RoundEvidence, ServerKeys
 from fedfinlora.provenance.lines import Attempt
 from fedfinlora.run.checkpoint import adapter_checksum
 from fedfinlora.run.origin import source_fingerprint
 from fedfinlora.run.records import BankEntry, BankPrivacy, BankTimings, RoundLine, RoundTimings
+from fedfinlora.train.own_columns import foreign_rank
 from fedfinlora.wire.messages import BANK_NAME, Figures, RejectedReply, Reply, TrainRequest, pack_requests, unpack_reply
 from fedfinlora.wire.reasons import SAFE_REASONS, reason_of
+from server_app.average_loss import average_loss, is_measured
 from server_app.replies import StoredDeltas, replies_of
 from server_app.strategies.strategy import ServerState, Strategy, take_step
 from server_app.witness import Witness
@@ -43,7 +46,7 @@ SHORTEST_S = 1e-6
 NOT_HERE = np.zeros(0, np.float32)
 """In the place of a delta that lies on the disk."""
 UNREADABLE = 1000
-"""Code of the error that stands for a reply which was not taken in (`server_app.guarded_grid`); Flower's end below 10.
+"""Code of the error in the place of a reply that was not accepted (`server_app.guarded_grid`); Flower's end below 10.
 """
 PROCESS_DIED, MESSAGE_UNAVAILABLE, NODE_UNAVAILABLE, INVALID_FAB = 0, 3, 5, 7
 """Flower's codes where a simulated bank's process has died, where a request has expired, as it does when its bank
@@ -81,7 +84,7 @@ def roster(
     """Bank name -> node id of every connected bank, sorted by name.
 
     Waits up to strategy.wait_s for `expected` banks. With `enrolled`, the name under which each node's key was
-    enrolled, a bank that calls itself otherwise is left out; one whose gate refuses the server's code has no other
+    enrolled, a bank with another name is rejected; one whose gate refuses the server's code has no other
     name, and is asked again in each round, as after any refusal by its policy. Raises UserError when too few are there,
     two share a name, or fewer than strategy.quorum run the server's code.
     """
@@ -90,7 +93,7 @@ def roster(
     while len(nodes := sorted(grid.get_node_ids())) < wanted:
         if time.monotonic() > deadline:
             raise UserError(
-                f"{len(nodes)} of {wanted} banks are connected after {strategy.wait_s:g} s. "
+                f"{len(nodes)} of {plural(wanted, 'bank')} are connected after {strategy.wait_s:g} s. "
                 "Start the missing banks, or lower strategy.min_banks, or raise strategy.wait_s."
             )
         time.sleep(POLL_S)
@@ -138,7 +141,7 @@ def roster(
         if undeclared:
             raise UserError(f"strategy.sizes does not name {', '.join(undeclared)}. Add each as BANK:ROWS.")
     for refusal in refusals:
-        log.warning("left out: %s", refusal)
+        log.warning("rejected: %s", refusal)
     for refusal in gates:
         log.warning("asked again in each round: %s", refusal)
     needed = max(wanted, strategy.quorum)
@@ -156,7 +159,7 @@ def exchange(
     """Send each node its content and give (node, reply) as they come; None for those still silent at the deadline (0 =
     none).
 
-    `contents` is emptied. What has come by the deadline is taken in, however long that takes.
+    `contents` is emptied. What has come by the deadline is accepted, however long that takes.
     """
     started = time.monotonic()
     nodes = list(contents)
@@ -176,7 +179,7 @@ def exchange(
         while replies:  # none is held longer than it is worked on
             reply = replies.pop()
             node = waiting.pop(str(reply.metadata.reply_to_message_id), None)
-            if node is not None:  # a second answer to the same message, or one nobody asked for, is not looked at
+            if node is not None:  # a second answer to a message, or one without a request, is ignored
                 yield node, reply
             del reply
     for node in [*waiting.values(), *nodes[len(ids) :]]:
@@ -226,19 +229,21 @@ def run_round(
     replies: dict[str, Reply] = {}
     entries: dict[str, BankEntry] = {}
     bank_timings: dict[str, BankTimings] = {}
+    part = sent_part(strategy.name, layout, number)
     with StoredDeltas(folder, layout.size) as deltas:
         for node, message in arriving:
             name = names[node]
-            reply, entry, timing = _taken_in(message, name, request, layout, witness, deltas, evidence)
+            reply, entry, timing = _taken_in(message, name, request, layout, part, witness, deltas, evidence)
             evidence.outcome(name, entry.code)
             if reply is not None and strategy.keep_deltas:
-                keep_delta(folder.parent, number, name, next(iter(deltas.read([name], slice(0, layout.size)))))
+                kept = next(iter(deltas.read([name], slice(0, layout.size))))
+                keep_delta(folder.parent, number, name, part.of(kept) if part else kept)
             del message  # nor held while the next is fetched
             if reply is not None:
                 replies[name] = reply
             else:
                 with about(bank=name):
-                    log.warning("round %d: %s left out (%s): %s", number, name, entry.code, entry.reason)
+                    log.warning("round %d: %s rejected (%s): %s", number, name, entry.code, entry.reason)
             entries[name] = replace(entry, bytes_down=bytes_down)
             bank_timings[name] = replace(timing, reply_s=time.monotonic() - started)
             if on_bank is not None:
@@ -253,9 +258,13 @@ def run_round(
         ordered = [replies[name] for name in sorted(replies)]
         weights = rule.weights(ordered)
         following = take_step(rule, state, replies_of(ordered, weights, layout, partial(deltas.read, sorted(replies))))
+        average = None
+        if strategy.measure_average and weights is not None and is_measured(number, config.num_server_rounds):
+            average = average_loss(state.adapter, following.step_norm, ordered, weights, layout, deltas.read)
     line = replace(
         line_of(number, [entries[name] for name in sorted(entries)], ordered, weights is None),
         update_norm=following.step_norm,
+        average=average,
         timings=RoundTimings(
             total_s=time.monotonic() - started,
             train_s=collected - started,
@@ -287,6 +296,7 @@ def _taken_in(
     name: str,
     request: TrainRequest,
     layout: Layout,
+    part: Part | None,
     witness: Witness | None,
     deltas: StoredDeltas,
     evidence: RoundEvidence,
@@ -295,7 +305,9 @@ def _taken_in(
     timings).
     """
     try:
-        reply = _check(message, name, layout, request.config, evidence)
+        reply = _check(message, name, layout, part, request.config, evidence)
+        if fault := foreign_rank(reply.delta, request.adapter, layout, request.config, name):
+            raise RejectedReply("rank", fault)
         if witness and reply.ledger:
             witness.check(name, reply.ledger, request.ledger_heads.get(name))
     except RejectedReply as rejection:
@@ -317,11 +329,13 @@ def timing_of(figures: Figures) -> BankTimings:
 
 
 def a_second(count: float, seconds: float) -> float:
-    """So many a second; 0 for a time that nobody can measure, and by which a reply could make the speed infinite."""
+    """So many a second; 0 for a time too short to measure, with which a reply could make the speed infinite."""
     return count / seconds if seconds >= SHORTEST_S else 0.0
 
 
-def _check(message: Message | None, name: str, layout: Layout, config: Config, evidence: RoundEvidence) -> Reply:
+def _check(
+    message: Message | None, name: str, layout: Layout, part: Part | None, config: Config, evidence: RoundEvidence
+) -> Reply:
     strategy = config.strategy
     if message is None:
         raise RejectedReply("late", f"No reply within strategy.deadline_s={strategy.deadline_s:g} s.")
@@ -337,17 +351,18 @@ def _check(message: Message | None, name: str, layout: Layout, config: Config, e
         # Flower hands the dead process out again in each later round, and the run would end without the banks that draw
         # it.
         raise UserError(
-            f"The process that simulated {name} has died, most likely for want of memory. Go on from the last finished "
-            "round with fewer "
-            "processes at a time: python -m fedfinlora simulate resume=RUN workers=1"
+            f"The process that simulated {name} has died, most likely for lack of memory. Resume from the last "
+            "finished round with fewer processes at a time: python -m fedfinlora simulate resume=RUN workers=1"
         )
     if message.has_error():
         raise RejectedReply("crashed", f"The bank's process failed (Flower error {message.error.code}).")
     evidence.check(name, message.content)
-    needs_rows = strategy.weighting == "rows"
-    reply = unpack_reply(message.content, layout, strategy.max_update_norm, config.privacy.in_the_bank, needs_rows)
+    needs_rows, private = strategy.weighting == "rows", config.privacy.in_the_bank
+    reply = unpack_reply(message.content, layout, strategy.max_update_norm, private, needs_rows, part)
     if reply.bank != name:
         raise RejectedReply("malformed", "The reply names another bank.")
+    if strategy.weighting in REPORTED_WEIGHTS and not getattr(reply.figures, strategy.weighting):
+        raise RejectedReply("no-rows", f"The bank does not report its {strategy.weighting}, which it would weigh.")
     return reply
 
 
@@ -373,7 +388,7 @@ def accepted_entry(name: str, reply: Reply) -> BankEntry:
         holdout_loss=finite(figures.holdout_loss),
         holdout_rows=figures.holdout_rows if measured else 0,
         delta_norm=reply.delta_norm,
-        bytes_up=reply.delta.nbytes,
+        bytes_up=reply.sent_bytes or reply.delta.nbytes,
         privacy=_privacy_of(figures),
         ledger=reply.ledger,
         policy_sha256=reply.policy_sha256,
@@ -394,7 +409,7 @@ def finite(value: float) -> float | None:
 
 
 def _weighted(replies: Any, value: str, weight: str) -> float | None:
-    """Mean of a figure over the replies that have it, weighted by another figure; None when nobody has it."""
+    """Mean of a figure over the replies that have it, weighted by another figure; None when no reply has it."""
     pairs = [
         (getattr(reply.figures, value), getattr(reply.figures, weight))
         for reply in sorted(replies, key=lambda reply: reply.bank)

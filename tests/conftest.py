@@ -113,7 +113,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def _mark_slow(items: list[pytest.Item]) -> None:
-    """`make test-fast` leaves out what has taken long, too."""
+    """`make test-fast` skips what has taken long, too."""
     known = set(SLOW_TESTS.read_text("utf-8").split()) if SLOW_TESTS.is_file() else set()
     for item in items:
         if _function(item.nodeid) in known:

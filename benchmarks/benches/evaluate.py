@@ -5,7 +5,7 @@ full budget, rows in file order. It is linear in rows, so it may take a seeded f
 ours, and seconds a row are compared. Outputs of the rows that both answered are compared as text; where a padded batch
 of the reference says otherwise, the row is decoded alone by it too, which tells whether padding or ours moved it.
 
-Next to it stands what no evaluator can go below that reads these tokens in this precision: the time of the model's
+Next to it is a lower bound for every evaluator that reads these tokens in this precision: the time of the model's
 matrix products alone, for the tokens that ours really read and wrote, at the rate that this machine reaches on the
 largest of them.
 """
@@ -24,6 +24,7 @@ from data.catalog import BENCHMARKS, Benchmark
 from data.encode import encode_prompts
 from data.rows import Row
 from eval.answers import ModelAnswer
+from eval.decoding.generation import cache_limit_bytes
 from eval.decoding.plain_generation import generate_plainly
 from eval.models import LocalModel, end_ids
 from eval.rows import rows_to_score
@@ -31,7 +32,8 @@ from fedfinlora.compose import compose
 from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError
 from fedfinlora.model.base_checks import context_tokens
-from fedfinlora.model.loading import Session, get_session, initial_adapter, pick_dtype
+from fedfinlora.model.devices import pick_dtype
+from fedfinlora.model.loading import Session, get_session, initial_adapter
 from fedfinlora.seeds import generator
 
 if TYPE_CHECKING:
@@ -99,7 +101,7 @@ def bench_evaluate(overrides: Sequence[str]) -> Mapping[str, Any]:
         "dtype": str(dtype).removeprefix("torch."),
         "peak_cache_gib": model.work.peak_cache_bytes / 2**30,
         "peak_memory_gib": _peak_memory_gib(session),
-        "cache_gib": config.evaluation.cache_gib,
+        "cache_gib": cache_limit_bytes(session.model, config.evaluation.cache_gib) / 2**30,
         "model": config.model.name,
         "quantization": config.model.quantization,
         "dataset": config.dataset.source,
@@ -168,7 +170,9 @@ def _ours(
 
 
 def _same(answer: ModelAnswer | None, reference: str) -> bool:
-    """Whether an output is the reference's, as far as it was decoded: a settled row stops before its budget."""
+    """Whether an output is the reference's, as far as it was decoded: a row that stopped early has only the
+    beginning.
+    """
     if answer is None:
         return False
     return reference.startswith(answer.text or "") if answer.stopped == "settled" else reference == answer.text
@@ -184,7 +188,7 @@ def _reference(benchmark: Benchmark, rows: Sequence[Row], batch_rows: int, sessi
 
 def products_flop(session: Session) -> tuple[float, float]:
     """Floating-point operations of one token's products with the weights: (all layers and their adapters, the head).
-    Attention is left out.
+    Attention is not counted.
     """
     head, linear = _products(session)
     body = sum(2.0 * module.in_features * module.out_features for module in linear)

@@ -1,7 +1,7 @@
 """What pairs of measurements say: the median of their ratios, how far they spread, and whether that is narrow enough to
 say anything.
 
-A busy machine slows whatever runs at that moment. So the two sides of a comparison are measured in short pieces that
+A busy machine slows all that runs at that moment. So the two sides of a comparison are measured in short pieces that
 alternate, each piece is divided by its own neighbour, and where the quotients disagree the comparison has no verdict.
 """
 

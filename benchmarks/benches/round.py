@@ -1,5 +1,5 @@
-"""`bench round`: what a round costs beside training, in a deployment on loopback, with the banks' resident workers and
-without.
+"""`bench round`: what a round costs in addition to training, in a deployment on loopback, with the banks' resident
+workers and without.
 
 One coordinator and two banks, over TLS, by the deployment's own commands, each with a HOME of its own in a folder that
 is thrown away. A round's overhead is its wall time less the longest training time of a bank.
@@ -19,11 +19,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fedfinlora.commands.simulate import end_family, free_port
 from fedfinlora.compose import PROJECT_ROOT, compose
+from fedfinlora.deployment.flower_link import free_port
 from fedfinlora.deployment.policy import FEWEST
 from fedfinlora.errors import UserError
 from fedfinlora.files import read_lines
+from fedfinlora.system.family import end_family
 
 BANKS = ("north", "south")
 ROUNDS = 4
@@ -31,8 +32,8 @@ START_S = 180.0
 
 
 def bench_round(overrides: Sequence[str]) -> Mapping[str, Any]:
-    """Seconds beside training of each round after the first, with worker and without. Overrides are the run's; the
-    model is the default one.
+    """Seconds of each round outside training, after the first round, with worker and without. Overrides are the run's;
+    the model is the default one.
     """
     if not any(word.startswith("model.threads=") for word in overrides):  # the banks share this machine's cores
         overrides = [*overrides, f"model.threads={max(1, len(os.sched_getaffinity(0)) // len(BANKS))}"]
@@ -45,7 +46,7 @@ def bench_round(overrides: Sequence[str]) -> Mapping[str, Any]:
     overheads = {name: [one["overhead_s"] for one in rounds] for name, rounds in found.items()}
     after_first = {name: fmean(values[1:]) for name, values in overheads.items()}
     print(
-        f"seconds of a round beside training, after the first: {after_first['worker']:.1f} with workers, "
+        f"seconds of a round outside training, after the first: {after_first['worker']:.1f} with workers, "
         f"{after_first['no worker']:.1f} without"
     )
     return {

@@ -175,7 +175,12 @@ def _row(file: SourceFile, record: Record) -> Row:
 
 def _has_messages_only(values: dict[str, Any], columns: ColumnsConfig) -> bool:
     """Whether a record's context and target are to be made of its messages."""
-    if columns.messages not in values or values.get(columns.context) or values.get(columns.target):
+    if columns.messages not in values:
+        return False
+    filled = [name for name in (columns.context, columns.target) if values.get(name)]
+    if len(filled) == 1 and values[columns.messages]:
+        raise BadLine(f"it has {columns.messages} and {filled[0]}: which of them is meant is a guess")
+    if filled:
         return False
     return bool(values[columns.messages]) or columns.context not in values
 
@@ -185,9 +190,11 @@ def _lacking(columns: ColumnsConfig, values: Any) -> str:
     them.
     """
     needed = frozenset((columns.context, columns.target))
+    if isinstance(values, dict) and columns.messages in values:
+        return ""
     if wrapped := advice(values, columns):
         return wrapped
-    if not isinstance(values, dict) or needed <= set(values) or columns.messages in values:
+    if not isinstance(values, dict) or needed <= set(values):
         return ""
     return missing_columns(list(values), needed, is_table=False)
 

@@ -152,11 +152,17 @@ def _refuse(constant: str) -> NoReturn:
     raise BadLine(f"not JSON: {constant} is not a number")
 
 
+def _missing(constant: str) -> None:
+    """NaN in an array is a missing value, as in tables; an infinity is refused."""
+    if constant != "NaN":
+        _refuse(constant)
+
+
 _ONE_LINE = json.JSONDecoder(
     parse_int=NumberText, parse_float=NumberText, parse_constant=_refuse, object_pairs_hook=unique_keys
 )
 _IN_ARRAY = json.JSONDecoder(
-    parse_int=NumberText, parse_float=NumberText, parse_constant=lambda constant: None, object_pairs_hook=unique_keys
+    parse_int=NumberText, parse_float=NumberText, parse_constant=_missing, object_pairs_hook=unique_keys
 )
 _PLAIN = json.JSONDecoder()
 """Finds where a value ends in which a key occurs twice."""

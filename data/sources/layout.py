@@ -146,7 +146,7 @@ def _places(entries: Sequence[Entry]) -> dict[tuple[tuple[str, ...], str], list[
 
 
 def _unknown_in_finlora(entries: Sequence[Entry]) -> list[NotRead]:
-    """Files with a known ending that no split reads, whatever tasks are asked for."""
+    """Files with a known ending that no split reads, for any tasks."""
     stems = {split: {stem for entry in BENCHMARKS.values() for stem in finlora_stems(entry, split)} for split in SPLITS}
     present = _places(entries)
     own = {

@@ -1,4 +1,4 @@
-"""`load_rows`: the one door through which rows enter, whatever the source."""
+"""`load_rows`: the one function that reads rows, for every source."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def load_rows(dataset: DatasetConfig, split: str, tasks: Sequence[str] = (), see
     loaded = _from_hub(dataset, split, wanted) if dataset.source == "hub" else _from_folder(dataset, split, wanted)
     if dataset.on_bad_row == "stop" and loaded.bad_rows:
         raise UserError(
-            f"{describe(loaded.bad_rows[0])}. Put it right, or set dataset.on_bad_row=skip to go on without such rows."
+            f"{describe(loaded.bad_rows[0])}. Correct it, or set dataset.on_bad_row=skip to continue without such rows."
         )
     if not loaded.rows:
         raise UserError(_nothing(dataset, split, wanted, loaded))
@@ -180,7 +180,7 @@ def _rows_digest(rows: Sequence[Row]) -> tuple[int, str]:
 
 @cache
 def _bundled_hashes() -> frozenset[str]:
-    """SHA-256 of the bundled sample's files: their rows are synthetic in whatever folder a copy of them lies."""
+    """SHA-256 of the bundled sample's files: their rows are synthetic in any folder with a copy of them."""
     return frozenset(hashlib.sha256(file.read_bytes()).hexdigest() for file in SAMPLE_FOLDER.glob("*/*.jsonl"))
 
 

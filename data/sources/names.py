@@ -151,7 +151,7 @@ def _divided(parts: Sequence[str]) -> list[str]:
 
 
 def _pieces(word: str, before: str, after: str) -> list[str]:
-    """The parts of a word at whose beginning or end stands one that says a split; [] for a word that is whole.
+    """The parts of a word that begin or end with one that says a split; [] for a word that is whole.
 
     `before` and `after` are the words around it: a benchmark's name may have several.
     """

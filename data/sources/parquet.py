@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from data.sources.records import NumberText, Record, Unreadable, missing_columns
+from data.sources.records import BadLine, NumberText, Record, Unreadable, missing_columns
 
 BATCH_ROWS = 1024
 
@@ -20,6 +21,7 @@ def parquet_rows(path: Path, wanted: frozenset[str], needed: tuple[frozenset[str
     | whole number, decimal | its digits: 7, 5.10 |
     | floating point | the shortest text that means the same number in its own width: 1.0, 5.1 |
     | NaN, null | a missing value |
+    | infinity | none: the row is refused, as in JSON |
 
     Raises Unreadable where the file is no Parquet table or lacks columns.
     """
@@ -42,8 +44,10 @@ def parquet_rows(path: Path, wanted: frozenset[str], needed: tuple[frozenset[str
             position = 0
             for batch in file.iter_batches(BATCH_ROWS, columns=columns, use_threads=False):
                 for record in batch.to_pylist():
+                    endless = next((name for name, value in record.items() if value in (math.inf, -math.inf)), None)
                     texts = {name: _text(value, name in single) for name, value in record.items()}
-                    yield Record(position, position + 1, texts)
+                    fault = BadLine(f"{endless} is infinite, which is no number")
+                    yield Record(position, position + 1, texts if endless is None else fault)
                     position += 1
     except (arrow.ArrowException, OSError, ValueError) as error:
         raise Unreadable(

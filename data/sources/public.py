@@ -172,8 +172,8 @@ def _tag_names(dataset: Any) -> list[str]:
 
 
 def _finer_pairs(records: Any, names: Sequence[str]) -> Iterator[Pair]:
-    """Four tagged entities a prompt, each with its sentence, after the list of all tags. A last group of fewer is left
-    out.
+    """Four tagged entities a prompt, each with its sentence, after the list of all tags. A last group of fewer is
+    dropped.
     """
     options = ",".join(sorted({name[2:] for name in names if name.startswith("B-")}))
     group: list[tuple[str, str, str]] = []
@@ -227,7 +227,7 @@ def _text(record: Record, key: str) -> str:
 
 
 def _label(value: Any, labels: Sequence[str], codes: Mapping[int, str] | None = None) -> str:
-    """The label that a code or a word stands for."""
+    """The label that a code or a word means."""
     if isinstance(value, int) and codes is not None:
         value = codes.get(value)
     label = value.strip().lower() if isinstance(value, str) else ""

@@ -88,7 +88,7 @@ class HashedFile(io.RawIOBase):
         return os.fstat(self._source.fileno()).st_size
 
     def hexdigest(self) -> str:
-        """Of the whole file, whatever of it was not read yet."""
+        """Of the whole file; what was not read yet is read now."""
         while block := self._source.read(BLOCK_BYTES):
             self._sha256.update(block)
         return self._sha256.hexdigest()

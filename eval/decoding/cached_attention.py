@@ -10,32 +10,32 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from eval.decoding.kv_cache import Buffer, Layers, Prefix
-from fedfinlora.model.attention import Run, attend_by_runs
+from fedfinlora.model.attention import Plan
 
 if TYPE_CHECKING:
     import torch
 
 
 class Reading:
-    """Attention of a pass that reads prompts; keeps the keys and values of spine and pass, and lets the spine's own
-    go.
+    """Attention of a pass that reads prompts; keeps the keys and values of cached_prefix and pass, and lets the
+    cached_prefix's own go.
     """
 
-    def __init__(self, runs: Sequence[Run], spine: Layers) -> None:
-        self.runs, self.spine, self.layers = runs, spine, Layers()
+    def __init__(self, plan: Plan, cached_prefix: Layers) -> None:
+        self.plan, self.cached_prefix, self.layers = plan, cached_prefix, Layers()
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
     ) -> torch.Tensor:
         import torch
 
-        if self.spine.keys:
-            key = torch.cat([self.spine.keys[layer], key], dim=2)
-            value = torch.cat([self.spine.values[layer], value], dim=2)
-            self.spine.keys[layer] = self.spine.values[layer] = key[:, :, :0].clone()
+        if self.cached_prefix.keys:
+            key = torch.cat([self.cached_prefix.keys[layer], key], dim=2)
+            value = torch.cat([self.cached_prefix.values[layer], value], dim=2)
+            self.cached_prefix.keys[layer] = self.cached_prefix.values[layer] = key[:, :, :0].clone()
         self.layers.keys.append(key)
         self.layers.values.append(value)
-        return attend_by_runs(query, key, value, self.runs, scaling)
+        return self.plan.attend(layer, query, key, value, scaling)
 
 
 class Writing:
@@ -63,13 +63,14 @@ class Writing:
             own_keys, own_values = buffer.layers.keys[layer], buffer.layers.values[layer]
             own_keys[:, :, last], own_values[:, :, last] = new_keys[start:end], new_values[start:end]
             scores = (queries[start:end] @ own_keys[:, :, : last + 1].transpose(-1, -2)).float()
-            scores[..., : buffer.width] += buffer.hidden[:, None, None]
+            scores[..., : buffer.width] += buffer.hidden.to(scores.device)[:, None, None]
             output, normaliser = weighted(scores, own_values[:, :, : last + 1])
             outputs.append(output)
             normalisers.append(normaliser)
             start = end
         output, normaliser = torch.cat(outputs), torch.cat(normalisers)
-        for prefix, members in self.shared:
+        for prefix, slots in self.shared:
+            members = slots.to(queries.device)
             asked = queries[members].transpose(0, 1).reshape(groups, -1, width)
             scores = (asked @ prefix.layers.keys[layer].transpose(-1, -2)).float()
             seen, weight = weighted(scores, prefix.layers.values[layer])

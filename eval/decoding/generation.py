@@ -39,18 +39,30 @@ from eval.decoding.kv_cache import (
     shared_by,
 )
 from fedfinlora.model.attention import no_mask
-from fedfinlora.model.packing import LEAST_SAVED_TOKENS, Tokens, Tree, common_prefix_tokens, make_tree, plan_of
+from fedfinlora.model.devices import cuda_of, devices_of
+from fedfinlora.model.packing import (
+    LEAST_SAVED_TOKENS,
+    Tokens,
+    Tree,
+    common_prefix_tokens,
+    index_for,
+    make_tree,
+    plan_of,
+)
+from fedfinlora.train.memory import decoder_layers, free_bytes, limit_of
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-MOST_ROWS = 256
+MOST_ROWS, MOST_ROWS_ON_GPU = 256, 1024
 """Rows decoded together at most: more would gain little, and answers would come late."""
+CACHE_GIB, CACHE_SHARE_ON_GPU = 2.0, 0.6
+"""Memory for keys and values where none is named, and its share of what is free on a GPU."""
 COMPACT_BELOW = 0.75
 """Buffers are cut down when at most this share of their rows is still being decoded."""
 
-Settled = Callable[[int, list[int], int], bool]
+StopsEarly = Callable[[int, list[int], int], bool]
 """(number of the prompt, new tokens so far, tokens left in the budget) -> whether nothing that counts can change any
 more.
 """
@@ -88,14 +100,15 @@ def generate(
     end_ids: Sequence[int],
     *,
     batch_tokens: int = 4096,
-    cache_gib: float = 2.0,
-    settled: Settled | None = None,
+    cache_gib: float = 0.0,
+    stops_early: StopsEarly | None = None,
     on_answer: Callable[[int, Answer], None] | None = None,
 ) -> Generated:
     """Greedy answers of at most `budget_tokens` tokens. Prompts must not be empty.
 
     After its first prompt a pass reads at most `batch_tokens` further tokens. `on_answer` hears of each prompt, by its
-    number, as soon as its answer stands, in no particular order. Equal prompts are answered once.
+    number, as soon as its answer is known, in no particular order. Equal prompts are answered once. `cache_gib` as
+    `cache_limit_bytes`.
     """
     numbers: dict[Tokens, list[int]] = {}
     for number, prompt in enumerate(prompts):
@@ -109,10 +122,12 @@ def generate(
             if on_answer is not None:
                 on_answer(number, answer)
 
-    def is_settled(row: int, tokens: list[int], left: int) -> bool:
-        return settled is not None and settled(numbers[ordered[row]][0], tokens, left)
+    def stop_early(row: int, tokens: list[int], left: int) -> bool:
+        return stops_early is not None and stops_early(numbers[ordered[row]][0], tokens, left)
 
-    engine = _Engine(model, ordered, budget_tokens, frozenset(end_ids), cache_gib * 2**30, done, is_settled)
+    engine = _Engine(
+        model, ordered, budget_tokens, frozenset(end_ids), cache_limit_bytes(model, cache_gib), done, stop_early
+    )
     if budget_tokens > 0:
         engine.run(batch_tokens)
     else:
@@ -127,6 +142,19 @@ def generate(
     )
 
 
+def cache_limit_bytes(model: nn.Module, cache_gib: float) -> float:
+    """Bytes for keys and values: `cache_gib`, or as the model's devices allow where it is 0. Of a model on several
+    GPUs, what all may hold when the one with the least room is full.
+    """
+    devices = devices_of(model)
+    if cache_gib:
+        return cache_gib * 2**30
+    if not cuda_of(devices):
+        return CACHE_GIB * 2**30
+    where = [next(layer.parameters()).device for layer in decoder_layers(model)]
+    return limit_of({device: CACHE_SHARE_ON_GPU * free_bytes(device) for device in devices}, where)
+
+
 class _Engine:
     """One call of `generate`. Rows are places in the sorted prompts."""
 
@@ -138,15 +166,16 @@ class _Engine:
         end_ids: frozenset[int],
         cache_bytes: float,
         done: Callable[[int, Answer], None],
-        settled: Settled,
+        stops_early: StopsEarly,
     ) -> None:
         self.model, self.ordered, self.budget = model, ordered, budget_tokens
-        self.end_ids, self.cache_bytes, self.done, self.settled = end_ids, cache_bytes, done, settled
+        self.end_ids, self.cache_bytes, self.done, self.stops_early = end_ids, cache_bytes, done, stops_early
+        self.most_rows = MOST_ROWS_ON_GPU if next(model.parameters()).is_cuda else MOST_ROWS
         self.kept = long_prefixes(ordered)
         self.token_bytes = cache_bytes_per_token(model)
         config: Any = model.config
         self.layers = int(config.num_hidden_layers)
-        self.spine: tuple[Tokens, Layers] = ((), Layers())
+        self.cached_prefix: tuple[Tokens, Layers] = ((), Layers())
         self.prefix = Prefix((), Layers())
         self.pool = Pool()
         self.read_tokens = self.written_tokens = self.peak_bytes = 0
@@ -160,7 +189,7 @@ class _Engine:
             while row < len(self.ordered):
                 end = self._end_of_pass(row, batch_tokens)
                 waiting = len(self.pool.first_tokens)
-                if waiting and (self._needed(row, end) > self.cache_bytes or waiting + end - row > MOST_ROWS):
+                if waiting and (self._needed(row, end) > self.cache_bytes or waiting + end - row > self.most_rows):
                     self._decode()
                 while end - row > 1 and self._needed(row, end) > self.cache_bytes:
                     end = row + (end - row + 1) // 2
@@ -170,11 +199,11 @@ class _Engine:
 
     def _end_of_pass(self, first: int, batch_tokens: int) -> int:
         used = 0
-        for row in range(first + 1, min(len(self.ordered), first + MOST_ROWS)):
+        for row in range(first + 1, min(len(self.ordered), first + self.most_rows)):
             used += len(self.ordered[row]) - common_prefix_tokens(self.ordered[row - 1], self.ordered[row])
             if used > batch_tokens:
                 return row
-        return min(len(self.ordered), first + MOST_ROWS)
+        return min(len(self.ordered), first + self.most_rows)
 
     def _needed(self, first: int, last: int) -> float:
         """Most bytes of keys and values while rows first to last are read and then stay in the pool.
@@ -182,9 +211,9 @@ class _Engine:
         What the pass reads and what is copied from it are there at the same time, and one layer twice while it is
         copied.
         """
-        tokens = len(self.spine[0])
+        tokens = len(self.cached_prefix[0])
         for row in range(first, last):
-            before = self.ordered[row - 1] if row > first else self.spine[0]
+            before = self.ordered[row - 1] if row > first else self.cached_prefix[0]
             shared = common_prefix_tokens(before, self.ordered[row])
             tokens += len(self.ordered[row]) - shared + LEAST_SAVED_TOKENS
             tokens += buffer_width(len(self.ordered[row]) - self.kept[row]) + self.budget
@@ -198,8 +227,8 @@ class _Engine:
 
         device = next(self.model.parameters()).device
         rows = self.ordered[first:last]
-        tree = make_tree(rows, spine=self.spine[0])
-        plan = Reading(plan_of(tree, device).runs, self.spine[1])
+        tree = make_tree(rows, cached_prefix=self.cached_prefix[0])
+        plan = Reading(plan_of(tree, device), self.cached_prefix[1])
         tokens = [token for segment in tree.segments for token in segment.tokens]
         positions = [segment.depth + place for segment in tree.segments for place in range(len(segment.tokens))]
         ends = [tree.segments[leaf].end - 1 for leaf in tree.leaves]
@@ -211,8 +240,10 @@ class _Engine:
         self._keep_rows(tree, plan.layers, first)
         self._note_peak(plan.layers.size_bytes * (1 + 1 / self.layers))
         next_shared = common_prefix_tokens(rows[-1], self.ordered[last]) if last < len(self.ordered) else 0
-        spine = gather(plan.layers, tree.keys(len(rows) - 1, 0, next_shared), free=True) if next_shared else Layers()
-        self.spine = (rows[-1][:next_shared], spine)
+        cached_prefix = (
+            gather(plan.layers, tree.keys(len(rows) - 1, 0, next_shared), free=True) if next_shared else Layers()
+        )
+        self.cached_prefix = (rows[-1][:next_shared], cached_prefix)
 
     def _keep_prefixes(self, tree: Tree, layers: Layers, first: int) -> None:
         for place in range(len(tree.leaves)):
@@ -257,7 +288,10 @@ class _Engine:
                 _, groups, _, numbers = tensor.shape
                 buffer = tensor.new_zeros(rows, groups, width + self.budget, numbers)
                 buffer[:, :, :width] = (
-                    tensor[0].index_select(1, flat_index).view(groups, rows, width, numbers).transpose(0, 1)
+                    tensor[0]
+                    .index_select(1, flat_index.to(tensor.device))
+                    .view(groups, rows, width, numbers)
+                    .transpose(0, 1)
                 )
                 return buffer
 
@@ -300,7 +334,7 @@ class _Engine:
         stopped = "end" if token in self.end_ids else ""
         if not stopped:
             output.append(token)
-            stopped = "budget" if left == 0 else "settled" if self.settled(row, output, left) else ""
+            stopped = "budget" if left == 0 else "settled" if self.stops_early(row, output, left) else ""
         if stopped:
             self.done(row, Answer(tuple(output), stopped))
         return not stopped
@@ -315,11 +349,11 @@ class _Engine:
             position_ids=torch.tensor([list(positions)], device=device),
             attention_mask=no_mask(device),
             plan=plan,
-            logits_to_keep=keep,
+            logits_to_keep=keep if isinstance(keep, int) else index_for(self.model, keep),
             use_cache=False,
         ).logits[0]
         return logits
 
     def _note_peak(self, more_bytes: float) -> None:
-        held = self.pool.size_bytes + self.spine[1].size_bytes + more_bytes
+        held = self.pool.size_bytes + self.cached_prefix[1].size_bytes + more_bytes
         self.peak_bytes = max(self.peak_bytes, round(held))

@@ -123,7 +123,7 @@ def compacted(buffers: Sequence[Buffer], alive: Sequence[bool]) -> list[Buffer]:
             index = torch.tensor(keep, device=buffer.hidden.device)
             for kind in (buffer.layers.keys, buffer.layers.values):
                 for layer, tensor in enumerate(kind):
-                    kind[layer] = tensor.index_select(0, index)
+                    kind[layer] = tensor.index_select(0, index.to(tensor.device))
             compacted.append(
                 Buffer(buffer.width, [buffer.rows[place] for place in keep], buffer.layers, buffer.hidden[index])
             )

@@ -1,13 +1,13 @@
 """When can a row stop being decoded? As soon as no text that may follow can change any of its figures.
 
 Shown for closed label sets read by `label` or `collapsed_sentiment`, whose verdicts look for the first label. The
-verdict stands when a label has been found by both readings, the text does not end in the beginning of a label (a longer
-one could be completed) or of a list of options (which decides nothing, `eval.scoring.options`), nothing in it could
-still strike the label out or give it a score, and the output is not on its way to become equal to a target (FinLoRA's
-rule 6 takes a wrong output for a class, and so tells such outputs apart). What is left is FinLoRA's rule 3: a second
-"Answer:" in the output begins it again, as the end of a thought, an answer's own tag (`eval.scoring.final_answer`) or a
-word that names the answer (`eval.scoring.parsers.LEADS`) does for the strict reading, so the tokens left in the budget
-must not suffice for one.
+verdict is final when four things hold. A label has been found by both readings. The text does not end in the beginning
+of a label (a longer one could be completed) or of a list of options (which decides nothing, `eval.scoring.options`).
+Nothing in it could still strike the label out or give it a score. The output cannot become equal to a target
+(FinLoRA's rule 6 takes a wrong output for a class, and so distinguishes such outputs). What is left is FinLoRA's
+rule 3: a second "Answer:" in the output begins it again, as the end of a thought, an answer's own tag
+(`eval.scoring.final_answer`) or a word that names the answer (`eval.scoring.parsers.LEADS`) does for the strict
+reading. So the tokens left in the budget must not suffice for one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ BOUNDARY = 2
 
 
 @dataclass(frozen=True)
-class Settling:
+class StoppingRule:
     """The rule for one benchmark and the rows that are evaluated."""
 
     benchmark: Benchmark
@@ -50,7 +50,7 @@ class Settling:
     """Whether that is reckoned with (evaluation.stop=exact)."""
 
     @classmethod
-    def of(cls, benchmark: Benchmark, targets: Sequence[str], marker_tokens: int, restarts: bool) -> Settling:
+    def of(cls, benchmark: Benchmark, targets: Sequence[str], marker_tokens: int, restarts: bool) -> StoppingRule:
         """The rule for rows with these targets."""
         compared = {piece for target in targets for piece, _ in finlora_pieces(benchmark, target, "")}
         return cls(
@@ -61,7 +61,7 @@ class Settling:
             restarts=restarts,
         )
 
-    def settled(self, text: str, tokens_left: int) -> bool:
+    def stops(self, text: str, tokens_left: int) -> bool:
         """Whether `text`, decoded so far, gives the figures that it would give with anything that may follow."""
         if self.benchmark.parser not in READ_BY_FIRST_LABEL or not text.isascii():
             return False
@@ -72,7 +72,7 @@ class Settling:
             return False
         if any(target.startswith(output) for target in self.targets):
             return False
-        # The honest reading needs whole words: what follows its label must be there too.
+        # The strict reading needs whole words: what follows its label must be there too.
         answer = read_answer(self.benchmark, text[:-BOUNDARY])
         if answer is None or answer != read_answer(self.benchmark, text):
             return False

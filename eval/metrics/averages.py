@@ -1,6 +1,6 @@
 """From the metrics of benchmarks to averages: each group's, and FinLoRA's overall one.
 
-An average uses the headline score of each benchmark: accuracy, strict ("honest") or by FinLoRA's rules, or BERTScore
+An average uses the headline score of each benchmark: strict accuracy or that by FinLoRA's rules, or BERTScore
 F1. A benchmark that was not scored is named as missing, not counted as 0.
 """
 
@@ -18,7 +18,7 @@ PUBLISHED_ENCODER = "ProsusAI/finbert"
 
 
 def headline_name(metrics: BenchmarkMetrics, family: str = "finlora") -> str:
-    """The figure of a benchmark that averages use: accuracy ("finlora" or "honest" family), or BERTScore F1."""
+    """The figure of a benchmark that averages use: accuracy (family "finlora" or "strict"), or BERTScore F1."""
     return headline_of(metrics.estimates, family)
 
 
@@ -54,10 +54,10 @@ def group_means(scores: Scores) -> dict[str, GroupMean]:
     for group in GROUPS:
         keys = [key for key, benchmark in BENCHMARKS.items() if benchmark.group == group]
         present = _scored(scores, keys)
-        honest, finlora = (_headlines(scores, present, family) for family in ("honest", "finlora"))
+        strict, finlora = (_headlines(scores, present, family) for family in ("strict", "finlora"))
         means[group] = GroupMean(
-            score=mean_of(honest),
-            score_ci95=mean_interval(honest),
+            score=mean_of(strict),
+            score_ci95=mean_interval(strict),
             finlora_score=mean_of(finlora),
             finlora_score_ci95=mean_interval(finlora),
             benchmarks=tuple(present),

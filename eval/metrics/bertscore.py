@@ -82,7 +82,7 @@ def bertscore(candidates: Sequence[str], references: Sequence[str], model: str =
 
 @functools.cache
 def find_encoder(model: str = "auto") -> Encoder:
-    """The encoder that `model` stands for (see `bertscore`), on disk. Asks the network at most once a process, and
+    """The encoder that `model` means (see `bertscore`), on disk. Asks the network at most once a process, and
     never when HF_HUB_OFFLINE is set.
     """
     if model == "auto":

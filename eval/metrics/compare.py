@@ -139,10 +139,10 @@ def _mean_difference(compared: Mapping[str, BenchmarkComparison], keys: Sequence
             if headline is not None and headline.difference is not None
         }
 
-    honest, finlora = differences("honest"), differences("finlora")
+    strict, finlora = differences("strict"), differences("finlora")
     return MeanDifference(
-        score_difference=mean_of(list(honest.values())),
-        score_difference_ci95=mean_interval(list(honest.values())),
+        score_difference=mean_of(list(strict.values())),
+        score_difference_ci95=mean_interval(list(strict.values())),
         finlora_score_difference=mean_of(list(finlora.values())),
         finlora_score_difference_ci95=mean_interval(list(finlora.values())),
         benchmarks=tuple(finlora),

@@ -28,7 +28,7 @@ RESAMPLES = 1000
 """Bootstrap resamples of each benchmark's rows."""
 
 BOOTSTRAP_SEED = 0
-"""Fixed, so that the same records give the same intervals, whatever run they come from."""
+"""Fixed, so that the same records give the same intervals, for any run."""
 
 
 def wilson_interval(hits: int, n: int, z: float = Z_95) -> tuple[float, float] | None:
@@ -81,7 +81,7 @@ def bootstrap_interval(values: Array, lowest: float = 0.0, highest: float = 1.0)
     that occur once is higher in nearly every resample (1,200 rows with as many answers, 59 % right: 0.51, resampled
     0.52 to 0.57), because a resample repeats rows.
 
-    Resamples in which the figure is undefined (Matthews correlation, when one class alone was drawn) are left out.
+    Resamples in which the figure is undefined (Matthews correlation, when one class alone was drawn) are dropped.
     Where every row counts alike, at 0, at 1 and with one row, the interval has no width.
     """
     import numpy as np

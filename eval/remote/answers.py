@@ -45,6 +45,15 @@ MANY_EMPTY = 0.5
 """The share of empty answers that is worth a warning."""
 
 
+def _waiting(seconds: float) -> str:
+    """A wait in words, however far the server's date is.
+
+    >>> _waiting(1200.0), _waiting(3e10)
+    ('20 minutes', 'more than a day')
+    """
+    return "more than a day" if seconds > 86400 else f"{seconds / 60:.0f} minutes"
+
+
 @dataclass(frozen=True)
 class _Unanswered:
     """A row whose tries are spent, and why the last one failed."""
@@ -187,8 +196,8 @@ class RemoteSession:
         if not answered:
             return ""
         if not self.model.limits.reuse or self.served is None:
-            return f"The {answered} answers that came are kept in the run's folder: go on with resume=FOLDER."
-        return f"The {answered} answers that came are kept: the same command goes on from there."
+            return f"The {answered} answers that came are kept in the run's folder: resume with resume=FOLDER."
+        return f"The {answered} answers that came are kept: the same command resumes from there."
 
     def _ask(
         self, index: int, prompt: str, budget_tokens: int, stop: threading.Event
@@ -250,7 +259,7 @@ class RemoteSession:
             reasons = Counter(self._reasons_in_a_row)
         if failure.hold_s is not None and failure.hold_s > LONGEST_HOLD_S:
             raise UserError(
-                f"The server asks to wait {failure.hold_s / 60:.0f} minutes ({failure.reason}).{quoted(failure.says)} "
+                f"The server asks to wait {_waiting(failure.hold_s)} ({failure.reason}).{quoted(failure.says)} "
                 "Try again then."
             )
         if down and not stop.is_set():

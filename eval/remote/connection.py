@@ -78,7 +78,7 @@ class Connection:
     def served(self) -> dict[str, Any] | None:
         """What the server's list at /models says of the model: answers that are kept are for this one only. None where
         it says nothing of when the model was made or what it is, so that another one behind the same address and name
-        could not be told from it.
+        could not be distinguished from it.
         """
         import httpx
 
@@ -140,6 +140,8 @@ class Connection:
                         raise RequestFailure(Kind.SLOW, f"no whole answer within {timeout_s:g} s")
                     if len(content) > LARGEST_REPLY_BYTES:
                         raise RequestFailure(Kind.NO_ANSWER, f"a reply of more than {LARGEST_REPLY_BYTES >> 20} MiB")
+                if content.startswith(b"\x1f\x8b"):
+                    raise RequestFailure(Kind.NO_ANSWER, "a body in gzip without Content-Encoding: gzip in its head")
                 headers = response.headers
                 return Reply(
                     response.status_code, bytes(content), headers.get("retry-after"), headers.get("location", "")
@@ -181,7 +183,7 @@ class Connection:
             for parameter in fault.parameters:
                 changed = form.without(parameter)
                 if changed is not None:
-                    log.warning("The server does not take the parameter %s: requests go on without it.", parameter)
+                    log.warning("The server does not take the parameter %s: requests continue without it.", parameter)
                     self.form = changed
                     return True
             return False

@@ -148,8 +148,8 @@ def refusal(model: RemoteModel, variable: str, key: str, form: Form, reply: Repl
 
 
 def _target_of(location: str, key: str) -> str:
-    """Scheme, host, port and path of a redirect's target: a query, a user or a password may be a secret, and is left
-    out.
+    """Scheme, host, port and path of a redirect's target: a query, a user or a password may be a secret, and is
+    dropped.
 
     >>> _target_of("http://bank:pass@127.0.0.1:18722/v2?token=s#top", ""), _target_of("/v2?token=s", "")
     ('http://127.0.0.1:18722/v2', 'the path /v2')

@@ -41,7 +41,7 @@ class Form:
         return {"model": model, **content, self.budget_name: budget_tokens, **kept}
 
     def without(self, parameter: str) -> Form | None:
-        """The form without a parameter that was rejected by name; None if that is not one that can be left out."""
+        """The form without a parameter that was rejected by name; None if it is not optional."""
         if parameter == self.budget_name == "max_tokens":
             return replace(self, budget_name="max_completion_tokens")
         if parameter in {*GREEDY, "seed"} - set(self.left_out):

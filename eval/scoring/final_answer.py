@@ -93,7 +93,7 @@ def is_refusal(text: str) -> bool:
 
 
 def _last_box(text: str) -> str | None:
-    """What stands in the last box that is closed and not empty; braces inside it match."""
+    """The content of the last box that is closed and not empty; braces inside it match."""
     for begin in reversed(list(_BOX.finditer(text))):
         depth = 1
         for place in range(begin.end(), len(text)):

@@ -13,7 +13,7 @@ rule by rule:
 6. F1 is in `eval.metrics.benchmark`; 7, BERTScore, in `eval.metrics.bertscore`.
 8. NWGI's targets are collapsed to negative, neutral and positive, and so is the label set.
 
-Deviations. (a) Where two labels start at the same place, FinLoRA leaves the choice to the order of a Python set, which
+Differences. (a) Where two labels start at the same place, FinLoRA leaves the choice to the order of a Python set, which
 changes with PYTHONHASHSEED; here the longest wins (then the alphabet decides), and the row is marked as ambiguous. (b)
 FiNER's and FNXL's prompts end in "Output US GAAP tags:" and hold no "Answer:", so rule 3 taken literally would score
 pieces of the prompt; here the output is always the generated text.

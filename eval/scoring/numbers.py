@@ -60,7 +60,7 @@ _RESULT = re.compile(
     rf"(?=\W{{1,4}}(?:{CURRENCY}\s?)?\.?\d)",
     re.IGNORECASE,
 )
-"""What stands in front of a result as "=" does."""
+"""What precedes a result as "=" does."""
 _CALCULATION = re.compile(r"\b(?:add|subtract|divid|multipl|times|plus|minus|sum)\w*|\d\s*[-+*/×÷^]", re.IGNORECASE)
 _POWER_OF_TEN = re.compile(r"10\s*(?:\^|\*\*)\s*\(?([-+−]?\d{1,4})")
 _QUOTIENT = re.compile(r"\W*?(?P<over>[-−]?\d+(?:\.\d+)?)\s*/\s*(?P<under>\d+(?:\.\d+)?)\W*")
@@ -151,7 +151,7 @@ def typed(text: str) -> str:
 
 
 def lone_number(line: str) -> float | None:
-    """The number that a line is, in any spelling but a fraction, if nothing stands around it but a currency, quotes and
+    """The number that a line is, in any spelling but a fraction, if nothing surrounds it but a currency, quotes and
     punctuation.
 
     >>> (lone_number("**$1,234.50**"), lone_number("5 %."), lone_number("(5)"), lone_number("5 × 10³"),

@@ -45,7 +45,7 @@ _BEHIND = (
 _OPEN_BEHIND = r"[\"'`*]*(?:\?\W*\w*|(?:[ \t]+[\w'\u2019]*){0,4})\Z"
 """What could become such a denial."""
 _NOUNS = ("doubts", "questions", "wonder", "matter", "problems", "idea", "clue", "way", "longer", "need", "reasons")
-"""What "no" stands in front of without being an answer; a plural stands for its singular too."""
+"""Nouns that "no" precedes without being an answer; a plural includes its singular."""
 _NO_NOUN = rf"(?:{'|'.join(re.sub('s$', 's?', noun) for noun in _NOUNS)})\b"
 _NO = rf"no(?!\s+{_NO_NOUN})|"
 _CLAUSE_END = re.compile(

@@ -3,7 +3,7 @@ answer.
 
 A parser takes the generated text (without the prompt) and the benchmark's closed label set, and returns a canonical
 answer: two texts give equal values exactly when they say the same. Targets go through the same parser. These are the
-honest readings; what FinLoRA's own evaluator takes as the answer is `eval.scoring.finlora.finlora_score_row`.
+strict readings; what FinLoRA's own evaluator takes as the answer is `eval.scoring.finlora.finlora_score_row`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _HYPHENS = "-\u2010\u2011"
 LEADS = (
     "answer", "sentiment", "label", "classif", "categor", "entity", "verdict", "conclu", "therefore", "thus", "hence",
     "overall", "choose",
-    "go with",
+    "go with", "leans",
 )  # fmt: skip
 """Beginnings of the words with which a text names the label that it decides on."""
 LAST_LINES = ("\n>", "\n**", "\n__", "\n|")
 """How the last line begins where it is a label that is marked as the answer."""
 _DECIDED = (
     rf"(?:\b(?:{'|'.join(LEADS)})\w*(?:[^.;:!?\n]{{0,60}}?\b(?:is|be|as|with|(?:leans|tends|points|tilts)(?:[ "
-    rf"\t]+towards?)?):?|(?:(?<=choose)|(?<=with))[ \t]|(?![ "
+    rf"\t]+towards?)?):?|(?:(?<=choose)|(?<=with)|(?<=leans)(?:[ \t]+towards?)?)[ \t]|(?![ "
     rf"\t]+\w)[^\w.;!?]{{0,40}})"
     r"[\s\"'`*_(\[{$\\|>:]*(?:(?:an?|the|as|to|be|most|more|very|best|considered|classified|described|seen|\w+ly)\s+){0,4}"
     rf"|(?:{'|'.join(map(re.escape, LAST_LINES))})[^\w\n]*(?=[\w ]{{1,30}}\W*\Z))"

@@ -2,7 +2,7 @@
 found at most.
 
 Four checks: the same step with and without a unit; two runs of the same step; what attackers guess of canaries; the
-ledger. Each is made in a folder that is thrown away, and spends nothing of a bank's. Exit status: 0 the claim stands, 1
+ledger. Each is made in a folder that is thrown away, and spends nothing of a bank's. Exit status: 0 the claim holds, 1
 refuted, 3 inconclusive, or nothing is claimed.
 """
 

@@ -80,11 +80,11 @@ def noise_of_the_step(config: Config) -> tuple[tuple[NoiseTest, ...], Draws | No
     names = [f"bank-{index}" for index in range(DRAW_TRIALS)]
     mechanism = replace(make_mechanism(config, names, NUMBERS), adaptive_quantile=0.0)
     difference = _step([], config, mechanism) - _step([], config, mechanism)
-    deviation = mechanism.noise_multiplier * mechanism.clip_norm / mechanism.expected_banks
+    noise_std = mechanism.noise_multiplier * mechanism.clip_norm / mechanism.expected_banks
     draws = None
     if mechanism.sampling_rate < 1:
         draws = Draws(len(mechanism.drawn(names, 1)), len(names), mechanism.sampling_rate)
-    return noise_tests(difference, deviation, {}), draws
+    return noise_tests(difference, noise_std, {}), draws
 
 
 def canary_views(config: Config, canaries: int) -> tuple[dict[str, View], Claim]:
@@ -175,7 +175,7 @@ def _reply(name: str, delta: NDArray[np.floating], rows: int = 1) -> Reply:
 
 
 def _rounding(mechanism: CentralMechanism) -> float:
-    """Tolerance of a replay: two adapters of float32, numbers of the noise's size (at five deviations), half a unit
-    in the last place each.
+    """Tolerance of a replay: two adapters of float32, numbers of the noise's size (at five standard deviations), half a
+    unit in the last place each.
     """
     return float(2 * np.sqrt(NUMBERS) * 2**-24 * (1 + 5 * mechanism.delta_noise_multiplier))

@@ -130,9 +130,9 @@ def noise_of_a_step(bench: Workbench) -> tuple[NoiseTest, ...]:
     facts = bench.bank(rows, "noise", declared_rows=declared(2), ledger_folder=bench.folder / "noise-ledger")
     one, other = (bench.ask(asked, facts, bench.start, number).delta.astype(np.float64) for number in (1, 1))
     planned = bench.plan(asked, facts)
-    deviation = planned.of_round.noise_multiplier * planned.mechanism.sensitivity
+    noise_std = planned.of_round.noise_multiplier * planned.mechanism.sensitivity
     difference = (one - other).astype(np.float32)
-    return noise_tests(difference, deviation, bench.session.layout.views(difference))
+    return noise_tests(difference, noise_std, bench.session.layout.views(difference))
 
 
 def draws_of_steps(bench: Workbench) -> Draws | None:

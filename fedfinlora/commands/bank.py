@@ -27,7 +27,6 @@ from client_app.trial import Forecast
 from client_app.trial import try_plan as trial_of
 from client_app.worker import end_worker
 from data.sources import load_rows
-from fedfinlora.commands.simulate import end_family, flower, free_port
 from fedfinlora.compose import compose
 from fedfinlora.config.schema import Config
 from fedfinlora.config.words import toml_text
@@ -41,6 +40,7 @@ from fedfinlora.deployment.certificates import (
     tls_key,
     write_private,
 )
+from fedfinlora.deployment.flower_link import flower, free_port
 from fedfinlora.deployment.local_server import close
 from fedfinlora.deployment.own_user import check_user
 from fedfinlora.deployment.plan import read_plan
@@ -65,8 +65,9 @@ from fedfinlora.privacy.ledger import read_lines
 from fedfinlora.privacy.ledger_chain import opened
 from fedfinlora.privacy.ledger_spent import histories, members
 from fedfinlora.run.folder import alone_in
+from fedfinlora.system.family import end_family
 from fedfinlora.system.process_identity import this_process
-from fedfinlora.system.surroundings import settled
+from fedfinlora.system.surroundings import corrected
 from fedfinlora.wire.reasons import SAFE_REASONS
 
 KEY = "node.key"
@@ -154,7 +155,7 @@ def _budget_words(budget: float) -> str:
 
 
 def _declared(config: Config, facts: BankFacts) -> tuple[str, ...]:
-    """TASK:ROWS of all rows in the bank's folder, whatever tasks a run will ask for, and how many customers they name,
+    """TASK:ROWS of all rows in the bank's folder, for all tasks, and how many customers they name,
     all rounded."""
     whole = replace(
         bank_dataset(config.dataset, facts), tasks=(), max_rows_per_task=0, equalize_tasks=False, on_bad_row="skip"
@@ -225,7 +226,7 @@ def _serve(home: Path, listen: Listen, worker: bool) -> int:
         "--node-config", node_config,
     ]  # fmt: skip
     print(shlex.join([Path(command[0]).name, *command[1:]]), flush=True)
-    environment = settled(os.environ) | {
+    environment = corrected(os.environ) | {
         "FLWR_HOME": str(home / "flwr"),
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_TELEMETRY_ENABLED": "0",

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from client_app.own_rows import bad_train_rows, divide, split_rows
+from client_app.own_rows import bad_train_rows, divide, train_and_held_out
 from data.encode import encode_rows
 from eval.report import write_run_report
 from eval.rounds import RunScores, validation_rows
@@ -41,7 +41,6 @@ from fedfinlora.run.progress import EventWriter, ShownEvents
 from fedfinlora.run.progress_display import ProgressDisplay
 from fedfinlora.run.records import BankEntry, BankTimings, RoundLine, RoundTimings, write_result
 from fedfinlora.train.loop import (
-    OptimizerState,
     StepReport,
     Stretch,
     TrainResult,
@@ -50,43 +49,53 @@ from fedfinlora.train.loop import (
     total_steps,
     train,
 )
+from fedfinlora.train.optimizers import OptimizerState
+from fedfinlora.train.own_trainer import reason_against, task_of, train_with
+from fedfinlora.train.trainer_names import OwnTrainer
 
 
-def centralized(overrides: Sequence[str]) -> int:
-    """All banks' rows pooled."""
-    config = _composed(overrides)
+def centralized(overrides: Sequence[str], trainer: OwnTrainer | None = None) -> int:
+    """All banks' rows pooled, trained by `trainer` where one is given."""
+    config = _composed(overrides, trainer)
     if not config.run_name:
         config = replace(
             config, run_name=f"{time.strftime('%Y%m%d-%H%M%S')}-{config.model.name}-{config.peft.method}-centralized"
         )
+    centralized_run(config, trainer)
+    return 0
+
+
+def centralized_run(config: Config, trainer: OwnTrainer | None = None) -> Path:
+    """The folder of a pooled run with this configuration, which names it."""
     # A federation of one bank is the same as no federation, to the byte: the same name gives the same draws.
-    return _run(config, "centralized", "bank-0" if config.banks == 1 else "pooled", _pooled)
+    _run(config, "centralized", "bank-0" if config.banks == 1 else "pooled", _pooled, trainer)
+    return Path(config.output_dir) / config.run_name
 
 
-def local(overrides: Sequence[str]) -> int:
+def local(overrides: Sequence[str], trainer: OwnTrainer | None = None) -> int:
     """Each bank alone; one run folder a bank, and a report over all of them."""
-    config = _composed(overrides)
+    config = _composed(overrides, trainer)
     if config.resume:
-        return _run_alone(config, _index_of(Path(config.resume)))
+        return _run_alone(config, _index_of(Path(config.resume)), trainer)
     name = config.run_name or f"{time.strftime('%Y%m%d-%H%M%S')}-{config.model.name}-{config.peft.method}-local"
     if is_detached():
         print(f"{EACH_LINE}{Path(config.output_dir) / name}-bank-", flush=True)
     for index in range(config.banks):
         base = config.evaluation.base and index == 0  # the base model is the same for all of them
         evaluation = replace(config.evaluation, base=base)
-        _run_alone(replace(config, run_name=f"{name}-bank-{index}", evaluation=evaluation), index)
+        _run_alone(replace(config, run_name=f"{name}-bank-{index}", evaluation=evaluation), index, trainer)
     folders = [Path(config.output_dir) / f"{name}-bank-{index}" for index in range(config.banks)]
     print(f"side by side: {write_run_report(folders, folders[0].parent / f'{name}.html')}")
     return 0
 
 
-def _run_alone(config: Config, index: int) -> int:
+def _run_alone(config: Config, index: int, trainer: OwnTrainer | None) -> int:
     bank = f"bank-{index}"
 
     def own_rows(config: Config, session: Session) -> RunRows:
         return _rows_of(config, session, [index])
 
-    return _run(config, "local", bank, own_rows)
+    return _run(config, "local", bank, own_rows, trainer)
 
 
 def _index_of(folder: Path) -> int:
@@ -96,8 +105,10 @@ def _index_of(folder: Path) -> int:
     return int(number)
 
 
-def _composed(overrides: Sequence[str]) -> Config:
+def _composed(overrides: Sequence[str], trainer: OwnTrainer | None) -> Config:
     config = compose(overrides)
+    if trainer and (reason := reason_against(config)):
+        raise ConfigError(reason)
     if config.privacy.mode != "none":
         raise ConfigError(
             f"The baselines train without privacy; privacy={config.privacy.mode} goes with simulate and flwr run."
@@ -131,14 +142,15 @@ def _pooled(config: Config, session: Session) -> RunRows:
 
 def _rows_of(config: Config, session: Session, banks: Iterable[int]) -> RunRows:
     """The rows and steps of some of the banks."""
-    how = (context_tokens(config.model), config.dataset.on_bad_row, config.dataset.chat_template)
+    dataset = config.dataset
+    how = (context_tokens(config.model), dataset.on_bad_row, dataset.chat_template, dataset.answer_space)
     parts = divide(config, config.banks)
     train: list[Example] = []
     held_out: list[Example] = []
     sizes: list[int] = []
     skipped = bad_train_rows(config, config.banks)
     for index in banks:
-        for_training, for_holdout = split_rows(parts[index], config, f"bank-{index}")
+        for_training, for_holdout = train_and_held_out(parts[index], config, f"bank-{index}")
         kept = encode_rows(session.tokenizer, for_training, *how)
         kept_out = encode_rows(session.tokenizer, for_holdout, *how)
         train += kept.examples
@@ -172,14 +184,19 @@ def _steps_of(sizes: Sequence[int], config: Config) -> tuple[int, float]:
     return sum(steps), sum(drawn) / sum(steps)
 
 
-def _run(config: Config, mode: str, bank: str, rows_of: RowsOf) -> int:
-    run = open_run(config, config.banks, mode, lambda own: data_files(own) | start_files(own))
+def _files(config: Config, trainer: OwnTrainer | None) -> dict[str, str]:
+    """Each file that the run depends on -> its SHA-256."""
+    return data_files(config) | start_files(config) | dict(trainer.files if trainer else {})
+
+
+def _run(config: Config, mode: str, bank: str, rows_of: RowsOf, trainer: OwnTrainer | None) -> int:
+    run = open_run(config, config.banks, mode, lambda own: _files(own, trainer))
     started = time.monotonic()
     print(f"run folder: {run.folder}", flush=True)
     leave_if_detached(run.folder)
     with run.held(), ProgressDisplay() as display, ShownEvents(run.folder / "progress.jsonl", display.handle) as events:
         try:
-            _train(run, mode, bank, rows_of, events)
+            _train(run, mode, bank, rows_of, events, trainer)
         except KeyboardInterrupt:
             _finish(run, mode, events, started, "stopped", "interrupted")
             raise UserError(how_to_resume(run.folder)) from None
@@ -190,7 +207,9 @@ def _run(config: Config, mode: str, bank: str, rows_of: RowsOf) -> int:
     return 0
 
 
-def _train(run: OpenRun, mode: str, bank: str, rows_of: RowsOf, events: EventWriter) -> None:
+def _train(
+    run: OpenRun, mode: str, bank: str, rows_of: RowsOf, events: EventWriter, trainer: OwnTrainer | None
+) -> None:
     config, folder = run.config, run.folder
     rounds = config.num_server_rounds
     events.write(
@@ -213,12 +232,12 @@ def _train(run: OpenRun, mode: str, bank: str, rows_of: RowsOf, events: EventWri
     board = TensorBoardWriter(folder)
     adapter, optimizer, done = _first_state(run, session)
     if run.checkpoint is None:
-        write_manifest(folder, config, data_files(config) | start_files(config))
+        write_manifest(folder, config, _files(config, trainer))
         save_checkpoint(folder, Checkpoint(0, session.layout.id, {"adapter": adapter}, {}))
     scores = RunScores(session, config, folder, validation, events.write, board)
     scores.base()
     events.write("phase", name="training")
-    selection = scores.go_on(run.checkpoint)
+    selection = scores.resume_from(run.checkpoint)
     while scores.more(done, selection):
         number = done + 1
         events.write("round_start", round=number)
@@ -234,7 +253,11 @@ def _train(run: OpenRun, mode: str, bank: str, rows_of: RowsOf, events: EventWri
                 "step", bank=bank, step=done_steps, steps=rows.steps, loss=step.loss, tokens_per_s=step.tokens_per_s
             )
 
-        result = _stretch(session, rows.train, stretch, config, bank, optimizer, on_step)
+        if trainer is None:
+            result = _stretch(session, rows.train, stretch, config, bank, optimizer, on_step)
+        else:
+            task = task_of(session, rows.train, config, bank, number, stretch)
+            result = train_with(trainer.train, trainer.name, session, task)
         trained = read_adapter(session.model)
         line = _line(number, bank, result, holdout_loss, rows, trained - adapter)
         # The server's arithmetic, so that one bank alone and a federation of one give the same bytes.
@@ -256,7 +279,7 @@ def _stretch(
     optimizer: OptimizerState | None,
     on_step: Callable[[StepReport], None],
 ) -> TrainResult:
-    # Without a server to do the adapting, a baseline's optimiser is AdamW, whatever the banks use.
+    # Without a server to do the adapting, a baseline's optimiser is AdamW, not what the banks use.
     pooled = replace(config.train, optimizer="adamw")
     kept = optimizer if config.train.optimizer_state == "keep" else None
     return train(session.model, examples, stretch, pooled, seed=config.seed, bank=bank, optimizer=kept, on_step=on_step)
@@ -276,6 +299,7 @@ def _line(
     number: int, bank: str, result: TrainResult, holdout_loss: float | None, rows: RunRows, delta: Vector
 ) -> RoundLine:
     """A round of a baseline, whose only bank sends nothing."""
+    train_loss = None if math.isnan(result.loss) else result.loss  # a trainer need not report it
     norm = float(np.linalg.norm(delta.astype(np.float64)))
     entry = BankEntry(
         bank=bank,
@@ -285,7 +309,7 @@ def _line(
         steps=result.steps,
         tokens=result.tokens,
         answer_tokens=result.answer_tokens,
-        train_loss=result.loss,
+        train_loss=train_loss,
         holdout_loss=holdout_loss,
         holdout_rows=len(rows.held_out) if holdout_loss is not None else 0,
         delta_norm=norm,
@@ -294,7 +318,7 @@ def _line(
     return RoundLine(
         round=number,
         banks=(entry,),
-        train_loss=result.loss,
+        train_loss=train_loss,
         holdout_loss=holdout_loss,
         update_norm=norm,
         timings=RoundTimings(

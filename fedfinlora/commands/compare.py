@@ -70,7 +70,7 @@ def _lines(result: Comparison) -> Iterator[tuple[str, ...]]:
             title, rows = "", ""
     for heading, means in [*result.groups.items(), ("all", result.overall)]:
         for called, difference, interval in (
-            ("honest", means.score_difference, means.score_difference_ci95),
+            ("strict", means.score_difference, means.score_difference_ci95),
             ("FinLoRA", means.finlora_score_difference, means.finlora_score_difference_ci95),
         ):
             if difference is not None:
@@ -78,10 +78,10 @@ def _lines(result: Comparison) -> Iterator[tuple[str, ...]]:
 
 
 def _notes(result: Comparison) -> Iterator[str]:
-    """What was left out, and how to read the table."""
+    """What was not compared, and how to read the table."""
     for key, compared in result.benchmarks.items():
         if compared.only_one or compared.only_other:
-            yield f"{key}: {compared.only_one:,} rows only in A and {compared.only_other:,} only in B are left out."
+            yield f"{key}: {compared.only_one:,} rows only in A and {compared.only_other:,} only in B are not compared."
     for key, reason in result.skipped.items():
         yield reason if reason.startswith(key) else f"{key}: {reason}"
     for side, keys in (("A", result.only_one), ("B", result.only_other)):

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 from eval.rows import data_files
-from fedfinlora.commands.simulate import Link, end_family, flower, free_port, watch
 from fedfinlora.compose import PROJECT_ROOT, compose
 from fedfinlora.config.schema import Config
 from fedfinlora.config.words import typed_keys
@@ -48,6 +47,8 @@ from fedfinlora.deployment.certificates import (
     make_authority,
     open_authority,
 )
+from fedfinlora.deployment.flower_link import Link, flower, free_port
+from fedfinlora.deployment.following import watch
 from fedfinlora.deployment.local_server import close
 from fedfinlora.deployment.own_user import check_user
 from fedfinlora.deployment.plan import deployment_config, plan_text
@@ -60,8 +61,9 @@ from fedfinlora.provenance.enrolled import ENROLLED, PUBLIC, SIGNING
 from fedfinlora.run.folder import COMMAND_LOCK, SERVER_LOCK, alone_in, hold_run, new_run_folder, read_config
 from fedfinlora.run.origin import ORIGIN_FILE, origin_of_this_process
 from fedfinlora.run.resuming import check_same
+from fedfinlora.system.family import end_family
 from fedfinlora.system.locks import check_free
-from fedfinlora.system.surroundings import settled
+from fedfinlora.system.surroundings import corrected
 from fedfinlora.system.web import client_for
 from fedfinlora.wire.messages import BANK_NAME
 from server_app.witness import WITNESS_VARIABLE
@@ -95,7 +97,7 @@ class Coordinator:
     @property
     def environment(self) -> dict[str, str]:
         """Of every Flower process: its own settings folder, no downloads, no telemetry."""
-        return settled(os.environ) | {
+        return corrected(os.environ) | {
             "FLWR_HOME": str(self.home / "flwr"),
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -151,7 +153,7 @@ class AuthorityPlace:
     """Whether a new ca.key is encrypted though no file has the passphrase: it is then asked for."""
 
     def passphrase(self) -> bytes:
-        """UserError where it is named nowhere and nobody can be asked."""
+        """UserError where it is named nowhere and there is no terminal to ask."""
         named = str(self.passphrase_file or os.environ.get(PASSPHRASE_FILE, ""))
         if named:
             try:
@@ -384,7 +386,7 @@ def plan(home: Path, overrides: Sequence[str], out: Path | None, min_banks: int)
 def run(home: Path, overrides: Sequence[str], min_banks: int) -> int:
     """Start a run with every bank that is connected, and follow it; 0 only when it completes.
 
-    Ctrl-C ends the following, not the run: it goes on at the coordinator, and `flwr stop` ends it.
+    Ctrl-C ends the display, not the run: it continues at the coordinator, and `flwr stop` ends it.
     """
     coordinator = Coordinator(home)
     if not coordinator.healthy():
@@ -428,20 +430,20 @@ def _run_in(folder: Path, coordinator: Coordinator, config: Config) -> int:
     try:
         watch(link, folder, run_id)
     except UserError as error:
-        raise UserError(f"{error} {_how_to_go_on(coordinator, folder)}") from error
+        raise UserError(f"{error} {_how_to_resume(coordinator, folder)}") from error
     except KeyboardInterrupt:
         stop = f"FLWR_HOME={home / 'flwr'} flwr stop {run_id} {CONNECTION}"
-        print(f"\nThe run goes on without you, in {folder}. To end it: {stop}", file=sys.stderr)
+        print(f"\nThe run continues without you, in {folder}. To end it: {stop}", file=sys.stderr)
         return 1
     result = read_json(folder / "result.json")
     if result["status"] != "completed":
-        raise UserError(f"{result['reason']} {_how_to_go_on(coordinator, folder)}")
+        raise UserError(f"{result['reason']} {_how_to_resume(coordinator, folder)}")
     return 0
 
 
-def _how_to_go_on(coordinator: Coordinator, folder: Path) -> str:
+def _how_to_resume(coordinator: Coordinator, folder: Path) -> str:
     first = "" if coordinator.healthy() else "The coordinator is not running: start it again. "
-    return f"{first}Go on with: python -m fedfinlora coordinator run resume={folder}"
+    return f"{first}Resume with: python -m fedfinlora coordinator run resume={folder}"
 
 
 def _register(coordinator: Coordinator) -> None:

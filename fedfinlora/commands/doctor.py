@@ -20,6 +20,7 @@ from fedfinlora.commands.doctor_checks import FAIL, GIB, OK, WARN, Finding
 from fedfinlora.compose import compose
 from fedfinlora.config.schema import Config, ModelConfig
 from fedfinlora.errors import UserError, printable
+from fedfinlora.model.devices import gpus_here
 from fedfinlora.model.embedded import cache_folder, is_embedded
 from fedfinlora.model.files import counted_files, model_folder
 from fedfinlora.system.web import HUB, client_for
@@ -96,7 +97,7 @@ def _memory(config: Config) -> Finding:
     """
     import psutil
 
-    from fedfinlora.commands.simulate import simulated_workers
+    from fedfinlora.deployment.simulated_banks import simulated_workers
 
     available = int(psutil.virtual_memory().available)
     weights = _parameters(config.model)
@@ -129,12 +130,12 @@ def _memory(config: Config) -> Finding:
 
 def _linear_bytes(model: ModelConfig, weights: int) -> float:
     """Bytes of a linear weight. On a CPU int8 and, as model.unpack says, nf4 become float32
-    (`fedfinlora.model.loading.steady_on_cpu`).
+    (`fedfinlora.model.quantized.steady_on_cpu`).
     """
     import psutil
 
     packed = LINEAR_BYTES[model.quantization]
-    if model.device not in ("auto", "cpu") or (model.device == "auto" and any(Path("/dev").glob("nvidia[0-9]*"))):
+    if model.device not in ("auto", "cpu") or (model.device == "auto" and gpus_here() > 0):
         return packed
     fits = 4 * weights * LINEAR_BYTES["none"] <= psutil.virtual_memory().total
     unpacks = model.quantization == "int8" or model.unpack == "yes" or (model.unpack == "auto" and fits)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from fedfinlora.model.devices import driver_gpus, gpu_traces
 from fedfinlora.run.origin import PROJECT_ROOT
 from fedfinlora.system.shadows import imported_folders, shadowing, words_for
 from fedfinlora.system.web import PROXIES, proxy_trouble
@@ -223,11 +224,11 @@ def threads(environment: Mapping[str, str]) -> Finding:
 
 
 def device(asked: str, environment: Mapping[str, str]) -> Finding:
-    """Whether the device that is asked for is there: torch is imported only where there may be a GPU."""
-    there = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    """Whether the device that is asked for is there: torch is imported only where the CUDA driver finds a GPU."""
+    there = max(gpu_traces(), driver_gpus())
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     usable = 0
-    if there and asked != "cpu":
+    if driver_gpus() and asked != "cpu":
         import torch
 
         usable = torch.cuda.device_count()
@@ -251,8 +252,9 @@ def device(asked: str, environment: Mapping[str, str]) -> Finding:
             "device",
             WARN,
             (
-                f"no GPU of {there} can be used{hidden}: the CPU will be, far slower. Look at the driver, or unset "
-                "CUDA_VISIBLE_DEVICES."
+                f"no GPU of {there} can be used{hidden}: the CPU will be, far slower. Look at the driver (in a "
+                "container: --gpus all; under WSL: libcuda.so.1 in /usr/lib/wsl/lib), install a CUDA build of torch, "
+                "or unset CUDA_VISIBLE_DEVICES."
             ),
         )
     return Finding(

@@ -59,7 +59,7 @@ def evaluate(overrides: Sequence[str], asked: Asked) -> int:
 
     Labels are `base`, `final` for a single adapter, the folders' names for several, and `remote`.
     """
-    # An adapter's kind stands in its folder; the default, QLoRA, would refuse a base that is not quantized.
+    # An adapter's kind is in its folder; the default, QLoRA, would refuse a base that is not quantized.
     plain = ["peft=lora"] if asked.adapters and not _typed(overrides) else []
     config = compose([*overrides, *plain])
     asked = replace(asked, adapters=_folders(asked), alpha=config.peft.alpha if "alpha" in _typed(overrides) else 0)
@@ -214,7 +214,7 @@ def _labels(asked: Asked) -> dict[str, Path]:
         names = ["-".join(part for part in folder.parts[-parts:] if part != "adapters") for folder in folders]
         if len(set(names)) == len(names) and not set(names) & {"base", "remote"}:
             return dict(zip(names, folders, strict=True))
-    raise ConfigError("The --adapter folders cannot be told apart by their paths.")
+    raise ConfigError("The --adapter folders have equal names: their paths do not distinguish them.")
 
 
 def _folders(asked: Asked) -> tuple[Path, ...]:
@@ -234,7 +234,7 @@ def _files(config: Config, labels: dict[str, Path]) -> dict[str, str]:
 
 
 def _open(config: Config, asked: Asked, settings: Sequence[PeftConfig], labels: dict[str, Path]) -> OpenRun:
-    """The folder of a new evaluation, or the one to go on with."""
+    """The folder of a new evaluation, or the one to resume."""
     config = replace(config, peft=settings[0]) if settings else config
     if config.resume:
         folder = Path(config.resume)
@@ -263,7 +263,7 @@ def _resumed(config: Config, overrides: Sequence[str], asked: Asked) -> tuple[Co
     own = read_config(folder)
     if not (folder / ASKED_FILE).is_file():
         raise UserError(
-            f"{folder} is not the folder of an evaluation. Go on with it by the command that it was started with."
+            f"{folder} is not the folder of an evaluation. Resume it by the command that it was started with."
         )
     values = read_json(folder / ASKED_FILE)
     values.pop("own_peft", None)  # of runs before alpha alone could be typed

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedfinlora.compose import compose
 from fedfinlora.config.schema import Config
-from fedfinlora.errors import ConfigError
+from fedfinlora.errors import ConfigError, plural
 from fedfinlora.files import write_json
 from fedfinlora.privacy.forecast import (
     Alternative,
@@ -45,7 +45,7 @@ def plan(
     overrides: Sequence[str], rows: int | None, row_tokens: int, *, timing: bool = True, json_file: Path | None = None
 ) -> int:
     """Print the forecast; 0. ConfigError for settings that cannot be forecast."""
-    # No row is read, so nobody has to say where rows are.
+    # No row is read, so no folder of rows has to be named.
     config = compose(
         overrides if any(word.startswith("dataset.root=") for word in overrides) else [*overrides, "dataset.root=."]
     )
@@ -93,7 +93,7 @@ def _page(
     lines = [
         f"{config.model.name}, peft={peft.method}{' with A frozen' if peft.freeze_a else ''}, rank {peft.rank} on "
         f"{', '.join(peft.target_modules)}: {found.parameters:,} parameters are trained and sent.",
-        f"{len(found.banks)} banks, {found.steps} steps each; a unit is one {config.privacy.unit}.",
+        f"{plural(len(found.banks), 'bank')}, {plural(found.steps, 'step')} each; a unit is one {config.privacy.unit}.",
         "",
         *_table(
             ["bank", "rows", "rows a step", "q", "sigma", "delta", "epsilon", "by RDP"],

@@ -51,10 +51,10 @@ def list_runs(folder: Path, as_json: bool) -> int:
 
 
 def attach(run: Path) -> int:
-    """Show a run's progress until it ends, as the command that started it would; its status. Ctrl-C leaves it going
-    on.
+    """Show a run's progress until it ends, as the command that started it would; its status. Ctrl-C leaves it
+    running.
     """
-    from fedfinlora.commands.simulate import final_status
+    from fedfinlora.deployment.following import final_status
     from fedfinlora.run.progress import FILE_NAME, follow
     from fedfinlora.run.progress_display import ProgressDisplay
 
@@ -70,7 +70,7 @@ def attach(run: Path) -> int:
                 display.handle(event)
     except KeyboardInterrupt:
         with contextlib.suppress(OSError):
-            print(f"\nThe run goes on without you. To come back: python -m fedfinlora attach {run}", file=sys.stderr)
+            print(f"\nThe run continues without you. To come back: python -m fedfinlora attach {run}", file=sys.stderr)
             print(f"To end it: python -m fedfinlora stop {run}", file=sys.stderr, flush=True)
         return 1
     return _status(run, final_status)

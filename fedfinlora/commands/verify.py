@@ -93,7 +93,7 @@ def _run(folder: Path, ca: bytes | None, public: bytes | None, enrolled: Path | 
     from fedfinlora.commands.verify_rules import ServerRules
 
     with _progress() as on_step:
-        found = verify_run(folder, ServerRules(), ca, known, on_step)
+        found = verify_run(folder, ServerRules(folder), ca, known, on_step)
     found.checked += [f"note: {sentence}" for sentence in resumed_words(folder)]
     if ca is not None and known is None:
         found.checked.append(

@@ -5,17 +5,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from eval.recompute import recompute_scores
 from fedfinlora.config.schema import Config
+from fedfinlora.errors import UserError
+from fedfinlora.model.adapter import Layout
+from fedfinlora.model.adapter_folder import read_tensors
+from fedfinlora.model.parts import Part, sent_part, trained_factor
 from fedfinlora.privacy.accounting import Steps, epsilon
 from fedfinlora.provenance.compared import Difference
 from fedfinlora.provenance.rules import State
-from fedfinlora.run.records import BankEntry, BankTimings, RoundLine
+from fedfinlora.run.records import AverageLoss, BankEntry, BankTimings, RoundLine
 from fedfinlora.wire.messages import Figures, Reply
+from server_app.average_loss import average_loss
 from server_app.central_privacy import noise_of
 from server_app.replies import replies_of
 from server_app.rounds import accepted_entry, line_of, timing_of
@@ -23,16 +30,36 @@ from server_app.strategies import rule_of
 from server_app.strategies.strategy import ServerState, Strategy, take_step
 
 
+@dataclass
 class ServerRules:
     """Without noise of the server's own, which is secret: such rounds cannot be computed again."""
 
+    run: Path
+    layout: Layout | None = None
+    """Of the run's adapter, as far as its saved adapters tell."""
+
     def first_state(self, config: Config, adapter: Any, layout_id: str) -> ServerState:
+        self._know(layout_id)
         return ServerState(0, adapter, _rule(config).first_arrays(layout_id))
 
     def step(self, config: Config, state: State, replies: Sequence[Reply]) -> ServerState:
         assert isinstance(state, ServerState)
         rule = _rule(config)
-        return take_step(rule, state, replies_of(replies, rule.weights(replies)))
+        return take_step(rule, state, replies_of(replies, rule.weights(replies), self.layout))
+
+    def part(self, config: Config, number: int, layout_id: str) -> Part | None:
+        if not trained_factor(config.strategy.name, number):
+            return None
+        self._know(layout_id)
+        return None if self.layout is None else sent_part(config.strategy.name, self.layout, number)
+
+    def _know(self, layout_id: str) -> None:
+        if self.layout is None:
+            self.layout = saved_layout(self.run, layout_id)
+
+    def average(self, config: Config, before: State, after: State, replies: Sequence[Reply]) -> AverageLoss | None:
+        weights = self.weights(config, replies)
+        return average_loss(before.adapter, after.step_norm, replies, weights, self.layout)
 
     def weights(self, config: Config, replies: Sequence[Reply]) -> list[float]:
         return _rule(config).weights(replies) or []
@@ -57,6 +84,20 @@ class ServerRules:
 
     def scores(self, run: Path, lines: Sequence[RoundLine]) -> Iterator[Difference | str]:
         return recompute_scores(run, lines)
+
+
+def saved_layout(run: Path, layout_id: str) -> Layout | None:
+    """The layout of this id, from the names and shapes in a saved adapter of the run; None where none has it: LoRA-XS
+    is saved in another form.
+    """
+    for folder in sorted((run / "adapters").glob("*")):
+        with suppress(UserError):
+            shapes = {name: tuple(tensor.shape) for name, tensor in read_tensors(folder).items()}
+            for names in (sorted(shapes), sorted(name for name in shapes if ".lora_A." not in name)):
+                layout = Layout(tuple(names), tuple(shapes[name] for name in names))
+                if layout.id == layout_id:
+                    return layout
+    return None
 
 
 @lru_cache(maxsize=4)

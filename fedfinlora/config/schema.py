@@ -6,6 +6,7 @@ Hydra, so a bank can validate what it was sent before it loads anything.
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field
 
@@ -15,9 +16,38 @@ QUANTIZATIONS = ("none", "int8", "nf4")
 PEFT_METHODS = ("lora", "qlora", "dora", "rslora", "lora_xs")
 SOURCES = ("sample", "finlora", "jsonl", "hub")
 PARTITIONERS = ("iid", "dirichlet", "by_task", "by_issuer", "by_path")
-STRATEGIES = ("fedavg", "fedavgm", "fedadam")
+REPORTED_WEIGHTS = ("rows", "answer_tokens")
+"""Of strategy.weighting: figures of a bank's reply, so that a bank weighs what it claims."""
+STRATEGIES = (
+    "fedavg",
+    "fedavgm",
+    "fedadam",
+    "fedadamw",
+    "fedyogi",
+    "fedadagrad",
+    "fedexp",
+    "scaffold",
+    "rolora",
+    "krum",
+    "multi_krum",
+    "geometric_median",
+    "trimmed_mean",
+    "norm_clip",
+    "fltrust",
+    "residual",
+    "fedrot",
+    "flexlora",
+    "flora",
+    "hetlora",
+)
+EXACT_RULES = ("residual", "flora")
+"""Rules that keep a product in ranks that no bank trains (strategy.residual_rank)."""
+MIXED_RANK_RULES = ("hetlora", "flexlora", "flora")
+"""Rules that average banks of different ranks (strategy.ranks)."""
 AGGREGATIONS = ("mean",)
-OPTIMIZERS = ("adamw", "sgd")
+OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw_8bit", "sgd")
+SPREADS = ("balanced", "sequential")
+"""How transformers spreads a model over GPUs by itself."""
 MOST_ROUNDS = 100_000
 """Of a run: what an accountant adds up within seconds."""
 PRIVACY_MODES = ("none", "example", "dp_lora", "bank")
@@ -43,6 +73,19 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def _is_device_map(text: str) -> bool:
+    """Whether a text is a JSON object whose values are devices: numbers of GPUs, "cpu" or "cuda:N"."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return False
+    devices = found.values() if isinstance(found, dict) else [None]
+    return bool(found) and all(
+        (type(device) is int and device >= 0) or (isinstance(device, str) and device.split(":")[0] in ("cpu", "cuda"))
+        for device in devices
+    )
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The frozen base model. It is quantized once and never trained."""
@@ -57,9 +100,10 @@ class ModelConfig:
     """Branch, tag or commit of a Hugging Face id."""
     quantization: str = "nf4"
     """none, int8 (LLM.int8) or nf4 (4-bit NormalFloat with double quantization; Dettmers et al. 2023)."""
-    int8_threshold: float = 6.0
-    """LLM.int8's outlier threshold (Dettmers et al. 2022): where one row of a batch has a larger input, that column is
-    computed in 16 bits for all rows. 0 = each row by itself in 8 bits, which privacy=example needs. No effect on CPUs.
+    int8_threshold: float = 0.0
+    """LLM.int8's outlier threshold (Dettmers et al. 2022; 6.0 there): where one row of a batch has a larger input, that
+    column is computed in 16 bits for all rows, so that a row depends on its neighbours. 0 = each row by itself in 8
+    bits, which privacy=example needs. No effect on CPUs.
     """
     unpack: str = "auto"
     """On a CPU: yes keeps nf4 weights as float32 copies of their 4-bit values (the same numbers to the bit, no
@@ -70,6 +114,10 @@ class ModelConfig:
     """Arithmetic: float32, bfloat16, or auto (bfloat16 on GPUs that have it, float32 elsewhere)."""
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto (the first GPU if there is one)."""
+    device_map: str = ""
+    """For a model that one GPU cannot hold: balanced or sequential (over all GPUs that are visible), or a JSON object
+    of module and device, e.g. {"model.embed_tokens":0,"model.layers":1,...}. Empty = all of it on `device`.
+    """
     context_tokens: int = 8192
     """Rows longer than this many tokens are bad rows (see dataset.on_bad_row)."""
     threads: int = 0
@@ -88,6 +136,11 @@ class ModelConfig:
         _require(
             self.device in ("auto", "cpu") or self.device.split(":")[0] in ("cuda", "mps", "xpu"),
             f"Unknown model.device {self.device!r}. Use auto, cpu, cuda or cuda:N.",
+        )
+        _require(
+            self.device_map in ("", *SPREADS) or _is_device_map(self.device_map),
+            f"model.device_map={self.device_map!r} is no placement. Use balanced, sequential, or a JSON object of "
+            'module and device such as {"":0}.',
         )
         _require(self.context_tokens > 0, f"model.context_tokens must be above 0, not {self.context_tokens}.")
         _require(self.threads >= 0, f"model.threads must be 0 (all cores) or more, not {self.threads}.")
@@ -186,11 +239,16 @@ class DatasetConfig:
     TFNS.
     """
     on_bad_row: str = "skip"
-    """skip (count it and go on) or stop (end with file:line and the reason). A bank with files of its own always skips:
-    a refusal would tell of its rows.
+    """skip (count it and continue) or stop (end with file:line and the reason). A bank with files of its own always
+    skips: a refusal would tell of its rows.
     """
     chat_template: bool = False
     """Wrap prompts in the model's chat template. Off, as in FinLoRA: the row's context is the whole prompt."""
+    answer_space: bool = False
+    """Where a prompt ends in one space ("Answer: "), cut in front of it, so that the answer begins with the token
+    " positive", as in running text, and not "positive". The text stays the same; off, as in FinLoRA. Not with
+    chat_template.
+    """
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
 
     def __post_init__(self) -> None:
@@ -225,7 +283,10 @@ class TrainConfig:
     """The local training loop, the same for a bank, for all rows pooled and for one bank alone."""
 
     optimizer: str = "adamw"
-    """adamw, or sgd without momentum: FedAdam's bank side (Reddi et al. 2021), where the server does the adapting."""
+    """adamw; adamw_8bit (moments of 8 bits; Dettmers et al. 2022) and paged_adamw_8bit (in the host's memory when the
+    GPU's is full; CUDA alone), both by bitsandbytes; or sgd without momentum: FedAdam's bank side (Reddi et al. 2021),
+    where the server does the adapting.
+    """
     sgd_learning_rate: float = 1.0
     """The constant rate of optimizer=sgd: at 1.0 a delta of one step is the negative gradient."""
     learning_rate: float = 2e-3
@@ -245,7 +306,7 @@ class TrainConfig:
     clip_norm: float = 1.0
     """Largest L2 norm of a step's gradient over all trainable tensors; 0 = no clipping."""
     batch_rows: int = 16
-    """Rows of one optimiser step; 0 = whatever spreads `epochs` evenly over steps_per_round steps in each round."""
+    """Rows of one optimiser step; 0 = as many as spread `epochs` evenly over steps_per_round steps in each round."""
     batch_tokens: int = 2048
     """After its first row a forward pass takes at most so many further tokens, those that rows share counted once. A
     step of more is accumulated; its loss is the mean over all its answer tokens.
@@ -319,13 +380,18 @@ class StrategyConfig:
     """How the server turns the banks' deltas into the next global adapter."""
 
     name: str = "fedavg"
-    """fedavg (McMahan et al. 2017), fedavgm (Hsu et al. 2019; Nesterov as in DiLoCo), fedadam (Reddi et al. 2021)."""
+    """The mean of the updates: fedavg (McMahan et al. 2017), fedavgm (Hsu et al. 2019; Nesterov as in DiLoCo), fedadam,
+    fedyogi, fedadagrad (Reddi et al. 2021), fedadamw, fedexp, scaffold, rolora. On products B A: residual (exact;
+    Singhal et al. 2025), fedrot, flexlora, flora, hetlora. Against dishonest banks: krum, multi_krum,
+    geometric_median, trimmed_mean, norm_clip, fltrust. docs/papers.md has the papers.
+    """
     aggregation: str = "mean"
     """mean: the weighted mean of the accepted deltas."""
     weighting: str = "rows"
-    """rows: a bank weighs as many as it trained on; equal: each bank the same; declared: as `sizes` says. `coordinator
-    run` takes equal, or declared where `sizes` are given, unless set otherwise: with rows a bank's weight is what it
-    claims.
+    """rows: a bank weighs as many as it trained on; answer_tokens: as many tokens as carry loss in them, so that the
+    mean of gradients is the gradient of all rows; equal: each bank the same; declared: as `sizes` says. `coordinator
+    run` takes equal, or declared where `sizes` are given, unless set otherwise: with rows or answer_tokens a bank's
+    weight is what it claims.
     """
     max_share: float = 1.0
     """Most that one bank may weigh in a round's mean, as a share; of n replies each may always weigh 1/n. What is cut
@@ -343,11 +409,17 @@ class StrategyConfig:
     nesterov: bool = True
     """fedavgm only."""
     beta1: float = 0.9
-    """fedadam only."""
+    """fedadam, fedadamw, fedyogi, fedadagrad: decay of the first moment."""
     beta2: float = 0.99
-    """fedadam only."""
+    """fedadam, fedadamw, fedyogi: decay of the second moment."""
     tau: float = 1e-3
-    """fedadam only: the adaptivity floor added to sqrt(v)."""
+    """fedadam, fedadamw, fedyogi, fedadagrad: the adaptivity floor added to sqrt(v)."""
+    clip_norm: float = 0.0
+    """fedadamw only: largest L2 norm of the mean update, as train.clip_norm is of a gradient of all rows; 0 = no
+    clipping.
+    """
+    weight_decay: float = 0.0
+    """fedadamw only: decoupled, as train.weight_decay is with AdamW."""
     bias_correction: bool = False
     """fedadam only: divide the moments by 1 - beta^t as Adam does (Kingma and Ba 2015). The paper does not."""
     second_moments: str = ""
@@ -355,12 +427,37 @@ class StrategyConfig:
     are used, unchanged, instead of the server's own, which under privacy=example are mostly noise. Empty = the server's
     own.
     """
+    liars: int = 1
+    """krum, multi_krum, trimmed_mean: how many of the banks may send anything."""
+    clip_factor: float = 1.0
+    """norm_clip only: the longest product update that counts in full, over the median length of the round's."""
+    root_bank: str = ""
+    """fltrust only: the bank with public rows, run by the federation's operator, whose update the others are measured
+    by.
+    """
+    residual_rank: int = 0
+    """residual and flora only: so many of peft.rank's ranks hold what averaging lost; banks compute with them and
+    train the others.
+    """
+    tail_energy: float = 0.0
+    """residual and flora only: directions of what is held are dropped as long as they have no more than this share of
+    its squared norm.
+    """
+    ranks: tuple[str, ...] = ()
+    """hetlora, flexlora and flora only: ranks of banks that train fewer than the run's, e.g. [north:4,south:8]. Known
+    to every bank; an update of another rank is rejected.
+    """
     schedule: str = "constant"
     """constant or cosine: how server_learning_rate goes over the rounds."""
     warmup_rounds: int = 0
     """Linear warm-up of server_learning_rate."""
     fraction_train: float = 1.0
     """Share of the connected banks drawn (seeded) for each round."""
+    measure_average: bool = True
+    """Measure what averaging A and B apart has lost, on the products B A: in each round, or
+    in some 20 rounds of a run that has more, and in the last. Never under privacy=bank, where it would tell of single
+    banks.
+    """
     quorum: int = 1
     """Fewest valid replies that close a round; fewer end the run with an error."""
     min_banks: int = 0
@@ -379,7 +476,7 @@ class StrategyConfig:
     def __post_init__(self) -> None:
         choose(self.name, STRATEGIES, "strategy")
         choose(self.aggregation, AGGREGATIONS, "strategy.aggregation")
-        choose(self.weighting, ("rows", "equal", "declared"), "strategy.weighting")
+        choose(self.weighting, ("equal", "declared", *REPORTED_WEIGHTS), "strategy.weighting")
         _require(0 < self.max_share <= 1, f"strategy.max_share must be in (0, 1], not {self.max_share}.")
         _require(
             (self.weighting == "declared") == bool(self.sizes),
@@ -396,9 +493,48 @@ class StrategyConfig:
             self.name == "fedadam" or not self.second_moments,
             f"strategy.second_moments belongs to strategy=fedadam, not {self.name}. Leave it empty.",
         )
+        _require(self.liars >= 0, f"strategy.liars must be 0 or more, not {self.liars}.")
+        _require(
+            self.clip_factor > 0 and math.isfinite(self.clip_factor),
+            f"strategy.clip_factor must be above 0, not {self.clip_factor}.",
+        )
+        _require(0 <= self.tail_energy < 1, f"strategy.tail_energy must be in [0, 1), not {self.tail_energy}.")
+        for setting, given, rules in (
+            ("root_bank", bool(self.root_bank), ("fltrust",)),
+            ("residual_rank", self.residual_rank > 0, EXACT_RULES),
+        ):
+            _require(
+                given == (self.name in rules),
+                f"strategy.{setting} and strategy={' or '.join(rules)} go together: give both or neither.",
+            )
+        _require(
+            not self.ranks or self.name in MIXED_RANK_RULES,
+            f"strategy.ranks goes with strategy={', '.join(MIXED_RANK_RULES)}, not {self.name}.",
+        )
+        self.declared_ranks()
+        for name in ("clip_norm", "weight_decay"):
+            value = getattr(self, name)
+            _require(value >= 0, f"strategy.{name} must be 0 or more, not {value}.")
+            _require(
+                self.name == "fedadamw" or not value,
+                f"strategy.{name} belongs to strategy=fedadamw, not {self.name}. Leave it 0.",
+            )
         _require(self.quorum >= 1, f"strategy.quorum must be 1 or more, not {self.quorum}.")
         for name in ("warmup_rounds", "min_banks", "wait_s", "deadline_s", "max_update_norm"):
             _require(getattr(self, name) >= 0, f"strategy.{name} must be 0 or more, not {getattr(self, name)}.")
+
+    def declared_ranks(self) -> dict[str, int]:
+        """Bank -> announced rank."""
+        found: dict[str, int] = {}
+        for entry in self.ranks:
+            bank, _, rank = entry.rpartition(":")
+            _require(
+                bank != "" and rank.isascii() and rank.isdigit() and int(rank) > 0,
+                f"strategy.ranks: {entry!r} is not of the form BANK:RANK with RANK above 0, such as north:4.",
+            )
+            found[bank] = int(rank)
+        _require(len(found) == len(self.ranks), "strategy.ranks names a bank twice.")
+        return found
 
     def declared_sizes(self) -> dict[str, float]:
         """Bank -> declared size."""
@@ -451,7 +587,8 @@ class PrivacyConfig:
     adaptive_rate: float = 0.2
     """privacy=bank: how fast the clip norm follows, the eta of Andrew et al.'s equation 1."""
     accept_noise: bool = False
-    """privacy=bank: go on although the noise on a round's mean is longer than a delta can be, as it is with few banks.
+    """privacy=bank: continue although the noise on a round's mean is longer than a delta can be, as it is with few
+    banks.
     """
     budget_epsilon: float = 0.0
     """A bank refuses a round that would bring its data's epsilon over all runs above this; 0 = no limit. A bank's own,
@@ -557,8 +694,9 @@ class EvaluationConfig:
     """
     batch_tokens: int = 4096
     """Most new prompt tokens in one forward pass; a longer prompt is a pass of its own."""
-    cache_gib: float = 2.0
+    cache_gib: float = 0.0
     """Most memory for keys and values while generating, in GiB; fewer rows are decoded together where it would not do.
+    0 = 2 GiB on a CPU, 0.6 of what is free on a GPU.
     """
     check_rows: int = 0
     """Rows of each benchmark (seeded) that are also decoded one by one with transformers' generate; the share that
@@ -594,12 +732,13 @@ class EvaluationConfig:
             ("validation_rows", "none"),
             ("patience", "run all rounds"),
             ("check_rows", "none"),
+            ("cache_gib", "as the device allows"),
             ("requests_per_minute", "no limit"),
             ("request_retries", "none"),
         ):
             value = getattr(self, name)
             _require(value >= 0, f"evaluation.{name} must be 0 ({zero_means}) or more, not {value}.")
-        for name in ("batch_tokens", "cache_gib", "requests_at_once", "request_timeout_s"):
+        for name in ("batch_tokens", "requests_at_once", "request_timeout_s"):
             _require(getattr(self, name) > 0, f"evaluation.{name} must be above 0, not {getattr(self, name)}.")
         _require(len(self.benchmarks) > 0, "evaluation.benchmarks is empty. Name some, or use all or none.")
         chooses = self.keep == "best" or self.patience > 0
@@ -629,7 +768,7 @@ class Config:
     run_name: str = ""
     """The run's folder below output_dir; empty = date, time, model and strategy."""
     resume: str = ""
-    """A run's folder to go on with."""
+    """A run's folder to resume."""
     resume_anyway: bool = False
     """Resume although data, code, base model or packages are not those that the run began with; what differs is kept in
     resumed.jsonl.
@@ -641,7 +780,7 @@ class Config:
     final adapter; 0 = of all. With strategy.keep_deltas all adapters stay.
     """
     start_adapter: str = ""
-    """A PEFT folder whose adapter the run goes on from; empty = A drawn from the seed, B zero. A private run does not
+    """A PEFT folder whose adapter the run starts from; empty = A drawn from the seed, B zero. A private run does not
     protect the rows that it was trained on.
     """
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -686,13 +825,66 @@ class Config:
         )
         if self.privacy.mode != "none":
             self._check_private()
+        self._check_rule()
+        if self.strategy.residual_rank or self.strategy.ranks:
+            self._check_ranks()
         _require(
             self.strategy.quorum <= self.banks,
             f"strategy.quorum={self.strategy.quorum} can never be reached with banks={self.banks}.",
         )
 
+    @property
+    def trained_rank(self) -> int:
+        """Ranks that a bank of the run's rank trains."""
+        return self.peft.rank - self.strategy.residual_rank
+
+    def rank_of(self, bank: str) -> int:
+        """Ranks that a bank trains: those of strategy.ranks, else all that are trained."""
+        return self.strategy.declared_ranks().get(bank, self.trained_rank)
+
+    def _check_ranks(self) -> None:
+        """Each line: whether the setting is wrong, the setting, why."""
+        strategy, peft = self.strategy, self.peft
+        what = f"strategy={strategy.name}"
+        too_high = [bank for bank, rank in strategy.declared_ranks().items() if rank > self.trained_rank]
+        plain = peft.method in ("lora", "qlora", "rslora") and not peft.freeze_a
+        for wrong, key, why in (
+            (strategy.residual_rank >= peft.rank, f"strategy.residual_rank={strategy.residual_rank}",
+            f"at least one of peft.rank={peft.rank} is trained. Raise peft.rank"),
+            (bool(too_high), f"strategy.ranks of {', '.join(too_high)}",
+            f"banks train {self.trained_rank} ranks at most. Lower it"),
+            (not plain, f"peft={peft.method}" + (" peft.freeze_a=true" if peft.freeze_a else ""),
+            "it works on A and B of plain LoRA. Set peft=lora or rslora, peft.freeze_a=false"),
+            (strategy.residual_rank > 0 and self.train.weight_decay > 0,
+            f"train.weight_decay={self.train.weight_decay:g}",
+            "it would shrink ranks that no bank trains. Set train.weight_decay=0"),
+            (self.privacy.mode != "none", f"privacy={self.privacy.mode}",
+            "noise would fall on ranks that a bank does not train. Set privacy=none"),
+        ):  # fmt: skip
+            _require(not wrong, f"{what} does not go with {key}: {why}.")
+
+    def _check_rule(self) -> None:
+        """What the bank's side of a rule rests on."""
+        rule, train, peft = self.strategy.name, self.train, self.peft
+        steps_by_rows = train.epochs > 0 and train.batch_rows > 0
+        for of, wrong, why in (
+            ("scaffold", train.optimizer != "sgd", "corrects SGD steps at the banks: set train.optimizer=sgd."),
+            ("scaffold", steps_by_rows,
+            "needs equal steps at all banks: set train.steps_per_round, and train.epochs or train.batch_rows to 0."),
+            ("scaffold", self.privacy.in_the_bank,
+            f"corrects gradients after the noise of privacy={self.privacy.mode}. Choose strategy=fedavg or fedadam."),
+            ("rolora", peft.freeze_a or peft.method in ("dora", "lora_xs"),
+            f"trains A and B in turn, and peft={peft.method} with peft.freeze_a={peft.freeze_a} does not train just "
+            "these two. Choose peft=lora, qlora or rslora."),
+            ("rolora", train.proximal_mu > 0, "does not go with train.proximal_mu. Set it to 0."),
+            ("rolora", self.privacy.mode != "none",
+            f"sends half of an update, and privacy={self.privacy.mode} accounts for whole ones. Choose another "
+            "strategy, or peft.freeze_a=true, whose mean is exact too."),
+        ):  # fmt: skip
+            _require(rule != of or not wrong, f"strategy={rule} {why}")
+
     def _check_private(self) -> None:
-        """What would break the promise, or tell of the rows besidess the update, is refused before any row is read.
+        """What would break the promise, or tell of the rows besides the update, is refused before any row is read.
 
         Each line: modes, whether the setting is wrong, the setting, what to set instead, why.
         """
@@ -718,7 +910,8 @@ class Config:
             "the published algorithm clips A and B, and knows no magnitudes"),
             (in_the_bank, train.holdout_max_rows > 0, f"train.holdout_max_rows={train.holdout_max_rows}", "0",
             "the loss of held-out rows would leave"),
-            (every, self.strategy.weighting == "rows", "strategy.weighting=rows", "equal",
+            (every, self.strategy.weighting in REPORTED_WEIGHTS, f"strategy.weighting={self.strategy.weighting}",
+            "equal",
             "a bank's row count would leave"
                 if mode != "bank" else "the noise hides a bank only if all banks weigh the same"),
             (("bank",), self.strategy.keep_deltas, "strategy.keep_deltas=true", "false",

@@ -50,7 +50,7 @@ def read_bundle(content: bytes, sha256: str) -> Files:
         return _checked_list(files)
     except RefusedBundle:
         raise
-    except Exception as error:  # whatever a hostile archive does to the readers
+    except Exception as error:  # a hostile archive may raise anything in the readers
         raise RefusedBundle(f"it cannot be read ({type(error).__name__})") from error
 
 

@@ -6,7 +6,7 @@ is the key of the connection. But the message in a push names its sender itself,
 push, pull or confirm it. Here a node pushes only replies of its own, to requests that it was sent, and handles only the
 parts of its own messages. What else it asks for is refused with status 403.
 
-Whose a request is stands in the SuperLink's database until it is answered. Whose a reply is, is remembered from its
+Whose a request is, the SuperLink's database says until it is answered. Whose a reply is, is remembered from its
 head on: as soon as the ServerApp has seen the head, Flower forgets the sender, though the parts are still on their way.
 
 A reply is taken up to the size that `fedfinlora.wire.limits` allows; the server reads no more of it either

@@ -43,7 +43,7 @@ class Authority:
 
 
 def no_passphrase() -> bytes:
-    """UserError: an encrypted key was met where nobody can be asked."""
+    """UserError: an encrypted key was met where there is no terminal to ask."""
     raise UserError("ca.key is encrypted. Name a file with its passphrase: --passphrase-file FILE.")
 
 
@@ -139,7 +139,7 @@ def issue_signing(folder: Path, days: int, authority: Authority | None = None) -
 
 
 def issue_bank(file: Path, name: str, public_key: bytes, days: int, authority: Authority) -> None:
-    """Write a bank's certificate for its own public key (OpenSSH's form): its connections prove with it that they are
+    """Write a bank's certificate for its own public key (OpenSSH's form): its connections show with it that they are
     `name`'s.
     """
     from cryptography.hazmat.primitives import serialization
@@ -180,7 +180,7 @@ def check_bank_certificate(file: Path, key: Path, authority: Path, name: str) ->
 
 
 def common_name(certificate: x509.Certificate) -> str:
-    """Whom a certificate names; "" where it names nobody or several."""
+    """Whom a certificate names; "" where it names none or several."""
     from cryptography import x509
 
     names = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)

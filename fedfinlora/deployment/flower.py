@@ -97,7 +97,7 @@ def supernode() -> None:
 
 
 def _project_first() -> None:
-    """Import the project next to this file, whatever else is installed."""
+    """Import the project next to this file, before any other that is installed."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 

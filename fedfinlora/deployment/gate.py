@@ -2,7 +2,7 @@
 in, nor run at the coordinator.
 
 A bundle may run if the hash of its files (`app_bundle.code_sha256`) is one that the policy's rule `code` lists; where
-it lists none, if they are the files that are installed at the bank. Flower's SuperNode can be told to take only bundles
+it lists none, if they are the files that are installed at the bank. Flower's SuperNode can be set to take only bundles
 that a trusted entity has signed (`--trusted-entities`). The gate is that entity: its key lives and ends with the
 SuperNode's process, and it signs what it lets in. So two things must fail before a bundle gets past it: one that the
 gate never saw has no signature, and of one that it refused nothing is handed on.
@@ -37,9 +37,9 @@ from fedfinlora.privacy.history import Event, history_file, record, refuses_unre
 log = logging.getLogger("fedfinlora.bank")
 ENTITY, TRUSTED = "fedfinlora-gate", "gate.yaml"
 REFUSED = {"valid_license": "refused"}
-"""In the place of signatures: what Flower's own check finds is nobody's."""
+"""In the place of signatures: Flower's own check does not accept it."""
 APPS, HASH_DIGITS = "apps", 8
-"""Where Flower installs apps in its home, and how much of a bundle's hash stands in the name of an app's folder."""
+"""Where Flower installs apps in its home, and how much of a bundle's hash is in the name of an app's folder."""
 
 
 class Gate:
@@ -179,7 +179,7 @@ def gated(client_class: type[Any], gate: Gate) -> type[Any]:
             answer.fab.verifications.update(signature or REFUSED)
             if signature is None:
                 answer.fab.content = b""
-                # Flower leaves this out where it refuses a bundle, and the SuperLink would keep an adapter that nobody
+                # Flower leaves this out where it refuses a bundle, and the SuperLink would keep an adapter that no one
                 # fetches.
                 got = ConfirmMessageReceivedRequest(
                     node=request.node, run_id=request.run_id, message_object_id=self._message_id

@@ -31,7 +31,7 @@ NOTHING = "default-src 'none'; frame-ancestors 'none'"
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """What a path answers."""
 
     body: str
@@ -40,7 +40,7 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=lambda: {"Content-Security-Policy": NOTHING})
 
 
-Pages = Mapping[str, Callable[[str], Answer]]
+Pages = Mapping[str, Callable[[str], Response]]
 """Path -> what makes its answer from the query string."""
 
 
@@ -57,7 +57,8 @@ def serve(pages: Pages, port: int, listen: str = LOOPBACK) -> ThreadingHTTPServe
         raise UserError(
             f"--metrics-port {port} cannot be had on {listen} ({error.strerror}). Choose another, or 0 for none."
         ) from error
-    threading.Thread(target=server.serve_forever, name="watch", daemon=True).start()
+    # By default it looks every half second whether it should end, and `close` waits for that.
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="watch", daemon=True).start()
     return server
 
 
@@ -82,11 +83,11 @@ class _Handler(BaseHTTPRequestHandler):
         asked = urlsplit(self.path)
         if not self.trusts_any_host and not _is_loopback(self.headers.get("Host", "")):
             # A page in the operator's browser could have its own name point here and read the answer.
-            self._send(Answer("Ask by an address of this machine, such as 127.0.0.1.\n", status=403))
+            self._send(Response("Ask by an address of this machine, such as 127.0.0.1.\n", status=403))
             return
         make = self.answers.get(asked.path)
         if make is None:
-            self._send(Answer(f"There is nothing here but {', '.join(self.answers)}.\n", status=404))
+            self._send(Response(f"There is nothing here but {', '.join(self.answers)}.\n", status=404))
             return
         try:
             answer = make(asked.query)
@@ -94,18 +95,18 @@ class _Handler(BaseHTTPRequestHandler):
             Exception
         ) as error:  # what is on disk may be damaged: the page must not end with it, nor tell more than the kind
             log.exception("no answer to %s", asked.path)
-            answer = Answer(f"No answer: {type(error).__name__}. See the log.\n", status=500)
+            answer = Response(f"No answer: {type(error).__name__}. See the log.\n", status=500)
         self._send(answer)
 
     do_HEAD = do_GET
 
     def __getattr__(self, name: str) -> Callable[[], None]:
-        """Every other method is refused, whatever its name."""
+        """Every other method is refused."""
         if name.startswith("do_"):
-            return lambda: self._send(Answer("This server is read-only.\n", status=405), {"Allow": "GET, HEAD"})
+            return lambda: self._send(Response("This server is read-only.\n", status=405), {"Allow": "GET, HEAD"})
         raise AttributeError(name)
 
-    def _send(self, answer: Answer, more: Mapping[str, str] | None = None) -> None:
+    def _send(self, answer: Response, more: Mapping[str, str] | None = None) -> None:
         body = answer.body.encode("utf-8", "replace")
         self.send_response(answer.status)
         sized = {"Content-Type": answer.content_type, "Content-Length": str(len(body)), "Connection": "close"}

@@ -26,7 +26,7 @@ from prometheus_client.registry import Collector
 
 from fedfinlora.deployment.certificates import CA_CERTIFICATE, SERVER_CERTIFICATE, SIGNING_CERTIFICATE, days_left
 from fedfinlora.deployment.connections import connections
-from fedfinlora.deployment.local_server import Answer
+from fedfinlora.deployment.local_server import Response
 from fedfinlora.deployment.policy import SETTINGS, read_settings
 from fedfinlora.deployment.processes import resident
 from fedfinlora.deployment.reach import AUTHORITY, CERTIFICATE
@@ -100,11 +100,11 @@ class BankMetrics(Collector):
         yield from _of_the_machine(certificates, {"home": self.home}, state / "worker.pid")
 
 
-def page(collector: Collector) -> Answer:
+def page(collector: Collector) -> Response:
     """The metrics as Prometheus reads them."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(collector)
-    return Answer(generate_latest(registry).decode(), CONTENT_TYPE_LATEST)
+    return Response(generate_latest(registry).decode(), CONTENT_TYPE_LATEST)
 
 
 def _of_runs(runs: Iterable[Watched]) -> Iterator[Metric]:
@@ -226,7 +226,7 @@ def _of_bookings(lines: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
     yield GaugeMetricFamily("fedfinlora_bank_epsilon_spent", meaning, value=epsilon)
     meaning = "Lines of the bank's privacy ledger after the last booked round"
     yield GaugeMetricFamily("fedfinlora_bank_ledger_lines", meaning, value=number(last.get("ledger_number")) or 0.0)
-    meaning = "Units left out of the last booked round, their budget spent"
+    meaning = "Units excluded from the last booked round, their budget spent"
     yield GaugeMetricFamily("fedfinlora_bank_units_left_out", meaning, value=number(last.get("left_out")) or 0.0)
 
 

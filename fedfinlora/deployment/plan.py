@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedfinlora.compose import compose
-from fedfinlora.config.schema import Config
+from fedfinlora.config.schema import REPORTED_WEIGHTS, Config
 from fedfinlora.config.values import build, to_plain
 from fedfinlora.config.words import typed_keys
 from fedfinlora.errors import ConfigError, UserError
@@ -44,7 +44,7 @@ class Plan:
 def deployment_config(overrides: Sequence[str]) -> tuple[Config, list[str]]:
     """(the configuration of a run with banks that are not ours, what was decided for the user in sentences).
 
-    A bank's weight must not be what it claims: where nobody sets strategy.weighting, declared sizes are used if there
+    A bank's weight must not be what it claims: where strategy.weighting is not set, declared sizes are used if there
     are some, else all banks weigh the same. strategy.weighting=rows must be typed, and so must train.holdout_max_rows,
     for banks refuse to score few rows.
     """
@@ -52,7 +52,7 @@ def deployment_config(overrides: Sequence[str]) -> tuple[Config, list[str]]:
     by_size = [f"{WEIGHTING}=declared"] if SIZES in typed and WEIGHTING not in typed else []
     config = compose([*overrides, *by_size])
     strategy, train = config.strategy, config.train
-    if WEIGHTING not in typed and strategy.weighting == "rows":
+    if WEIGHTING not in typed and strategy.weighting in REPORTED_WEIGHTS:
         strategy = replace(strategy, weighting="equal")
         said.append(
             f"all banks weigh the same ({WEIGHTING}=equal): declare their sizes with {SIZES}=[BANK:ROWS,…] to weigh "

@@ -22,6 +22,7 @@ from fedfinlora.config.values import build_group, to_plain_group
 from fedfinlora.deployment.hand_written import read_yaml, yaml_text
 from fedfinlora.errors import ConfigError, UserError, choose
 from fedfinlora.privacy.head import SHA256
+from fedfinlora.train.trainer_names import checked_name
 from fedfinlora.wire.messages import BANK_NAME, REVEALABLE
 
 SETTINGS = "bank.yaml"
@@ -65,13 +66,13 @@ class Policy:
     """
     datasets: tuple[str, ...] = (EVERY_DATASET,)
     """Tasks that a round may train on, by the names of declared_rows; [all] = every one. With names here, a request
-    must name its tasks. dataset.equalize_tasks is refused whatever stands here: copies of rows would count as rows.
+    must name its tasks. dataset.equalize_tasks is always refused: copies of rows would count as rows.
     """
     generation: str = "loss"
     """What may be computed from private rows besides training: loss, the mean loss of held-out rows on the adapter that
     was sent, or none. The bank draws these rows with a secret key, min_rows of each task that has ten times as many,
     the same in all rounds and runs; train.holdout_max_rows in a request is 0 or at least min_rows, else it is refused.
-    Text is never generated from them, whatever stands here.
+    Text is never generated from them, with any value here.
     """
     max_steps_per_round: int = 100
     """Most optimiser steps in one round."""
@@ -80,8 +81,8 @@ class Policy:
     max_rounds_per_day: int = 500
     """Most rounds begun in a calendar day of the bank's clock, refused ones not counted."""
     privacy: tuple[str, ...] = ("none", "example")
-    """Allowed privacy modes: none, example, dp_lora, bank. Leave out none (and bank, which trusts the server) to
-    require privacy; with a budget_epsilon both are refused whatever stands here."""
+    """Allowed privacy modes: none, example, dp_lora, bank. Drop none (and bank, which trusts the server) to
+    require privacy; with a budget_epsilon both are always refused."""
     privacy_units: tuple[str, ...] = ("example", "customer", "bank")
     """Allowed privacy.unit; [customer] requires that a customer's rows are protected together."""
     max_epsilon: float = 8.0
@@ -165,9 +166,9 @@ class BankSettings:
     ones, which a server could else read off the noise. Change them when the data has grown by half; a change does not
     touch what was spent."""
     budget_epsilon: float = 8.0
-    """The most that may be spent on any row (or customer), over all runs and for ever. A row that has spent it is left
-    out of later rounds. With a budget every round that would leave without the bank's own noise is refused. 0 = no
-    limit: rounds without noise may run, and are booked as infinite."""
+    """The most that may be spent on any row (or customer), over all runs and for ever. A row that has spent it is
+    excluded from later rounds. With a budget every round that would leave without the bank's own noise is refused. 0 =
+    no limit: rounds without noise may run, and are booked as infinite."""
     delta: float = 0.0
     """Probability with which the guarantee may fail; 0 = min(1e-5, N^-1.2) with N all declared rows. A smaller one,
     here or in the request, is used; a larger one in the request is not."""
@@ -178,6 +179,11 @@ class BankSettings:
     """Fewest rows on which any round may be trained, private or not: a request may name single tasks and
     train.max_rows. In a round without the bank's own noise the steps themselves must take as many: from a step on one
     row, that row can be read. 0 = no limit."""
+    trainer: str = ""
+    """The bank's own training script in the place of the built-in loop, as MODULE:FUNCTION: a module in the folder of
+    this file, or an installed one (docs/running.md). It is not used in rounds under privacy=example or dp_lora, which
+    are then refused. No request can name one. Its code is not part of this file's hash; restart the bank when it has
+    changed."""
     policy: Policy = field(default_factory=Policy)
 
     def __post_init__(self) -> None:
@@ -198,6 +204,8 @@ class BankSettings:
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be 0 (no limit) or more, not {getattr(self, name)}.")
         declared_sizes(self.declared_rows)
+        if self.trainer:
+            checked_name(self.trainer)
 
 
 def declared_sizes(entries: Iterable[str]) -> dict[str, int]:

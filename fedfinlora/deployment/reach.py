@@ -1,4 +1,4 @@
-"""What stands between a bank and its coordinator, in words: nobody there, another authority, no TLS, a wrong clock."""
+"""Why a bank does not reach its coordinator, in words: no answer, another authority, no TLS, a wrong clock."""
 
 from __future__ import annotations
 
@@ -103,9 +103,8 @@ def clock_trouble(ahead_s: float) -> str:
 def _of_connection(address: str, authority: Path, said: str) -> str:
     if "CERTIFICATE_VERIFY_FAILED" in said:
         return (
-            f"What answers at {address} has no good certificate of {authority}: {said.rpartition(': ')[2]}. Do not go "
-            "on: it may be "
-            "somebody else. Compare ca.crt with the coordinator by another way."
+            f"What answers at {address} has no good certificate of {authority}: {said.rpartition(': ')[2]}. Do not "
+            "continue: it may be somebody else. Compare ca.crt with the coordinator by another way."
         )
     if "disconnected" in said or "reset" in said or "ALERT" in said:
         return (
@@ -114,4 +113,4 @@ def _of_connection(address: str, authority: Path, said: str) -> str:
         )
     if "SSL" in said and "EOF" not in said and "timed out" not in said:
         return f"What answers at {address} does not speak TLS as a coordinator does ({said})."
-    return f"Nobody answers at {address} ({said})."
+    return f"No one answers at {address} ({said})."

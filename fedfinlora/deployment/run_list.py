@@ -171,7 +171,7 @@ def _read(folder: Path, number: int, listed_t: float) -> Watched:
 
 
 def _count(event: Event, replies: dict[str, Replies], refusals: dict[tuple[str, str], Refusals]) -> None:
-    """Take in what became of one request."""
+    """Count what became of one request."""
     name, outcome = str(event.get("bank")), outcome_of(event)
     before = replies[name].outcomes if name in replies else {}
     reason, number, at = str(event.get("reason") or ""), int(event.get("round") or 0), float(event.get("t") or 0.0)

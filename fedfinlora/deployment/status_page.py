@@ -14,7 +14,7 @@ from urllib.parse import parse_qs
 
 from fedfinlora.deployment.certificates import WARN_DAYS, days_left
 from fedfinlora.deployment.connections import connections
-from fedfinlora.deployment.local_server import Answer
+from fedfinlora.deployment.local_server import Response
 from fedfinlora.deployment.run_list import Replies, Watched, last_epsilon, watched_runs
 from fedfinlora.errors import UserError
 from fedfinlora.report.benchmarks import with_unlisted
@@ -40,13 +40,13 @@ LOOKS = {
 """State -> how it is marked, next to its name."""
 
 
-def answer(home: Path, title: str, query: str) -> Answer:
+def answer(home: Path, title: str, query: str) -> Response:
     """The page as `fedfinlora.deployment.local_server` sends it; `run=N` in the query chooses the run to show."""
     runs = watched_runs(home)
     wanted = parse_qs(query).get("run", [""])[0]
     shown = next((one for one in runs if str(one.number) == wanted), runs[0] if runs else None)
     html = status_page(title, runs, shown, connections(home), certificate_warnings(home), time.time())
-    return Answer(html, "text/html; charset=utf-8", headers={"Content-Security-Policy": POLICY})
+    return Response(html, "text/html; charset=utf-8", headers={"Content-Security-Policy": POLICY})
 
 
 def status_page(

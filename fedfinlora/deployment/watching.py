@@ -9,7 +9,7 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 
-from fedfinlora.deployment.local_server import LOOPBACK, Answer, serve
+from fedfinlora.deployment.local_server import LOOPBACK, Response, serve
 
 
 class Listen(NamedTuple):
@@ -54,5 +54,5 @@ def watch_bank(home: Path, name: str, healthy: Callable[[], bool], listen: Liste
     return server
 
 
-def _health(well: bool, words: str) -> Answer:
-    return Answer(f"{words}\n" if well else f"not true: {words}\n", status=200 if well else 503)
+def _health(well: bool, words: str) -> Response:
+    return Response(f"{words}\n" if well else f"not true: {words}\n", status=200 if well else 503)

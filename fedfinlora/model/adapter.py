@@ -75,6 +75,10 @@ class Layout:
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
+    frozen_sha256: str = ""
+    """Of the tensors that the seed draws and no one trains or sends (A with peft.freeze_a): banks whose A differs have
+    no common update.
+    """
 
     @cached_property
     def size(self) -> int:
@@ -91,8 +95,9 @@ class Layout:
 
     @cached_property
     def id(self) -> str:
-        """SHA-256 of names and shapes, 16 hexadecimal digits."""
-        text = json.dumps([list(self.names), [list(shape) for shape in self.shapes]], allow_nan=False)
+        """SHA-256 of names, shapes and what is frozen, 16 hexadecimal digits."""
+        frozen = [self.frozen_sha256] if self.frozen_sha256 else []
+        text = json.dumps([list(self.names), [list(shape) for shape in self.shapes], *frozen], allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @cached_property
@@ -143,7 +148,21 @@ def frozen_tensors(model: nn.Module) -> dict[str, NDArray[np.float32]]:
 def layout_of(model: nn.Module) -> Layout:
     """The layout of a PEFT model's trainable parameters."""
     parameters = trainable(model)
-    return Layout(tuple(parameters), tuple(tuple(parameter.shape) for parameter in parameters.values()))
+    drawn = method_of(parameters).drawn
+    frozen = {name: tensor for name, tensor in frozen_tensors(model).items() if name.endswith(drawn)} if drawn else {}
+    return Layout(
+        tuple(parameters),
+        tuple(tuple(parameter.shape) for parameter in parameters.values()),
+        frozen_sha256(frozen),
+    )
+
+
+def frozen_sha256(tensors: Mapping[str, NDArray[np.float32]]) -> str:
+    """SHA-256 of tensors in the order of their names; "" where there are none."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(np.ascontiguousarray(tensors[name], "<f4").tobytes())
+    return digest.hexdigest() if tensors else ""
 
 
 def read_adapter(model: nn.Module) -> Vector:
@@ -159,7 +178,7 @@ def write_adapter(model: nn.Module, vector: Vector) -> None:
     import torch
 
     parameters = trainable(model)
-    views = layout_of(model).views(vector)
+    views = Layout(tuple(parameters), tuple(tuple(each.shape) for each in parameters.values())).views(vector)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(torch.from_numpy(views[name].copy()))
@@ -214,7 +233,7 @@ def load_adapter(
     """Read a PEFT folder into a vector of shape (layout.size,). UserError if it is another adapter's, or its tensors
     that are not trained are not those in `frozen`. LoRA-XS's R is solved for, from the ordinary LoRA in the folder.
 
-    With `model`, an adapter that names another base model is told apart: a warning if it fits all the same, else in the
+    With `model`, an adapter that names another base model is noticed: a warning if it fits all the same, else in the
     error.
     """
     tensors = read_tensors(folder)

@@ -2,7 +2,7 @@
 
 Two questions are answered here without loading a base model: which of our settings computes the same as the folder's
 adapter_config.json (`peft_settings`), and which tensors it holds, under the names that PEFT saves today
-(`read_tensors`). Whatever would change the mathematics and cannot be computed here is refused by the name of its key.
+(`read_tensors`). All that would change the mathematics and cannot be computed here is refused by the name of its key.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _TO_SAFETENSORS = (
 """Converts a pickle in the current folder; `weights_only` keeps it from running anything."""
 
 _MERGE = "Merge it into its base model with PEFT's merge_and_unload, save that and evaluate it with model.path=FOLDER."
-"""The way out for whatever PEFT can compute and we cannot."""
+"""The way out for what PEFT can compute and we cannot."""
 
 _READ_KEYS = {"peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "target_modules", "use_dora", "use_rslora"}
 """Keys that `peft_settings` turns into ours or checks."""
@@ -55,7 +55,7 @@ _KEYS_WITHOUT_EFFECT = {
     "revision",
     "runtime_config",
 }
-"""Keys that say where an adapter comes from, how it was initialised or which layers it left out: none of it is needed
+"""Keys that say where an adapter comes from, how it was initialised or which layers it excluded: none of it is needed
 to compute with its tensors. Every key that is neither here nor above must be empty, so that keys of later versions are
 refused.
 """
@@ -177,7 +177,7 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def plain_name(stored_name: str) -> str:
-    """The name under which PEFT saves a tensor today, whatever version or adapter name it was saved under.
+    """The name under which PEFT saves a tensor today, for any version and adapter name it was saved under.
 
     >>> plain_name("base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight")
     'base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight'

@@ -13,7 +13,8 @@ before.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -44,8 +45,17 @@ class AttentionPlan(Protocol):
         ...
 
 
+class Plan(AttentionPlan, Protocol):
+    """How a pack's attention is computed."""
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """What is gathered and masked besides the queries, keys and values themselves."""
+        ...
+
+
 @dataclass(frozen=True)
-class Stretch:
+class QuerySpan:
     """Consecutive tokens of the packed sequence that the same rows share."""
 
     start: int
@@ -72,21 +82,29 @@ class TreePlan:
     """Attention of a packed sequence by runs."""
 
     runs: tuple[Run, ...]
+    _masks: dict[tuple[torch.dtype, torch.device], list[torch.Tensor | None]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
     ) -> torch.Tensor:
-        return attend_by_runs(query, key, value, self.runs, scaling)
+        kind = (query.dtype, query.device)
+        if kind not in self._masks:  # once a pass, not once a layer
+            self._masks[kind] = [
+                None if run.mask is None else run.mask.to(query.device, query.dtype) for run in self.runs
+            ]
+        return attend_by_runs(query, key, value, self.runs, scaling, self._masks[kind])
 
 
-def make_runs(stretches: Sequence[Stretch], earlier_keys: int, device: torch.device | str) -> tuple[Run, ...]:
+def make_runs(stretches: Sequence[QuerySpan], earlier_keys: int, device: torch.device | str) -> tuple[Run, ...]:
     """Cut stretches, given in the order of the packed sequence without gaps, into runs. `earlier_keys` is S."""
     runs: list[Run] = []
-    pieces: list[Stretch] = []
+    pieces: list[QuerySpan] = []
     room = 0
     for stretch in stretches:
         length = stretch.end - stretch.start
-        if not stretch.sees and length > SHORTEST_RUN:  # the beginning of everything: causal, whatever its length
+        if not stretch.sees and length > SHORTEST_RUN:  # the beginning of everything: causal, for any length
             runs += _close(pieces, earlier_keys, device)
             runs.append(
                 Run(
@@ -108,14 +126,14 @@ def make_runs(stretches: Sequence[Stretch], earlier_keys: int, device: torch.dev
                 visible = sum(last - first for first, last in sees)
                 room = max(SHORTEST_RUN, min(LONGEST_RUN, visible // RUN_PER_KEY))
             end = min(stretch.end, start + room)
-            pieces.append(Stretch(start, end, sees))
+            pieces.append(QuerySpan(start, end, sees))
             room -= end - start
             start = end
     runs += _close(pieces, earlier_keys, device)
     return tuple(runs)
 
 
-def _close(pieces: Sequence[Stretch], earlier_keys: int, device: torch.device | str) -> list[Run]:
+def _close(pieces: Sequence[QuerySpan], earlier_keys: int, device: torch.device | str) -> list[Run]:
     """The run of some consecutive pieces."""
     if not pieces:
         return []
@@ -164,9 +182,18 @@ def merge_ranges(ranges: Sequence[Range]) -> list[Range]:
 
 
 def attend_by_runs(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, runs: Sequence[Run], scaling: float | None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    runs: Sequence[Run],
+    scaling: float | None,
+    masks: Sequence[torch.Tensor | None] | None = None,
 ) -> torch.Tensor:
-    """Attention of query (1, H, T, D) over key and value (1, G, S + T, D). Returns (1, T, H, D)."""
+    """Attention of query (1, H, T, D) over key and value (1, G, S + T, D). Returns (1, T, H, D).
+
+    `masks` are those of the runs in the query's type. For a backward pass the tensors are split once and the pieces
+    put together: the gradient of a slice is a tensor as long as all keys, most of it zeros, for each slice of each run.
+    """
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
@@ -175,24 +202,49 @@ def attend_by_runs(
     shared = heads // groups  # query heads that read the same keys; they are batched without copying the keys
     queries = query.reshape(groups, shared, tokens, width)
     keys, values = key.transpose(0, 1), value.transpose(0, 1)
+    if masks is None:
+        masks = [None if run.mask is None else run.mask.to(query.dtype) for run in runs]
+    asked = queries.split([run.end - run.start for run in runs], dim=2)
+    pieces: tuple[_Pieces, _Pieces] | None = None
+    if torch.is_grad_enabled() and (key.requires_grad or value.requires_grad):
+        cuts = cuts_of(runs, key.shape[2])
+        pieces = _Pieces(keys, cuts), _Pieces(values, cuts)
 
-    def seen(tensor: torch.Tensor, ranges: Sequence[Range]) -> torch.Tensor:
-        parts = [tensor[:, :, start:end] for start, end in ranges]
+    def seen(which: int, ranges: Sequence[Range]) -> torch.Tensor:
+        tensor = (keys, values)[which]
+        parts = pieces[which].of(ranges) if pieces is not None else [tensor[:, :, start:end] for start, end in ranges]
         gathered = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
         return gathered.expand(groups, shared, gathered.shape[2], width)
 
     outputs = [
         scaled_dot_product_attention(
-            queries[:, :, run.start : run.end],
-            seen(keys, run.keys),
-            seen(values, run.keys),
-            attn_mask=None if run.mask is None else run.mask.to(query.dtype),
-            is_causal=run.mask is None,
+            own,
+            seen(0, run.keys),
+            seen(1, run.keys),
+            attn_mask=mask,
+            is_causal=mask is None,
             scale=scaling,
         )
-        for run in runs
+        for run, own, mask in zip(runs, asked, masks, strict=True)
     ]
     return torch.cat(outputs, dim=2).reshape(heads, tokens, width).transpose(0, 1).unsqueeze(0)
+
+
+def cuts_of(runs: Sequence[Run], keys: int) -> list[int]:
+    """Where any range of keys begins or ends, from 0 to `keys`."""
+    return sorted({0, keys} | {bound for run in runs for reach in run.keys for bound in reach})
+
+
+class _Pieces:
+    """A tensor (G, 1, S + T, D) cut at `cuts`, once for all runs."""
+
+    def __init__(self, tensor: torch.Tensor, cuts: Sequence[int]) -> None:
+        self.number = {cut: number for number, cut in enumerate(cuts)}
+        self.pieces = tensor.split([end - start for start, end in pairwise(cuts)], dim=2)
+
+    def of(self, ranges: Sequence[Range]) -> list[torch.Tensor]:
+        """The pieces of sorted ranges, in order."""
+        return [self.pieces[number] for start, end in ranges for number in range(self.number[start], self.number[end])]
 
 
 def no_mask(device: torch.device | str) -> torch.Tensor:

@@ -32,6 +32,10 @@ shorter.
 """
 FLOAT32_TOLERANCE, LOW_PRECISION_TOLERANCE = 1e-3, 0.1
 """Largest difference of packed and plain logits, as a share of their norm."""
+NEAR_TIE = 0.05
+"""Two tokens are equally likely, as far as bfloat16 can say, where their logits differ by less than this share of the
+standard deviation of all logits.
+"""
 
 
 def configuration_of(model: ModelConfig) -> Any:
@@ -159,6 +163,15 @@ def check_packing(model: nn.Module, path: str, most_tokens: int) -> None:
             f"{refused} (logits differ by {difference:.2g} of their norm), so its results would be wrong. Choose "
             "another model."
         )
+
+
+def is_near_tie(logits: torch.Tensor, one: int, other: int) -> bool:
+    """Whether another product order may choose `other` instead of `one` from logits of shape (vocabulary,).
+
+    On CPUs packed and cached decoding give the tokens of plain decoding. On GPUs products of other shapes round
+    otherwise: a difference is an error unless it begins at such a tie.
+    """
+    return bool((logits[one] - logits[other]).abs() < NEAR_TIE * logits.float().std())
 
 
 def _plain_logits(model: nn.Module, row: list[int], device: torch.device) -> torch.Tensor:

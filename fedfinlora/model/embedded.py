@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 from fedfinlora.errors import UserError, choose
+from fedfinlora.model.memory_models import ARCHITECTURES, byte_tokenizer, write_folder
 from fedfinlora.model.packages import SMOLLM2_PACKAGE, package_folder
 
 SMOLLM2 = "embedded:smollm2-135m"
@@ -32,7 +34,7 @@ def cache_folder() -> Path:
 def is_embedded(path: str) -> bool:
     """True for a model that this module provides; UserError for a misspelt one."""
     if path.startswith(("embedded:", "memory:")):
-        choose(path, (SMOLLM2, TINY_RANDOM), "embedded model")
+        choose(path, (SMOLLM2, TINY_RANDOM, *ARCHITECTURES), "embedded model")
         return True
     return False
 
@@ -40,6 +42,7 @@ def is_embedded(path: str) -> bool:
 def embedded_folder(path: str) -> Path:
     """The Hugging Face folder of an embedded model, converted on first use (some ten seconds, then a second)."""
     builders = {SMOLLM2: _convert_smollm2, TINY_RANDOM: _build_tiny_random}
+    builders |= {name: partial(write_folder, name) for name in ARCHITECTURES}
     folder = cache_folder() / f"{path.split(':')[1]}-v{CACHE_FORMAT}"
     if (folder / "config.json").is_file():
         return folder
@@ -84,17 +87,11 @@ def _build_tiny_random(folder: Path) -> None:
     everywhere.
     """
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate(["<pad>", "<eos>", *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+    fast = byte_tokenizer()
     config = LlamaConfig(
-        vocab_size=len(vocabulary),
+        vocab_size=len(fast),
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,

@@ -1,20 +1,15 @@
-"""The quantized base model with its adapter: loaded once per process, proved before use.
-
-Quantization is bitsandbytes' LLM.int8 (Dettmers et al. 2022) or NF4 with double quantization (Dettmers et al. 2023). On
-CPUs two of its habits are taken away: NF4 layers repack their weights at the first evaluation, after which nothing
-trains and no error is raised; and int8 layers compute training and evaluation differently. See
-docs/adr/0003-quantization-on-cpus.md.
+"""The base model with its adapter: loaded and quantized once per process (`fedfinlora.model.quantized`), checked before
+use.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import re
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -41,10 +36,13 @@ from fedfinlora.model.base_checks import (
     check_vocabulary,
     context_tokens,
 )
+from fedfinlora.model.devices import before_cuda_starts, devices_of, pick_device, pick_dtype, placement, prepare_cuda
 from fedfinlora.model.embedded import embedded_folder, is_embedded
 from fedfinlora.model.hub_faults import first_line, hub_fault
+from fedfinlora.model.memory_models import ARCHITECTURES, build
 from fedfinlora.model.peft_methods import METHODS
 from fedfinlora.model.peft_methods.lora import ADAPTER_NAME
+from fedfinlora.model.quantized import compute_in_base_dtype, import_bitsandbytes, quantization_config, steady_on_cpu
 from fedfinlora.seeds import derive_seed
 from fedfinlora.system.web import check_hub
 
@@ -92,7 +90,7 @@ def get_session(config: Config) -> Session:
 
     model_config, peft_config = config.model, config.peft
     method = METHODS[peft_config.method]
-    what_is_loaded = ("path", "revision", "quantization", "int8_threshold", "unpack", "dtype", "device")
+    what_is_loaded = ("path", "revision", "quantization", "int8_threshold", "unpack", "dtype", "device", "device_map")
     base_key = tuple(getattr(model_config, name) for name in what_is_loaded)
     key = (*base_key, peft_config, config.seed if method.is_fixed_by_seed(peft_config) else None)
     if key in _sessions:
@@ -118,9 +116,15 @@ def get_session(config: Config) -> Session:
         read_adapter(model),
         frozen_tensors(model),
     )
-    prove(session)
+    self_test(session)
     _sessions[key] = session
     return session
+
+
+def forget() -> None:
+    """Let go of every model that this process keeps."""
+    _sessions.clear()
+    _bases.clear()
 
 
 def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
@@ -133,31 +137,37 @@ def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+    before_cuda_starts()
     import_bitsandbytes()
     _set_threads(config)
     device = pick_device(config.device)
+    if device.type == "cuda":
+        prepare_cuda()
     dtype = pick_dtype(config.dtype, device)
     folder = str(embedded_folder(config.path)) if is_embedded(config.path) else config.path
     options: dict[str, Any] = {"dtype": dtype, "revision": config.revision}
-    quantization = _quantization_config(config, dtype)
+    quantization = quantization_config(config, dtype)
     if quantization is not None:
         options["quantization_config"] = quantization
-    if device.type != "cpu":
-        options["device_map"] = {"": device}
+    options |= placement(config.device_map, device)
     if not is_embedded(config.path) and not os.path.isdir(os.path.expanduser(folder)):
         check_hub()
+    model: Any
     try:
         check_quantization(config)
         check_attention(config)
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=config.revision)
-        model = AutoModelForCausalLM.from_pretrained(folder, **options)
+        if config.path in ARCHITECTURES:
+            model = build(Path(folder), device, dtype, quantization)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(folder, **options)
     except UserError:
         raise
     except Exception as error:  # a download's errors are of three HTTP libraries
         known = isinstance(error, OSError | ValueError | ImportError | SafetensorError)
         if not known and not hub_fault(error, config.path):
             raise
-        raise UserError(_unreachable(config, error)) from error
+        raise UserError(unreachable(config, error)) from error
     base_loads += 1
     model.requires_grad_(False)
     model.eval()
@@ -177,30 +187,6 @@ def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
     return model, tokenizer
 
 
-def import_bitsandbytes() -> None:
-    """Import bitsandbytes without torch's compiler behind it, which takes 0.9 of a process's 5 seconds until its model
-    is loaded.
-
-    bitsandbytes has four functions compiled as it is imported, which neither CPUs nor CUDA call; here they are compiled
-    when they are called. Its advice to install kernels from the hub, given on CPUs with AVX512-BF16, is not passed on:
-    what would be fetched and run is not in constraints.txt.
-    """
-    import torch
-
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    compile_now = torch.compile
-
-    def compile_later(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        compiled = functools.cache(lambda: compile_now(function, **options))
-        return lambda *arguments, **values: compiled()(*arguments, **values)
-
-    torch.compile = compile_later  # type: ignore[assignment]
-    try:
-        import bitsandbytes  # noqa: F401
-    finally:
-        torch.compile = compile_now
-
-
 def add_adapter(base: nn.Module, model_config: ModelConfig, peft_config: PeftConfig, seed: int) -> nn.Module:
     """Put a fresh adapter into the base model (`fedfinlora.model.peft_methods`)."""
     import torch
@@ -211,7 +197,7 @@ def add_adapter(base: nn.Module, model_config: ModelConfig, peft_config: PeftCon
         warnings.filterwarnings(
             "ignore", "`is_gradient_checkpointing`", FutureWarning
         )  # PEFT asks transformers by its old name
-        torch.manual_seed(derive_seed(seed, "adapter"))
+        torch.default_generator.manual_seed(derive_seed(seed, "adapter"))  # torch.manual_seed reseeds CUDA too
         try:
             model = get_peft_model(
                 base,
@@ -225,11 +211,14 @@ def add_adapter(base: nn.Module, model_config: ModelConfig, peft_config: PeftCon
             ) from error
     for parameter in trainable(model).values():
         parameter.data = parameter.data.float()
+    method = METHODS[peft_config.method]
     try:
-        METHODS[peft_config.method].build(model, peft_config)
+        method.build(model, peft_config)
     except UserError:
         cast(Any, model).unload()
         raise
+    if any(device.type == "cuda" for device in devices_of(model)) and not method.flags.get("use_dora"):
+        compute_in_base_dtype(model)
     return model.eval()
 
 
@@ -260,7 +249,7 @@ def _check_targets(base: nn.Module, model_config: ModelConfig, peft_config: Peft
 
 
 def initial_adapter(session: Session, config: Config) -> Vector:
-    """The start of every run: the adapter as drawn from the seed, whatever was trained in this process before.
+    """The start of every run: the adapter as drawn from the seed, independent of earlier training.
 
     Returns a vector of shape (layout.size,) float32 (`fedfinlora.model.peft_methods`).
     """
@@ -286,7 +275,7 @@ def first_adapter(session: Session, config: Config) -> Vector:
     return load_adapter(Path(config.start_adapter), session.layout, config.model, session.frozen)
 
 
-def prove(session: Session) -> None:
+def self_test(session: Session) -> None:
     """Raise UserError unless this model trains and evaluates alike, also after an evaluation.
 
     With the adapter as it is: every trainable tensor receives a finite gradient, some of it non-zero; logits in train()
@@ -347,71 +336,6 @@ def prove(session: Session) -> None:
             raise UserError(f"This model's {what} differ by {difference:.2g} (relative). {advice}")
 
 
-def pick_device(name: str) -> torch.device:
-    """The torch device for model.device; UserError when it is not there."""
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"model.device={name!r} is no device of torch. Use auto, cpu, cuda or cuda:N.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            f"model.device={name}, but torch sees no CUDA device. Use model.device=auto or install a CUDA build of "
-            "torch."
-        )
-    return device
-
-
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The torch dtype for model.dtype: auto is bfloat16 on GPUs that have it and float32 elsewhere."""
-    import torch
-
-    if name != "auto":
-        return torch.float32 if name == "float32" else torch.bfloat16
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-
-
-def steady_on_cpu(model: nn.Module, unpack: str) -> None:
-    """Make bitsandbytes' layers compute the same in training and evaluation on a CPU, whatever the CPU offers.
-
-    int8 layers, and nf4 layers where `unpack` says so, become ordinary linear layers that hold the quantized values.
-    """
-    from bitsandbytes.functional import dequantize_4bit
-    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
-
-    packed = [module for module in model.modules() if isinstance(module, Linear4bit)]
-    needed_bytes = sum(4 * module.in_features * module.out_features for module in packed)
-    unpacks = unpack == "yes" or (unpack == "auto" and 4 * needed_bytes <= _memory_bytes())
-    for name, module in list(model.named_modules()):
-        if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False  # no repacking: it would end all training without an error
-            if unpacks:
-                weight = dequantize_4bit(module.weight.data, cast(Any, module.weight).quant_state)
-                _replace(model, name, weight, module.bias)
-        elif isinstance(module, Linear8bitLt):
-            scales = cast(Any, module.weight).SCB.float() / 127.0  # (rows,): the largest absolute weight of each output
-            weight = (module.weight.data.float() * scales.unsqueeze(1)).to(cast(Any, model).dtype)
-            _replace(model, name, weight, module.bias)
-
-
-def _replace(model: nn.Module, name: str, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-    """Put a frozen ordinary linear layer with these values in the place of a quantized one."""
-    import torch
-
-    plain = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    plain.weight = torch.nn.Parameter(weight.contiguous(), requires_grad=False)
-    if bias is not None:
-        plain.bias = torch.nn.Parameter(bias.data.to(weight.dtype), requires_grad=False)
-    model.set_submodule(name, plain)
-
-
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def _set_threads(config: ModelConfig) -> None:
     import torch
 
@@ -423,19 +347,8 @@ def _set_threads(config: ModelConfig) -> None:
         torch.set_num_threads(threads)
 
 
-def _quantization_config(config: ModelConfig, dtype: torch.dtype) -> Any:
-    if config.quantization == "none":
-        return None
-    from transformers import BitsAndBytesConfig
-
-    if config.quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=config.int8_threshold)
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
-
-
-def _unreachable(config: ModelConfig, error: Exception) -> str:
+def unreachable(config: ModelConfig, error: Exception) -> str:
+    """One line on why a model did not load, and what to do."""
     reason = first_line(error)
     if os.path.exists(os.path.expanduser(config.path or "no folder")):
         return (

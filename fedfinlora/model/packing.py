@@ -12,12 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from fedfinlora.model.attention import Range, Stretch, TreePlan, make_runs, merge_ranges, no_mask
+from fedfinlora.model.attention import Plan, QuerySpan, Range, TreePlan, make_runs, merge_ranges, no_mask
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from torch import nn
 
 LEAST_SAVED_TOKENS = 4
@@ -66,8 +69,8 @@ class Tree:
     segments: tuple[Segment, ...]
     leaves: tuple[int, ...]
     """The segment in which each sequence ends."""
-    spine_tokens: int
-    """Length S of the sequence that was read before and stands in front of the roots: a root of depth d continues its
+    cached_tokens: int
+    """Length S of the sequence that was read before and precedes the roots: a root of depth d continues its
     first d tokens.
     """
 
@@ -85,11 +88,13 @@ class Tree:
         return found[::-1]
 
     def keys(self, sequence: int, start: int, end: int) -> list[Range]:
-        """Where tokens [start, end) of a sequence lie in key coordinates: the spine's places first, then S + place."""
+        """Where tokens [start, end) of a sequence lie in key coordinates: the cached_prefix's places first, then S +
+        place.
+        """
         path = self.path(self.leaves[sequence])
         places = [(0, path[0].depth, 0)]  # (first token, end, key of the first)
         places += [
-            (segment.depth, segment.depth + len(segment.tokens), self.spine_tokens + segment.start) for segment in path
+            (segment.depth, segment.depth + len(segment.tokens), self.cached_tokens + segment.start) for segment in path
         ]
         cut = [(max(first, start) + at - first, min(last, end) + at - first) for first, last, at in places]
         return [found for found in cut if found[0] < found[1]]
@@ -103,7 +108,7 @@ class Pack:
     """(1, T) int64."""
     position_ids: torch.Tensor
     """(1, T) int64: each token's place in its own row."""
-    plan: TreePlan
+    plan: Plan
     answer_index: torch.Tensor
     """(A,) int64: places in T whose next token is an answer token, row by row; rows with the same beginning may share
     places.
@@ -135,16 +140,20 @@ def common_prefix_tokens(one: Sequence[int], other: Sequence[int]) -> int:
     return low
 
 
-def make_tree(sequences: Sequence[Tokens], share: bool = True, spine: Tokens = ()) -> Tree:
+def make_tree(sequences: Sequence[Tokens], share: bool = True, cached_prefix: Tokens = ()) -> Tree:
     """The tree of sorted, non-empty sequences. `share=False` gives each a segment of its own.
 
-    What a sequence has in common with the `spine` is not in the tree, but for its last token, whose output is wanted.
+    What a sequence has in common with the `cached_prefix` is not in the tree, but for its last token, whose output is
+    wanted.
     """
     shared = [0] * len(sequences)  # with the sequence before
     if share:
         for number in range(1, len(sequences)):
             shared[number] = common_prefix_tokens(sequences[number - 1], sequences[number])
-    on_spine = [min(common_prefix_tokens(spine, tokens), len(tokens) - 1) if spine else 0 for tokens in sequences]
+    on_cached = [
+        min(common_prefix_tokens(cached_prefix, tokens), len(tokens) - 1) if cached_prefix else 0
+        for tokens in sequences
+    ]
     segments: list[Segment] = []
     leaves = [-1] * len(sequences)
     place = 0
@@ -153,8 +162,8 @@ def make_tree(sequences: Sequence[Tokens], share: bool = True, spine: Tokens = (
     waiting: list[tuple[int, int, int, int]] = []
     first = 0
     for number in range(1, len(sequences) + 1):
-        if number == len(sequences) or on_spine[number] != on_spine[first]:
-            waiting.append((first, number, on_spine[first], -1))
+        if number == len(sequences) or on_cached[number] != on_cached[first]:
+            waiting.append((first, number, on_cached[first], -1))
             first = number
     waiting.reverse()
     while waiting:
@@ -174,18 +183,51 @@ def make_tree(sequences: Sequence[Tokens], share: bool = True, spine: Tokens = (
             if len(sequences[start]) == depth and parent >= 0:  # it ends in the common part, and so do its equals
                 leaves[start] = parent
         waiting += [(start, end, depth, parent) for start, end in reversed(branches) if leaves[start] < 0]
-    return Tree(tuple(segments), tuple(leaves), len(spine))
+    return Tree(tuple(segments), tuple(leaves), len(cached_prefix))
 
 
-def plan_of(tree: Tree, device: torch.device | str) -> TreePlan:
-    """The attention of a tree, over S + T keys."""
+def visible_until(tree: Tree) -> NDArray[np.int32] | None:
+    """(S + T,): for each key the first token of the packed sequence that does not see it, all before it from the key
+    itself on do: the end of the subtree that begins with its segment. None where the roots' cached prefixes are not
+    nested.
+    """
+    import numpy as np
+
+    ends = [segment.end for segment in tree.segments]
+    for number in range(len(ends) - 1, -1, -1):  # depth first: children come after their parent
+        parent = tree.segments[number].parent
+        if parent >= 0:
+            ends[parent] = max(ends[parent], ends[number])
+    until = np.zeros(tree.cached_tokens + tree.tokens, np.int32)
+    deepest = tree.cached_tokens
+    for segment, end in zip(tree.segments, ends, strict=True):
+        until[tree.cached_tokens + segment.start : tree.cached_tokens + segment.end] = end
+        if segment.parent < 0:
+            if segment.depth > deepest:
+                return None
+            deepest = segment.depth
+            until[:deepest] = end
+    return until
+
+
+def plan_of(tree: Tree, device: torch.device | str) -> Plan:
+    """The attention of a tree, over S + T keys: one kernel on GPUs (`fedfinlora.model.tree_kernel`), else by runs."""
+    if str(device).startswith("cuda") and (until := visible_until(tree)) is not None:
+        from fedfinlora.model.tree_kernel import KernelPlan, tree_mask
+
+        return KernelPlan(tree_mask(until, tree.cached_tokens, device), partial(runs_of, tree, device))
+    return runs_of(tree, device)
+
+
+def runs_of(tree: Tree, device: torch.device | str) -> TreePlan:
+    """The attention of a tree by runs."""
     stretches = []
     for number, segment in enumerate(tree.segments):
         path = tree.path(number)
         ranges = [(0, path[0].depth)] if path[0].depth else []
-        ranges += [(tree.spine_tokens + part.start, tree.spine_tokens + part.end) for part in path[:-1]]
-        stretches.append(Stretch(segment.start, segment.end, tuple(merge_ranges(ranges))))
-    return TreePlan(make_runs(stretches, tree.spine_tokens, device))
+        ranges += [(tree.cached_tokens + part.start, tree.cached_tokens + part.end) for part in path[:-1]]
+        stretches.append(QuerySpan(segment.start, segment.end, tuple(merge_ranges(ranges))))
+    return TreePlan(make_runs(stretches, tree.cached_tokens, device))
 
 
 def in_order(examples: Sequence[Example]) -> list[Example]:
@@ -247,6 +289,12 @@ def make_pack(
     )
 
 
+def index_for(model: nn.Module, index: torch.Tensor) -> torch.Tensor:
+    """An index into the last layer's output: on the CPU where a model's layers lie on several GPUs."""
+    spread = len({parameter.device for parameter in model.parameters()}) > 1
+    return index.cpu() if spread else index
+
+
 def answer_logits(model: nn.Module, pack: Pack) -> torch.Tensor:
     """(A, vocabulary) float32: logits at the positions that carry loss, and at no others."""
     logits: torch.Tensor = model(
@@ -254,7 +302,7 @@ def answer_logits(model: nn.Module, pack: Pack) -> torch.Tensor:
         position_ids=pack.position_ids,
         attention_mask=no_mask(pack.token_ids.device),
         plan=pack.plan,
-        logits_to_keep=pack.answer_index,
+        logits_to_keep=index_for(model, pack.answer_index),
         use_cache=False,
     ).logits
     return logits[0].float()

@@ -95,7 +95,7 @@ def plain_lora(folder: Path, model: Any = None, rank: int = 64) -> PlainLora:
 def _from_dora(folder: Path, model: Any, rank: int) -> PlainLora:
     """The best B A of the rank for the change of each weight (Eckart and Young 1936). Merges the adapter into `model`.
 
-    PEFT's own `convert_to_lora` leaves out DoRA's magnitudes, and with them most of the change.
+    PEFT's own `convert_to_lora` ignores DoRA's magnitudes, and with them most of the change.
     """
     import torch
 

@@ -4,7 +4,7 @@ One optimiser step of DP-SGD (Abadi et al. 2016, algorithm 1): each unit is in t
 rate), its gradient is clipped to norm C, and N(0, (sigma C)^2 I) is added to the sum once; sigma is the noise
 multiplier. Adjacency is add/remove: two data sets are neighbours if one has a unit that the other lacks. Epsilon is by
 PRV (Gopi, Lee and Wutschitz 2021), an upper bound up to its numerical error of 0.01, which is added; RDP (Mironov 2017;
-Mironov, Talwar and Zhang 2019) stands next to it, a looser bound by another way. Both come from Opacus. Where every
+Mironov, Talwar and Zhang 2019) is given too, a looser bound by another way. Both come from Opacus. Where every
 unit is in every step (q = 1) the Gaussian mechanism's own epsilon is known exactly (Balle and Wang 2018, theorem 8;
 composition: Dong, Roth and Su 2022, corollary 3.3) and is used instead.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fedfinlora.privacy")
 LARGEST_EPSILON = 30.0
-"""Where RDP's bound is beyond this it stands alone: nothing is promised any more, and PRV's tables would take
+"""Where RDP's bound is beyond this, only it is given: nothing is promised any more, and PRV's tables would take
 gigabytes.
 """
 

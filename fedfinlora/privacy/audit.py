@@ -1,4 +1,4 @@
-"""The checks of an audit and what they say together: a claim stands, is refuted, or is not decided."""
+"""The checks of an audit and what they say together: a claim holds, is refuted, or is not decided."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-STANDS, REFUTED, INCONCLUSIVE, NO_CLAIM = "stands", "REFUTED", "inconclusive", "nothing is claimed"
+HOLDS, REFUTED, INCONCLUSIVE, NO_CLAIM = "stands", "REFUTED", "inconclusive", "nothing is claimed"
 SENSITIVITY, NOISE, CANARIES, LEDGER = "sensitivity", "noise", "canaries", "ledger"
 CHECKS = {
     SENSITIVITY: "the same step with and without a unit",
@@ -15,7 +15,7 @@ CHECKS = {
     LEDGER: "the booked epsilon against another library, a changed row, the delta of the budget",
 }
 """Name -> what it does."""
-EXIT_STATUS = {REFUTED: 1, INCONCLUSIVE: 3, NO_CLAIM: 3, STANDS: 0}
+EXIT_STATUS = {REFUTED: 1, INCONCLUSIVE: 3, NO_CLAIM: 3, HOLDS: 0}
 """Of the worst verdict, in this order. Where nothing is claimed nothing was shown to stand."""
 
 
@@ -47,7 +47,7 @@ class Check:
 def together(checks: Sequence[Check]) -> str:
     """The verdict of all: the worst.
 
-    >>> together([Check("noise", STANDS, "", ""), Check("ledger", INCONCLUSIVE, "", "")])
+    >>> together([Check("noise", HOLDS, "", ""), Check("ledger", INCONCLUSIVE, "", "")])
     'inconclusive'
     """
     found = {check.verdict for check in checks}
@@ -59,4 +59,4 @@ def sentence(checks: Sequence[Check]) -> str:
     verdict = together(checks)
     by = [check.name for check in checks if check.verdict == verdict]
     said = "; ".join(f"{check.name}: {check.found} ({check.at_most})" for check in checks)
-    return f"{verdict}{'' if verdict == STANDS else ' by ' + ' and '.join(by)}: {said}"
+    return f"{verdict}{'' if verdict == HOLDS else ' by ' + ' and '.join(by)}: {said}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedfinlora.privacy.accounting import Steps
-from fedfinlora.privacy.audit import CANARIES, INCONCLUSIVE, NO_CLAIM, REFUTED, STANDS, Check
+from fedfinlora.privacy.audit import CANARIES, HOLDS, INCONCLUSIVE, NO_CLAIM, REFUTED, Check
 from fedfinlora.privacy.one_run_audit import (
     MOST_CANARIES,
     NOTICED,
@@ -80,7 +80,7 @@ def canary_check(views: Mapping[str, View], claim: Claim, confidence: float) -> 
     if claimed:
         weak = not any(bound.refuted for bound in largest.values())
         weak = weak or (bool(factors) and max(factors.values()) < NOTICED)
-        verdict = REFUTED if any(bound.refuted for bound in found.values()) else INCONCLUSIVE if weak else STANDS
+        verdict = REFUTED if any(bound.refuted for bound in found.values()) else INCONCLUSIVE if weak else HOLDS
         if verdict == INCONCLUSIVE:
             needed = _needed(views, spent, significance)
     of = f"epsilon {claim.epsilon:.3g} is claimed" if claimed else "nothing is claimed"

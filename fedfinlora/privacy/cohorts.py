@@ -1,7 +1,7 @@
 """Who took part in a round: keyed hashes of rows and customers, and the files that name them, each stored once.
 
 A row is its prompt, a customer is its name, both normalised, so that order, white space, labels and file names do not
-matter. A hash has 8 bytes: BLAKE2b under a secret key of the ledger, so that the files tell nobody which rows there
+matter. A hash has 8 bytes: BLAKE2b under a secret key of the ledger, so that the files show no one which rows there
 are. The highest bit tells the kinds apart: 0 for a row (or, in the server's ledger, a bank), 1 for a customer.
 """
 
@@ -79,7 +79,7 @@ def normalised(text: str) -> str:
 
 
 def customer_of(issuer: str) -> str:
-    """How a customer is told from others: the normalised name without regard to case; "" where there is none.
+    """How a customer is distinguished from others: the normalised name without regard to case; "" where there is none.
 
     >>> customer_of(" Ada\\u00a0 BANK "), customer_of("  ")
     ('ada bank', '')

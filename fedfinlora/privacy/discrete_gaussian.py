@@ -1,7 +1,7 @@
 """Exact samples of the discrete Gaussian, N_Z(0, S^2): P(x) proportional to exp(-x^2 / (2 S^2)) on the integers
 (Canonne, Kamath and Steinke 2020, definition 1).
 
-Floating-point Gaussians have gaps that give a secret away (Mironov 2012); here every probability is exact, whatever the
+Floating-point Gaussians have gaps that give a secret away (Mironov 2012); here every probability is exact, for any
 number of samples, and every number is an integer. S is a power of two, 2^L with 8 <= L <= 23: the noise chooses the
 grid (`fedfinlora.privacy.grid`), not the other way round.
 

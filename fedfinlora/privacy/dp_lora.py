@@ -5,7 +5,7 @@ A bank clips the gradient of its whole minibatch to norm C, that of all A togeth
 can turn the clipped gradient of a minibatch round, by 2 C, and it does so in A and B at once: by 2 sqrt(2) C. Epsilon
 is stated here for that, with every row in every step: the order of the rows comes from the run's seed, which everybody
 knows, so nothing is gained by sampling. What that epsilon says is in turn true for any change of the bank's rows
-whatever, since no minibatch can move the clipped gradients by more.
+at all, since no minibatch can move the clipped gradients by more.
 """
 
 from __future__ import annotations

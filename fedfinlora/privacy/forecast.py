@@ -2,8 +2,8 @@
 loaded.
 
 A step of bank k draws each of its N_k rows with probability q_k, clips each gradient to C and adds noise of standard
-deviation sigma_k C to each of the adapter's d numbers (`fedfinlora.privacy.mechanism`). The server's mean of the banks,
-with weights w_k, then carries noise of standard deviation
+deviation sigma_k C to each of the adapter's d numbers (`fedfinlora.privacy.mechanism`). The server's mean of
+the banks, with weights w_k, then carries noise of standard deviation
 
     s C with s = sqrt(sum over k of (w_k sigma_k / (q_k N_k))^2) in each number, so of norm s C sqrt(d)
 
@@ -155,13 +155,13 @@ def forecast(config: Config, sizes: Mapping[str, float], parameters: int) -> For
     squares = [
         (weight * bank.noise_multiplier / bank.rows_per_step) ** 2 for weight, bank in zip(weights, banks, strict=True)
     ]
-    deviation = math.sqrt(sum(squares))
+    noise_std = math.sqrt(sum(squares))
     return Forecast(
         parameters=parameters,
         steps=steps,
         rows_processed=steps * sum(bank.rows_per_step for bank in banks),
-        noise_to_signal=deviation * math.sqrt(parameters),
-        signal_to_noise=math.sqrt(steps) / deviation,
+        noise_to_signal=noise_std * math.sqrt(parameters),
+        signal_to_noise=math.sqrt(steps) / noise_std,
         banks=tuple(banks),
     )
 
@@ -185,7 +185,7 @@ def _weights(config: Config, sizes: Mapping[str, float]) -> list[float]:
 
 
 def alternatives(config: Config, sizes: Mapping[str, float], shapes: Shapes) -> list[Alternative]:
-    """The run with fewer and more steps, other ranks and other adapters; what cannot be is left out."""
+    """The run with fewer and more steps, other ranks and other adapters; impossible ones are not offered."""
     found = []
     for words, changed in [*_other_steps(config), *_other_adapters(config)]:
         try:

@@ -42,7 +42,7 @@ class Event:
     round: int
     """0 before the first."""
     outcome: str
-    """begun and, where it stands in the ledger, booked (nothing has left yet); then sent, refused or failed."""
+    """begun and, where it is in the ledger, booked (nothing has left yet); then sent, refused or failed."""
     code: str = ""
     """Why it was refused or failed, one of `fedfinlora.wire.reasons.SAFE_REASONS`."""
     detail: str = ""
@@ -149,7 +149,7 @@ def _seconds(time_text: object) -> float:
 
 
 def read_history(file: Path) -> list[dict[str, Any]]:
-    """All whole lines; one that a crash cut off is left out."""
+    """All whole lines; one that a crash cut off is ignored."""
     try:
         lines = file.read_text("utf-8").splitlines()
     except FileNotFoundError:

@@ -50,7 +50,7 @@ class Spending:
     """example, customer or bank."""
     steps: Steps
     reproducible_noise: bool = False
-    """Noise that others can compute protects nobody: it is booked as none."""
+    """Noise that others can compute protects no one: it is booked as none."""
 
     @property
     def booked_steps(self) -> Steps:
@@ -99,7 +99,7 @@ def book(
 
     `budget_epsilon`: what a unit may spend over all runs; `run_epsilon`: what any unit may spend in this run; 0 = no
     limit. `witness`: the newest head that the aggregator has seen; `own_witness`: the newest in the bank's own history;
-    `one_bank`: all lines are this bank's, whatever name it had (else several simulated banks share the ledger). Raises
+    `one_bank`: all lines are this bank's, under any name (else several simulated banks share the ledger). Raises
     BudgetError before anything is written where no unit may take part or the run's own total would be too large;
     LedgerError for a ledger that is damaged, cut, rolled back or cannot be written (the round may then be booked
     already: too much, never too little); UserError for rows without a customer where the unit is the customer. Two

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 
 from fedfinlora.privacy.accounting import Steps
-from fedfinlora.privacy.audit import INCONCLUSIVE, LEDGER, REFUTED, STANDS, Check
+from fedfinlora.privacy.audit import HOLDS, INCONCLUSIVE, LEDGER, REFUTED, Check
 
 TOLERANCE = 0.02
 """PLD rounds losses up to a grid, by about so much; a booked epsilon that is lower by more is too low."""
@@ -80,7 +80,7 @@ def ledger_check(probes: Sequence[Probe]) -> Check:
     missing = not pld_available()
     return Check(
         LEDGER,
-        REFUTED if wrong else INCONCLUSIVE if missing else STANDS,
+        REFUTED if wrong else INCONCLUSIVE if missing else HOLDS,
         "; ".join(probe.answer for probe in wrong or probes),
         f"an epsilon more than {TOLERANCE} + {RELATIVE_TOLERANCE:.0%} too low is seen",
         "dp-accounting is not installed, so the arithmetic was not compared: pip install dp-accounting."

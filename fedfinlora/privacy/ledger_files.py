@@ -97,8 +97,8 @@ def complete_renewal(folder: Path) -> None:
 
 
 def sound_lines(content: bytes) -> list[dict[str, Any]] | int:
-    """The lines of a chain, or the number of the first that is damaged. What follows the last line break is left
-    out.
+    """The lines of a chain, or the number of the first that is damaged. What follows the last line break is
+    ignored.
     """
     lines: list[dict[str, Any]] = []
     for number, text in enumerate(content.split(b"\n")[:-1], 1):
@@ -132,7 +132,7 @@ def has_line(lines: list[dict[str, Any]], head: Head) -> bool:
 
 
 def origins(line: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """What a line stands for besides itself: lines of an old ledger, or lines that were lost and booked again."""
+    """What a line also represents: lines of an old ledger, or lines that were lost and booked again."""
     origin = line.get("origin")
     while isinstance(origin, Mapping):
         yield origin

@@ -2,7 +2,7 @@
 
 What holds of the chain is kept: its lines from the first on, as far as each is whole, follows the one before, and its
 cohort can be read. Every later line is booked again, on its own cohort where its hash is right and the cohort is there,
-else on every row, and so is each round that the bank's history knows and the ledger does not. A line that nobody knows
+else on every row, and so is each round that the bank's history knows and the ledger does not. A line that no file has
 any more cannot be booked again; then only `book_as_spent` is left: a line without noise for every row.
 """
 

@@ -1,8 +1,8 @@
 """What was spent on each unit: its history out of the ledger's lines, and epsilon once for each distinct history.
 
 Block composition (Lécuyer et al. 2019, Sage, section 3): what counts for a row are the lines that name it. A unit whose
-budget is exhausted is left out and the others are used further (Feldman and Zrnic 2021, algorithm 1): whether a unit is
-left out depends on its own history alone.
+budget is exhausted is excluded and the others are used further (Feldman and Zrnic 2021, algorithm 1): whether a unit is
+excluded depends on its own history alone.
 
 How a line counts for a unit, by the weight (`Cohort.weights`) with which it names it:
 
@@ -103,9 +103,9 @@ class Histories:
             tried = open_ones[0] if len(open_ones) == len(self.counts) else open_ones[len(open_ones) // 2]
             fits = self._stays_within(int(tried), limit, delta)
             others = self.counts[open_ones]
-            settled = (others <= self.counts[tried] if fits else others >= self.counts[tried]).all(axis=1)
-            verdict[open_ones[settled]] = fits
-            open_ones = open_ones[~settled]
+            decided = (others <= self.counts[tried] if fits else others >= self.counts[tried]).all(axis=1)
+            verdict[open_ones[decided]] = fits
+            open_ones = open_ones[~decided]
         return verdict
 
     def largest(self, delta: float, among: NDArray[np.bool_] | None = None) -> float:
@@ -165,8 +165,8 @@ def members(index: Index, by_customer: bool) -> Units:
     """Everything that the index knows, a unit for each atom: rows, or customers as far as the lines name them."""
     of_kind = (index.hashes >= CUSTOMER_BIT) == by_customer
     atoms = np.unique(index.atoms[of_kind])
-    nobody = np.array([], dtype=np.intp)
-    return Units(by_customer, nobody, atoms, nobody, nobody.astype(np.int32), np.ones(len(atoms), dtype=np.int32))
+    none = np.array([], dtype=np.intp)
+    return Units(by_customer, none, atoms, none, none.astype(np.int32), np.ones(len(atoms), dtype=np.int32))
 
 
 def histories(

@@ -97,7 +97,7 @@ def _old_files(ledger_folder: Path, folders: Iterable[Path]) -> Iterator[tuple[P
 
 
 def _checked(ledger_folder: Path, file: Path) -> list[dict[str, Any]]:
-    """The lines of an old file. A last line that a crash cut off was never spent and is left out."""
+    """The lines of an old file. A last line that a crash cut off was never spent and is ignored."""
     head_file = file.with_suffix(".head.json")
     try:
         content = file.read_bytes()

@@ -164,8 +164,7 @@ def private_step(
     memory_bytes: float,
     extra: Sequence[Mapping[str, torch.Tensor]] = (),
 ) -> PrivateStep:
-    """Put the noisy gradient of one step into the parameters' `grad`, whatever was drawn: nothing at all is noise
-    alone.
+    """Put the noisy gradient of one step into the parameters' `grad`; without any sampled row it is noise alone.
 
     `extra` are gradients by name, (out, in) each, that are clipped and added like a drawn unit's: an audit's canaries.
     """
@@ -303,7 +302,7 @@ def private_passes(
     copies: int = 1,
 ) -> Iterator[list[Unit]]:
     """Cut a step's units into passes of `batch_tokens` (0 = one unit each) or what memory allows; a unit is never cut,
-    whatever its length.
+    however long it is.
 
     Besides what any pass keeps, a private one keeps the gradients of the adapted layers' outputs.
     """

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from fedfinlora.privacy.audit import NOISE, REFUTED, STANDS, Check
+from fedfinlora.privacy.audit import HOLDS, NOISE, REFUTED, Check
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +31,7 @@ class NoiseTest:
     name: str
     numbers: int
     ratio: float
-    """Measured deviation over the booked one."""
+    """Measured standard deviation over the booked one."""
     p_value: float
     """Probability of a ratio as far from 1 under the booked noise, two-sided."""
 
@@ -40,8 +40,9 @@ class NoiseTest:
         return self.p_value < significance
 
 
-def noise_test(name: str, difference: NDArray[np.floating[Any]], deviation: float) -> NoiseTest:
-    """Test the difference (n,) of two steps against N(0, 2 deviation^2) each. `deviation` is that of one step's noise.
+def noise_test(name: str, difference: NDArray[np.floating[Any]], noise_std: float) -> NoiseTest:
+    """Test the difference (n,) of two steps against N(0, 2 noise_std^2) each. `noise_std` is the standard deviation of
+    one step's noise.
 
     >>> import numpy as np
     >>> noise_test("all", np.full(1000, 2.0**0.5), 1.0).ratio
@@ -52,22 +53,22 @@ def noise_test(name: str, difference: NDArray[np.floating[Any]], deviation: floa
     import numpy as np
     from scipy.stats import chi2
 
-    mean_square = float(np.mean(np.square(difference, dtype=np.float64))) / (2 * deviation**2)
+    mean_square = float(np.mean(np.square(difference, dtype=np.float64))) / (2 * noise_std**2)
     statistic, freedom = mean_square * len(difference), len(difference)
     one_sided = min(float(chi2.cdf(statistic, freedom)), float(chi2.sf(statistic, freedom)))
     return NoiseTest(name, freedom, math.sqrt(mean_square), min(1.0, 2 * one_sided))
 
 
 def noise_tests(
-    difference: NDArray[np.floating[Any]], deviation: float, tensors: Mapping[str, NDArray[np.floating[Any]]]
+    difference: NDArray[np.floating[Any]], noise_std: float, tensors: Mapping[str, NDArray[np.floating[Any]]]
 ) -> tuple[NoiseTest, ...]:
     """All numbers together first, then each tensor of LEAST_NUMBERS or more; `tensors`: name -> its part of the
     difference, of any shape.
     """
     parts = [(name, part.reshape(-1)) for name, part in tensors.items() if part.size >= LEAST_NUMBERS]
     return (
-        noise_test("all tensors", difference, deviation),
-        *(noise_test(name, part, deviation) for name, part in parts),
+        noise_test("all tensors", difference, noise_std),
+        *(noise_test(name, part, noise_std) for name, part in parts),
     )
 
 
@@ -129,7 +130,7 @@ def noise_check(tests: Sequence[NoiseTest], draws: Draws | None) -> Check:
     each = SIGNIFICANCE / (2 if draws else 1) / 2
     wrong = [whole.name] if whole.wrong(each) else []
     wrong += [part.name for part in parts if part.wrong(each / len(parts))]
-    found = f"the noise has {whole.ratio:.4f} of the booked deviation"
+    found = f"the noise has {whole.ratio:.4f} of the booked standard deviation"
     at_most = f"{whole.numbers:,} numbers: {smallest_deviation(whole.numbers, each):.2%} more or less is seen"
     if parts:
         least = min(part.numbers for part in parts)
@@ -144,7 +145,7 @@ def noise_check(tests: Sequence[NoiseTest], draws: Draws | None) -> Check:
             found += ", which is wrong"
     return Check(
         NOISE,
-        REFUTED if wrong else STANDS,
+        REFUTED if wrong else HOLDS,
         found,
         f"{at_most}; confidence {1 - SIGNIFICANCE:.1%}",
         figures={

@@ -9,7 +9,7 @@ delta 1e-4 give 2.15 there and 8.4 here.
 
 The hypotheses are those of one family: the booked steps with their noise times a factor. A factor that is refuted is a
 noise that the mechanism does not have; the epsilon of the smallest such factor is a lower bound at the stated
-confidence. Nothing is assumed of the mechanism but f, so a mechanism that reveals everything once in twenty runs stands
+confidence. Nothing is assumed of the mechanism but f, so a mechanism that reveals everything once in twenty runs passes
 at 95 %: even perfect attackers stay below the true epsilon.
 """
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 NOTICED = 0.25
-"""An audit that would miss noise of a quarter of the booked deviation decides nothing."""
+"""An audit that would miss a quarter of the booked noise decides nothing."""
 FACTORS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.1, 0.05)
 """Noise factors for which the power is simulated."""
 REPEATS, POWER = 10, 0.9
@@ -49,7 +49,7 @@ class Plan:
 
 
 PLANS = tuple(Plan(share, inside) for share in (0.5, 0.25, 0.1, 0.05) for inside in (0.5, 1.0))
-"""Guessing all is left out: with a small probability of error to spare, f allows too many right ones."""
+"""Guessing all is not among them: with a small probability of error to spare, f allows too many right ones."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ section 3). LoRA's tensors are so thin that G_i itself, made for a few units at 
 token-by-token products. Its length over all layers together gives the factor by which it is scaled; scaled, it is
 rounded to the grid (`fedfinlora.privacy.grid`), and its length there is checked in exact integers.
 
-Guarantee: the integer contribution of any unit has norm at most C, whatever its gradient, or nothing of the step is
+Guarantee: the integer contribution of any unit has norm at most C, for any gradient, or nothing of the step is
 used.
 """
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+LEAST_WIDTH = 16
+"""Tokens of the shortest filled unit on GPUs; longer ones are filled up to powers of two."""
 Span = tuple[int, int]
 """(first token, end) of a unit in the packed sequence."""
 
@@ -75,7 +77,7 @@ def keeping(model: nn.Module) -> Iterator[Kept]:
 
         def forward(values: torch.Tensor) -> torch.Tensor:
             kept.inputs[name] = values.detach().reshape(-1, values.shape[-1])
-            output = torch.nn.functional.linear(values, layer.weight.detach(), layer.bias)
+            output = torch.nn.functional.linear(values, layer.weight.detach().to(values.dtype), layer.bias)
             if not output.requires_grad:  # nothing in front of it is trained
                 output.requires_grad_()
             output.register_hook(keep_gradient)
@@ -106,6 +108,9 @@ def unit_gradients(kept: Kept, spans: Sequence[Span]) -> dict[str, torch.Tensor]
     found = {}
     for name, inputs in kept.inputs.items():
         gradients = kept.output_gradients[name]
+        if inputs.is_cuda:
+            found[name] = padded_unit_gradients(inputs, gradients, spans)
+            continue
         per_unit = torch.empty(len(spans), gradients.shape[1], inputs.shape[1], device=inputs.device)
         for place, (start, end) in enumerate(spans):
             torch.mm(gradients[start:end].float().T, inputs[start:end].float(), out=per_unit[place])
@@ -113,11 +118,34 @@ def unit_gradients(kept: Kept, spans: Sequence[Span]) -> dict[str, torch.Tensor]
     return found
 
 
+def padded_unit_gradients(inputs: torch.Tensor, gradients: torch.Tensor, spans: Sequence[Span]) -> torch.Tensor:
+    """(units, out, in) float32 of inputs (T, in) and output gradients (T, out): units of similar length are filled up
+    with zeros and multiplied together, which a GPU does faster than one after the other.
+    """
+    import torch
+
+    found = torch.empty(len(spans), gradients.shape[1], inputs.shape[1], device=inputs.device)
+    by_width: dict[int, list[int]] = {}
+    for unit, (start, end) in enumerate(spans):
+        by_width.setdefault(max(LEAST_WIDTH, 1 << (end - start - 1).bit_length()), []).append(unit)
+    for width, units in by_width.items():
+        starts = torch.tensor([spans[unit][0] for unit in units], device=inputs.device)[:, None]
+        ends = torch.tensor([spans[unit][1] for unit in units], device=inputs.device)[:, None]
+        places = starts + torch.arange(width, device=inputs.device)
+        inside = (places < ends).unsqueeze(-1)
+        places = places.clamp(max=len(inputs) - 1)
+        # torch.where, not a product: zero times what is not finite in a neighbour's place is not zero.
+        own = [torch.where(inside, tensor[places].float(), 0.0) for tensor in (gradients, inputs)]
+        found[units] = torch.bmm(own[0].transpose(1, 2), own[1])
+    return found
+
+
 def norms_of(gradients: Mapping[str, torch.Tensor]) -> list[float]:
     """|G_i| over all layers together, one a unit; not finite where a unit's gradient is not."""
     import torch
 
-    squares = [per_unit.square().sum(dim=(1, 2), dtype=torch.float64) for per_unit in gradients.values()]
+    first = next(iter(gradients.values())).device  # of several GPUs, where the model's layers lie on several
+    squares = [per_unit.square().sum(dim=(1, 2), dtype=torch.float64).to(first) for per_unit in gradients.values()]
     return [float(norm) for norm in torch.stack(squares).sum(0).sqrt().tolist()]
 
 
@@ -137,11 +165,11 @@ def add_to_grid(gradients: Mapping[str, torch.Tensor], grid: Grid, sums: dict[st
     scale = torch.tensor(factors, dtype=torch.float32, device=device).view(-1, 1, 1)
     squares = torch.zeros(len(norms), dtype=torch.float64, device=device)
     for per_unit in gradients.values():
-        per_unit.mul_(scale).round_()
+        per_unit.mul_(scale.to(per_unit.device)).round_()
         for place, factor in enumerate(factors):
             if factor == 0:
                 per_unit[place] = 0.0
-        squares += per_unit.double().square_().sum(dim=(1, 2))
+        squares += per_unit.double().square_().sum(dim=(1, 2)).to(device)
     if float(squares.max()) > grid.bound_squared:
         raise UserError(
             "A clipped gradient is longer than privacy.clip_norm: this machine's arithmetic cannot be relied on. "

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from fedfinlora.privacy.audit import REFUTED, SENSITIVITY, STANDS, Check
+from fedfinlora.privacy.audit import HOLDS, REFUTED, SENSITIVITY, Check
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def sensitivity_check(replays: Sequence[Replay]) -> Check:
     tolerance = max(replay.tolerance for replay in replays)
     return Check(
         SENSITIVITY,
-        REFUTED if worst.too_far else STANDS,
+        REFUTED if worst.too_far else HOLDS,
         f"a unit moved the sum of a step by up to {worst.moved:.4g} of the sensitivity ({worst.unit})",
         f"{len(replays)} replays; any move beyond {1 + tolerance:.5g} is seen, of the units that were tried",
         figures={"replays": [asdict(replay) for replay in replays]},

@@ -35,7 +35,7 @@ SUPPORTS = 600
 
 
 def gaussian_trade_off(mu: float) -> TradeOff:
-    """Of Gaussian noise on what one unit moves by mu deviations (Dong et al. 2022, definition 2.6).
+    """Of Gaussian noise on what one unit moves by mu standard deviations (Dong et al. 2022, definition 2.6).
 
     >>> round(gaussian_trade_off(1.0)(0.5), 3)
     0.159
@@ -136,8 +136,8 @@ def _loss_masses(
     """(probability of each loss of one step, rounded up to the grid `losses` of spacing `width`; that of a loss
     beyond it).
 
-    With x in deviations of the noise, the loss of removing is log(1 - q + q e^(x / sigma - 1 / (2 sigma^2))) for x from
-    the mixture (1 - q) N(0, 1) + q N(1 / sigma, 1); that of adding is its negative for x from N(0, 1).
+    With x in standard deviations of the noise, the loss of removing is log(1 - q + q e^(x / sigma - 1 / (2 sigma^2)))
+    for x from the mixture (1 - q) N(0, 1) + q N(1 / sigma, 1); that of adding is its negative for x from N(0, 1).
     """
     import numpy as np
     from scipy.special import ndtr

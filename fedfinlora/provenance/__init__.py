@@ -1,1 +1,1 @@
-"""Who said what in a run, and the proof of it: signatures, the chain of hashes, signed adapters."""
+"""Who said what in a run, and how that is verified: signatures, the chain of hashes, signed adapters."""

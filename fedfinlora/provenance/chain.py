@@ -24,7 +24,7 @@ from fedfinlora.provenance.signatures import LINE, Signer, WrongSignature, canon
 from fedfinlora.run.records import ROUNDS_FILE
 
 REPORT_FILE, AUDIT_FILE, CARD_FILE = "report.html", "audit.json", "privacy.json"
-LATER = (CHAIN_FILE, "progress.jsonl", REPORT_FILE, CARD_FILE, AUDIT_FILE)
+LATER = (CHAIN_FILE, "progress.jsonl", REPORT_FILE, CARD_FILE, AUDIT_FILE, "contributions.json")
 """Files that are written after `end`, or by other commands later."""
 OF_STATE = ("run.json", "origin.json")
 """Of the folder `state`, besides checkpoints: all else there is logs, locks and Flower's own."""

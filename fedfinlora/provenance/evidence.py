@@ -35,7 +35,7 @@ NOT_SIGNED = ("signature", "certificate")
 """Keys of a request's or reply's head that carry its signature."""
 NO_DELTA = hashlib.sha256(b"").hexdigest()
 MOST_STATEMENT_BYTES = 2**15
-"""Of a reply without its arrays, as canonical JSON; an honest one has 1.2 KB."""
+"""Of a reply without its arrays, as canonical JSON; a usual one has 1.2 KB."""
 
 
 def request_statement(content: RecordDict, adapter_sha256: str | None = None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a check of a folder has looked at, what it has found wrong, and what it could not prove."""
+"""What a check of a folder has looked at, what it has found wrong, and what it could not verify."""
 
 from __future__ import annotations
 

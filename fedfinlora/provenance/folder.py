@@ -1,4 +1,4 @@
-"""What lies in a folder that is checked: its files by hash, and whatever is no file, by name. Nothing is opened that
+"""What lies in a folder that is checked: its files by hash, and all that is no file, by name. Nothing is opened that
 could wait or lead out of the folder.
 """
 

@@ -34,7 +34,7 @@ from fedfinlora.provenance.signatures import (
 
 SIGNATURE_FILE = "model.sig"
 IGNORED = (SIGNATURE_FILE,)
-"""Every other file is signed, those of git too, which the format lets a signer leave out."""
+"""Every other file is signed, those of git too, which the format lets a signer skip."""
 STATEMENT, PREDICATE = "https://in-toto.io/Statement/v1", "https://model_signing/signature/v1.0"
 PAYLOAD_TYPE, MEDIA_TYPE = "application/vnd.in-toto+json", "application/vnd.dev.sigstore.bundle.v0.3+json"
 LARGEST_SIGNATURE = 16 * 2**20
@@ -99,7 +99,7 @@ def check_folder(folder: Path, authority: bytes | None = None, key: bytes | None
 
 def file_hashes(folder: Path) -> dict[str, str]:
     """Path -> SHA-256 of every file below a folder but the signature, sorted by path. WrongSignature for a link and
-    whatever else is no file.
+    all else that is no file.
     """
     contents = contents_of(folder)
     for name, what in contents.odd.items():

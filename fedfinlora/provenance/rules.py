@@ -11,8 +11,9 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from fedfinlora.config.schema import Config
+from fedfinlora.model.parts import Part
 from fedfinlora.provenance.compared import Difference
-from fedfinlora.run.records import BankEntry, BankTimings, RoundLine
+from fedfinlora.run.records import AverageLoss, BankEntry, BankTimings, RoundLine
 from fedfinlora.wire.messages import Figures, Reply
 
 
@@ -40,6 +41,12 @@ class Rules(Protocol):
 
     def step(self, config: Config, state: State, replies: Sequence[Reply]) -> State:
         """After one more round."""
+
+    def part(self, config: Config, number: int, layout_id: str) -> Part | None:
+        """What banks send in a round; None = whole updates."""
+
+    def average(self, config: Config, before: State, after: State, replies: Sequence[Reply]) -> AverageLoss | None:
+        """What the average of a round has lost; None where the layers of the adapter are not known."""
 
     def weights(self, config: Config, replies: Sequence[Reply]) -> list[float]:
         """In the mean."""

@@ -1,6 +1,6 @@
 """Signatures on what parties say: ECDSA on P-384 with SHA-384 (FIPS 186-5), over a purpose and canonical JSON.
 
-A signature holds for one purpose only: the purpose stands in front of the bytes, so a signed reply is never a signed
+A signature holds for one purpose only: the purpose precedes the bytes, so a signed reply is never a signed
 request. A coordinator's public key comes in a certificate of the consortium's authority, a bank's is the one that was
 enrolled.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fedfinlora.errors import plural
 from fedfinlora.model.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
 from fedfinlora.provenance.bom import BOM_FILE
 from fedfinlora.provenance.findings import Findings, first_names, no_other_kinds
@@ -45,8 +46,9 @@ def verify_adapter(folder: Path, ca: bytes | None, public: bytes | None) -> Find
         base = origin.base_model
         found.checked.append(
             f"run {origin.run}: {origin.adapter.method} of {base.name} ({base.sha256[:16] or 'hash unknown'}), "
-            f"{origin.rounds} rounds, "
-            f"{len(origin.banks)} banks ({', '.join(origin.banks)}), configuration {origin.configuration_sha256[:16]}, "
+            f"{plural(origin.rounds, 'round')}, "
+            f"{plural(len(origin.banks), 'bank')} ({', '.join(origin.banks)}), "
+            f"configuration {origin.configuration_sha256[:16]}, "
             f"code {origin.code.source_sha256[:16]}"
         )
         if unknown and not signed:

@@ -5,7 +5,7 @@
 | a request and an update | `begun`, `booked` where the answer names a line of the ledger, `sent` |
 | a request and an error | `refused` or `failed`, with the same code |
 | an answer to a request that could not be read | `refused`, round 0, with the same code |
-| a request without an answer: the bank was killed | whatever it had come to |
+| a request without an answer: the bank was killed | any outcome |
 """
 
 from __future__ import annotations

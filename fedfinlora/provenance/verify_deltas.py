@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fedfinlora.config.schema import Config
-from fedfinlora.errors import UserError
+from fedfinlora.errors import UserError, plural
 from fedfinlora.files import sha256_of
 from fedfinlora.provenance.deltas import delta_file, start_file
 from fedfinlora.provenance.evidence import NO_DELTA
@@ -51,7 +51,7 @@ def compute_again(
     said: list[tuple[str, str]] = []
     for number, one in rounds.items():
         on_step(f"round {number:,} from its deltas")
-        words = f"{len(one.banks)} banks asked"
+        words = f"{plural(len(one.banks), 'bank')} asked"
         if one.asked or one.answered:
             words += f", {one.asked} requests and {one.answered} replies signed"
         if state is not None and config is not None:
@@ -106,10 +106,12 @@ def _again(
     found: Findings,
 ) -> State | None:
     replies, line = [], one.line
+    part = rules.part(config, number, str(line.request.get("layout-id", "")))
     for bank in one.accepted:
         delta = _vector(delta_file(run, number, bank), line.banks[bank].delta_sha256, found)
-        if delta is None:
+        if delta is None or (part and delta.size != part.size):
             return None
+        delta = part.whole(delta) if part else delta
         try:
             replies.append(reply_of(bank, line.banks[bank], config, delta))
         except (LookupError, TypeError, ValueError, OverflowError):
@@ -125,7 +127,8 @@ def _again(
     if sha256 != one.adapter_sha256:
         found.add(one.where, f"round {number}: the kept deltas give another adapter, {sha256[:16]}")
         return None
-    norms[number] = Norms(following.step_norm, deltas={reply.bank: reply.delta_norm for reply in replies})
+    lengths = {reply.bank: reply.delta_norm for reply in replies}
+    norms[number] = Norms(following.step_norm, deltas=lengths, average=rules.average(config, state, following, replies))
     return following
 
 

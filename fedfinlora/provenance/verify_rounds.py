@@ -21,7 +21,7 @@ from fedfinlora.provenance.lines import CHAIN_FILE, Attempt, BankPart
 from fedfinlora.provenance.rules import Rules
 from fedfinlora.provenance.signatures import digest
 from fedfinlora.provenance.verify_chain import ChainCheck
-from fedfinlora.run.records import ROUNDS_FILE, BankEntry, RoundLine, RoundPrivacy, round_line
+from fedfinlora.run.records import ROUNDS_FILE, AverageLoss, BankEntry, RoundLine, RoundPrivacy, round_line
 from fedfinlora.run.typed import plain
 from fedfinlora.wire.messages import Reply, read_figures
 from fedfinlora.wire.reasons import SAFE_REASONS, reason_of
@@ -33,6 +33,8 @@ STATUS = {"late": ("late",), "crashed": ("error",), "away": ("error",)}
 """Code of an answer that the chain has nothing of -> what its status may be; any other may be an error of the bank's or
 a rejected reply.
 """
+AVERAGE_CLOSE = {"rel_tol": 1e-4, "abs_tol": 1e-9}
+"""It has six digits, and is made of differences of products."""
 FROM_REPLIES = ("status", "noise_alone", "train_loss", "holdout_loss", "bytes_up", "bytes_down")
 """Keys of a line of rounds.jsonl that follow from the entries of its banks."""
 
@@ -47,6 +49,8 @@ class Norms:
     """Relative."""
     deltas: Mapping[str, float] = field(default_factory=dict)
     """Of each bank's delta; empty where none was kept."""
+    average: AverageLoss | None = None
+    """What the average lost, by the kept deltas; None where that could not be computed."""
 
 
 def read_rounds_file(run: Path, found: Findings) -> tuple[list[RoundLine], dict[int, str]]:
@@ -142,10 +146,12 @@ class RoundsCheck:
                 )
             ]
         own = {reply.bank: reply for reply in replies}
+        part = self.rules.part(config, line.round, str(attempt.request.get("layout-id", "")))
+        sent = 4 * (part.size if part else self.size)
         wrong, expected = [], []
         for bank in sorted(entries):
             entry = entries[bank]
-            made = self._entry(attempt.banks[bank], entry, own.get(bank))
+            made = self._entry(attempt.banks[bank], entry, own.get(bank), sent)
             expected.append(made)
             if entry != made:
                 wrong += _values(where, bank, made, entry)
@@ -162,6 +168,8 @@ class RoundsCheck:
             values = getattr(made_line, name), getattr(line, name)
             if values[0] != values[1] and not same(*values):
                 wrong.append(Difference(where, name, values[1], values[0], "its entries and replies"))
+        if line.average is not None and not (config.strategy.measure_average and attempt.weights is not None):
+            wrong.append(Difference(where, "average", "there", "absent", "strategy and privacy of the configuration"))
         if (line.privacy is None) == (config.privacy.mode == "bank"):
             wrong.append(
                 Difference(
@@ -188,12 +196,14 @@ class RoundsCheck:
             wrong.append(Difference(where, "epsilon_spent", privacy.epsilon_spent, f"{least:.6g} or more", why))
         return wrong
 
-    def _entry(self, part: BankPart, entry: BankEntry, reply: Reply | None) -> BankEntry:
-        """What the entry should be. The norm of a delta is compared where the delta was kept."""
+    def _entry(self, part: BankPart, entry: BankEntry, reply: Reply | None, sent: int) -> BankEntry:
+        """What the entry should be, of a bank that sends so many bytes. The norm of a delta is compared where the delta
+        was kept.
+        """
         bytes_down = 4 * self.size or entry.bytes_down
         if reply is None:
             return replace(_not_accepted(part, entry), bytes_down=bytes_down)
-        made, bytes_up = self.rules.entry(reply), 4 * self.size or entry.bytes_up
+        made, bytes_up = self.rules.entry(reply), sent or entry.bytes_up
         return replace(made, bytes_down=bytes_down, bytes_up=bytes_up, delta_norm=entry.delta_norm)
 
     def check(self, chain: ChainCheck, norms: Mapping[int, Norms], found: Findings) -> None:
@@ -206,7 +216,7 @@ class RoundsCheck:
                 found.add(file, f"its line {place} is of round {line.round}")
                 return
         known = sorted({*range(1, len(lines) + 1), *rounds})
-        if known and known[-1] != len(known):  # said once: the number of a round is whatever its line has
+        if known and known[-1] != len(known):  # said once: the number of a round is what its line says
             found.add(chain.file.path, f"of {known[-1]:,} rounds, {known[-1] - len(known):,} are missing")
         for number in known:
             if number > len(lines) and number == chain.open_round == max(rounds):
@@ -226,16 +236,23 @@ class RoundsCheck:
         check_samples(rounds, self.rules, found)
         if rounds:
             deltas = sum(bool(norms[number].deltas) for number in norms)
+            averages = sum(one.average is not None for one in norms.values())
             found.checked.append(
                 f"{ROUNDS_FILE}: every figure but wall times, reasons and what is said of the server's own ledger was "
                 "computed again from the "
                 f"replies; norms of the step in {len(norms):,} of {len(rounds):,} rounds, of the deltas in {deltas:,}"
+                + (f", what averaging lost in {averages:,}" if averages else "")
             )
 
 
 def _norm_differences(where: str, line: RoundLine, norms: Norms) -> Iterator[Difference]:
     if line.update_norm is None or not same(norms.update, line.update_norm, norms.tolerance):
         yield Difference(where, "update_norm", line.update_norm, norms.update, "the adapters of the rounds")
+    if line.average is not None and norms.average is not None:
+        for item in fields(AverageLoss):
+            should, has = (getattr(one, item.name) for one in (norms.average, line.average))
+            if should != has and (should is None or has is None or not math.isclose(should, has, **AVERAGE_CLOSE)):
+                yield Difference(where, f"{item.name} of average", has, should, "the deltas of the round")
     for entry in line.banks:
         if entry.bank in norms.deltas and not same(norms.deltas[entry.bank], entry.delta_norm):
             yield Difference(

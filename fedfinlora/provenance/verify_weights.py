@@ -16,7 +16,7 @@ import numpy as np
 from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError
 from fedfinlora.files import read_json
-from fedfinlora.model.adapter import Layout, norm, peft_config_values
+from fedfinlora.model.adapter import Layout, frozen_sha256, norm, peft_config_values
 from fedfinlora.model.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
 from fedfinlora.provenance.compared import CLOSE, differences
 from fedfinlora.provenance.findings import Findings, Round
@@ -155,7 +155,9 @@ def _of_round(folder: Path, one: Round, what: str, found: Findings) -> Any:
     if config.peft.method == "lora_xs":  # R cannot be read off bit by bit
         return None
     trained = [name for name in sorted(tensors) if not (config.peft.freeze_a and ".lora_A." in name)]
-    layout = Layout(tuple(trained), tuple(tuple(tensors[name].shape) for name in trained))
+    shapes = tuple(tuple(tensors[name].shape) for name in trained)
+    frozen = frozen_sha256({name: tensors[name] for name in tensors if name not in trained})
+    layout = Layout(tuple(trained), shapes, frozen)
     if layout.id != one.line.request.get("layout-id", layout.id):
         found.add(file, f"its tensors have other names or shapes than the adapter that {CHAIN_FILE} speaks of")
     vector = np.concatenate([np.ascontiguousarray(tensors[name], "<f4").ravel() for name in trained])

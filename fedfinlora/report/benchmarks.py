@@ -36,7 +36,7 @@ class Published:
     """What the columns of `BenchmarkInfo.published` are."""
 
     titles: Mapping[str, str] = field(default_factory=dict)
-    """Heading -> what it stands for."""
+    """Heading -> what it means."""
     band: Sequence[str] = ()
     """Headings whose range the charts show in grey."""
     pin: str = ""

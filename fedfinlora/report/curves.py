@@ -16,7 +16,7 @@ from fedfinlora.run.evaluation import Scores
 from fedfinlora.run.records import BankEntry, RoundLine
 
 NAMED_LINES = 7
-"""More banks or benchmarks than this are not drawn one by one: eight colours are as many as can be told apart."""
+"""More banks or benchmarks than this are not drawn one by one: eight colours are as many as can be distinguished."""
 MOST_BARS = 150
 """Above this, bars are means over the rounds, one for each bank."""
 
@@ -32,6 +32,7 @@ def run_charts(run: Run, catalogue: Sequence[BenchmarkInfo]) -> list[Chart]:
         *_score_charts(run, catalogue),
         _loss_chart(run, "Train loss", "train_loss"),
         _loss_chart(run, "Held-out loss", "holdout_loss"),
+        _average_chart(run),
         _bank_bars(run, "Training time", "seconds", lambda line, entry: line.timings.of(entry.bank).train_s, seconds),
         _bank_bars(run, "Bytes sent by each bank", "bytes", lambda _, entry: entry.bytes_up, size),
         _bank_bars(run, "Bytes received by each bank", "bytes", lambda _, entry: entry.bytes_down, size),
@@ -82,6 +83,25 @@ def _loss_chart(run: Run, title: str, name: str) -> Chart | None:
         legend = "" if len(banks) <= NAMED_LINES else f"each of {len(banks)} banks"
         lines.append(Series(bank, values, _bank_slot(index, len(banks)), legend=legend))
     return line_chart(_name(run, title), title, _rounds(run), lines, "mean over answer tokens", _loss, best_round(run))
+
+
+AVERAGE_LINES = {
+    "bias": "bias of averaging A and B",
+    "truncation": "lost at the adapter's rank",
+    "cosine_mean": "cosine between banks",
+    "path": "step over the banks' steps",
+}
+"""Field of `AverageLoss` -> what its line is called."""
+
+
+def _average_chart(run: Run) -> Chart | None:
+    """What averaging lost by round, where it was measured."""
+    lines = [
+        Series(words, tuple(getattr(line.average, name, None) for line in run.rounds), slot=slot)
+        for slot, (name, words) in enumerate(AVERAGE_LINES.items())
+    ]
+    title = "What the average lost"
+    return line_chart(_name(run, title), title, _rounds(run), lines, "share; cosine", _loss, best_round(run))
 
 
 def _bank_slot(index: int, banks: int) -> int:

@@ -6,6 +6,8 @@ import math
 import re
 from collections.abc import Sequence
 
+from fedfinlora.errors import plural as plural
+
 DASH = "–"
 """What is not known."""
 Bounds = tuple[float | None, float | None]
@@ -87,11 +89,6 @@ def size(value: object) -> str:
             return f"{known:.0f} {unit}" if unit == "B" or known >= 100 else f"{known:.1f} {unit}"
         known /= 1000
     return f"{known:.1f} TB"
-
-
-def plural(amount: int, one: str, many: str = "") -> str:
-    """1 -> "1 row"; 2 -> "2 rows"; `many` where it is not `one` with an s."""
-    return f"{amount:,} {one if amount == 1 else many or one + 's'}"
 
 
 def listed(words: Sequence[str]) -> str:

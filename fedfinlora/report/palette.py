@@ -36,6 +36,6 @@ DARK = {name: dark for name, (_, dark) in COLOURS.items()}
 PRINT = {**LIGHT, "paper": "#fff", "panel": "#f3f3f0", "ink": "#000", "quiet": "#444", "rule": "#bbb"}
 
 SLOTS = 8
-"""Series that can be told apart; each has its colour, marker and dash pattern."""
+"""Series that can be distinguished; each has its colour, marker and dash pattern."""
 SHADES = 9
 """Steps of the colours in a confusion matrix."""

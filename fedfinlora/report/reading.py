@@ -79,7 +79,7 @@ class Run:
         return sorted(names, key=lambda name: ([int(part) for part in re.findall(r"[0-9]{1,18}", name)], name))
 
     def records(self, label: str, benchmark: str) -> Iterator[RowRecord]:
-        """The evaluated rows of one benchmark, one by one; lines that cannot be read are left out."""
+        """The evaluated rows of one benchmark, one by one; lines that cannot be read are skipped."""
         return readable_records(self.folder / "eval" / label / f"{benchmark}.jsonl")
 
 
@@ -95,7 +95,7 @@ def best_round(run: Run) -> int | None:
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """Read run folders; a folder that only holds run folders (one for each bank alone) stands for those in it."""
+    """Read run folders; a folder that only holds run folders (one for each bank alone) means those in it."""
     if not paths:
         raise UserError("No run to report on. Name at least one run folder.")
     return [read_run(folder) for path in paths for folder in _run_folders(path)]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedfinlora.report.benchmarks import BenchmarkInfo
+from fedfinlora.report.contributions import contributions_view
 from fedfinlora.report.curves import run_charts
 from fedfinlora.report.reading import Run, of_a_round
 from fedfinlora.report.reproduce import command_line
@@ -37,6 +38,7 @@ def run_view(run: Run, catalogue: Sequence[BenchmarkInfo], defaults: Values) -> 
         "figures": key_figures(run),
         "charts": run_charts(run, catalogue),
         "banks": banks_table(run),
+        "contributions": contributions_view(run.folder),
         "rounds": rounds_table(run),
         "evaluations": evaluations_table(run),
         "models": _models(run),

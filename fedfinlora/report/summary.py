@@ -74,10 +74,10 @@ def _findings(systems: Sequence[System]) -> list[str]:
         clear = Counter(
             "better" if (system.gain(key) or 0) > 0 else "worse" for key in keys if system.clearly_differs(key)
         )
-        unsettled = len(keys) - clear.total()
+        undecided = len(keys) - clear.total()
         found.append(
-            f"{sentence}; clearly better on {clear['better']}, clearly worse on {clear['worse']}, not settled on "
-            f"{unsettled}."
+            f"{sentence}; clearly better on {clear['better']}, clearly worse on {clear['worse']}, undecided on "
+            f"{undecided}."
         )
     return found
 
@@ -104,7 +104,7 @@ def _missing(content: Content) -> list[str]:
             if kind not in kinds
         ]
         if absent:
-            found.append(f"No run of {listed(absent)} is here: what federating costs or gains cannot be told.")
+            found.append(f"No run of {listed(absent)} is here: what federating costs or gains is unknown.")
     found += _other_bases(runs, systems)
     prefix = len(runs) > 1
     found += [f"{run.name}: {sentence}" if prefix else sentence for run in runs for sentence in run.missing]

@@ -113,7 +113,7 @@ def _bases(runs: Sequence[Run]) -> list[System]:
 
 
 def _locals(local: Sequence[System]) -> list[System]:
-    """The banks that trained alone as one column, their mean; one such bank stands for itself."""
+    """The banks that trained alone as one column, their mean; a single one is shown as itself."""
     if len(local) < 2:
         return list(local)
     keys = dict.fromkeys(key for system in local for key in system.scores)

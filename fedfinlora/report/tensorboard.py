@@ -9,7 +9,7 @@ once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -51,6 +51,10 @@ class TensorBoardWriter:
         """Write the metrics of each benchmark ({key: metrics}) at a step: 0 for the base model, else the round."""
         self._add(score_scalars(scores), step)
 
+    def add_load(self, load: Mapping[str, float], step: int) -> None:
+        """Write what `fedfinlora.run.monitor` measured in a round."""
+        self._add(((f"machine/{name}", value) for name, value in load.items()), step)
+
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
@@ -81,7 +85,7 @@ def write_events(run_dir: Path, notify: Callable[[str], None] = print) -> None:
 
 
 def round_scalars(line: RoundLine) -> Iterator[tuple[str, float]]:
-    """(tag, value) of one round. What was not measured is left out."""
+    """(tag, value) of one round. What was not measured has no entry."""
     candidates: list[tuple[str, float | None]] = [
         ("loss/train", line.train_loss),
         ("loss/holdout", line.holdout_loss),
@@ -92,6 +96,9 @@ def round_scalars(line: RoundLine) -> Iterator[tuple[str, float]]:
         ("seconds/round", line.timings.total_s),
         ("banks/accepted", sum(entry.is_ok for entry in line.banks)),
     ]
+    if line.average:
+        names = ("bias", "truncation", "cosine_mean", "cosine_min", "cosine_max", "path")
+        candidates += [(f"average/{name}", getattr(line.average, name)) for name in names]
     for entry in line.banks:
         candidates += [
             (f"train_loss/{entry.bank}", entry.train_loss),

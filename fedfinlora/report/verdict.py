@@ -26,7 +26,7 @@ def verdict(content: Content) -> str:
         figures = f"mean accuracy {percent(means[0][1], 0)} % → {percent(means[1][1], 0)} % {over}"
     else:
         figures = f"mean accuracy {over}: " + ", ".join(
-            f"{system.heading.lower()} {percent(value, 0)} %" for system, value in means
+            f"{_called(system, systems)} {percent(value, 0)} %" for system, value in means
         )
     return " ".join([*failures, f"{what}: {figures}.", *_gap(means)])
 
@@ -44,8 +44,20 @@ def _label_scores(ranked: Sequence[System]) -> str:
     return f"mean accuracy of the most probable label over {plural(len(keys), 'benchmark')}: {', '.join(means)}"
 
 
+def _called(system: System, systems: Sequence[System]) -> str:
+    """The column's heading; with its run where there are several runs of its kind."""
+    several = len({other.detail for other in systems if other.kind == system.kind}) > 1 and system.kind != "base"
+    return system.heading.lower() + (f" ({system.detail})" if several else "")
+
+
 def _gap(means: Sequence[tuple[System, float]]) -> list[str]:
-    """How far the federated adapter is from the one trained on all rows pooled."""
+    """How far each federated run's adapter is from the one trained on all rows pooled."""
+    federated = {system.detail: (system, value) for system, value in reversed(means) if system.kind == "federated"}
+    pooled = [value for system, value in means if system.kind == "centralized"]
+    if len(federated) > 1 and pooled:
+        systems = [system for system, _ in means]
+        gaps = [f"{_called(one, systems)} {100 * (value - pooled[0]):+.1f}" for one, value in federated.values()]
+        return [f"Points against centralized: {', '.join(reversed(gaps))}."]
     by_kind: dict[str, float] = {}
     for system, value in means:
         by_kind.setdefault(system.kind, value)

@@ -75,7 +75,7 @@ def load_checkpoint(run: Path) -> Checkpoint:
         except UserError as error:
             damaged.append(str(error))
     found = f"damaged: {', '.join(damaged)}" if damaged else "there is none"
-    raise UserError(f"{run} has no checkpoint to go on from: {found}. Start the run again.")
+    raise UserError(f"{run} has no checkpoint to resume from: {found}. Start the run again.")
 
 
 def read_checkpoint(file: Path) -> Checkpoint:

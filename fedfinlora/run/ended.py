@@ -59,21 +59,21 @@ def is_deployed(run: Path) -> bool:
 
 
 def how_to_resume(run: Path) -> str:
-    """What is kept and the command that goes on from there, for the end of a sentence."""
+    """What is kept and the command that resumes it, for the end of a sentence."""
     mode = mode_of(run)
     command = "coordinator run" if is_deployed(run) else COMMANDS.get(mode, "simulate")
-    go_on = shlex.join(["python", "-m", "fedfinlora", *command.split(), f"resume={run}"])
+    command_line = shlex.join(["python", "-m", "fedfinlora", *command.split(), f"resume={run}"])
     if mode == "evaluate":
-        return f"answers are kept; go on with: {go_on}"
+        return f"answers are kept; resume with: {command_line}"
     if latest_round(run) < 0:
         return f"nothing was saved yet; start it again with run_name={run.name} overwrite=true"
-    return f"stopped after round {latest_round(run)}; go on with: {go_on}"
+    return f"stopped after round {latest_round(run)}; resume with: {command_line}"
 
 
 def as_sentence(words: str) -> str:
     """With a capital letter.
 
-    >>> as_sentence("go on")
-    'Go on'
+    >>> as_sentence("killed")
+    'Killed'
     """
     return words[:1].upper() + words[1:]

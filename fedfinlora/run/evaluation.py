@@ -300,7 +300,7 @@ def read_records(file: Path) -> list[RowRecord]:
 
 
 def readable_records(file: Path) -> Iterator[RowRecord]:
-    """The same for a report, one by one; lines that are no record are left out. Nothing where there is no file."""
+    """The same for a report, one by one; lines that are no record are skipped. Nothing where there is no file."""
     if not file.is_file():
         return
     with file.open(encoding="utf-8", errors="replace") as lines:

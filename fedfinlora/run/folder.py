@@ -132,8 +132,8 @@ HOME_LOCK = "running.lock"
 
 
 def new_run_folder(config: Config) -> Path:
-    """Make the folder of a new run. An existing one is an error unless it is empty or `overwrite` is set, and nobody
-    works in it.
+    """Make the folder of a new run. An existing one is an error unless it is empty or `overwrite` is set, and no
+    process works in it.
     """
     model = config.model.name.replace("/", "-")
     name = config.run_name or f"{time.strftime('%Y%m%d-%H%M%S')}-{model}-{config.peft.method}-{config.strategy.name}"
@@ -145,7 +145,7 @@ def new_run_folder(config: Config) -> Path:
             for lock in (COMMAND_LOCK, SERVER_LOCK):
                 check_free(run / lock, f"The run {run}")
             raise UserError(
-                f"{run} exists. Go on with it by resume={run}, choose another run_name=, or set overwrite=true."
+                f"{run} exists. Resume it by resume={run}, choose another run_name=, or set overwrite=true."
             )
         if not (run / "config.yaml").is_file() and not (run / STATE).is_dir():
             raise UserError(f"{run} is not the folder of a run, so it is not overwritten. Choose another run_name=.")

@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from fedfinlora.system.family import adopt_orphans, end_all, end_with_parent, family_of
+from fedfinlora.system.family import SIMULATION_GRACE_S, adopt_orphans, end_all, end_with_parent, family_of
 
 LOOK_S = 0.1
 REASON = "the command that followed the run was killed"
@@ -49,7 +49,7 @@ class Guardian:
             ready, _, _ = select.select([0], [], [], LOOK_S)
             forsaken = bool(ready) and not os.read(0, 1)
             self._reap()
-        end_all(lambda: family_of(os.getpid())[1:], self._reap)
+        end_all(lambda: family_of(os.getpid())[1:], self._reap, SIMULATION_GRACE_S)
         self._reap()
         if forsaken:
             self._say_how_it_ended()

@@ -42,7 +42,7 @@ class OpenRun:
     run_id: str
     """The folder's name and a random part: banks keep their optimiser states under it."""
     checkpoint: Checkpoint | None
-    """Where to go on; None at the start."""
+    """Where to resume; None at the start."""
     lock: Lock | None = None
     """Held by who trains in it."""
 
@@ -89,7 +89,7 @@ def _resumed(config: Config, folder: Path, mode: str, data_files: DataFiles) -> 
     identity = read_json(folder / "state" / "run.json")
     if identity.get("mode") != mode:
         raise UserError(
-            f"{folder} is a {identity.get('mode')} run, not a {mode} one: go on with it by that command and "
+            f"{folder} is a {identity.get('mode')} run, not a {mode} one: resume it by that command and "
             f"resume={folder}."
         )
     anyway = config.resume_anyway
@@ -102,7 +102,7 @@ def _resumed(config: Config, folder: Path, mode: str, data_files: DataFiles) -> 
 
 
 def resumed_configuration(folder: Path, asked: Config) -> Config:
-    """The configuration to go on with: the run's own, but for what decides no number, which is as asked and kept in
+    """The configuration to resume with: the run's own, but for what decides no number, which is as asked and kept in
     config.yaml.
 
     UserError that lists the differences, unless the two give the same numbers.

@@ -44,7 +44,7 @@ def source_files() -> dict[str, str]:
 
 @cache
 def source_fingerprint() -> str:
-    """SHA-256 over the project's Python files: server and banks compare it, so that nobody mixes versions in one
+    """SHA-256 over the project's Python files: server and banks compare it, so that no run mixes versions in one
     run.
     """
     digest = hashlib.sha256()

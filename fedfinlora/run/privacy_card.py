@@ -34,7 +34,7 @@ WITHHELD = (
     "training loss, losses of held-out rows",
     "gradient norms and how many gradients were clipped",
     "seconds of training",
-    "skipped rows, and rows left out because their budget is spent",
+    "skipped rows, and rows excluded because their budget is spent",
     "exception texts",
 )
 OUTSIDE_START = (
@@ -128,7 +128,7 @@ WORDS = {
             (
                 "A minibatch's gradient is clipped, not each row's: the epsilon is large, and the same for any change "
                 "of "
-                "the bank's rows whatever."
+                "the bank's rows."
             ),
             *BANK_SIDE_LIMITS,
             *COMMON_LIMITS,
@@ -153,7 +153,7 @@ WORDS = {
             "the global adapter of each round": "what the guarantee is about; the banks receive it",
             "the run's folder on the server": "rounds.jsonl, progress and report hold each bank's rows, losses and "
             "norms in clear: they are the server's, "
-            "and are to be shown to nobody else",
+            "and must be shown to no one else",
         },
         withheld=(),
         limits=(

@@ -1,4 +1,4 @@
-"""What happens while a run goes on: events appended to `<run>/progress.jsonl`, followed, and summed up in a state.
+"""What happens during a run: events appended to `<run>/progress.jsonl`, followed, and summed up in a state.
 
 The process that trains appends events (`EventWriter`); the process at the terminal reads them as they come (`follow`)
 and shows them (`fedfinlora.run.progress_display`). A file lies between the two because Flower runs the job in a process
@@ -169,7 +169,7 @@ class ProgressState:
     first_step: tuple[int, float] | None = None
     """Step number and time of the first `step` event, from which the pace is taken."""
     evaluation: Event = field(default_factory=dict)
-    """The last `evaluate` event of an evaluation that is going on, else empty."""
+    """The last `evaluate` event of an evaluation that is running, else empty."""
     evaluation_started_t: dict[str, float] = field(default_factory=dict)
     base_evaluation_s: float = 0.0
     final_evaluation_done: bool = False
@@ -178,7 +178,7 @@ class ProgressState:
     done: Event | None = None
 
     def update(self, event: Event) -> None:
-        """Take in one event. Events of unknown names change nothing."""
+        """Apply one event. Events of unknown names change nothing."""
         change = getattr(self, f"_on_{event['event']}", None)
         if change is not None:
             change(event, number(event.get("t")) or 0.0)
@@ -291,7 +291,7 @@ def clean(value: object) -> str:
 
 
 def number(value: object) -> float | None:
-    """A finite number, or None for whatever else an event may hold."""
+    """A finite number, or None for anything else that an event may hold."""
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     return None

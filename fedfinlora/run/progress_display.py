@@ -11,7 +11,9 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
+from fedfinlora.errors import plural
 from fedfinlora.run.folder import ROUND_LABEL
+from fedfinlora.run.monitor import line_of
 from fedfinlora.run.progress import BankLine, Event, ProgressState, clean, number
 
 if TYPE_CHECKING:
@@ -32,7 +34,8 @@ def plain_line(event: Event, state: ProgressState) -> str:
     match event["event"]:
         case "run_start":
             job = " ".join(filter(None, (state.mode, state.model, state.peft, state.strategy)))
-            return f"{job}: {shown('banks')} banks, {state.rounds} rounds, run folder {state.run_dir}"
+            banks, rounds = plural(int(number(event.get("banks")) or 0), "bank"), plural(state.rounds, "round")
+            return f"{job}: {banks}, {rounds}, run folder {state.run_dir}"
         case "phase":
             return shown("name")
         case "trainable":
@@ -55,6 +58,8 @@ def plain_line(event: Event, state: ProgressState) -> str:
                 f"{validation}{format_seconds(number(event.get('seconds')))}, "
                 f"left about {format_seconds(left)}"
             )
+        case "load" if "gpu_share" in event:
+            return f"round {shown('round')}/{state.rounds} {shown('of')}: {line_of(event)}"
         case "stopped_early":
             return (
                 f"stopped early after round {shown('round')}: no better validation score in {shown('validations')} "
@@ -64,7 +69,7 @@ def plain_line(event: Event, state: ProgressState) -> str:
         case "evaluate" if event.get("rows_done") in (0, None):
             return (
                 f"evaluating {shown('label')}: {shown('benchmark')} ({shown('index')} of {shown('of')}), "
-                f"{shown('rows')} rows"
+                f"{plural(int(number(event.get('rows')) or 0), 'row')}"
             )
         case "evaluate_done":
             mean = _mean(state.scores.get(str(event.get("label", "")), {}))
@@ -90,7 +95,7 @@ class PlainProgress:
         self._evaluated: tuple[object, object] | None = None
 
     def take(self, event: Event) -> str:
-        """Take in one event; its line, or "" for none. A benchmark has one, however often the first of its rows is
+        """Apply one event; its line, or "" for none. A benchmark has one, however often the first of its rows is
         announced.
         """
         self.state.update(event)
@@ -174,7 +179,7 @@ class ProgressDisplay:
         self._stop_live()
 
     def handle(self, event: Event) -> None:
-        """Take in one event and show it. After `run_done` the final table stands on the terminal."""
+        """Apply one event and show it. After `run_done` the final table stays on the terminal."""
         line = self._plain.take(event)
         if self._listener is not None:
             self._listener.on_event(event)
@@ -272,7 +277,7 @@ def _bank_summary(bank: BankLine) -> str:
     if bank.status not in ("ok", "training"):
         return ": ".join(filter(None, (bank.status, bank.reason)))
     known = [
-        "" if bank.rows is None else f"{bank.rows} rows",
+        "" if bank.rows is None else plural(bank.rows, "row"),
         "" if bank.train_loss is None else f"loss {format_loss(bank.train_loss)}",
         "" if bank.rows_per_s is None else f"{bank.rows_per_s:.1f} rows/s",
         "" if bank.tokens_per_s is None else f"{format_count(bank.tokens_per_s)} tokens/s",

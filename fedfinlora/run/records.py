@@ -143,6 +143,28 @@ class Validation:
 
 
 @dataclass(frozen=True, slots=True)
+class AverageLoss:
+    """What averaging A and B apart has lost in a round, measured on the products B A (`server_app.average_loss`). None:
+    nothing has moved, or one bank has no other to compare with.
+    """
+
+    banks: int
+    """That were measured."""
+    of: int
+    """Banks whose updates were averaged."""
+    bias: float | None = None
+    """Norm of sum p_k (B_k - B̄)(A_k - Ā), over the norm of the exact change of B A, sum p_k B_k A_k - B A."""
+    truncation: float | None = None
+    """Distance of sum p_k B_k A_k from the nearest product of the adapter's rank, over the same norm."""
+    cosine_mean: float | None = None
+    """Between the banks' changes of B A, over all pairs."""
+    cosine_min: float | None = None
+    cosine_max: float | None = None
+    path: float | None = None
+    """Norm of the server's step over the sum of the norms of all banks' updates: 1/N where N equal banks agree."""
+
+
+@dataclass(frozen=True, slots=True)
 class RoundLine:
     """One round of training: a line of rounds.jsonl."""
 
@@ -159,6 +181,7 @@ class RoundLine:
     """Mean over the banks, weighted by held-out rows."""
     update_norm: float | None = None
     """Euclidean length of the server's step."""
+    average: AverageLoss | None = field(default=None, metadata=OMITTED)
     bytes_up: int = 0
     bytes_down: int = 0
     privacy: RoundPrivacy | None = field(default=None, metadata=OMITTED)
@@ -188,7 +211,7 @@ def read_rounds(run: Path) -> list[RoundLine]:
 
 
 def readable_rounds(run: Path, problems: Problems) -> list[RoundLine]:
-    """The same for a report: what cannot be read is named in `problems` and left out."""
+    """The same for a report: what cannot be read is named in `problems` and skipped."""
     file, found = run / ROUNDS_FILE, []
     for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         if not line.strip():

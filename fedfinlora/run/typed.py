@@ -146,7 +146,7 @@ def converter(kind: Any) -> Convert:
 
 
 def _items(convert: Convert) -> Convert:
-    """Of tuple[X, ...]. An item that cannot be read is left out."""
+    """Of tuple[X, ...]. An item that cannot be read is skipped."""
 
     def converted(value: Any, name: str, problems: Problems) -> tuple[Any, ...]:
         if not isinstance(value, list | tuple):
@@ -163,7 +163,7 @@ def _items(convert: Convert) -> Convert:
 
 
 def _entries(convert: Convert) -> Convert:
-    """Of Mapping[str, X]. An entry that cannot be read is left out."""
+    """Of Mapping[str, X]. An entry that cannot be read is skipped."""
     if convert is _any:
         return _mapping
 

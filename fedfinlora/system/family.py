@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 GRACE_S = 10.0
 """From SIGTERM to SIGKILL."""
+SIMULATION_GRACE_S = 1.0
+"""The same for a simulation: what it has is on the disk, and Flower's process (1.41) would try for three seconds to
+reach a SuperLink that has ended."""
 LOOK_S = 0.05
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
 
@@ -59,7 +62,7 @@ def family(
         guardian.stdin.flush()
         yield guardian
     finally:
-        end_all(members)
+        end_all(members, grace_s=SIMULATION_GRACE_S)
         guardian.wait(timeout=GRACE_S)
         adopt_orphans(False)
         _bury(before)
@@ -83,11 +86,15 @@ def end_family(process: subprocess.Popen[bytes]) -> None:
     process.wait(timeout=GRACE_S)
 
 
-def end_all(family: Callable[[], Iterable[psutil.Process]], meanwhile: Callable[[], object] = lambda: None) -> None:
+def end_all(
+    family: Callable[[], Iterable[psutil.Process]],
+    meanwhile: Callable[[], object] = lambda: None,
+    grace_s: float = GRACE_S,
+) -> None:
     """End the processes that `family` names, also those that it names only when the first have ended."""
     try:
         asked = _signalled(family(), signal.SIGTERM)
-        deadline = time.monotonic() + GRACE_S
+        deadline = time.monotonic() + grace_s
         while any(map(_alive, asked)) and time.monotonic() < deadline:
             time.sleep(LOOK_S)
             meanwhile()

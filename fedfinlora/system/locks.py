@@ -11,8 +11,8 @@ turns it into a record lock (flock(2), "NFS details"), and with the mount option
 have locks of its own. A file made with O_EXCL, the other habit, stays after kill -9 and needs somebody who decides when
 it is stale.
 
-A process that is forked without exec inherits a lock of its parent and holds it on; whatever Python starts by exec does
-not.
+A process that is forked without exec inherits a lock of its parent and holds it on; a process that Python starts by
+exec does not.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Holder:
     def __str__(self) -> str:
         process = f"process {self.pid} on {self.host} holds it since {self.since} ({self.command})"
         if self.host == socket.gethostname() and not ProcessIdentity(self.pid, self.started).runs:
-            return f"{process}; it has ended, but a process that it started goes on"
+            return f"{process}; it has ended, but a process that it started still runs"
         return process
 
 
@@ -102,8 +102,8 @@ def take(path: Path, what: str) -> Lock:
 
 
 def wait_for(path: Path, what: str, writing: bool = True) -> Lock:
-    """Hold the lock as soon as nobody else does. Without `writing`, where the file may only be read, others may hold it
-    to read too.
+    """Hold the lock as soon as no other process does. Without `writing`, where the file may only be read, others may
+    hold it to read too.
     """
     descriptor = _opened(path, what, wait=True, writing=writing)
     _sign(descriptor, durable=False)
@@ -111,7 +111,7 @@ def wait_for(path: Path, what: str, writing: bool = True) -> Lock:
 
 
 def check_free(path: Path, what: str) -> None:
-    """UserError that says who has `what`; nothing where nobody does."""
+    """UserError that says who has `what`; nothing where none has."""
     if is_held(path):
         raise _in_use(path, what)
 
@@ -130,7 +130,7 @@ def is_held(path: Path) -> bool:
 
 
 def holder_of(path: Path) -> Holder | None:
-    """Who holds the lock now; None where nobody does, or has not said yet who it is."""
+    """Who holds the lock now; None where no process does, or has not said yet who it is."""
     return _holder(path) if is_held(path) else None
 
 

@@ -30,10 +30,10 @@ def prepare_process() -> list[str]:
     check_shadows()
     _check_folder()
     _name_user(os.environ)
-    return settle(os.environ)
+    return correct(os.environ)
 
 
-def settle(environment: MutableMapping[str, str]) -> list[str]:
+def correct(environment: MutableMapping[str, str]) -> list[str]:
     """Put an environment right in place, and say what was changed that its owner may have meant otherwise."""
     known = dict(environment)
     said = [
@@ -61,10 +61,10 @@ def settle(environment: MutableMapping[str, str]) -> list[str]:
     return said
 
 
-def settled(environment: Mapping[str, str]) -> dict[str, str]:
+def corrected(environment: Mapping[str, str]) -> dict[str, str]:
     """A copy of an environment that is put right, for a process that is started."""
     copy = dict(environment)
-    settle(copy)
+    correct(copy)
     return copy
 
 

@@ -10,13 +10,16 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from fedfinlora.config.schema import TrainConfig
 from fedfinlora.errors import UserError
+from fedfinlora.model.adapter import trainable
+from fedfinlora.model.devices import devices_of, release_cached
 from fedfinlora.model.packing import Example, Pack, answer_logits, make_pack, split_rows
-from fedfinlora.train.memory import Footprint, checkpoint_first, footprint, free_bytes
+from fedfinlora.train.memory import Footprint, checkpoint_first, footprint, pass_limit_bytes
 from fedfinlora.train.row_order import Groups, rows_of_step
 
 if TYPE_CHECKING:
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 log = logging.getLogger("fedfinlora.train.loop")
+RETRY_SHARE = 0.8
+"""After a pass ran out of memory, later ones may need at most this share of what it was estimated to need."""
 
 
 class StepTaken(NamedTuple):
@@ -66,6 +71,26 @@ class PlainStep:
 PLAIN = PlainStep()
 
 
+@dataclass(frozen=True)
+class FactorStep:
+    """A gradient step that moves one factor alone: the other has no gradient, so that no optimiser touches it."""
+
+    factor: str
+    """lora_A or lora_B."""
+    inner: GradientStep = PLAIN
+
+    @property
+    def is_private(self) -> bool:
+        return self.inner.is_private
+
+    def take(self, local: LocalRows, step: int) -> StepTaken:
+        taken = self.inner.take(local, step)
+        for name, parameter in local.model.named_parameters():
+            if parameter.requires_grad and f".{self.factor}." not in name:
+                parameter.grad = None
+        return taken
+
+
 @dataclass
 class LocalRows:
     """A bank's rows and model as a gradient step sees them."""
@@ -83,22 +108,77 @@ class LocalRows:
     """The decoder's, which can be checkpointed."""
     checkpointed_layers: int = 0
     """Most of them that any pass so far has checkpointed."""
+    _pool: Executor | None = None
+    _last_step: int = 0
+    _ready: dict[int, Future[tuple[list[Example], Iterator[Pass]]]] = field(default_factory=dict)
+    """Step -> its rows and passes, made ahead."""
 
     def add_gradient(self, step: int) -> StepTaken:
         """Add to `grad` the gradient of the mean loss of the rows whose turn it is at `step`."""
+        ready = self._ready.pop(step, None)
+        batch, passes = ready.result() if ready is not None else self._passes_of(step)
+        if self._pool is not None and step + 1 < self._last_step:
+            self._ready[step + 1] = self._pool.submit(lambda: _whole(self._passes_of(step + 1)))
+        answers = sum(len(example.answer_ids) for example in batch)
+        losses: list[torch.Tensor] = []
+        for part in passes:
+            losses += self._add_pass(part, answers)
+        return StepTaken(batch, sum(float(loss) for loss in losses))  # read once a step: a GPU need not be waited for
+
+    def prepare_ahead(self, pool: Executor, last_step: int) -> None:
+        """From now on the packs of a step are made by `pool` while the step before it is computed, up to `last_step`
+        (exclusive).
+        """
+        self._pool, self._last_step = pool, last_step
+
+    def _passes_of(self, step: int) -> tuple[list[Example], Iterator[Pass]]:
+        """The rows whose turn it is, and their passes."""
         chosen = rows_of_step(step, len(self.examples), self.rows_per_step, self.seed, self.bank, self.groups)
         batch = [self.examples[index] for index in chosen]
-        answers = sum(len(example.answer_ids) for example in batch)
-        total = 0.0
-        for part in passes_of_step(batch, self.config, self.limits, next(self.model.parameters()).device):
-            if part.checkpointed_layers and not self.checkpointed_layers:
-                _log_checkpointing(self.bank, part, self.limits, self.config)
-            self.checkpointed_layers = max(self.checkpointed_layers, part.checkpointed_layers)
-            checkpoint_first(self.layers, part.checkpointed_layers)
-            loss = answer_loss(self.model, part.pack) / answers
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
-        return StepTaken(batch, total)
+        return batch, passes_of_step(batch, self.config, self.limits, next(self.model.parameters()).device)
+
+    def _add_pass(self, part: Pass, answers: int) -> list[torch.Tensor]:
+        """Add one pass's gradient to `grad` and return its share of the step's loss; in smaller passes where a GPU has
+        too little memory after all. MemoryError where the smallest does not fit.
+        """
+        import torch
+
+        if part.checkpointed_layers and not self.checkpointed_layers:
+            _log_checkpointing(self.bank, part, self.limits, self.config)
+        self.checkpointed_layers = max(self.checkpointed_layers, part.checkpointed_layers)
+        try:
+            return [self._add_gradient_of(part, answers)]
+        except torch.OutOfMemoryError:
+            pass  # what the failed pass kept goes with the exception
+        release_cached(devices_of(self.model))
+        needed = self.limits.footprint.pass_bytes(part.pack, part.checkpointed_layers)
+        self.limits = replace(self.limits, memory_bytes=min(self.limits.memory_bytes, RETRY_SHARE * needed))
+        smaller = _smaller(part, len(self.layers), self.config)
+        if not smaller:
+            raise MemoryError(
+                f"out of memory: a row of {part.pack.tokens} tokens does not fit, with every layer checkpointed"
+            )
+        log.warning(
+            "%s: out of memory in a pass of %d rows and %d tokens: it is taken again as %s",
+            self.bank,
+            len(part.rows),
+            part.pack.tokens,
+            "two" if len(smaller) == 2 else "one with every layer checkpointed",
+        )
+        return [loss for each in smaller for loss in self._add_pass(each, answers)]
+
+    def _add_gradient_of(self, part: Pass, answers: int) -> torch.Tensor:
+        """Nothing is added unless the whole backward pass is done."""
+        import torch
+
+        parameters = list(trainable(self.model).values())
+        checkpoint_first(self.layers, part.checkpointed_layers)
+        loss = answer_loss(self.model, part.pack) / answers
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        return loss.detach()
 
 
 def packs_of_step(examples: Sequence[Example], config: TrainConfig, device: torch.device | str) -> list[Pack]:
@@ -111,6 +191,7 @@ def packs_of_step(examples: Sequence[Example], config: TrainConfig, device: torc
 class Pass:
     """One forward and backward pass of a step."""
 
+    rows: Sequence[Example]
     pack: Pack
     checkpointed_layers: int
     fits: bool
@@ -126,9 +207,8 @@ class PassLimits:
 
     @classmethod
     def of(cls, model: nn.Module, config: TrainConfig) -> PassLimits:
-        """train.memory_gib, or half of what is free on the model's device now."""
-        given = config.memory_gib * 2**30 or free_bytes(next(model.parameters()).device) / 2
-        return cls(footprint(model), given)
+        """train.memory_gib, or a share of what is free on the model's devices now."""
+        return cls(footprint(model), config.memory_gib * 2**30 or pass_limit_bytes(model))
 
 
 def passes_of_step(
@@ -149,7 +229,22 @@ def passes_of_step(
             waiting += [rows[half:], rows[:half]]
             continue
         every_layer = config.gradient_checkpointing or needed is None
-        yield Pass(pack, limits.footprint.layers if every_layer else needed or 0, needed is not None)
+        yield Pass(rows, pack, limits.footprint.layers if every_layer else needed or 0, needed is not None)
+
+
+def _whole(passes: tuple[list[Example], Iterator[Pass]]) -> tuple[list[Example], Iterator[Pass]]:
+    """The same with every pack made."""
+    return passes[0], iter(list(passes[1]))
+
+
+def _smaller(part: Pass, layers: int, config: TrainConfig) -> list[Pass]:
+    """A pass that did not fit as two of half the rows, or with every layer checkpointed; none where neither is left."""
+    device = part.pack.token_ids.device
+    half = len(part.rows) // 2
+    if half:
+        parts = (part.rows[:half], part.rows[half:])
+        return [replace(part, rows=rows, pack=make_pack(rows, device, config.share_prefix)) for rows in parts]
+    return [] if part.checkpointed_layers >= layers else [replace(part, checkpointed_layers=layers)]
 
 
 def answer_loss(model: nn.Module, pack: Pack) -> torch.Tensor:

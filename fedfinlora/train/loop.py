@@ -3,7 +3,7 @@
 AdamW (Loshchilov and Hutter 2019) or SGD on the adapter, linear warm-up and cosine decay over the whole run, gradient
 accumulation by answer tokens, clipping, and FedProx's proximal term (Li et al. 2020, eq. 2). What a step sees depends
 only on the run's seed, the bank's name, its rows and the step's number (`fedfinlora.train.row_order`), so a run that is
-interrupted goes on with the same bytes. How many passes a step takes and which layers they checkpoint follows the
+interrupted resumes with the same bytes. How many passes a step takes and which layers they checkpoint follows the
 memory there is (`fedfinlora.train.memory`).
 """
 
@@ -12,31 +12,24 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedfinlora.config.schema import TrainConfig
 from fedfinlora.errors import UserError
-from fedfinlora.model.adapter import Vector, trainable
+from fedfinlora.model.adapter import trainable
+from fedfinlora.model.devices import cuda_of, devices_of
 from fedfinlora.model.packing import Example
 from fedfinlora.seeds import derive_seed
 from fedfinlora.train.gradient_step import PLAIN, GradientStep, LocalRows, PassLimits, answer_loss, packs_of_step
 from fedfinlora.train.memory import decoder_layers, own_checkpointing
+from fedfinlora.train.optimizers import OptimizerState, is_adam, load_state, make_optimizer, read_state
 from fedfinlora.train.row_order import groups_of
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
-
-
-@dataclass(frozen=True)
-class OptimizerState:
-    """Adam's memory: two vectors of shape (layout.size,) float32 and how many steps they have seen."""
-
-    first_moment: Vector
-    second_moment: Vector
-    steps: int
 
 
 @dataclass(frozen=True)
@@ -147,29 +140,35 @@ def train(
 ) -> TrainResult:
     """Take the steps of `stretch` on the model's adapter, in place.
 
-    `optimizer` is Adam's memory to go on with; None starts afresh. FedProx's anchor is the adapter as it is on entry. A
-    private `gradient` clips by itself, in the place of train.clip_norm. Raises UserError for rows without answer tokens
-    and for a loss that is not finite.
+    `optimizer` is Adam's state to continue with; None starts afresh. FedProx's anchor is the adapter as it is on entry.
+    A private `gradient` clips by itself, in the place of train.clip_norm. Raises UserError for rows without answer
+    tokens and for a loss that is not finite.
     """
     import torch
 
     _check_answers(examples)
-    device = next(model.parameters()).device
+    devices = devices_of(model)
     parameters = list(trainable(model).values())
     anchor = [parameter.detach().clone() for parameter in parameters] if config.proximal_mu else []
-    update = _optimizer(parameters, config)
+    update = make_optimizer(parameters, config)
     update.zero_grad(set_to_none=True)
-    if optimizer is not None and isinstance(update, torch.optim.AdamW):
-        _load_optimizer(update, parameters, optimizer)
+    if optimizer is not None and is_adam(update):
+        load_state(update, parameters, optimizer)
     losses: list[float] = []
     rows = tokens = answer_tokens = 0
     loss_sum = 0.0
     started = time.monotonic()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _training_mode(model) as layers:
+    with (
+        torch.random.fork_rng(devices=cuda_of(devices)),
+        _training_mode(model) as layers,
+        ThreadPoolExecutor(1, "packs") as pool,
+    ):
         groups = groups_of(examples) if config.share_prefix else ()
         local = LocalRows(
             model, examples, stretch.rows_per_step, config, seed, bank, groups, PassLimits.of(model, config), layers
         )
+        if cuda_of(devices):
+            local.prepare_ahead(pool, stretch.first_step + stretch.steps)
         for step in range(stretch.first_step, stretch.first_step + stretch.steps):
             torch.manual_seed(derive_seed(seed, "dropout", bank, step))
             taken = gradient.take(local, step)
@@ -180,7 +179,7 @@ def train(
                     parameter.grad.add_(parameter.detach() - start, alpha=config.proximal_mu)
             if config.clip_norm and not gradient.is_private:
                 torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-            if isinstance(update, torch.optim.AdamW):
+            if is_adam(update):
                 factor = schedule_factor(step, stretch.total_steps, config.warmup_steps, config.schedule)
                 update.param_groups[0]["lr"] = config.learning_rate * factor
             update.step()
@@ -201,14 +200,14 @@ def train(
         loss=loss_sum / answer_tokens if answer_tokens else math.nan,
         step_losses=tuple(losses),
         wall_s=time.monotonic() - started,
-        optimizer=_read_optimizer(update, parameters),
+        optimizer=read_state(update, parameters),
         checkpointed_layers=local.checkpointed_layers,
     )
 
 
 @contextmanager
 def _training_mode(model: nn.Module) -> Iterator[list[nn.Module]]:
-    """train(), and the layers that can be checkpointed; whatever happens inside, nothing of it is left on the shared
+    """train(), and the layers that can be checkpointed; also after an error, nothing of it is left on the shared
     model.
     """
     layers = decoder_layers(model)
@@ -227,45 +226,3 @@ def _check_answers(examples: Sequence[Example]) -> None:
         raise UserError(
             f"{empty} of {len(examples)} rows have no tokens to learn from. Run `python -m fedfinlora data check ROOT`."
         )
-
-
-def _optimizer(parameters: Sequence[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    import torch
-
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=config.sgd_learning_rate, weight_decay=config.weight_decay)
-    betas = (config.beta1, config.beta2)
-    return torch.optim.AdamW(parameters, lr=config.learning_rate, betas=betas, weight_decay=config.weight_decay)
-
-
-def _load_optimizer(adam: torch.optim.AdamW, parameters: Sequence[nn.Parameter], state: OptimizerState) -> None:
-    import torch
-
-    size = sum(parameter.numel() for parameter in parameters)
-    if state.first_moment.shape != (size,) or state.second_moment.shape != (size,):
-        raise UserError(
-            f"The optimiser state has {state.first_moment.size} numbers, the adapter {size}: it is another adapter's."
-        )
-    offset = 0
-    for parameter in parameters:
-        end = offset + parameter.numel()
-        first, second = (
-            torch.from_numpy(moment[offset:end].copy()).reshape(parameter.shape).to(parameter.device)
-            for moment in (state.first_moment, state.second_moment)
-        )
-        adam.state[parameter] = {"step": torch.tensor(float(state.steps)), "exp_avg": first, "exp_avg_sq": second}
-        offset = end
-
-
-def _read_optimizer(update: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> OptimizerState:
-    import numpy as np
-    import torch
-
-    if not isinstance(update, torch.optim.AdamW) or not update.state:
-        zeros = np.zeros(sum(parameter.numel() for parameter in parameters), np.float32)
-        return OptimizerState(zeros, zeros.copy(), 0)
-
-    def flat(key: str) -> Vector:
-        return torch.cat([update.state[parameter][key].reshape(-1).float().cpu() for parameter in parameters]).numpy()
-
-    return OptimizerState(flat("exp_avg"), flat("exp_avg_sq"), int(update.state[parameters[0]]["step"]))

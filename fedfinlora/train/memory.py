@@ -8,16 +8,19 @@ their memory back.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary, WeakSet
 
 from fedfinlora.errors import UserError
 from fedfinlora.model.attention import Run, TreePlan, no_mask
+from fedfinlora.model.devices import GPU_SHARE, cuda_of, devices_of
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +37,8 @@ checkpointed (docs/adr/0013-memory-of-a-training-pass.md).
 """
 GIVEN_BACK_BYTES = 256 * 2**20
 """To hand back less is not worth the page faults of the next pass."""
+GPU_LIMIT = 0.85
+"""Share of a GPU's free memory that a pass may take: kernels' own workspaces and rounding take the rest."""
 PROBE_TOKENS = (16, 48)
 """Lengths of the two passes that measure what a token keeps."""
 
@@ -55,12 +60,16 @@ class Footprint:
     """A position with logits: the logits, their log-softmax and the gradients of both."""
     held_back: float
     """Share of the activations of all layers that is never free: HELD_BACK on CPUs, 0 elsewhere."""
+    cast_bytes: int = 0
+    """An entry of a mask in the model's arithmetic, where that is not the mask's own: it is cast once a pass."""
 
     def pass_bytes(self, pack: Pack, checkpointed: int) -> float:
         """Peak of the activations of one forward and backward pass over a pack, `checkpointed` layers being so."""
         runs = pack.plan.runs
         gathered = sum(end - start for run in runs if len(run.keys) > 1 for start, end in run.keys)
-        masks = sum(run.mask.numel() * run.mask.element_size() for run in runs if run.mask is not None)
+        masks = sum(
+            run.mask.numel() * (run.mask.element_size() + self.cast_bytes) for run in runs if run.mask is not None
+        )
         own = pack.tokens * self.layer_bytes
         kept = (max(self.layers - checkpointed, 1) + WORK_LAYERS) * (own + gathered * self.key_bytes)
         inputs = checkpointed * pack.tokens * self.input_bytes
@@ -75,7 +84,7 @@ _footprints: WeakKeyDictionary[nn.Module, Footprint] = WeakKeyDictionary()
 
 
 def footprint(model: nn.Module) -> Footprint:
-    """Measured on the model itself, whatever its quantization, adapter and dropout: what two short passes keep. Once
+    """Measured on the model itself, with its quantization, adapter and dropout: what two short passes keep. Once
     per model.
     """
     if model not in _footprints:
@@ -98,6 +107,7 @@ def _measure(model: nn.Module) -> Footprint:
         key_bytes=2 * key_heads * width * item_bytes,
         answer_bytes=config.vocab_size * (12 + (2 * item_bytes if item_bytes < 4 else 0)),
         held_back=HELD_BACK if next(model.parameters()).device.type == "cpu" else 0.0,
+        cast_bytes=item_bytes if item_bytes < 4 else 0,
     )
 
 
@@ -116,14 +126,42 @@ def _kept_bytes(model: nn.Module, tokens: int) -> int:
 
     plan = TreePlan((Run(0, tokens, ((0, tokens),), mask=None),))
     token_ids = torch.zeros(1, tokens, dtype=torch.long, device=device)
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved.tensor):
+    with (
+        torch.enable_grad(),
+        _inputs_of_int8(model) as inputs,
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved.tensor),
+    ):
         output = model(
             input_ids=token_ids, attention_mask=no_mask(device), plan=plan, logits_to_keep=1, use_cache=False
         )
-    storages = [saved.tensor.untyped_storage() for saved in living]
+    storages = [tensor.untyped_storage() for tensor in (*(saved.tensor for saved in living), *inputs)]
     kept = {storage.data_ptr(): storage.nbytes() for storage in storages if storage.data_ptr() not in own}
     del output
     return sum(kept.values())
+
+
+@contextmanager
+def _inputs_of_int8(model: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """The inputs that bitsandbytes' int8 layers keep for their backward pass as attributes, where autograd's hooks do
+    not see them.
+    """
+    if find_spec("bitsandbytes") is None:
+        yield []
+        return
+    from bitsandbytes.nn.modules import Linear8bitLt
+
+    found: list[torch.Tensor] = []
+
+    def note(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if inputs[0].requires_grad:
+            found.append(inputs[0].detach())
+
+    handles = [module.register_forward_pre_hook(note) for module in model.modules() if isinstance(module, Linear8bitLt)]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class _Saved:
@@ -186,6 +224,30 @@ def free_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
+def pass_limit_bytes(model: nn.Module) -> float:
+    """What the activations of a pass may take: half of the free memory of a CPU, GPU_LIMIT of a GPU's, divided by the
+    banks that train on it. Of a model on several GPUs, what all may take when the fullest has no more.
+    """
+    devices = devices_of(model)
+    if not cuda_of(devices):
+        return free_bytes(devices[0]) / 2
+    where = [next(layer.parameters()).device for layer in decoder_layers(model)]
+    workers = max(1, int(os.environ.get(GPU_SHARE, "") or 1))
+    return limit_of({device: GPU_LIMIT * free_bytes(device) / workers for device in devices}, where)
+
+
+def limit_of(room_bytes: Mapping[torch.device, float], layer_devices: Sequence[torch.device]) -> float:
+    """Bytes of all layers' activations when the first device is full: layers are alike, and lie on `layer_devices`.
+
+    >>> import torch
+    >>> one, two = torch.device("cuda:0"), torch.device("cuda:1")
+    >>> limit_of({one: 30.0, two: 80.0}, [one, two, two, two]), limit_of({one: 30.0}, [one])
+    (106.66666666666667, 30.0)
+    """
+    used = set(layer_devices)
+    return min(room_bytes[device] * len(layer_devices) / layer_devices.count(device) for device in used)
+
+
 def reset_peak(device: torch.device) -> None:
     """Let `peak_bytes` count from now on."""
     if device.type == "cuda":
@@ -236,7 +298,7 @@ def checkpoint_first(layers: Sequence[nn.Module], count: int) -> None:
 
 @contextmanager
 def own_checkpointing(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """Whatever `checkpoint_first` does inside, the layers are afterwards as transformers made them."""
+    """After it, also after an error, the layers are as transformers made them."""
     try:
         yield
     finally:

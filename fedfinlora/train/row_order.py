@@ -3,7 +3,7 @@ together.
 
 A filing is read once for all its questions only if they come in the same step
 (docs/adr/0011-rows-with-a-long-common-beginning-travel-together.md). What a step takes depends on the run's seed, the
-bank's name, its rows and the step's number alone, so an interrupted run goes on with the same rows. Where no row has a
+bank's name, its rows and the step's number alone, so an interrupted run resumes with the same rows. Where no row has a
 long beginning in common with another, the stream is a plain permutation of each epoch.
 """
 
@@ -23,8 +23,7 @@ LONG_BEGINNING_TOKENS = 512
 sets have some 50 to 200, and reading one once more costs less than what a step loses when its rows resemble each other.
 """
 LONG_BEGINNING_SHARE = 0.5
-"""Nor is one that makes up no more than this share of a row: most of the row is then read alone whatever it travels
-with.
+"""Nor is one that makes up no more than this share of a row: most of the row is then read alone in any pack.
 """
 
 Groups = tuple[tuple[int, ...], ...]

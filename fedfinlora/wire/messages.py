@@ -19,6 +19,7 @@ from fedfinlora.config.schema import MOST_ROUNDS, Config
 from fedfinlora.config.values import build, to_json
 from fedfinlora.errors import UserError
 from fedfinlora.model.adapter import Layout, Vector, norm
+from fedfinlora.model.parts import Part
 from fedfinlora.privacy.head import MOST_LINES, SHA256, Head
 from fedfinlora.wire.form import LONGEST_RUN_NAME, PLAIN_NAME, reply_fault, request_fault
 from fedfinlora.wire.reasons import SAFE_REASONS, UNKNOWN, reason_of
@@ -74,7 +75,7 @@ class Range:
     sender: str
     """bank or coordinator."""
     may_be_nan: bool = False
-    """NaN stands for a figure that was not measured."""
+    """NaN means: not measured."""
 
     def __str__(self) -> str:
         what = "a whole number" if self.kind is int else "a number"
@@ -101,7 +102,7 @@ RANGES: Mapping[str, Range] = {
     "round": Range(int, 1, MOST_ROUNDS, "rounds", "coordinator"),
     "ledger-heads": Range(int, 0, MOST_LINES - 1, "lines of a ledger", "coordinator"),
 }  # fmt: skip
-"""Every figure outside the configuration that crosses the network. `checked` refuses on arrival whatever is not in its
+"""Every figure outside the configuration that crosses the network. `checked` refuses on arrival all that is not in its
 range. The numbers of the configuration are bounded by the schema (`fedfinlora.config.schema`,
 `fedfinlora.config.values`), those of an adapter and of a delta by their layout: as many as it has, each a finite
 float32. A loss may lie a rounding below 0.
@@ -187,11 +188,11 @@ class Figures:
         )  # fmt: skip
 
 
-NOT_TOLD = asdict(Figures.withheld(0, 0.0, math.nan, math.nan, math.nan))
-"""What stands for a figure that was not reported."""
-ALWAYS_TOLD = ("steps", "epsilon_planned", "epsilon_spent", "delta")
+NOT_SENT = asdict(Figures.withheld(0, 0.0, math.nan, math.nan, math.nan))
+"""In the place of a figure that was not reported."""
+ALWAYS_SENT = ("steps", "epsilon_planned", "epsilon_spent", "delta")
 """Figures without which a reply says nothing: that work was done, and what it promises."""
-REVEALABLE = tuple(item.name for item in fields(Figures) if item.name not in ALWAYS_TOLD)
+REVEALABLE = tuple(item.name for item in fields(Figures) if item.name not in ALWAYS_SENT)
 """Figures that a bank's policy may withhold; they are then not in the reply."""
 
 
@@ -210,6 +211,8 @@ class Reply:
     """Figures that the bank did not tell; they are 0 or NaN."""
     ledger: Head | None = None
     """Of the bank's privacy ledger, with this round's line; None where the round was not booked."""
+    sent_bytes: int = 0
+    """Of the delta as it came: fewer than `delta` has where the round sends a part of it."""
 
 
 def pack_request(request: TrainRequest) -> RecordDict:
@@ -259,7 +262,7 @@ def check_request_form(content: RecordDict) -> None:
 
 def check_reply_form(content: RecordDict) -> None:
     """RejectedReply where a reply has names, texts or a code that none may have: nothing of it may be kept."""
-    if fault := reply_fault(content, NOT_TOLD):
+    if fault := reply_fault(content, NOT_SENT):
         raise RejectedReply("malformed", f"In the reply {fault}.")
     code = str(dict(content.config_records.get("reply", {})).get("code", "internal"))
     if code not in SAFE_REASONS:
@@ -335,7 +338,7 @@ def pack_reply(
             "reply": ConfigRecord(head),
             "delta": ArrayRecord(to_arrays(delta)),
             "figures": MetricRecord(
-                {name: value for name, value in asdict(figures).items() if name in (*ALWAYS_TOLD, *reveal)}
+                {name: value for name, value in asdict(figures).items() if name in (*ALWAYS_SENT, *reveal)}
             ),
         }
     )
@@ -350,13 +353,18 @@ def pack_error(bank: str, code: str) -> RecordDict:
 
 
 def unpack_reply(
-    content: RecordDict, layout: Layout, max_update_norm: float, private: bool = False, needs_rows: bool = True
+    content: RecordDict,
+    layout: Layout,
+    max_update_norm: float,
+    private: bool = False,
+    needs_rows: bool = True,
+    part: Part | None = None,
 ) -> Reply:
     """Server side: check one reply; RejectedReply says why it must not be averaged.
 
     Sizes are checked before the array is made, the norm in float64. `max_update_norm` 0 means MOST_NORM. A `private`
     reply withholds rows and losses (`Figures.withheld`), says what it has spent and where its ledger is. Where rows are
-    no weights (`needs_rows`) a bank may keep them to itself.
+    no weights (`needs_rows`) a bank may keep them to itself. `part`: all that a round sends; the rest is zero.
     """
     check_reply_form(content)
     try:
@@ -379,13 +387,15 @@ def unpack_reply(
     if layout_id != layout.id:
         raise RejectedReply("layout", f"The delta has another layout than {layout.id}.")
     try:
-        delta = from_arrays(arrays, layout.size)
+        delta = from_arrays(arrays, part.size if part else layout.size)
     except ValueError as error:
         raise RejectedReply("layout", f"The delta is not as agreed: {error}.") from error
     if not np.isfinite(delta).all():
         raise RejectedReply(
-            "not-finite", (f"{int((~np.isfinite(delta)).sum())} of {layout.size} numbers are NaN or infinite.")
+            "not-finite", (f"{int((~np.isfinite(delta)).sum())} of {delta.size} numbers are NaN or infinite.")
         )
+    sent_bytes = delta.nbytes
+    delta = part.whole(delta) if part else delta
     if private:
         if any(map(math.isnan, (figures.epsilon_spent, figures.epsilon_planned, figures.delta))):
             raise RejectedReply("malformed", "The bank does not say what its private steps have spent.")
@@ -405,7 +415,7 @@ def unpack_reply(
             else f"{MOST_NORM:g}, which no training gives"
         )
         raise RejectedReply("norm", f"The delta's norm is {length:.4g}, more than {limit}.")
-    return Reply(bank, delta, figures, length, policy_sha256, withheld, ledger)
+    return Reply(bank, delta, figures, length, policy_sha256, withheld, ledger, sent_bytes)
 
 
 def _ledger_head(values: Mapping[str, Any]) -> Head | None:
@@ -426,7 +436,7 @@ def read_figures(values: Mapping[str, Any], private: bool) -> tuple[Figures, tup
     withheld = tuple(name for name in REVEALABLE if name not in values)
     found = Figures(
         **{
-            item.name: NOT_TOLD[item.name] if item.name in withheld else checked(item.name, values.get(item.name))
+            item.name: NOT_SENT[item.name] if item.name in withheld else checked(item.name, values.get(item.name))
             for item in fields(Figures)
         }
     )

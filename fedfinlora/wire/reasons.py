@@ -9,10 +9,11 @@ SAFE_REASONS = {
     "unsigned": "The request is not what the coordinator signed for this bank.",
     "source": "The bank runs another version of the code than the server.",
     "data": "The bank's rows could not be read or none of them is usable.",
-    "model": "The bank could not load or prove the base model.",
+    "model": "The bank could not load or test the base model.",
     "layout": "The adapter sent to the bank does not fit its model.",
     "adapter": "The adapter sent to the bank holds NaN or infinite numbers.",
     "diverged": "Training gave a loss or an adapter that is not finite.",
+    "trainer": "The bank's own trainer failed, or cannot do what the round asks for; the bank's log says which.",
     "memory": "The bank ran out of memory.",
     "disk": "The bank could not write its own state.",
     "privacy": (

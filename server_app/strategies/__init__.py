@@ -10,13 +10,51 @@ from collections.abc import Callable, Sequence
 
 from fedfinlora.config.schema import Config, StrategyConfig
 from server_app.central_privacy import make_mechanism
+from server_app.strategies.fedadagrad import FedAdagrad
 from server_app.strategies.fedadam import FedAdam
+from server_app.strategies.fedadamw import FedAdamW
 from server_app.strategies.fedavg import FedAvg
 from server_app.strategies.fedavgm import FedAvgM
+from server_app.strategies.fedexp import FedExP
+from server_app.strategies.fedrot import FedRot
+from server_app.strategies.fedyogi import FedYogi
+from server_app.strategies.flexlora import FlexLora
+from server_app.strategies.flora import Flora
+from server_app.strategies.fltrust import FLTrust
+from server_app.strategies.geometric_median import GeometricMedian
+from server_app.strategies.hetlora import HetLora
+from server_app.strategies.krum import Krum
+from server_app.strategies.multi_krum import MultiKrum
+from server_app.strategies.norm_clip import NormClip
 from server_app.strategies.private_mean import PrivateMean
+from server_app.strategies.residual import Residual
+from server_app.strategies.rolora import RoLora
+from server_app.strategies.scaffold import Scaffold
 from server_app.strategies.strategy import Strategy
+from server_app.strategies.trimmed_mean import TrimmedMean
 
-RULES: dict[str, Callable[[StrategyConfig, int], Strategy]] = {"fedavg": FedAvg, "fedavgm": FedAvgM, "fedadam": FedAdam}
+RULES: dict[str, Callable[[StrategyConfig, int], Strategy]] = {
+    "fedavg": FedAvg,
+    "fedavgm": FedAvgM,
+    "fedadam": FedAdam,
+    "fedadamw": FedAdamW,
+    "fedyogi": FedYogi,
+    "fedadagrad": FedAdagrad,
+    "fedexp": FedExP,
+    "scaffold": Scaffold,
+    "rolora": RoLora,
+    "krum": Krum,
+    "multi_krum": MultiKrum,
+    "geometric_median": GeometricMedian,
+    "trimmed_mean": TrimmedMean,
+    "norm_clip": NormClip,
+    "fltrust": FLTrust,
+    "residual": Residual,
+    "fedrot": FedRot,
+    "flexlora": FlexLora,
+    "flora": Flora,
+    "hetlora": HetLora,
+}
 
 
 def rule_of(config: StrategyConfig, rounds: int) -> Strategy:

@@ -20,7 +20,7 @@ class FedAdam(MeanStrategy):
     """m <- b1 m + (1-b1) delta; v <- b2 v + (1-b2) delta^2; the step is rate · m / (sqrt(v) + tau).
 
     As in the paper, v starts at tau^2 and nothing is corrected; with `bias_correction` v starts at 0 and m and v are
-    divided by 1 - b1^t and 1 - b2^t (Kingma and Ba 2015, algorithm 1; our deviation). Remembers `first_moment` and
+    divided by 1 - b1^t and 1 - b2^t (Kingma and Ba 2015, algorithm 1; our difference). Remembers `first_moment` and
     `second_moment`, (size,), and `rounds`, (1,).
 
     With `second_moments` v stays as it came from public rows (`first_arrays`), neither moved nor corrected: under

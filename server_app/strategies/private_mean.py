@@ -44,7 +44,7 @@ LARGEST_EXACT = 2**62
 
 @dataclass(frozen=True)
 class PrivateMean(Strategy):
-    """A rule that sees the updates only through their noisy mean. Whatever it makes of that costs no further epsilon
+    """A rule that sees the updates only through their noisy mean. Its own computations cost no further epsilon
     (post-processing).
     """
 
@@ -113,8 +113,8 @@ def private_mean(
     """(noisy mean of clipped deltas, (size,) float64; the next round's clip norm). Deltas: vectors of shape (size,) of
     the banks that replied, one at a time; none gives noise alone.
 
-    Guarantee: one delta more or less moves the sum, in whole grid steps, by at most `Grid.bound_squared`, whatever it
-    holds.
+    Guarantee: one delta more or less moves the sum, in whole grid steps, by at most `Grid.bound_squared`, for any
+    content of it.
 
     | edge case | what happens |
     |---|---|
@@ -188,7 +188,7 @@ def _next_clip_norm(within: int, deltas: int, mechanism: CentralMechanism, clip_
     """
     if not mechanism.adaptive_quantile:
         return clip_norm
-    grid = Grid(clip_norm=0.5, noise_multiplier=2 * mechanism.count_deviation, size=1)
+    grid = Grid(clip_norm=0.5, noise_multiplier=2 * mechanism.count_noise_std, size=1)
     half = math.floor(grid.bound_steps)
     noisy = ((2 * within - deltas) * half + int(grid.noise(1, noise)[0])) / (2 * half)
     share = noisy / mechanism.expected_banks + 0.5

@@ -100,8 +100,10 @@ class Strategy(ABC):
         if self.config.weighting == "declared":
             sizes = self.config.declared_sizes()
             weights = [sizes[reply.bank] for reply in replies]
+        elif self.config.weighting == "equal":
+            weights = [1.0] * len(replies)
         else:
-            weights = [float(reply.figures.rows) if self.config.weighting == "rows" else 1.0 for reply in replies]
+            weights = [float(getattr(reply.figures, self.config.weighting)) for reply in replies]
         return capped(weights, self.config.max_share)
 
     def learning_rate(self, state: ServerState) -> float:
@@ -122,6 +124,14 @@ class MeanStrategy(Strategy):
 
     needs = "sum"
 
+    def scale(self, state: ServerState, replies: Mean) -> float:
+        """What the mean is multiplied by before the rule sees it. 1.0 leaves it as it is."""
+        return 1.0
+
+    def decay(self, adapter: Vector64, learning_rate: float) -> Vector64 | None:
+        """What is taken off a block of the adapter, (n,), apart from the step. None takes nothing."""
+        return None
+
     @abstractmethod
     def step(self, mean: Vector64, own: Arrays, learning_rate: float) -> tuple[Vector64, dict[str, Vector64]]:
         """(what is added to the adapter, what is remembered). `mean`: (n,) float64; `own`: the remembered vectors, (n,)
@@ -130,11 +140,13 @@ class MeanStrategy(Strategy):
 
     def aggregate(self, state: ServerState, replies: Mean) -> ServerState:
         size, rate = state.adapter.size, self.learning_rate(state)
+        scale = self.scale(state, replies)
         arrays: dict[str, Vector64] = {}
 
         def step(block: slice) -> Vector64:
             own = {name: vector[block] if vector.size == size else vector for name, vector in state.arrays.items()}
-            added, following = self.step(replies.mean(block), own, rate)
+            mean = replies.mean(block)
+            added, following = self.step(mean if scale == 1.0 else scale * mean, own, rate)
             for name, value in following.items():
                 if value.size != added.size:
                     arrays[name] = value
@@ -142,7 +154,8 @@ class MeanStrategy(Strategy):
                 if name not in arrays:
                     arrays[name] = np.empty(size, np.float64)
                 arrays[name][block] = value
-            return added
+            taken = self.decay(state.adapter[block].astype(np.float64), rate)
+            return added if taken is None else added - taken
 
         return state.moved(step, arrays)
 

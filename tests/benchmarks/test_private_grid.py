@@ -25,7 +25,7 @@ SECRET = "a sentence that only a bank may read"
 
 @dataclass
 class Commands:
-    """Stands for `python -m fedfinlora`: notes the words and leaves the files of a finished run."""
+    """In the place of `python -m fedfinlora`: notes the words and leaves the files of a finished run."""
 
     fails: str = ""
     """The run_name of a run that fails."""
@@ -106,7 +106,7 @@ def test_a_cell_makes_its_start_once_and_has_a_ledger_of_its_own(place: Path) ->
     assert len(set(ledgers)) == 2
 
 
-def test_finished_cells_are_skipped_and_begun_runs_go_on(place: Path) -> None:
+def test_finished_cells_are_skipped_and_begun_runs_resume(place: Path) -> None:
     none, eight = Cell("lora_xs", "none", 0), Cell("lora_xs", "8", 0)
     run_all(place, [none], Commands())
     state = place / "work" / eight.name / "state"
@@ -118,7 +118,7 @@ def test_finished_cells_are_skipped_and_begun_runs_go_on(place: Path) -> None:
     assert commands.variables[0]["FEDFINLORA_LEDGER"].endswith(eight.name)
 
 
-def test_a_cell_that_fails_is_named_and_the_others_go_on(place: Path) -> None:
+def test_a_cell_that_fails_is_named_and_the_others_continue(place: Path) -> None:
     none, eight = Cell("lora_xs", "none", 0), Cell("lora_xs", "8", 0)
     assert run_all(place, [none, eight], Commands(fails=none.name)) == [none]
     assert not figures_file(none).is_file()

@@ -124,7 +124,7 @@ def kept(scored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return docs
 
 
-def test_filings_say_how_far_federated_is_from_centralised_on_the_same_rows(kept: Path) -> None:
+def test_filings_compare_federated_with_centralised_on_the_same_rows(kept: Path) -> None:
     page = section_of("filings", kept)
     assert page.count("| base |") == page.count("| federated |") == page.count("| centralised |") == 1
     assert "- Tag Extraction: federated is +0.0 points from centralised on the same rows" in page
@@ -154,7 +154,7 @@ def test_the_committed_page_is_what_the_command_writes() -> None:
         assert file.read_text("utf-8") == text, f"{file.name}: run `python -m benchmarks.results`"
 
 
-def test_every_section_that_is_kept_as_text_carries_its_commands_and_commits() -> None:
+def test_every_section_kept_as_text_has_its_commands_and_commits() -> None:
     for file in (DOCS / "results").glob("*.json"):
         found = json.loads(file.read_text("utf-8"))
         assert (found["section"], bool(found["origins"])) == (file.stem, True)
@@ -218,7 +218,7 @@ def test_speed_names_benchmark_group_bound_and_what_differs() -> None:
     }
     table = speed([figures, again])
     assert "| – FPB, 60 prompt tokens, 30 read | 6.00 |" in table, "measured again: the later one counts"
-    assert "| classification | 6.00 | 5 | 5.0 | 20 rows a second |" in table, "and the group is made anew"
+    assert "| classification | 6.00 | 5 | 5.0 | 20 rows a second |" in table, "and the group is made again"
     assert table.count("FPB") == 1
     assert "commit `abc`" in table
     assert "commit `def`" in table
@@ -305,7 +305,7 @@ def test_charts_on_privacy_show_every_setting(tmp_path: Path) -> None:
 def test_a_deployed_round_shows_what_a_worker_saves() -> None:
     text = deployed_round(ROUND)
     assert "| 2 | 3.0 s | 1.5 s | 18.0 s | 9.0 s |" in text
-    assert "3.0 s a round pass beside training with workers and 18.0 s without" in text
+    assert "3.0 s a round pass outside training with workers and 18.0 s without" in text
     assert text.endswith("- `python -m fedfinlora bench round`, commit `abc`.")
 
 

@@ -19,7 +19,7 @@ import client_app.own_rows
 import client_app.prepared_rows
 from client_app.bank import RoundReply, train_round
 from client_app.facts import BankFacts, bank_facts
-from client_app.own_rows import split_rows
+from client_app.own_rows import train_and_held_out
 from client_app.prepared_rows import bank_rows
 from fedfinlora.compose import compose
 from fedfinlora.config.schema import Config
@@ -254,10 +254,10 @@ class TestFigures:
 
         rows = [Row(f"fpb/train/{index:06d}", "fpb", f"{index}", "up") for index in range(30)]
         limited = replace(config, train=replace(config.train, max_rows=10, holdout_max_rows=0))
-        one, two = (split_rows(rows, limited, "bank-0")[0] for _ in range(2))
+        one, two = (train_and_held_out(rows, limited, "bank-0")[0] for _ in range(2))
         assert one == two == sorted(one, key=lambda row: row.id)
         assert len(one) == 10
-        assert one != split_rows(rows, limited, "bank-1")[0]
+        assert one != train_and_held_out(rows, limited, "bank-1")[0]
 
 
 class TestOwnFacts:
@@ -418,7 +418,7 @@ class TestRequests:
 
 
 class TestApp:
-    """Through the ClientApp: whatever happens, a reply with a code."""
+    """Through the ClientApp: in every case a reply with a code."""
 
     def ask(self, node_config: dict[str, Any], message_type: str, content: RecordDict) -> Message:
         grid = FakeGrid({7: node_config})

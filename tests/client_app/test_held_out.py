@@ -1,4 +1,4 @@
-"""A server learns the loss of many held-out rows or of none, whatever it asks for, and no count of rows that it can
+"""A server learns the loss of many held-out rows or of none, for any request, and no count of rows that it can
 move by one.
 """
 
@@ -108,7 +108,7 @@ class TestRefused:
 
 
 class TestStable:
-    """The same rows whatever a server asks for."""
+    """The same rows for every request."""
 
     CHANGES: tuple[dict[str, Any], ...] = (
         {"seed": 1},
@@ -195,7 +195,7 @@ class TestDraw:
         names = drawn([*rows, *rows], 1, 20)
         assert names == drawn(rows, 1, 20)
         assert len(once([*rows, *rows], names, ())) == 20
-        assert len(drawn(rows, 1, 1)) == HELD_OUT, "one row's loss would be told"
+        assert len(drawn(rows, 1, 1)) == HELD_OUT, "one row's loss would be sent"
 
     def test_one_row_more_moves_one_row_at_most(self) -> None:
         rows = self.rows(200)

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from fake_grid import FakeGrid, simulated_banks
 from hostile_server import BUDGET, Bank, code_of, write_bank
+from private_bank import PRIVATE, ask, config_of, facts, lines_of, own_rows, refused
 from reliability import OUTCOMES
 from tiny_runs import overrides, result_of, rounds_of, write_lines, write_rows
 
@@ -28,17 +29,16 @@ import client_app.bank
 import client_app.own_rows
 import client_app.prepared_rows
 import client_app.privacy_plan
-from client_app.bank import RoundReply, train_round
+from client_app.bank import train_round
 from client_app.facts import BankFacts, bank_facts
 from client_app.own_rows import sampled_rows
 from client_app.privacy_plan import PrivacyPlan
 from data.rows import Row
 from fedfinlora.cli import main
 from fedfinlora.compose import compose
-from fedfinlora.config.schema import Config
 from fedfinlora.deployment.policy import Policy
 from fedfinlora.errors import ConfigError, UserError
-from fedfinlora.model.loading import get_session, initial_adapter
+from fedfinlora.model.loading import get_session
 from fedfinlora.privacy.accounting import Steps, epsilon
 from fedfinlora.privacy.history import Event
 from fedfinlora.privacy.ledger import read_lines
@@ -47,8 +47,6 @@ from fedfinlora.privacy.mechanism import Mechanism
 from fedfinlora.run.origin import source_fingerprint
 from fedfinlora.wire.messages import BankError, RejectedReply, TrainRequest, pack_reply, pack_request, unpack_reply
 from server_app.federated import run_federated
-
-PRIVATE = ("privacy=example", "privacy.epsilon=8")
 
 
 @pytest.fixture(scope="module")
@@ -65,37 +63,9 @@ def forget() -> Iterator[None]:
     client_app.privacy_plan._tested.clear()
 
 
-def config_of(rows: Path, place: Path, *more: str, rounds: int = 4) -> Config:
-    return compose(overrides(rows, place / "runs", *PRIVATE, *more, rounds=rounds))
-
-
-def facts(place: Path, name: str = "north", banks: int = 2, **values: Any) -> BankFacts:
-    return BankFacts(name, 0, banks, "", place / "state", place / "ledger", **values)
-
-
-def own_rows(place: Path, **values: Any) -> BankFacts:
-    """A bank with the rows below `place`/bank; it declares the sizes that most tests give it."""
-    declared = {"declared_rows": ("fpb:40", "tfns:40", "customers:10"), **values}
-    return replace(facts(place, banks=0, **declared), data_path=str(place / "bank"))
-
-
-def ask(config: Config, at: BankFacts, round_number: int = 1, run: str = "run-1", **changes: Any) -> RoundReply:
-    session = get_session(config)
-    adapter = initial_adapter(session, config)
-    request = TrainRequest(config, run, round_number, session.layout.id, source_fingerprint(), adapter)
-    return train_round(replace(request, **changes), at)
-
-
 def booked(at: BankFacts) -> list[dict[str, Any]]:
     """All lines of a bank's ledger."""
     return read_lines(at.ledger_folder)
-
-
-def refused(config: Config, at: BankFacts, reason: str, round_number: int = 1, **changes: Any) -> None:
-    """Refused as `privacy`, the one code for all that depends on rows, ledger or budget."""
-    with pytest.raises(BankError, match=reason) as caught:
-        ask(config, at, round_number, **changes)
-    assert caught.value.code == "privacy"
 
 
 class TestGuarantee:
@@ -127,15 +97,13 @@ class TestGuarantee:
             "of the whole data set"
         )
 
-    def test_another_run_and_a_repeated_round_go_on_from_what_was_spent(self, rows: Path, tmp_path: Path) -> None:
+    def test_another_run_and_a_repeated_round_add_to_what_was_spent(self, rows: Path, tmp_path: Path) -> None:
         config, at = config_of(rows, tmp_path), facts(tmp_path)
         spent = [ask(config, at, 1, run).figures.epsilon_spent for run in ("one", "one", "two")]
         assert spent[0] < spent[1] < spent[2]
         assert [line["run"] for line in booked(at)] == ["one", "one", "two"]
 
-    def test_another_seed_order_sample_or_name_is_the_same_data_to_a_bank_with_its_own_rows(
-        self, rows: Path, tmp_path: Path
-    ) -> None:
+    def test_seed_order_sample_or_name_do_not_change_a_banks_own_data_set(self, rows: Path, tmp_path: Path) -> None:
         """Neither max_rows, nor another seed, another choice of tasks, another order or name of the bank makes rows
         start again.
         """
@@ -178,7 +146,7 @@ class TestGuarantee:
             "the key is the bank's"
         )
 
-    def test_noise_is_fresh_in_each_round_and_run_and_repeats_only_where_the_bank_itself_says_so(
+    def test_noise_is_fresh_in_each_round_unless_the_bank_itself_repeats_it(
         self, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         config, at = config_of(rows, tmp_path), facts(tmp_path)
@@ -205,7 +173,7 @@ class TestGuarantee:
         assert sorted(map(len, units)) == [4] * 10
         assert booked(at)[0]["unit"] == "customer"
 
-    def test_rows_whose_budget_is_exhausted_are_left_out_and_counted(
+    def test_rows_whose_budget_is_exhausted_are_excluded_and_counted(
         self, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """New rows start at zero; the old ones take part no more, in none of the steps."""
@@ -222,7 +190,7 @@ class TestGuarantee:
         assert list(plans[0].mechanism.units) == [(place,) for place in range(40, 60)]
         assert plans[0].mechanism.expected_units == 60, "the denominator is declared"
         assert plans[0].booked.epsilon == pytest.approx(first)
-        assert later.figures.epsilon_spent > first, "what is told adds up all lines, whatever rows there are"
+        assert later.figures.epsilon_spent > first, "the reported epsilon adds up all lines, also those of other rows"
 
 
 def write_customers(place: Path, rows: int = 40, customers: int = 10) -> None:
@@ -321,10 +289,6 @@ class TestDeclaredSizes:
         refused(config, own_rows(tmp_path, declared_rows=("fiqa:40",)), "name none of the tasks asked for")
 
 
-def lines_of(task: str, count: int) -> list[str]:
-    return [json.dumps({"context": f"{task} {number} Answer:", "target": "positive"}) for number in range(count)]
-
-
 class TestRefusals:
     @pytest.mark.parametrize(
         ("words", "reason"),
@@ -417,9 +381,7 @@ class TestRefusals:
         file.write_bytes(file.read_bytes().replace(b'"steps": 2', b'"steps": 1'))
         refused(config, at, "cannot be believed", 2)
 
-    def test_a_ledger_that_was_rolled_back_is_refused_by_the_head_that_the_server_has_seen(
-        self, rows: Path, tmp_path: Path
-    ) -> None:
+    def test_a_rolled_back_ledger_is_refused_by_the_head_the_server_saw(self, rows: Path, tmp_path: Path) -> None:
         """B4: the aggregator is a witness. What the bank's own files no longer say, its last reply does."""
         config, at = config_of(rows, tmp_path), facts(tmp_path)
         ask(config, at)
@@ -435,7 +397,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("error", [RuntimeError("row 7"), MemoryError(), UserError("row 7"), OSError("row 7")])
     @pytest.mark.parametrize("where", ["train", "make_plan", "bank_rows", "read_adapter"])
-    def test_whatever_fails_in_a_private_round_is_one_code(
+    def test_every_failure_of_a_private_round_is_one_code(
         self, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, error: Exception
     ) -> None:
         def failing(*arguments: Any, **values: Any) -> None:
@@ -518,7 +480,7 @@ class TestABankThatIsDeployed:
         write_lines(tmp_path / "bank" / "train" / "fpb_train.jsonl", lines_of("other", 40))
         client_app.prepared_rows._rows.clear()
         assert ask(config_of(rows, tmp_path), replace(at, budget_epsilon=8.0)).figures.epsilon_spent == math.inf, (
-            "told without regard to rows"
+            "reported without regard to rows"
         )
 
     def test_held_out_rows_are_booked_too(self, rows: Path, tmp_path: Path) -> None:
@@ -530,9 +492,7 @@ class TestABankThatIsDeployed:
         assert reply.ledger is not None
         refused(config_of(rows, tmp_path), replace(at, budget_epsilon=8.0), "on every row above")
 
-    def test_a_ledger_that_cannot_be_written_lets_not_even_an_open_round_through(
-        self, rows: Path, tmp_path: Path
-    ) -> None:
+    def test_an_unwritable_ledger_refuses_even_a_round_without_privacy(self, rows: Path, tmp_path: Path) -> None:
         write_lines(tmp_path / "bank" / "train" / "fpb_train.jsonl", lines_of("fpb", 40))
         (tmp_path / "ledger").write_text("in the way")
         refused(compose(overrides(rows, tmp_path / "runs")), own_rows(tmp_path), "nothing private may leave")
@@ -559,7 +519,7 @@ class TestABankThatIsDeployed:
 
 
 class TestFaults:
-    """What is not on the disk has not left, whatever happens to disk, clock or process."""
+    """What is not on the disk has not left, for any fault of disk, clock or process."""
 
     @pytest.mark.parametrize(
         ("call", "number"),
@@ -669,52 +629,67 @@ def test_the_baselines_have_no_privacy_and_say_so(
     assert "privacy=example goes with simulate" in capsys.readouterr().err
 
 
-TESTS = [str(Path(__file__).parent), *(str(Path(__file__).parents[1] / name) for name in ("helpers", ""))]
-"""Where a process of its own finds this module and what it imports."""
+TESTS = [str(Path(__file__).parents[1] / "helpers")]
+"""Where a process of its own finds `private_bank`."""
 
-KILLED_BANK = """
-import os, sys, time
+KILLED_BANKS = """
+import json, os, signal, sys
 from pathlib import Path
 sys.path[:0] = {tests!r}
 import client_app.bank, client_app.privacy_plan
-from test_private_bank import ask, config_of, facts
+from fedfinlora.model.loading import load_base
+from private_bank import ask, config_of, facts
 
-where, rows, place = {where!r}, Path({rows!r}), Path({place!r})
+def kill(*arguments, **values):
+    os.kill(os.getpid(), signal.SIGKILL)
 
-def wait(*arguments, **values):
-    print("here", flush=True)
-    time.sleep(600)
-
-if where == "before the booking":
-    client_app.privacy_plan.book = wait
-elif where == "before the training":
-    client_app.bank.train = wait
-else:
-    client_app.bank.read_adapter = wait
-ask(config_of(rows, place), facts(place))
+rows, ended = Path({rows!r}), []
+for where, place in {places!r}.items():
+    if not ended:
+        load_base(config_of(rows, Path(place)).model)  # and every library once, not in each child
+    child = os.fork()
+    if not child:
+        if where == "before the booking":
+            client_app.privacy_plan.book = kill
+        elif where == "before the training":
+            client_app.bank.train = kill
+        else:
+            client_app.bank.read_adapter = kill
+        try:
+            ask(config_of(rows, Path(place)), facts(Path(place)))
+        finally:
+            os._exit(1)
+    ended.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(json.dumps(ended))
 """
+KILLED_AT = {"before the booking": 0, "before the training": 1, "before the reply": 1}
+"""Where a bank is killed -> the rounds that it has spent by then."""
+
+
+@pytest.fixture(scope="module")
+def killed_banks(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Where a bank was killed, in a process of its own and by SIGKILL -> its folder."""
+    places = {where: str(tmp_path_factory.mktemp("killed")) for where in KILLED_AT}
+    program = KILLED_BANKS.format(tests=TESTS, rows=str(rows), places=places)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == [-signal.SIGKILL] * len(places), done.stderr
+    return {where: Path(place) for where, place in places.items()}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("where", "spent_rounds"), [("before the booking", 0), ("before the training", 1), ("before the reply", 1)]
-)
+@pytest.mark.parametrize("where", KILLED_AT)
 def test_a_bank_killed_on_the_way_has_booked_all_that_could_have_left(
-    rows: Path, tmp_path: Path, where: str, spent_rounds: int
+    killed_banks: dict[str, Path], rows: Path, where: str
 ) -> None:
-    """A process of its own, ended by SIGKILL: a reply needs a booked round, and the next round's epsilon counts it."""
-    program = KILLED_BANK.format(tests=TESTS, where=where, rows=str(rows), place=str(tmp_path))
-    root = Path(__file__).parents[2]
-    with subprocess.Popen([sys.executable, "-c", program], cwd=root, stdout=subprocess.PIPE, text=True) as bank:
-        assert bank.stdout is not None
-        assert bank.stdout.readline() == "here\n"
-        bank.kill()
-        assert bank.wait(timeout=30) == -signal.SIGKILL
-    at = facts(tmp_path)
+    """A reply needs a booked round, and the next round's epsilon counts it."""
+    place, spent_rounds = killed_banks[where], KILLED_AT[where]
+    at = facts(place)
     assert len(booked(at)) == spent_rounds, OUTCOMES["killed booked"].does
-    config = config_of(rows, tmp_path)
+    config = config_of(rows, place)
     spent = ask(config, at).figures.epsilon_spent
-    alone = ask(config, facts(tmp_path / "elsewhere")).figures.epsilon_spent
+    alone = ask(config, facts(place / "elsewhere")).figures.epsilon_spent
     assert len(booked(at)) == spent_rounds + 1
     assert (spent > alone) == bool(spent_rounds)
 
@@ -776,15 +751,16 @@ def test_two_runs_on_the_same_rows_at_once_stay_within_the_budget_together(tmp_p
 
 
 @pytest.mark.slow
-def test_a_real_run_has_a_card_and_a_second_one_stops_at_the_budget(
-    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_run_has_a_card_and_a_second_one_stops_at_the_budget(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The banks of the second have other states and the ledgers of the first. A private run through Flower's processes
+    is in tests/system/test_surroundings.py.
+    """
     monkeypatch.setenv("FEDFINLORA_LEDGER", str(tmp_path / "ledger"))
     words = overrides(rows, tmp_path / "runs", *PRIVATE)
-    assert main(["simulate", *words]) == 0
-    reported = capsys.readouterr()
-    assert "epsilon spent" in reported.out + reported.err
-    run = tmp_path / "runs" / "run"
+    first = compose(words)
+    run = run_federated(FakeGrid(simulated_banks(first.banks, tmp_path / "first banks")), first)
     card = json.loads((run / "privacy.json").read_text("utf-8"))
     assert card["epsilon"] <= 8.0
     assert card["void"] == ""

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client_app.published import DIGITS, published, rounded
-from fedfinlora.wire.messages import ALWAYS_TOLD, Figures, pack_request
+from fedfinlora.wire.messages import ALWAYS_SENT, Figures, pack_request
 
 FIGURES = Figures(
     rows=1672, steps=210, tokens=123_456, answer_tokens=7_890, train_loss=2.345678, holdout_rows=104,
@@ -28,7 +28,7 @@ def digits(value: float) -> int:
 
 
 def test_each_figure_as_it_leaves() -> None:
-    found = published(FIGURES, min_rows=20, weighs_by_rows=False)
+    found = published(FIGURES, min_rows=20, weighting="equal")
     assert found == replace(
         FIGURES, rows=1700, tokens=120_000, answer_tokens=7_900, train_loss=2.35, holdout_rows=100, holdout_loss=1.0,
         train_s=12.3,
@@ -36,7 +36,7 @@ def test_each_figure_as_it_leaves() -> None:
         epsilon_spent=found.epsilon_spent,
         delta=found.delta,
     )  # fmt: skip
-    assert published(FIGURES, 20, weighs_by_rows=True).rows == FIGURES.rows, "the weights of the average do not change"
+    assert published(FIGURES, 20, weighting="rows").rows == FIGURES.rows, "the weights of the average do not change"
 
 
 def test_two_answers_that_differ_in_a_row_have_the_same_figures() -> None:
@@ -49,7 +49,7 @@ def test_two_answers_that_differ_in_a_row_have_the_same_figures() -> None:
         train_loss=FIGURES.train_loss + 0.6 / 1673,
         bank_rows=4847,
     )
-    assert asdict(published(other, 20, False)) == pytest.approx(asdict(published(FIGURES, 20, False)), nan_ok=True)
+    assert asdict(published(other, 20, "equal")) == pytest.approx(asdict(published(FIGURES, 20, "equal")), nan_ok=True)
 
 
 @given(st.floats(allow_nan=True, allow_infinity=True))
@@ -67,7 +67,7 @@ def test_what_a_deployed_bank_sends_of_a_real_round_has_few_digits(tmp_path: Pat
     answer = bank.answers(
         pack_request(bank.request("privacy.mode=none", "strategy.weighting=equal", "train.holdout_max_rows=20"))
     )
-    sent = {name: value for name, value in dict(answer.metric_records["figures"]).items() if name not in ALWAYS_TOLD}
+    sent = {name: value for name, value in dict(answer.metric_records["figures"]).items() if name not in ALWAYS_SENT}
     assert sent["train_loss"] > 0
     assert {name: value for name, value in sent.items() if math.isfinite(value) and digits(value) > DIGITS} == {}
     assert all(digits(sent[name]) <= 2 for name in ("rows", "tokens", "answer_tokens", "bank_rows", "skipped_rows"))

@@ -121,7 +121,7 @@ def test_the_ledgers_head_comes_back_and_the_servers_is_handed_over(bank: Bank) 
     assert len(read_lines(bank.facts.ledger_folder)) == 3
 
 
-def test_a_private_round_that_fails_in_it_is_privacy_whatever_the_reason(bank: Bank) -> None:
+def test_a_private_round_that_fails_in_it_is_privacy_for_any_reason(bank: Bank) -> None:
     for wrong in (("model.context_tokens=3",), ("privacy.unit=customer",), ("privacy.budget_epsilon=0.001",)):
         with pytest.raises(BankError) as error:
             bank.ask(*PRIVATE, *wrong)
@@ -129,7 +129,7 @@ def test_a_private_round_that_fails_in_it_is_privacy_whatever_the_reason(bank: B
     assert read_lines(bank.facts.ledger_folder) == []
 
 
-def test_one_that_was_killed_or_has_other_code_is_started_anew(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_was_killed_or_has_other_code_is_restarted(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
     bank.ask()
     killed = bank.process
     os.kill(killed, signal.SIGKILL)
@@ -249,7 +249,7 @@ def test_a_socket_lies_where_its_path_is_short_enough(
     assert socket_path(bank.facts) == Path("/tmp") / near.relative_to(sockets)
 
 
-def test_a_worker_within_its_memory_limit_answers_and_beyond_it_fails_with_its_code(tmp_path: Path) -> None:
+def test_a_worker_answers_within_its_memory_limit_and_fails_beyond_it(tmp_path: Path) -> None:
     bank = Bank(tmp_path, **{"worker-memory-gib": 0.15})
     with pytest.raises(BankError) as error:
         bank.ask()

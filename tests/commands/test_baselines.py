@@ -75,7 +75,7 @@ class TestCentralized:
 
     def test_banks_of_unequal_sizes_give_equal_rows(self, rows: Path, tmp_path: Path) -> None:
         """The average of a small and a large bank's steps is no whole number of rows; rows too long for the window
-        count for nobody.
+        count for no bank.
         """
         small = write_rows(tmp_path / "small", train=23)
         file = small / "train" / "fpb_train.jsonl"
@@ -98,12 +98,12 @@ class TestCentralized:
 
     def test_exactly_the_banks_train_rows_are_pooled(self, rows: Path, tmp_path: Path) -> None:
         """What a bank holds out is not trained on by the pooled run either."""
-        from client_app.own_rows import divide, split_rows
+        from client_app.own_rows import divide, train_and_held_out
 
         config = compose(overrides(rows, tmp_path, banks=3))
         session = models.get_session(config)
         pooled = baselines._pooled(config, session)
-        expected = [split_rows(part, config, f"bank-{index}") for index, part in enumerate(divide(config, 3))]
+        expected = [train_and_held_out(part, config, f"bank-{index}") for index, part in enumerate(divide(config, 3))]
         prompts = sorted(session.tokenizer.decode(row.prompt_ids) for row in pooled.train)
         assert prompts == sorted(row.prompt for part, _ in expected for row in part)
         assert len(pooled.held_out) == sum(len(part) for _, part in expected) > 0
@@ -114,7 +114,7 @@ class TestCentralized:
         assert same_run(tmp_path / "one", tmp_path / "two")
 
     @pytest.mark.parametrize("after", [1, 2])
-    def test_a_stopped_run_goes_on_to_the_same_bytes(
+    def test_a_stopped_run_resumes_to_the_same_bytes(
         self,
         rows: Path,
         tmp_path: Path,
@@ -129,14 +129,14 @@ class TestCentralized:
             assert main(["centralized", *words]) == 1
         run = tmp_path / "run"
         said = capsys.readouterr().err.strip().splitlines()[-1]
-        assert said == f"error: stopped after round {after}; go on with: python -m fedfinlora centralized resume={run}"
+        assert said == f"error: stopped after round {after}; resume with: python -m fedfinlora centralized resume={run}"
         assert result_of(run)["status"] == "stopped"
         assert main(["centralized", f"resume={run}"]) == 0
         assert same_run(tmp_path / "whole", run)
         assert result_of(run)["scores"] == result_of(tmp_path / "whole")["scores"]
         assert result_of(run)["rows_trained"] == result_of(tmp_path / "whole")["rows_trained"]
 
-    def test_a_run_stopped_in_round_1_goes_on_to_the_same_bytes(
+    def test_a_run_stopped_in_round_1_resumes_to_the_same_bytes(
         self, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         assert centralized(overrides(rows, tmp_path, *SCORED, name="whole")) == 0
@@ -224,7 +224,7 @@ class TestLocal:
         assert scored == [True, False]
 
     @pytest.mark.parametrize("stopped_bank", [0, 1])
-    def test_a_stopped_bank_can_be_resumed_as_it_is_told(
+    def test_a_stopped_bank_resumes_with_the_printed_command(
         self,
         rows: Path,
         tmp_path: Path,

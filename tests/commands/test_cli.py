@@ -17,8 +17,9 @@ import pytest
 from tiny_runs import SCORED, adapter_bytes, overrides, result_of, write_lines, write_rows
 
 from fedfinlora.cli import main
-from fedfinlora.commands.simulate import crowded, prepare
+from fedfinlora.commands.simulate import prepare
 from fedfinlora.compose import compose
+from fedfinlora.deployment.simulated_banks import crowded
 from fedfinlora.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -359,7 +360,7 @@ class TestOutput:
     def test_an_earlier_run_is_not_overwritten(self, command: Command, trained: Path, rows: Path, name: str) -> None:
         before = adapter_bytes(trained)
         ended = command(name, *overrides(rows, trained.parent))
-        assert re.search(r"run exists\. Go on with it by resume=.*run_name=.*overwrite=true", ended.error), ended.error
+        assert re.search(r"run exists\. Resume it by resume=.*run_name=.*overwrite=true", ended.error), ended.error
         assert ended.status == 1
         assert adapter_bytes(trained) == before
 
@@ -408,7 +409,7 @@ class TestFullDisk:
         assert re.search(r"Cannot write .*No space left", ended.error), ended.error
         assert ended.status == 1
 
-    def test_room_again_and_the_run_goes_on(
+    def test_with_free_space_again_the_run_resumes(
         self, command: Command, small_disk: Callable[[int], Path], rows: Path, tmp_path: Path
     ) -> None:
         place = small_disk(120)

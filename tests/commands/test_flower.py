@@ -1,7 +1,7 @@
 """Through real Flower processes, as a person would start them: the truth in the exit status, kill -9 and Ctrl-C,
 nothing left behind.
 
-Seven runs in all. Every one has the same rows and settings, so each must end in the bytes of the first.
+Six runs in all. Every one has the same rows and settings, so each must end in the bytes of the first.
 """
 
 from __future__ import annotations
@@ -23,17 +23,26 @@ from typing import Any
 
 import psutil
 import pytest
+from flower_processes import (
+    PATIENCE_S,
+    ROOT,
+    assert_nothing_left,
+    error_of,
+    events,
+    finish,
+    processes_of,
+    start,
+    wait_for,
+)
 from tiny_runs import SCORED, adapter_bytes, overrides, result_of, rounds_bytes, rounds_of, same_run, write_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
-ROOT = Path(__file__).resolve().parents[2]
 ROUNDS = 3
 STEPS = 60
 """Long enough for a round to be interrupted, at some ten milliseconds a step."""
 ONE_WORKER = "workers=1"
 """Both banks in one process: a model is loaded once less, and nothing else is different."""
-PATIENCE_S = 240.0
 QUIET = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -46,64 +55,17 @@ def words(rows: Path, output: Path, name: str, *more: str) -> list[str]:
     return overrides(rows, output, *SCORED, f"train.steps_per_round={STEPS}", *more, name=name, rounds=ROUNDS)
 
 
-def start(*command: str, **environment: str) -> subprocess.Popen[str]:
-    """A command in a process group of its own, as a shell starts it."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "fedfinlora", *command],
-        cwd=ROOT,
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # ignored where the tests run in the background
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    """(exit status, stdout, stderr). What does not end by itself is interrupted, so that it can tidy up, and is a
-    failure.
-    """
-    try:
-        out, err = process.communicate(timeout=PATIENCE_S)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.communicate(timeout=60)
-        finally:
-            process.kill()
-        pytest.fail(f"still running after {PATIENCE_S:g} s: {process.args}")
-    return process.returncode, out, err
-
-
 def simulate(*command: str) -> tuple[int, str, str]:
     return finish(start("simulate", *command))
 
 
-def events(run: Path) -> list[dict[str, Any]]:
-    file = run / "progress.jsonl"
-    text = file.read_text("utf-8") if file.is_file() else ""
-    return [json.loads(line) for line in text.split("\n")[:-1]]
-
-
-def wait_for(process: subprocess.Popen[str], what: Callable[[], Any], deadline_s: float = PATIENCE_S) -> Any:
-    """The first true value of `what`; a failure when the process ends before."""
-    deadline = time.monotonic() + deadline_s
-    while not (found := what()):
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.send_signal(signal.SIGINT)
-            pytest.fail(f"ended or went quiet too early: {process.communicate(timeout=60)}")
-        time.sleep(0.02)
-    return found
-
-
-def in_the_middle_of_round_2(run: Path) -> Callable[[], dict[str, Any] | None]:
-    """The run_start event, once round 2 has begun and no bank is done with it."""
+def in_the_middle_of_round_2(run: Path, earlier: int = 0) -> Callable[[], dict[str, Any] | None]:
+    """The run_start event, once round 2 has begun and no bank is done with it. `earlier` is how many events of the run
+    belong to former commands.
+    """
 
     def look() -> dict[str, Any] | None:
-        seen = events(run)
+        seen = events(run)[earlier:]
         if not any(event["event"] == "round_start" and event["round"] == 2 for event in seen):
             return None
         assert not any(event["event"] == "round_done" and event["round"] == 2 for event in seen), (
@@ -114,43 +76,9 @@ def in_the_middle_of_round_2(run: Path) -> Callable[[], dict[str, Any] | None]:
     return look
 
 
-def processes_of(*folders: Path) -> list[psutil.Process]:
-    """Every living process that was started for one of the folders, by its Flower home or its command line."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            place = process.environ().get("FLWR_HOME", "") + "\0" + process.environ().get("HOME", "")
-            text = place + "\0" + "\0".join(process.cmdline())
-            ours = process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE
-            if ours and any(str(folder) in text for folder in folders):
-                found.append(process)
-    return found
-
-
-def assert_nothing_left(*folders: Path, patience_s: float = 20.0) -> None:
-    deadline = time.monotonic() + patience_s
-    while (left := processes_of(*folders)) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    names = []
-    for process in left:
-        with contextlib.suppress(psutil.Error):
-            names.append(" ".join(process.cmdline()[:3])[:120])
-            process.kill()
-    assert not names
-
-
-def error_of(err: str) -> str:
-    """The one line on stderr that says what is wrong."""
-    assert "Traceback" not in err
-    lines = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, err
-    assert err.rstrip().splitlines()[-1] == lines[0]
-    return lines[0]
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder for all runs; whatever is still alive below it at the end is killed."""
+    """A folder for all runs; what is still alive below it at the end is killed."""
     folder = tmp_path_factory.mktemp("flower")
     yield folder
     for process in processes_of(folder):
@@ -232,50 +160,41 @@ class TestSimulate:
         assert_nothing_left(run)
 
 
-class TestInterrupted:
-    def test_kill_9_of_the_server_in_the_middle_of_a_round_then_resume(
-        self, place: Path, rows: Path, whole: Path
-    ) -> None:
-        run = place / "killed"
-        process = start("simulate", *words(rows, place, "killed", ONE_WORKER))
-        server = int(wait_for(process, in_the_middle_of_round_2(run))["process"])
-        time.sleep(0.1)
-        os.kill(server, signal.SIGKILL)
-        killed = time.monotonic()
-        status, _, err = finish(process)
-        assert status == 1
-        assert time.monotonic() - killed < 60
-        assert re.search(r"server's process has died.*simulate resume=", error_of(err))
-        assert result_of(run)["status"] == "failed"
-        assert len(rounds_of(run)) == 1
-        assert_nothing_left(run)
+def test_kill_9_of_the_server_and_then_ctrl_c_in_a_round_cost_no_byte(place: Path, rows: Path, whole: Path) -> None:
+    """Each ending says how to resume, and a run resumed twice ends in the bytes of one that was never interrupted."""
+    run = place / "interrupted"
+    process = start("simulate", *words(rows, place, "interrupted", ONE_WORKER))
+    server = int(wait_for(process, in_the_middle_of_round_2(run))["process"])
+    time.sleep(0.1)
+    os.kill(server, signal.SIGKILL)
+    killed = time.monotonic()
+    status, _, err = finish(process)
+    assert status == 1
+    assert time.monotonic() - killed < 60
+    assert re.search(r"server's process has died.*simulate resume=", error_of(err))
+    assert result_of(run)["status"] == "failed"
+    assert len(rounds_of(run)) == 1
+    assert_nothing_left(run)
 
-        status, _, err = simulate(f"resume={run}")
-        assert status == 0, err
-        assert same_run(whole, run)
-        assert result_of(run)["status"] == "completed"
-        assert result_of(run)["scores"] == result_of(whole)["scores"]
-        assert_nothing_left(run)
+    earlier = len(events(run))
+    process = start("simulate", f"resume={run}")
+    wait_for(process, in_the_middle_of_round_2(run, earlier))
+    os.killpg(process.pid, signal.SIGINT)
+    status, _, err = finish(process)
+    assert status == 1
+    assert "Traceback" not in err
+    reported = re.search(r"stopped after round (\d); resume with: python -m fedfinlora (simulate resume=\S+)", err)
+    assert reported is not None, err
+    assert int(reported[1]) == len(rounds_of(run)) < ROUNDS
+    assert result_of(run)["status"] == "stopped"
+    assert_nothing_left(run)
 
-    def test_ctrl_c_saves_the_state_and_says_how_to_go_on(self, place: Path, rows: Path, whole: Path) -> None:
-        run = place / "stopped"
-        process = start("simulate", *words(rows, place, "stopped", ONE_WORKER))
-        wait_for(process, in_the_middle_of_round_2(run))
-        os.killpg(process.pid, signal.SIGINT)
-        status, _, err = finish(process)
-        assert status == 1
-        assert "Traceback" not in err
-        reported = re.search(r"stopped after round (\d); go on with: python -m fedfinlora (simulate resume=\S+)", err)
-        assert reported is not None, err
-        assert int(reported[1]) == len(rounds_of(run)) < ROUNDS
-        assert result_of(run)["status"] == "stopped"
-        assert_nothing_left(run)
-
-        status, _, err = finish(start(*shlex.split(reported[2])))
-        assert status == 0, err
-        assert same_run(whole, run)
-        assert result_of(run)["status"] == "completed"
-        assert_nothing_left(run)
+    status, _, err = finish(start(*shlex.split(reported[2])))
+    assert status == 0, err
+    assert same_run(whole, run)
+    assert result_of(run)["status"] == "completed"
+    assert result_of(run)["scores"] == result_of(whole)["scores"]
+    assert_nothing_left(run)
 
 
 def free_port() -> int:

@@ -46,6 +46,7 @@ def options_read() -> set[str]:
         node.args[1].value for node in nodes
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr"
         and len(node.args) > 1 and isinstance(node.args[1], ast.Constant)
+        and isinstance(node.args[0], ast.Name) and node.args[0].id == "options"
     }  # fmt: skip
     return plain | named
 

@@ -70,7 +70,7 @@ def test_a_baseline_is_its_owners_alone(runs: Runs) -> None:
     assert open_to_others(runs.folder / "alone") == []
 
 
-def test_a_run_that_its_owner_has_opened_to_a_group_stays_open_when_it_goes_on(runs: Runs) -> None:
+def test_a_run_opened_to_a_group_stays_open_when_it_resumes(runs: Runs) -> None:
     def stop(bank: str, message: Message, reply: Message) -> Message:
         if message.metadata.group_id == "2":
             raise KeyboardInterrupt

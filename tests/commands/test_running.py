@@ -54,6 +54,12 @@ class TestList:
         assert len(lines) == 2
         assert all("finished" in line and "rounds 1/1" in line and "centralized" in line for line in lines)
 
+    def test_the_folder_may_be_named_as_for_attach_and_stop(
+        self, output: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["list", "--output-dir", str(output)]) == 0
+        assert len(capsys.readouterr().out.splitlines()) == 2
+
     def test_json_has_the_same(self, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["list", str(output), "--json"]) == 0
         found = json.loads(capsys.readouterr().out)

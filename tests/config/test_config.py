@@ -155,7 +155,7 @@ def test_value_of_the_wrong_type_is_refused_by_name(key: str, value: Any) -> Non
     assert repr(value) in str(error.value)
 
 
-def test_whole_numbers_and_name_lists_are_taken_in_their_usual_spellings() -> None:
+def test_integers_and_name_lists_are_read_in_their_usual_spellings() -> None:
     config = build({"train": {"epochs": 2}, "run_name": 2024, "peft": {"target_modules": "q_proj,v_proj"}})
     assert config.train.epochs == 2.0
     assert isinstance(config.train.epochs, float)

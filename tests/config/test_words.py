@@ -12,10 +12,10 @@ from flwr.common.config import parse_config_args
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedfinlora.commands.simulate import run_config_toml
 from fedfinlora.compose import compose
 from fedfinlora.config.schema import LONGEST_NAME_BYTES
 from fedfinlora.config.words import split_text, text_keys, toml_text, word
+from fedfinlora.deployment.flower_link import run_config_toml
 from fedfinlora.errors import ConfigError
 from server_app.app import config_of
 

@@ -104,7 +104,7 @@ def test_select_names_what_is_valid() -> None:
         ),
     ):
         select(["fbp"])
-    with pytest.raises(ConfigError, match="stands alone"):
+    with pytest.raises(ConfigError, match="cannot be combined"):
         select(["none", "fpb"])
 
 
@@ -117,7 +117,7 @@ def test_select_names_what_is_valid() -> None:
         ("Instruction: the sentiment of this news?\nInput: he wrote a tweet\nAnswer: ", "neutral", "fpb"),
     ],
 )
-def test_merged_sentiment_rows_are_told_apart_by_the_instruction_only(context, target, key) -> None:
+def test_merged_sentiment_rows_are_distinguished_by_the_instruction_only(context, target, key) -> None:
     assert classify_merged("finlora_sentiment_train", context, target) == key
 
 
@@ -139,7 +139,7 @@ def test_classify_merged_refuses_other_files() -> None:
         classify_merged("fpb_train", "", "")
 
 
-def test_real_merged_rows_are_told_apart() -> None:
+def test_real_merged_rows_are_distinguished() -> None:
     if not REAL_ROWS.is_dir():
         pytest.skip(f"no real rows at {REAL_ROWS}")
     exact = {"nwgi": "nwgi", "tfns": "tfns", "fpb": "fpb", **{key: key for key in merged_files()["xbrl_extract_train"]}}
@@ -224,7 +224,7 @@ def test_a_twentieth_benchmark_is_scored_and_stays_out_of_finloras_average(twent
     assert len(overall.missing) == 19
 
 
-def test_a_twentieth_benchmark_stands_in_the_documentation_and_the_report(twentieth: Benchmark, tmp_path: Path) -> None:
+def test_a_twentieth_benchmark_is_in_the_documentation_and_the_report(twentieth: Benchmark, tmp_path: Path) -> None:
     from benchmarks.benchmarks_reference import render
     from eval.report import write_run_report
 

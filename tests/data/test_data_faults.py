@@ -205,7 +205,7 @@ def test_no_folder_or_two_are_a_clear_error(typed: list[str], message: str) -> N
 @pytest.mark.parametrize(
     "typed", [["check", "--json", "F"], ["check", "F", "--json"], ["check", "--json=x", "a=b", "F"]]
 )
-def test_an_option_that_does_not_exist_is_named_with_the_usage_of_its_command(
+def test_an_unknown_option_is_named_with_the_usage_of_its_command(
     typed: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -293,7 +293,7 @@ def test_characters_without_width_are_no_text(tmp_path: Path, blank: str) -> Non
         "fpb_train_val.jsonl", "fpbTrainVal.csv", "trainval.jsonl", "evaluation_train.json", "train/fpb_val.jsonl",
     ],
 )  # fmt: skip
-def test_a_name_that_says_train_and_test_or_validation_is_refused_and_not_guessed(tmp_path: Path, name: str) -> None:
+def test_a_name_that_says_train_and_test_is_refused_and_not_guessed(tmp_path: Path, name: str) -> None:
     write(tmp_path / "fpb_good.jsonl", ROW)
     write(tmp_path / name, ROW)
     for split in ("train", "test"):

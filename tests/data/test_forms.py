@@ -285,7 +285,7 @@ def test_utf16_text_says_what_to_do(tmp_path: Path, ending: str, encoding: str) 
     assert "iconv -f UTF-16 -t UTF-8" in reason
 
 
-def test_a_table_without_names_or_with_others_says_which_there_are_and_quotes_no_row(tmp_path: Path) -> None:
+def test_a_table_with_missing_or_other_names_lists_them_and_quotes_no_row(tmp_path: Path) -> None:
     ((line, reason),) = faults(tmp_path / "rows.csv", b"\nprompt,answer,source file\np,a,s\n")
     assert line == 2
     assert reason.startswith(
@@ -309,7 +309,7 @@ def test_long_cells_are_read(tmp_path: Path) -> None:
 # Parquet
 
 
-def test_numbers_of_a_parquet_table_become_text_and_missing_values_are_named(tmp_path: Path) -> None:
+def test_numbers_of_a_parquet_table_become_text_and_gaps_are_named(tmp_path: Path) -> None:
     import pyarrow as arrow
     from pyarrow import parquet
 
@@ -533,3 +533,22 @@ def test_a_file_that_would_never_end_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fpb_train.jsonl")
     found = read_file(SourceFile(tmp_path / "fpb_train.jsonl", "fpb_train.jsonl", "train"))
     assert [bad.reason for bad in found.bad_rows] == ["cannot be read: a named pipe"]
+
+
+@pytest.mark.parametrize("target", [float("inf"), float("-inf")])
+def test_infinity_is_refused_in_every_form(tmp_path: Path, target: float) -> None:
+    records = [{"context": "p", "target": target}]
+    lines = json.dumps(records[0]).encode()
+    for name, content in (
+        ("rows.jsonl", lines), ("rows.json", json.dumps(records).encode()), ("rows.parquet", as_parquet(records)),
+    ):  # fmt: skip
+        rows, bad = one(tmp_path / name, content)
+        assert (rows, len(bad)) == ([], 1), name
+        assert "number" in bad[0][1]
+
+
+@pytest.mark.parametrize("filled", ["context", "target"])
+def test_half_a_row_next_to_messages_is_named(tmp_path: Path, filled: str) -> None:
+    line = json.dumps({filled: "p", "messages": [USER, ANSWER]}).encode()
+    reason = f"it has messages and {filled}: which of them is meant is a guess"
+    assert one(tmp_path / "rows.jsonl", line) == ([], [(1, reason)])

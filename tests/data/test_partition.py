@@ -147,7 +147,7 @@ def test_by_task_with_more_banks_than_tasks_shares_out_the_largest() -> None:
     assert all(len({row.task for row in part}) == 1 for part in parts)
 
 
-def test_by_issuer_ignores_letter_case_and_evens_banks_out_with_the_other_rows() -> None:
+def test_by_issuer_ignores_case_and_balances_banks_with_the_other_rows() -> None:
     rows = [make(number, issuer="ACME Corp" if number % 2 else "Acme Corp") for number in range(6)]
     rows += [make(number) for number in range(6, 12)]
     parts = partition(rows, 2, PartitionConfig("by_issuer"), 0)

@@ -168,7 +168,7 @@ def read_numbers(text: str) -> list[float]:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_financial_math_equals_the_printed_formula_with_the_printed_figures(split: str) -> None:
+def test_financial_math_equals_the_printed_formula_on_its_figures(split: str) -> None:
     for row in rows("formula", split):
         found = re.search(
             r'Formula: .+? = (.+), Explanation: (.+)\. Question: {2}"(.+)"\. Answer:$', row["context"], re.DOTALL
@@ -258,7 +258,7 @@ def test_xbrl_formulas_give_the_ratio_of_the_fragment(key: str) -> None:
 
 
 @pytest.mark.parametrize("key", EXTRACTION)
-def test_eight_questions_share_each_filers_fragment_and_its_statements_tie_up(key: str) -> None:
+def test_eight_questions_share_each_fragment_and_statements_add_up(key: str) -> None:
     fragments: dict[str, set[str]] = {}
     for row in both(key):
         fragments.setdefault(row["issuer"], set()).add(row["context"].split("\n\nQuestion: ")[0])
@@ -337,7 +337,7 @@ def test_certificate_targets_are_the_one_right_option(key: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["xbrl_finer", "xbrl_fnxl"])
-def test_tagging_rows_ask_for_four_listed_tags_of_figures_in_their_sentences(key: str) -> None:
+def test_tagging_rows_ask_for_four_listed_tags_of_their_figures(key: str) -> None:
     templates = FINER_TAGS if key == "xbrl_finer" else FNXL_TAGS
     for row in both(key):
         asked = re.findall(r'for entity "([^"]+)" in sentence: "([^"]+)"', row["context"])

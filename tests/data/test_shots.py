@@ -55,7 +55,7 @@ def test_finlora_still_reads_the_answer_after_the_last_marker() -> None:
         assert f"{row.prompt}neutral".split("Answer:")[-1].strip() == "neutral"
 
 
-def test_an_answer_is_set_off_by_one_blank_whether_or_not_the_prompt_ends_in_one() -> None:
+def test_one_blank_precedes_an_answer_also_if_the_prompt_ends_in_one() -> None:
     train = [Row("a", "fpb", "One. Answer:", "positive"), Row("b", "fpb", "Two. Answer: ", " negative ")]
     prompt = with_shots(TEST, train, 2, 0, FPB).rows[0].prompt
     assert {"One. Answer: positive\n", "Two. Answer: negative\n"} <= set(prompt.splitlines(keepends=True))

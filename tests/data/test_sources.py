@@ -99,7 +99,7 @@ def test_reasons_never_quote_the_row(tmp_path: Path) -> None:
     assert secret not in repr(read(path)[1])
 
 
-def test_blank_lines_byte_order_mark_windows_line_ends_and_no_last_line_end_are_fine(tmp_path: Path) -> None:
+def test_blank_lines_bom_and_windows_or_missing_line_ends_are_accepted(tmp_path: Path) -> None:
     lines = [json.dumps(row("a", "eins")), "", "  ", json.dumps(row("b", "zwei"), ensure_ascii=False), "nonsense"]
     (tmp_path / "fpb_train.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
     targets, bad = read(tmp_path / "fpb_train.jsonl")
@@ -308,7 +308,7 @@ def test_tasks_choose_files_and_unknown_ones_are_named(tmp_path: Path) -> None:
 def test_stop_ends_at_the_first_bad_row_with_file_line_and_reason(tmp_path: Path) -> None:
     write(tmp_path / "train" / "fpb_train.jsonl", row("a"), row("b", ""), "nonsense")
     with pytest.raises(
-        UserError, match=r"^train/fpb_train.jsonl:2: target is empty. Put it right, or set dataset.on_bad_row=skip"
+        UserError, match=r"^train/fpb_train.jsonl:2: target is empty. Correct it, or set dataset.on_bad_row=skip"
     ):
         load_rows(finlora(tmp_path, on_bad_row="stop"), "train")
     (tmp_path / "train" / "fpb_train.jsonl").write_text("")

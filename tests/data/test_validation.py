@@ -20,6 +20,7 @@ from fake_grid import FakeGrid, simulated_banks
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_runs import adapter_bytes, overrides, result_of, rounds_bytes, rounds_of, same_run, write_rows
+from validated_runs import federated, start
 
 import client_app.bank
 import client_app.prepared_rows
@@ -125,7 +126,7 @@ class TestSetAside:
         assert (len(rest), len(validation)) == (5, 4)
 
     def test_a_validation_filing_is_trained_on_in_no_task(self) -> None:
-        """Also not in tasks that nobody evaluates: their prompts hold the same filing."""
+        """Also not in tasks that are not evaluated: their prompts hold the same filing."""
         rows = [
             row(task, 10 * filer + number, f"Filer {filer}")
             for task in TASKS[2:]
@@ -215,21 +216,7 @@ VALIDATED = (
 )  # fmt: skip
 
 
-def federated(words: Sequence[str], states: Path) -> Path:
-    config = compose(words)
-    return run_federated(FakeGrid(simulated_banks(config.banks, states)), config)
-
-
-def start(mode: str, words: Sequence[str], states: Path) -> Path:
-    """A run of one of the two modes; its folder."""
-    if mode == "federated":
-        return federated(words, states)
-    assert centralized(words) == 0
-    config = compose(words)
-    return Path(config.output_dir) / config.run_name
-
-
-def go_on(mode: str, run: Path, states: Path) -> Path:
+def resumed_run(mode: str, run: Path, states: Path) -> Path:
     if mode == "federated":
         return run_federated(FakeGrid(simulated_banks(read_config(run).banks, states)), compose_resumed(run))
     assert main(["centralized", f"resume={run}"]) == 0
@@ -284,7 +271,7 @@ def same_choice(one: Path, other: Path) -> bool:
 
 
 class TestRowsOfTheRun:
-    def test_nobody_trains_on_validation_rows(self, rows: Path, tmp_path: Path) -> None:
+    def test_no_bank_trains_on_validation_rows(self, rows: Path, tmp_path: Path) -> None:
         config = compose(overrides(rows, tmp_path, *VALIDATED, banks=3))
         asked = eval.rounds.validation_rows(config, lambda *a, **k: None)
         assert asked is not None
@@ -294,7 +281,7 @@ class TestRowsOfTheRun:
         assert sum(map(len, parts)) == len(set().union(*parts)) == 34
         assert not public & set().union(*parts)
 
-    def test_banks_are_divided_anew_when_only_the_validation_rows_change(self, rows: Path, tmp_path: Path) -> None:
+    def test_banks_are_divided_again_when_only_the_validation_rows_change(self, rows: Path, tmp_path: Path) -> None:
         counts = []
         for more in (
             (),
@@ -328,7 +315,7 @@ class TestRowsOfTheRun:
             records = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
             assert [record["id"] for record in records] == [each.id for each in asked.rows["fpb"]]
 
-    def test_benchmarks_without_train_rows_are_named_and_the_run_goes_on(self, rows: Path, tmp_path: Path) -> None:
+    def test_benchmarks_without_train_rows_are_named_and_the_run_continues(self, rows: Path, tmp_path: Path) -> None:
         run = federated(
             overrides(rows, tmp_path, *VALIDATED, "evaluation.benchmarks=[fpb,fiqa,ner]"), tmp_path / "states"
         )
@@ -496,7 +483,7 @@ class TestChoice:
         [event] = [event for event in progress_of(run) if event["event"] == "stopped_early"]
         assert (event["round"], event["validations"], event["best_round"]) == (4, 2, 2)
         before = (rounds_bytes(run), adapter_bytes(run))
-        assert (rounds_bytes(go_on(mode, run, tmp_path / "states")), adapter_bytes(run)) == before
+        assert (rounds_bytes(resumed_run(mode, run, tmp_path / "states")), adapter_bytes(run)) == before
         assert result_of(run)["stopped_early_after_round"] == 4
 
     def test_rates_are_those_of_the_whole_run(
@@ -527,7 +514,7 @@ class Stop(BaseException):
 @pytest.mark.parametrize(
     "label", ["round_002", "validation_round_001", "validation_round_002", "validation_round_003", "final"]
 )
-def test_a_run_stopped_while_it_is_scored_goes_on_to_the_same_bytes(
+def test_a_run_stopped_while_it_is_scored_resumes_to_the_same_bytes(
     rows: Path, tmp_path: Path, mode: str, label: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And trains no round again: only the scores are made again."""
@@ -549,19 +536,20 @@ def test_a_run_stopped_while_it_is_scored_goes_on_to_the_same_bytes(
     trained = load_checkpoint(run).round
     assert closed == (3 if label == "final" else trained - 1)
     stopped_at = len(progress_of(run))
-    assert same_choice(whole, go_on(mode, run, tmp_path / "states"))
+    assert same_choice(whole, resumed_run(mode, run, tmp_path / "states"))
     started_again = [event["round"] for event in progress_of(run)[stopped_at:] if event["event"] == "round_start"]
     assert started_again == list(range(trained + 1, 4))
 
 
 KILLED = """
-import os, signal, sys
+import json, os, signal, sys, traceback
 from pathlib import Path
 
 import eval.rounds
-from test_validation import start
+from fedfinlora.compose import compose
+from fedfinlora.model.loading import load_base
+from validated_runs import start
 
-moment, mode, states, *words = sys.argv[1:]
 evaluate, append_line = eval.rounds.evaluate, eval.rounds.append_line
 
 
@@ -587,29 +575,64 @@ def append_or_die(path, line):
 
 
 eval.rounds.evaluate, eval.rounds.append_line = evaluate_or_die, append_or_die
-start(mode, words, Path(states))
+ended = []
+for moment, mode, states, *words in json.load(sys.stdin):
+    if not ended:
+        load_base(compose(words).model)  # and every library once, not in each child
+    child = os.fork()
+    if not child:
+        try:
+            start(mode, words, Path(states))
+        except BaseException:
+            traceback.print_exc()
+        os._exit(1)
+    ended.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print()
+print(json.dumps(ended))
 """
-"""A run that kills its own process at one moment, as an operating system would."""
+"""Runs that each kill their own process at one moment, as an operating system would."""
+MODES = ("federated", "centralized")
+MOMENTS = ("validation_round_002", "before line 2", "after line 2")
 
 
-@pytest.mark.parametrize("mode", ["federated", "centralized"])
-@pytest.mark.parametrize("moment", ["validation_round_002", "before line 2", "after line 2"])
-def test_a_run_that_is_really_killed_goes_on_to_the_same_bytes(
-    rows: Path, tmp_path: Path, mode: str, moment: str
-) -> None:
-    words = overrides(rows, tmp_path, *VALIDATED, "evaluation.keep=best", rounds=3)
-    whole = start(mode, [*words, "run_name=whole"], tmp_path / "states")
-    folders = os.pathsep.join(
-        str(place) for place in (ROOT, Path(__file__).parent, ROOT / "tests" / "helpers", ROOT / "tests")
-    )
-    command = [sys.executable, "-c", KILLED, moment, mode, str(tmp_path / "states"), *words]
+def words_of_killed(rows: Path, place: Path, name: str = "run") -> list[str]:
+    return overrides(rows, place, *VALIDATED, "evaluation.keep=best", rounds=3, name=name)
+
+
+@pytest.fixture(scope="module")
+def killed(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
+    """Mode and moment -> the folder in which a run of that mode was killed at that moment."""
+    places = {(mode, moment): tmp_path_factory.mktemp("killed") for mode in MODES for moment in MOMENTS}
+    jobs = [
+        [moment, mode, str(place / "states"), *words_of_killed(rows, place)] for (mode, moment), place in places.items()
+    ]
+    folders = os.pathsep.join(str(place) for place in (ROOT, ROOT / "tests" / "helpers"))
     ended = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": folders, "OMP_NUM_THREADS": "1"}, capture_output=True, check=False
-    )
-    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()[-2000:]
-    run = tmp_path / "run"
-    assert not (run / "result.json").exists()
-    assert same_choice(whole, go_on(mode, run, tmp_path / "states"))
+        [sys.executable, "-c", KILLED], input=json.dumps(jobs).encode(),
+        env=os.environ | {"PYTHONPATH": folders, "OMP_NUM_THREADS": "1"}, capture_output=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr.decode()[-2000:]
+    assert json.loads(ended.stdout.splitlines()[-1]) == [-signal.SIGKILL] * len(jobs), ended.stderr.decode()[-2000:]
+    return places
+
+
+@pytest.fixture(scope="module")
+def never_killed(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Mode -> the same run without an end on the way."""
+    places = {mode: tmp_path_factory.mktemp("whole") for mode in MODES}
+    return {
+        mode: start(mode, words_of_killed(rows, place, "whole"), place / "states") for mode, place in places.items()
+    }
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_run_that_is_really_killed_resumes_to_the_same_bytes(
+    killed: dict[tuple[str, str], Path], never_killed: dict[str, Path], mode: str, moment: str
+) -> None:
+    place = killed[mode, moment]
+    assert not (place / "run" / "result.json").exists()
+    assert same_choice(never_killed[mode], resumed_run(mode, place / "run", place / "states"))
 
 
 class TestResumedConfiguration:

@@ -16,7 +16,7 @@ from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequ
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.superlink.servicer.fleet import fleet_handlers
-from test_flower_habits import Asked, message
+from superlink_state import Asked, message
 
 from fedfinlora.deployment.binding import MOST_SESSIONS, bound_confirm, bound_pull, bound_push, bound_put
 from fedfinlora.wire.limits import SLACK_BYTES
@@ -29,7 +29,9 @@ put = bound_put(fleet_handlers.push_object)
 
 
 class Two:
-    """A SuperLink's state with north, which was sent three requests, and east, which was sent none; the run goes on."""
+    """A SuperLink's state with north, which was sent three requests, and east, which was sent none; the run is
+    running.
+    """
 
     def __init__(self, place: Path) -> None:
         self.asked = Asked(place)
@@ -61,7 +63,7 @@ def refused(call: Any, *words: Any, **more: Any) -> str:
     return str(error.value.detail)
 
 
-def test_a_node_pushes_no_reply_in_another_nodes_name_though_it_knows_the_request(two: Two) -> None:
+def test_a_node_cannot_reply_for_another_even_if_it_knows_the_request(two: Two) -> None:
     forged = two.reply(two.north, two.asked.waiting)
     assert "names another node" in refused(two.push, two.east, forged)
     assert two.asked.hears(two.asked.waiting) is None
@@ -156,7 +158,7 @@ def sessions(two: Two) -> int:
 
 
 def test_pushes_that_answer_nothing_leave_no_row_in_flowers_database(two: Two) -> None:
-    """Replies that nobody has asked for, and the second and third to one request."""
+    """Replies without a request, and the second and third to one request."""
     two.push(two.east, two.reply(two.east, "nothing"), fleet_handlers.push_messages)
     assert sessions(two) == 1, "if Flower leaves none, this code can go"
     for _ in range(20):
@@ -175,8 +177,8 @@ def large_reply(two: Two, size_bytes: int) -> Any:
 
 
 @pytest.mark.parametrize("confirms", [True, False])
-def test_the_parts_of_a_reply_are_taken_up_to_the_size_of_its_request_and_a_mebibyte(two: Two, confirms: bool) -> None:
-    """So a bank does not fill the SuperLink's disk; another's reply is taken in the meantime and afterwards."""
+def test_reply_parts_are_limited_to_the_request_size_and_a_mebibyte(two: Two, confirms: bool) -> None:
+    """So a bank does not fill the SuperLink's disk; another's reply is accepted in the meantime and afterwards."""
     if confirms:
         two_asked = ConfirmMessageReceivedRequest(**two.head(two.north, message_object_id=two.asked.waiting))
         confirm(request=two_asked, state=two.state, store=two.state.object_store)

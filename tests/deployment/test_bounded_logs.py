@@ -12,7 +12,7 @@ from fedfinlora.deployment.bounded_logs import bounded, shorten
 MOST = 10_000
 
 
-def test_the_end_of_a_long_log_is_kept_and_its_writer_goes_on_from_the_start(tmp_path: Path) -> None:
+def test_the_end_of_a_long_log_is_kept_and_its_writer_starts_over(tmp_path: Path) -> None:
     file = tmp_path / "superlink.log"
     with open(file, "ab", buffering=0) as stream:
         stream.write(b"x" * 5 + b"y" * MOST)

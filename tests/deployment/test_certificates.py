@@ -96,7 +96,7 @@ def test_a_renewed_server_certificate_is_of_the_same_authority(authority: Path) 
     assert 39 < days_left(authority / "server.crt") <= 40
 
 
-def test_the_end_of_a_certificate_is_told_and_warned_about(authority: Path) -> None:
+def test_the_end_of_a_certificate_is_shown_and_warned_about(authority: Path) -> None:
     assert "RENEW IT SOON" in expiry_words(authority / "server.crt")
     assert "RENEW" not in expiry_words(authority / "ca.crt")
     issue_server(authority, ["localhost"], 0)
@@ -139,9 +139,7 @@ class TestAuthorityElsewhere:
         make_node_key(tmp_path / "bank" / "node.key", "north")
         return tmp_path / "bank" / "node.key.pub"
 
-    def test_the_key_stays_out_of_the_coordinators_folder_and_is_needed_to_issue(
-        self, tmp_path: Path, bank: Path
-    ) -> None:
+    def test_the_key_stays_outside_the_folder_and_is_needed_to_issue(self, tmp_path: Path, bank: Path) -> None:
         home, stick = tmp_path / "home", tmp_path / "stick"
         assert main(["coordinator", "init", "--home", str(home), "--authority", str(stick)]) == 0
         assert (stick / "ca.key").exists()

@@ -22,7 +22,7 @@ import pytest
 import yaml
 
 from fedfinlora.cli import parser
-from fedfinlora.deployment.local_server import Answer, close, serve
+from fedfinlora.deployment.local_server import Response, close, serve
 from fedfinlora.privacy.history import Event, record
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,13 +87,13 @@ def test_a_unit_is_hardened_and_starts_a_command_that_exists(unit: Path) -> None
 
 
 @pytest.mark.parametrize("unit", EVERY_UNIT, ids=lambda unit: unit.stem)
-def test_a_unit_sees_no_other_users_processes_and_talks_to_nobody_who_is_not_named(unit: Path) -> None:
+def test_a_unit_sees_only_its_own_processes_and_the_named_addresses(unit: Path) -> None:
     service = service_of(unit)
     assert service["ProtectProc"] == ["invisible"]
     assert service["IPAddressDeny"] == ["any"]
     allowed = " ".join(service.get("IPAddressAllow", [])).split()
-    # Of the outside world only the documentation's own addresses, which nobody has: whoever installs a unit puts the
-    # right one in.
+    # Of the outside world only the documentation's own addresses, which no machine has: whoever installs a unit puts
+    # the right one in.
     wanted = {"fedfinlora-bank": ["localhost", "192.0.2.10"], "fedfinlora-coordinator": ["localhost", "192.0.2.0/24"]}
     assert allowed == wanted.get(unit.stem, [])
     if unit != HISTORY:
@@ -158,7 +158,7 @@ def test_hadolint_has_nothing_against_the_dockerfile() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_the_image_runs_as_nobody_in_particular_and_holds_code_alone() -> None:
+def test_the_image_runs_as_an_unprivileged_user_and_holds_only_code() -> None:
     found = instructions()
     assert [words for name, words in found if name == "USER"] == ["10001:10001"]
     assert {words.split()[0] for name, words in found if name == "ENTRYPOINT"} == {'["python",'}
@@ -260,7 +260,7 @@ def test_the_health_check_ends_with_0_when_well_and_with_1_otherwise() -> None:
     for service in compose_file()["services"].values():
         assert service["healthcheck"]["test"][1:] == words
     status = 200
-    server = serve({"/healthz": lambda _: Answer("", status=status)}, 0)
+    server = serve({"/healthz": lambda _: Response("", status=status)}, 0)
     command = [sys.executable, *(word.replace("9464", str(server.server_port)) for word in words[1:])]
     try:
         assert subprocess.run(command, timeout=30, check=False).returncode == 0
@@ -341,7 +341,7 @@ def init_script(role: str) -> str:
 
 
 @pytest.mark.slow
-def test_the_pods_first_starts_make_authority_and_bank_and_take_each_new_certificate(tmp_path: Path) -> None:
+def test_pods_make_authority_and_bank_and_take_each_new_certificate(tmp_path: Path) -> None:
     for name in ("rows", "consortium"):
         (tmp_path / name).mkdir()
     rows = [{"context": f"Profit rose by {number} percent.", "target": "positive"} for number in range(40)]

@@ -1,5 +1,5 @@
 """A coordinator and two banks as processes of their own, over TLS with node authentication, by the documented
-commands.
+commands. What is started or run is a process; the other commands are typed in this one.
 """
 
 from __future__ import annotations
@@ -12,16 +12,21 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
+from fake_grid import FakeGrid
 from parties import TINY, Machine, certifies, until
 from tiny_runs import rounds_of, write_lines, write_rows
 
 from fedfinlora.cli import main
-from fedfinlora.commands.simulate import end_family, free_port
+from fedfinlora.compose import compose
 from fedfinlora.deployment.certificates import make_authority
+from fedfinlora.deployment.flower_link import free_port
 from fedfinlora.deployment.policy import read_settings
+from fedfinlora.errors import UserError
 from fedfinlora.privacy.accounting import Steps, epsilon
 from fedfinlora.privacy.history import read_history
 from fedfinlora.privacy.ledger import Rows, Spending, book
+from fedfinlora.system.family import end_family
+from server_app.federated import run_federated
 
 AS_JSON = {"FEDFINLORA_LOG": "json"}
 
@@ -50,10 +55,10 @@ def machines(tmp_path: Path) -> Iterator[dict[str, Machine]]:
 def test_a_federation_from_nothing(machines: dict[str, Machine], tmp_path: Path) -> None:
     aggregator, north, south, stranger = machines.values()
     port = str(free_port())
-    done = aggregator.types("coordinator", "init", "--listen", "127.0.0.1", "--port", port)
+    done = aggregator.enters("coordinator", "init", "--listen", "127.0.0.1", "--port", port)
     assert done.returncode == 0, done.stderr
     authority = aggregator.home / ".fedfinlora" / "coordinator" / "ca.crt"
-    again = aggregator.types("coordinator", "init")
+    again = aggregator.enters("coordinator", "init")
     assert (again.returncode, "Nothing was changed" in again.stderr) == (1, True)
 
     for machine, name in ((north, "north"), (south, "south"), (stranger, "stranger")):
@@ -70,34 +75,35 @@ def test_a_federation_from_nothing(machines: dict[str, Machine], tmp_path: Path)
             "--ca",
             str(authority),
         ]
-        done = machine.types(*init, *TINY)
+        done = machine.enters(*init, *TINY)
         assert done.returncode == 0, done.stderr
         assert "one step on 4 rows" in done.stdout
         assert "budget: epsilon 8 for any row, over all runs; only private rounds may run" in done.stdout
         assert "fpb:40" in done.stdout
     key = "{}/.fedfinlora/bank/node.key.pub"
-    done = aggregator.types("coordinator", "enroll", key.format(north.home), "--name", "north")
+    done = aggregator.enters("coordinator", "enroll", key.format(north.home), "--name", "north")
     assert done.returncode == 0, done.stderr
     enrolled = aggregator.home / ".fedfinlora" / "coordinator" / "enrolled"
     assert f"send {enrolled / 'north.crt'} to the bank" in done.stdout
-    assert "of the authority" not in north.types("bank", "accept", str(enrolled / "north.crt")).stderr
-    assert "not for this bank's node.key" in south.types("bank", "accept", str(enrolled / "north.crt")).stderr
+    assert "of the authority" not in north.enters("bank", "accept", str(enrolled / "north.crt")).stderr
+    assert "not for this bank's node.key" in south.enters("bank", "accept", str(enrolled / "north.crt")).stderr
     assert (
         "must not leave its bank"
-        in aggregator.types("coordinator", "enroll", key.format(north.home)[:-4], "--name", "n").stderr
+        in aggregator.enters("coordinator", "enroll", key.format(north.home)[:-4], "--name", "n").stderr
     )
-    assert "another key" in aggregator.types("coordinator", "enroll", key.format(south.home), "--name", "north").stderr
+    assert "another key" in aggregator.enters("coordinator", "enroll", key.format(south.home), "--name", "north").stderr
     assert (
-        "already enrolled" in aggregator.types("coordinator", "enroll", key.format(north.home), "--name", "twin").stderr
+        "already enrolled"
+        in aggregator.enters("coordinator", "enroll", key.format(north.home), "--name", "twin").stderr
     )
 
     page, own_page = str(free_port()), str(free_port())
     aggregator.starts("coordinator", "start", "--metrics-port", page, also=AS_JSON)
     until("coordinator is up", aggregator, "coordinator start")
-    assert aggregator.types("coordinator", "enroll", key.format(south.home), "--name", "south").returncode == 0
-    assert south.types("bank", "accept", str(enrolled / "south.crt")).returncode == 0
+    assert aggregator.enters("coordinator", "enroll", key.format(south.home), "--name", "south").returncode == 0
+    assert south.enters("bank", "accept", str(enrolled / "south.crt")).returncode == 0
 
-    # South allows adapters of rank 2 only and refuses; the run goes on with north.
+    # South allows adapters of rank 2 only and refuses; the run continues with north.
     settings = south.home / ".fedfinlora" / "bank" / "bank.yaml"
     allowing = settings.read_text()
     settings.write_text(allowing.replace("max_rank: 64", "max_rank: 2"))
@@ -128,13 +134,23 @@ def test_a_federation_from_nothing(machines: dict[str, Machine], tmp_path: Path)
     runs = aggregator.home / ".fedfinlora" / "runs"
     (line,) = rounds_of(runs / "refused")
     assert [(bank["bank"], bank["code"]) for bank in line["banks"]] == [("north", ""), ("south", "policy-max_rank")]
-    reported = south.types("bank", "history").stdout
+    reported = south.enters("bank", "history").stdout
     assert "refused policy-max_rank" in reported
 
     # A run without privacy is refused by both: they have a budget, as `bank init` sets one.
-    done = aggregator.types(*run, "run_name=plain")
-    assert done.returncode == 1
-    assert "north: The bank's policy does not allow this privacy mode (rule: privacy)" in done.stderr
+    banks = {
+        number: {
+            "settings": str(machine.bank / "bank.yaml"),
+            "state-dir": str(tmp_path / f"state-{number}"),
+            "ledger-dir": str(tmp_path / f"ledger-{number}"),
+        }
+        for number, machine in enumerate((north, south), 1)
+    }
+    plain = compose([*run[2:], "train.holdout_max_rows=0", f"output_dir={tmp_path}", "run_name=plain", "banks=2"])
+    with pytest.raises(UserError) as refusal:
+        run_federated(FakeGrid(banks), plain)
+    for name in ("north", "south"):
+        assert f"{name}: The bank's policy does not allow this privacy mode (rule: privacy)" in str(refusal.value)
 
     # North is killed and started again: the same identity, history and ledger; south allows the run now.
     end_family(north_bank)
@@ -148,8 +164,8 @@ def test_a_federation_from_nothing(machines: dict[str, Machine], tmp_path: Path)
         line["outcome"]
         for line in read_history(north.home / ".fedfinlora" / "bank" / "state" / "history" / "north.jsonl")
     ]
-    assert outcomes == ["begun", "booked", "sent", "refused", *["begun", "booked", "sent"] * 2]
-    assert "epsilon spent" in north.types("bank", "status").stdout
+    assert outcomes == ["begun", "booked", "sent", *["begun", "booked", "sent"] * 2]
+    assert "epsilon spent" in north.enters("bank", "status").stdout
 
     # The coordinator has seen how far the banks' ledgers had come.
     witnessed = json.loads((aggregator.home / ".fedfinlora" / "coordinator" / "witness" / "heads.json").read_text())
@@ -157,12 +173,12 @@ def test_a_federation_from_nothing(machines: dict[str, Machine], tmp_path: Path)
     assert [bank["ledger"] for bank in lines[-1]["banks"]] == [witnessed["north"], witnessed["south"]]
 
     # Who said it: anybody who has ca.crt can check the run and its adapter, and north what it was asked.
-    done = stranger.types("verify", str(runs / "private"), "--ca", str(authority), "--enrolled", str(enrolled))
+    done = stranger.enters("verify", str(runs / "private"), "--ca", str(authority), "--enrolled", str(enrolled))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "round 2: 2 banks asked, 2 requests and 2 replies signed" in done.stdout
     assert "adapters/final: signed by CN=fedfinlora coordinator" in done.stdout
-    done = north.types("verify", str(north.home / ".fedfinlora" / "bank"))
-    assert (done.returncode, "4 requests signed by the coordinator, 4 answers signed by north" in done.stdout) == (
+    done = north.enters("verify", str(north.home / ".fedfinlora" / "bank"))
+    assert (done.returncode, "3 requests signed by the coordinator, 3 answers signed by north" in done.stdout) == (
         0,
         True,
     )
@@ -193,10 +209,10 @@ def test_a_federation_from_nothing(machines: dict[str, Machine], tmp_path: Path)
     for secret in (b"train north item", b"train south item", str(north.home).encode(), private_key):
         assert secret not in held
 
-    status = aggregator.types("coordinator", "status")
+    status = aggregator.enters("coordinator", "status")
     assert status.returncode == 0
     assert "bank north: online" in status.stdout
-    assert aggregator.types("coordinator", "revoke", "south").returncode == 0
+    assert aggregator.enters("coordinator", "revoke", "south").returncode == 0
     until("has revoked it", south, "bank start")
 
 
@@ -239,7 +255,7 @@ InitBank = Callable[..., tuple[int, Path]]
 
 
 class TestBankInit:
-    def test_rows_are_counted_whatever_the_tasks_and_declared_rounded(
+    def test_rows_of_all_tasks_are_counted_and_declared_rounded(
         self, bank_init: InitBank, capsys: pytest.CaptureFixture[str]
     ) -> None:
         status, file = bank_init("dataset.tasks=[fiqa]", "dataset.max_rows_per_task=5")

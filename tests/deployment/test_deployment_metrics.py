@@ -79,7 +79,7 @@ def test_metrics_follow_the_files_and_survive_folders_that_go(tmp_path: Path) ->
     assert [one.name for one in watched_runs(home)] == ["going-on"]
 
 
-def test_a_run_whose_process_is_gone_has_died_and_one_without_a_server_waits(tmp_path: Path) -> None:
+def test_a_run_without_its_process_is_dead_and_without_a_server_waits(tmp_path: Path) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     home = make_home(tmp_path / "home", process=ended.pid)
@@ -145,7 +145,7 @@ def test_a_round_that_was_booked_without_noise_shows_an_infinite_epsilon(tmp_pat
     assert value(samples(page(BankMetrics(tmp_path, "north")).body), "fedfinlora_bank_epsilon_spent") == float("inf")
 
 
-def test_a_banks_budget_ledger_certificates_and_disk_are_shown_and_its_name_is_not(tmp_path: Path) -> None:
+def test_a_banks_budget_ledger_certificates_and_disk_are_shown(tmp_path: Path) -> None:
     home = a_bank_that_has_worked(tmp_path / "bank")
     text = page(BankMetrics(home, "north")).body
     found = samples(text)
@@ -173,7 +173,7 @@ def test_a_bank_without_a_budget_a_ledger_or_settings_shows_none(tmp_path: Path)
     assert samples(page(BankMetrics(home, "north")).body)
 
 
-def test_certificates_of_enrolled_banks_are_shown_and_those_of_revoked_ones_are_not(tmp_path: Path) -> None:
+def test_certificates_of_enrolled_banks_are_shown_but_not_of_revoked_ones(tmp_path: Path) -> None:
     home = make_home(tmp_path / "home")
     shutil.copy(home / "ca.crt", home / "enrolled" / "bank-0.crt")
     (home / "enrolled" / "bank-9.revoked-1").write_bytes(b"key")
@@ -200,7 +200,7 @@ def test_a_running_run_shows_when_it_last_wrote_and_a_rejection_its_check(tmp_pa
         assert value(found, "fedfinlora_filesystem_size_bytes", folder=what) > 0
 
 
-def test_a_banks_worker_is_counted_though_it_is_nobodys_child(tmp_path: Path) -> None:
+def test_a_banks_detached_worker_is_counted(tmp_path: Path) -> None:
     (tmp_path / "worker.pid").write_text(str(os.getppid()))
     assert sum(one.processes for one in resident(tmp_path / "worker.pid").values()) > sum(
         one.processes for one in resident().values()

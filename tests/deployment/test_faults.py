@@ -55,7 +55,7 @@ from fedfinlora.model.adapter import norm
 from fedfinlora.privacy.head import Head
 from fedfinlora.run.checkpoint import load_checkpoint
 from fedfinlora.run.origin import source_fingerprint
-from fedfinlora.wire.messages import ALWAYS_TOLD, TrainRequest, from_arrays
+from fedfinlora.wire.messages import ALWAYS_SENT, TrainRequest, from_arrays
 from fedfinlora.wire.reasons import SAFE_REASONS
 
 SHIFTED_CLOCK = Path(__file__).parents[1] / "shifted_clock"
@@ -94,7 +94,7 @@ def begins(machine: Machine, round_number: int) -> None:
 
 
 def retries(machine: Machine) -> int:
-    """How often a bank's SuperNode has found nobody so far."""
+    """How often a bank's SuperNode has found no coordinator so far."""
     return (machine.bank / "supernode.log").read_text("utf-8").count(OUTCOMES["cut"].says)
 
 
@@ -181,7 +181,7 @@ def slow_run(federation: Federation) -> SlowRun:
 
 
 @pytest.mark.slow
-def test_a_reply_is_the_delta_its_layout_id_and_the_figures_that_the_policy_allows(
+def test_a_reply_is_update_layout_id_and_the_metrics_the_policy_allows(
     federation: Federation, slow_run: SlowRun
 ) -> None:
     tap = federation.tap
@@ -196,7 +196,7 @@ def test_a_reply_is_the_delta_its_layout_id_and_the_figures_that_the_policy_allo
         assert signed["round"] == line["round"]
         assert configs(reply) == {"reply": {**head, "policy-sha256": south["policy_sha256"], **ledger, **signed}}
         assert ledger_lines(federation.south)[south["ledger"]["number"] - 1]["hash"] == south["ledger"]["hash"]
-        assert set(reply.content.metric_records["figures"]) == {*ALWAYS_TOLD, "rows"}
+        assert set(reply.content.metric_records["figures"]) == {*ALWAYS_SENT, "rows"}
         # The delta is the one that the round's record speaks of, and the search for secrets would find it.
         arrays = reply.content.array_records["delta"]
         delta = from_arrays(arrays, sum(array.shape[0] for array in arrays.values()))
@@ -248,7 +248,7 @@ class CutRun(NamedTuple):
     earlier: int
     """How many lines south's history had before the run."""
     tries: int
-    """How often south had found nobody before the cut."""
+    """How often south had found no coordinator before the cut."""
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +267,7 @@ def cut_run(federation: Federation) -> Iterator[CutRun]:
 
 
 @pytest.mark.slow
-def test_who_cannot_get_in_is_told_why(federation: Federation, cut_run: CutRun, tmp_path: Path) -> None:
+def test_a_refused_bank_learns_the_reason(federation: Federation, cut_run: CutRun, tmp_path: Path) -> None:
     make_authority(tmp_path / "other", 10)
     cousin, misled = federation.guest("cousin"), federation.guest("misled", port=federation.plain_port)
     (cousin.bank / "ca.crt").write_bytes((tmp_path / "other" / "ca.crt").read_bytes())
@@ -557,7 +557,7 @@ def peak_bytes(process: int) -> int:
 
 
 @pytest.mark.slow
-def test_a_run_goes_through_a_thousand_idle_connections_and_a_bank_that_sends_a_byte_in_ten_seconds(
+def test_a_run_survives_a_thousand_idle_connections_and_a_trickling_bank(
     federation: Federation,
 ) -> None:
     """The idle ones are another network's each fifty; when they are ended they come again. Up begins its answer and

@@ -5,22 +5,19 @@ whole.
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from flwr.app import ConfigRecord, Message, Metadata, RecordDict
-from flwr.app.message import make_message
-from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.app import ConfigRecord, RecordDict
 from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.server.superlink.linkstate import LinkStateFactory
-from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.inflatable.inflatable_object import get_object_tree
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.superlink.federation import NoOpFederationManager
+from superlink_state import Asked
 
 from fedfinlora.deployment.flower_patches.body_limit import Limited
 from fedfinlora.deployment.flower_patches.forgetting import forgetting
@@ -89,7 +86,7 @@ def test_a_peer_that_is_wrong_stays_final(error: Exception) -> None:
     assert patient(make_simple_http_retry_invoker)().should_giveup(error)
 
 
-def test_a_piece_whose_answer_was_lost_is_taken_again_where_flower_refuses_it(tmp_path: Path) -> None:
+def test_a_piece_whose_answer_was_lost_is_accepted_again(tmp_path: Path) -> None:
     database = f"sqlite:///{tmp_path / 'state.db'}"
     state = LinkStateFactory(database, NoOpFederationManager(), ObjectStoreFactory(database)).state()
     ours = stored_again(type(state).store_object)
@@ -104,7 +101,7 @@ def test_a_piece_whose_answer_was_lost_is_taken_again_where_flower_refuses_it(tm
 
 
 class Client:
-    """Lets a node in when nobody with its key is in."""
+    """Lets a node in when no node with its key is in."""
 
     def __init__(self, inside: int | None, own: int = 7) -> None:
         self.inside, self.own = inside, own
@@ -129,7 +126,7 @@ def test_how_long_a_bank_has_worked_does_not_leave_it() -> None:
     assert returning(Client)(inside=None).PushMessages(request) == PushMessagesRequest()
 
 
-def test_a_killed_node_takes_its_own_place_and_nobody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_node_takes_its_own_place_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(httpx.HTTPStatusError, match="in"):
         returning(Client)(inside=7).ActivateNode(None)  # a stranger's folder has no node id
@@ -148,52 +145,7 @@ def test_a_clock_is_judged_as_flower_judges_it(ahead_s: float, said: str) -> Non
     assert bool(clock_trouble(ahead_s)) == bool(said)
 
 
-def message(run: int, source: int, destination: int, answers: str = "", content: RecordDict | None = None) -> Message:
-    """A message, empty unless something is given, as Flower's SuperLink stores it. Its id is made from its content and
-    the time.
-    """
-    metadata = Metadata(
-        run_id=run, message_id="", src_node_id=source, dst_node_id=destination, reply_to_message_id=answers,
-        group_id="", created_at=time.time(),
-        ttl=30.0 if answers else 60.0, message_type="train",
-    )  # fmt: skip
-    made = make_message(metadata=metadata, content=content or RecordDict())
-    made.metadata.__dict__["_message_id"] = made.object_id
-    return made
-
-
-class Asked:
-    """A SuperLink's state with one connected node, which was sent three requests, has taken along the first two, and
-    answered the second.
-    """
-
-    def __init__(self, place: Path) -> None:
-        database = f"sqlite:///{place / 'state.db'}"
-        self.state: Any = LinkStateFactory(database, NoOpFederationManager(), ObjectStoreFactory(database)).state()
-        self.run = self.state.create_run("", "", "", {}, NOOP_FEDERATION_ID, None, None, TaskType.SERVER_APP)
-        self.node = self.state.create_node("", "", b"key", 60.0)
-        assert self.state.activate_node(self.node, 60.0)
-        requests = [message(self.run, SUPERLINK_NODE_ID, self.node) for _ in range(3)]
-        for each in requests:
-            assert self.state.store_message_ins(each)
-            self.state.object_store.preregister(self.run, get_object_tree(each))
-            for name, part in get_all_nested_objects(each).items():
-                self.state.object_store.put(name, part.deflate())
-        self.lost, self.answered, self.waiting = (each.metadata.message_id for each in requests)
-        assert [self.takes(type(self.state).get_message_ins) for _ in range(2)] == [[self.lost], [self.answered]]
-        self.reply = message(self.run, self.node, SUPERLINK_NODE_ID, self.answered)
-        assert self.state.store_message_res(self.reply)
-
-    def takes(self, get_message_ins: Any) -> list[str]:
-        """The request that the node is handed."""
-        return [each.metadata.message_id for each in get_message_ins(self.state, self.node, 1)]
-
-    def hears(self, request: str) -> Any:
-        """The answer that stands for a request's; None while it is waited for."""
-        return next(iter(self.state.get_message_res({request}, self.run)), None)
-
-
-def test_what_a_former_process_took_along_and_did_not_answer_is_not_waited_for(tmp_path: Path) -> None:
+def test_requests_that_an_ended_process_took_are_not_waited_for(tmp_path: Path) -> None:
     asked = Asked(tmp_path)
     state, node = asked.state, asked.node
     ours = forgetting(type(state).activate_node)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 from fastapi import HTTPException
 from flwr.app import ConfigRecord, Message, Metadata, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
@@ -230,7 +231,7 @@ class TestComparison:
         assert not bank.lets_in(built(installed) + b"\n")
         assert "begins alike" in bank.said[-1]
 
-    def test_a_project_that_makes_no_bundle_is_told(self, tmp_path: Path) -> None:
+    def test_a_project_that_makes_no_bundle_is_reported(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="No app bundle"):
             installed_files(tmp_path)
 
@@ -256,7 +257,7 @@ Entries = list[tuple[str | zipfile.ZipInfo, bytes]]
 
 
 def packed(*more: tuple[str | zipfile.ZipInfo, bytes], reported: str | None = None, compressed: bool = False) -> bytes:
-    """A bundle of a project with one module and `more`, whose list says `told`."""
+    """A bundle of a project with one module and `more`, whose list says `reported`."""
     entries: Entries = [("pyproject.toml", PROJECT), ("a.py", b"pass"), *more]
     names = [entry if isinstance(entry, str) else entry.filename for entry, _ in entries]
     lines = [f"{name},{sha256(data)},{8 * len(data)}" for name, (_, data) in zip(names, entries, strict=True)]
@@ -289,7 +290,7 @@ def lying(content: bytes, **fields: int) -> bytes:
 
 
 class TestArchive:
-    def test_an_honest_one_is_read(self) -> None:
+    def test_a_valid_one_is_read(self) -> None:
         content = packed(("b/c.yaml", b"d: 1"))
         files = read_bundle(content, sha256(content))
         assert set(files) == {"pyproject.toml", "a.py", "b/c.yaml"}
@@ -355,7 +356,7 @@ class TestArchive:
     @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=3))
     @settings(deadline=None, max_examples=300)
     def test_flower_unpacks_what_was_read_and_nothing_else(self, changes: list[tuple[int, int]]) -> None:
-        """Whatever bytes are changed: if the gate can read it, Flower's own unpacking gives the same files."""
+        """For all changed bytes: if the gate can read it, Flower's own unpacking gives the same files."""
         from tempfile import TemporaryDirectory
 
         content = bytearray(packed(("b/c.py", b"import a")))
@@ -510,7 +511,7 @@ class Node:
 
 
 class TestBehindTheGate:
-    """These fail where a new Flower takes another way than the one on which the gate stands."""
+    """These fail where a new Flower takes another way than the one on which the gate relies."""
 
     def test_what_the_gate_lets_in_is_run(
         self, bank: Bank, installed: Sources, monkeypatch: pytest.MonkeyPatch
@@ -582,6 +583,7 @@ class TestBehindTheGate:
         connection: Any = import_module("flwr.supernode.fleet_http_connection")
         for name in ("make_simple_http_retry_invoker", "HEARTBEAT_DEFAULT_INTERVAL"):
             monkeypatch.setattr(connection, name, getattr(connection, name))
+        monkeypatch.setattr(uvicorn, "Server", uvicorn.Server)
         honest, other = (superlink(built(installed, change)) for change in (lambda sources: None, other_line))
         found: list[bytes] = []
 
@@ -603,7 +605,7 @@ class TestBehindTheGate:
             flower.supernode()
         assert found == [honest.content, b""]
 
-    def test_a_round_stands_in_the_history_as_flower_has_it(self, bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_round_is_in_the_history_as_flower_has_it(self, bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
         client = gated(superlink(b"x"), bank.gate)()
         client.PullMessages(PullMessagesRequest())
         client.GetFab(GetFabRequest(hash_str="", run_id=RUN_ID))

@@ -1,4 +1,4 @@
-"""Whatever the server sends: nothing leaves a bank unaccounted, the bank works on, and its history says what was
+"""For all that the server sends: nothing leaves a bank unaccounted, the bank works on, and its history says what was
 refused and why.
 """
 
@@ -77,7 +77,7 @@ def test_a_lie_gets_nothing_that_is_not_accounted_for(bank: Bank, lie: Lie) -> N
     last = bank.history[-1]
     assert re.search(lie.history, f"{last['outcome']} {last['code']} {last['detail']}"), last
     assert last["code"] in (code_of(answer), "")
-    # The bank goes on.
+    # The bank continues.
     booked = len(bank.lines)
     honest = bank.asked_honestly(run="honest")
     assert code_of(honest) == ANSWER
@@ -122,7 +122,7 @@ def it_is_in_the_ledger(bank: Bank, answer: RecordDict) -> None:
 
 
 def nothing_but_its_code_left(answer: RecordDict) -> None:
-    """To the byte what every bank says under this code, whatever the reason."""
+    """To the byte what every bank says under this code, for every reason."""
     code = code_of(answer)
     assert said(answer) == dict(pack_error("north", code).config_records["reply"])
     assert list(answer) == ["reply"]
@@ -130,7 +130,7 @@ def nothing_but_its_code_left(answer: RecordDict) -> None:
 
 
 def test_all_refusals_that_depend_on_rows_are_one(bank: Bank) -> None:
-    """B2: the code was an oracle, by which N was found in twelve questions. Whatever is asked for beyond the rows, the
+    """B2: the code was an oracle, by which N was found in twelve questions. For every question beyond the rows the
     answer is the same.
     """
     asked = [{"train.batch_rows": rows} for rows in (64, 100, 10**6)]
@@ -166,9 +166,7 @@ def test_a_round_that_is_asked_for_again_and_again_is_paid_for_each_time(bank: B
 
 
 @pytest.mark.parametrize("mode", ["none", "bank"])
-def test_a_bank_without_a_budget_books_what_it_lets_through_without_noise_as_infinite(
-    tmp_path: Path, mode: str
-) -> None:
+def test_a_bank_without_a_budget_books_noiseless_rounds_as_infinite(tmp_path: Path, mode: str) -> None:
     """A4: and a budget that is set afterwards counts it."""
     bank = Bank(write_bank(tmp_path, budget_epsilon=0.0, min_rows=16), tmp_path)
     words = {"none": ("privacy=none",), "bank": ("privacy=bank", "privacy.epsilon=0", "privacy.noise_multiplier=1")}[
@@ -184,9 +182,7 @@ def test_a_bank_without_a_budget_books_what_it_lets_through_without_noise_as_inf
     assert "above privacy.budget_epsilon=8" in bank.history[-1]["detail"]
 
 
-def test_noise_that_others_can_compute_is_the_banks_own_choice_and_booked_as_none(
-    settings: Path, tmp_path: Path
-) -> None:
+def test_noise_that_others_can_compute_is_the_banks_choice_booked_as_none(settings: Path, tmp_path: Path) -> None:
     """A2: the flag is the node's own. Under a budget even then nothing leaves."""
     bank = Bank(settings, tmp_path)
     bank.node_config["reproducible-noise"] = "true"
@@ -250,7 +246,7 @@ ONE_ROW = (
 HEAD = ("peft=lora", "peft.target_modules=[lm_head]", "peft.dropout=0")
 
 
-def test_the_default_policy_refuses_an_adapter_on_the_head_and_a_round_on_one_row(tmp_path: Path) -> None:
+def test_the_default_policy_refuses_the_head_and_rounds_on_one_row(tmp_path: Path) -> None:
     """Also where no budget asks for noise: each part of the attack is refused by a rule of its own."""
     bank = Bank(write_bank(tmp_path, Policy(models=("memory:tiny-random",)), budget_epsilon=0.0), tmp_path)
 
@@ -267,7 +263,7 @@ def test_the_default_policy_refuses_an_adapter_on_the_head_and_a_round_on_one_ro
     assert bank.lines == []
 
 
-def test_where_a_bank_allows_it_one_step_on_the_head_shows_the_answers_tokens(tmp_path: Path) -> None:
+def test_an_allowed_step_on_the_head_shows_the_answers_tokens(tmp_path: Path) -> None:
     """What the three rules are for: the largest rows of the update of lm_head are the tokens of the row's answer."""
     allowed = Policy(models=("memory:tiny-random",), target_modules=("lm_head",), optimizer=("sgd",))
     bank = Bank(write_bank(tmp_path, allowed, budget_epsilon=0.0, min_rows=0), tmp_path)
@@ -284,7 +280,7 @@ def test_where_a_bank_allows_it_one_step_on_the_head_shows_the_answers_tokens(tm
     assert len(shown & tokens) >= len(tokens) // 2, (shown, tokens)
 
 
-# --- whatever sequence ----------------------------------------------------------------------------
+# --- any sequence ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -296,7 +292,7 @@ class Left:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_what_left_is_in_the_ledger_row_by_row_after_any_sequence_of_requests(
+def test_after_any_requests_the_ledger_has_each_row_that_was_released(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     """Epsilon is made again from the mechanisms that really ran, row by row, at the bank's own delta."""
@@ -308,7 +304,7 @@ def test_what_left_is_in_the_ledger_row_by_row_after_any_sequence_of_requests(
     monkeypatch.setattr(client_app.bank, "_trained", watching(ran))
     left: list[Left] = []
     for number in range(6):
-        lie = draw.choice([*LIES, *[Lie("is honest", "ok", "sent")] * 8])
+        lie = draw.choice([*LIES, *[Lie("does not lie", "ok", "sent")] * 8])
         ran.clear()
         request = bank.request(*draw.choice(wanted), run=f"run-{draw.randrange(2)}", round_number=draw.randint(1, 4))
         answer = bank.answers(tell(pack_request(request), lie))
@@ -391,17 +387,16 @@ def booked_by_row(bank: Bank, rows: list[str], delta: float) -> list[float]:
 
 # --- over a real deployment -----------------------------------------------------------------------
 
-TOLD = (
-    "asks for noise that it can compute", "asks for a round without privacy", "promises to add the noise itself",
-    "asks for noise of 0.0001 of the clip norm", "brings a budget of its own", "asks for delta 0.99",
-    "asks for one row",
+USED_LIES = (
+    "asks for noise that it can compute", "asks for a round without privacy",
+    "asks for noise of 0.0001 of the clip norm", "asks for one row",
     "asks for the head's layer, whose update names the tokens of the rows",
-    "asks for rows so short that there is none", "turns shared prefixes on", "asks for the loss of held-out rows",
-    "asks for customers where rows have none", "sends an adapter of NaN",
-    "sends an adapter of 1e30, on which every loss is infinite",
+    "sends an adapter of NaN", "sends an adapter of 1e30, on which every loss is infinite",
     "names a run by a path", "shows a line of the ledger that the bank never wrote", "has other code",
 )  # fmt: skip
-"""Which of the lies are told in the rounds of a real run, one each."""
+"""Which of the lies are used in the rounds of a real run, one each: of every kind of outcome and of every part of a
+request at least one. All of them reach the same ClientApp in `test_a_lie_gets_nothing_that_is_not_accounted_for`.
+"""
 
 
 class LyingFederation(Federation):
@@ -410,7 +405,7 @@ class LyingFederation(Federation):
     def starts_coordinator(self) -> None:
         tests = Path(__file__).parents[1]
         numbers = {lie.asks: number for number, lie in enumerate(LIES)}
-        reported = {"LIES_TO": "south", "LIES_TOLD": ",".join(str(numbers[asks]) for asks in TOLD)}
+        reported = {"LIES_TO": "south", "LIES_SENT": ",".join(str(numbers[asks]) for asks in USED_LIES)}
         self.coordinator = self.aggregator.starts(
             "coordinator", "start", also={"PYTHONPATH": f"{tests / 'lying'}:{tests / 'helpers'}:{tests}", **reported}
         )
@@ -428,7 +423,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
 
 
 @pytest.mark.slow
-def test_a_server_that_lies_over_a_real_deployment_gets_nothing_and_the_run_goes_on(federation: Federation) -> None:
+def test_a_lying_server_gets_nothing_and_the_deployment_continues(federation: Federation) -> None:
     south, aggregator = federation.south, federation.aggregator
     file = south.bank / "bank.yaml"
     own = read_settings(file)[0]
@@ -438,14 +433,14 @@ def test_a_server_that_lies_over_a_real_deployment_gets_nothing_and_the_run_goes
     honest_rounds = 2
     command = federation.run(
         run,
-        f"num_server_rounds={len(TOLD) + honest_rounds}",
+        f"num_server_rounds={len(USED_LIES) + honest_rounds}",
         "privacy=example",
         "privacy.epsilon=2",
         "strategy.deadline_s=60",
     )
     assert command.wait(timeout=580) == 0, aggregator.said("coordinator run")
     lies = {lie.asks: lie for lie in LIES}
-    reported = [lies[asks] for asks in TOLD]
+    reported = [lies[asks] for asks in USED_LIES]
     history = read_history(south.bank / "state" / "history" / "south.jsonl")
     ended = [line for line in history if line["outcome"] in ("sent", "refused", "failed")]
     for lie, line, event in zip(reported, rounds_of(run), ended, strict=False):

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from fedfinlora.commands.simulate import free_port
 from fedfinlora.deployment import door, own_user
+from fedfinlora.deployment.flower_link import free_port
 from fedfinlora.deployment.own_user import (
     check_user,
     is_own,
@@ -76,7 +76,7 @@ def test_where_the_kernel_does_not_answer_its_tables_are_read(monkeypatch: pytes
         assert not is_own(far)
 
 
-def test_a_socket_is_found_among_thousands_and_no_neighbour_is_taken_for_it() -> None:
+def test_a_socket_is_found_among_thousands_of_similar_ones() -> None:
     line = (
         " {0}: 0100007F:{1:04X} 0100007F:2384 {2} 00000000:00000000 00:00000000 00000000 {3:>5}        0 71 1 0 20 "
         "4 0 10 -1\n"
@@ -101,15 +101,15 @@ def test_a_socket_is_found_among_thousands_and_no_neighbour_is_taken_for_it() ->
         (1000, "", False),
     ],
     ids=[
-        "nobody of the machine itself",
+        "an unknown user of the machine itself",
         "no map",
-        "nobody of a container",
+        "an unknown user of a container",
         "of a rootless one",
         "root of a container",
         "another",
     ],
 )
-def test_users_look_alike_where_ones_own_number_stands_for_strangers(
+def test_users_look_alike_if_the_own_number_maps_all_others(
     tmp_path: Path, own: int, uid_map: str, alike: bool
 ) -> None:
     (tmp_path / "overflowuid").write_text("65534\n")
@@ -117,12 +117,12 @@ def test_users_look_alike_where_ones_own_number_stands_for_strangers(
     assert users_look_alike(own, tmp_path / "overflowuid", tmp_path / "uid_map") is alike
 
 
-def test_without_user_namespaces_users_are_told_apart(tmp_path: Path) -> None:
+def test_without_user_namespaces_users_are_distinguished(tmp_path: Path) -> None:
     assert not users_look_alike(65534, tmp_path / "none", tmp_path / "none")
     check_user()
 
 
-def test_in_a_user_namespace_that_maps_nobody_nothing_starts_and_no_connection_is_taken(tmp_path: Path) -> None:
+def test_nothing_starts_in_a_user_namespace_that_maps_no_user(tmp_path: Path) -> None:
     """A real one, where this machine lets a process make one."""
     if subprocess.run(["unshare", "-U", "true"], capture_output=True, check=False).returncode:
         return
@@ -178,4 +178,4 @@ def test_the_listener_answers_others_while_a_connection_is_looked_at() -> None:
         return int(status)
 
     assert asyncio.run(watched()) == 204
-    assert len(gaps) > 30, "the loop went on while it was looked at"
+    assert len(gaps) > 30, "the loop continued while it was looked at"

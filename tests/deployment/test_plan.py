@@ -67,7 +67,7 @@ def tried(home: Path, file: Path, capsys: pytest.CaptureFixture[str], *options: 
 
 
 class TestTry:
-    def test_a_plan_that_would_run_is_allowed_and_its_cost_is_told(
+    def test_a_plan_that_would_run_is_allowed_and_its_cost_is_shown(
         self, home: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         status, said = tried(home, planned(home, *PRIVATE), capsys)
@@ -205,7 +205,7 @@ class TestWeights:
 
 
 class TestRows:
-    def test_a_bank_that_declares_nothing_refuses_private_rounds_and_says_what_to_add(self, tmp_path: Path) -> None:
+    def test_a_bank_without_declared_rows_refuses_private_rounds(self, tmp_path: Path) -> None:
         bank = Bank(write_bank(tmp_path, declared_rows=()), tmp_path)
         assert code_of(bank.asked_honestly()) == "privacy"
         assert "Add declared_rows: [TASK:ROWS" in bank.history[-1]["detail"]

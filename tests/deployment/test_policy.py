@@ -228,7 +228,7 @@ def test_a_rounded_number_of_rows_has_two_digits_and_is_near(count: int) -> None
 
 
 class TestHistory:
-    def test_lines_are_kept_and_a_torn_one_is_left_out(self, tmp_path: Path) -> None:
+    def test_lines_are_kept_and_a_torn_one_is_dropped(self, tmp_path: Path) -> None:
         file = tmp_path / "history" / "north.jsonl"
         record(file, Event("run", 1, "begun"))
         record(file, Event("run", 1, "sent", rows=5))
@@ -324,7 +324,7 @@ class TestBank:
         assert sent["epsilon_spent"] == figures.epsilon_spent
 
     def test_a_bank_with_a_budget_refuses_what_would_leave_without_noise(self, rows: Path, tmp_path: Path) -> None:
-        """Whatever its policy lists."""
+        """With any list in its policy."""
         bank = bank_of(rows, tmp_path, budget=8.0, privacy=("none", "example", "bank"))
         for words in ((), ("privacy=bank", "privacy.accept_noise=true")):
             with pytest.raises(BankError) as error:
@@ -396,7 +396,7 @@ class TestBank:
         assert bank.history == [("begun", ""), ("booked", ""), ("failed", "diverged")]
 
 
-def test_a_refusal_stands_in_the_round_record_and_the_run_goes_on(rows: Path, tmp_path: Path) -> None:
+def test_a_refusal_is_in_the_round_record_and_the_run_continues(rows: Path, tmp_path: Path) -> None:
     north = bank_of(rows, tmp_path / "north", max_rank=2)
     south = {"bank": "south", "data-path": str(rows), "state-dir": str(tmp_path / "south")}
     config = compose(overrides(rows, tmp_path / "runs", "dataset.source=jsonl", f"dataset.root={rows}"))

@@ -69,7 +69,7 @@ def refused(request: Callable[[], RecordDict], bank: Bank, times: int) -> list[s
     return [code_of(bank.answers(request())) for _ in range(times)]
 
 
-def test_after_so_many_refusals_nothing_more_is_kept_and_the_rest_is_counted(asked: Asked) -> None:
+def test_beyond_the_limit_refusals_are_only_counted(asked: Asked) -> None:
     rule = "policy-max_rank"
     file = asked.home / SETTINGS
     file.write_text(file.read_text().replace("max_rank: 0", "max_rank: 1"))
@@ -83,7 +83,7 @@ def test_after_so_many_refusals_nothing_more_is_kept_and_the_rest_is_counted(ask
     assert verify_bank(asked.home, "north", asked.consortium.ca.read_bytes(), public, "").wrong == []
 
 
-def test_a_request_that_nobody_signed_counts_too(asked: Asked) -> None:
+def test_an_unsigned_request_counts_too(asked: Asked) -> None:
     content = asked.request()
     del content.config_records["request"]["signature"]
     assert refused(lambda: content, asked.bank, LIMIT + 1) == ["unsigned"] * LIMIT + ["refusals"]
@@ -126,9 +126,7 @@ def test_one_more_is_looked_at_after_a_pause_and_says_how_many_came(
     )
 
 
-def test_refusals_of_another_day_or_after_the_clock_was_set_back_hold_nothing_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_refusals_of_another_day_or_clock_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(history, "MOST_REFUSED_A_DAY", LIMIT)
     file = tmp_path / "north.jsonl"
     for day, at in (("2020-01-01", "2020-01-01T10:00:00+0000"), (None, "2999-01-01T10:00:00+0000")):

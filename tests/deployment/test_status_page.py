@@ -12,7 +12,7 @@ from report_runs import Page
 from watched_runs import HOSTILE, make_home
 
 from fedfinlora.deployment import status_page
-from fedfinlora.deployment.local_server import Answer, close, serve
+from fedfinlora.deployment.local_server import Response, close, serve
 
 
 def shown(home: Path, query: str = "") -> str:
@@ -90,7 +90,7 @@ def look(home: Path, path: str, width: int, dark: bool) -> dict[str, Any]:
     frame = FRAME.replace("PATH", path).replace("WIDTH", str(width))
     pages = {
         "/": lambda query: status_page.answer(home, "aggregator.example", query),
-        "/frame": lambda _: Answer(frame, "text/html; charset=utf-8", headers={}),
+        "/frame": lambda _: Response(frame, "text/html; charset=utf-8", headers={}),
     }
     server = serve(pages, 0)
     try:

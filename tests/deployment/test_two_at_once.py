@@ -1,5 +1,5 @@
 """Two processes on one folder: the second is refused, touches nothing and says who the first is; kill -9 of the first
-lets it go on.
+lets it continue.
 """
 
 from __future__ import annotations
@@ -41,9 +41,7 @@ def files_of(run: Path) -> dict[Path, bytes]:
     return {file: file.read_bytes() for file in run.rglob("*") if file.is_file() and file.name != COMMAND_LOCK.name}
 
 
-def test_a_second_resume_is_refused_and_kill_9_of_the_first_lets_it_go_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_second_resume_waits_for_the_end_of_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows, run = write_rows(tmp_path / "rows"), tmp_path / "runs" / "run"
     words = overrides(rows, tmp_path / "runs", rounds=4)
     with command("centralized", *overrides(rows, tmp_path / "runs", "train.steps_per_round=60", rounds=4)) as first:

@@ -1,5 +1,5 @@
-"""Kept answers: nothing is lost by a kill, nothing mixed between settings, and what cannot be written is told in one
-line.
+"""Kept answers: nothing is lost by a kill, nothing mixed between settings, and what cannot be written is reported in
+one line.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def test_no_file_holds_no_answers_and_looking_makes_none(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_answer_is_written_once_and_the_first_one_stands(tmp_path: Path) -> None:
+def test_an_answer_is_written_once_and_the_first_one_counts(tmp_path: Path) -> None:
     path = tmp_path / "answers"
     with AnswerFile(path, SETTINGS) as file:
         file.add("p", answer("first"))
@@ -94,7 +94,7 @@ def test_answers_are_on_disk_as_soon_as_they_are_added(tmp_path: Path) -> None:
         assert read_answers(path) == {"p": answer("up")}
 
 
-def test_other_settings_begin_anew(tmp_path: Path) -> None:
+def test_other_settings_start_over(tmp_path: Path) -> None:
     path = tmp_path / "answers"
     written(path, ["a", "b"])
     assert opened(path, {**SETTINGS, "budget": 11}) == {}
@@ -105,7 +105,7 @@ def test_other_settings_begin_anew(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"\n\n", b"\xff\xfe", b"not JSON\n", b"[]\n", b"null\n", b'{"prompt": "p", "answer": {}}\n']
 )
-def test_a_file_of_something_else_begins_anew(tmp_path: Path, content: bytes) -> None:
+def test_a_file_of_something_else_is_started_over(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "answers"
     path.write_bytes(content)
     assert opened(path) == {}
@@ -135,7 +135,7 @@ def test_any_text_comes_back_as_it_was(
     assert [found.text for found in kept.values()] == texts
 
 
-def test_a_file_that_was_cut_anywhere_goes_on_with_its_whole_lines(tmp_path: Path) -> None:
+def test_a_file_cut_anywhere_continues_from_its_whole_lines(tmp_path: Path) -> None:
     path = tmp_path / "answers"
     kept = written(path, AWKWARD[:5])
     content = path.read_bytes()
@@ -257,7 +257,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, obstacle: st
 # --- what tells answers apart ---------------------------------------------------------------------
 
 
-def test_the_id_of_settings_changes_with_every_value_and_not_with_their_order() -> None:
+def test_the_id_of_settings_depends_on_every_value_but_not_on_order() -> None:
     values = {"model": "a", "budget": 10, "ends": [1, 2], "stop": "exact", "adapter": "none"}
     assert settings_id(values) == settings_id(dict(reversed(values.items())))
     others = [
@@ -296,7 +296,7 @@ def _with(**values: Any) -> Any:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_whatever_decides_an_answer_is_in_the_settings(tiny: Session, change: str) -> None:
+def test_all_that_decides_an_answer_is_in_the_settings(tiny: Session, change: str) -> None:
     rows = [Row("a", "x", "up? ", "positive"), Row("b", "x", "down? ", "negative")]
     model = LocalModel.as_it_is(tiny, tiny_config())
     before = settings_id(model.settings(BENCHMARKS["fpb"], rows, labels=False))
@@ -341,7 +341,7 @@ def peft_config(**values: Any) -> Any:
 @pytest.mark.parametrize(
     "values", [{"rank": 4}, {"rank": 2, "alpha": 64}, {"method": "rslora", "target_modules": ("o_proj",)}]
 )
-def test_an_adapter_of_zeros_is_no_adapter_whatever_it_was_drawn_from(values: dict[str, Any]) -> None:
+def test_an_adapter_of_zeros_is_no_adapter_for_any_seed(values: dict[str, Any]) -> None:
     identities = []
     for seed in (0, 1):
         config = replace(peft_config(**values), seed=seed)
@@ -369,7 +369,7 @@ def test_adapters_that_compute_otherwise_differ(session_of: MakeSession) -> None
     assert again.identity == one.identity
 
 
-def test_dora_with_zero_b_is_told_apart_by_its_magnitudes(session_of: MakeSession) -> None:
+def test_dora_with_zero_b_is_distinguished_by_its_magnitudes(session_of: MakeSession) -> None:
     """DoRA computes with the norms of the base's weights, and not to the last bit what the base computes."""
     session = session_of("none", "dora")
     config = tiny_config("none", "dora")

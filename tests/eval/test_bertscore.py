@@ -1,4 +1,4 @@
-"""BERTScore with the embedded encoder: sane scores, honest zeros, a named encoder, and no network."""
+"""BERTScore with the embedded encoder: sane scores, true zeros, a named encoder, and no network."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def undisturbed(many_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.mark.parametrize(("reuse", "benchmark", "what"), [("true", "formula", "text"), ("false", "fpb", "labels")])
-def test_a_killed_evaluation_goes_on_and_ends_as_if_nothing_had_been(
+def test_a_killed_evaluation_resumes_to_the_same_result(
     many_rows: Path, undisturbed: Path, tmp_path: Path, asked: Asked, reuse: str, benchmark: str, what: str
 ) -> None:
     """By resume and by the same command; no row is lost, asked twice or scored twice."""
@@ -162,7 +162,7 @@ def test_a_killed_evaluation_goes_on_and_ends_as_if_nothing_had_been(
     assert len(asked.prompts) == (45 if reuse == "false" else 0)
 
 
-def test_the_same_command_goes_on_from_the_answers_of_a_killed_one(
+def test_the_same_command_resumes_from_the_answers_of_a_killed_one(
     many_rows: Path, undisturbed: Path, tmp_path: Path, asked: Asked
 ) -> None:
     """The answers that a killed process leaves, cut where it was killed, without its run's folder."""
@@ -183,7 +183,7 @@ def test_the_same_command_goes_on_from_the_answers_of_a_killed_one(
     assert len(asked.prompts) + len(asked.labelled) + kept == 45 + 30
 
 
-def test_an_interrupted_evaluation_says_how_to_go_on(
+def test_an_interrupted_evaluation_says_how_to_resume(
     rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     generate = models.generate
@@ -253,9 +253,7 @@ def test_resume_keeps_settings_of_the_adapter_that_were_typed(
 
 
 @pytest.mark.parametrize("typed", [(), ("peft.dropout=0",), ("model.quantization=none",)])
-def test_an_adapters_own_settings_hold_whatever_is_typed_beside_them(
-    rows: Path, tmp_path: Path, typed: tuple[str, ...]
-) -> None:
+def test_an_adapters_own_settings_win_over_typed_ones(rows: Path, tmp_path: Path, typed: tuple[str, ...]) -> None:
     folder = adapter_folder(tmp_path / "large-alpha", 1, alpha=64, method="rslora")
     run = scored(words_for(rows, tmp_path, *typed, benchmarks="fpb"), "--adapter", str(folder))
     model = metrics_of(run, "final")["model"]
@@ -271,7 +269,7 @@ def test_a_typed_setting_that_the_adapter_contradicts_is_refused(
         assert says_what in capsys.readouterr().err
 
 
-def test_resume_takes_the_adapters_from_the_run_and_the_same_ones_from_the_command_line(
+def test_resume_takes_adapters_from_the_run_or_equal_ones_as_arguments(
     rows: Path, adapters: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = words_for(rows, tmp_path, benchmarks="fpb")
@@ -409,7 +407,7 @@ def test_adapters_that_compute_the_same_share_their_answers(
 # --- examples -------------------------------------------------------------------------------------
 
 
-def test_shots_change_every_prompt_and_are_the_same_for_all_rows_and_models(
+def test_shots_change_every_prompt_and_are_the_same_for_all_rows(
     rows: Path, adapters: dict[str, Path], tmp_path: Path, asked: Asked
 ) -> None:
     options = ("--adapter", str(adapters["one"]), "--base")
@@ -430,7 +428,7 @@ def test_shots_change_every_prompt_and_are_the_same_for_all_rows_and_models(
     assert cost_of(shot)["tokens"]["read"] < cost_of(shot)["tokens"]["prompts"] / 2, "examples are read once"
 
 
-def test_a_benchmark_without_examples_is_skipped_and_too_few_are_told(rows: Path, tmp_path: Path) -> None:
+def test_a_benchmark_without_examples_is_skipped_and_too_few_are_reported(rows: Path, tmp_path: Path) -> None:
     run = scored(words_for(rows, tmp_path, "evaluation.shots=20", benchmarks="fpb,formula"))
     metrics = metrics_of(run)
     assert set(metrics["scores"]) == {"fpb"}
@@ -602,16 +600,16 @@ def test_rows_that_differ_are_found(rows: Path, tmp_path: Path, monkeypatch: pyt
     assert decoding["rows_differ"] >= 22
 
 
-def test_a_settled_row_agrees_with_what_it_is_the_beginning_of(
+def test_a_row_that_stopped_early_agrees_with_its_full_answer(
     rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generate = models.generate
 
-    def early(*arguments: Any, settled: Any, **options: Any) -> Generated:
-        return generate(*arguments, settled=lambda number, tokens, left: len(tokens) == 3, **options)
+    def early(*arguments: Any, stops_early: Any, **options: Any) -> Generated:
+        return generate(*arguments, stops_early=lambda number, tokens, left: len(tokens) == 3, **options)
 
     monkeypatch.setattr(models, "generate", early)
-    monkeypatch.setattr(models.Settling, "settled", lambda *arguments: False)
+    monkeypatch.setattr(models.StoppingRule, "stops", lambda *arguments: False)
     words = words_for(rows, tmp_path, "evaluation.check_rows=24", "evaluation.reuse=false", benchmarks="fpb")
     run = scored(words)
     assert {record["stopped"] for record in records_of(run, "fpb")} == {"settled"}
@@ -623,9 +621,7 @@ def test_a_settled_row_agrees_with_what_it_is_the_beginning_of(
 # --- names, faults, costs -------------------------------------------------------------------------
 
 
-def test_adapters_that_cannot_be_told_apart_by_name_get_longer_names(
-    rows: Path, adapters: dict[str, Path], tmp_path: Path
-) -> None:
+def test_adapters_with_equal_names_get_longer_names(rows: Path, adapters: dict[str, Path], tmp_path: Path) -> None:
     folders = [tmp_path / run / "adapters" / "final" for run in ("north", "south")]
     for folder, name in zip(folders, ("one", "two"), strict=True):
         shutil.copytree(adapters[name], folder)

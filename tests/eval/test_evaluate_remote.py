@@ -149,7 +149,7 @@ def test_rows_that_the_server_finds_too_long_are_counted(server: Server, few_row
 def test_the_key_is_sent_and_is_in_no_file(
     server: Server, few_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Whatever becomes of the evaluation, and also where the server repeats it."""
+    """For every end of the evaluation, and also where the server repeats it."""
     monkeypatch.setenv("FEDFINLORA_API_KEY", KEY)
     server.behaviour = says(f"positive {KEY}")
     scored(remote_words(few_rows, tmp_path), *remote_options(server))
@@ -265,7 +265,7 @@ URL = "http://127.0.0.1:9/v1"
         ),
         (["evaluation.mode=label"], "generate, labels"),
         (["evaluation.stop=never"], "exact, verdict"),
-        (["evaluation.cache_gib=0"], "evaluation.cache_gib must be above 0"),
+        (["evaluation.cache_gib=-1"], "evaluation.cache_gib must be 0"),
         (["evaluation.benchmarks=[fbp]"], "fpb"),
         (["--adapter"], "expected one argument"),
         (["--price-in", "two"], "invalid float"),

@@ -152,7 +152,7 @@ def prompts_of(family: str, seed: int) -> Prompts:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_decoding_equals_plain_generate_row_by_row(session_of: MakeSession, family: str, seed: int) -> None:
-    """Whatever the budget, the passes and the memory are."""
+    """For all budgets, passes and memory sizes."""
     session = session_of(seed=seed)
     prompts = prompts_of(family, seed)
     expected = plain(session, prompts, MOST, [EOS])
@@ -213,7 +213,7 @@ def test_packed_decoding_equals_plain_generate_on_a_quantized_base(
     assert texts(session, prompts, 5) == plain(session, prompts, 5, [EOS])
 
 
-def test_rows_end_at_their_own_end_token_and_the_others_go_on(tiny: Session) -> None:
+def test_rows_end_at_their_own_end_token_and_others_continue(tiny: Session) -> None:
     prompts = prompts_of("short_beginnings", 3) + prompts_of("long_beginnings", 3)
     free = texts(tiny, prompts, 8)
     first_place = [{token: tokens.index(token) for token in tokens} for tokens in free]
@@ -274,7 +274,7 @@ def trie_tokens(prompts: Prompts) -> int:
 
 
 def branching_prompts(seed: int) -> Prompts:
-    """Beginnings of beginnings; what follows a common one begins with a token of its own, so that nobody shares 1 to 3
+    """Beginnings of beginnings; what follows a common one begins with a token of its own, so that no two share 1 to 3
     tokens by chance.
     """
     draw = np.random.default_rng(seed)
@@ -369,7 +369,7 @@ def test_long_beginnings_are_shared_by_neighbours_and_keep_fewer_tokens(ordered:
             assert length >= least, "who shares so many tokens keeps them once"
 
 
-def test_nobody_shares_nothing() -> None:
+def test_rows_without_a_common_prefix_share_nothing() -> None:
     assert long_prefixes([]) == []
     assert long_prefixes([(1,) * 600]) == [0]
     assert long_prefixes([(1,) * 600, (2,) * 600]) == [0, 0]
@@ -394,7 +394,7 @@ def test_buffers_are_as_wide_as_their_rows_and_little_wider(tokens: int) -> None
 
 @pytest.mark.parametrize("cache_gib", [ALL_ROWS_GIB, SOME_ROWS_GIB, ONE_ROW_GIB])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_settled_rows_leave_with_the_beginning_of_their_full_answer(
+def test_rows_that_stop_early_have_the_beginning_of_their_full_answer(
     tiny: Session, family: str, cache_gib: float
 ) -> None:
     prompts = list(dict.fromkeys(prompts_of(family, 6)))
@@ -402,13 +402,13 @@ def test_settled_rows_leave_with_the_beginning_of_their_full_answer(
     draw = np.random.default_rng(0)
     leaves = draw.integers(1, MOST + 3, len(prompts)).tolist()
 
-    def settled(number: int, tokens: list[int], left: int) -> bool:
+    def stops_early(number: int, tokens: list[int], left: int) -> bool:
         assert tokens == full[number][: len(tokens)]
         assert len(tokens) + left == MOST
         assert left > 0
         return len(tokens) >= leaves[number]
 
-    found = generate(tiny.model, prompts, MOST, [EOS], cache_gib=cache_gib, settled=settled)
+    found = generate(tiny.model, prompts, MOST, [EOS], cache_gib=cache_gib, stops_early=stops_early)
     for answer, tokens, leave in zip(found.answers, full, leaves, strict=True):
         assert list(answer.tokens) == tokens[:leave]
         assert answer.stopped == ("settled" if leave < MOST else "budget")
@@ -430,7 +430,9 @@ def test_buffers_are_cut_down_when_rows_have_left(tiny: Session, monkeypatch: py
         return smaller
 
     monkeypatch.setattr(generation, "compacted", noted)
-    found = generate(tiny.model, prompts, MOST, [EOS], settled=lambda number, tokens, left: len(tokens) > number % 6)
+    found = generate(
+        tiny.model, prompts, MOST, [EOS], stops_early=lambda number, tokens, left: len(tokens) > number % 6
+    )
     assert [list(answer.tokens) for answer in found.answers] == [
         tokens[: number % 6 + 1] for number, tokens in enumerate(full)
     ]
@@ -441,7 +443,7 @@ def test_buffers_are_cut_down_when_rows_have_left(tiny: Session, monkeypatch: py
 
 @pytest.mark.parametrize("cache_gib", [ALL_ROWS_GIB, ONE_ROW_GIB])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_row_is_told_once_and_with_its_answer(tiny: Session, family: str, cache_gib: float) -> None:
+def test_every_row_is_reported_once_with_its_answer(tiny: Session, family: str, cache_gib: float) -> None:
     prompts = prompts_of(family, 8)
     reported: list[tuple[int, Answer]] = []
     found = generate(
@@ -456,7 +458,7 @@ def test_every_row_is_told_once_and_with_its_answer(tiny: Session, family: str, 
     assert dict(reported) == dict(enumerate(found.answers))
 
 
-def test_answers_are_told_before_the_last_prompt_is_read(tiny: Session) -> None:
+def test_answers_are_reported_before_the_last_prompt_is_read(tiny: Session) -> None:
     """An evaluation that is killed keeps what it has."""
     prompts = prompts_of("unequal_lengths", 9)
     reported: list[int] = []

@@ -83,7 +83,7 @@ def test_there_is_a_file_for_each_of_the_nineteen_and_all_are_small() -> None:
 
 
 @pytest.mark.parametrize("key", PUBLISHED)
-def test_a_file_holds_outputs_of_both_models_and_the_hand_made_cases_as_written(key) -> None:
+def test_a_file_holds_outputs_of_both_models_and_the_hand_made_cases(key) -> None:
     rows = golden(key)
     assert len({row["id"] for row in rows}) == len(rows)
     for name in ("base", "adapter"):

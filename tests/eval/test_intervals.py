@@ -100,7 +100,7 @@ def test_bootstrap_interval_contains_the_estimate(numbers) -> None:
     assert 0 <= low <= estimate_of(values) <= high <= 1
 
 
-def test_undefined_resamples_are_left_out_and_an_undefined_figure_has_no_interval() -> None:
+def test_undefined_resamples_are_dropped_and_may_leave_no_interval() -> None:
     assert bootstrap_interval(np.array([0.5, np.nan, 0.4, 0.6])) == pytest.approx([0.405, 0.595])
     assert bootstrap_interval(np.array([np.nan, 0.4])) is None
     assert bootstrap_interval(np.array([0.5, np.nan])) == (0.5, 0.5)

@@ -85,7 +85,7 @@ def test_logprobs_equal_a_plain_computation_on_a_quantized_base(
 
 
 @pytest.mark.parametrize("batch_tokens", [4096, 1])
-def test_every_row_is_told_once_with_all_its_labels(tiny: Session, batch_tokens: int) -> None:
+def test_every_row_is_reported_once_with_all_its_labels(tiny: Session, batch_tokens: int) -> None:
     prompts, ids = prompts_with_long_beginnings(2), label_ids(tiny, ("up", "down"))
     reported: list[tuple[int, list[float]]] = []
     found = label_logprobs(

@@ -86,7 +86,7 @@ def test_a_wrong_output_that_spells_a_label_costs_finlora_precision() -> None:
 
 
 def test_finlora_f1_flatters_as_published() -> None:
-    # FPB, LoRA: accuracy 85.64 and F1 .922 were published; wrong texts that are nobody's label give 2·acc / (1 + acc) =
+    # FPB, LoRA: accuracy 85.64 and F1 .922 were published; wrong texts that are no row's label give 2·acc / (1 + acc) =
     # .9227.
     n, right = 10_000, 8_564
     judged = pieces(*[("positive", "", True)] * right, *[("positive", f"text {i}", False) for i in range(n - right)])
@@ -274,7 +274,7 @@ def test_labels_alone_leave_the_generated_figures_out() -> None:
     assert set(to_json(metrics)) == {"n", *(f"labels_{name}{end}" for name in names for end in ("", "_ci95"))}
     assert (metrics.n, metrics.value("labels_accuracy")) == (4, 0.75)
     assert metrics.value("labels_f1_macro") == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
-    assert headline_score(metrics) is headline_score(metrics, "honest") is None
+    assert headline_score(metrics) is headline_score(metrics, "strict") is None
     assert group_means({"fpb": metrics})["general"].score is None
     assert "fpb" in finlora_overall({"fpb": metrics}).missing
 
@@ -340,7 +340,7 @@ def test_odd_targets_and_outputs_break_nothing(key) -> None:
         json.dumps(to_json(one), allow_nan=False)
 
 
-def test_a_label_that_begins_another_is_told_apart() -> None:
+def test_a_label_that_begins_another_is_distinguished() -> None:
     benchmark = replace(BENCHMARKS["fpb"], labels=("neutral", "neutral to positive", "positive"))
     rows = rows_of("fpb", ["neutral", "neutral to positive", "positive", "neutral"])
     _, metrics = score_rows(benchmark, rows, ["neutral", "neutral to positive.", "positive", "Neutral to Positive"])

@@ -5,6 +5,7 @@ of sight.
 from __future__ import annotations
 
 import contextlib
+import gzip
 import importlib.util
 import json
 import logging
@@ -298,6 +299,7 @@ PASSING: dict[str, Behaviour] = {
     "a reply cut short": cuts_short,
     "no HTTP": is_no_http,
     "no gzip": claims_gzip,
+    "gzip without saying so": sends(200, gzip.compress(b'{"choices": [{"text": "ab"}]}')),
 }
 
 
@@ -406,19 +408,19 @@ def test_busy_replies_cost_a_share_of_a_try_only(server: Server) -> None:
 
 
 @pytest.mark.parametrize("fault", ["500", "no JSON", "no reply"])
-def test_rows_whose_tries_are_spent_are_told_at_the_end_and_the_others_are_answered(server: Server, fault: str) -> None:
+def test_rows_out_of_tries_are_reported_last_and_the_others_are_answered(server: Server, fault: str) -> None:
     server.behaviour = fails_for("bad", PASSING[fault])
     answers: dict[int, RemoteAnswer] = {}
     with session(model_at(server)) as opened, pytest.raises(UserError) as reported:
         answers.update(opened.answers(["a", "bad", "b", "c"], 10, "fpb"))
     assert {index: answer.text for index, answer in answers.items()} == {0: "a", 2: "b", 3: "c"}
     assert re.search(
-        r"fpb: 1 of 4 rows are unanswered.*3 answers that came are kept.*same command goes on", str(reported.value)
+        r"fpb: 1 of 4 rows are unanswered.*3 answers that came are kept.*same command resumes", str(reported.value)
     )
     assert sum("bad" in prompt_of(body) for _, body, _ in server.requests) == 3
 
 
-def test_where_answers_are_kept_is_told(server: Server) -> None:
+def test_the_place_of_the_answers_is_reported(server: Server) -> None:
     server.behaviour = fails_for("bad", sends(500))
     with (
         session(model_at(server, reuse=False)) as opened,
@@ -486,7 +488,7 @@ def test_a_refused_key_is_named_by_its_variable(server: Server, monkeypatch: pyt
         ask(model_at(server), "a")
 
 
-def test_an_unknown_model_is_told_as_one(server: Server) -> None:
+def test_an_unknown_model_is_reported_as_one(server: Server) -> None:
     server.behaviour = refuses(404, "The model `some-model` does not exist.", code="model_not_found")
     with pytest.raises(UserError, match=r"no model some-model.*does not exist.*--model-name"):
         ask(model_at(server), "a")
@@ -524,7 +526,7 @@ def test_a_redirect_takes_the_key_nowhere(server: Server, monkeypatch: pytest.Mo
         (refuses(400, "filtered", code="content_filter"), "content_filter"),
     ],
 )
-def test_a_row_that_the_server_will_never_take_is_marked_and_the_others_go_on(
+def test_a_row_that_the_server_refuses_is_marked_and_others_continue(
     server: Server, behaviour: Behaviour, finish_reason: str
 ) -> None:
     server.behaviour = fails_for("long", behaviour)
@@ -546,7 +548,7 @@ CHAT_WANTED = [
 
 
 @pytest.mark.parametrize("behaviour", CHAT_WANTED)
-def test_a_server_without_completions_is_asked_by_chat_and_that_is_recorded(
+def test_a_server_without_completions_is_asked_by_chat_as_recorded(
     server: Server, behaviour: Behaviour, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.behaviour = lambda handler, body: (fine if handler.path == CHAT else behaviour)(handler, body)
@@ -600,9 +602,7 @@ def test_with_a_chat_template_chat_is_used_at_once(server: Server) -> None:
         (400, {"error": "seed is not supported"}),
     ],
 )
-def test_a_parameter_that_is_rejected_by_name_is_left_out_from_then_on(
-    server: Server, status: int, content: Any
-) -> None:
+def test_a_parameter_that_is_rejected_by_name_is_not_sent_again(server: Server, status: int, content: Any) -> None:
     server.behaviour = lambda handler, body: handler.reply(status, content) if "seed" in body else fine(handler, body)
     with session(model_at(server)) as opened:
         assert len([*opened.answers(["a", "b"], 10), *opened.answers(["c"], 10)]) == 3
@@ -611,7 +611,7 @@ def test_a_parameter_that_is_rejected_by_name_is_left_out_from_then_on(
     assert all(body["temperature"] == 0 for _, body, _ in server.requests)
 
 
-def test_a_parameter_is_left_out_once_only(server: Server) -> None:
+def test_a_parameter_is_dropped_once_only(server: Server) -> None:
     server.behaviour = refuses(400, "seed is not supported")
     with pytest.raises(UserError, match="seed is not supported"):
         ask(model_at(server), "a")
@@ -701,7 +701,7 @@ def test_the_projects_own_key_comes_before_the_general_one(server: Server, monke
 
 
 @pytest.mark.parametrize("key", ["two\nlines-of-key", "schlüssel-key"])
-def test_a_key_that_no_header_can_carry_is_told_without_it(
+def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(
     server: Server, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEDFINLORA_API_KEY", key)
@@ -758,7 +758,7 @@ JSON = st.recursive(
 
 
 @given(JSON.map(json.dumps).map(str.encode) | st.binary(max_size=40), st.sampled_from(["completions", "chat"]))
-def test_no_reply_whatever_breaks_the_readers(content: bytes, api: str) -> None:
+def test_no_reply_breaks_the_readers(content: bytes, api: str) -> None:
     read_fault(content, "a prompt", KEY)
     with contextlib.suppress(MalformedReply):
         answer = read_answer(api, content, KEY)
@@ -774,7 +774,7 @@ def test_a_reply_is_read_as_it_is_meant() -> None:
         read_answer("completions", json.dumps({"choices": choices, "error": {"message": "partial"}}).encode(), KEY)
 
 
-def test_only_parameters_that_can_be_spared_are_left_out() -> None:
+def test_only_optional_parameters_are_dropped() -> None:
     form = Form()
     assert form.without("prompt") is None
     assert form.without("model") is None
@@ -932,3 +932,16 @@ def test_a_real_server_refuses_an_unknown_model_in_words(transformers_server: tu
     model = RemoteModel(url, "another-model", EvaluationConfig(request_retries=1))
     with RemoteSession(model) as opened, pytest.raises(UserError, match=r"--model-name"):
         list(opened.answers(["a"], 5))
+
+
+@pytest.mark.parametrize("asked", ["Tue, 01 Jan 2999 00:00:00 GMT", "1e300"])
+def test_a_wait_of_centuries_is_said_in_a_word(server: Server, asked: str) -> None:
+    server.script = [sends(429, Retry_After=asked)]
+    with pytest.raises(UserError, match="asks to wait more than a day"):
+        ask(model_at(server), "a")
+
+
+def test_a_gzip_body_without_its_header_is_named(server: Server) -> None:
+    server.script = [sends(200, gzip.compress(b"{}"))] * 50
+    with pytest.raises(UserError, match="a body in gzip without Content-Encoding: gzip"):
+        ask(model_at(server, request_retries=0), "a")

@@ -125,7 +125,7 @@ def test_a_scorer_is_one_class_and_its_name(monkeypatch: pytest.MonkeyPatch, tmp
     assert metrics.bounds("accuracy_same_week") == pytest.approx(
         [0.15, 0.85], abs=1e-4
     )  # Wilson's, as of every share of rows
-    assert headline_score(metrics, "honest") == 0.25
+    assert headline_score(metrics, "strict") == 0.25
 
     file = tmp_path / "due_date.jsonl"
     file.write_text("".join(json.dumps(to_json(record)) + "\n" for record in records), encoding="utf-8")

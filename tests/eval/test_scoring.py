@@ -1,4 +1,4 @@
-"""Parsers, honest scoring and FinLoRA's rules: hand-checked answers, an independent oracle, and real rows where there
+"""Parsers, strict scoring and FinLoRA's rules: hand-checked answers, an independent oracle, and real rows where there
 are some.
 """
 
@@ -151,7 +151,7 @@ def test_a_written_number_is_read_back(value) -> None:
     assert parse_number(repr(value)) == value
 
 
-# --- honest scoring -------------------------------------------------------------------------------
+# --- strict scoring -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_a_written_number_is_read_back(value) -> None:
         ("xbrl_finer", "AbcDef,Revenues", "Revenues,AbcDef", False),
     ],
 )
-def test_honest_verdicts(key, target, output, correct) -> None:
+def test_verdicts_match_the_ledger(key, target, output, correct) -> None:
     assert score_row(BENCHMARKS[key], target, output).correct is correct
 
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from scored import score_row
 
 from data.catalog import BENCHMARKS, Benchmark
-from eval.decoding.stopping import NAMING, READ_BY_FIRST_LABEL, RESTARTS, Settling, fewest_marker_tokens
+from eval.decoding.stopping import NAMING, READ_BY_FIRST_LABEL, RESTARTS, StoppingRule, fewest_marker_tokens
 from eval.scoring.finlora import finlora_labels, finlora_score_row, finlora_scores
 
-SETTLING = [benchmark for benchmark in BENCHMARKS.values() if benchmark.parser in READ_BY_FIRST_LABEL]
+STOPPING = [benchmark for benchmark in BENCHMARKS.values() if benchmark.parser in READ_BY_FIRST_LABEL]
 ODD = replace(BENCHMARKS["fpb"], labels=("no", "north", "non-cash", "new york", "new", "Cash"))
 """Labels within labels, with a hyphen and a blank."""
 ODD_TARGETS = (
@@ -65,25 +65,25 @@ class Case(NamedTuple):
     benchmark: Benchmark
     targets: list[str]
     """Of all rows."""
-    rule: Settling
+    rule: StoppingRule
     texts: list[str]
-    """Those of the drawn ones that are settled."""
+    """Those of the drawn ones that stop early."""
     left: int
     """Tokens left."""
 
 
 @st.composite
-def settled_texts(draw: st.DrawFn, restarts: bool) -> Case:
-    benchmark = draw(st.sampled_from([*SETTLING, ODD]))
+def stopping_texts(draw: st.DrawFn, restarts: bool) -> Case:
+    benchmark = draw(st.sampled_from([*STOPPING, ODD]))
     targets = draw(st.lists(st.sampled_from([*benchmark.labels, *ODD_TARGETS]), min_size=1, max_size=4))
-    rule = Settling.of(benchmark, targets, draw(st.sampled_from([1, 2])), restarts=restarts)
+    rule = StoppingRule.of(benchmark, targets, draw(st.sampled_from([1, 2])), restarts=restarts)
     left = draw(st.integers(0, 2)) if restarts else 9
     parts = fragments(benchmark)
     around = st.one_of(st.just(""), parts)
     label = st.sampled_from([*benchmark.labels, *targets])
     behind = st.sampled_from(["", " ", "-", ".", "\nO", ". ", "-\n", " - ", "\nOutput", ". The ", " it is"])
     texts = draw(st.lists(st.tuples(around, label, behind, around).map("".join), min_size=8, max_size=8))
-    return Case(benchmark, targets, rule, [text for text in texts if rule.settled(text, left)], left)
+    return Case(benchmark, targets, rule, [text for text in texts if rule.stops(text, left)], left)
 
 
 def verdicts(benchmark: Benchmark, targets: Sequence[str], output: str) -> list[tuple[object, ...]]:
@@ -92,15 +92,15 @@ def verdicts(benchmark: Benchmark, targets: Sequence[str], output: str) -> list[
     compared = {piece.target for pieces in finlora_scores(benchmark, targets, [""] * len(targets)) for piece in pieces}
     found: list[tuple[object, ...]] = []
     for target in targets:
-        honest = score_row(benchmark, target, output)
-        found.append((honest.parsed, honest.expected, honest.correct))
+        strict = score_row(benchmark, target, output)
+        found.append((strict.parsed, strict.expected, strict.correct))
         for piece in finlora_score_row(benchmark, target, output, labels):
             response = piece.target if piece.correct else piece.output
             found.append((piece.correct, piece.ambiguous, response if response in compared else None))
     return found
 
 
-@given(settled_texts(restarts=False), st.data())
+@given(stopping_texts(restarts=False), st.data())
 @settings(max_examples=300)
 def test_without_a_second_marker_nothing_that_follows_changes_a_figure(case: Case, data: st.DataObject) -> None:
     following = data.draw(st.lists(st.one_of(fragments(case.benchmark, *FOREIGN), st.text(max_size=6)), max_size=8))
@@ -113,7 +113,7 @@ def test_without_a_second_marker_nothing_that_follows_changes_a_figure(case: Cas
                 assert verdicts(case.benchmark, case.targets, text + more) == before, (text, more)
 
 
-@given(settled_texts(restarts=True), st.data())
+@given(stopping_texts(restarts=True), st.data())
 @settings(max_examples=300)
 def test_nothing_that_the_tokens_left_can_spell_changes_a_figure(case: Case, data: st.DataObject) -> None:
     """A token spells any fragment; no fewer than `marker_tokens` of them spell the marker."""
@@ -133,7 +133,7 @@ def test_the_cases_above_are_many(restarts: bool) -> None:
     """With most label sets, with and without a second marker in mind."""
     found: list[Case] = []
 
-    @given(settled_texts(restarts=restarts))
+    @given(stopping_texts(restarts=restarts))
     @settings(max_examples=300)
     def collect(case: Case) -> None:
         found.append(case)
@@ -143,23 +143,21 @@ def test_the_cases_above_are_many(restarts: bool) -> None:
     assert len({case.benchmark.labels for case in found if case.texts}) >= 4
 
 
-@given(st.sampled_from(SETTLING), st.data())
-def test_what_settles_with_a_second_marker_in_mind_settles_without_it(
-    benchmark: Benchmark, data: st.DataObject
-) -> None:
+@given(st.sampled_from(STOPPING), st.data())
+def test_text_that_stops_under_exact_stops_without_it(benchmark: Benchmark, data: st.DataObject) -> None:
     text = data.draw(st.tuples(st.sampled_from(benchmark.labels), fragments(benchmark)).map(" ".join))
-    one, other = (Settling.of(benchmark, benchmark.labels, 2, restarts=restarts) for restarts in (True, False))
-    assert other.settled(text, 1) or not one.settled(text, 1)
-    assert other.settled(text, 1) == other.settled(text, 9), "without it the budget does not matter"
-    assert not one.settled(text, 2)
+    one, other = (StoppingRule.of(benchmark, benchmark.labels, 2, restarts=restarts) for restarts in (True, False))
+    assert other.stops(text, 1) or not one.stops(text, 1)
+    assert other.stops(text, 1) == other.stops(text, 9), "without it the budget does not matter"
+    assert not one.stops(text, 2)
 
 
 # --- the plain cases ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("benchmark", SETTLING, ids=lambda benchmark: benchmark.key)
-def test_a_label_and_what_models_write_behind_it_settle(benchmark: Benchmark) -> None:
-    rule = Settling.of(benchmark, benchmark.labels, 2, restarts=False)
+@pytest.mark.parametrize("benchmark", STOPPING, ids=lambda benchmark: benchmark.key)
+def test_a_label_and_what_models_write_after_it_stop_early(benchmark: Benchmark) -> None:
+    rule = StoppingRule.of(benchmark, benchmark.labels, 2, restarts=False)
     for label in benchmark.labels:
         for text in (
             f"{label}\nOutput",
@@ -168,18 +166,18 @@ def test_a_label_and_what_models_write_behind_it_settle(benchmark: Benchmark) ->
             f"{label.upper()}, bec",
             f"The {label} one, ",
         ):
-            assert rule.settled(text, 8), text
+            assert rule.stops(text, 8), text
 
 
-@pytest.mark.parametrize("benchmark", SETTLING, ids=lambda benchmark: benchmark.key)
-def test_with_a_second_marker_in_mind_they_settle_when_too_few_tokens_are_left_for_one(benchmark: Benchmark) -> None:
-    rule = Settling.of(benchmark, benchmark.labels, 2, restarts=True)
+@pytest.mark.parametrize("benchmark", STOPPING, ids=lambda benchmark: benchmark.key)
+def test_exact_stopping_waits_until_no_second_marker_fits_the_budget(benchmark: Benchmark) -> None:
+    rule = StoppingRule.of(benchmark, benchmark.labels, 2, restarts=True)
     for label in benchmark.labels:
-        assert rule.settled(f"{label}\nOutput", 1)
-        assert not rule.settled(f"{label}\nOutput", 2)
-        assert not rule.settled(f"{label}\nOutput A", 1), "one token could make it a marker"
-        assert not rule.settled(f"{label}\nOutput Answer", 1)
-    assert not replace(rule, marker_tokens=1).settled(f"{benchmark.labels[0]}\nOutput", 1)
+        assert rule.stops(f"{label}\nOutput", 1)
+        assert not rule.stops(f"{label}\nOutput", 2)
+        assert not rule.stops(f"{label}\nOutput A", 1), "one token could make it a marker"
+        assert not rule.stops(f"{label}\nOutput Answer", 1)
+    assert not replace(rule, marker_tokens=1).stops(f"{benchmark.labels[0]}\nOutput", 1)
 
 
 @pytest.mark.parametrize(
@@ -191,8 +189,8 @@ def test_with_a_second_marker_in_mind_they_settle_when_too_few_tokens_are_left_f
         "positive\nOutput neu",
     ],
 )  # fmt: skip
-def test_what_may_still_change_does_not_settle(text: str) -> None:
-    assert not Settling.of(BENCHMARKS["fpb"], BENCHMARKS["fpb"].labels, 2, restarts=False).settled(text, 9)
+def test_text_that_may_still_change_does_not_stop_early(text: str) -> None:
+    assert not StoppingRule.of(BENCHMARKS["fpb"], BENCHMARKS["fpb"].labels, 2, restarts=False).stops(text, 9)
 
 
 @pytest.mark.parametrize(
@@ -202,50 +200,48 @@ def test_what_may_still_change_does_not_settle(text: str) -> None:
         "It may be positive, but the answer is",
     ],
 )  # fmt: skip
-def test_what_denials_scores_and_decisions_may_still_change_does_not_settle(text: str) -> None:
-    assert not Settling.of(BENCHMARKS["fpb"], BENCHMARKS["fpb"].labels, 2, restarts=False).settled(text, 9)
+def test_text_that_a_denial_or_decision_may_change_does_not_stop_early(text: str) -> None:
+    assert not StoppingRule.of(BENCHMARKS["fpb"], BENCHMARKS["fpb"].labels, 2, restarts=False).stops(text, 9)
 
 
 @pytest.mark.parametrize("text", ["No. ", "No dou", "no  ", "There is no ", "No. 1", "No rea"])
-def test_a_no_that_may_stand_in_front_of_a_noun_does_not_settle(text: str) -> None:
-    rule = Settling.of(BENCHMARKS["headline"], BENCHMARKS["headline"].labels, 2, restarts=False)
-    assert not rule.settled(text, 9)
-    assert rule.settled("No. The ", 9)
+def test_a_no_that_a_noun_may_follow_does_not_stop_early(text: str) -> None:
+    rule = StoppingRule.of(BENCHMARKS["headline"], BENCHMARKS["headline"].labels, 2, restarts=False)
+    assert not rule.stops(text, 9)
+    assert rule.stops("No. The ", 9)
 
 
 def test_a_decision_for_another_label_is_reckoned_with() -> None:
     """The words that name it take two tokens, or one where they have begun."""
-    rule = Settling.of(BENCHMARKS["fpb"], BENCHMARKS["fpb"].labels, 2, restarts=True)
-    assert rule.settled("It is positive, yet", 1)
-    assert not rule.settled("It is positive, yet", 2)
-    assert not rule.settled("It is positive, yet the sentiment", 1)
+    rule = StoppingRule.of(BENCHMARKS["fpb"], BENCHMARKS["fpb"].labels, 2, restarts=True)
+    assert rule.stops("It is positive, yet", 1)
+    assert not rule.stops("It is positive, yet", 2)
+    assert not rule.stops("It is positive, yet the sentiment", 1)
     assert score_row(BENCHMARKS["fpb"], "neutral", "It is positive, yet the sentiment is neutral").correct
 
 
-def test_an_output_that_may_become_another_rows_target_does_not_settle() -> None:
+def test_a_possible_target_of_another_row_does_not_stop_early() -> None:
     """FinLoRA's F1 takes a wrong output for a class, and one that equals a target for that target's."""
-    rule = Settling.of(BENCHMARKS["fpb"], ["positive", "neutral POSITIVE outlook"], 2, restarts=False)
-    assert not rule.settled("neutral POSITIVE out", 9)
-    assert rule.settled("neutral positive outing, ", 9)
-    assert rule.settled("neutral POSITIVE outing, ", 9)
-    assert not Settling.of(BENCHMARKS["fpb"], ["POSITIVE", "NEGATIVE"], 2, restarts=False).settled("POSITIVE\n\n", 9)
+    rule = StoppingRule.of(BENCHMARKS["fpb"], ["positive", "neutral POSITIVE outlook"], 2, restarts=False)
+    assert not rule.stops("neutral POSITIVE out", 9)
+    assert rule.stops("neutral positive outing, ", 9)
+    assert rule.stops("neutral POSITIVE outing, ", 9)
+    assert not StoppingRule.of(BENCHMARKS["fpb"], ["POSITIVE", "NEGATIVE"], 2, restarts=False).stops("POSITIVE\n\n", 9)
 
 
-def test_a_label_that_is_nobodys_target_does_not_settle() -> None:
+def test_a_label_that_is_no_rows_target_does_not_stop_early() -> None:
     """FinLoRA's label set is that of the evaluated rows: "neutral" could be followed by a label."""
-    rule = Settling.of(BENCHMARKS["fpb"], ["positive", "negative"], 2, restarts=False)
-    assert not rule.settled("neutral\nOutput", 9)
-    assert rule.settled("positive\nOutput", 9)
+    rule = StoppingRule.of(BENCHMARKS["fpb"], ["positive", "negative"], 2, restarts=False)
+    assert not rule.stops("neutral\nOutput", 9)
+    assert rule.stops("positive\nOutput", 9)
 
 
 @pytest.mark.parametrize(
-    "benchmark", [b for b in BENCHMARKS.values() if b not in SETTLING], ids=lambda benchmark: benchmark.key
+    "benchmark", [b for b in BENCHMARKS.values() if b not in STOPPING], ids=lambda benchmark: benchmark.key
 )
-def test_other_ways_to_read_answers_never_settle(benchmark: Benchmark) -> None:
-    rule = Settling.of(benchmark, ["A", "positive", "1"], 2, restarts=False)
-    assert not any(
-        rule.settled(text, left) for text in ("A\nOutput", "positive\nOutput", "1\nOutput") for left in (1, 9)
-    )
+def test_other_ways_to_read_answers_never_stop_early(benchmark: Benchmark) -> None:
+    rule = StoppingRule.of(benchmark, ["A", "positive", "1"], 2, restarts=False)
+    assert not any(rule.stops(text, left) for text in ("A\nOutput", "positive\nOutput", "1\nOutput") for left in (1, 9))
 
 
 def test_a_marker_takes_two_tokens_unless_one_holds_it() -> None:

@@ -1,4 +1,4 @@
-"""Makes the golden files beside this script: outputs of real models, and by hand, with the score that FinLoRA's rules
+"""Makes the golden files next to this script: outputs of real models, and by hand, with the score that FinLoRA's rules
 give them.
 
     python tests/golden/make.py                  about 12 minutes on one thread: trains, generates, judges, writes

@@ -132,7 +132,7 @@ class FakeGrid:
 def only(
     bank: str, change: Callable[[Message, Message], Message | Sequence[Message] | None], message_type: str = "train"
 ) -> Tamper:
-    """Change the replies of one bank to messages of one type, and nobody else's."""
+    """Change the replies of one bank to messages of one type, and of no other bank."""
 
     def tamper(name: str, message: Message, reply: Message) -> Message | Sequence[Message] | None:
         return change(message, reply) if name == bank and message.metadata.message_type == message_type else reply

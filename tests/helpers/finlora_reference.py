@@ -6,7 +6,7 @@ description alone: nothing here imports the project. The rules work on whole lis
 the label set is tried in an order that is given, so that many orders can be tried: a piece is ambiguous when they
 choose different labels.
 
-Two deviations, the project's documented ones: the verdict is the one under one fixed order (longest first, then the
+Two differences, the project's documented ones: the verdict is the one under one fixed order (longest first, then the
 alphabet), and the prompts of FiNER and FNXL, which hold no "Answer:", are cut off before rule 3.
 """
 
@@ -29,7 +29,7 @@ COLLAPSED = {
 }
 """Rule 8: NWGI's seven levels."""
 ORDERS = 64
-"""Random orders of the label set: a tie of two labels looks settled with probability 2 ** -63."""
+"""Random orders of the label set: a tie of two labels looks decided with probability 2 ** -63."""
 
 
 class Example(NamedTuple):
@@ -57,7 +57,7 @@ def decoded_answer(key: str, example: Example) -> str:
     """Rule 3: the decoded text is split on "Answer:" and the last piece, stripped, is the output."""
     decoded = example.prompt + example.output
     if key in TAG_LISTS:
-        decoded = example.output  # the deviation: this prompt ends in "Output US GAAP tags:"
+        decoded = example.output  # the difference: this prompt ends in "Output US GAAP tags:"
     pieces = decoded.split("Answer:")
     return pieces[len(pieces) - 1].strip()
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "6"))
-"""How long each test goes on."""
+"""How long each test runs."""
 BATCH = 50
 """Examples between two looks at the clock."""
 

@@ -136,7 +136,7 @@ LIES = (
 
 
 def tell(content: RecordDict, lie: Lie, bank: str = "north") -> RecordDict:
-    """An honest request with the lie in it, told to a bank."""
+    """An honest request with the lie in it, for one bank."""
     values = dict(content.config_records["request"])
     config = json.loads(str(values["config"]))
     for key, value in lie.config.items():
@@ -262,9 +262,9 @@ def page() -> str:
 
 def lying_pack_requests(honest: Any) -> Any:
     """`fedfinlora.wire.messages.pack_requests` that lies to the bank LIES_TO: in round n with the n-th of the lies that
-    LIES_TOLD numbers.
+    LIES_SENT numbers.
     """
-    reported, to = [LIES[int(number)] for number in os.environ["LIES_TOLD"].split(",")], os.environ["LIES_TO"]
+    reported, to = [LIES[int(number)] for number in os.environ["LIES_SENT"].split(",")], os.environ["LIES_TO"]
 
     def pack(request: TrainRequest, banks: Any) -> Any:
         packed = honest(request, banks)

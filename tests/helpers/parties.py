@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import io
 import os
 import re
 import signal
@@ -16,19 +17,22 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from unittest.mock import patch
 
 import psutil
 from fake_grid import FakeGrid
 from tiny_runs import write_rows
 from wiretap import Tap
 
+from fedfinlora.cli import main
 from fedfinlora.commands import bank, coordinator
-from fedfinlora.commands.simulate import end_family, free_port
 from fedfinlora.compose import compose
 from fedfinlora.deployment.certificates import issue_bank, make_node_key, open_authority, tls_key, write_private
+from fedfinlora.deployment.flower_link import free_port
 from fedfinlora.deployment.policy import BankSettings, Policy, settings_text
 from fedfinlora.deployment.reach import CERTIFICATE, TLS_KEY
 from fedfinlora.privacy.history import read_history
+from fedfinlora.system.family import end_family
 from server_app.federated import run_federated
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,14 +62,14 @@ class Machine:
         return self.home / ".fedfinlora" / "coordinator"
 
     def environment(self) -> dict[str, str]:
-        """Its own HOME and user's name; the models that are converted already; Flower looks for work ten times a
+        """Its own HOME and user's name; the models that are converted already; Flower looks for work three times a
         second.
         """
         own = {
             "HOME": str(self.home),
             "LOGNAME": self.user,
             "PYTHONPATH": "",
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.3",
         }
         return {**os.environ, **own, "XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"]}
 
@@ -74,6 +78,17 @@ class Machine:
         return subprocess.run(
             command, cwd=ROOT, env=self.environment(), capture_output=True, text=True, timeout=timeout, check=False
         )
+
+    def enters(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """A command of this party's in the tests' own process, which has loaded torch already."""
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            patch.dict(os.environ, self.environment()),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            status = main(list(words))
+        return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
 
     def starts(
         self, *words: str, also: Mapping[str, str] | None = None, checkout: Path = ROOT
@@ -97,17 +112,17 @@ class Machine:
         return (self.home / f"{name}.log").read_text("utf-8")
 
     def history(self) -> list[tuple[int, str]]:
-        """(round, outcome) of each request that reached its bank; that it was booked between the two is left out."""
+        """(round, outcome) of each request that reached its bank; that it was booked between the two is not listed."""
         lines = [line for file in (self.bank / "state" / "history").glob("*.jsonl") for line in read_history(file)]
         return [(int(line["round"]), str(line["outcome"])) for line in lines if line["outcome"] != "booked"]
 
-    def is_told_to_end(self) -> None:
+    def is_asked_to_end(self) -> None:
         for process in self.running:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
 
     def ends(self) -> None:
-        self.is_told_to_end()
+        self.is_asked_to_end()
         for process in self.running:
             try:
                 process.wait(timeout=30)
@@ -253,7 +268,7 @@ class Federation:
         self.plain = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
         """Somebody else's server, without TLS."""
         self.plain_port = int(self.plain.server_port)
-        threading.Thread(target=self.plain.serve_forever, daemon=True).start()
+        threading.Thread(target=self.plain.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     def begins(self) -> None:
         coordinator.init(self.aggregator.coordinator, [], self.port, "127.0.0.1", 10)
@@ -276,7 +291,7 @@ class Federation:
         file = self.aggregator.home / "coordinator start.log"
         return file.read_text("utf-8").count("coordinator is up") if file.exists() else 0
 
-    def settles(self, machine: Machine, port: int) -> None:
+    def configures(self, machine: Machine, port: int) -> None:
         """Make a bank's folder as `bank init --budget-epsilon 0` does, without its trial of model and rows
         (tests/deployment/test_deployment.py has it)."""
         rows = write_rows(machine.home / "rows", train=40, word=machine.home.name)
@@ -295,14 +310,14 @@ class Federation:
         (machine.bank / "bank.yaml").write_text(settings_text(settings), "utf-8")
 
     def enrolls(self, machine: Machine, port: int) -> None:
-        self.settles(machine, port)
+        self.configures(machine, port)
         enrolls(self.aggregator.coordinator, machine.bank, machine.home.name)
 
     def guest(self, name: str, port: int = 0, enrolled: bool = False) -> Machine:
         """Another bank, not started."""
         machine = Machine(self.home / name)
         self.guests.append(machine)
-        (self.enrolls if enrolled else self.settles)(machine, port or self.port)
+        (self.enrolls if enrolled else self.configures)(machine, port or self.port)
         return machine
 
     def run(self, folder: Path, *more: str, banks: int = 2, checkout: Path = ROOT) -> subprocess.Popen[bytes]:
@@ -330,7 +345,7 @@ class Federation:
         self.way.mend()
         banks = (*self.guests, self.south, self.north)
         for machine in banks:
-            machine.is_told_to_end()
+            machine.is_asked_to_end()
         for machine in (*banks, self.aggregator):
             machine.ends()
         self.way.close()

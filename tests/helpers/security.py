@@ -29,7 +29,7 @@ class Attempt:
 
 
 HOSTILE = "test_killed_late_and_hostile_banks_cost_their_own_answers_only"
-OUTSIDE = "test_who_cannot_get_in_is_told_why"
+OUTSIDE = "test_a_refused_bank_learns_the_reason"
 MODES = "tests/commands/test_run_modes.py"
 ROUNDS, PLAN, GUARDED = (
     f"tests/{name}.py" for name in ("server_app/test_rounds", "deployment/test_plan", "server_app/test_guarded_grid")
@@ -57,17 +57,17 @@ ATTACKERS: Mapping[str, tuple[Attempt, ...]] = {
         Attempt(
             "has a certificate of the authority for an enrolled bank's name, and another key",
             "401 on every path: the key is what counts.", DOOR,
-            "test_whose_key_is_enrolled_nowhere_is_told_so_on_every_path",
+            "test_a_key_that_is_not_enrolled_is_refused_on_every_path",
         ),
         Attempt(
             "opens a thousand connections and says nothing",
-            "An address has 32 at a time before it has shown a certificate, for 10 seconds; banks go on.", DOOR,
-            "test_a_thousand_idle_connections_hurt_nobody",
+            "An address has 32 at a time before it has shown a certificate, for 10 seconds; banks continue.", DOOR,
+            "test_a_thousand_idle_connections_disturb_no_bank",
         ),
         Attempt(
-            "opens a thousand connections again and again while a round goes on",
+            "opens a thousand connections again and again during a round",
             "The run takes as long as without them.", FAULTS,
-            "test_a_run_goes_through_a_thousand_idle_connections_and_a_bank_that_sends_a_byte_in_ten_seconds",
+            "test_a_run_survives_a_thousand_idle_connections_and_a_trickling_bank",
         ),
         Attempt("speaks plain HTTP", "The connection ends without an answer.", FAULTS, OUTSIDE),
         Attempt(
@@ -84,7 +84,7 @@ ATTACKERS: Mapping[str, tuple[Attempt, ...]] = {
         Attempt(
             "pushes a reply as another bank, with the right id of that bank's request",
             "403: a node pushes replies of its own only.", BINDING,
-            "test_a_node_pushes_no_reply_in_another_nodes_name_though_it_knows_the_request",
+            "test_a_node_cannot_reply_for_another_even_if_it_knows_the_request",
         ),
         Attempt("confirms, and so deletes, another bank's request", "403; the request stays.", BINDING,
             "test_a_node_deletes_no_request_of_another"),
@@ -99,7 +99,7 @@ ATTACKERS: Mapping[str, tuple[Attempt, ...]] = {
         ),
         Attempt(
             "was revoked and has a connection open", "401 at its next request.", DOOR,
-            "test_a_bank_that_is_revoked_is_out_at_its_next_request_on_an_open_connection",
+            "test_a_revoked_bank_is_refused_on_an_open_connection",
         ),
         Attempt(
             "opens more connections than it needs, or sends a head that never ends",
@@ -107,20 +107,20 @@ ATTACKERS: Mapping[str, tuple[Attempt, ...]] = {
             "test_a_head_without_end_and_one_that_dawdles_are_closed",
         ),
         Attempt(
-            "sends the body of a request at 0.1 byte a second", "Ended after five minutes; the round goes on.", DOOR,
-            "test_a_body_of_a_tenth_of_a_byte_a_second_ends_at_its_deadline_and_others_are_served",
+            "sends the body of a request at 0.1 byte a second", "Ended after five minutes; the round continues.", DOOR,
+            "test_a_slow_body_ends_at_its_deadline_and_others_are_served",
         ),
         Attempt(
             "fills the coordinator's disk with the parts of its answers",
             "They are taken up to the size of the request and a mebibyte; more is refused (403).", BINDING,
-            "test_the_parts_of_a_reply_are_taken_up_to_the_size_of_its_request_and_a_mebibyte",
+            "test_reply_parts_are_limited_to_the_request_size_and_a_mebibyte",
         ),
         Attempt(
             "cuts an answer into a great many pieces", "Refused (403).", BINDING,
             "test_a_reply_in_a_great_many_pieces_is_refused",
         ),
         Attempt(
-            "pushes answers that nobody has asked for, or one to the same request again and again",
+            "pushes answers without a request, or one to the same request again and again",
             "Nothing of them is taken, and no row of them stays in Flower's database.", BINDING,
             "test_pushes_that_answer_nothing_leave_no_row_in_flowers_database",
         ),
@@ -149,7 +149,7 @@ ATTACKERS: Mapping[str, tuple[Attempt, ...]] = {
         ),
         Attempt(
             "claims a trillion rows, or figures that overflow, are no numbers or are missing",
-            "Rejected by the table of ranges, with the figure's name; the run goes on.",
+            "Rejected by the table of ranges, with the figure's name; the run continues.",
             WIRE, "test_a_figure_out_of_its_range_or_type_is_refused_by_name",
         ),
         Attempt(
@@ -220,7 +220,7 @@ ATTACKERS: Mapping[str, tuple[Attempt, ...]] = {
             ("asks for noise that it can compute, a large delta, a round without privacy, the rows of one person, or "
             "shows a ledger line that never was"),
             "The bank refuses and works on; its budget is never exceeded.", LYING,
-            "test_a_server_that_lies_over_a_real_deployment_gets_nothing_and_the_run_goes_on",
+            "test_a_lying_server_gets_nothing_and_the_deployment_continues",
         ),
         Attempt(
             ("asks without a signature of the consortium's coordinator, or with one by another authority, of a bank, "
@@ -232,12 +232,12 @@ ATTACKERS: Mapping[str, tuple[Attempt, ...]] = {
         Attempt(
             "asks for an adapter on lm_head, or for a step on one row, to read that row's answer",
             "The bank's default policy refuses each by a rule of its own (`target_modules`, `optimizer`, `min_rows`).",
-            LYING, "test_the_default_policy_refuses_an_adapter_on_the_head_and_a_round_on_one_row",
+            LYING, "test_the_default_policy_refuses_the_head_and_rounds_on_one_row",
         ),
         Attempt(
             "asks for private rounds of a bank that declares no sizes, to read them off the noise",
             "Refused (`privacy`); the bank's history says what to add.", PLAN,
-            "test_a_bank_that_declares_nothing_refuses_private_rounds_and_says_what_to_add",
+            "test_a_bank_without_declared_rows_refuses_private_rounds",
         ),
         Attempt(
             "shows one plan and asks for another", ("A request is judged by the functions that judged the plan, so "
@@ -253,7 +253,7 @@ ATTACKERS: Mapping[str, tuple[Attempt, ...]] = {
         Attempt(
             "writes figures, deltas, weights or rounds of a finished run again, with hashes that are right",
             "Signatures that it does not have are missing: `verify --enrolled` says where.",
-            VERIFY, "test_who_writes_the_chain_anew_cannot_sign_it",
+            VERIFY, "test_a_rewritten_chain_cannot_be_signed",
         ),
         Attempt(
             ("changes losses, bytes, norms, weights, scores, verdicts or hashes in a run's folder and signs the whole "
@@ -269,7 +269,7 @@ ATTACKERS: Mapping[str, tuple[Attempt, ...]] = {
             "test_a_lie_of_the_folders_owner_is_named",
         ),
         Attempt(
-            "puts another checkpoint into a run's folder, for the run to go on from",
+            "puts another checkpoint into a run's folder, for the run to resume from",
             "`verify` names the file: it holds its round's adapter and what the rule remembers.", LIES,
             "test_another_checkpoint_is_named",
         ),
@@ -281,12 +281,12 @@ ATTACKERS: Mapping[str, tuple[Attempt, ...]] = {
         Attempt(
             "releases an adapter with a statement of its origin that is not the run's",
             "`verify RUN` names the field that differs.", VERIFY,
-            "test_a_statement_that_says_something_else_than_the_chain_is_named_by_its_field",
+            "test_a_statement_that_differs_from_the_chain_is_named_by_field",
         ),
         Attempt(
             "puts another delta under a run whose deltas were kept, without keys",
             "`verify` computes every round again and finds another adapter.", VERIFY,
-            "test_kept_deltas_that_give_another_adapter_are_found_though_every_hash_is_right",
+            "test_updates_that_give_another_adapter_are_found_despite_right_hashes",
         ),
         Attempt(
             "asks for the loss of one or a few held-out rows",
@@ -305,7 +305,7 @@ ATTACKERS: Mapping[str, tuple[Attempt, ...]] = {
             "disk"),
             ("After 200 refusals on a day the bank looks at one request in ten minutes, and counts the others; "
             "configurations are kept once each, a gibibyte at most."),
-            "tests/deployment/test_refusals.py", "test_after_so_many_refusals_nothing_more_is_kept_and_the_rest_is_counted",
+            "tests/deployment/test_refusals.py", "test_beyond_the_limit_refusals_are_only_counted",
         ),
         Attempt(
             "compares the figures of two rounds without privacy whose rows differ by one",
@@ -339,7 +339,7 @@ ATTACKERS: Mapping[str, tuple[Attempt, ...]] = {
         Attempt(
             "has the number of the SuperLink's user because a user namespace maps neither",
             "Nothing starts, and no connection is accepted.", "tests/deployment/test_own_user.py",
-            "test_in_a_user_namespace_that_maps_nobody_nothing_starts_and_no_connection_is_taken",
+            "test_nothing_starts_in_a_user_namespace_that_maps_no_user",
         ),
     ),
     "Whoever reads files or listens on the line": (
@@ -403,7 +403,7 @@ HEAD = """\
 # Who can try what
 
 Every row is played by the test that it names, in a deployment of real processes over mutual TLS wherever a process, a connection or a file is what is attacked. The page is written by
-`python -m tests.helpers.security > docs/security.md` from the table that stands next to the tests, and a test compares the two. What breaks without anybody's ill will is in
+`python -m tests.helpers.security > docs/security.md` from the table next to the tests, and a test compares the two. What breaks without anybody's ill will is in
 [reliability.md](reliability.md), what noise protects in [privacy.md](privacy.md).
 
 | who | tries | what happens | test |

@@ -1,4 +1,4 @@
-"""A coordinator's folder with one run that is finished and one that is going on, and a bank's that has sent a round,
+"""A coordinator's folder with one run that is finished and one that is running, and a bank's that has sent a round,
 for the tests of metrics and status page.
 """
 
@@ -42,7 +42,7 @@ def run_start(events: EventWriter, name: str, rounds: int, process: int) -> None
 
 
 def make_home(home: Path, days: int = 5, process: int = 0) -> Path:
-    """`process` is the server of the run that goes on; 0 = this one."""
+    """`process` is the server of the running run; 0 = this one."""
     make_authority(home, 3650)
     issue_server(home, ["aggregator.example"], days)
     issue_signing(home, 365)

@@ -1,4 +1,4 @@
-"""Put on PYTHONPATH by a test: a ServerApp that is started with LIES_TOLD lies to the bank north, as
+"""Put on PYTHONPATH by a test: a ServerApp that is started with LIES_SENT lies to the bank north, as
 tests/helpers/hostile_server.py has it.
 """
 
@@ -32,5 +32,5 @@ class Finder(importlib.abc.MetaPathFinder):
         return spec
 
 
-if os.environ.get("LIES_TOLD") and any("serverapp" in word for word in sys.orig_argv):
+if os.environ.get("LIES_SENT") and any("serverapp" in word for word in sys.orig_argv):
     sys.meta_path.insert(0, Finder())

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 SMALL = Layout(("a", "b"), ((2, 3), (4,)))
 
 
-def test_every_method_of_the_schema_is_there_and_saved_in_a_form_that_is_read() -> None:
+def test_every_method_of_the_schema_exists_and_its_saved_form_is_read() -> None:
     assert set(METHODS) == set(PEFT_METHODS)
     assert all(METHODS[method.saved_as].saved_as == method.saved_as for method in METHODS.values())
 
@@ -215,7 +215,7 @@ def test_damaged_file_is_a_user_error(tmp_path: Path, damage: str) -> None:
         load_adapter(tmp_path, SMALL)
 
 
-def test_adapter_that_another_tool_saved_in_16_bits_loads_or_is_a_user_error(tmp_path: Path) -> None:
+def test_an_adapter_saved_in_16_bits_loads_or_is_a_user_error(tmp_path: Path) -> None:
     import torch
     from safetensors.torch import save_file
 

@@ -147,7 +147,7 @@ def test_any_way_of_naming_target_modules_gives_the_logits_of_plain_peft(
     np.testing.assert_allclose(our_logits(folder), plain_logits(folder), rtol=1e-5, atol=1e-5)
 
 
-def test_excluded_modules_are_left_out(save_folder: SaveFolder) -> None:
+def test_excluded_modules_get_no_adapter(save_folder: SaveFolder) -> None:
     folder = save_folder(exclude_modules=r".*layers\.0.*")
     np.testing.assert_allclose(our_logits(folder), plain_logits(folder), rtol=1e-5, atol=1e-5)
 
@@ -177,7 +177,7 @@ def test_settings_are_read_as_peft_wrote_them(save_folder: SaveFolder) -> None:
     assert settings.target_modules == ("q_proj", "v_proj")
 
 
-def test_patterns_are_told_in_short_names_where_every_layer_has_them(save_folder: SaveFolder) -> None:
+def test_patterns_have_short_names_if_every_layer_has_them(save_folder: SaveFolder) -> None:
     folder = edit(save_folder(), target_modules=".*(q|v)_proj")
     assert peft_settings(folder, tiny_config()).target_modules == ("q_proj", "v_proj")
     folder = rename_tensors(folder, lambda name: name.replace("layers.0", "layers.7"))

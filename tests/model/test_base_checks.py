@@ -52,7 +52,7 @@ def refused(model: ModelConfig, *words: str) -> None:
         assert word in str(error.value)
 
 
-def test_a_window_shorter_than_the_rows_is_refused_and_a_longer_one_is_right(tmp_path: Path) -> None:
+def test_a_window_shorter_than_the_rows_is_refused(tmp_path: Path) -> None:
     model = saved(tmp_path, MistralForCausalLM, MistralConfig(**TINY, sliding_window=16))
     refused(model, "looks back 16 tokens only", "model.context_tokens=16")
     load_base(ModelConfig(name="odd", path=str(tmp_path), quantization="none", context_tokens=16))
@@ -110,7 +110,7 @@ def test_a_models_own_positions_limit_its_rows(tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("name", ["nonexistent", "embed_tokens"])
-def test_a_target_that_no_linear_layer_has_is_refused_beside_others(tmp_path: Path, name: str) -> None:
+def test_a_target_that_no_linear_layer_has_is_refused_among_others(tmp_path: Path, name: str) -> None:
     model = saved(tmp_path, LlamaForCausalLM, LlamaConfig(**TINY))
     base, _ = load_base(model)
     with pytest.raises(UserError, match=rf"no linear layer {name}\. It has .*q_proj"):
@@ -118,7 +118,7 @@ def test_a_target_that_no_linear_layer_has_is_refused_beside_others(tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "modeling_own.py", "model.gguf"])
-def test_whatever_can_be_loaded_counts_in_a_models_hash(tmp_path: Path, name: str) -> None:
+def test_every_file_that_can_be_loaded_counts_in_a_models_hash(tmp_path: Path, name: str) -> None:
     model = saved(tmp_path, LlamaForCausalLM, LlamaConfig(**TINY))
     (tmp_path / name).write_bytes(b"one")
     before = model_sha256(model)

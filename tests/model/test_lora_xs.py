@@ -23,7 +23,6 @@ from fedfinlora.cli import main
 from fedfinlora.compose import compose
 from fedfinlora.config.schema import Config, StrategyConfig
 from fedfinlora.errors import ConfigError, UserError
-from fedfinlora.model import loading as models
 from fedfinlora.model.adapter import (
     Vector,
     layout_of,
@@ -37,6 +36,7 @@ from fedfinlora.model.adapter_folder import peft_settings, read_tensors
 from fedfinlora.model.loading import Session, first_adapter, get_session, initial_adapter, load_base
 from fedfinlora.model.packing import Example
 from fedfinlora.model.peft_methods.lora_xs import base_weight, factors
+from fedfinlora.model.quantized import quantization_config
 from fedfinlora.privacy.mechanism import Mechanism, private_step
 from fedfinlora.train.memory import footprint
 from fedfinlora.wire.messages import Figures, Reply
@@ -253,7 +253,7 @@ def test_changing_the_adapter_and_back_gives_the_same_model() -> None:
     assert all(np.array_equal(session.frozen[name], frozen[name]) for name in frozen)
 
 
-def test_a_rank_that_a_layer_does_not_have_is_refused_and_leaves_nothing_behind() -> None:
+def test_a_rank_above_a_layers_own_is_refused_without_side_effects() -> None:
     """v_proj of the tiny model has 32 outputs."""
     good = get_session(xs_config(rank=32))
     modules = len(list(good.model.modules()))
@@ -300,7 +300,7 @@ def test_a_saved_folder_gives_r_back(tmp_path: Path, quantization: str) -> None:
     assert not load_adapter(tmp_path / "zero", session.layout, config.model, session.frozen).any()
 
 
-def test_the_same_update_in_other_directions_of_the_same_space_gives_the_same_r(tmp_path: Path) -> None:
+def test_the_same_update_in_other_directions_of_the_space_gives_the_same_r(tmp_path: Path) -> None:
     """Two singular values that are nearly equal may come out turned on another machine."""
     from safetensors.numpy import load_file, save_file
 
@@ -395,9 +395,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 XS = ("peft=lora_xs", "peft.rank=8", "peft.dropout=0.1")
 
 
-def test_two_banks_and_two_rounds_give_the_same_bytes_twice_and_send_r_squared_numbers(
-    rows: Path, tmp_path: Path
-) -> None:
+def test_two_runs_give_the_same_bytes_and_send_r_squared_parameters(rows: Path, tmp_path: Path) -> None:
     runs = []
     for name in ("one", "two"):
         config = compose(overrides(rows, tmp_path / "runs", *XS, name=name))
@@ -485,7 +483,7 @@ def clipped_by_autograd(
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
 @pytest.mark.parametrize("start", ["zero", "random"])
-def test_a_private_step_clips_the_gradient_of_r_as_autograd_has_it_row_by_row(quantization: str, start: str) -> None:
+def test_a_private_step_clips_the_per_row_gradient_of_r(quantization: str, start: str) -> None:
     config = xs_config(quantization)
     session, _ = session_with(config)
     if start == "zero":
@@ -546,7 +544,7 @@ def int8_layer(threshold: float) -> tuple[Any, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("threshold", "moves"), [(6.0, True), (0.0, False)])
-def test_a_row_in_8_bits_is_independent_of_its_neighbours_only_at_threshold_0(threshold: float, moves: bool) -> None:
+def test_a_row_in_8_bits_is_independent_of_others_only_at_threshold_0(threshold: float, moves: bool) -> None:
     layer, _ = int8_layer(threshold)
     draw = torch.Generator().manual_seed(1)
     row, neighbour = (torch.randn(1, 64, generator=draw).half() for _ in range(2))
@@ -560,7 +558,7 @@ def test_a_row_in_8_bits_is_independent_of_its_neighbours_only_at_threshold_0(th
 def test_the_threshold_reaches_bitsandbytes() -> None:
     for threshold in (6.0, 0.0):
         config = replace(tiny_config("int8").model, int8_threshold=threshold)
-        found = models._quantization_config(config, torch.float32)
+        found = quantization_config(config, torch.float32)
         assert found.load_in_8bit
         assert found.llm_int8_threshold == threshold
 
@@ -568,7 +566,7 @@ def test_the_threshold_reaches_bitsandbytes() -> None:
 def test_a_session_is_not_shared_between_thresholds() -> None:
     config = tiny_config("int8")
     first = get_session(config)
-    other = get_session(replace(config, model=replace(config.model, int8_threshold=0.0)))
+    other = get_session(replace(config, model=replace(config.model, int8_threshold=6.0)))
     assert other.model is not first.model
 
 
@@ -579,7 +577,7 @@ def test_privacy_of_rows_with_int8_needs_threshold_0() -> None:
         ConfigError, match=r"privacy=example does not go with model\.int8_threshold=6: .*Set model\.int8_threshold=0\."
     ):
         compose([*words, "model.int8_threshold=6"])
-    assert compose([*words[1:], "privacy=dp_lora"]).model.int8_threshold == 6
+    assert compose(words[1:]).model.int8_threshold == 0, "also without privacy: packs bring rows together"
     assert compose(["privacy=example", "model.int8_threshold=6"]).model.quantization == "nf4"
     with pytest.raises(ConfigError, match=r"model\.int8_threshold must be 0"):
         compose(["model.int8_threshold=-1"])

@@ -1,4 +1,4 @@
-"""The loaded model: it trains and evaluates alike, is loaded once, proves itself, and says what to do when it cannot be
+"""The loaded model: it trains and evaluates alike, is loaded once, tests itself, and says what to do when it cannot be
 had.
 """
 
@@ -21,16 +21,16 @@ from torch import nn
 from fedfinlora.config.schema import Config, ModelConfig, PeftConfig
 from fedfinlora.errors import UserError
 from fedfinlora.model import loading as models
+from fedfinlora.model import quantized
 from fedfinlora.model.adapter import layout_of, read_adapter, trainable, write_adapter
+from fedfinlora.model.devices import pick_device, pick_dtype
 from fedfinlora.model.loading import (
     Session,
     add_adapter,
     get_session,
     initial_adapter,
     load_base,
-    pick_device,
-    pick_dtype,
-    prove,
+    self_test,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,7 +52,7 @@ def logits_of(model: nn.Module) -> torch.Tensor:
         return model(input_ids=TOKENS).logits  # type: ignore[no-any-return]
 
 
-def unproved(quantization: str, method: str) -> nn.Module:
+def untested(quantization: str, method: str) -> nn.Module:
     """A model on which no forward pass has been run, with a random adapter."""
     config = tiny_config(quantization, method)
     base, _ = load_base(config.model)
@@ -76,7 +76,7 @@ def forget() -> Iterator[None]:
 
 @pytest.mark.parametrize(("quantization", "method"), PAIRS)
 def test_gradients_are_the_same_before_and_after_an_evaluation(quantization: str, method: str) -> None:
-    model = unproved(quantization, method)
+    model = untested(quantization, method)
     before = gradients(model)
     first = logits_of(model)
     after = gradients(model)
@@ -90,7 +90,7 @@ def test_gradients_are_the_same_before_and_after_an_evaluation(quantization: str
 
 @pytest.mark.parametrize(("quantization", "method"), PAIRS)
 def test_training_and_evaluation_give_the_same_logits(quantization: str, method: str) -> None:
-    model = unproved(quantization, method)
+    model = untested(quantization, method)
     evaluated = logits_of(model)
     model.train()
     trained = model(input_ids=TOKENS).logits.detach()
@@ -116,7 +116,7 @@ def test_the_base_is_frozen_and_only_the_adapter_trains(session_of: MakeSession,
 
 @pytest.mark.parametrize("method", ["qlora", "dora"])
 def test_unpacked_4_bit_weights_give_the_same_numbers_to_the_bit(method: str) -> None:
-    packed, unpacked = unproved(NF4_PACKED, method), unproved("nf4", method)
+    packed, unpacked = untested(NF4_PACKED, method), untested("nf4", method)
     assert {type(module).__name__ for module in packed.modules()} & {"Linear4bit"}
     assert not {type(module).__name__ for module in unpacked.modules()} & {"Linear4bit"}
     assert torch.equal(logits_of(packed), logits_of(unpacked))
@@ -125,13 +125,13 @@ def test_unpacked_4_bit_weights_give_the_same_numbers_to_the_bit(method: str) ->
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_weights_are_unpacked_by_themselves_only_where_a_quarter_of_the_memory_holds_them(
+def test_weights_are_unpacked_only_if_a_quarter_of_the_memory_holds_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = replace(tiny_config("nf4").model, unpack="auto")
     kinds = []
     for memory in (1 << 40, 1 << 20, 1 << 10):
-        monkeypatch.setattr(models, "_memory_bytes", lambda memory=memory: memory)
+        monkeypatch.setattr(quantized, "_memory_bytes", lambda memory=memory: memory)
         kinds.append({type(module).__name__ for module in load_base(config)[0].modules()})
     assert ["Linear4bit" in kind for kind in kinds] == [False, True, True]
 
@@ -169,7 +169,7 @@ def test_changing_the_adapter_and_back_gives_the_same_model(forget: None) -> Non
     assert torch.equal(logits_of(session.model), expected)
 
 
-def test_a_failed_proof_leaves_nothing_behind(forget: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_self_test_has_no_side_effects(forget: None, monkeypatch: pytest.MonkeyPatch) -> None:
     session = get_session(tiny_config())
     vector = random_adapter(session.layout.size)
     write_adapter(session.model, vector)
@@ -179,7 +179,7 @@ def test_a_failed_proof_leaves_nothing_behind(forget: None, monkeypatch: pytest.
         raise UserError("not usable")
 
     with monkeypatch.context() as patch:
-        patch.setattr(models, "prove", fail)
+        patch.setattr(models, "self_test", fail)
         with pytest.raises(UserError, match="not usable"):
             get_session(tiny_config(method="rslora"))
     session = get_session(tiny_config())
@@ -188,7 +188,7 @@ def test_a_failed_proof_leaves_nothing_behind(forget: None, monkeypatch: pytest.
     assert torch.equal(logits_of(session.model), expected)
 
 
-def test_unknown_target_modules_are_a_user_error_that_leaves_nothing_behind(forget: None) -> None:
+def test_unknown_target_modules_are_a_user_error_without_side_effects(forget: None) -> None:
     good = get_session(tiny_config())
     modules = len(list(good.model.modules()))
     bad = replace(tiny_config(), peft=PeftConfig(target_modules=("query", "value"), dropout=0.0))
@@ -206,7 +206,7 @@ def test_unknown_target_modules_are_a_user_error_that_leaves_nothing_behind(forg
 @pytest.mark.parametrize(
     ("quantization", "method"), [("none", "lora"), ("nf4", "qlora"), ("none", "dora"), (NF4_PACKED, "dora")]
 )
-def test_initial_adapter_is_the_same_whatever_was_trained_before(forget: None, quantization: str, method: str) -> None:
+def test_the_initial_adapter_does_not_depend_on_earlier_training(forget: None, quantization: str, method: str) -> None:
     config = tiny_config(quantization, method)
     session = get_session(config)
     fresh = initial_adapter(session, config)
@@ -268,7 +268,7 @@ def test_drawing_the_adapter_leaves_the_callers_randomness_alone(session_of: Mak
     assert torch.equal(torch.rand(3), expected)
 
 
-# --- the proof ------------------------------------------------------------------------------------
+# --- the self-test --------------------------------------------------------------------------------
 
 
 class Odd(nn.Module):
@@ -304,13 +304,13 @@ class Odd(nn.Module):
         return SimpleNamespace(logits=logits)
 
 
-def prove_odd(fault: str) -> None:
+def self_test_odd(fault: str) -> None:
     model = Odd(fault)
-    prove(Session(model, None, layout_of(model), torch.device("cpu"), 0.0, read_adapter(model)))
+    self_test(Session(model, None, layout_of(model), torch.device("cpu"), 0.0, read_adapter(model)))
 
 
-def test_a_sound_model_passes_the_proof() -> None:
-    prove_odd("")
+def test_a_sound_model_passes_the_self_test() -> None:
+    self_test_odd("")
 
 
 @pytest.mark.parametrize(
@@ -325,17 +325,17 @@ def test_a_sound_model_passes_the_proof() -> None:
         ("other arithmetic after", "differ"),
     ],
 )
-def test_the_proof_catches(fault: str, message: str) -> None:
+def test_the_self_test_finds(fault: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
-        prove_odd(fault)
+        self_test_odd(fault)
     assert "model.quantization=none" in str(error.value)
 
 
-def test_the_proof_leaves_the_model_as_it_was(session_of: MakeSession) -> None:
+def test_the_self_test_leaves_the_model_unchanged(session_of: MakeSession) -> None:
     session = session_of(dropout=0.05)
     vector = read_adapter(session.model)
     torch.manual_seed(1)
-    prove(session)
+    self_test(session)
     np.testing.assert_array_equal(read_adapter(session.model), vector)
     shares = {module.p for module in session.model.modules() if isinstance(module, nn.Dropout)}
     assert shares == {0.05}
@@ -343,7 +343,7 @@ def test_the_proof_leaves_the_model_as_it_was(session_of: MakeSession) -> None:
     assert all(parameter.grad is None for parameter in session.model.parameters())
 
 
-def test_the_proof_catches_bitsandbytes_repacking_its_4_bit_weights(
+def test_the_self_test_finds_bitsandbytes_repacking_its_4_bit_weights(
     forget: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import bitsandbytes as bnb
@@ -358,7 +358,7 @@ def test_the_proof_catches_bitsandbytes_repacking_its_4_bit_weights(
         get_session(tiny_config("nf4"))
 
 
-def test_the_proof_catches_8_bit_layers_that_evaluate_with_other_arithmetic(
+def test_the_self_test_finds_8_bit_layers_with_other_arithmetic_in_eval(
     forget: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models, "steady_on_cpu", lambda model, unpack: None)
@@ -369,7 +369,7 @@ def test_the_proof_catches_8_bit_layers_that_evaluate_with_other_arithmetic(
 # --- what cannot be had ---------------------------------------------------------------------------
 
 
-def test_a_model_out_of_reach_names_the_token_the_licence_and_a_local_folder() -> None:
+def test_an_unreachable_model_names_token_licence_and_local_folder() -> None:
     program = (
         "from fedfinlora.config.schema import ModelConfig\nfrom fedfinlora.errors import UserError\n"
         "from fedfinlora.model.loading import load_base\n"
@@ -479,7 +479,7 @@ def test_bfloat16_on_a_cpu_trains_and_keeps_the_adapter_in_float32(forget: None,
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("quantization", "method"), [("none", "lora"), ("nf4", "dora")])
-def test_the_embedded_model_loads_and_proves_itself(
+def test_the_embedded_model_loads_and_passes_its_self_test(
     smollm2_config: Config, quantization: str, method: str, forget: None
 ) -> None:
     config = tiny_config(quantization, method)

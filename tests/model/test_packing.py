@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import EOS, PAIRS, MakeSession, set_random_adapter, text_examples, tiny_config
+from filings import filing_examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -51,36 +52,17 @@ def example_lists(draw: st.DrawFn, max_size: int = 8) -> list[Example]:
     return [Example(prompt, answer, index) for index, (prompt, answer) in enumerate(rows)]
 
 
-def filing_examples(filings: int = 2, questions: int = 3, filing_tokens: int = 150) -> list[Example]:
-    """Rows that share at three levels: an instruction with all others, a filing with some, the beginning of a question
-    with a few.
-    """
-    draw = np.random.default_rng(3)
-
-    def tokens(count: int) -> Tokens:
-        return tuple(draw.integers(2, 258, count).tolist())
-
-    instruction = tokens(30)
-    rows = []
-    for _ in range(filings):
-        filing = instruction + tokens(filing_tokens)
-        for _ in range(questions):
-            question = filing + tokens(12)
-            rows += [(question + tokens(3 + place), (*tokens(2 + place), EOS)) for place in range(3)]
-    return [Example(prompt, answer, index) for index, (prompt, answer) in enumerate(rows)]
-
-
 # --- what each token sees, worked out from the rows alone -----------------------------------------
 
 
-def visible(sequences: list[Tokens], share: bool = True, spine: Tokens = ()) -> torch.Tensor:
+def visible(sequences: list[Tokens], share: bool = True, cached_prefix: Tokens = ()) -> torch.Tensor:
     """(T, S + T) bool: which keys each token of the packed sequence must see.
 
     Each sequence says so for its own tokens: a token sees those in front of it and itself, wherever they lie. Two
     sequences that share a token must say the same of it.
     """
-    tree = make_tree(sequences, share, spine)
-    places = len(spine)
+    tree = make_tree(sequences, share, cached_prefix)
+    places = len(cached_prefix)
     mask = torch.zeros(tree.tokens, places + tree.tokens, dtype=torch.bool)
     said = torch.zeros(tree.tokens, dtype=torch.bool)
     for number, tokens in enumerate(sequences):
@@ -110,16 +92,16 @@ def dense_attention(
 
 
 @given(SEQUENCES, st.booleans(), st.one_of(st.just(()), SEQUENCE))
-def test_every_sequence_is_found_along_its_path(sequences: list[Tokens], share: bool, spine: Tokens) -> None:
-    tree = make_tree(sequences, share, spine)
-    flat = [*spine, *(token for segment in tree.segments for token in segment.tokens)]
-    assert tree.spine_tokens == len(spine)
-    assert len(flat) == len(spine) + tree.tokens
+def test_every_sequence_is_found_along_its_path(sequences: list[Tokens], share: bool, cached_prefix: Tokens) -> None:
+    tree = make_tree(sequences, share, cached_prefix)
+    flat = [*cached_prefix, *(token for segment in tree.segments for token in segment.tokens)]
+    assert tree.cached_tokens == len(cached_prefix)
+    assert len(flat) == len(cached_prefix) + tree.tokens
     for number, tokens in enumerate(sequences):
         path = tree.path(tree.leaves[number])
-        on_spine = path[0].depth
-        assert tokens == (*spine[:on_spine], *(token for segment in path for token in segment.tokens))
-        depth = on_spine
+        on_cached = path[0].depth
+        assert tokens == (*cached_prefix[:on_cached], *(token for segment in path for token in segment.tokens))
+        depth = on_cached
         for segment in path:
             assert segment.depth == depth
             depth += len(segment.tokens)
@@ -133,8 +115,10 @@ def test_every_sequence_is_found_along_its_path(sequences: list[Tokens], share: 
 
 
 @given(SEQUENCES, st.booleans(), st.one_of(st.just(()), SEQUENCE))
-def test_segments_lie_end_to_end_with_parents_in_front(sequences: list[Tokens], share: bool, spine: Tokens) -> None:
-    tree = make_tree(sequences, share, spine)
+def test_segments_lie_end_to_end_with_parents_in_front(
+    sequences: list[Tokens], share: bool, cached_prefix: Tokens
+) -> None:
+    tree = make_tree(sequences, share, cached_prefix)
     place = 0
     for number, segment in enumerate(tree.segments):
         assert segment.tokens
@@ -178,12 +162,12 @@ def test_without_sharing_each_sequence_is_a_segment_of_its_own(sequences: list[T
 
 
 @given(SEQUENCES, SEQUENCE)
-def test_what_lies_on_the_spine_is_not_read_again_but_for_the_last_token(
-    sequences: list[Tokens], spine: Tokens
+def test_a_cached_prefix_is_not_read_again_but_for_the_last_token(
+    sequences: list[Tokens], cached_prefix: Tokens
 ) -> None:
-    tree = make_tree(sequences, spine=spine)
+    tree = make_tree(sequences, cached_prefix=cached_prefix)
     for number, tokens in enumerate(sequences):
-        expected = min(common_prefix_tokens(spine, tokens), len(tokens) - 1)
+        expected = min(common_prefix_tokens(cached_prefix, tokens), len(tokens) - 1)
         assert tree.path(tree.leaves[number])[0].depth == expected
         ((start, end),) = tree.keys(number, 0, expected) or [(0, 0)]
         assert (start, end) == (0, expected)
@@ -347,10 +331,10 @@ def random_heads(tokens: int, earlier: int, seed: int) -> tuple[torch.Tensor, to
     return query, key, value
 
 
-def check_attention(sequences: list[Tokens], share: bool, spine: Tokens, seed: int) -> None:
-    tree = make_tree(sequences, share, spine)
-    heads = random_heads(tree.tokens, len(spine), seed)
-    expected = dense_attention(*heads, visible(sequences, share, spine), 0.3)
+def check_attention(sequences: list[Tokens], share: bool, cached_prefix: Tokens, seed: int) -> None:
+    tree = make_tree(sequences, share, cached_prefix)
+    heads = random_heads(tree.tokens, len(cached_prefix), seed)
+    expected = dense_attention(*heads, visible(sequences, share, cached_prefix), 0.3)
     found = attend_by_runs(*heads, plan_of(tree, "cpu").runs, 0.3)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(seed + 1))
@@ -370,13 +354,13 @@ def check_attention(sequences: list[Tokens], share: bool, spine: Tokens, seed: i
     st.integers(0, 9),
     st.sampled_from([(1, 1), (2, 3), (64, 256)]),
 )
-def test_attention_by_runs_and_its_gradients_equal_those_under_the_whole_mask(
-    sequences: list[Tokens], share: bool, spine: Tokens, seed: int, run_bounds: tuple[int, int]
+def test_attention_by_runs_and_its_gradients_equal_the_whole_mask(
+    sequences: list[Tokens], share: bool, cached_prefix: Tokens, seed: int, run_bounds: tuple[int, int]
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "SHORTEST_RUN", run_bounds[0])
         patch.setattr(attention, "LONGEST_RUN", run_bounds[1])
-        check_attention(sequences, share, spine, seed)
+        check_attention(sequences, share, cached_prefix, seed)
 
 
 @pytest.mark.parametrize("read_before", [0, 100, 400])
@@ -391,8 +375,8 @@ def test_attention_over_long_rows_equals_that_under_the_whole_mask(share: bool, 
 
 
 @given(SEQUENCES, st.booleans(), st.one_of(st.just(()), SEQUENCE))
-def test_runs_cover_every_query_once(sequences: list[Tokens], share: bool, spine: Tokens) -> None:
-    tree = make_tree(sequences, share, spine)
+def test_runs_cover_every_query_once(sequences: list[Tokens], share: bool, cached_prefix: Tokens) -> None:
+    tree = make_tree(sequences, share, cached_prefix)
     place = 0
     for run in plan_of(tree, "cpu").runs:
         assert run.start == place < run.end
@@ -466,7 +450,7 @@ def test_packed_loss_and_gradients_equal_those_of_separate_rows(
 @pytest.mark.parametrize("batch_tokens", [1, 150, 4096])
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize(("quantization", "method"), PAIRS)
-def test_packed_gradients_equal_those_of_separate_rows_on_every_base_and_adapter(
+def test_packed_gradients_equal_separate_rows_on_every_base_and_adapter(
     session_of: MakeSession, quantization: str, method: str, share: bool, batch_tokens: int
 ) -> None:
     model = session_of(quantization, method).model.train()

@@ -1,4 +1,4 @@
-"""A run that goes on from an adapter which is there already: last quarter's, or one trained on public rows before a
+"""A run that starts from an adapter which is there already: last quarter's, or one trained on public rows before a
 private run.
 """
 
@@ -49,7 +49,7 @@ def test_the_first_adapter_is_the_given_one(public: Path, rows: Path, tmp_path: 
     assert not np.array_equal(start, initial_adapter(session, config))
 
 
-def test_a_federation_goes_on_from_it_and_names_its_file(public: Path, rows: Path, tmp_path: Path) -> None:
+def test_a_federation_starts_from_it_and_names_its_file(public: Path, rows: Path, tmp_path: Path) -> None:
     still = ["train.optimizer=sgd", "train.sgd_learning_rate=1e-30"]  # steps too small to change any number
     run = federated(overrides(rows, tmp_path / "out", f"start_adapter={public}", *still), tmp_path / "states")
     assert adapter_bytes(run) == (public / "adapter_model.safetensors").read_bytes()
@@ -62,7 +62,7 @@ def test_a_federation_goes_on_from_it_and_names_its_file(public: Path, rows: Pat
     ("word", "reported"),
     [("peft.rank=2", "Set peft.rank=4 (here 2)."), ("peft=dora", "Set peft.method=lora (here dora), ")],
 )
-def test_an_adapter_of_another_kind_is_refused_by_name_before_anything_is_loaded(
+def test_an_adapter_of_another_kind_is_refused_before_loading(
     word: str, reported: str, public: Path, rows: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="is of another kind") as refusal:

@@ -88,12 +88,12 @@ class TestRefutes:
         if most < 0.7:
             assert refutes(wrong, guesses, guesses, right, most * 1.3)
 
-    def test_randomised_response_is_refuted_no_more_often_than_stated_and_nearly_recovered(self) -> None:
+    def test_randomised_response_is_nearly_recovered_and_rarely_refuted(self) -> None:
         """It tells each coin rightly with probability e^eps / (1 + e^eps): the tightest there is."""
         draw, eps, canaries = np.random.default_rng(0), 1.0, 2000
         right = draw.binomial(canaries, 1 / (1 + math.exp(-eps)), 200)
         refuted = sum(refutes(pure_trade_off(eps), canaries, canaries, int(count), 0.05) for count in right)
-        assert refuted <= 19, "5 % of 200, and three deviations"
+        assert refuted <= 19, "5 % of 200, and three standard deviations"
         caught = sum(refutes(pure_trade_off(0.8 * eps), canaries, canaries, int(count), 0.05) for count in right)
         assert caught > 190
 
@@ -116,7 +116,7 @@ class TestBound:
         draw, plan = np.random.default_rng(1), best_plan(spent, 1000, 0.05)
         wrong = trade_off(spent)
         refuted = sum(refutes(wrong, 1000, *guess(*simulated(spent, 1.0, 1000, draw), plan), 0.05) for _ in range(100))
-        assert refuted <= 11, "5 % of 100, and three deviations"
+        assert refuted <= 11, "5 % of 100, and three standard deviations"
 
     @pytest.mark.parametrize(("mu", "least"), [(0.5, 0.6), (1.0, 0.65), (1.7, 0.65)])
     def test_it_comes_near_the_true_gaussian_with_thousands_of_canaries(self, mu: float, least: float) -> None:
@@ -128,7 +128,7 @@ class TestBound:
         assert found.epsilon == pytest.approx(gaussian_epsilon(mu / found.noise_factor, 1e-5), abs=1e-6)
         assert not found.refuted
 
-    def test_it_finds_far_more_than_the_bound_that_knows_epsilon_and_delta_alone(self) -> None:
+    def test_it_finds_far_more_than_the_bound_from_epsilon_and_delta(self) -> None:
         """200 of 200 right: theorem 5.2 of Steinke et al. 2023 refutes 2.15 at delta 1e-4 (findings of the audit
         before this one).
         """
@@ -194,11 +194,11 @@ class TestNoise:
         assert found.wrong(0.001)
         assert found.ratio == pytest.approx(factor, rel=0.01)
 
-    def test_fifty_thousand_numbers_have_a_deviation_of_three_in_a_thousand(self) -> None:
+    def test_fifty_thousand_samples_are_within_three_in_a_thousand(self) -> None:
         assert smallest_deviation(50_000, 2 * norm.sf(1.0)) == pytest.approx(0.00316, abs=1e-5)
         assert noise_test("all", self.difference(), self.DEVIATION).ratio == pytest.approx(1, abs=0.01)
 
-    def test_noise_left_out_of_one_small_tensor_is_seen(self) -> None:
+    def test_missing_noise_on_one_small_tensor_is_found(self) -> None:
         difference = self.difference()
         difference[:100] = 0
         whole, small, rest = noise_tests(

@@ -71,7 +71,7 @@ def test_a_and_b_are_clipped_apart_and_keep_their_directions() -> None:
         np.testing.assert_allclose(found[name], factor * value, rtol=1e-3, atol=5 / 1000 / math.sqrt(value.size))
 
 
-def test_noise_is_added_to_both_with_the_stated_deviation() -> None:
+def test_noise_is_added_to_both_with_the_stated_standard_deviation() -> None:
     session, before = with_gradients(1.0)
     found = after(session, mechanism(2.0, 3.0))
     noise = np.concatenate([(found[name] - before[name]).ravel() for name in before])
@@ -124,7 +124,7 @@ def test_calibration_by_the_closed_form() -> None:
     assert 7.8 < epsilon([Steps(1.0, sigma, 30)], 1e-5) <= 8.0
 
 
-def test_a_run_spends_and_tells_what_can_honestly_be_stated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_reports_the_epsilon_that_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDFINLORA_LEDGER", str(tmp_path / "ledger"))
     rows = write_rows(tmp_path / "rows", train=40)
     words = overrides(

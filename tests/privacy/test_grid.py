@@ -45,7 +45,7 @@ def test_a_contribution_is_whole_numbers_of_norm_at_most_the_clip_norm(
 
 
 @given(vector=st.lists(st.floats(-1.0, 1.0, width=32), min_size=1, max_size=40))
-def test_rounding_moves_a_contribution_by_less_than_a_thousandth_of_the_clip_norm(vector: list[float]) -> None:
+def test_rounding_moves_a_contribution_by_under_0_001_clip_norms(vector: list[float]) -> None:
     grid = Grid(1.0, 1.0, len(vector))
     norm = float(np.linalg.norm(vector))
     clipped = np.array(vector) * min(1.0, 1.0 / norm if norm else 1.0)
@@ -93,7 +93,7 @@ def test_epsilon_of_the_discrete_noise_is_that_of_the_continuous_one() -> None:
         assert discrete.get_epsilon_for_delta(1e-5) == pytest.approx(gaussian_epsilon(math.sqrt(steps), 1e-5), rel=2e-3)
 
 
-def test_moments_of_the_shifted_discrete_gaussian_are_those_of_the_continuous_one() -> None:
+def test_moments_of_the_shifted_discrete_gaussian_equal_the_continuous() -> None:
     """For integer shifts and orders sum q (p / q)^k = exp(k (k - 1) shift^2 / (2 S^2)): what RDP of the subsampled
     mechanism is made of.
     """

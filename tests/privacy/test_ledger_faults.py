@@ -91,7 +91,7 @@ class TestDamage:
         edit(folder / "ledger.jsonl", change)
         refused(folder, "cannot be believed")
 
-    def test_an_edited_ledger_whose_hashes_were_made_again_does_not_fit_its_head(self, folder: Path) -> None:
+    def test_an_edited_ledger_with_new_hashes_does_not_fit_its_head(self, folder: Path) -> None:
         edit(folder / "ledger.jsonl", lambda lines: (lines[1].update(steps=0), rehash(lines)))
         refused(folder, "3 lines, 3 were written")
 
@@ -156,9 +156,7 @@ class TestDamage:
         next((folder / "cohorts").iterdir()).unlink()
         refused(folder, "cohort [0-9a-f]{12} is missing")
 
-    def test_an_edited_cohort_is_refused_where_it_is_read_and_changes_nothing_where_it_is_not(
-        self, folder: Path
-    ) -> None:
+    def test_an_edited_cohort_is_refused_if_read_and_harmless_if_not(self, folder: Path) -> None:
         for file in (folder / "cohorts").iterdir():
             file.write_bytes(file.read_bytes()[:-12] + b"\0" * 12)
         assert spend(folder, 4) == after(4)
@@ -221,7 +219,7 @@ def forked(target: Callable[..., None], *arguments: object) -> tuple[list[Any], 
 
 
 @pytest.mark.parametrize("began", [False, True], ids=["a new ledger", "one that is there"])
-def test_killed_between_any_two_writes_no_round_that_was_let_through_is_missing(tmp_path: Path, began: bool) -> None:
+def test_a_kill_between_any_two_writes_loses_no_released_round(tmp_path: Path, began: bool) -> None:
     call, done = 0, False
     while not done:
         call += 1

@@ -223,9 +223,7 @@ def test_group_privacy_dominates_the_exact_mixture_in_every_step(rate: float, no
 @pytest.mark.parametrize(
     ("rate", "noise", "count"), [(0.05, 1.0, 20), (0.05, 4.0, 200), (0.2, 2.0, 10), (0.5, 4.0, 30), (0.9, 8.0, 40)]
 )
-def test_a_row_among_several_of_a_customer_counts_for_more_than_replacement_does(
-    rate: float, noise: float, count: int
-) -> None:
+def test_one_row_of_several_of_a_customer_counts_more_than_replacement(rate: float, noise: float, count: int) -> None:
     """Without the row, its customer's clipped sum is another vector of the same ball: N(C) becomes N(-C) at worst. The
     privacy loss of that pair, composed by FFT.
     """

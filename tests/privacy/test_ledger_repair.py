@@ -162,7 +162,7 @@ class TestReconcile:
         reconcile(tmp_path / "older", history)
         assert spend(tmp_path / "older", 7, witness=newest.head).epsilon == after(8)
 
-    def test_a_line_that_nobody_knows_is_not_passed_over(self, folder: Path, tmp_path: Path) -> None:
+    def test_an_unknown_line_is_not_passed_over(self, folder: Path, tmp_path: Path) -> None:
         history = write_history(tmp_path / "north.jsonl", [line for line in read_lines(folder) if line["number"] != 4])
         cut(folder, 3)
         before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
@@ -244,7 +244,7 @@ class TestCommand:
         assert ledger_command(folder, None, True, None) == 0
         assert "largest epsilon of a row: inf" in capsys.readouterr().out
 
-    def test_it_finds_a_damaged_cohort_that_no_booking_reads_and_the_history_mends_it(
+    def test_an_unread_damaged_cohort_is_found_and_repaired_by_the_history(
         self, folder: Path, history: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         for file in (folder / "cohorts").iterdir():

@@ -86,9 +86,7 @@ def test_the_published_noise_multipliers_of_epsilon_8() -> None:
     rate=st.sampled_from([0.002, 0.02, 0.2, 1.0]),
     steps=st.integers(1, 400),
 )
-def test_calibrated_noise_keeps_the_promise_and_is_not_much_more_than_needed(
-    target: float, rate: float, steps: int
-) -> None:
+def test_calibrated_noise_meets_the_target_epsilon_without_much_excess(target: float, rate: float, steps: int) -> None:
     noise = noise_multiplier_for(target, 1e-5, rate, steps)
     assert epsilon([Steps(rate, noise, steps)], 1e-5) <= target
     assert epsilon([Steps(rate, 0.97 * noise, steps)], 1e-5) > target or noise < 0.02

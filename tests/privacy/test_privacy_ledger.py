@@ -1,4 +1,4 @@
-"""The ledger by row: what a booking counts for, whom it leaves out, and that nothing about names, order or white space
+"""The ledger by row: what a booking counts for, whom it excludes, and that nothing about names, order or white space
 resets it.
 """
 
@@ -128,7 +128,7 @@ class TestWhatIsSpent:
 
 
 class TestBudget:
-    def test_exhausted_rows_are_left_out_and_counted_and_the_others_go_on(self, tmp_path: Path) -> None:
+    def test_exhausted_rows_are_excluded_and_counted_and_the_others_train(self, tmp_path: Path) -> None:
         budget = after(Steps(1.0, 5.0, 2))
         spend(tmp_path, Rows(ROWS.prompts[:2]), times=2)
         booked = spend(tmp_path, budget_epsilon=budget)
@@ -136,7 +136,7 @@ class TestBudget:
         assert (booked.left_out, booked.epsilon) == (2, after(STEPS))
         assert spend(tmp_path, budget_epsilon=budget).epsilon == after(Steps(1.0, 5.0, 2))
 
-    def test_rows_that_were_left_out_have_spent_nothing(self, tmp_path: Path) -> None:
+    def test_excluded_rows_have_spent_nothing(self, tmp_path: Path) -> None:
         spend(tmp_path, Rows(ROWS.prompts[:2]), times=2)
         spend(tmp_path, budget_epsilon=after(Steps(1.0, 5.0, 2)))
         assert spend(tmp_path, Rows(ROWS.prompts[:2])).epsilon == after(Steps(1.0, 5.0, 3))
@@ -184,7 +184,7 @@ class TestCustomers:
         other_task = Rows(("Tag this sentence of Alpha.",), ("ALPHA ",))
         assert spend(tmp_path, other_task, unit="customer").epsilon == after(Steps(1.0, 5.0, 2))
 
-    def test_rows_of_a_customer_are_left_out_together(self, tmp_path: Path) -> None:
+    def test_rows_of_a_customer_are_excluded_together(self, tmp_path: Path) -> None:
         spend(tmp_path, Rows(CUSTOMERS.prompts[:1], ("Alpha",)), unit="customer")
         booked = spend(tmp_path, CUSTOMERS, unit="customer", budget_epsilon=1.01 * after(STEPS))
         assert booked.taking_part.tolist() == [False] * 3 + [True] * 3
@@ -230,7 +230,7 @@ class TestWitness:
         assert book(tmp_path, ROWS, spending(3), delta=DELTA, witness=first).head.number == 3
         assert book(tmp_path / "new", ROWS, spending(), delta=DELTA, witness=Head(0, "0" * 64)).head.number == 1
 
-    def test_a_ledger_that_was_rolled_back_is_refused_and_the_way_out_forgets_nothing(self, tmp_path: Path) -> None:
+    def test_a_rolled_back_ledger_is_refused_and_its_repair_loses_nothing(self, tmp_path: Path) -> None:
         import shutil
 
         spend(tmp_path / "ledger")

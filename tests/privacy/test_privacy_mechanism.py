@@ -214,7 +214,7 @@ def test_norms_agree_with_opacus() -> None:
     assert ours == pytest.approx(theirs, rel=1e-4)
 
 
-def test_the_denominator_is_the_expected_size_whatever_was_drawn() -> None:
+def test_the_denominator_is_the_expected_size_for_any_sample() -> None:
     session, examples = session_of(), rows(10)
     how = mechanism_of([[place] for place in range(10)], sampling_rate=0.4, seed=1)
     drawn = poisson_sample(10, 0.4, Stream(how.keys(0).draws))
@@ -241,7 +241,7 @@ def test_noise_does_not_depend_on_the_number_of_passes() -> None:
         assert noise.std() == pytest.approx(CLIP, rel=0.05)
 
 
-def test_a_row_whose_gradient_overflows_is_left_out_and_spoils_no_other() -> None:
+def test_a_row_whose_gradient_overflows_is_dropped_and_spoils_no_other() -> None:
     import torch
 
     session, examples = session_of(), rows(6, vocabulary=100)
@@ -285,7 +285,7 @@ def test_one_row_moves_the_sum_by_the_clip_norm_at_most() -> None:
         assert moved <= CLIP
 
 
-def test_the_self_test_says_what_neighbours_change_and_finds_a_norm_that_is_not_a_rows_own(
+def test_the_self_test_reports_influence_of_other_rows_and_a_foreign_norm(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     session, examples = session_of(), rows(6)
@@ -321,7 +321,7 @@ def test_the_self_test_takes_units_from_the_shortest_to_the_longest() -> None:
     assert len(units_to_test(units[:1], 4096)) == 1
 
 
-def test_a_unit_alone_in_its_pass_is_the_same_to_the_bit_whoever_else_is_there() -> None:
+def test_a_unit_alone_in_its_pass_is_bit_identical_among_any_others() -> None:
     session, examples = session_of(), rows(8)
     alone = mechanism_of([[place] for place in range(8)], alone=True, expected_units=1.0)
     everybody = step(session, examples, alone)
@@ -331,8 +331,8 @@ def test_a_unit_alone_in_its_pass_is_the_same_to_the_bit_whoever_else_is_there()
         np.testing.assert_allclose(everybody[name] - without[name], last[name], atol=1e-6 * CLIP)
 
 
-def test_a_step_whose_units_change_among_others_is_computed_one_unit_to_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever adapter the server sends: neighbours that count are noticed in the step itself, and then there are
+def test_a_step_whose_units_depend_on_others_runs_one_unit_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For every adapter that the server sends: neighbours that count are noticed in the step itself, and then there are
     none.
     """
     session, examples = session_of(), rows(8)
@@ -350,7 +350,7 @@ def test_a_step_whose_units_change_among_others_is_computed_one_unit_to_a_pass(m
         assert np.array_equal(found[name], alone[name])
 
 
-def test_products_of_common_beginnings_are_computed_once_and_change_no_gradient(
+def test_prefix_products_are_computed_once_and_change_no_gradient(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     session = session_of()

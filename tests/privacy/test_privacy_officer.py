@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_docs import OURS
-from test_private_bank import config_of
+from documents import OURS
+from private_bank import config_of
 from tiny_runs import write_rows
 
 import client_app.prepared_rows
@@ -144,11 +144,3 @@ def test_every_file_that_the_page_tells_a_reviewer_to_run_is_there() -> None:
     ]
     assert len(named) >= 5
     assert all((Path(__file__).parents[2] / file).is_file() for file in named)
-
-
-def test_the_page_says_which_fault_is_caught_by_which_check() -> None:
-    from test_audit import PLANTED
-
-    page = (Path(__file__).parents[2] / "docs" / "privacy.md").read_text("utf-8")
-    for planted in PLANTED:
-        assert f"| {planted.fault} | {', '.join(planted.checks)} |" in page

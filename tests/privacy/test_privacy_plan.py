@@ -73,9 +73,9 @@ def test_sigma_epsilon_and_noise_are_those_of_the_formulas() -> None:
     assert north.noise_multiplier == noise_multiplier_for(8.0, north.delta, 0.05, 30)
     assert north.epsilon == epsilon([Steps(0.05, north.noise_multiplier, 30)], north.delta) <= 8
     assert north.epsilon_rdp >= north.epsilon
-    deviation = math.hypot(0.5 * north.noise_multiplier / 50, 0.5 * south.noise_multiplier / 50)
-    assert found.noise_to_signal == pytest.approx(deviation * 20)
-    assert found.signal_to_noise == pytest.approx(math.sqrt(30) / deviation)
+    noise_std = math.hypot(0.5 * north.noise_multiplier / 50, 0.5 * south.noise_multiplier / 50)
+    assert found.noise_to_signal == pytest.approx(noise_std * 20)
+    assert found.signal_to_noise == pytest.approx(math.sqrt(30) / noise_std)
     assert found.noise_of_run == pytest.approx(found.noise_to_signal / math.sqrt(30))
     assert found.rows_processed == 30 * 100
 
@@ -115,7 +115,7 @@ def test_a_larger_delta_in_the_settings_is_not_used() -> None:
     assert forecast(strict, {"north": 1000.0}, 1).banks[0].delta == 1e-9
 
 
-def test_a_given_noise_multiplier_is_taken_and_its_epsilon_told() -> None:
+def test_a_given_noise_multiplier_is_used_and_its_epsilon_reported() -> None:
     config = private_config(privacy=PrivacyConfig(mode="example", noise_multiplier=2.0))
     (bank,) = forecast(config, {"north": 1000.0}, 1).banks
     assert bank.noise_multiplier == 2.0
@@ -176,7 +176,7 @@ def test_alternatives_keep_epsilon_and_rows_and_say_what_to_type() -> None:
     assert half.signal_to_noise > twice.signal_to_noise, "fewer, larger steps bear less noise"
 
 
-def test_alternatives_that_cannot_be_are_left_out() -> None:
+def test_impossible_alternatives_are_not_offered() -> None:
     found = alternatives(private_config(), {"north": 60.0}, layer_shapes(TINY))
     assert not any(one.words.startswith("num_server_rounds=15") for one in found), "100 of 60 rows"
 

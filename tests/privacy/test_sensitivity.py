@@ -49,7 +49,7 @@ def config_of(quantization: str, method: str, dropout: float, **peft: Any) -> Co
 def moved(
     session: Session, config: Config, units: list[list[int]], examples: list[Example], alone: bool, left_out: int
 ) -> float:
-    """How far one step's sum moves, over C, when a unit is left out; the draws, the noise and everybody else's masks
+    """How far one step's sum moves, over C, when a unit is removed; the draws, the noise and everybody else's masks
     are the same.
     """
     start = read_adapter(session.model)

@@ -3,27 +3,33 @@ the code.
 
 Fast tests parse every command of the README with the real parsers and compose its words. Slow ones run them, reduced to
 the tiny random model and a few sample rows. What they reduce: `make demo` runs as the `simulate experiment=demo` that
-its recipe holds, through Flower; the other `simulate` commands run through `centralized`, which takes the same words,
-rows and evaluator, without Flower. Not run here: the set-up itself, `dataset=hub` and `bench` (their own tests run them
-on local copies and tiny settings), and plain `flwr run .`, which the tests of the apps start in a fresh HOME.
+its recipe holds, with both apps in one process (the test of the wheel runs `demo` through Flower); the other `simulate`
+commands run through `centralized`, which takes the same words, rows and evaluator. Not run here: the set-up itself,
+`dataset=hub` and `bench` (their own tests run them on local copies and tiny settings), and plain `flwr run .`, which
+the tests of the apps start in a fresh HOME.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import yaml
+from documents import (
+    COMMANDS,
+    DOCUMENTS,
+    OURS,
+    README,
+    Command,
+    commands_of,
+    left_behind,
+)
 from fake_grid import FakeGrid, simulated_banks
 
 from benchmarks import benchmarks_reference, config_reference
@@ -37,15 +43,6 @@ from fedfinlora.config.values import describe
 from fedfinlora.errors import ConfigError
 from server_app.federated import run_federated
 
-README = PROJECT_ROOT / "README.md"
-RUNNING = PROJECT_ROOT / "docs" / "running.md"
-DOCUMENTS = [
-    README,
-    PROJECT_ROOT / "CONTRIBUTING.md",
-    PROJECT_ROOT / "CHANGELOG.md",
-    RUNNING,
-    *sorted(set((PROJECT_ROOT / "docs").rglob("*.md")) - {RUNNING}),
-]
 PYPROJECT = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text("utf-8"))
 MODULES = ("fedfinlora", "data", "eval", "client_app", "server_app")
 OVERRIDDEN = ("simulate", "centralized", "local", "evaluate", "audit")
@@ -59,27 +56,6 @@ REDUCED = [
 """Words that turn any command of the README into a run of seconds; the last word on a key wins."""
 
 
-class Command(NamedTuple):
-    """One line of a sh block."""
-
-    document: Path
-    words: tuple[str, ...]
-
-    @property
-    def text(self) -> str:
-        """As it stands in the document, on one line."""
-        return shlex.join(self.words)
-
-
-def commands_of(document: Path) -> list[Command]:
-    blocks = re.findall(r"^```sh\n(.*?)^```", document.read_text("utf-8"), re.DOTALL | re.MULTILINE)
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    words = [tuple(shlex.split(line, comments=True)) for line in lines]
-    return [Command(document, line) for line in words if line]
-
-
-COMMANDS = [command for document in DOCUMENTS for command in commands_of(document)]
-OURS = [command for command in COMMANDS if command.words[:3] == ("python", "-m", "fedfinlora")]
 OVERRIDING = [command for command in OURS if command.words[3] in OVERRIDDEN]
 
 
@@ -224,7 +200,7 @@ def test_the_benchmarks_reference_is_what_the_entries_say() -> None:
     )
 
 
-def test_every_benchmark_stands_in_the_reference_once_and_nowhere_else() -> None:
+def test_every_benchmark_is_in_the_reference_once_and_nowhere_else() -> None:
     lines = benchmarks_reference.render().split("## General financial tasks")[1].splitlines()
     for key, entry in BENCHMARKS.items():
         about, answers, published = (line for line in lines if line.startswith(f"| `{key}` |"))
@@ -270,7 +246,7 @@ def test_allowed_values_in_the_reference_come_from_the_checks() -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that stands for `/data`, `/models` and `outputs` of the documents."""
+    """A folder in the place of `/data`, `/models` and `outputs` of the documents."""
     from data.sample import FOLDER
 
     root = tmp_path_factory.mktemp("docs")
@@ -301,22 +277,12 @@ def reduced(command: Command, place: Path) -> list[str]:
     return [*[word for word in words if not word.startswith("model.path=")], *more]
 
 
-def run(words: list[str]) -> subprocess.CompletedProcess[str]:
-    """`python -m fedfinlora …` as typed in the project's folder, offline."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "fedfinlora", *words]
-    return subprocess.run(
-        command, cwd=PROJECT_ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-
-
 @pytest.fixture(scope="module")
 def demo(place: Path) -> Path:
-    """outputs/demo, from the very words of `make demo`, reduced, through Flower."""
-    folder = place / "outputs" / "demo"
-    done = run(["simulate", "experiment=demo", *REDUCED, f"output_dir={place}/outputs"])
-    assert done.returncode == 0, done.stderr
-    return folder
+    """outputs/demo, from the very words of `make demo`, reduced, with both apps in this process."""
+    words = ["simulate", "experiment=demo", *REDUCED, f"output_dir={place}/outputs"]
+    assert simulate_here(words, place / "demo-banks") == 0
+    return place / "outputs" / "demo"
 
 
 def simulate_here(words: list[str], banks: Path) -> int:
@@ -331,8 +297,7 @@ def simulate_here(words: list[str], banks: Path) -> int:
 
 @pytest.mark.slow
 def test_make_demo_leaves_what_is_listed(demo: Path) -> None:
-    listed = RUNNING.read_text("utf-8").split("## What a run leaves behind")[1].split("```")[1]
-    names = [line.split()[0].rstrip("/") for line in listed.strip().splitlines()]
+    names = left_behind()
     assert len(names) == 11
     assert [name for name in names if not (demo / name).exists()] == []
     result = json.loads((demo / "result.json").read_text("utf-8"))
@@ -343,8 +308,7 @@ def test_make_demo_leaves_what_is_listed(demo: Path) -> None:
 def test_resume_of_a_finished_run_changes_nothing(demo: Path, place: Path) -> None:
     command = next(command for command in OURS if any(word.startswith("resume=") for word in command.words))
     before = (demo / "adapters" / "final" / "adapter_model.safetensors").read_bytes()
-    done = run(reduced(command, place))
-    assert done.returncode == 0, done.stderr
+    assert simulate_here(reduced(command, place), place / "demo-banks") == 0
     assert (demo / "adapters" / "final" / "adapter_model.safetensors").read_bytes() == before
 
 

@@ -33,18 +33,18 @@ def test_every_block_names_its_file() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "name"), [("FedYogi", "fedyogi"), ("TrimmedMean", "trimmed"), ("ProductMean", "product")]
+    ("rule", "name"), [("FedLion", "fedlion"), ("TrimmedMean", "trimmed"), ("ProductMean", "product_mean")]
 )
 def test_a_rule_of_the_page_runs(rule: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Listed under its name it is chosen by the configuration."""
     own = page_module(f"server_app/strategies/{name}.py")
     monkeypatch.setattr(schema, "STRATEGIES", (*schema.STRATEGIES, name))
     monkeypatch.setattr(strategies, "RULES", dict(strategies.RULES))
-    listing = BLOCKS["server_app/strategies/__init__.py"].replace("fedyogi", name).replace("FedYogi", rule)
+    listing = BLOCKS["server_app/strategies/__init__.py"].replace("fedlion", name).replace("FedLion", rule)
     exec(listing, vars(strategies) | {rule: getattr(own, rule)})
     words = [f"strategy.name={name}"]
-    if name == "fedyogi":
-        settings = yaml.safe_load(BLOCKS["conf/strategy/fedyogi.yaml"])
+    if name == "fedlion":
+        settings = yaml.safe_load(BLOCKS["conf/strategy/fedlion.yaml"])
         assert settings.keys() <= {field.name for field in fields(StrategyConfig)}
         words = [f"strategy.{key}={value}" for key, value in settings.items()]
     run = Runs(write_rows(tmp_path / "rows"), tmp_path).start("run", *words, rounds=1, banks=2)

@@ -1,4 +1,4 @@
-"""The fuzz ring: whatever stands in a file, a reply or a server's answer, it is read, or refused in one line. Longer:
+"""The fuzz ring: for all that is in a file, a reply or a server's answer, it is read, or refused in one line. Longer:
 `make fuzz`.
 """
 
@@ -102,7 +102,7 @@ class TestRowsAndFiles:
         assert for_a_while(drawn, check) > 50
 
     def test_files(self, tmp_path: Path) -> None:
-        """Every file of a folder, whatever its name, is read or named."""
+        """Every file of a folder, of any name, is read or named."""
         names = st.one_of(
             st.binary(min_size=1, max_size=12).map(lambda name: name.replace(b"/", b"-").replace(b"\0", b"0")),
             st.sampled_from(

@@ -83,7 +83,7 @@ def test_a_line_that_is_missing_added_or_changed_is_named(
     assert all("\n" not in what for _, what in wrong)
 
 
-def test_who_chains_the_rest_anew_lacks_the_banks_key(
+def test_chaining_the_rest_again_needs_the_banks_key(
     tmp_path: Path, consortium: Consortium, signer: Signer, public: str
 ) -> None:
     lines = record(tmp_path / "bank-1.jsonl", signer)

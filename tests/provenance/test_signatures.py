@@ -19,8 +19,8 @@ from fake_grid import only, with_delta, with_figures, with_head
 from flwr.app import ArrayRecord, Message, RecordDict
 from keys import Consortium
 from round_runs import Runs
-from test_wire import DELTA, FIGURES, LAYOUT, REQUEST
 from tiny_runs import rounds_of, same_run, write_rows
+from wire_examples import DELTA, FIGURES, LAYOUT, REQUEST
 
 from client_app.facts import bank_facts
 from client_app.signed import bank_keys, check_request, sign_answer, signed_file
@@ -83,7 +83,7 @@ class TestBytes:
         assert canonical({"b": [1, 2.5], "a": {"ä": True}}) == canonical({"a": {"ä": True}, "b": (1, 2.5)})
         assert canonical({"a": 1}) != canonical({"a": 1.0}), "a whole number is not a number"
 
-    def test_it_is_json_whatever_the_figures_are(self) -> None:
+    def test_it_is_json_for_all_figures(self) -> None:
         content = canonical({"loss": math.nan, "epsilon": math.inf, "low": -math.inf})
         assert json.loads(content) == {"loss": "nan", "epsilon": "inf", "low": "-inf"}
         assert {name: float(value) for name, value in json.loads(content).items()}["low"] == -math.inf
@@ -119,7 +119,7 @@ class TestReplies:
         evidence.check("bank-1", answered(evidence, "bank-1", load_signer(consortium.key_of("bank-1"))))
         assert evidence.banks["bank-1"]["reply"]["request"] == digest(evidence.banks["bank-1"]["request"])
 
-    @pytest.mark.parametrize("signer", ["bank-2", "coordinator", "nobody"])
+    @pytest.mark.parametrize("signer", ["bank-2", "coordinator", "stranger"])
     def test_a_forged_reply_to_the_right_message_is_refused(
         self, consortium: Consortium, evidence: RoundEvidence, signer: str
     ) -> None:
@@ -372,7 +372,7 @@ def runs(tmp_path: Path) -> Runs:
 class TestRuns:
     """Through the real server and ClientApp."""
 
-    def test_signatures_change_no_number_and_a_reply_without_a_good_one_is_left_out(
+    def test_signatures_change_no_parameter_and_a_wrong_one_is_rejected(
         self, runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         """bank-1 is forged in round 1, its old reply comes again in round 2, it sends a claim of rows that it has not
@@ -467,7 +467,7 @@ class TestRuns:
         }
         assert codes == {"unsigned"}
 
-    def test_a_coordinator_leaves_out_banks_without_keys(self, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_coordinator_rejects_banks_without_keys(self, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
         consortium = Consortium(runs.folder / "keys").serves(monkeypatch)
         consortium.nodes(runs.nodes(2))
         with pytest.raises(UserError, match=r"0 of 2 replies are usable.*not signed"):
@@ -486,7 +486,7 @@ def _statement(message: Message) -> dict[str, Any]:
 
 
 class TestChain:
-    def test_a_line_that_a_crash_cut_off_is_taken_away_and_the_chain_goes_on(self, tmp_path: Path) -> None:
+    def test_a_line_cut_off_by_a_crash_is_removed_and_the_chain_continues(self, tmp_path: Path) -> None:
         chain = Chain(tmp_path)
         chain.append(End("a", "stopped", {}))
         first = (tmp_path / CHAIN_FILE).read_bytes()

@@ -141,7 +141,7 @@ def test_what_is_installed_here_is_what_the_lock_says() -> None:
     assert differing == {}, "run `make venv`"
 
 
-def test_what_the_lock_is_told_of_torch_is_what_torch_says_itself() -> None:
+def test_the_lock_has_the_versions_that_torch_requires() -> None:
     reported = tomllib.loads((LOCKS / "uv.toml").read_text("utf-8"))["dependency-metadata"]
     assert [(one["name"], one["version"]) for one in reported] == [("torch", constraints()["torch"])]
     says = [line for line in importlib.metadata.requires("torch") or [] if "extra ==" not in line]
@@ -159,7 +159,7 @@ def recipe(target: str) -> list[str]:
     return [line for line in done.stdout.splitlines() if " pip install " in line]
 
 
-def test_make_venv_installs_torch_alone_without_a_hash_and_everything_else_with_one() -> None:
+def test_make_venv_installs_all_but_torch_with_a_hash() -> None:
     first, *others, last = recipe("venv")
     assert first.split()[-1] == f"torch=={constraints()['torch']}"
     assert "--no-deps --no-build-isolation -e ." in last

@@ -76,7 +76,7 @@ def files_in(run: Path) -> list[str]:
     return sorted(path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file())
 
 
-def test_a_run_is_proved_from_its_folder_alone(
+def test_a_run_is_verified_from_its_folder_alone(
     made: tuple[Path, Consortium, Runs], run: Path, ca: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The folder lies elsewhere than where it was made, and nothing but ca.crt comes with it. An unsigned refusal
@@ -319,9 +319,7 @@ def test_a_file_that_has_become_something_else_is_named(
 @pytest.mark.parametrize(
     "name", [".hidden", "eval/.cache/more", "state/.hidden", "adapters/final/.gitattributes", "tensorboard/more"]
 )
-def test_a_file_that_was_added_is_named_whatever_it_is_called(
-    run: Path, ca: Path, name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_added_file_of_any_name_is_named(run: Path, ca: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     (run / name).parent.mkdir(exist_ok=True)
     (run / name).write_text("")
     assert verify(run, ca) == 1
@@ -344,7 +342,7 @@ class TestWhoSaidIt:
         assert verify(run, tmp_path / "other" / "ca.crt") == 1
         assert "of another authority" in capsys.readouterr().out
 
-    def test_without_an_authority_it_says_that_nobody_vouches(
+    def test_without_an_authority_it_says_that_no_one_vouches(
         self, run: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert verify(run) == 0
@@ -398,7 +396,7 @@ class TestWhoSaidIt:
         assert f"{CHAIN_FILE}, line 1: it is not signed, and --ca asks for signatures" in capsys.readouterr().out
 
     @pytest.mark.parametrize("what", ["rows", "delta", "weights", "request", "banks", "an older round"])
-    def test_who_writes_the_chain_anew_cannot_sign_it(
+    def test_a_rewritten_chain_cannot_be_signed(
         self, run: Path, ca: Path, what: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
         """Whoever holds the folder makes every hash right again, and the signatures stay wrong."""
@@ -462,7 +460,7 @@ class TestSimulations:
         assert "round 2: 2 banks asked, aggregate and step computed again from 2 deltas" in reported
         assert delta_file(run, 1, "bank-0").stat().st_mode & 0o777 == 0o600
 
-    def test_kept_deltas_that_give_another_adapter_are_found_though_every_hash_is_right(
+    def test_updates_that_give_another_adapter_are_found_despite_right_hashes(
         self, runs: Runs, capsys: pytest.CaptureFixture[str]
     ) -> None:
         """Nothing is signed here, so somebody can write the whole chain again: the arithmetic alone is against it."""
@@ -478,7 +476,7 @@ class TestSimulations:
         assert verify(run) == 1
         assert "the kept deltas give another adapter" in capsys.readouterr().out
 
-    def test_a_statement_that_says_something_else_than_the_chain_is_named_by_its_field(
+    def test_a_statement_that_differs_from_the_chain_is_named_by_field(
         self, runs: Runs, capsys: pytest.CaptureFixture[str]
     ) -> None:
         """Everything that has a hash of it has the right one."""
@@ -508,7 +506,7 @@ class TestSimulations:
         assert verify(run) == 0
 
     @pytest.mark.parametrize("what", ["rows", "train_loss", "policy_sha256", "ledger", "privacy", "status", "weights"])
-    def test_a_chain_that_says_something_else_of_a_bank_than_rounds_jsonl_is_named(
+    def test_a_chain_that_differs_from_rounds_jsonl_on_a_bank_is_named(
         self, runs: Runs, what: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
         private = (

@@ -370,7 +370,7 @@ def test_an_answer_that_the_bank_was_killed_before_is_no_lie(
     assert "so the bank was killed in that moment" in capsys.readouterr().out
 
 
-def test_figures_that_nobody_signed_are_named(home: Path, ca: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unsigned_figures_are_named(home: Path, ca: Path, capsys: pytest.CaptureFixture[str]) -> None:
     edited(home, rows=10**9, detail="more", noise_multiplier=100.0)(is_sent)
     assert verify(home, ca) == 0
     assert "not signed: rows, sampling_rate, noise_multiplier" in capsys.readouterr().out

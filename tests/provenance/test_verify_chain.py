@@ -278,7 +278,7 @@ class TestAudits:
         (run / AUDIT_FILE).unlink()
         assert verify(run, ca) == 1
 
-    def test_the_server_takes_no_audit_into_its_card_that_the_chain_does_not_have(
+    def test_the_server_puts_only_audits_of_the_chain_into_its_card(
         self, run: Path, made: tuple[Path, Consortium]
     ) -> None:
         self.puts(run, self.audit_of(run))

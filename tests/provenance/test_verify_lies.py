@@ -280,7 +280,7 @@ def test_a_lie_of_the_folders_owner_is_named(liar: Liar, lie: str, capsys: pytes
 
 
 def test_another_checkpoint_is_named(liar: Liar, capsys: pytest.CaptureFixture[str]) -> None:
-    """A run would go on from it. What the rule remembers can be computed only from kept deltas."""
+    """A run would resume from it. What the rule remembers can be computed only from kept deltas."""
     from safetensors import safe_open
     from safetensors.numpy import save_file
 
@@ -301,7 +301,7 @@ def test_another_checkpoint_is_named(liar: Liar, capsys: pytest.CaptureFixture[s
         assert named in said
 
 
-def test_the_epsilon_of_a_server_that_adds_noise_follows_from_its_configuration(
+def test_the_epsilon_of_server_noise_follows_from_its_configuration(
     made: tuple[Path, Consortium], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEDFINLORA_WITNESS", str(tmp_path / "witness"))
@@ -356,7 +356,7 @@ def test_a_norm_without_a_delta_of_it_is_bound_by_the_adapters(
 def test_many_rounds_and_many_files_are_said_in_a_line(
     made: tuple[Path, Consortium], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A chain that goes on for rounds, whose lines are all right but for the files; and Flower's copy of the app in
+    """A chain of more rounds, whose lines are all right but for the files; and Flower's copy of the app in
     `state`.
     """
     liar, rounds = Liar(made, "simulated", tmp_path), MOST_NAMED + 3

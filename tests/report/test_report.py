@@ -144,7 +144,7 @@ def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
     assert "mean of 2 banks alone" in text
 
 
-def test_folder_of_runs_stands_for_the_runs_in_it(tmp_path: Path) -> None:
+def test_a_folder_of_runs_means_the_runs_in_it(tmp_path: Path) -> None:
     for bank in ("bank-0", "bank-1"):
         make_run(tmp_path / "alone" / bank, mode="local")
     assert [run.name for run in read_runs([tmp_path / "alone"])] == ["bank-0", "bank-1"]
@@ -264,7 +264,7 @@ def test_ticks_enclose_the_values_and_rise(low: float, spread: float) -> None:
     assert all(first < second for first, second in itertools.pairwise(ticks))
 
 
-def test_charts_without_values_are_left_out() -> None:
+def test_charts_without_values_are_not_drawn() -> None:
     empty = Series("bank-0", (None, None), slot=0)
     assert line_chart("loss", "Loss", [1, 2], [empty], "", str) is None
     assert bar_chart("bytes", "Bytes", ["1", "2"], [empty], "", str) is None
@@ -280,7 +280,7 @@ def test_numbers_are_printed_with_units() -> None:
 # --- the summary ------------------------------------------------------------------------------------------------------
 
 
-def test_summary_says_what_was_tested_what_is_missing_and_what_to_be_careful_about(tmp_path: Path) -> None:
+def test_the_summary_says_what_was_tested_what_is_missing_and_the_caveats(tmp_path: Path) -> None:
     run = add_evaluations(make_run(tmp_path / "demo"))
     text = Page(element(report(tmp_path, run), '<section id="summary">') + "</section>").text
     assert "2 systems: Base and Federated." in text
@@ -336,7 +336,7 @@ def test_interval_of_one_set_is_that_of_its_mean(tmp_path: Path) -> None:
     assert mean_accuracy_bounds(system, ["fpb"]) == pytest.approx(score.bounds)
 
 
-def test_interval_of_a_mean_of_alike_sets_narrows_with_the_root_of_their_number(tmp_path: Path) -> None:
+def test_the_interval_of_a_mean_narrows_with_the_root_of_the_set_count(tmp_path: Path) -> None:
     alike = {"final": {key: metrics(0.5) for key in ("fpb", "fiqa", "tfns", "nwgi")}}
     system = systems_of(read_runs([make_run(tmp_path / "demo", result={"scores": alike})]))[0]
     low, high = mean_accuracy_bounds(system, list(system.scores))
@@ -413,7 +413,7 @@ def test_each_published_column_can_be_hidden(tmp_path: Path) -> None:
         assert f"main:has(#published-{index}:not(:checked)) .column-{index} {{ display: none; }}" in html
 
 
-def test_published_federated_run_is_mentioned_only_where_its_benchmarks_were_run(tmp_path: Path) -> None:
+def test_the_published_federated_run_is_shown_only_with_its_benchmarks(tmp_path: Path) -> None:
     published = Published(federated_keys=("fpb", "fiqa"), federated_means={"base": 42.2, "federated": 47.6})
 
     def text(keys: tuple[str, ...]) -> str:
@@ -431,7 +431,7 @@ def test_published_federated_run_is_mentioned_only_where_its_benchmarks_were_run
 # --- benchmark by benchmark -------------------------------------------------------------------------------------------
 
 
-def test_details_of_a_benchmark_hold_figures_classes_confusion_and_examples(tmp_path: Path) -> None:
+def test_details_of_a_benchmark_hold_metrics_confusion_and_examples(tmp_path: Path) -> None:
     html = report(tmp_path, add_evaluations(make_run(tmp_path / "demo")))
     section = html.split('id="benchmark-fpb"')[1].split('<details class="benchmark"')[0]
     for words in (
@@ -457,7 +457,7 @@ def test_long_output_is_folded_and_cut(tmp_path: Path) -> None:
     assert "I cannot say &lt;script&gt;. " * 100 not in html
 
 
-def test_examples_are_the_same_rows_whatever_their_order() -> None:
+def test_examples_are_the_same_rows_in_any_order() -> None:
     rows = [RowRecord(f"row-{index}", "", "a", output="a", parsed="a", correct=index % 2 == 0) for index in range(40)]
     first, second = choose_examples(rows), choose_examples(reversed(rows))
     assert [[row.id for row in kind.rows] for kind in first] == [[row.id for row in kind.rows] for kind in second]
@@ -496,7 +496,7 @@ def test_confusions_of_banks_add_up_if_they_have_the_same_classes() -> None:
 
 
 @pytest.mark.parametrize("broken", [{"labels": ["a"], "answers": ["a"], "counts": [[1, 2]]}, {"labels": []}, 3, None])
-def test_confusion_of_a_broken_shape_is_left_out(broken: object) -> None:
+def test_confusion_of_a_broken_shape_is_not_shown(broken: object) -> None:
     problems: list[str] = []
     assert confusion_of(from_json(BenchmarkMetrics, {"confusion": broken}, "fpb", problems)) is None
     assert bool(problems) == (broken is not None)
@@ -564,3 +564,11 @@ def test_base_scores_that_differ_from_those_shown_are_mentioned(tmp_path: Path) 
 
     assert "b0.3 scored the base model otherwise than shown; report on it alone to see how." in text(0.3)
     assert "scored the base model otherwise" not in text(0.2)
+
+
+def test_several_federated_runs_are_named_in_the_verdict(tmp_path: Path) -> None:
+    kinds = {"iid": ("federated", 0.5), "by-task": ("federated", 0.4), "pooled": ("centralized", 0.6)}
+    runs = [make_run(tmp_path / name, mode=mode, final=final) for name, (mode, final) in kinds.items()]
+    page = Page(report(tmp_path, *runs))
+    assert re.search(r"base \d+ %, federated 1 \(iid\) \d+ %, federated 2 \(by-task\) \d+ %, centralized", page.text)
+    assert re.search(r"Points against centralized: federated 1 \(iid\) -10\.\d, federated 2 \(by-task\) -20", page.text)

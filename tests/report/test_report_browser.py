@@ -13,7 +13,7 @@ from report_runs import add_evaluations, catalogue, make_run
 
 from fedfinlora.report import write_report
 
-# Chromium's window cannot be narrower than 500 pixels: a frame of the wanted width stands for the phone.
+# Chromium's window cannot be narrower than 500 pixels: a frame of the wanted width represents the phone.
 FRAME = """<!doctype html><iframe src="FILE" width="WIDTH" height="844" style="border:0"></iframe><script>
 onload = async () => {
   const page = frames[0].document, root = page.documentElement;

@@ -132,7 +132,7 @@ def test_synthetic_scores_say_so_in_their_tables(tmp_path: Path) -> None:
         assert "synthetic sample: no measure of quality" in (folder / name).read_text(encoding="utf-8")
 
 
-def test_every_figure_stands_alone(tmp_path: Path) -> None:
+def test_every_figure_is_independent(tmp_path: Path) -> None:
     folder = exported(tmp_path, add_evaluations(make_run(tmp_path / "demo", rounds=3, reason="norm")))
     files = sorted((folder / "figures").iterdir())
     names = {file.name for file in files}

@@ -1,4 +1,4 @@
-"""What resume needs: a run that was killed at any moment goes on from the last round that was written whole."""
+"""What resume needs: a run that was killed at any moment resumes from the last round that was written whole."""
 
 from __future__ import annotations
 
@@ -117,9 +117,7 @@ def test_restored_rounds_end_with_the_checkpoint(tmp_path: Path, written: list[i
 
 
 @pytest.mark.parametrize("written", [[], [1]])
-def test_rounds_that_were_lost_are_an_error_unless_an_older_checkpoint_has_the_only_one(
-    tmp_path: Path, written: list[int]
-) -> None:
+def test_lost_rounds_are_an_error_unless_only_an_older_checkpoint_exists(tmp_path: Path, written: list[int]) -> None:
     for number in written:
         append_line(tmp_path / "rounds.jsonl", checkpoint(number).line)
     with pytest.raises(
@@ -262,7 +260,7 @@ def files_of(run: Path) -> dict[Path, bytes]:
     return {file: file.read_bytes() for file in run.rglob("*") if file.is_file() and file.name != COMMAND_LOCK.name}
 
 
-def test_a_folder_in_which_somebody_trains_is_neither_resumed_nor_overwritten(tmp_path: Path) -> None:
+def test_a_folder_in_use_is_neither_resumed_nor_overwritten(tmp_path: Path) -> None:
     first = open_run(config_in(tmp_path), 2, "federated")
     save_checkpoint(first.folder, checkpoint(1))
     before = files_of(first.folder)
@@ -289,7 +287,7 @@ def test_a_run_name_is_a_plain_name(tmp_path: Path, name: str) -> None:
         new_run_folder(Config(output_dir=str(tmp_path), run_name=name))
 
 
-def test_a_resumed_run_goes_on_under_its_own_name_from_its_checkpoint(tmp_path: Path) -> None:
+def test_a_resumed_run_continues_under_its_own_name_from_its_checkpoint(tmp_path: Path) -> None:
     config = config_in(tmp_path, seed=4)
     first = open_run(config, 3, "federated")
     append_line(first.folder / "rounds.jsonl", checkpoint(1).line)

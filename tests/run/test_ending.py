@@ -1,4 +1,4 @@
-"""However a command ends, nothing that it started is left, and its folder says how it ended and how to go on. Through
+"""However a command ends, nothing that it started is left, and its folder says how it ended and how to resume. Through
 real processes.
 """
 
@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +16,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_flower import assert_nothing_left, error_of, finish, processes_of, start, wait_for
+from fake_grid import FakeGrid, simulated_banks
+from flower_processes import assert_nothing_left, error_of, events, finish, processes_of, start, wait_for
+from flwr.app import Message
 from tiny_runs import overrides, result_of, rounds_of, same_run, write_rows
 
 from fedfinlora.cli import main
+from fedfinlora.compose import compose
+from server_app.federated import run_federated
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -41,11 +46,30 @@ def words(rows: Path, place: Path, name: str, rounds: int = 200) -> list[str]:
     return overrides(rows, place, "train.steps_per_round=30", "workers=1", name=name, rounds=rounds)
 
 
-def begun(rows: Path, place: Path, name: str) -> tuple[subprocess.Popen[str], Path]:
-    """A simulation that has finished a round."""
-    process = start("simulate", *words(rows, place, name))
-    run = place / name
-    wait_for(process, (run / "rounds.jsonl").is_file)
+@pytest.fixture(scope="module")
+def one_round(place: Path, rows: Path) -> Path:
+    """A run that was stopped in its second round, made in this process; others resume from it."""
+    run = place / "one-round"
+
+    def stops(bank: str, message: Message, reply: Message) -> Message:
+        if (run / "rounds.jsonl").is_file():
+            raise KeyboardInterrupt
+        return reply
+
+    config = compose(words(rows, place, run.name))
+    with pytest.raises(KeyboardInterrupt):
+        run_federated(FakeGrid(simulated_banks(config.banks, place / "banks"), tamper=stops), config)
+    (run / "result.json").unlink(missing_ok=True)  # how this one ended is not how the others do
+    return run
+
+
+def begun(one_round: Path, name: str) -> tuple[subprocess.Popen[str], Path]:
+    """A simulation in its second round."""
+    run = one_round.with_name(name)
+    shutil.copytree(one_round, run)
+    earlier = len(events(run))
+    process = start("simulate", f"resume={run}")
+    wait_for(process, lambda: any(event["event"] == "round_start" for event in events(run)[earlier:]))
     return process, run
 
 
@@ -78,9 +102,9 @@ ENDINGS: dict[str, tuple[Callable[[subprocess.Popen[str], Path], object], str, s
 
 
 @pytest.mark.parametrize("how", ENDINGS)
-def test_nothing_is_left_and_the_folder_says_how_it_ended(place: Path, rows: Path, how: str) -> None:
+def test_nothing_is_left_and_the_folder_says_how_it_ended(one_round: Path, how: str) -> None:
     end, status, reason = ENDINGS[how]
-    process, run = begun(rows, place, how.replace(" ", "-"))
+    process, run = begun(one_round, how.replace(" ", "-"))
     end(process, run)
     code, _, err = finish(process)
     assert code != 0
@@ -94,8 +118,8 @@ def test_nothing_is_left_and_the_folder_says_how_it_ended(place: Path, rows: Pat
     assert result["rounds"] == len(rounds_of(run)) >= 1
 
 
-def test_a_second_ctrl_c_ends_at_once(place: Path, rows: Path) -> None:
-    process, run = begun(rows, place, "twice")
+def test_a_second_ctrl_c_ends_at_once(one_round: Path) -> None:
+    process, run = begun(one_round, "twice")
     [link] = of_program(run, "flower-superlink")
     link.suspend()  # it does not hear the first
     process.send_signal(signal.SIGINT)
@@ -115,7 +139,7 @@ def cli(*command: str) -> tuple[int, str, str]:
 
 
 class TestDetached:
-    def test_a_run_goes_on_without_its_terminal_and_is_stopped_from_another(self, place: Path, rows: Path) -> None:
+    def test_a_run_continues_without_its_terminal_and_stops_from_another(self, place: Path, rows: Path) -> None:
         run = place / "detached"
         status, out, err = cli("simulate", *words(rows, place, "detached", rounds=40), "--detach")
         assert (status, err) == (0, "")
@@ -145,7 +169,7 @@ class TestDetached:
 
         status, out, err = cli("stop", str(run))
         assert status == 0, err
-        assert f"go on with: python -m fedfinlora simulate resume={run}" in out
+        assert f"resume with: python -m fedfinlora simulate resume={run}" in out
         assert_nothing_left(run)
         assert result_of(run)["status"] == "stopped"
         status, _, err = cli("stop", str(run))
@@ -170,9 +194,7 @@ class TestDetached:
         assert same_run(place / "alone", place / "far")
         assert "run completed" in (place / "far" / "state" / "command.log").read_text()
 
-    def test_local_runs_on_bank_after_bank_and_is_found_by_the_beginning_of_the_names(
-        self, place: Path, rows: Path
-    ) -> None:
+    def test_local_trains_each_bank_and_is_found_by_the_name_prefix(self, place: Path, rows: Path) -> None:
         status, out, err = cli("local", *words(rows, place, "each"), "--detach")
         assert status == 0, err
         begins = place / "each-bank-"
@@ -214,12 +236,12 @@ def test_a_baseline_ends_in_good_order_on_every_signal(place: Path, rows: Path, 
     process.send_signal(number)
     status, _, err = finish(process)
     assert status == 1
-    assert f"go on with: python -m fedfinlora centralized resume={run}" in error_of(err)
+    assert f"resume with: python -m fedfinlora centralized resume={run}" in error_of(err)
     assert result_of(run)["status"] == "stopped"
 
 
 def test_a_closed_pipe_ends_a_run_in_good_order(place: Path, rows: Path) -> None:
-    """`simulate … | head`: nobody reads what is printed any more."""
+    """`simulate … | head`: no process reads what is printed any more."""
     process = start("centralized", *words(rows, place, "piped"))
     assert process.stdout is not None
     process.stdout.readline()

@@ -33,7 +33,7 @@ from fedfinlora.run.progress import EventWriter, ProgressState
 from fedfinlora.run.retention import forget_old_rounds
 from fedfinlora.system.bounded_cache import BoundedCache
 from fedfinlora.system.numbered import by_number, number_of
-from fedfinlora.train.loop import OptimizerState
+from fedfinlora.train.optimizers import OptimizerState
 
 AROUND = (9_998, 9_999, 10_000, 10_001, 10_002)
 
@@ -226,7 +226,7 @@ class TestCaches:
         cache.clear()
         assert (len(cache), cache.size_bytes) == (0, 0)
 
-    def test_the_status_page_keeps_one_reading_of_a_run_that_goes_on(self, tmp_path: Path) -> None:
+    def test_the_status_page_keeps_one_reading_of_a_growing_run(self, tmp_path: Path) -> None:
         """64 readings of a run of 500 rounds with 10 banks had 600 MB."""
         run = tmp_path / "runs" / "run"
         make_run(run, rounds=1)

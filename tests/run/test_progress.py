@@ -165,7 +165,7 @@ def test_full_disk_is_a_user_error() -> None:
         writer.write("round_start", round=1)
 
 
-def test_plain_output_is_one_line_for_each_event_without_control_characters() -> None:
+def test_plain_output_is_one_line_an_event_without_control_characters() -> None:
     out = shown(events_of_a_run(), terminal=False)
     assert all(character.isprintable() or character == "\n" for character in out)
     lines = out.splitlines()

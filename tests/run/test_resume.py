@@ -1,4 +1,4 @@
-"""A run that was stopped, killed or spoilt goes on to the same bytes, or says why it cannot."""
+"""A run that was stopped, killed or spoilt resumes to the same bytes, or says why it cannot."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def stop_in_round(number: int, error: BaseException) -> Tamper:
 class TestResume:
     @pytest.mark.parametrize("strategy", ["fedavg", "fedavgm", "fedadam"])
     @pytest.mark.parametrize("stopped_in", [1, 2, 3])
-    def test_a_stopped_run_goes_on_to_the_same_bytes(self, runs: Runs, strategy: str, stopped_in: int) -> None:
+    def test_a_stopped_run_resumes_to_the_same_bytes(self, runs: Runs, strategy: str, stopped_in: int) -> None:
         more = [f"strategy={strategy}", "peft.dropout=0.1"]
         reference = runs.start("reference", *more, rounds=3)
         with pytest.raises(KeyboardInterrupt):
@@ -57,7 +57,7 @@ class TestResume:
         for key in ("status", "rounds", "rows_trained", "steps_trained", "tokens_trained", "bytes_up", "bytes_down"):
             assert done[key] == whole[key], key
 
-    def test_a_run_stopped_twice_goes_on_to_the_same_bytes(self, runs: Runs) -> None:
+    def test_a_run_stopped_twice_resumes_to_the_same_bytes(self, runs: Runs) -> None:
         reference = runs.start("reference", rounds=4)
         with pytest.raises(Stop):
             runs.start("run", rounds=4, tamper=stop_in_round(2, Stop()))
@@ -79,7 +79,7 @@ class TestResume:
     def test_a_run_stopped_while_the_base_is_scored_can_be_resumed(
         self, runs: Runs, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Minutes go by before round 1; whoever stops then is told to resume, too."""
+        """Minutes go by before round 1; who stops then can resume, too."""
         import eval.rounds
 
         reference = runs.start("reference", *SCORED)
@@ -119,7 +119,7 @@ class TestResume:
         assert runs.grid.trained() == []
         assert (rounds_bytes(run), adapter_bytes(run)) == before
 
-    def test_a_line_torn_by_the_crash_is_written_anew(self, runs: Runs) -> None:
+    def test_a_line_torn_by_the_crash_is_written_again(self, runs: Runs) -> None:
         reference = runs.start("reference", rounds=3)
         with pytest.raises(Stop):
             runs.start("run", rounds=3, tamper=stop_in_round(3, Stop()))
@@ -144,7 +144,7 @@ class TestResume:
         run = runs.start("run")
         for file in (run / "state").glob("round_*"):
             file.write_bytes(b"")
-        with pytest.raises(UserError, match="no checkpoint to go on from: damaged"):
+        with pytest.raises(UserError, match="no checkpoint to resume from: damaged"):
             runs.resume(run)
 
     def test_another_configuration_is_an_error_that_lists_the_keys(self, runs: Runs) -> None:

@@ -53,7 +53,7 @@ class TestMean:
         np.testing.assert_allclose(mean, (np.array([0.6, 0.8]) + np.array([0.3, 0.4])) / 4, rtol=1e-3)
 
     @pytest.mark.parametrize("size", [1, 20, 2**18 + 5])
-    def test_one_bank_more_moves_the_sum_by_the_clip_norm_at_most_in_exact_integers(self, size: int) -> None:
+    def test_one_bank_more_moves_the_integer_sum_by_at_most_the_clip_norm(self, size: int) -> None:
         numbers = np.random.default_rng(0)
         directions = [numbers.standard_normal(size), np.full(size, 1 / 3), np.eye(1, size)[0] * (1 - 2**-24)]
         for scale in (1e-30, 1e-6, 0.7, 1.0, 1e6, 1e30):
@@ -66,7 +66,7 @@ class TestMean:
                 assert sum(step * step for step in total.tolist()) <= grid.bound_squared <= (0.7 / grid.step) ** 2
                 np.testing.assert_allclose(total * grid.step, delta * min(1.0, 0.7 / length), rtol=0, atol=0.7 * 1e-3)
 
-    def test_a_delta_that_rounding_would_carry_past_the_bound_is_taken_out_again(self) -> None:
+    def test_an_update_that_rounding_takes_past_the_bound_is_removed(self) -> None:
         """`grid.factor` leaves no room for it; a length that was measured too short plays it."""
         total = np.array([5, -3], np.int64)
         _add_clipped(total, np.array([30.0, 40.0], np.float32), Grid(1.0, 1.0, 2), 0.5)
@@ -95,19 +95,19 @@ class TestMean:
         with pytest.raises(ValueError, match="no grid"):
             private_mean(vectors([1.0]), 1, mechanism(), clip_norm, noise())
 
-    def test_the_noise_has_the_stated_deviation_and_nobody_replying_leaves_noise_alone(self) -> None:
+    def test_noise_has_the_stated_standard_deviation_also_without_any_reply(self) -> None:
         mean, _ = private_mean([], 200_000, mechanism(banks=10, noise=3.0), 0.5, noise())
         assert mean.std() == pytest.approx(3.0 * 0.5 / 10, rel=0.02)
 
     def test_the_epsilon_of_what_is_added_is_the_one_that_is_booked(self) -> None:
-        """Sensitivity over deviation of the released sum, measured, is one over the multiplier that the accountant
-        gets.
+        """Sensitivity over standard deviation of the released sum, measured, is one over the multiplier that the
+        accountant gets.
         """
         noisy = mechanism(banks=10, noise=3.0)
         alone, _ = private_mean(vectors([5.0] + [0.0] * 99_999), 100_000, noisy, 0.5, noise())
-        nobody, _ = private_mean([], 100_000, noisy, 0.5, noise())
-        moved = np.linalg.norm(alone - nobody)
-        assert moved / nobody.std() == pytest.approx(1 / noisy.spends(1).noise_multiplier, rel=0.02)
+        nothing, _ = private_mean([], 100_000, noisy, 0.5, noise())
+        moved = np.linalg.norm(alone - nothing)
+        assert moved / nothing.std() == pytest.approx(1 / noisy.spends(1).noise_multiplier, rel=0.02)
 
 
 class TestAdaptiveClipNorm:
@@ -125,13 +125,13 @@ class TestAdaptiveClipNorm:
     def test_sum_and_count_together_cost_what_the_multiplier_says(self) -> None:
         """Two Gaussian queries compose as the sum of 1 / multiplier^2; the count's sensitivity is a half."""
         adaptive = mechanism(banks=100, noise=1.1, adaptive_quantile=0.5)
-        of_count = adaptive.count_deviation / 0.5
+        of_count = adaptive.count_noise_std / 0.5
         assert adaptive.delta_noise_multiplier**-2 + of_count**-2 == pytest.approx(1.1**-2)
 
     def test_the_counts_noise_is_at_least_what_the_accounting_assumes(self) -> None:
-        """In grid steps: the deviation over how far one bank moves the count, which is rounded down."""
+        """In grid steps: the standard deviation over how far one bank moves the count, which is rounded down."""
         for banks in (4, 100, 333, 2000):
-            assumed = 2 * mechanism(banks=banks, noise=1.1, adaptive_quantile=0.5).count_deviation
+            assumed = 2 * mechanism(banks=banks, noise=1.1, adaptive_quantile=0.5).count_noise_std
             grid = Grid(0.5, assumed, 1)
             assert 2.0**grid.log2_scale / math.floor(grid.bound_steps) >= assumed
 
@@ -143,7 +143,7 @@ class TestMechanism:
     def config(self, *words: str) -> Config:
         return compose([*BANK, *words])
 
-    def test_noise_is_found_for_the_planned_rounds_with_amplification_by_sampling(self) -> None:
+    def test_noise_is_calibrated_for_the_planned_rounds_with_sampling(self) -> None:
         config = self.config("num_server_rounds=30", "strategy.fraction_train=0.1", "privacy.epsilon=3")
         found = make_mechanism(config, [f"bank-{index}" for index in range(300)], 100)
         assert found.delta == 1e-5
@@ -151,7 +151,7 @@ class TestMechanism:
         full = make_mechanism(self.config("num_server_rounds=30", "privacy.epsilon=3"), list("abc"), 100)
         assert full.noise_multiplier > 2 * found.noise_multiplier
 
-    def test_few_banks_are_told_what_the_noise_does_and_must_accept_it(self) -> None:
+    def test_few_banks_are_warned_of_the_noise_and_must_accept_it(self) -> None:
         """Four banks, an adapter of Llama 3.1 8B (r 8 on q, k, v), epsilon 8 over 30 rounds: some 1,800 times the clip
         norm.
         """
@@ -256,15 +256,13 @@ class TestRuns:
         assert result_of(run)["rows_trained"] > 0
         assert "one bank with all its rows" in (run / "report.html").read_text("utf-8")
 
-    def test_another_run_goes_on_with_the_same_accounts(self, tmp_path: Path, ledger: Path) -> None:
+    def test_another_run_continues_with_the_same_accounts(self, tmp_path: Path, ledger: Path) -> None:
         for name in ("one", "two"):
             simulate(self.words(tmp_path, f"run_name={name}"), banks=3)
         last = [rounds_of(tmp_path / "runs" / name)[-1]["privacy"]["epsilon_spent"] for name in ("one", "two")]
         assert last[1] > last[0]
 
-    def test_a_spent_budget_ends_the_run_with_its_reason_and_a_larger_one_goes_on(
-        self, tmp_path: Path, ledger: Path
-    ) -> None:
+    def test_a_spent_budget_ends_the_run_and_a_larger_one_resumes_it(self, tmp_path: Path, ledger: Path) -> None:
         words = self.words(tmp_path, "privacy.epsilon=0", "privacy.noise_multiplier=4", "privacy.budget_epsilon=1.5")
         with pytest.raises(UserError, match=r"budget_epsilon=1\.5"):
             simulate(words, banks=3)
@@ -275,7 +273,7 @@ class TestRuns:
         more = compose([*words, "privacy.budget_epsilon=20", f"resume={run}"])
         assert len(rounds_of(run_federated(FakeGrid(simulated_banks(3, tmp_path / "states")), more))) == 3
 
-    def test_fewer_than_all_banks_a_round_and_now_and_then_nobody(
+    def test_a_round_may_have_some_banks_or_none(
         self, tmp_path: Path, ledger: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("FEDFINLORA_REPRODUCIBLE_NOISE", "1")
@@ -287,7 +285,7 @@ class TestRuns:
         assert [bool(line.get("noise_alone")) for line in lines] == [count == 0 for count in drawn]
         assert read_json(tmp_path / "runs" / "run" / "privacy.json")["void"]
 
-    def test_noise_repeats_only_where_the_servers_environment_says_so_and_costs_everything(
+    def test_repeatable_noise_needs_the_servers_environment_and_counts_as_none(
         self, tmp_path: Path, ledger: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for name, more in (("c", ""), ("d", ""), ("a", "1"), ("b", "1")):
@@ -327,7 +325,9 @@ class TestRuns:
         with pytest.raises(UserError, match=r"3 usable banks, 4 are needed .*strategy\.quorum"):
             simulate(self.words(tmp_path, "strategy.quorum=4", "strategy.wait_s=0.2", banks=4), banks=3)
 
-    def test_a_bank_whose_budget_is_spent_is_left_out_and_the_others_go_on(self, tmp_path: Path, ledger: Path) -> None:
+    def test_a_bank_whose_budget_is_spent_is_excluded_and_the_others_continue(
+        self, tmp_path: Path, ledger: Path
+    ) -> None:
         """bank-0 and bank-1 have spent before bank-2 came."""
         noisy = ("privacy.epsilon=0", "privacy.noise_multiplier=4")
         simulate(self.words(tmp_path, "run_name=before", *noisy, banks=2), banks=2)
@@ -344,9 +344,7 @@ def opened(folder: Path, *words: str) -> OpenRun:
 
 
 class TestLedger:
-    def test_a_round_of_a_thousand_banks_is_one_line_and_books_in_under_a_second(
-        self, tmp_path: Path, ledger: Path
-    ) -> None:
+    def test_a_round_of_a_thousand_banks_is_one_line_booked_within_a_second(self, tmp_path: Path, ledger: Path) -> None:
         run, banks = opened(tmp_path, "num_server_rounds=10"), [f"bank-{number:04}" for number in range(1000)]
         how = make_mechanism(run.config, banks, 100)
         book_round(run, how, banks, 1)  # the accountant's imports and tables are not what is measured

@@ -33,7 +33,7 @@ def replies(count: int) -> list[Reply]:
     return [Reply(f"bank-{number}", delta(number), figures, 1.0) for number in range(count)]
 
 
-def test_they_come_back_in_the_order_asked_for_whatever_came_first(tmp_path: Path) -> None:
+def test_they_come_back_in_the_order_asked_for(tmp_path: Path) -> None:
     with StoredDeltas(tmp_path / "state", SIZE) as stored:
         for name, seed in (("south", 2), ("north", 1)):
             stored.keep(name, delta(seed))
@@ -81,7 +81,7 @@ def test_a_step_by_blocks_is_the_step_of_the_whole_vector(name: str) -> None:
 
 @pytest.mark.parametrize("privately", [False, True])
 def test_memory_does_not_grow_with_the_number_of_banks(tmp_path: Path, privately: bool) -> None:
-    """At most four adapters' worth, whatever the number of banks."""
+    """At most four adapters' worth, for any number of banks."""
     size = 2**21
     central = CentralMechanism(1.0, 1.0, 1.0, 20, 1e-5, 1.0, reproducible_seed=0) if privately else None
     rule: Strategy = rule_of(StrategyConfig(weighting="equal"), 1)

@@ -189,7 +189,7 @@ def npy(array: np.ndarray) -> bytes:
 
 
 def declared(size: int, content: bytes, dtype: str = "float32", stype: str = FLAT_FLOAT32) -> Array:
-    """A Flower Array that claims to be a flat array of `size` numbers, whatever its bytes are."""
+    """A Flower Array that claims to be a flat array of `size` numbers, with any bytes."""
     return Array(dtype=dtype, shape=(size,), stype=stype, data=content)
 
 
@@ -252,8 +252,8 @@ BAD_REPLIES: dict[str, tuple[Callable[[Message], RecordDict], str, str]] = {
         "malformed"),
     "no delta": (lambda r: RecordDict({"reply": r.content["reply"], "figures": r.content["figures"]}), "rejected",
         "malformed"),
-    "no steps told": (lambda r: with_figures(r, steps=None), "rejected", "malformed"),
-    "no rows told": (lambda r: with_figures(r, rows=None), "rejected", "no-rows"),
+    "no steps reported": (lambda r: with_figures(r, steps=None), "rejected", "malformed"),
+    "no rows reported": (lambda r: with_figures(r, rows=None), "rejected", "no-rows"),
     "a list for a figure": (lambda r: with_figures(r, rows=[8, 8]), "rejected", "malformed"),
     "rows NaN": (lambda r: with_figures(r, rows=math.nan), "rejected", "malformed"),
     "another bank's name": (lambda r: with_head(r, bank="bank-0"), "rejected", "malformed"),
@@ -283,10 +283,10 @@ BAD_REPLIES: dict[str, tuple[Callable[[Message], RecordDict], str, str]] = {
 
 
 class TestOneBadBank:
-    """One bank goes wrong in round 1, and is well again in round 2: one entry says so, and the run goes on."""
+    """One bank goes wrong in round 1, and is well again in round 2: one entry says so, and the run continues."""
 
     @pytest.mark.parametrize("name", BAD_REPLIES)
-    def test_a_bad_reply_is_one_entry_and_the_run_goes_on(self, runs: Runs, name: str) -> None:
+    def test_a_bad_reply_is_one_entry_and_the_run_continues(self, runs: Runs, name: str) -> None:
         make, status, code = BAD_REPLIES[name]
         change = in_round(1, lambda message, reply: replaced(make(reply), message))
         run = runs.start("run", tamper=only("bank-1", change))
@@ -389,7 +389,7 @@ class TestOneBadBank:
         ],
         ids=["RuntimeError", "KeyError", "MemoryError", "CUDA", "OSError", "UserError"],
     )
-    def test_whatever_a_bank_raises_is_a_code(
+    def test_every_exception_of_a_bank_is_a_code(
         self, runs: Runs, monkeypatch: pytest.MonkeyPatch, error: Exception, code: str
     ) -> None:
         fail_in_round_1(monkeypatch, error)
@@ -403,10 +403,10 @@ class TestOneBadBank:
         TestOneBadBank.check(run, "error", "crashed")
         assert MARKER not in (run / "rounds.jsonl").read_text()
 
-    def test_a_simulated_banks_process_that_dies_ends_the_run_before_its_round_is_kept(self, runs: Runs) -> None:
+    def test_a_simulated_bank_that_dies_ends_the_run_before_saving_the_round(self, runs: Runs) -> None:
         """Flower (1.41) never replaces it: all later rounds would go without the banks that draw it."""
         change = in_round(2, lambda message, reply: Message(Error(0, f"killed {MARKER}"), reply_to=message))
-        with pytest.raises(UserError, match=r"has died, most likely for want of memory.* resume=RUN workers=1"):
+        with pytest.raises(UserError, match=r"has died, most likely for lack of memory.* resume=RUN workers=1"):
             runs.start("run", tamper=only("bank-1", change))
 
     def test_a_delta_that_would_overflow_is_rejected_without_a_limit_too(self, runs: Runs) -> None:
@@ -415,7 +415,7 @@ class TestOneBadBank:
         run = runs.start("run", "strategy.max_update_norm=0", tamper=only("bank-1", huge))
         TestOneBadBank.check(run, "rejected", "norm")
 
-    def test_a_bank_that_never_answers_is_late_and_the_run_goes_on(self, runs: Runs) -> None:
+    def test_a_bank_that_never_answers_is_late_and_the_run_continues(self, runs: Runs) -> None:
         started = time.monotonic()
         run = runs.start(
             "run", "strategy.deadline_s=0.5", tamper=only("bank-1", in_round(1, lambda message, reply: None))
@@ -423,7 +423,7 @@ class TestOneBadBank:
         TestOneBadBank.check(run, "late", "late")
         assert time.monotonic() - started < 10
 
-    def test_a_bank_that_was_left_out_can_be_absent_for_good(self, runs: Runs) -> None:
+    def test_a_rejected_bank_can_be_absent_for_good(self, runs: Runs) -> None:
         run = runs.start("run", "strategy.deadline_s=0.3", rounds=3, tamper=only("bank-1", lambda message, reply: None))
         assert [entry(run, number, "bank-1")["status"] for number in (1, 2, 3)] == ["late"] * 3
         assert [entry(run, number, "bank-0")["status"] for number in (1, 2, 3)] == ["ok"] * 3
@@ -531,7 +531,7 @@ class TestAnswersNobodyAskedFor:
             import copy
 
             other = copy.deepcopy(reply)
-            other.metadata.__dict__["_reply_to_message_id"] = "message-nobody-sent"
+            other.metadata.__dict__["_reply_to_message_id"] = "message-never-sent"
             return [other, reply]
 
         assert same_run(reference, runs.start("stray", tamper=only("bank-0", stray)))
@@ -589,7 +589,7 @@ class TestSampling:
         assert set(drawn) <= set(names)
         assert len(drawn) == min(banks, max(quorum, -(-percent * banks // 100)))
 
-    def test_each_round_draws_anew_and_every_bank_gets_its_turn(self) -> None:
+    def test_each_round_samples_again_and_every_bank_gets_its_turn(self) -> None:
         names = [f"bank-{index}" for index in range(4)]
         rule = rule_of(StrategyConfig(fraction_train=0.5), 20)
         drawn = [tuple(rule.sampled(names, 0, number)) for number in range(1, 21)]
@@ -619,7 +619,7 @@ class TestRoster:
             run_federated(FakeGrid(nodes), runs.config("run"))
         assert not (runs.folder / "run").exists()
 
-    def test_a_bank_that_takes_anothers_name_is_left_out(self, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_bank_that_takes_anothers_name_is_rejected(self, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
         """Its key was enrolled under a name of its own."""
         runs.consortium = Consortium(runs.folder / "keys").serves(monkeypatch)
         given = runs.nodes(2)
@@ -631,7 +631,7 @@ class TestRoster:
         with pytest.raises(UserError, match=r"honest: it gives another name than .*; node \d+: it gives another name"):
             runs.start("again")
 
-    def test_a_bank_with_other_code_is_left_out(self, runs: Runs) -> None:
+    def test_a_bank_with_other_code_is_rejected(self, runs: Runs) -> None:
         other = only(
             "bank-1", lambda message, reply: replaced(with_head(reply, source_sha256="0" * 64), message), "query"
         )
@@ -653,7 +653,7 @@ class TestRoster:
         with pytest.raises(UserError, match="another version of the code"):
             runs.start("run")
 
-    def test_a_bank_whose_gate_refuses_the_code_is_in_every_round_with_its_rule(
+    def test_a_bank_whose_gate_refuses_the_code_is_in_every_round_line(
         self, runs: Runs, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It comes back in round 2, when its policy allows the code; it has a name because its key was enrolled."""
@@ -686,11 +686,11 @@ class TestRoster:
             )
         assert not (runs.folder / "run").exists()
 
-    def test_a_bank_that_does_not_say_hello_is_left_out(self, runs: Runs) -> None:
+    def test_a_bank_that_does_not_say_hello_is_rejected(self, runs: Runs) -> None:
         run = runs.start("run", "strategy.wait_s=0.3", tamper=only("bank-1", lambda message, reply: None, "query"))
         assert [bank["bank"] for bank in rounds_of(run)[0]["banks"]] == ["bank-0"]
 
-    def test_a_bank_with_an_impossible_name_is_left_out(self, runs: Runs) -> None:
+    def test_a_bank_with_an_impossible_name_is_rejected(self, runs: Runs) -> None:
         nodes = runs.nodes(2)
         nodes[99] = {**nodes[99], "bank": "../../etc"}
         run = run_federated(FakeGrid(nodes), runs.config("run"))

@@ -101,7 +101,7 @@ def test_permuting_the_banks_changes_nothing_once_they_are_sorted(
 
 
 @given(BANKS, st.integers(1, 1000))
-def test_weighted_mean_lies_between_the_deltas_and_ignores_the_scale_of_weights(
+def test_the_weighted_mean_lies_between_updates_and_ignores_weight_scale(
     banks: list[tuple[list[float], int]], scale: int
 ) -> None:
     deltas = [np.float32(delta) for delta, _ in banks]
@@ -230,7 +230,7 @@ def test_fedadam_equals_the_papers_loop() -> None:
             assert step == pytest.approx(3e-3 * m / (math.sqrt(v) + 1e-3), rel=1e-12)
 
 
-def test_fedadam_with_bias_correction_equals_torch_adam_on_the_negative_delta() -> None:
+def test_fedadam_with_bias_correction_equals_torch_adam() -> None:
     import torch
 
     draw = np.random.default_rng(3)
@@ -283,7 +283,7 @@ def test_public_second_moments_are_a_runs_with_adams_bias_taken_out(tmp_path: Pa
     assert rule_of(StrategyConfig(name="fedadam"), 1).first_arrays("one") == {}
 
 
-def test_public_second_moments_of_another_layout_or_of_no_adamw_are_refused(tmp_path: Path) -> None:
+def test_public_second_moments_of_another_layout_or_optimizer_are_refused(tmp_path: Path) -> None:
     config = StrategyConfig(name="fedadam", second_moments=str(public_run(tmp_path)))
     with pytest.raises(UserError, match="another adapter"):
         rule_of(config, 1).first_arrays("other")
@@ -295,7 +295,7 @@ def test_public_second_moments_of_another_layout_or_of_no_adamw_are_refused(tmp_
         StrategyConfig(name="fedavg", second_moments="run")
 
 
-def test_the_place_of_public_second_moments_is_made_absolute_for_the_server(tmp_path: Path) -> None:
+def test_the_path_of_public_second_moments_is_made_absolute(tmp_path: Path) -> None:
     words = ["strategy=fedadam", "strategy.second_moments=public"]
     config = compose(words, tmp_path)
     assert config.strategy.second_moments == str(tmp_path / "public")
@@ -311,7 +311,7 @@ def test_fedadam_state_survives_as_plain_arrays() -> None:
     np.testing.assert_array_equal(step, expected)
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if getattr(RULES[name], "needs", "") == "sum"])
 def test_steps_change_neither_their_input_nor_the_earlier_state(name: str) -> None:
     config = StrategyConfig(name=name)
     delta = np.float64([1.0, -2.0])

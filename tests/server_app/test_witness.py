@@ -174,7 +174,7 @@ def in_round(number: int, change: Callable[[Message, Message], Any]) -> Callable
 
 
 class TestRuns:
-    def test_every_private_reply_shows_its_ledger_and_the_next_request_brings_it_back(self, runs: Runs) -> None:
+    def test_a_private_reply_shows_its_ledger_and_the_next_request_returns_it(self, runs: Runs) -> None:
         run = runs.start("one", *PRIVATE, rounds=3)
         numbers = numbers_in(run)
         assert set(numbers) == {"bank-0", "bank-1"}
@@ -186,7 +186,7 @@ class TestRuns:
         for number, bank, brought in heads[2:]:
             assert brought == {bank: numbers[bank][number - 2]}
 
-    def test_another_run_goes_on_where_the_witness_is(self, runs: Runs) -> None:
+    def test_another_run_continues_from_the_witness(self, runs: Runs) -> None:
         last = {bank: shown[-1] for bank, shown in numbers_in(runs.start("one", *PRIVATE)).items()}
         runs.start("two", *PRIVATE, rounds=1)
         assert [each[2] for each in sent_heads(runs.grid)] == [{bank: last[bank]} for bank in ("bank-0", "bank-1")]
@@ -195,7 +195,7 @@ class TestRuns:
         assert numbers_in(runs.start("plain")) == {"bank-0": [None, None], "bank-1": [None, None]}
         assert not (tmp_path / "ledger").exists()
 
-    def test_a_bank_whose_ledger_went_back_is_left_out_and_the_run_goes_on(self, runs: Runs) -> None:
+    def test_a_rolled_back_ledger_is_rejected_and_the_run_continues(self, runs: Runs) -> None:
         back = only(
             "bank-1",
             in_round(2, lambda message, reply: Message(with_head(reply, ledger_number=1), reply_to=message)),
@@ -207,7 +207,7 @@ class TestRuns:
         assert "lines were lost or taken back" in entries[1]["reason"]
         assert [entry["status"] for entry in (line["banks"][0] for line in rounds_of(run))] == ["ok"] * 3
 
-    def test_a_reply_that_hides_its_ledger_is_left_out(self, runs: Runs) -> None:
+    def test_a_reply_that_hides_its_ledger_is_rejected(self, runs: Runs) -> None:
         def hidden(message: Message, reply: Message) -> Message:
             for key in ("ledger-number", "ledger-hash"):
                 del reply.content.config_records["reply"][key]
@@ -230,9 +230,7 @@ class TestRuns:
         with pytest.raises(UserError, match="0 of 2 replies are usable"):
             runs.start("three", *PRIVATE, rounds=1)
 
-    def test_a_resumed_run_keeps_the_witness_also_where_the_server_lost_its_file(
-        self, runs: Runs, tmp_path: Path
-    ) -> None:
+    def test_a_resumed_run_keeps_the_witness_also_if_the_server_lost_its_file(self, runs: Runs, tmp_path: Path) -> None:
         stop = only("bank-1", in_round(2, lambda message, reply: None))
         words = ("strategy.deadline_s=0.3", "strategy.quorum=2", *PRIVATE)
         with pytest.raises(UserError, match=r"strategy\.quorum=2"):
@@ -244,7 +242,7 @@ class TestRuns:
         assert [each[2] for each in sent_heads(runs.grid)] == [{bank: first[bank]} for bank in ("bank-0", "bank-1")]
         assert len(rounds_of(run)) == 2
 
-    def test_two_runs_on_the_same_rows_at_once_are_both_taken_in(self, runs: Runs) -> None:
+    def test_two_runs_on_the_same_rows_at_once_are_both_booked(self, runs: Runs) -> None:
         """The second run comes and goes while the first waits for its first round's replies."""
         inner: list[Path] = []
 

@@ -114,7 +114,7 @@ def test_what_a_holder_starts_does_not_hold_it(tmp_path: Path) -> None:
         process.kill()
 
 
-def test_a_folder_that_was_made_anew_has_a_lock_of_its_own(tmp_path: Path) -> None:
+def test_a_folder_that_was_made_again_has_its_own_lock(tmp_path: Path) -> None:
     """Whoever waited for the removed file does not believe to hold the new one."""
     folder = tmp_path / "folder"
     folder.mkdir()

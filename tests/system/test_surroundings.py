@@ -4,6 +4,7 @@ somebody else's cluster.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from fake_server import serving
-from tiny_runs import overrides, write_rows
+from tiny_runs import overrides, result_of, write_rows
 
 import fedfinlora.system.shadows as shadows
 import fedfinlora.system.surroundings as surroundings
@@ -132,19 +133,26 @@ def test_letters_that_the_terminal_does_not_have(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_simulation_behind_proxies_with_odd_names_and_somebody_elses_cluster(tmp_path: Path) -> None:
-    rows = write_rows(tmp_path / "rows ä [1]")
+def test_a_simulation_runs_behind_odd_proxies_and_another_cluster(tmp_path: Path) -> None:
+    """A private one: what its banks have spent is in the ledger of this environment and on the run's card."""
+    rows = write_rows(tmp_path / "rows ä [1]", train=60)
     name = 'Lauf "Ü" {x} $y=1,2'
+    words = ("privacy=example", "privacy.epsilon=8", "workers=1")
     status, printed = run(
         "simulate",
-        *overrides(rows, tmp_path / "o u t", rounds=1, name=name),
+        *overrides(rows, tmp_path / "o u t", *words, rounds=1, name=name),
         RAY_ADDRESS="10.255.255.1:6379",
+        FEDFINLORA_LEDGER=str(tmp_path / "ledger"),
         **PROXIES,
     )
     assert status == 0, printed
     assert "RAY_ADDRESS is set and ignored" in printed
     assert "all_proxy names no proxy" in printed
-    assert (tmp_path / "o u t" / name / "result.json").is_file()
+    assert "epsilon spent" in printed
+    assert result_of(tmp_path / "o u t" / name)["privacy"]["epsilon"] <= 8
+    card = json.loads((tmp_path / "o u t" / name / "privacy.json").read_text("utf-8"))
+    assert (card["void"], [bank["rounds"] for bank in card["banks"].values()]) == ("", [1, 1])
+    assert list((tmp_path / "ledger").rglob("ledger.jsonl"))
 
 
 def test_a_model_behind_a_server_on_this_machine_is_asked_without_a_proxy(tmp_path: Path) -> None:

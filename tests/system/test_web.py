@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from fedfinlora.errors import UserError
-from fedfinlora.system.surroundings import settle
+from fedfinlora.system.surroundings import correct
 from fedfinlora.system.web import PROXIES, UNUSABLE, check_hub, client_for, proxy_of, through, usable_proxies
 
 NAMES = (
@@ -46,7 +46,7 @@ def server() -> Iterator[str]:
             pass
 
     running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=running.serve_forever, daemon=True).start()
+    threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     yield f"http://127.0.0.1:{running.server_port}"
     running.shutdown()
     running.server_close()
@@ -109,9 +109,9 @@ def test_an_environment_is_put_right_and_what_was_changed_is_said() -> None:
         "PYTHONIOENCODING": "ascii",
         "all_proxy": "socks://127.0.0.1:1",
     }  # fmt: skip
-    said = " ".join(settle(environment))
+    said = " ".join(correct(environment))
     assert all(name in said for name in ("RAY_ADDRESS", "OMP_NUM_THREADS", "all_proxy"))
     assert not {"RAY_ADDRESS", "OMP_NUM_THREADS", "all_proxy"} & set(environment)
     assert environment["NO_PROXY"] == environment["no_proxy"] == "corp.example,localhost,127.0.0.1,::1"
     assert environment["PYTHONIOENCODING"] == "utf-8:replace"
-    assert settle(environment) == []
+    assert correct(environment) == []

@@ -1,9 +1,10 @@
-"""Training stays within its memory by checkpointing layers, then by more passes, and computes the same whatever it may
-use.
+"""Training stays within its memory by checkpointing layers, then by more passes, and computes the same for all that it
+may use.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import subprocess
 import sys
@@ -14,14 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import EOS, NF4_PACKED, PAIRS, MakeSession, text_examples
-from test_packing import filing_examples
+from conftest import EOS, NF4_PACKED, PAIRS, MakeSession, text_examples, tiny_config
+from filings import filing_examples
 
 from fedfinlora.config.schema import Config, TrainConfig
 from fedfinlora.errors import UserError
 from fedfinlora.model.adapter import Vector, read_adapter, write_adapter
 from fedfinlora.model.loading import Session
 from fedfinlora.model.packing import Example, make_pack
+from fedfinlora.train import memory
 from fedfinlora.train.gradient_step import Pass, PassLimits, answer_loss, passes_of_step
 from fedfinlora.train.loop import Stretch, TrainResult, train
 from fedfinlora.train.memory import (
@@ -80,7 +82,7 @@ def test_passes_keep_within_the_limit_and_lose_no_row(share: float) -> None:
         assert part.checkpointed_layers == 0 or FOUR_LAYERS.pass_bytes(part.pack, part.checkpointed_layers - 1) > limit
 
 
-def test_rows_are_taken_apart_only_when_checkpointing_every_layer_is_not_enough() -> None:
+def test_rows_are_split_only_if_checkpointing_every_layer_is_not_enough() -> None:
     rows = filing_examples(filings=3, questions=4)
     least = min(FOUR_LAYERS.pass_bytes(make_pack(rows), count) for count in range(5))
     assert len(passes(rows, least)) == 1
@@ -100,7 +102,7 @@ def test_gradient_checkpointing_checkpoints_every_layer_of_every_pass() -> None:
 def test_half_of_what_is_free_is_the_default_and_memory_gib_wins(
     tiny: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedfinlora.train.gradient_step.free_bytes", lambda device: 10 * 2**30)
+    monkeypatch.setattr("fedfinlora.train.memory.free_bytes", lambda device: 10 * 2**30)
     assert PassLimits.of(tiny.model, PLAIN).memory_bytes == 5 * 2**30
     assert PassLimits.of(tiny.model, replace(PLAIN, memory_gib=0.25)).memory_bytes == 2**28
     assert free_bytes(CPU) > 0
@@ -197,7 +199,7 @@ def test_a_model_without_layers_to_checkpoint_is_a_user_error() -> None:
     ],
     ids=str,
 )
-def test_checkpointing_is_told_once(
+def test_checkpointing_is_reported_once(
     tiny: Session, caplog: pytest.LogCaptureFixture, changes: dict[str, Any], said: list[str]
 ) -> None:
     config = replace(PLAIN, **changes)
@@ -314,3 +316,44 @@ def test_what_the_heap_holds_back_is_given_back() -> None:
         "sys.exit(0 if before - psutil.Process().memory_info().rss > 400 * 2**20 else 1)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+# --- int8 and masks on GPUs -----------------------------------------------------------------------
+
+
+def test_inputs_of_int8_layers_count_though_autograd_does_not_see_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes' layers as a GPU has them, MatMul8bitLt: each keeps its input in an attribute."""
+    import bitsandbytes
+    from bitsandbytes.autograd._functions import MatMul8bitLt
+
+    from fedfinlora.model import loading
+
+    def on_gpus(values: torch.Tensor, weight: torch.Tensor, state: Any = None, **options: Any) -> Any:
+        return MatMul8bitLt.apply(values, weight, None, options.get("bias"), state)
+
+    monkeypatch.setattr(loading, "steady_on_cpu", lambda model, unpack: None)
+    monkeypatch.setattr(bitsandbytes, "matmul", on_gpus)
+    config = tiny_config("int8")
+    base, _ = loading.load_base(config.model)
+    model = loading.add_adapter(base, config.model, config.peft, 0)
+    tokens = 32
+    seen = memory_of_hooks(model, tokens, monkeypatch)
+    counted = memory._kept_bytes(model, tokens)
+    own = model.config
+    # Of each layer but the first: the inputs of the MLP's products; that of q, k and v is LoRA's too.
+    unseen = tokens * (own.hidden_size + own.intermediate_size) * 4
+    assert counted >= seen + (own.num_hidden_layers - 1) * unseen
+
+
+def memory_of_hooks(model: Any, tokens: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    """What autograd's hooks alone count."""
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "_inputs_of_int8", lambda model: contextlib.nullcontext([]))
+        return memory._kept_bytes(model, tokens)
+
+
+def test_a_mask_is_counted_in_its_own_type_and_once_in_the_model_s() -> None:
+    pack = make_pack(filing_examples())
+    masks = sum(run.mask.numel() for run in pack.plan.runs if run.mask is not None)
+    in_bfloat16 = replace(FOUR_LAYERS, cast_bytes=2)
+    assert in_bfloat16.pass_bytes(pack, 0) - FOUR_LAYERS.pass_bytes(pack, 0) == 2 * masks > 0

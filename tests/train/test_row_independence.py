@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_private_bank import ask, config_of, facts, lines_of, own_rows, refused
+from private_bank import ask, config_of, facts, lines_of, own_rows, refused
 from tiny_runs import write_lines, write_rows
 
 import client_app.prepared_rows
@@ -43,7 +43,7 @@ def bank_file(place: Path, task: str = "fpb") -> Path:
     return place / "bank" / "train" / f"{task}_train.jsonl"
 
 
-def test_the_epsilon_that_is_told_does_not_show_that_two_tasks_share_a_row(rows: Path, tmp_path: Path) -> None:
+def test_the_reported_epsilon_does_not_show_that_two_tasks_share_a_row(rows: Path, tmp_path: Path) -> None:
     reported = []
     for name, shared in (("apart", False), ("shared", True)):
         place = tmp_path / name
@@ -59,9 +59,7 @@ def test_the_epsilon_that_is_told_does_not_show_that_two_tasks_share_a_row(rows:
     assert reported[0] == reported[1]
 
 
-def test_one_spelling_more_of_a_customer_is_the_same_customer_to_the_clip_and_to_the_ledger(
-    rows: Path, tmp_path: Path
-) -> None:
+def test_spellings_of_a_customer_are_one_customer_to_clip_and_ledger(rows: Path, tmp_path: Path) -> None:
     names = ["cust 1", "CUST  1", "ｃust 1", "cust\u00a01", "cust\u200b 1", "other"]
     lines = [
         json.dumps({"context": f"row {n} Answer:", "target": "x", "issuer": names[n % len(names)]}) for n in range(36)
@@ -74,15 +72,15 @@ def test_one_spelling_more_of_a_customer_is_the_same_customer_to_the_clip_and_to
     assert len(set(hash_rows(found.in_ledger, bytes(32)).customers.tolist())) == len(found.units)
 
 
-def test_a_row_without_a_customer_is_left_out_and_no_reason_to_refuse(rows: Path, tmp_path: Path) -> None:
+def test_a_row_without_a_customer_is_dropped_and_no_reason_to_refuse(rows: Path, tmp_path: Path) -> None:
     lines = [json.dumps({"context": f"row {n} Answer:", "target": "x", "issuer": f"c {n % 10}"}) for n in range(40)]
-    write_lines(bank_file(tmp_path), [*lines, json.dumps({"context": "nobody's Answer:", "target": "x"})])
+    write_lines(bank_file(tmp_path), [*lines, json.dumps({"context": "no one's Answer:", "target": "x"})])
     config, at = config_of(rows, tmp_path, "privacy.unit=customer"), own_rows(tmp_path)
     assert ask(config, at).figures.steps == 2
     assert len(bank_rows(config, at, get_session(config).tokenizer).train) == 40
 
 
-def test_one_bad_line_is_no_reason_to_refuse_whatever_the_server_wants(rows: Path, tmp_path: Path) -> None:
+def test_one_bad_line_is_never_a_reason_to_refuse(rows: Path, tmp_path: Path) -> None:
     write_lines(bank_file(tmp_path), [*lines_of("fpb", 40), "no row"])
     assert ask(config_of(rows, tmp_path, "dataset.on_bad_row=stop"), own_rows(tmp_path)).figures.steps == 2
 
@@ -95,7 +93,7 @@ def test_fewer_units_with_budget_than_min_units_are_not_trained_on(rows: Path, t
     refused(config_of(rows, tmp_path), replace(at, budget_epsilon=spent * 1.01), "fewer than min_units=20")
 
 
-def test_rows_that_were_changed_or_deleted_are_not_trained_on_by_a_resident_process(rows: Path, tmp_path: Path) -> None:
+def test_a_resident_process_does_not_train_on_changed_or_deleted_rows(rows: Path, tmp_path: Path) -> None:
     write_lines(bank_file(tmp_path), lines_of("fpb", 40))
     config, at = config_of(rows, tmp_path), own_rows(tmp_path)
     tokenizer = get_session(config).tokenizer

@@ -275,7 +275,7 @@ def test_training_leaves_the_callers_randomness_alone(session_of: MakeSession) -
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_a_kept_optimizer_goes_on_and_a_fresh_one_starts_anew(tiny: Session) -> None:
+def test_a_kept_optimizer_continues_and_a_fresh_one_starts_over(tiny: Session) -> None:
     start = read_adapter(tiny.model)
     first, middle = run(tiny, start, PLAIN, steps=3)
     kept, with_memory = run(tiny, middle, PLAIN, first_step=3, optimizer=first.optimizer)
@@ -438,7 +438,7 @@ def test_each_row_comes_once_in_each_epoch(rows: int, batch_rows: int, epochs: i
 
 
 @given(rows=st.integers(1, 60), tenths=st.integers(10, 300), steps=st.integers(1, 30))
-def test_steps_of_a_fractional_size_go_through_the_same_stream_without_gaps(rows: int, tenths: int, steps: int) -> None:
+def test_steps_of_fractional_size_read_the_same_stream_without_gaps(rows: int, tenths: int, steps: int) -> None:
     rows_per_step = tenths / 10
     taken = [rows_of_step(step, rows, rows_per_step, 0, "bank-0") for step in range(steps)]
     if rows <= rows_per_step:

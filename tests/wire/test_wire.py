@@ -1,4 +1,4 @@
-"""Requests and replies survive the trip; whatever was tampered with is refused with a fixed code, never averaged or
+"""Requests and replies survive the trip; all that was tampered with is refused with a fixed code, never averaged or
 executed.
 """
 
@@ -17,13 +17,14 @@ import pytest
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
+from wire_examples import DELTA, FIGURES, HEAD, LAYOUT, REQUEST, over_the_wire, reply
 
-from fedfinlora.config.schema import Config, TrainConfig
+from fedfinlora.config.schema import Config
 from fedfinlora.config.values import to_plain
 from fedfinlora.model.adapter import Layout
 from fedfinlora.privacy.head import Head
 from fedfinlora.wire.messages import (
-    ALWAYS_TOLD,
+    ALWAYS_SENT,
     ARRAY_KEY,
     FLAT_FLOAT32,
     PART_NUMBERS,
@@ -42,33 +43,6 @@ from fedfinlora.wire.messages import (
     unpack_request,
 )
 from fedfinlora.wire.reasons import SAFE_REASONS, UNKNOWN, UNKNOWN_REASON
-
-LAYOUT = Layout(("a", "b"), ((2, 3), (4,)))
-DELTA = np.linspace(-1, 1, 10, dtype=np.float32)
-FIGURES = Figures(
-    rows=160, steps=10, tokens=9000, answer_tokens=320, train_loss=1.25, holdout_rows=16, holdout_loss=1.5, train_s=3.5,
-    load_s=0.0, bank_rows=800,
-    skipped_rows=3, epsilon_planned=8.0, epsilon_spent=2.5, delta=1e-4,
-)  # fmt: skip
-HEAD = Head(7, "a" * 64)
-REQUEST = TrainRequest(
-    Config(seed=3, train=TrainConfig(learning_rate=2e-4)), "run-1a2b", 2, LAYOUT.id, "0" * 64, DELTA,
-        {"bank-1": HEAD, "bank-2": Head(0, "0" * 64)},
-)  # fmt: skip
-
-
-def reply(
-    figures: Figures = FIGURES, delta: Any = DELTA, layout_id: str = LAYOUT.id, ledger: Head | None = None
-) -> RecordDict:
-    return pack_reply("bank-1", layout_id, delta, figures, ledger=ledger)
-
-
-def over_the_wire(content: RecordDict) -> RecordDict:
-    """Through Flower's serialization, as between two machines."""
-    from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
-    from flwr.proto.recorddict_pb2 import RecordDict as Proto
-
-    return recorddict_from_proto(Proto.FromString(recorddict_to_proto(content).SerializeToString()))
 
 
 def with_array(
@@ -159,7 +133,7 @@ def test_a_reply_holds_the_delta_and_the_figures_and_nothing_else() -> None:
 
 
 def rejected(content: RecordDict, max_update_norm: float = 100.0) -> RejectedReply:
-    """The refusal of a reply. Whatever else is raised would end the whole run."""
+    """The refusal of a reply. Anything else that is raised would end the whole run."""
     with pytest.raises(RejectedReply) as error:
         unpack_reply(content, LAYOUT, max_update_norm)
     return error.value
@@ -281,13 +255,13 @@ def without_figure(name: str) -> RecordDict:
     return content
 
 
-@pytest.mark.parametrize("name", ALWAYS_TOLD)
-def test_a_reply_without_a_figure_that_is_always_told_is_malformed(name: str) -> None:
+@pytest.mark.parametrize("name", ALWAYS_SENT)
+def test_a_reply_without_a_required_metric_is_malformed(name: str) -> None:
     assert rejected(without_figure(name)).code == "malformed"
 
 
 @pytest.mark.parametrize("name", REVEALABLE)
-def test_another_figure_may_be_withheld_but_rows_not_where_they_are_weights(name: str) -> None:
+def test_metrics_may_be_withheld_but_not_rows_used_as_weights(name: str) -> None:
     found = unpack_reply(over_the_wire(without_figure(name)), LAYOUT, 100.0, needs_rows=False)
     assert found.withheld == (name,)
     value = getattr(found.figures, name)
@@ -296,7 +270,7 @@ def test_another_figure_may_be_withheld_but_rows_not_where_they_are_weights(name
         assert rejected(without_figure(name)).code == "no-rows"
 
 
-def test_rows_that_are_told_must_be_some_also_where_they_are_no_weights() -> None:
+def test_reported_rows_must_be_positive_also_if_they_are_no_weights() -> None:
     with pytest.raises(RejectedReply) as error:
         unpack_reply(reply(replace(FIGURES, rows=0)), LAYOUT, 100.0, needs_rows=False)
     assert error.value.code == "no-rows"
@@ -542,7 +516,7 @@ def test_the_norm_limit_is_a_limit_on_the_l2_norm_and_0_is_none(limit: float, ac
         assert "2.5" in str(rejected(reply(delta=delta), limit))
 
 
-def test_a_norm_that_overflows_float32_is_measured_and_refused_without_a_limit_too() -> None:
+def test_a_norm_beyond_float32_is_refused_also_without_a_limit() -> None:
     found = rejected(reply(delta=np.full(10, 3e38, np.float32)), 0)
     assert (found.code, f"{math.sqrt(10) * 3e38:.4g}" in str(found)) == ("norm", True)
 
@@ -672,7 +646,7 @@ def test_ledger_heads_that_are_none_are_refused(heads: str) -> None:
     assert refused(request_with(ledger_heads=heads)) == "config"
 
 
-def test_one_code_stands_for_rows_ledger_and_budget() -> None:
+def test_rows_ledger_and_budget_share_one_code() -> None:
     assert "budget" not in SAFE_REASONS
     assert all(word in SAFE_REASONS["privacy"] for word in ("rows", "ledger", "budget", "does not say which"))
 

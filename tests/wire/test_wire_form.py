@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from keys import Consortium
-from test_wire import HEAD, LAYOUT, REQUEST, over_the_wire, reply
+from wire_examples import HEAD, LAYOUT, REQUEST, over_the_wire, reply
 
 from client_app.facts import bank_facts
 from client_app.signed import bank_keys, check_request, sign_answer, signed_file

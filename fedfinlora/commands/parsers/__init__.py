@@ -47,10 +47,13 @@ def modules() -> list[ModuleType]:
 
 
 def add_command(
-    commands: Any, name: str, summary: str, more: str = "", overrides: bool = True
+    commands: Any, name: str, summary: str, more: str = "", overrides: bool = True, listed: bool = True
 ) -> argparse.ArgumentParser:
-    """A parser; `summary` is the command's line in the list of all, `more` follows it in the command's own help."""
-    command: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=f"{summary} {more}")
+    """A parser; `summary` is the command's line in the list of all, `more` follows it in the command's own help. One
+    that is not `listed` has no line, so that the list fits a screen: the line of a related command names it.
+    """
+    line = {"help": summary} if listed else {}
+    command: argparse.ArgumentParser = commands.add_parser(name, **line, description=f"{summary} {more}")
     if overrides:
         command.add_argument("overrides", nargs="*", metavar="key=value", help=KEY_VALUE_HELP)
     return command

@@ -39,7 +39,7 @@ def call(options: argparse.Namespace) -> int:
     from fedfinlora.run.which_run import folder_or_run
 
     if options.run is not None and options.overrides:
-        raise ConfigError("--run takes the run's own configuration: leave out the key=value words.")
+        raise ConfigError("--run takes the run's own configuration: drop the key=value words.")
     run = None if options.run is None else folder_or_run(options.run)
     chosen = (options.canaries, options.confidence, options.json, options.checks, options.signing_key)
     return audit(options.overrides, run, *chosen)

@@ -14,13 +14,16 @@ ORDER = 70
 def add(commands: Any) -> None:
     """Add the command."""
     names = (
-        "NAME is train, evaluate, federation, private-step, round or ledger (which takes rows=N and rounds=N alone)."
+        "NAME is train, evaluate, federation, private-step, round, serve, ledger (which takes rows=N and rounds=N "
+        "alone) or gpu (which checks a card and measures it; docs/gpu.md)."
     )
     command = add_command(commands, "bench", "Measure speed against a reference.", names)
     command.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     rows = "of `train`: FPB rows (default) or the questions on one filing"
     command.add_argument("--rows", choices=("short", "xbrl"), default="short", help=rows)
-    command.usage = "python -m fedfinlora bench NAME [--json FILE] [key=value …]"
+    minutes = "of `gpu`: sections that would take longer are skipped (default: %(default)g)"
+    command.add_argument("--minutes", type=float, default=8.0, metavar="N", help=minutes)
+    command.usage = "python -m fedfinlora bench NAME [--json FILE] [--minutes N] [key=value …]"
     command.set_defaults(call=call)
 
 
@@ -28,4 +31,4 @@ def call(options: argparse.Namespace) -> int:
     """Run it."""
     from fedfinlora.commands.bench import bench
 
-    return bench(options.overrides, options.json, options.rows)
+    return bench(options.overrides, options.json, options.rows, options.minutes)

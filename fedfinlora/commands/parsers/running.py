@@ -16,10 +16,10 @@ def add(commands: Any) -> None:
     """Add the three."""
     where = "the folder that it lies in (default: %(default)s)"
     for name, summary in (
-        ("attach", "Follow a run that goes on; Ctrl-C leaves it going on."),
+        ("attach", "Follow a run; Ctrl-C leaves it running. Also: stop RUN."),
         ("stop", "End a run in good order, and say how to resume it."),
     ):
-        command = add_command(commands, name, summary, overrides=False)
+        command = add_command(commands, name, summary, overrides=False, listed=name != "stop")
         command.add_argument("run", metavar="RUN", help="its folder, its name or the beginning of its name")
         command.add_argument("--output-dir", type=Path, default=RUNS, metavar="DIR", help=where)
         command.set_defaults(call=call)
@@ -32,6 +32,8 @@ def add(commands: Any) -> None:
         metavar="DIR",
         help="output_dir of the runs (default: %(default)s)",
     )
+    same = "the same, as `attach` and `stop` have it"
+    command.add_argument("--output-dir", type=Path, metavar="DIR", help=same)
     command.add_argument("--json", action="store_true", help="as JSON")
     command.set_defaults(call=call_list)
 
@@ -49,4 +51,4 @@ def call_list(options: argparse.Namespace) -> int:
     """Run `list`."""
     from fedfinlora.commands.running import list_runs
 
-    return list_runs(options.folder.expanduser().absolute(), options.json)
+    return list_runs((options.output_dir or options.folder).expanduser().absolute(), options.json)

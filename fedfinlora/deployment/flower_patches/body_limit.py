@@ -1,7 +1,7 @@
-"""A limit on request bodies, which the SuperLink would take into memory whatever their size.
+"""A limit on request bodies, which the SuperLink would read into memory at any size.
 
 One over MOST_BYTES is refused with status 413 before it is read. Flower sends an array in pieces, one request each, and
-an app bundle has 10 MiB at most, so nothing honest is as large. No thread upstream was found.
+an app bundle has 10 MiB at most, so no regular request is as large. No thread upstream was found.
 """
 
 from __future__ import annotations

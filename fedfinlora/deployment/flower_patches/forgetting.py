@@ -13,7 +13,7 @@ from fedfinlora.deployment.flower_patches.offered_again import unanswered
 
 def forgetting(activate_node: Callable[..., bool]) -> Callable[..., bool]:
     """Flower's way to let a node in, by which the requests expire that its former process took along and never
-    answered: nobody works on them any more.
+    answered: no process works on them any more.
     """
     from flwr.supercore.state.schema.linkstate_models import MessageIns
     from sqlalchemy import update

@@ -6,6 +6,7 @@ PEFT's LoRA. FFA-LoRA (Sun et al. 2024), peft.freeze_a=true, trains B alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,11 @@ class Lora:
     drawn: ClassVar[tuple[str, ...]] = (A, B)
     """Those that `start` sets; the others begin as they were built."""
 
+    @property
+    def needs_base(self) -> bool:
+        """Whether the adapter's start is made of the base's weights: a server that scores nothing then loads it too."""
+        return bool(self.flags.get("use_dora"))
+
     def is_fixed_by_seed(self, peft: PeftConfig) -> bool:
         """Whether tensors that are not trained depend on the run's seed, so that another seed needs another adapter."""
         return peft.freeze_a
@@ -59,14 +65,24 @@ class Lora:
                     parameter.requires_grad_(False)
 
     def start(self, model: nn.Module, seed: int) -> None:
-        """Where a run starts: A Kaiming-uniform from the run's seed as in PEFT, B zero."""
+        """Where a run starts: A Kaiming-uniform from the run's seed as in PEFT, B zero.
+
+        A is drawn on the CPU and copied: the same bytes on every device.
+        """
         import torch
 
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "adapter"))
+        generator = torch.Generator().manual_seed(derive_seed(seed, "adapter"))
+        with torch.no_grad():
             for module in model.modules():
-                if hasattr(module, "reset_lora_parameters"):
-                    cast(Any, module).reset_lora_parameters(ADAPTER_NAME, init_lora_weights=True)
+                if ADAPTER_NAME in getattr(module, "lora_A", {}):
+                    a, b = (
+                        cast(Any, module).lora_A[ADAPTER_NAME].weight,
+                        cast(Any, module).lora_B[ADAPTER_NAME].weight,
+                    )
+                    drawn = torch.empty(a.shape, dtype=torch.float32)
+                    torch.nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
+                    a.copy_(drawn)
+                    b.zero_()
 
     def adds_nothing(self, trained: Tensors) -> bool:
         """Whether the model with these tensors is the base model. False where that cannot be read off them, as with a

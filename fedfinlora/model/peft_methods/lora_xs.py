@@ -3,8 +3,8 @@
 A = V_r^T and B = U_r Sigma_r are the r largest singular triplets of the frozen weight W (out, in), as quantized; R is r
 x r. Each bank computes A and B from its own copy of the base, so R is all that is sent: r² numbers a layer. The mean of
 the banks' R is exactly the mean of their updates, and noise on R stays linear in the update (Fed-SB: Singhal et al.
-2025, arXiv 2502.15436). Deviation: R starts at zero instead of N(0, 1e-5 squared), since its gradient there, s B^T g (A
-x)^T, is not zero.
+2025, arXiv 2502.15436). Difference: R starts at zero instead of N(0, 1e-5 squared), since its gradient there, s B^T g
+(A x)^T, is not zero.
 
 R means the same at two banks only if their weights are the same. Where some compute in 16 bits and others in 32
 (model.dtype=auto with and without GPUs), the checkpoint must be one of 16 bits, or model.dtype be set.
@@ -48,6 +48,10 @@ class LoraXs(Lora):
 
     trained = (TRAINED,)
     drawn = ()
+
+    @property
+    def needs_base(self) -> bool:
+        return True
 
     def is_fixed_by_seed(self, peft: PeftConfig) -> bool:
         return False
@@ -98,7 +102,7 @@ def insert(model: nn.Module, rank: int, adapter_name: str) -> None:
 def base_weight(layer: nn.Module) -> NDArray[np.float64]:
     """The values that a frozen linear layer computes with, (out, in) float64 on the CPU.
 
-    Quantized weights are dequantized to float32 whatever the model computes in, so that banks with and without a GPU
+    Quantized weights are dequantized to float32 for every compute dtype, so that banks with and without a GPU
     get the same.
     """
     import torch

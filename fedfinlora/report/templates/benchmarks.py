@@ -72,7 +72,7 @@ TEMPLATE = """
 {% endcall %}
 {% set left = data.support|length - data.frequent_classes|length %}
 {% if left %}
-<p><small>{{ left|plural("rarer class", "rarer classes") }} are left out here; metrics.json has all.</small></p>
+<p><small>{{ left|plural("rarer class", "rarer classes") }} are not shown here; metrics.json has all.</small></p>
 {% endif %}
 {% endmacro %}
 

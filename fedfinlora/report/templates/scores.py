@@ -69,7 +69,7 @@ TEMPLATE = """
 <li><b>Accuracy</b> is the share of rows whose parsed answer is right, and below it the 95 % interval.
 <b>Unparsed</b> answers are those in which no answer was found; they count as wrong.</li>
 <li>A <strong>bold change</strong> means that the two intervals do not overlap. Smaller changes may be chance.</li>
-<li><b>Means</b> are over the sets that every system here was scored on; BERTScore sets are left out. Their intervals
+<li><b>Means</b> are over the sets that every system here was scored on; BERTScore sets are not included. Their intervals
 take the sets as independent (MOVER).</li>
 {% if ranked %}
 <li><b>Most probable label</b> is another task than answering in text: the model only ranks the labels, so nothing is
@@ -141,7 +141,7 @@ never bold.</li>
 </fieldset>
 {% endif %}
 {% call scroll("Scores next to the published ones") %}
-<table class="scores beside">
+<table class="scores two-columns">
 <caption><span>Accuracy in percent / F1, both by FinLoRA’s rules; BERTScore F1 where there is no accuracy.</span>
 </caption>
 <thead><tr><th scope="col" rowspan="2">Benchmark</th>
@@ -233,7 +233,7 @@ here for orientation, not as a comparison.
 95 % interval of a paired bootstrap: rows that are hard for one system are hard for the other, so it is narrower than the
 two systems’ own intervals suggest.</li>
 <li><strong>Bold</strong> where the interval leaves 0 out. <b>p</b> is McNemar’s exact test on rows that are right or
-wrong. With many benchmarks, one in twenty looks settled by chance.</li>
+wrong. With many benchmarks, one in twenty looks clear by chance.</li>
 </ul>
 {% endmacro %}
 

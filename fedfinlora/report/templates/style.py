@@ -118,7 +118,7 @@ tbody th { font-weight: 500; }
 caption span { display: inline-block; position: sticky; left: 12px; }
 .gain { color: var(--gain); }
 .loss { color: var(--loss); }
-.beside td { vertical-align: top; }
+.two-columns td { vertical-align: top; }
 .scroll:has(> .compact), .scroll:has(> .narrow) { width: fit-content; max-width: 100%; }
 .scores thead th.number { white-space: normal; max-width: 8rem; }
 .narrow { width: auto; min-width: min(100%, 560px); }
@@ -253,9 +253,9 @@ progress { width: 100%; height: 10px; accent-color: var(--accent); margin: 16px 
   .summary { grid-template-columns: 300px minmax(0, 1fr); gap: 24px; }
   .cards { columns: 240px; }
   .cards ul { font-size: 8.5pt; }
-  .beside, .beside thead th { font-size: 5.6pt; }
-  .beside small { font-size: 4.8pt; }
-  .scores.beside th, .scores.beside td { padding: 2px; }
+  .two-columns, .two-columns thead th { font-size: 5.6pt; }
+  .two-columns small { font-size: 4.8pt; }
+  .scores.two-columns th, .scores.two-columns td { padding: 2px; }
   .banner, .confusion td, .share, .mean { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   .notes { font-size: 7.5pt; }
   .scores th[scope="row"], .compact th { position: static; }

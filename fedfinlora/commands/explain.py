@@ -1,0 +1,125 @@
+"""`explain`: what lies between a pooled and a federated run, one change at a time (docs/adr/0038).
+
+    pooled -> fewer steps -> one bank -> iid banks -> own banks -> with privacy = federated
+
+Each arrow changes one thing and trains a run with it, by the same code as any run, in this process; what is already
+there, or is the same as its neighbour, is not trained. The effects are differences of scores of neighbours on the same
+rows, so they add up to the whole difference, and each has an interval over rows. An effect depends on the order of the
+changes: it is what the change does in its place.
+
+Kept updates (strategy.keep_deltas) give more without training: what other weights would have given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from eval.evaluate import evaluate_models
+from eval.metrics.row_values import RowValues, contrasts, row_values
+from eval.models import LocalModel
+from fedfinlora.commands.explain_runs import CHANGES, FEDERATED, POOLED, Plan
+from fedfinlora.commands.printed import print_table
+from fedfinlora.errors import ConfigError, UserError
+from fedfinlora.model.adapter import Vector, load_adapter
+from fedfinlora.model.loading import get_session
+from fedfinlora.report.explanation import explanation_lines, explanation_table
+from fedfinlora.run.evaluation import read_records
+from fedfinlora.run.explanation import EXPLANATION_FILE, Cause, Explanation, write_explanation
+
+
+def explain(
+    run: Path, pooled: Path, output: Path | None, causes: str, json_file: Path | None, words: Sequence[str]
+) -> int:
+    """Train what lies in between, score all on the same rows, write explain.json and print the causes."""
+    plan = Plan(run, pooled, output or run.parent / f"{run.name}-explained", words)
+    wanted = _wanted(causes)
+    adapters, unknown = plan.adapters(wanted)
+    print(f"scoring {len(adapters)} adapters on the same rows: {', '.join(adapters)}", flush=True)
+    replayed, more = plan.replayed()
+    found = _explained(plan, adapters, replayed, [*unknown, *more])
+    write_explanation(plan.place / EXPLANATION_FILE, found)
+    if json_file is not None:
+        write_explanation(json_file, found)
+    print_table(explanation_table(found))
+    print("\n".join(explanation_lines(found)))
+    return 0
+
+
+def _wanted(causes: str) -> list[str]:
+    known = [change.name for change in CHANGES]
+    wanted = [name.strip() for name in causes.split(",") if name.strip()] or known
+    wrong = [name for name in wanted if name not in known]
+    if wrong:
+        raise ConfigError(f"--causes: {', '.join(wrong)} is none of {', '.join(known)}.")
+    return wanted
+
+
+def _explained(
+    plan: Plan, folders: Mapping[str, Path], replayed: Mapping[str, Vector], unknown: Sequence[str]
+) -> Explanation:
+    config = plan.federated
+    session = get_session(config)
+    vectors = {
+        label: load_adapter(folder / "adapters" / "final", session.layout, config.model, session.frozen)
+        for label, folder in folders.items()
+    }
+    vectors |= replayed
+    models = {label: LocalModel(session, config, vector) for label, vector in vectors.items()}
+    evaluations = evaluate_models(models, config, plan.place)
+    rows: list[Mapping[str, RowValues]] = [
+        {key: row_values(read_records(plan.place / "eval" / label / f"{key}.jsonl")) for key in evaluation.scores}
+        for label, evaluation in evaluations.items()
+    ]
+    if not all(rows):
+        raise UserError(
+            "Nothing was scored. Name benchmarks with rows: evaluation.benchmarks=[fpb] evaluation.limit=0."
+        )
+    unit = dict(zip(vectors, np.eye(len(vectors)), strict=True))
+    chain = list(folders)
+    pairs = [*pairwise(chain), (POOLED, FEDERATED), *((FEDERATED, label) for label in replayed)]
+    figures = contrasts(rows, np.array([unit[after] - unit[before] for before, after in pairs]))
+    steps = len(chain) - 1
+    absent = {
+        name
+        for name, is_absent in (("privacy", config.privacy.mode == "none"), ("skew", config.partition.name == "iid"))
+        if is_absent
+    }
+    causes = [
+        replace(_cause(before, after, absent), effect=effect)
+        for (before, after), effect in zip(pairs[:steps], figures[:steps], strict=True)
+    ]
+    others = [
+        Cause("weighting", f"{label.removeprefix('weights-')} weights on the same recorded updates", FEDERATED, label,
+        effect,
+            f"set strategy.weighting={label.removeprefix('weights-')}")
+        for (_, label), effect in zip(pairs[steps + 1 :], figures[steps + 1 :], strict=True)
+    ]  # fmt: skip
+    return Explanation(
+        federated=plan.run.name,
+        pooled=plan.pooled.name,
+        difference=figures[steps],
+        causes=tuple(causes),
+        replays=tuple(others),
+        unknown=tuple(unknown),
+        benchmarks=tuple(rows[0]),
+        rows=sum(len(one.values) for one in rows[0].values()),
+    )
+
+
+def _cause(before: str, after: str, absent: Set[str]) -> Cause:
+    """What changed between two neighbours; several changes where those between were not trained."""
+    labels = [POOLED, *(change.label for change in CHANGES)]
+    between = CHANGES[labels.index(before) : labels.index(after)]
+    changed = [change for change in between if change.name not in absent]
+    return Cause(
+        " + ".join(change.name for change in changed),
+        "; ".join(change.title for change in changed),
+        before,
+        after,
+        advice="; ".join(change.advice for change in changed),
+    )

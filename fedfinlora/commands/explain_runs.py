@@ -1,0 +1,184 @@
+"""The runs between a pooled and a federated one, for `explain`: which configurations, and their training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fedfinlora.commands.baselines import centralized_run
+from fedfinlora.commands.in_process import is_finished, train_here
+from fedfinlora.commands.replayed import read_kept_run, with_words
+from fedfinlora.config.schema import EXACT_RULES, Config, PartitionConfig, PrivacyConfig
+from fedfinlora.errors import UserError
+from fedfinlora.model.adapter import Vector
+from fedfinlora.run.folder import read_config
+from fedfinlora.run.opening import differences
+from fedfinlora.run.records import read_result
+
+POOLED, STEPS, ONE_BANK, IID, OWN, FEDERATED = (
+    "pooled",
+    "fewer-steps",
+    "one-bank",
+    "iid-banks",
+    "own-banks",
+    "federated",
+)
+SAME = ("model.", "peft.", "seed", "dataset.", "start_adapter")
+"""Keys that both runs must share for their difference to be that of federating."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """From the run before to this one."""
+
+    name: str
+    label: str
+    """Of the run after the change."""
+    title: str
+    advice: str
+
+
+CHANGES = (
+    Change("steps", STEPS, "fewer steps one after the other, on larger batches",
+        "more rounds or more local steps (num_server_rounds, train.steps_per_round), or a server rule that goes "
+        "further: "
+        "strategy=fedadam, a Nesterov outer step (fedavgm), a larger strategy.server_learning_rate"),
+    Change("optimiser", ONE_BANK, "the federation's optimiser and schedule on pooled rows",
+        "tune strategy.server_learning_rate, strategy.schedule and train.learning_rate on public validation rows"),
+    Change("averaging", IID, "dividing the rows among banks at random: local drift and the mean of A and B apart",
+        "fewer local steps a round, or a rule that is exact on the product (peft.freeze_a=true, LoRA-XS)"),
+    Change("skew", OWN, "the banks' own rows instead of random ones",
+        "fewer local steps a round, train.proximal_mu above 0, or strategy=fedadam with train.steps_per_round=1"),
+    Change("privacy", FEDERATED, "clipping and noise",
+        "more rows a step, more rounds, a larger epsilon, fewer parameters (`privacy plan` shows the noise)"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The two runs, and the configurations of those in between."""
+
+    run: Path
+    pooled: Path
+    place: Path
+    words: Sequence[str]
+
+    def __post_init__(self) -> None:
+        for folder, mode in ((self.run, "federated"), (self.pooled, "centralized")):
+            result = read_result(folder)
+            if (result.mode, result.status) != (mode, "completed"):
+                raise UserError(f"{folder} is no completed {mode} run, but a {result.status} {result.mode} one.")
+        other = [line for line in differences(self.federated, self.centralized) if line.startswith(SAME)]
+        if other:
+            raise UserError(
+                f"{self.run} and {self.pooled} differ in more than federating: {', '.join(other)}. Make the pooled run "
+                "again with the federated run's words."
+            )
+        if self.federated.banks < 2:
+            raise UserError(f"{self.run} has one bank: there is nothing that federating could have changed.")
+        if self.federated.dataset.source == "jsonl":
+            raise UserError(f"{self.run} is of banks with rows of their own, which cannot be dealt out again here.")
+
+    @property
+    def federated(self) -> Config:
+        """Of the run, with the words that say what is scored."""
+        return with_words(read_config(self.run), self.words)
+
+    @property
+    def centralized(self) -> Config:
+        """Of the pooled run."""
+        return read_config(self.pooled)
+
+    def adapters(self, wanted: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
+        """(label -> folder of a run, in the order of the changes; what could not be trained and why)."""
+        found, unknown = {POOLED: self.pooled}, list[str]()
+        makers: Mapping[str, Callable[[], Path]] = {
+            "steps": self._fewer_steps, "optimiser": self._one_bank, "averaging": self._iid, "skew": self._own,
+        }  # fmt: skip
+        for change in CHANGES[:-1]:
+            if change.name not in wanted or (change.name == "skew" and self.federated.partition.name == "iid"):
+                continue
+            try:
+                print(f"training: {change.title}", flush=True)
+                folder = makers[change.name]()
+            except UserError as error:
+                unknown.append(f"{change.name}: {error}")
+                continue
+            if folder != self.run:
+                found[change.label] = folder
+        found[FEDERATED] = self.run
+        if self.federated.strategy.name not in EXACT_RULES and not self.federated.peft.freeze_a:
+            unknown.append(
+                "the bias of averaging A and B apart, which is part of averaging: make the run again with "
+                "strategy=residual "
+                "strategy.residual_rank=RANK, peft.rank and peft.alpha doubled, and `compare` the two"
+            )
+        return found, unknown
+
+    def replayed(self) -> tuple[dict[str, Vector], list[str]]:
+        """(label -> adapter of the run's recorded updates under another mean; why there is none)."""
+        try:
+            kept = read_kept_run(self.run, self.words)
+        except UserError as error:
+            return {}, [f"weighting: {error}"]
+        other = "equal" if kept.config.strategy.weighting != "equal" else "rows"
+        strategy = replace(kept.config.strategy, weighting=other, sizes=())
+        changed = replace(kept, config=replace(kept.config, strategy=strategy))
+        return {f"weights-{other}": changed.replay(kept.banks)}, []
+
+    def _fewer_steps(self) -> Path:
+        """Pooled rows, as many optimiser steps one after the other as a bank takes, each with all banks' rows."""
+        config = self._between(replace(self._one(self.federated), strategy=self.centralized.strategy), STEPS)
+        own, asked = self.centralized.train, config.train
+        train = replace(
+            own, epochs=asked.epochs, steps_per_round=asked.steps_per_round, batch_rows=asked.batch_rows,
+            max_steps=asked.max_steps, max_rows=asked.max_rows,
+        )  # fmt: skip
+        config = replace(config, train=train)
+        folder = self.place / STEPS
+        return folder if is_finished(folder, config) else centralized_run(config)
+
+    def _one_bank(self) -> Path:
+        return train_here(self._between(self._one(self.federated), ONE_BANK))
+
+    def _iid(self) -> Path:
+        config = replace(self.federated, partition=PartitionConfig("iid"), privacy=PrivacyConfig())
+        if (
+            config == replace(self.federated, partition=PartitionConfig("iid"))
+            and self.federated.partition.name == "iid"
+        ):
+            return self.run
+        return train_here(self._between(config, IID))
+
+    def _own(self) -> Path:
+        """Without privacy: the run itself where it has none."""
+        if self.federated.privacy.mode == "none":
+            return self.run
+        return train_here(self._between(replace(self.federated, privacy=PrivacyConfig()), OWN))
+
+    def _one(self, config: Config) -> Config:
+        """All rows at one bank, whose steps take as many rows as those of all banks together."""
+        train, banks = config.train, config.banks
+        return replace(
+            config,
+            banks=1,
+            partition=PartitionConfig("iid"),
+            privacy=PrivacyConfig(),
+            train=replace(train, batch_rows=train.batch_rows * banks, max_rows=train.max_rows * banks),
+            strategy=replace(config.strategy, weighting="rows", sizes=(), quorum=1, min_banks=0, fraction_train=1.0),
+        )
+
+    def _between(self, config: Config, label: str) -> Config:
+        """A run in between: in its own folder, scored with the others and not on its own; rounds are chosen as in the
+        run.
+        """
+        scores = config.evaluation
+        quiet = replace(scores, base=False, limit=1, round_limit=1) if scores.validation_rows else replace(
+            scores, base=False, every=0, benchmarks=("none",)
+        )  # fmt: skip
+        strategy = replace(config.strategy, keep_deltas=False)
+        return replace(
+            config, output_dir=str(self.place), run_name=label, resume="", overwrite=True, evaluation=quiet,
+            strategy=strategy,
+        )  # fmt: skip

@@ -1,0 +1,141 @@
+"""Quantization of the base model by bitsandbytes: LLM.int8 (Dettmers et al. 2022) or NF4 with double quantization
+(Dettmers et al. 2023).
+
+On CPUs two of its habits are taken away: NF4 layers repack their weights at the first evaluation, after which nothing
+trains and no error is raised; and int8 layers compute training and evaluation differently. See
+docs/adr/0003-quantization-on-cpus.md. On GPUs LoRA's products are made in the base's arithmetic.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+from fedfinlora.config.schema import ModelConfig
+from fedfinlora.model.peft_methods.lora import ADAPTER_NAME
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def quantization_config(config: ModelConfig, dtype: torch.dtype) -> Any:
+    """transformers' BitsAndBytesConfig, None without quantization."""
+    if config.quantization == "none":
+        return None
+    from transformers import BitsAndBytesConfig
+
+    if config.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=config.int8_threshold)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+
+
+def import_bitsandbytes() -> None:
+    """Import bitsandbytes without torch's compiler behind it, which takes 0.9 of a process's 5 seconds until its model
+    is loaded.
+
+    bitsandbytes has four functions compiled as it is imported, which neither CPUs nor CUDA call; here they are compiled
+    when they are called. Its advice to install kernels from the hub, given on CPUs with AVX512-BF16, is not passed on:
+    what would be fetched and run is not in constraints.txt.
+    """
+    import torch
+
+    if importlib.util.find_spec("bitsandbytes") is None:  # an image without it still computes unquantized models
+        return
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    # int8's inputs are cast to float16 by its design; it warns at every product.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    compile_now = torch.compile
+
+    def compile_later(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        compiled = functools.cache(lambda: compile_now(function, **options))
+        return lambda *arguments, **values: compiled()(*arguments, **values)
+
+    torch.compile = compile_later  # type: ignore[assignment]
+    try:
+        import bitsandbytes  # noqa: F401
+    finally:
+        torch.compile = compile_now
+
+
+def steady_on_cpu(model: nn.Module, unpack: str) -> None:
+    """Make bitsandbytes' layers compute the same in training and evaluation on a CPU, for every CPU.
+
+    int8 layers, and nf4 layers where `unpack` says so, become ordinary linear layers that hold the quantized values.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
+
+    packed = [module for module in model.modules() if isinstance(module, Linear4bit)]
+    needed_bytes = sum(4 * module.in_features * module.out_features for module in packed)
+    unpacks = unpack == "yes" or (unpack == "auto" and 4 * needed_bytes <= _memory_bytes())
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False  # no repacking: it would end all training without an error
+            if unpacks:
+                weight = dequantize_4bit(module.weight.data, cast(Any, module.weight).quant_state)
+                _replace(model, name, weight, module.bias)
+        elif isinstance(module, Linear8bitLt):
+            scales = cast(Any, module.weight).SCB.float() / 127.0  # (rows,): the largest absolute weight of each output
+            weight = (module.weight.data.float() * scales.unsqueeze(1)).to(cast(Any, model).dtype)
+            _replace(model, name, weight, module.bias)
+
+
+def _replace(model: nn.Module, name: str, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """Put a frozen ordinary linear layer with these values in the place of a quantized one."""
+    import torch
+
+    plain = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    plain.weight = torch.nn.Parameter(weight.contiguous(), requires_grad=False)
+    if bias is not None:
+        plain.bias = torch.nn.Parameter(bias.data.to(weight.dtype), requires_grad=False)
+    model.set_submodule(name, plain)
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def compute_in_base_dtype(model: nn.Module) -> None:
+    """Let a LoRA adapter multiply in the arithmetic of what it is given, bfloat16 on GPUs; its weights, gradients and
+    updates stay float32.
+
+    PEFT casts the inputs of every adapted layer to float32 instead, and keeps these copies for the backward pass.
+    """
+    for module in list(model.modules()):
+        if ADAPTER_NAME not in getattr(module, "lora_A", {}):
+            continue
+        adapted = cast(Any, module)
+        adapted.cast_input_dtype_enabled = False
+        for factors in (adapted.lora_A, adapted.lora_B):
+            for name, layer in list(factors.named_modules()):
+                if type(layer).__name__ == "Linear":
+                    factors.set_submodule(name, _casting(layer))
+
+
+def _casting(layer: nn.Linear) -> nn.Linear:
+    """The same layer, whose weight is cast to the type of its input in each pass."""
+    import torch
+
+    made = _casting_linear()(layer.in_features, layer.out_features, bias=False, device="meta", dtype=torch.float32)
+    made.weight = layer.weight
+    return cast("nn.Linear", made)
+
+
+@functools.cache
+def _casting_linear() -> Any:
+    import torch
+
+    class CastingLinear(torch.nn.Linear):
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.linear(values, self.weight.to(values.dtype))
+
+    return CastingLinear

@@ -1,0 +1,54 @@
+"""Where an adapter comes from that was computed from another run's updates: lineage.json of a run folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedfinlora.files import read_json, write_json
+from fedfinlora.run.records import SCHEMA_VERSION
+from fedfinlora.run.typed import from_json, to_json
+
+LINEAGE_FILE = "lineage.json"
+EXACT, REPLAY = "exact", "replay"
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Another run without one bank (`python -m fedfinlora forget`)."""
+
+    schema_version: int = SCHEMA_VERSION
+    run: str = ""
+    """Name of the run whose updates were taken."""
+    config_sha256: str = ""
+    """Of that run's configuration."""
+    adapter_sha256: str = ""
+    """Of that run's final adapter, as a float32 vector."""
+    without: tuple[str, ...] = field(default=())
+    """Banks whose updates were removed."""
+    kind: str = REPLAY
+    """exact: no update that was kept was computed from an adapter that the bank had a part in, so this is the adapter
+    of the same rounds without it. replay: the server's rule on the other banks' recorded updates, of which later ones
+    were computed from such adapters.
+    """
+    rounds: int = 0
+    """Replayed."""
+    first_round: int = 0
+    """With an update of the bank in it."""
+    updates_left_out: int = 0
+    updates_influenced: int = 0
+    """Of other banks, computed from an adapter that the bank had a part in."""
+    distance: float = 0.0
+    """Euclidean norm of this adapter minus that run's, over all parameters."""
+    relative_distance: float | None = None
+    """The same over the norm of what that run changed of its first adapter; None where it changed nothing."""
+
+
+def write_lineage(run: Path, lineage: Lineage) -> None:
+    """lineage.json."""
+    write_json(run / LINEAGE_FILE, to_json(lineage))
+
+
+def read_lineage(run: Path) -> Lineage:
+    """lineage.json of a run folder. UserError where there is none, or it is damaged."""
+    return from_json(Lineage, read_json(run / LINEAGE_FILE), str(run / LINEAGE_FILE))

@@ -1,0 +1,48 @@
+"""FLTrust (Cao, Fang, Liu, Gong 2021, algorithm 2), on the products B A.
+
+The root update comes from strategy.root_bank: a bank that the operator of the federation runs on public rows, through
+the same code and wire as every other. Each update is scaled to the root update's length and counts as much as its
+cosine with it, not at all where that is negative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedfinlora.errors import UserError
+from server_app.strategies.robust import RobustStrategy
+
+
+class FLTrust(RobustStrategy):
+    """Differences: the scale multiplies the changes of A and B, not of the product; where no bank is trusted the root
+    update itself is the step, where the paper divides by zero.
+    """
+
+    def sampled(self, banks: Sequence[str], seed: int, round_number: int) -> list[str]:
+        """The root bank in every round, with those that are drawn."""
+        drawn = super().sampled(banks, seed, round_number)
+        return sorted({*drawn, self.config.root_bank} & set(banks))
+
+    def shares(self, inner: NDArray[np.float64], banks: Sequence[str]) -> NDArray[np.float64]:
+        root = self.config.root_bank
+        if root not in banks:
+            raise UserError(
+                f"strategy=fltrust: no usable reply of strategy.root_bank={root} came, and the updates are measured by "
+                f"it. Start that bank and resume; {len(banks)} others replied."
+            )
+        return trusted(inner, list(banks).index(root))
+
+
+def trusted(inner: NDArray[np.float64], root: int) -> NDArray[np.float64]:
+    """(n,) shares from inner products (n, n); `root` is the index of the update that the others are measured by."""
+    lengths = np.sqrt(np.maximum(np.diag(inner), 0.0))
+    scales = np.divide(lengths[root], lengths, out=np.zeros(len(inner)), where=lengths > 0)
+    alike = inner[root] * scales  # |root| cos |root|
+    trust = np.maximum(alike, 0.0)
+    trust[root] = 0.0
+    if not trust.sum():
+        return np.asarray(np.eye(len(inner))[root])
+    return np.asarray(trust / trust.sum() * scales)
