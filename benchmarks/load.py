@@ -29,7 +29,6 @@ import numpy as np
 import psutil
 
 from benchmarks.benches.round import running, typed
-from fedfinlora.commands.coordinator import Coordinator
 from fedfinlora.compose import PROJECT_ROOT
 from fedfinlora.deployment.certificates import (
     CA_CERTIFICATE,
@@ -39,6 +38,7 @@ from fedfinlora.deployment.certificates import (
     tls_key,
     write_private,
 )
+from fedfinlora.deployment.coordinator_home import Coordinator
 from fedfinlora.deployment.flower_link import free_port
 from fedfinlora.deployment.flower_patches.pieces import PIECES
 from fedfinlora.deployment.flower_patches.presenting import presenting

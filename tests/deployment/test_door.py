@@ -40,9 +40,10 @@ from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from flwr.superlink.main import create_app
 from parties import Machine, certifies, enrolls, when
 
-from fedfinlora.commands import coordinator
+from fedfinlora.commands import coordinator_setup
 from fedfinlora.deployment import door
 from fedfinlora.deployment.certificates import make_authority, make_node_key
+from fedfinlora.deployment.coordinator_home import Coordinator
 from fedfinlora.deployment.flower_link import free_port
 from fedfinlora.deployment.own_user import is_own
 from fedfinlora.deployment.policy import BankSettings, settings_text
@@ -121,7 +122,7 @@ def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
     place = tmp_path_factory.mktemp("doors")
     machine = Machine(place / "aggregator")
     home, port = machine.coordinator, free_port()
-    coordinator.init(home, [], port, "127.0.0.1", 10)
+    coordinator_setup.init(home, [], port, "127.0.0.1", 10)
     banks = {
         name: bank_folder(place / name, name, home) for name in ("north", "east", "gone", "late", "cousin", "twin")
     }
@@ -195,7 +196,7 @@ def test_a_recorded_request_is_of_no_use_over_another_banks_connection(doors: Do
 def test_a_revoked_bank_is_refused_on_an_open_connection(doors: Doors) -> None:
     with doors.client("gone") as client:
         assert client.get("/health").status_code == 200
-        assert coordinator.revoke(doors.home, "gone") == 0
+        assert coordinator_setup.revoke(doors.home, "gone") == 0
         answer = client.get("/health")
         assert answer.status_code == 401
         assert "or has revoked it" in answer.text
@@ -298,7 +299,7 @@ def test_a_thousand_idle_connections_disturb_no_bank(doors: Doors) -> None:
         with doors.client("east") as east:
             assert east.get("/health").status_code == 200
         when(lambda: all(map(ended, own)), "those that ask nothing are closed", door.HEAD_S + 30)
-    assert coordinator.Coordinator(doors.home).healthy()
+    assert Coordinator(doors.home).healthy()
 
 
 def ended(connection: socket.socket) -> bool:

@@ -18,7 +18,8 @@ from flwr.app import Message
 from round_runs import Runs
 from tiny_runs import rounds_of, write_rows
 
-from fedfinlora.commands import coordinator
+from fedfinlora.commands import coordinator, coordinator_setup
+from fedfinlora.deployment.watching import Listen
 from fedfinlora.errors import UserError
 from fedfinlora.privacy.head import Head
 from fedfinlora.run.records import BankEntry, RoundLine
@@ -130,11 +131,11 @@ class TestWitness:
             seen.append(env)
             raise OSError
 
-        coordinator.init(tmp_path / "c", [], 9092, "127.0.0.1", 10)
+        coordinator_setup.init(tmp_path / "c", [], 9092, "127.0.0.1", 10)
         monkeypatch.setattr(coordinator.subprocess, "Popen", popen)
         monkeypatch.setattr(coordinator, "watch_coordinator", lambda *arguments: None)
         with pytest.raises(OSError):
-            coordinator.start(tmp_path / "c", coordinator.Listen(0, "127.0.0.1"))
+            coordinator.start(tmp_path / "c", Listen(0, "127.0.0.1"))
         assert seen[0][WITNESS_VARIABLE] == str(tmp_path / "c" / "witness")
 
 

@@ -56,24 +56,25 @@ def add(commands: Any) -> None:
 
 def call(options: argparse.Namespace) -> int:
     """Run the action."""
-    from fedfinlora.commands import coordinator
+    from fedfinlora.commands import coordinator, coordinator_run, coordinator_setup
+    from fedfinlora.deployment.coordinator_home import AuthorityPlace
     from fedfinlora.deployment.watching import Listen
 
     home = options.home.expanduser().absolute()
     if options.action in ("init", "enroll", "renew"):
         folder = options.authority.expanduser().absolute() if options.authority else None
-        place = coordinator.AuthorityPlace(folder, options.passphrase_file, getattr(options, "encrypt", False))
+        place = AuthorityPlace(folder, options.passphrase_file, getattr(options, "encrypt", False))
         if options.action == "init":
-            return coordinator.init(home, options.host, options.port, options.listen, options.days, place)
+            return coordinator_setup.init(home, options.host, options.port, options.listen, options.days, place)
         if options.action == "enroll":
-            return coordinator.enroll(home, options.key, options.name, options.days, place)
-        return coordinator.renew(home, options.days, place)
+            return coordinator_setup.enroll(home, options.key, options.name, options.days, place)
+        return coordinator_setup.renew(home, options.days, place)
     if options.action == "revoke":
-        return coordinator.revoke(home, options.name)
+        return coordinator_setup.revoke(home, options.name)
     if options.action == "plan":
-        return coordinator.plan(home, options.overrides, options.out, options.banks)
+        return coordinator_run.plan(home, options.overrides, options.out, options.banks)
     if options.action == "run":
-        return coordinator.run(home, options.overrides, options.banks)
+        return coordinator_run.run(home, options.overrides, options.banks)
     if options.action == "start":
         return coordinator.start(home, Listen(options.metrics_port, options.metrics_listen))
     return coordinator.status(home)
