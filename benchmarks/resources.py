@@ -20,6 +20,7 @@ from fedfinlora.files import write_bytes
 from fedfinlora.model.adapter_folder import WEIGHTS_FILE
 from fedfinlora.report.reading import Run, read_runs
 from fedfinlora.run.progress import follow
+from fedfinlora.run.which_run import folder_or_run
 
 ADAPTERS = ("final", "best")
 
@@ -142,12 +143,14 @@ def table(found: Sequence[Resources], euros_per_hour: float | None = None) -> st
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.resources", description="What runs cost, as a table.")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders or names of runs")
     parser.add_argument("--euros-per-hour", type=float, metavar="X", help="price of one device for an hour")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the table there")
     asked = parser.parse_args(arguments)
     try:
-        text = table([resources_of(run) for run in read_runs(asked.runs)], asked.euros_per_hour)
+        text = table(
+            [resources_of(run) for run in read_runs([folder_or_run(run) for run in asked.runs])], asked.euros_per_hour
+        )
         if asked.out is not None:
             write_bytes(asked.out, (text + "\n").encode())
     except UserError as error:

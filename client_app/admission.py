@@ -37,7 +37,7 @@ def admit(request: TrainRequest, facts: BankFacts) -> None:
     """What can be said of a request before a row is read. BankError where the bank does not do it.
 
     A deployed bank that has a budget sends nothing that is not accounted for; and it does not make up the sizes that it
-    declares, which would tell its own row counts.
+    declares, which would reveal its own row counts.
     """
     check_policy(request, facts)
     if facts.trainer.name and (reason := reason_against(request.config)):

@@ -36,11 +36,13 @@ from fedfinlora.privacy.history import Event, record
 from fedfinlora.privacy.ledger import Booked, Head
 from fedfinlora.train import trainer_names
 from fedfinlora.train.gradient_step import PLAIN, FactorStep, GradientStep
-from fedfinlora.train.loop import Stretch, TrainResult, mean_loss, train
+from fedfinlora.train.loop import Stretch, TrainResult, mean_loss
 from fedfinlora.train.memory import give_back_heap
 from fedfinlora.train.optimizers import OptimizerState
-from fedfinlora.train.own_columns import frozen_columns, start_of
+from fedfinlora.train.own_columns import start_of
 from fedfinlora.train.own_trainer import task_of, train_with
+from fedfinlora.train.parallel import train_in_bank
+from fedfinlora.train.parallel_peer import ProcessFault
 from fedfinlora.wire.messages import ALWAYS_SENT, BankError, Figures, TrainRequest
 
 log = logging.getLogger("fedfinlora.bank")
@@ -313,11 +315,12 @@ def train_received(
     """
     write_adapter(session.model, start_of(adapter, session.layout, config, bank))
     try:
-        with frozen_columns(session.model, config.strategy.residual_rank):
-            result = train(
-                session.model, examples, stretch, config.train, seed=config.seed, bank=bank, optimizer=moments,
-                gradient=gradient,
-            )  # fmt: skip
+        result = train_in_bank(
+            session, examples, stretch, config, config.train, bank=bank, optimizer=moments, gradient=gradient,
+            frozen=config.strategy.residual_rank,
+        )  # fmt: skip
+    except ProcessFault as error:
+        raise BankError("internal", str(error)) from error
     except UserError as error:
         raise BankError("diverged", str(error)) from error
     delta = read_adapter(session.model) - adapter

@@ -142,9 +142,7 @@ def with_customers(rows: Sequence[Row], bank: str) -> list[Row]:
     """The rows that say whose they are. BankError where none does."""
     found = [row for row in rows if customer_of(row.issuer)]
     if not found:
-        raise BankError(
-            "privacy", f"privacy.unit=customer: {len(rows)} of {len(rows)} rows have no `issuer` to tell customers by"
-        )
+        raise BankError("privacy", f"privacy.unit=customer: {len(rows)} of {len(rows)} rows have no `issuer`")
     if len(found) < len(rows):
         log.warning(
             "%s: %d rows have no `issuer` and are excluded under privacy.unit=customer", bank, len(rows) - len(found)
@@ -153,8 +151,8 @@ def with_customers(rows: Sequence[Row], bank: str) -> list[Row]:
 
 
 def units_of(rows: Sequence[Row], privacy: PrivacyConfig) -> tuple[tuple[int, ...], ...]:
-    """Places of each unit's rows: every row its own, or those of one customer together, as the ledger tells customers
-    apart.
+    """Places of each unit's rows: every row its own, or those of one customer together, as the ledger distinguishes
+    customers apart.
     """
     if privacy.unit == "example":
         return tuple((place,) for place in range(len(rows)))

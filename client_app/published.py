@@ -1,5 +1,5 @@
 """The figures of a round as they leave a deployed bank: rounded, so that two answers whose rows differ by one do not
-tell that row by their digits.
+identify that row by their digits.
 
 | figure | as it leaves |
 |---|---|

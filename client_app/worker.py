@@ -111,7 +111,7 @@ def end_with(bank: ProcessIdentity, path: Path) -> None:
         log.warning("the bank's process %d has ended: so does its worker", bank.pid)
         with contextlib.suppress(OSError):
             path.unlink()
-        os._exit(0)  # the other thread may train, and need minutes to hear of it
+        os._exit(0)  # the other thread may train, and need minutes to notice it
 
     threading.Thread(target=watch, name="bank", daemon=True).start()
 

@@ -77,7 +77,7 @@ class Benchmark:
     best_other_name: str = ""
     """Which model the column best_other has."""
     merged_train_file: str = ""
-    """File under `train/` that holds the rows of several benchmarks (`data.merged` tells them apart)."""
+    """File under `train/` that holds the rows of several benchmarks (`data.merged` separates them)."""
     answer_marker: str = "Answer:"
     """What the prompt ends with (blanks may follow)."""
     hub_id: str = ""

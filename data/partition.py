@@ -111,7 +111,7 @@ def _by_task(rows: Sequence[Row], banks: int, config: PartitionConfig, seed: int
 def _by_issuer(rows: Sequence[Row], banks: int, config: PartitionConfig, seed: int) -> list[Positions]:
     """Each issuer's rows with one bank, the largest issuers first, each to the bank that has the fewest rows so far.
 
-    Letter case does not tell issuers apart. Rows without an issuer follow one by one, shuffled, and so even the banks
+    Letter case does not distinguish issuers. Rows without an issuer follow one by one, shuffled, and so even the banks
     out.
     """
     issuers = _group([row for row in rows if row.issuer], lambda row: row.issuer.casefold())

@@ -99,5 +99,5 @@ def _originals(rows: Iterable[Row]) -> list[Row]:
 
 
 def _filer(row: Row) -> str:
-    """Letter case does not tell issuers apart; "" for a row without one."""
+    """Letter case does not distinguish issuers; "" for a row without one."""
     return row.issuer.casefold()

@@ -31,7 +31,7 @@ def answers_of(
     """(each row's answer, None where its prompt is too long; how many were known already).
 
     `prompts` are ids, None where one does not fit the context window; `partial` is the file in the run's folder;
-    `report` hears how many rows are done. With `labels` the log-probabilities of the benchmark's labels are asked in
+    `report` gets the number of rows done. With `labels` the log-probabilities of the benchmark's labels are asked in
     place of texts.
     """
     settings = model.settings(benchmark, rows, labels=labels)

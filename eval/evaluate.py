@@ -218,7 +218,7 @@ def _with_answers(
 def _reporter(
     on_event: OnEvent | None, label: str, benchmark: str, rows: int, place: Mapping[str, int]
 ) -> Callable[[int], None]:
-    """Tells how many rows are done, at most some hundred times a benchmark."""
+    """Reports how many rows are done, at most some hundred times a benchmark."""
     reported = -1
 
     def report(done: int) -> None:

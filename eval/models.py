@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from eval.remote.answers import RemoteSession
 
 OnAnswer = Callable[[int, ModelAnswer], None]
-"""Hears the number of a row and its answer."""
+"""Called with the number of a row and its answer."""
 TOO_LONG = "too_long"
 
 
@@ -55,7 +55,7 @@ class Model(Protocol):
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Plain values that tell it from every other model."""
+        """Plain values that distinguish it from every other model."""
         ...
 
     def account(self) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class Model(Protocol):
 
     @property
     def lasting(self) -> bool:
-        """Whether `settings` tell the model from every other one, so that its answers may be kept for other
+        """Whether `settings` distinguish the model from every other one, so that its answers may be kept for other
         evaluations.
         """
         ...
@@ -301,7 +301,7 @@ def end_ids(session: Session) -> list[int]:
 
 
 def weights_fingerprint(session: Session, config: Config) -> str:
-    """What tells the weights behind a path apart: the commit of a hub model, sizes and times of a folder's files."""
+    """What identifies the weights behind a path: the commit of a hub model, sizes and times of a folder's files."""
     path = config.model.path
     if is_embedded(path):
         return f"embedded-{CACHE_FORMAT}"

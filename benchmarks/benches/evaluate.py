@@ -3,7 +3,7 @@
 The reference is FinLoRA's loop: greedy `generate` with left padding, batches of 8 short prompts or of 1 long one, the
 full budget, rows in file order. It is linear in rows, so it may take a seeded few of them, half before and half after
 ours, and seconds a row are compared. Outputs of the rows that both answered are compared as text; where a padded batch
-of the reference says otherwise, the row is decoded alone by it too, which tells whether padding or ours moved it.
+of the reference says otherwise, the row is decoded alone by it too, which shows whether padding or ours moved it.
 
 Next to it is a lower bound for every evaluator that reads these tokens in this precision: the time of the model's
 matrix products alone, for the tokens that ours really read and wrote, at the rate that this machine reaches on the

@@ -53,7 +53,7 @@ class SourceFile:
     task: str = ""
     """The task of every row; empty = each row says its own."""
     merged: str = ""
-    """Stem of a merged FinLoRA file, whose rows `classify_merged` tells apart."""
+    """Stem of a merged FinLoRA file, whose rows `classify_merged` separates."""
     wanted: frozenset[str] = frozenset()
     """Rows of other tasks are passed over; empty = none are."""
     folder: str = ""

@@ -106,8 +106,8 @@ def generate(
 ) -> Generated:
     """Greedy answers of at most `budget_tokens` tokens. Prompts must not be empty.
 
-    After its first prompt a pass reads at most `batch_tokens` further tokens. `on_answer` hears of each prompt, by its
-    number, as soon as its answer is known, in no particular order. Equal prompts are answered once. `cache_gib` as
+    After its first prompt a pass reads at most `batch_tokens` further tokens. `on_answer` is called for each prompt, by
+    its number, as soon as its answer is known, in no particular order. Equal prompts are answered once. `cache_gib` as
     `cache_limit_bytes`.
     """
     numbers: dict[Tokens, list[int]] = {}

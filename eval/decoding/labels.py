@@ -28,7 +28,7 @@ def label_logprobs(
     """For each prompt the log-probability of each label, in nats, in the order of `labels` (token ids with the
     end-of-sequence token).
 
-    `on_row` hears of each prompt, by its number, as soon as its labels are scored.
+    `on_row` is called for each prompt, by its number, as soon as its labels are scored.
     """
     import torch
 

@@ -93,7 +93,7 @@ def bertscore_encoders(scores: Iterable[RowScore]) -> list[tuple[str, int]]:
 
 def _interval(benchmark: Benchmark, name: str, values: Array, rows: int) -> Sequence[float] | None:
     """Wilson's for shares of rows; else the bootstrap's. Shares of tags at 0 and 1, where the bootstrap has no width,
-    take Wilson's with the rows for n: no tag of a row tells more than the row.
+    take Wilson's with the rows for n: no tag of a row says more than the row.
     """
     estimate, scorer = estimate_of(values), SCORERS[benchmark.scorer]
     if estimate is None:

@@ -170,7 +170,7 @@ class RemoteSession:
 
     @property
     def served(self) -> dict[str, Any] | None:
-        """What tells the served model from another one behind the same address and name (`Connection.served`)."""
+        """What distinguishes the served model from others behind the same address and name (`Connection.served`)."""
         return self._connection.served
 
     def account(self) -> dict[str, Any]:

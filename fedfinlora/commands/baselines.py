@@ -47,10 +47,10 @@ from fedfinlora.train.loop import (
     mean_loss,
     stretch_of_round,
     total_steps,
-    train,
 )
 from fedfinlora.train.optimizers import OptimizerState
 from fedfinlora.train.own_trainer import reason_against, task_of, train_with
+from fedfinlora.train.parallel import train_in_bank
 from fedfinlora.train.trainer_names import OwnTrainer
 
 
@@ -282,7 +282,7 @@ def _stretch(
     # Without a server to do the adapting, a baseline's optimiser is AdamW, not what the banks use.
     pooled = replace(config.train, optimizer="adamw")
     kept = optimizer if config.train.optimizer_state == "keep" else None
-    return train(session.model, examples, stretch, pooled, seed=config.seed, bank=bank, optimizer=kept, on_step=on_step)
+    return train_in_bank(session, examples, stretch, config, pooled, bank=bank, optimizer=kept, on_step=on_step)
 
 
 def _first_state(run: OpenRun, session: Session) -> tuple[Vector, OptimizerState | None, int]:

@@ -204,8 +204,8 @@ def _settings(folder: Path, config: Config, asked: Asked, typed: Set[str]) -> Pe
 
 
 def _labels(asked: Asked) -> dict[str, Path]:
-    """A label for each adapter folder: `final` for one alone, else the last parts of its path that tell it from the
-    others.
+    """A label for each adapter folder: `final` for one alone, else the last parts of its path that distinguish it from
+    the others.
     """
     folders = _folders(asked)
     if len(folders) <= 1:

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from fedfinlora.config.schema import Config, ModelConfig
-from fedfinlora.errors import UserError, choose
+from fedfinlora.errors import ConfigError, UserError, choose
 from fedfinlora.files import sha256_of, write_json
 from fedfinlora.model.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, base_name, peft_settings, read_tensors
 from fedfinlora.model.embedded import embedded_folder, is_embedded
 from fedfinlora.model.gguf_adapter import write_gguf
 from fedfinlora.model.peft_methods.lora import MAGNITUDE
 from fedfinlora.model.plain_lora import PlainLora, plain_lora
+from fedfinlora.model.quantized import import_bitsandbytes
 from fedfinlora.run.folder import read_config
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -47,6 +48,8 @@ class Export:
 
 def export(source: Path, kind: str, out: Path | None, name: str = "", rank: int = 64) -> int:
     """Write the adapter of a run (`adapters/final`) or of a PEFT folder for `kind`, and print how it is served."""
+    if rank < 1:
+        raise ConfigError(f"--rank must be at least 1, not {rank}.")
     write = KINDS[choose(kind, tuple(KINDS), "program")]
     adapter = source if (source / CONFIG_FILE).is_file() else source / "adapters" / "final"
     if not (adapter / CONFIG_FILE).is_file():
@@ -161,6 +164,7 @@ def _base(task: Export) -> Any:
 
 def _with_adapter(task: Export, folder: Path | None = None) -> Any:
     """The base model with the adapter, or with that in `folder`, as plain PEFT loads it."""
+    import_bitsandbytes()
     from peft import PeftModel
 
     return PeftModel.from_pretrained(_base(task), folder or task.adapter).eval()

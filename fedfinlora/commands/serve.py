@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data.encode import encode_prompts
 from fedfinlora.config.schema import Config, ModelConfig
-from fedfinlora.errors import UserError
+from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.model.adapter_folder import CONFIG_FILE, base_name, same_base
 from fedfinlora.model.base_checks import context_tokens
 from fedfinlora.model.loading import load_base
@@ -27,13 +27,18 @@ def serve(sources: Sequence[str], host: str, port: int, room: int, most_rows: in
     """Serve until Ctrl-C. Each source is a run, a PEFT folder, or NAME=either of them."""
     import uvicorn
 
+    for name, value in (("--room", room), ("--batch", most_rows), ("--max-tokens", most_tokens)):
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1, not {value}.")
+    if not 0 <= port < 2**16:
+        raise ConfigError(f"--port must be a number from 0 to 65535, not {port}.")
     served = prepare(sources, room, most_rows, most_tokens)
     if not _is_loopback(host):
         print(f"warning: {host} is reachable from other machines, and there is no password.", flush=True)
     names = ", ".join((BASE, *served.adapters))
     print(f"models: {names}\nhttp://{host}:{port}/v1  (Ctrl-C ends it)", flush=True)
     try:
-        uvicorn.run(application(served), host=host, port=port, log_level="warning")
+        uvicorn.run(application(served), host=host, port=port, log_level="critical")
     except SystemExit as error:  # uvicorn's end where the port cannot be had
         raise UserError(f"Port {port} of {host} cannot be had. Choose another with --port.") from error
     finally:

@@ -14,7 +14,7 @@ from typing import Any
 from eval.recompute import recompute_scores
 from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError
-from fedfinlora.model.adapter import Layout
+from fedfinlora.model.adapter import Layout, frozen_sha256
 from fedfinlora.model.adapter_folder import read_tensors
 from fedfinlora.model.parts import Part, sent_part, trained_factor
 from fedfinlora.privacy.accounting import Steps, epsilon
@@ -36,7 +36,7 @@ class ServerRules:
 
     run: Path
     layout: Layout | None = None
-    """Of the run's adapter, as far as its saved adapters tell."""
+    """Of the run's adapter, as far as its saved adapters show."""
 
     def first_state(self, config: Config, adapter: Any, layout_id: str) -> ServerState:
         self._know(layout_id)
@@ -92,9 +92,10 @@ def saved_layout(run: Path, layout_id: str) -> Layout | None:
     """
     for folder in sorted((run / "adapters").glob("*")):
         with suppress(UserError):
-            shapes = {name: tuple(tensor.shape) for name, tensor in read_tensors(folder).items()}
-            for names in (sorted(shapes), sorted(name for name in shapes if ".lora_A." not in name)):
-                layout = Layout(tuple(names), tuple(shapes[name] for name in names))
+            tensors = {name: tensor.numpy() for name, tensor in read_tensors(folder).items()}
+            for frozen in ({}, {name: tensor for name, tensor in tensors.items() if ".lora_A." in name}):
+                names = sorted(tensors.keys() - frozen.keys())
+                layout = Layout(tuple(names), tuple(tensors[name].shape for name in names), frozen_sha256(frozen))
                 if layout.id == layout_id:
                     return layout
     return None

@@ -240,7 +240,7 @@ class DatasetConfig:
     """
     on_bad_row: str = "skip"
     """skip (count it and continue) or stop (end with file:line and the reason). A bank with files of its own always
-    skips: a refusal would tell of its rows.
+    skips: a refusal would reveal something of its rows.
     """
     chat_template: bool = False
     """Wrap prompts in the model's chat template. Off, as in FinLoRA: the row's context is the whole prompt."""
@@ -319,6 +319,10 @@ class TrainConfig:
     """Most memory for the activations of one forward pass, in GiB; layers are checkpointed, then passes split, to stay
     below it. 0 = half of what is free on the device when training starts.
     """
+    processes: int = 1
+    """Processes of one bank that train together, each with the whole model on a GPU of its own: a step's rows are
+    divided among them, loss and gradients stay those of one process.
+    """
     proximal_mu: float = 0.0
     """FedProx (Li et al. 2020): adds mu/2 |w - w_global|^2 to the loss; 0 = off."""
     steps_per_round: int = 3
@@ -342,7 +346,7 @@ class TrainConfig:
         choose(self.schedule, ("cosine", "constant"), "train.schedule")
         choose(self.optimizer_state, ("keep", "reset"), "train.optimizer_state")
         choose(self.optimizer, OPTIMIZERS, "train.optimizer")
-        for name in ("learning_rate", "sgd_learning_rate", "batch_tokens", "holdout_every"):
+        for name in ("learning_rate", "sgd_learning_rate", "batch_tokens", "holdout_every", "processes"):
             _require(getattr(self, name) > 0, f"train.{name} must be above 0, not {getattr(self, name)}.")
         for name in ("learning_rate", "sgd_learning_rate"):
             _require(
@@ -825,6 +829,11 @@ class Config:
         )
         if self.privacy.mode != "none":
             self._check_private()
+        _require(
+            self.train.processes == 1 or not self.model.device_map,
+            f"train.processes={self.train.processes} does not go with model.device_map: each process holds the whole "
+            "model on one GPU. Set one of them only.",
+        )
         self._check_rule()
         if self.strategy.residual_rank or self.strategy.ranks:
             self._check_ranks()
@@ -884,7 +893,8 @@ class Config:
             _require(rule != of or not wrong, f"strategy={rule} {why}")
 
     def _check_private(self) -> None:
-        """What would break the promise, or tell of the rows besides the update, is refused before any row is read.
+        """What would break the guarantee, or reveal more of the rows than the update, is refused before any row is
+        read.
 
         Each line: modes, whether the setting is wrong, the setting, what to set instead, why.
         """
@@ -918,9 +928,11 @@ class Config:
             "the aggregator's noise is secret, so no round can be computed again"),
             (("bank",), self.strategy.weighting == "declared", "strategy.weighting=declared", "equal",
             "the noise hides a bank only if all banks weigh the same"),
+            (in_the_bank, train.processes > 1, f"train.processes={train.processes}", "1",
+            "clipping and noise are steps of one process"),
             (in_the_bank, steps_by_rows, f"train.batch_rows={train.batch_rows} with train.epochs={train.epochs:g}",
                 "0 (steps_per_round steps that spread the epochs), or train.epochs=0",
-                "the number of steps would tell the row count"),
+                "the number of steps would reveal the row count"),
         ):  # fmt: skip
             _require(
                 mode not in modes or not wrong,

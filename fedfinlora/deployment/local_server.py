@@ -93,7 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
             answer = make(asked.query)
         except (
             Exception
-        ) as error:  # what is on disk may be damaged: the page must not end with it, nor tell more than the kind
+        ) as error:  # what is on disk may be damaged: the page must not end with it, nor show more than the kind
             log.exception("no answer to %s", asked.path)
             answer = Response(f"No answer: {type(error).__name__}. See the log.\n", status=500)
         self._send(answer)

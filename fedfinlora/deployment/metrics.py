@@ -75,7 +75,7 @@ class CoordinatorMetrics(Collector):
         yield from _of_rounds(runs)
         states = connections(self.home)
         online = {(bank,): float(state == "online") for bank, state in states.items()}
-        yield _gauge("fedfinlora_bank_online", "1 while the SuperLink hears the bank's heartbeat", ("bank",), online)
+        yield _gauge("fedfinlora_bank_online", "1 while the SuperLink gets the bank's heartbeat", ("bank",), online)
         # Revoked keys have another ending.
         banks = [file.with_suffix(".crt") for file in sorted((self.home / "enrolled").glob("*.pub"))]
         certificates = {name: self.home / name for name in (CA_CERTIFICATE, SERVER_CERTIFICATE, SIGNING_CERTIFICATE)}

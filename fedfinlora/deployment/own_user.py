@@ -47,7 +47,7 @@ ANSWER_S = 1.0
 
 
 def check_user() -> None:
-    """UserError where this process cannot tell its own user from others."""
+    """UserError where this process cannot distinguish its own user from others."""
     if users_look_alike(os.geteuid(), OVERFLOW_UID, UID_MAP):
         raise UserError(
             f"This process runs as user {os.geteuid()} of a user namespace, where every user from outside has that "

@@ -25,8 +25,9 @@ def crowded(config: Config) -> str:
 
 
 def simulated_workers(config: Config) -> int:
-    """How many simulated banks train at the same time, each in a process with a base model of its own."""
-    return min(config.workers or gpus_here() or len(os.sched_getaffinity(0)), config.banks)
+    """How many simulated banks train at the same time, each in processes with a base model of their own."""
+    at_once = (gpus_here() or len(os.sched_getaffinity(0))) // config.train.processes
+    return min(config.workers or max(1, at_once), config.banks)
 
 
 def worker_resources(config: Config) -> str:

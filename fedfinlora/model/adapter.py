@@ -26,6 +26,7 @@ from fedfinlora.files import write_bytes
 from fedfinlora.model.adapter_folder import WEIGHTS_FILE, base_name, read_tensors, same_base
 from fedfinlora.model.peft_methods import METHODS, method_of
 from fedfinlora.model.peft_methods.lora import ADAPTER_NAME
+from fedfinlora.model.quantized import import_bitsandbytes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -212,8 +213,10 @@ def save_adapter(
 
     `frozen` holds the adapter's tensors that are not trained and so not in the vector.
     """
-    from peft import LoraConfig
     from safetensors.numpy import save
+
+    import_bitsandbytes()
+    from peft import LoraConfig
 
     tensors = dict(METHODS[peft.method].exported(layout.views(vector), frozen or {}))
     config = LoraConfig(**peft_config_values(peft, model), inference_mode=True).to_dict()

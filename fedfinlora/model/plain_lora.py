@@ -24,6 +24,7 @@ from fedfinlora.files import write_bytes
 from fedfinlora.model.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, base_name, peft_settings, read_tensors
 from fedfinlora.model.peft_methods import METHODS
 from fedfinlora.model.peft_methods.lora import A, B
+from fedfinlora.model.quantized import import_bitsandbytes
 
 Matrix = NDArray[np.float32]
 
@@ -46,8 +47,10 @@ class PlainLora:
         """Write a PEFT folder: adapter_config.json and adapter_model.safetensors. All layers get the highest rank;
         what a layer lacks is zero. safetensors writes an array as it lies in memory, so each is brought to C order.
         """
-        from peft import LoraConfig
         from safetensors.numpy import save
+
+        import_bitsandbytes()
+        from peft import LoraConfig
 
         rank = self.rank
         tensors = {}

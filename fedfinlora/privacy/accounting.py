@@ -34,7 +34,7 @@ gigabytes.
 
 
 LARGEST_MU = 1000.0
-"""Beyond it the exact curve is beyond what floating-point numbers tell apart, and a bound from above is given."""
+"""Beyond it the exact curve is beyond what floating-point numbers distinguish, and a bound from above is given."""
 
 
 @dataclass(frozen=True, order=True)

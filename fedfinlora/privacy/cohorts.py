@@ -2,7 +2,7 @@
 
 A row is its prompt, a customer is its name, both normalised, so that order, white space, labels and file names do not
 matter. A hash has 8 bytes: BLAKE2b under a secret key of the ledger, so that the files show no one which rows there
-are. The highest bit tells the kinds apart: 0 for a row (or, in the server's ledger, a bank), 1 for a customer.
+are. The highest bit is the kind: 0 for a row (or, in the server's ledger, a bank), 1 for a customer.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ def book(
             take_over(ledger, version_1)
         hashed = hash_rows(rows, ledger.key)
         if by_customer and not hashed.customers.all():
-            raise UserError("privacy.unit=customer: some rows have no `issuer` to tell customers by.")
+            raise UserError("privacy.unit=customer: some rows have no `issuer`.")
         units = units_of(ledger.index, hashed, by_customer)
         after = histories(ledger.lines, ledger.index, units, steps)
         allowed = after.within(budget_epsilon, delta) if budget_epsilon else np.ones(len(after.counts), dtype=bool)

@@ -23,8 +23,8 @@ from fedfinlora.system.locks import wait_for
 BEGINNING = "0" * 64
 """`previous` of the first line."""
 EVERY_ROW = "*"
-"""The cohort of a line that counts for every row, those that come later included: nothing tells them from the ones that
-were there.
+"""The cohort of a line that counts for every row, those that come later included: nothing distinguishes them from those
+that were there.
 """
 LINES, HEAD, KEY, INDEX, COHORTS, RENEWED, LOCK = (
     "ledger.jsonl",
@@ -196,7 +196,7 @@ def _write_whole(descriptor: int, content: bytes) -> None:
 
 
 def fingerprint_of(key: bytes) -> str:
-    """16 hex digits that tell a key from another and say nothing about it."""
+    """16 hex digits that identify a key and say nothing about it."""
     return hashlib.sha256(b"fedfinlora ledger key" + key).hexdigest()[:16]
 
 

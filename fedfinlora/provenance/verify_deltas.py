@@ -121,7 +121,7 @@ def _again(
     try:
         following = rules.step(config, state, replies)
     except (UserError, ValueError, KeyError, TypeError) as error:
-        found.add(one.where, f"round {number} cannot be computed again ({type(error).__name__})")
+        found.add(one.where, f"round {number} cannot be computed again: {str(error) or type(error).__name__}")
         return None
     sha256 = adapter_checksum(following.adapter)
     if sha256 != one.adapter_sha256:

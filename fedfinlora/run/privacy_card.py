@@ -28,7 +28,7 @@ LEAVES = {
     "when a reply arrives": "how long a round takes grows with the tokens drawn; nothing hides that from the server",
     "a refusal's code": "one code and one sentence for everything that depends on rows, ledger or budget",
 }
-"""What leaves a bank that makes its own replies private -> what it tells."""
+"""What leaves a bank that makes its own replies private -> what it reveals."""
 WITHHELD = (
     "rows, tokens and answer tokens of a round and of the bank",
     "training loss, losses of held-out rows",

@@ -293,7 +293,7 @@ class PrivacyCard:
     composition: str = ""
     banks: Mapping[str, BankCard] = field(default_factory=dict)
     leaves: Mapping[str, str] = field(default_factory=dict)
-    """What leaves a bank -> what it tells."""
+    """What leaves a bank -> what it reveals."""
     withheld: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
     audit: str = ""

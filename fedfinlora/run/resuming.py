@@ -41,7 +41,7 @@ def present_state(config: Config, data_files: Mapping[str, str], with_model: boo
 
 
 def changes(manifest: Mapping[str, Any], now: Mapping[str, Mapping[str, str]]) -> tuple[list[str], list[str]]:
-    """(what differs, one text an item; the kinds that an older manifest does not tell).
+    """(what differs, one text an item; the kinds that an older manifest does not have).
 
     >>> now = {"data_sha256": {"a": "1", "c": "1"}, "source_files": {}, "model_files": {},
     ... "versions": {"torch": "2.14"}}
@@ -89,7 +89,7 @@ def check_same(folder: Path, config: Config, data_files: Mapping[str, str], with
     found, unknown = changes(manifest, now)
     if unknown:
         log.warning(
-            "%s was begun by an older version: its manifest does not tell %s, so that is not compared.",
+            "%s was begun by an older version: its manifest does not have %s, so that is not compared.",
             folder,
             " and ".join(unknown),
         )

@@ -224,7 +224,7 @@ class Engine:
             return int(logits.argmax())
         probabilities, order = (logits.float() / request.temperature).softmax(-1).sort(descending=True)
         before = probabilities.cumsum(0) - probabilities
-        probabilities[before >= request.top_p] = 0.0
+        probabilities[before >= request.top_p] = 0.0  # the first stays, unless top_p is 0
         return int(order[torch.multinomial(probabilities, 1, generator=row.generator)])
 
     def _end_rows(self, reason: str) -> None:

@@ -21,6 +21,8 @@ from fedfinlora.serving.engine import Busy, Engine, Request
 BASE = "base"
 MOST_BODY_BYTES = 2**20
 ASK_EVERY_S = 0.005
+LEAST_TEMPERATURE = 1e-3
+"""Below it sampling is greedy: dividing logits by less would leave float32's range."""
 UNFINISHED = "\ufffd"
 """What a decoder gives for the first bytes of a character: such a piece waits for the rest."""
 
@@ -90,17 +92,23 @@ def application(served: Served) -> Any:
         if body.get("stream"):
             return StreamingResponse(_events(pieces, form), media_type="text/event-stream")
         found = [piece async for piece in pieces]
+        if not found or found[-1].reason == "cancelled":  # the client has gone, or the server ends
+            return _refusal("The answer was broken off.", 503)
         if found[-1].reason == "failed":
             return _refusal("The answer could not be made; the server's log says why.", 500)
         text = "".join(piece.text for piece in found)
         return JSONResponse(form.whole(text, found[-1], len(request.prompt)))
 
     def _refusal(message: str, status: int) -> Any:
-        kind = {429: "rate_limit_error", 500: "server_error"}.get(status, "invalid_request_error")
+        kind = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}.get(status, "invalid_request_error")
         return JSONResponse({"error": {"message": message, "type": kind, "code": status}}, status)
+
+    async def no_such_path(http: Any, error: Any) -> Any:
+        return _refusal(f"{http.method} {http.url.path} is not served here: {error.detail}.", error.status_code)
 
     post = ["POST"]
     return Starlette(
+        exception_handlers={404: no_such_path, 405: no_such_path},
         routes=[
             Route("/health", health), Route("/v1/models", models),
             Route("/v1/completions", completions, methods=post), Route("/v1/chat/completions", chat, methods=post),
@@ -126,6 +134,8 @@ async def _body(http: Any) -> Mapping[str, Any]:
 def request_of(served: Served, body: Mapping[str, Any], is_chat: bool) -> tuple[Request, tuple[str, ...]]:
     """What a body asks for, and its stop texts. Refused with the field where it cannot be read."""
     model = body.get("model")
+    if model is None:
+        raise Refused(f"model is missing. Choose one of: {', '.join((BASE, *served.adapters))}.")
     if model != BASE and model not in served.adapters:
         names = ", ".join((BASE, *served.adapters))
         raise Refused(f"There is no model {printable(str(model))[:80]!r}. Choose one of: {names}.", 404)
@@ -138,8 +148,12 @@ def request_of(served: Served, body: Mapping[str, Any], is_chat: bool) -> tuple[
     if _number(body, "n", 1, 1) != 1:
         raise Refused("n must be 1: one answer a request.")
     text = _chat_text(body.get("messages")) if is_chat else body.get("prompt")
-    if not isinstance(text, str) or not text:
+    if not isinstance(text, str):
         raise Refused("prompt must be a text; several at a time are several requests.")
+    if not text.strip():
+        raise Refused("The prompt is empty.")
+    if text.encode(errors="replace").decode() != text:
+        raise Refused("The prompt is no text: it has half of a surrogate pair.")
     prompt = served.encode(adapter, text)
     room = served.context_tokens - len(prompt)
     if room < 1:
@@ -148,6 +162,8 @@ def request_of(served: Served, body: Mapping[str, Any], is_chat: bool) -> tuple[
     if not (seed is None or (isinstance(seed, int) and 0 <= seed < 2**63)):
         raise Refused("seed must be a whole number of at least 0.")
     temperature, top_p = _number(body, "temperature", 0.0, 0.0), _number(body, "top_p", 1.0, 0.0)
+    if temperature < LEAST_TEMPERATURE or top_p == 0:
+        temperature = 0.0
     most_tokens = min(int(most), served.most_tokens, room)
     return Request(prompt, adapter, most_tokens, temperature, min(top_p, 1.0), seed), stops
 

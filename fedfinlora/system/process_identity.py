@@ -1,5 +1,5 @@
-"""Which process it is: a number that the system gives again later, and the moment of its start, which tells it from a
-later one of that number.
+"""Which process it is: a number that the system gives again later, and the moment of its start, which distinguishes it
+from a later one of that number.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -61,11 +61,14 @@ class PlainStep:
     def take(self, local: LocalRows, step: int) -> StepTaken:
         """UserError for a loss that is not finite."""
         taken = local.add_gradient(step)
-        if not math.isfinite(taken.loss):
-            raise UserError(
-                f"The training loss of {local.bank} is {taken.loss} at step {step}. Lower train.learning_rate."
-            )
+        check_finite(taken.loss, local.bank, step)
         return taken
+
+
+def check_finite(loss: float, bank: str, step: int) -> None:
+    """UserError for a loss that is not finite."""
+    if not math.isfinite(loss):
+        raise UserError(f"The training loss of {bank} is {loss} at step {step}. Lower train.learning_rate.")
 
 
 PLAIN = PlainStep()
@@ -113,12 +116,14 @@ class LocalRows:
     _ready: dict[int, Future[tuple[list[Example], Iterator[Pass]]]] = field(default_factory=dict)
     """Step -> its rows and passes, made ahead."""
 
-    def add_gradient(self, step: int) -> StepTaken:
-        """Add to `grad` the gradient of the mean loss of the rows whose turn it is at `step`."""
+    def add_gradient(self, step: int, share: Callable[[list[Example]], list[Example]] = list) -> StepTaken:
+        """Add to `grad` the gradient of the mean loss of the rows whose turn it is at `step`; with a `share` of them,
+        what those add to the mean loss of all.
+        """
         ready = self._ready.pop(step, None)
-        batch, passes = ready.result() if ready is not None else self._passes_of(step)
+        batch, passes = ready.result() if ready is not None else self._passes_of(step, share)
         if self._pool is not None and step + 1 < self._last_step:
-            self._ready[step + 1] = self._pool.submit(lambda: _whole(self._passes_of(step + 1)))
+            self._ready[step + 1] = self._pool.submit(lambda: _whole(self._passes_of(step + 1, share)))
         answers = sum(len(example.answer_ids) for example in batch)
         losses: list[torch.Tensor] = []
         for part in passes:
@@ -131,11 +136,13 @@ class LocalRows:
         """
         self._pool, self._last_step = pool, last_step
 
-    def _passes_of(self, step: int) -> tuple[list[Example], Iterator[Pass]]:
-        """The rows whose turn it is, and their passes."""
+    def _passes_of(
+        self, step: int, share: Callable[[list[Example]], list[Example]]
+    ) -> tuple[list[Example], Iterator[Pass]]:
+        """The rows whose turn it is, and the passes of a share of them."""
         chosen = rows_of_step(step, len(self.examples), self.rows_per_step, self.seed, self.bank, self.groups)
         batch = [self.examples[index] for index in chosen]
-        return batch, passes_of_step(batch, self.config, self.limits, next(self.model.parameters()).device)
+        return batch, passes_of_step(share(batch), self.config, self.limits, next(self.model.parameters()).device)
 
     def _add_pass(self, part: Pass, answers: int) -> list[torch.Tensor]:
         """Add one pass's gradient to `grad` and return its share of the step's loss; in smaller passes where a GPU has

@@ -102,6 +102,11 @@ def reason_against(config: Config) -> str:
             f"A trainer cannot go with train.proximal_mu={config.train.proximal_mu:g}: FedProx's term is a step of our "
             "own training loop. Set it to 0, and add the term in the trainer if you want it."
         )
+    if config.train.processes > 1:
+        return (
+            f"A trainer cannot go with train.processes={config.train.processes}, which divides the steps of our own "
+            "training loop. Set it to 1, and start the processes in the trainer if you want several."
+        )
     return ""
 
 

@@ -208,7 +208,7 @@ class Reply:
     policy_sha256: str = ""
     """The hash of the bank's settings and policy; "" where it has none."""
     withheld: tuple[str, ...] = ()
-    """Figures that the bank did not tell; they are 0 or NaN."""
+    """Figures that the bank did not send; they are 0 or NaN."""
     ledger: Head | None = None
     """Of the bank's privacy ledger, with this round's line; None where the round was not booked."""
     sent_bytes: int = 0

@@ -76,8 +76,8 @@ class PrivateMean(Strategy):
 
     @property
     def quorum(self) -> int:
-        """None: an end of the run that depends on who is a member would tell who is. Without replies the step is noise
-        alone.
+        """None: an end of the run that depends on who is a member would reveal who is. Without replies the step is
+        noise alone.
         """
         return 0
 

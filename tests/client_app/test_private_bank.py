@@ -306,7 +306,7 @@ class TestRefusals:
             ((*PRIVATE, "strategy.weighting=rows"), r"strategy\.weighting=rows"),
             ((*PRIVATE, "dataset.equalize_tasks=true"), r"dataset\.equalize_tasks=true"),
             ((*PRIVATE, "peft=dora"), "peft=dora"),
-            ((*PRIVATE, "train.epochs=1"), "would tell the row count"),
+            ((*PRIVATE, "train.epochs=1"), "would reveal the row count"),
             (("privacy.epsilon=3",), "needs privacy=example"),
         ],
     )
@@ -417,7 +417,7 @@ class TestRefusals:
             assert len(booked(facts(tmp_path))) == 1
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(client_app.bank, "train", killed)
+        monkeypatch.setattr(client_app.bank, "train_in_bank", killed)
         with pytest.raises(KeyboardInterrupt):
             ask(config_of(rows, tmp_path), facts(tmp_path))
 
@@ -470,7 +470,7 @@ class TestABankThatIsDeployed:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(client_app.bank, "train", killed)
+            patch.setattr(client_app.bank, "train_in_bank", killed)
             with pytest.raises(KeyboardInterrupt):
                 ask(plain, at)
         private = ask(config_of(rows, tmp_path), at)
@@ -544,7 +544,7 @@ class TestFaults:
 
         with monkeypatch.context() as patch:
             patch.setattr(os, call, failing)
-            patch.setattr(client_app.bank, "train", lambda *arguments, **values: pytest.fail("it was trained"))
+            patch.setattr(client_app.bank, "train_in_bank", lambda *arguments, **values: pytest.fail("it was trained"))
             refused(config, at, "nothing private may leave", 2)
         before = len(booked(at))
         alone = ask(config, facts(tmp_path / "alone")).figures.epsilon_spent
@@ -652,7 +652,7 @@ for where, place in {places!r}.items():
         if where == "before the booking":
             client_app.privacy_plan.book = kill
         elif where == "before the training":
-            client_app.bank.train = kill
+            client_app.bank.train_in_bank = kill
         else:
             client_app.bank.read_adapter = kill
         try:

@@ -137,7 +137,8 @@ def test_a_federation_from_nothing(machines: dict[str, Machine], tmp_path: Path)
     reported = south.enters("bank", "history").stdout
     assert "refused policy-max_rank" in reported
 
-    # A run without privacy is refused by both: they have a budget, as `bank init` sets one.
+    # South allows it now. A run without privacy is refused by both: they have a budget, as `bank init` sets one.
+    settings.write_text(allowing)
     banks = {
         number: {
             "settings": str(machine.bank / "bank.yaml"),
@@ -152,9 +153,8 @@ def test_a_federation_from_nothing(machines: dict[str, Machine], tmp_path: Path)
     for name in ("north", "south"):
         assert f"{name}: The bank's policy does not allow this privacy mode (rule: privacy)" in str(refusal.value)
 
-    # North is killed and started again: the same identity, history and ledger; south allows the run now.
+    # North is killed and started again: the same identity, history and ledger.
     end_family(north_bank)
-    settings.write_text(allowing)
     north.starts("bank", "start", "--metrics-port", own_page, also=AS_JSON)
     done = aggregator.types(*run, *private, "run_name=private", "num_server_rounds=2")
     assert done.returncode == 0, done.stderr + done.stdout

@@ -349,7 +349,7 @@ class TestBank:
         def never(*arguments: Any, **values: Any) -> None:
             raise AssertionError("trained")
 
-        monkeypatch.setattr(client_app.bank, "train", never)
+        monkeypatch.setattr(client_app.bank, "train_in_bank", never)
         bank = bank_of(rows, tmp_path, **policy)
         with pytest.raises(BankError) as error:
             ask(compose(overrides(rows, tmp_path / "runs")), bank)
@@ -389,7 +389,7 @@ class TestBank:
         def broken(*arguments: Any, **values: Any) -> None:
             raise UserError("diverged")
 
-        monkeypatch.setattr(client_app.bank, "train", broken)
+        monkeypatch.setattr(client_app.bank, "train_in_bank", broken)
         bank = bank_of(rows, tmp_path)
         with pytest.raises(BankError):
             ask(compose(overrides(rows, tmp_path / "runs")), bank)

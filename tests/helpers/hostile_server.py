@@ -99,7 +99,7 @@ LIES = (
         {"train.batch_rows": 64}),
     Lie("asks for steps of a million rows", "privacy", "is more than the 63 declared rows",
         {"train.batch_rows": 10**6}),
-    Lie("asks for epochs, so that the steps would tell the rows", "config", "would tell the row count",
+    Lie("asks for epochs, so that the steps would reveal the rows", "config", "would reveal the row count",
         {"train.epochs": 1.0}),
     Lie("asks for weights by rows", "config", "a bank's row count would leave", {"strategy.weighting": "rows"}),
     Lie("asks for the loss of held-out rows", "config", "the loss of held-out rows would leave",

@@ -329,8 +329,8 @@ def test_every_command_of_the_documents_runs(demo: Path, place: Path, monkeypatc
         if words[0] == "bench" or "dataset=hub" in words or any(word.startswith("resume=") for word in words):
             continue
         if (
-            words[0] in ("coordinator", "bank", "verify") or "--run" in words
-        ):  # tests/deployment/test_deployment.py types them; there is no such run
+            words[0] in ("coordinator", "bank", "verify", "serve") or "--run" in words
+        ):  # other tests type them (tests/deployment/test_deployment.py, tests/serving); there is no such run
             continue
         if words[:2] == ["privacy", "ledger"]:  # tests/privacy/test_privacy_officer.py damages one first
             continue

@@ -16,7 +16,7 @@ from conftest import set_random_adapter, tiny_config
 
 from eval.decoding.plain_generation import generate_plainly
 from fedfinlora.commands import serve as command
-from fedfinlora.errors import UserError
+from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.model.adapter import read_adapter, save_adapter
 from fedfinlora.model.loading import get_session
 from fedfinlora.serving.engine import Busy, Engine, Request
@@ -171,7 +171,11 @@ def test_openais_own_client_asks_lists_and_streams(address: str, served: Any) ->
 
 REFUSED: tuple[tuple[dict[str, Any] | bytes, int, str], ...] = (
     (b"{", 400, "not JSON"), (b"[]", 400, "not a JSON object"), (b"x" * (2**20 + 1), 413, "more than"),
-    ({"prompt": "x"}, 404, "no model 'None'"), ({"model": "a0"}, 400, "prompt must be a text"),
+    ({"prompt": "x"}, 400, "model is missing"),
+    ({"model": "no", "prompt": "x"}, 404, "There is no model 'no'"),
+    ({"model": "a0", "prompt": ""}, 400, "The prompt is empty"),
+    ({"model": "a0", "prompt": "\ud800"}, 400, "surrogate"),
+    ({"model": "a0"}, 400, "prompt must be a text"),
     ({"model": "a0", "prompt": ["x", "y"]}, 400, "several requests"),
     ({"model": "a0", "prompt": "x", "n": 2}, 400, "n must"),
     ({"model": "a0", "prompt": "x", "max_tokens": 0}, 400, "max_tokens must"),
@@ -189,6 +193,12 @@ def test_what_cannot_be_answered_is_refused_in_openais_form(address: str) -> Non
         assert (reply.status_code, words in reply.json()["error"]["message"]) == (status, True), reply.text
     assert httpx.post(f"{address}/v1/chat/completions", json={"model": "a0", "messages": []}).status_code == 400
     assert httpx.get(f"{address}/health").json() == {"status": "ok"}
+    for reply in (httpx.get(f"{address}/v1/embeddings"), httpx.get(f"{address}/v1/completions")):
+        assert "is not served here" in reply.json()["error"]["message"]
+    body = {"model": "a0", "prompt": "x", "max_tokens": 3}
+    greedy = httpx.post(f"{address}/v1/completions", json=body).json()["choices"]
+    for edge in ({"top_p": 0, "temperature": 1}, {"temperature": 1e-300}):
+        assert httpx.post(f"{address}/v1/completions", json=body | edge).json()["choices"] == greedy
 
 
 def test_a_client_that_hangs_up_while_streaming_frees_its_row(address: str, served: Any) -> None:
@@ -217,6 +227,27 @@ def test_adapters_that_do_not_go_together_are_refused_by_name(folders: dict[str,
         command.prepare([one, str(other)], 2, 2, 8)
     with pytest.raises(UserError, match="There is no run"):
         command.prepare([str(tmp_path / "nothing")], 2, 2, 8)
+
+
+def test_an_answer_that_is_broken_off_is_said_and_no_traceback(address: str, served: Any) -> None:
+    """The server ends while an answer is made."""
+    found: list[httpx.Response] = []
+    body = {"model": "a0", "prompt": "x", "max_tokens": 64}
+    served.engine.close()
+    found.append(httpx.post(f"{address}/v1/completions", json=body))
+    assert (found[0].status_code, "ends" in found[0].json()["error"]["message"]) == (429, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ({"room": 0}, "--room must be at least 1"), ({"most_rows": 0}, "--batch must be at least 1"),
+        ({"most_tokens": -1}, "--max-tokens must"), ({"port": 99999}, "--port must be a number"),
+    ],
+)  # fmt: skip
+def test_odd_options_are_refused_before_a_model_is_loaded(words: dict[str, int], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        command.serve(["nothing"], "127.0.0.1", **{"port": 0, "room": 1, "most_rows": 1, "most_tokens": 1} | words)
 
 
 def test_many_adapters_have_room_for_few(folders: dict[str, Path], expected: dict[str, list[tuple[int, ...]]]) -> None:

@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--for", dest="kind", required=True, metavar="PROGRAM", help="vllm, sglang, gguf (llama.cpp), merged or peft"
     )
-    command.add_argument("--out", type=Path, metavar="FOLDER", help="default: RUN-for-PROGRAM")
+    command.add_argument("--out", type=Path, metavar="FOLDER", help="default: RUN-for-PROGRAM, in this folder")
     command.add_argument("--name", default="", help="what the adapter is called when it is served; default: the run's")
     command.add_argument(
         "--rank", type=int, default=64, help="rank that a DoRA adapter is brought to; the default is 64"

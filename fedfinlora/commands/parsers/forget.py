@@ -1,4 +1,4 @@
-"""Parsers of `forget`, `contributions` and `explain`: what a finished run's kept updates tell."""
+"""Parsers of `forget`, `contributions` and `explain`: what a finished run's kept updates show."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ NODE_ID = Path("node.id")
 
 
 def returning(client_class: type[Any]) -> type[Any]:
-    """Flower's client of the SuperLink, whose node may take the place of its own former self, and does not tell how
+    """Flower's client of the SuperLink, whose node may take the place of its own former self, and does not say how
     long it has worked.
 
     Flower sends the seconds with each answer; a bank's policy may withhold them, and under example-level privacy its

@@ -45,7 +45,7 @@ TEMPLATE = """
 <p>No bank has trained privately yet: nothing is spent.</p>
 {% else %}
 <p>For every unit ({{ card.unit }}): <b>ε = {{ card.epsilon|significant }}</b> at δ = {{ "%.0e"|format(card.delta) }},
-over all runs in the banks' ledgers. Somebody who knows everything else and cannot tell beforehand whether the unit took
+over all runs in the banks' ledgers. Somebody who knows everything else and does not know beforehand whether the unit took
 part (even odds) can be at most {{ "%.5g"|format(view.surest) }} % sure of it afterwards, except with probability δ.</p>
 {% endif %}
 {% if view.privacy_banks.rows %}{{ table(view.privacy_banks) }}{% endif %}
