@@ -396,7 +396,7 @@ class TestRefusals:
         assert len(booked(at)) == 2
 
     @pytest.mark.parametrize("error", [RuntimeError("row 7"), MemoryError(), UserError("row 7"), OSError("row 7")])
-    @pytest.mark.parametrize("where", ["train", "make_plan", "bank_rows", "read_adapter"])
+    @pytest.mark.parametrize("where", ["train_in_bank", "make_plan", "bank_rows", "read_adapter"])
     def test_every_failure_of_a_private_round_is_one_code(
         self, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, error: Exception
     ) -> None:

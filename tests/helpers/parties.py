@@ -25,7 +25,7 @@ from tiny_runs import write_rows
 from wiretap import Tap
 
 from fedfinlora.cli import main
-from fedfinlora.commands import bank, coordinator
+from fedfinlora.commands import bank, coordinator_setup
 from fedfinlora.compose import compose
 from fedfinlora.deployment.certificates import issue_bank, make_node_key, open_authority, tls_key, write_private
 from fedfinlora.deployment.flower_link import free_port
@@ -245,7 +245,7 @@ def _end(one: socket.socket) -> None:
 
 def enrolls(home: Path, folder: Path, name: str) -> None:
     """Enrol the bank of a folder at the coordinator of `home`, and give it its certificate."""
-    coordinator.enroll(home, folder / "node.key.pub", name)
+    coordinator_setup.enroll(home, folder / "node.key.pub", name)
     bank.accept(folder, home / "enrolled" / f"{name}.crt")
 
 
@@ -271,7 +271,7 @@ class Federation:
         threading.Thread(target=self.plain.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     def begins(self) -> None:
-        coordinator.init(self.aggregator.coordinator, [], self.port, "127.0.0.1", 10)
+        coordinator_setup.init(self.aggregator.coordinator, [], self.port, "127.0.0.1", 10)
         self.tap = Tap(self.port, self.aggregator.coordinator, self.home / "tap")
         self.way = Way(self.tap.port)
         self.enrolls(self.north, self.port)

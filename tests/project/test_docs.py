@@ -274,7 +274,8 @@ def reduced(command: Command, place: Path) -> list[str]:
         more += ["--canaries", "20"]
     if "privacy=example" in words:  # which holds no rows out
         more = [word for word in more if not word.startswith("train.holdout")]
-    return [*[word for word in words if not word.startswith("model.path=")], *more]
+    # No other model's folder is here, nor cores for more processes.
+    return [*[word for word in words if not word.startswith(("model.path=", "train.processes="))], *more]
 
 
 @pytest.fixture(scope="module")
