@@ -36,14 +36,14 @@ def federated(words: Sequence[str], states: Path) -> Path:
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, rounds: int, error: BaseException) -> None:
     """Raise in place of the training of the round after `rounds`."""
-    true, taken = baselines.train, iter(range(1000))
+    true, taken = baselines.train_in_bank, iter(range(1000))
 
     def train(*arguments: Any, **named: Any) -> Any:
         if next(taken) >= rounds:
             raise error
         return true(*arguments, **named)
 
-    monkeypatch.setattr(baselines, "train", train)
+    monkeypatch.setattr(baselines, "train_in_bank", train)
 
 
 class TestCentralized:
