@@ -174,7 +174,8 @@ def _bank(scratch: Path, name: str, rows: Sequence[Row]) -> BankFacts:
     """A bank with these rows in its own folder."""
     folder = scratch / name / "rows"
     folder.mkdir(parents=True)
-    lines = [json.dumps({"context": row.prompt, "target": row.target, "task": row.task}) for row in rows]
+    wanted = [{"context": row.prompt, "target": row.target, "task": row.task} for row in rows]
+    lines = [json.dumps(row, allow_nan=False) for row in wanted]
     (folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
     return BankFacts(name, 0, 0, str(folder), scratch / name / "state", scratch / name / "ledger")
 
