@@ -45,7 +45,7 @@ FILES: Sequence[tuple[str, Sequence[type[Any]]]] = (
     (
         "rounds.jsonl",
         (records.RoundLine, records.BankEntry, records.BankPrivacy, records.RoundPrivacy, records.Validation,
-        records.RoundTimings, records.BankTimings),
+        records.RoundTimings, records.BankTimings, records.AverageLoss),
     ),
     ("result.json", (records.RunResult, records.WallTimes, records.PrivacySummary)),
     ("privacy.json", (records.PrivacyCard, records.BankCard)),

@@ -44,9 +44,11 @@ def verify_adapter(folder: Path, ca: bytes | None, public: bytes | None) -> Find
     try:
         origin, unknown = read_statement(folder)
         base = origin.base_model
+        # A statement may say anything in the place of a number.
+        rounds = plural(origin.rounds, "round") if isinstance(origin.rounds, int) else f"{origin.rounds} rounds"
         found.checked.append(
             f"run {origin.run}: {origin.adapter.method} of {base.name} ({base.sha256[:16] or 'hash unknown'}), "
-            f"{plural(origin.rounds, 'round')}, "
+            f"{rounds}, "
             f"{plural(len(origin.banks), 'bank')} ({', '.join(origin.banks)}), "
             f"configuration {origin.configuration_sha256[:16]}, "
             f"code {origin.code.source_sha256[:16]}"

@@ -119,3 +119,10 @@ def test_hours_to_midnight_and_over_it() -> None:
     assert within("00:00-24:00", datetime(2026, 1, 1, 23, 59))
     assert within("22:00-24:00", datetime(2026, 1, 1, 23, 59))
     assert not within("22:00-24:00", datetime(2026, 1, 1, 0, 0))
+
+
+@pytest.mark.parametrize("start", ["0e1818cc", "12e3", "1e1f", "5e-", "0123", "1e9"])
+def test_a_hash_without_quotes_is_a_text(start: str) -> None:
+    """One in ten SHA-256 in hexadecimal begins like a number with an exponent."""
+    digits = start + "f" * (64 - len(start))
+    assert read_yaml(f"policy:\n  code: [{digits}]\n".encode()) == {"policy": {"code": [digits]}}

@@ -134,7 +134,7 @@ def test_the_cases_above_are_many(restarts: bool) -> None:
     found: list[Case] = []
 
     @given(stopping_texts(restarts=restarts))
-    @settings(max_examples=300)
+    @settings(max_examples=600)
     def collect(case: Case) -> None:
         found.append(case)
 

@@ -77,6 +77,7 @@ def test_a_privacy_mechanism_of_the_page_runs_and_accounts(tmp_path: Path, monke
     for file, module in (("client_app/privacy_plan.py", privacy_plan), ("fedfinlora/run/privacy_card.py", card)):
         exec(BLOCKS[file], vars(module) | vars(own))
     monkeypatch.setattr(client_app.bank, "NAMES", privacy_plan.NAMES)
+    monkeypatch.setenv("FEDFINLORA_LEDGER", str(tmp_path / "ledger"))
     words = ("privacy=example", "privacy.mode=automatic", "privacy.epsilon=8", "strategy.weighting=equal")
     run = Runs(write_rows(tmp_path / "rows"), tmp_path).start("run", *words, rounds=1)
     [north, south] = rounds_of(run)[0]["banks"]

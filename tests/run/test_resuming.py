@@ -77,7 +77,7 @@ def spoil_package(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 SPOILS = {
     "data": (spoil_rows, r"data .*fpb_train\.jsonl \(changed\)"),
     "model": (spoil_model, r"base model config\.json \(changed\)"),
-    "code": (spoil_code, r"code fedfinlora/training\.py \(changed\)"),
+    "code": (spoil_code, r"code fedfinlora/train/loop\.py \(changed\)"),
     "package": (spoil_package, r"package torch \(2\.0\.0 -> "),
 }
 
