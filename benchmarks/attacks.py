@@ -31,7 +31,8 @@ from data.rows import Row
 from data.sources import load_rows
 from eval.decoding.labels import label_logprobs
 from fedfinlora.compose import compose
-from fedfinlora.config.schema import Config, DatasetConfig
+from fedfinlora.config.dataset import DatasetConfig
+from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError, choose
 from fedfinlora.files import write_bytes
 from fedfinlora.model.adapter import Vector, write_adapter

@@ -1,7 +1,7 @@
 """The configuration reference, made from the schema itself: `python -m benchmarks.config_reference >
 docs/configuration.md`.
 
-Keys, types and defaults are the dataclass fields of `fedfinlora.config.schema`, meanings the strings below the fields, allowed
+Keys, types and defaults are the dataclass fields in `fedfinlora.config`, meanings the strings below the fields, allowed
 values the checks in `__post_init__`; options are the files under `conf/`. A test compares docs/configuration.md with
 this module's output.
 """
@@ -12,6 +12,7 @@ import ast
 import dataclasses
 import inspect
 import json
+import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -25,7 +26,7 @@ INTRODUCTION = """\
 
 Made by `python -m benchmarks.config_reference > docs/configuration.md`; do not edit.
 
-A run's configuration is the schema's defaults (`fedfinlora/config/schema.py`), then the files under `conf/` that `conf/config.yaml` and
+A run's configuration is the schema's defaults (`fedfinlora/config/`, a file for each group), then the files under `conf/` that `conf/config.yaml` and
 `experiment=` choose, then the `key=value` words of the command line, which win. `group=option` chooses a file, `group.key=value` sets
 one value; lists are written `'dataset.tasks=[fpb,fiqa]'`, quoted for the shell. An unknown key or value ends the command with the
 valid ones. What a run was given in the end is in its `config.yaml`.
@@ -75,8 +76,10 @@ def allowed(cls: type[Any]) -> dict[str, str]:
     for call, loop_names in _checks(cls):
         name = call.func.id if isinstance(call.func, ast.Name) else ""
         if name == "choose":
-            found[_field(call.args[0])] = ", ".join(f"`{choice}`" for choice in _choices(call.args[1]))
-        elif name == "_require" and (bound := _bound(call.args[0])):
+            found[_field(call.args[0])] = ", ".join(
+                f"`{choice}`" for choice in _choices(call.args[1], vars(sys.modules[cls.__module__]))
+            )
+        elif name == "require" and (bound := _bound(call.args[0])):
             for field_name in loop_names or [_field(_measured(call.args[0]))]:
                 found[field_name] = bound
     return found
@@ -212,15 +215,14 @@ def _checks(cls: type[Any]) -> Iterator[tuple[ast.Call, list[str]]]:
                 yield inner.value, names
 
 
-def _choices(node: ast.expr) -> Iterable[str]:
-    """The choices of a `choose` call: a constant of the schema's module, or a tuple with such constants inside."""
-    constants: Mapping[str, Any] = vars(schema)
+def _choices(node: ast.expr, constants: Mapping[str, Any]) -> Iterable[str]:
+    """The choices of a `choose` call: a constant of the class's module, or a tuple with such constants inside."""
     if isinstance(node, ast.Name):
         return list(constants[node.id])
     if isinstance(node, ast.Starred):
-        return _choices(node.value)
+        return _choices(node.value, constants)
     if isinstance(node, ast.Tuple):
-        return [choice for part in node.elts for choice in _choices(part)]
+        return [choice for part in node.elts for choice in _choices(part, constants)]
     return [ast.literal_eval(node)]
 
 

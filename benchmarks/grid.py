@@ -30,7 +30,11 @@ from fedfinlora.errors import UserError
 
 def main() -> None:
     """Run what is asked for and not there yet; exit status 1 if a cell failed."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        usage="%(prog)s FILE.yaml [options] [-- key=value ...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     options.add_argument("file", type=Path, metavar="FILE.yaml", help="a file in benchmarks/grids, or one like it")
     options.add_argument("--data", type=Path, metavar="DIR", help="the train and test rows, in FinLoRA's layout")
     options.add_argument("--work", type=Path, metavar="DIR", default=Path("outputs/grid"), help="where runs are put")
@@ -38,8 +42,9 @@ def main() -> None:
     options.add_argument(
         "--dry-run", action="store_true", help="show the cells and their expected minutes, run nothing"
     )
-    options.add_argument("words", nargs="*", metavar="key=value", help="after `--`: what suits the machine")
-    chosen = options.parse_args()
+    given = sys.argv[1:]
+    split = given.index("--") if "--" in given else len(given)
+    chosen, words = options.parse_args(given[:split]), given[split + 1 :]
     try:
         grid = read_grid(chosen.file)
         wanted = [one for one in cells_of(grid) if any(fnmatch.fnmatch(one.name, glob) for glob in chosen.cells)]
@@ -51,7 +56,7 @@ def main() -> None:
         if chosen.data is None:
             options.error("--data is needed to run anything.")
         os.nice(NICENESS)
-        failed = run_grid(grid, wanted, chosen.data.absolute(), chosen.work.absolute(), chosen.words)
+        failed = run_grid(grid, wanted, chosen.data.absolute(), chosen.work.absolute(), words)
     except UserError as error:
         sys.exit(f"error: {error}")
     if failed:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedfinlora.config.schema import ColumnsConfig
+from fedfinlora.config.dataset import ColumnsConfig
 from fedfinlora.deployment.policy import Policy, declared_sizes, read_settings
 from fedfinlora.errors import UserError
 from fedfinlora.privacy.history import history_file

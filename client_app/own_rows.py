@@ -20,7 +20,8 @@ from data.partition import hold_out, partition
 from data.rows import Row
 from data.sources import layout_of, load_rows
 from data.validation import set_aside
-from fedfinlora.config.schema import Config, DatasetConfig, PartitionConfig
+from fedfinlora.config.dataset import DatasetConfig, PartitionConfig
+from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError
 from fedfinlora.seeds import derive_seed, generator
 

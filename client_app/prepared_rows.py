@@ -18,7 +18,8 @@ from client_app.privacy_plan import CUSTOMERS
 from data.encode import encode_rows
 from data.rows import Row
 from data.sources import state_of_files
-from fedfinlora.config.schema import Config, PrivacyConfig
+from fedfinlora.config.privacy import PrivacyConfig
+from fedfinlora.config.schema import Config
 from fedfinlora.deployment.policy import declared_sizes, rounded_rows
 from fedfinlora.errors import UserError
 from fedfinlora.model.base_checks import context_tokens

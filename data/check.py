@@ -22,7 +22,7 @@ from data.sources.files import FileRows, SourceFile, read_file
 from data.sources.layout import Refused, find
 from data.sources.listing import NotRead, shown
 from data.sources.names import SPLITS
-from fedfinlora.config.schema import ColumnsConfig
+from fedfinlora.config.dataset import ColumnsConfig
 from fedfinlora.errors import UserError, choose
 
 __all__ = ["SHOWN_BAD_ROWS", "WIDTH", "CheckReport", "FileReport", "PromptTokens", "check_folder", "render"]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 
 from data.catalog import BENCHMARKS
 from data.rows import Row
-from fedfinlora.config.schema import PartitionConfig
+from fedfinlora.config.dataset import PartitionConfig
 from fedfinlora.errors import UserError, choose
 from fedfinlora.seeds import generator
 

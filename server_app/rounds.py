@@ -19,7 +19,8 @@ from typing import Any, Protocol
 import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from fedfinlora.config.schema import REPORTED_WEIGHTS, Config, StrategyConfig
+from fedfinlora.config.schema import Config
+from fedfinlora.config.strategy import REPORTED_WEIGHTS, StrategyConfig
 from fedfinlora.errors import UserError, plural
 from fedfinlora.logs import about
 from fedfinlora.model.adapter import Layout

@@ -12,7 +12,8 @@ from benchmarks.benches.gpu_correctness import gap_where_they_part, moved_adapte
 from benchmarks.benches.gpu_setting import config_of, rows_of, seconds_of
 from eval.decoding.generation import Generated, generate
 from eval.decoding.plain_generation import generate_plainly
-from fedfinlora.config.schema import EvaluationConfig, ModelConfig
+from fedfinlora.config.evaluation import EvaluationConfig
+from fedfinlora.config.model import ModelConfig
 from fedfinlora.model.base_checks import configuration_of
 from fedfinlora.model.embedded import embedded_folder
 from fedfinlora.model.loading import get_session

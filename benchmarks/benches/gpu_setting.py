@@ -10,7 +10,11 @@ from importlib.util import find_spec
 
 import torch
 
-from fedfinlora.config.schema import Config, DatasetConfig, ModelConfig, PeftConfig, TrainConfig
+from fedfinlora.config.dataset import DatasetConfig
+from fedfinlora.config.model import ModelConfig
+from fedfinlora.config.peft import PeftConfig
+from fedfinlora.config.schema import Config
+from fedfinlora.config.train import TrainConfig
 from fedfinlora.model.packing import Example
 from fedfinlora.seeds import generator
 

@@ -33,7 +33,7 @@ from data.sources.records import (
 )
 from data.sources.tables import table
 from data.sources.wrapped import advice
-from fedfinlora.config.schema import ColumnsConfig
+from fedfinlora.config.dataset import ColumnsConfig
 
 WHOLE_FILE = 0
 """`BadRow.line` of a fault that is not one line's: unreadable or empty."""

@@ -29,7 +29,7 @@ from data.sources.files import SourceFile
 from data.sources.forms import form_of
 from data.sources.listing import Entry, NotRead, list_rows
 from data.sources.names import SPLITS, folder_split, split_of, task_of
-from fedfinlora.config.schema import ColumnsConfig
+from fedfinlora.config.dataset import ColumnsConfig
 
 
 class Refused(NamedTuple):

@@ -17,7 +17,7 @@ from data.sources.forms import endings
 from data.sources.layout import Found, Refused, find, finlora_stems
 from data.sources.listing import NotRead, shown
 from data.sources.names import SPLITS
-from fedfinlora.config.schema import DatasetConfig
+from fedfinlora.config.dataset import DatasetConfig
 from fedfinlora.errors import UserError, choose
 from fedfinlora.seeds import generator
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from data.sources.messages import is_conversation
 from data.sources.records import is_name
-from fedfinlora.config.schema import ColumnsConfig
+from fedfinlora.config.dataset import ColumnsConfig
 
 DEEPEST = 3
 """Keys inside each other that are looked into."""

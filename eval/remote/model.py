@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from eval.remote.openai_form import PATHS
-from fedfinlora.config.schema import EvaluationConfig
+from fedfinlora.config.evaluation import EvaluationConfig
 from fedfinlora.errors import ConfigError, UserError
 
 KEY_VARIABLES = ("FEDFINLORA_API_KEY", "OPENAI_API_KEY")

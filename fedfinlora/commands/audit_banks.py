@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedfinlora.config.schema import Config, StrategyConfig
+from fedfinlora.config.schema import Config
+from fedfinlora.config.strategy import StrategyConfig
 from fedfinlora.privacy.audit import CANARIES, LEDGER, NOISE, SENSITIVITY, Check
 from fedfinlora.privacy.canary_audit import Claim, View, canary_check
 from fedfinlora.privacy.ledger import Rows, Spending, book

@@ -18,7 +18,8 @@ from data.sources.load import load_rows
 from fedfinlora.commands import doctor_checks as machine
 from fedfinlora.commands.doctor_checks import FAIL, GIB, OK, WARN, Finding
 from fedfinlora.compose import compose
-from fedfinlora.config.schema import Config, ModelConfig
+from fedfinlora.config.model import ModelConfig
+from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError, printable
 from fedfinlora.model.devices import gpus_here
 from fedfinlora.model.embedded import cache_folder, is_embedded

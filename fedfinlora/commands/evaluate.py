@@ -17,7 +17,8 @@ from eval.models import LocalModel
 from eval.report import write_run_report
 from eval.rows import data_files
 from fedfinlora.compose import compose
-from fedfinlora.config.schema import Config, PeftConfig
+from fedfinlora.config.peft import PeftConfig
+from fedfinlora.config.schema import Config
 from fedfinlora.config.words import typed_keys
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.files import made_as, read_json, write_json

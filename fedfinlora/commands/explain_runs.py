@@ -9,7 +9,10 @@ from pathlib import Path
 from fedfinlora.commands.baselines import centralized_run
 from fedfinlora.commands.in_process import is_finished, train_here
 from fedfinlora.commands.replayed import read_kept_run, with_words
-from fedfinlora.config.schema import EXACT_RULES, Config, PartitionConfig, PrivacyConfig
+from fedfinlora.config.dataset import PartitionConfig
+from fedfinlora.config.privacy import PrivacyConfig
+from fedfinlora.config.schema import Config
+from fedfinlora.config.strategy import EXACT_RULES
 from fedfinlora.errors import UserError
 from fedfinlora.model.adapter import Vector
 from fedfinlora.run.folder import read_config

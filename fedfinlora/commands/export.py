@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedfinlora.config.schema import Config, ModelConfig
+from fedfinlora.config.model import ModelConfig
+from fedfinlora.config.schema import Config
 from fedfinlora.errors import ConfigError, UserError, choose
 from fedfinlora.files import sha256_of, write_json
 from fedfinlora.model.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, base_name, peft_settings, read_tensors

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.encode import encode_prompts
-from fedfinlora.config.schema import Config, ModelConfig
+from fedfinlora.config.model import ModelConfig
+from fedfinlora.config.schema import Config
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.model.adapter_folder import CONFIG_FILE, base_name, same_base
 from fedfinlora.model.base_checks import context_tokens

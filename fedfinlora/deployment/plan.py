@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from fedfinlora.compose import compose
-from fedfinlora.config.schema import REPORTED_WEIGHTS, Config
+from fedfinlora.config.schema import Config
+from fedfinlora.config.strategy import REPORTED_WEIGHTS
 from fedfinlora.config.values import build, to_plain
 from fedfinlora.config.words import typed_keys
 from fedfinlora.errors import ConfigError, UserError

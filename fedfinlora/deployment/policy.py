@@ -17,7 +17,11 @@ from pathlib import Path
 
 import yaml
 
-from fedfinlora.config.schema import OPTIMIZERS, PEFT_METHODS, PRIVACY_MODES, ColumnsConfig, Config, TrainConfig
+from fedfinlora.config.dataset import ColumnsConfig
+from fedfinlora.config.peft import PEFT_METHODS
+from fedfinlora.config.privacy import PRIVACY_MODES
+from fedfinlora.config.schema import Config
+from fedfinlora.config.train import OPTIMIZERS, TrainConfig
 from fedfinlora.config.values import build_group, to_plain_group
 from fedfinlora.deployment.hand_written import read_yaml, yaml_text
 from fedfinlora.errors import ConfigError, UserError, choose

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedfinlora.config.schema import ModelConfig, PeftConfig
+from fedfinlora.config.model import ModelConfig
+from fedfinlora.config.peft import PeftConfig
 from fedfinlora.errors import UserError
 from fedfinlora.files import write_bytes
 from fedfinlora.model.adapter_folder import WEIGHTS_FILE, base_name, read_tensors, same_base

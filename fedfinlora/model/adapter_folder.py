@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedfinlora.config.schema import Config, PeftConfig
+from fedfinlora.config.peft import PeftConfig
+from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError, printable
 from fedfinlora.files import read_json, sha256_of
 from fedfinlora.model.peft_methods import METHODS

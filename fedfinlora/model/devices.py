@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fedfinlora.config.schema import SPREADS
+from fedfinlora.config.model import SPREADS
 from fedfinlora.errors import UserError
 
 if TYPE_CHECKING:

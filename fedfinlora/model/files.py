@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from fedfinlora.config.schema import ModelConfig
+from fedfinlora.config.model import ModelConfig
 from fedfinlora.errors import UserError
 from fedfinlora.model.embedded import embedded_folder, is_embedded
 from fedfinlora.model.hub_faults import first_line, hub_fault

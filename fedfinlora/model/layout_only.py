@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from fedfinlora.config.schema import Config, ModelConfig
+from fedfinlora.config.model import ModelConfig
+from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError
 from fedfinlora.model.adapter import frozen_tensors, layout_of, read_adapter
 from fedfinlora.model.base_checks import configuration_of

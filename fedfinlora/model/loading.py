@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from fedfinlora.config.schema import Config, ModelConfig, PeftConfig
+from fedfinlora.config.model import ModelConfig
+from fedfinlora.config.peft import PeftConfig
+from fedfinlora.config.schema import Config
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.model.adapter import (
     Layout,

@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from fedfinlora.config.schema import ModelConfig
+from fedfinlora.config.model import ModelConfig
 from fedfinlora.model.peft_methods.lora import ADAPTER_NAME
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from fedfinlora.config.schema import ModelConfig
+from fedfinlora.config.model import ModelConfig
 from fedfinlora.errors import UserError
 from fedfinlora.model.embedded import embedded_folder, is_embedded
 from fedfinlora.model.hub_faults import first_line, hub_fault

@@ -19,7 +19,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fedfinlora.config.schema import Config, ModelConfig, PeftConfig
+from fedfinlora.config.model import ModelConfig
+from fedfinlora.config.peft import PeftConfig
+from fedfinlora.config.schema import Config
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.model.peft_methods import METHODS
 from fedfinlora.privacy.accounting import Steps, default_delta, epsilon, noise_multiplier_for, rdp_epsilon

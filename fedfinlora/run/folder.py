@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedfinlora.config.schema import Config, is_folder_name
+from fedfinlora.config.checks import is_folder_name
+from fedfinlora.config.schema import Config
 from fedfinlora.config.values import build, to_plain
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.files import made_as, make_private, read_json, sha256_of, unwritable, write_bytes, write_json

@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from fedfinlora.config.schema import Config, TrainConfig
+from fedfinlora.config.schema import Config
+from fedfinlora.config.train import TrainConfig
 from fedfinlora.errors import UserError
 from fedfinlora.model.adapter import read_adapter, trainable
 from fedfinlora.model.loading import Session

@@ -8,7 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from fedfinlora.config.schema import Config, TrainConfig
+from fedfinlora.config.schema import Config
+from fedfinlora.config.train import TrainConfig
 from fedfinlora.errors import UserError
 from fedfinlora.model.adapter import Vector
 from fedfinlora.model.packing import Example

@@ -1,14 +1,15 @@
 """Server rules by name, and what privacy puts around them; docs/extending.md walks through adding one.
 
 A rule is one file with a `Strategy` (`server_app.strategies.strategy`), listed here and in
-`fedfinlora.config.schema.STRATEGIES`.
+`fedfinlora.config.strategy.STRATEGIES`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from fedfinlora.config.schema import Config, StrategyConfig
+from fedfinlora.config.schema import Config
+from fedfinlora.config.strategy import StrategyConfig
 from server_app.central_privacy import make_mechanism
 from server_app.strategies.fedadagrad import FedAdagrad
 from server_app.strategies.fedadam import FedAdam

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedfinlora.config.schema import StrategyConfig
+from fedfinlora.config.strategy import StrategyConfig
 from fedfinlora.errors import UserError
 from fedfinlora.model.adapter import BLOCK, Vector, blocks
 from fedfinlora.privacy.shares import capped

@@ -27,7 +27,9 @@ from benchmarks.results import DOCS, SECTIONS, keep, pages, section_of
 from benchmarks.score_results import all_benchmarks, metrics_of
 from eval.evaluate import evaluate_models
 from eval.models import LocalModel
-from fedfinlora.config.schema import Config, DatasetConfig, EvaluationConfig
+from fedfinlora.config.dataset import DatasetConfig
+from fedfinlora.config.evaluation import EvaluationConfig
+from fedfinlora.config.schema import Config
 from fedfinlora.model.loading import get_session, initial_adapter
 from fedfinlora.run.folder import write_config, write_manifest
 from fedfinlora.run.records import RunResult, WallTimes, write_result

@@ -20,7 +20,8 @@ from client_app.held_out import HELD_OUT, TIMES, drawn, once, whole_tasks
 from client_app.prepared_rows import bank_rows
 from client_app.published import published_count
 from data.rows import Row
-from fedfinlora.config.schema import Config, DatasetConfig
+from fedfinlora.config.dataset import DatasetConfig
+from fedfinlora.config.schema import Config
 from fedfinlora.deployment.policy import Policy
 from fedfinlora.model.loading import get_session, initial_adapter
 from fedfinlora.run.origin import source_fingerprint

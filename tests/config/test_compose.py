@@ -15,7 +15,9 @@ import yaml
 
 from fedfinlora.cli import main
 from fedfinlora.compose import CONF_FOLDER, absolute_paths, compose, group_options
-from fedfinlora.config.schema import Config, DatasetConfig, ModelConfig
+from fedfinlora.config.dataset import DatasetConfig
+from fedfinlora.config.model import ModelConfig
+from fedfinlora.config.schema import Config
 from fedfinlora.config.values import to_plain
 from fedfinlora.errors import ConfigError, UserError
 

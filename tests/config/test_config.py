@@ -15,8 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedfinlora.config import schema
-from fedfinlora.config.schema import Config, DatasetConfig, TrainConfig, is_folder_name
+from fedfinlora.config import dataset, model, peft, strategy
+from fedfinlora.config.checks import is_folder_name
+from fedfinlora.config.dataset import DatasetConfig
+from fedfinlora.config.schema import Config
+from fedfinlora.config.train import TrainConfig
 from fedfinlora.config.values import build, describe, to_json, to_plain
 from fedfinlora.errors import ConfigError, UserError
 
@@ -27,7 +30,7 @@ def field_names(cls: type[Any], prefix: str = "") -> list[str]:
     """Every leaf of the schema, found apart from `describe`."""
     names = []
     for item in dataclasses.fields(cls):
-        group = getattr(schema, str(item.type), None)
+        group = getattr(sys.modules[cls.__module__], str(item.type), None)
         names += (
             field_names(group, f"{prefix}{item.name}.") if dataclasses.is_dataclass(group) else [f"{prefix}{item.name}"]
         )
@@ -107,17 +110,17 @@ def test_unknown_key_lists_the_valid_ones(values: dict[str, Any], parts: list[st
 @pytest.mark.parametrize(
     ("key", "value", "choices"),
     [
-        ("model.quantization", "nf5", schema.QUANTIZATIONS),
+        ("model.quantization", "nf5", model.QUANTIZATIONS),
         ("model.dtype", "float16", ("auto", "float32", "bfloat16")),
-        ("peft.method", "adalora", schema.PEFT_METHODS),
-        ("dataset.source", "csv", schema.SOURCES),
+        ("peft.method", "adalora", peft.PEFT_METHODS),
+        ("dataset.source", "csv", dataset.SOURCES),
         ("dataset.on_bad_row", "ignore", ("skip", "stop")),
-        ("partition.name", "dirchlet", schema.PARTITIONERS),
+        ("partition.name", "dirchlet", dataset.PARTITIONERS),
         ("train.optimizer", "adam", ("adamw", "sgd")),
         ("train.schedule", "linear", ("cosine", "constant")),
         ("strategy.schedule", "linear", ("cosine", "constant")),
         ("train.optimizer_state", "drop", ("keep", "reset")),
-        ("strategy.name", "fedprox", schema.STRATEGIES),
+        ("strategy.name", "fedprox", strategy.STRATEGIES),
         ("strategy.weighting", "tokens", ("rows", "equal")),
         ("privacy.mode", "central", ("none",)),
     ],

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedfinlora.compose import compose
-from fedfinlora.config.schema import LONGEST_NAME_BYTES
+from fedfinlora.config.checks import LONGEST_NAME_BYTES
 from fedfinlora.config.words import split_text, text_keys, toml_text, word
 from fedfinlora.deployment.flower_link import run_config_toml
 from fedfinlora.errors import ConfigError

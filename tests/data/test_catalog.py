@@ -191,7 +191,7 @@ def write_rows(file: Path, targets: list[str]) -> None:
 def test_a_twentieth_benchmark_is_found_and_checked(twentieth: Benchmark, tmp_path: Path, source: str) -> None:
     from data.check import check_folder, render
     from data.sources import load_rows
-    from fedfinlora.config.schema import DatasetConfig
+    from fedfinlora.config.dataset import DatasetConfig
 
     write_rows(tmp_path / "train" / "esg_rating_train.jsonl", ["low", "high"])
     write_rows(tmp_path / "test" / "esg_rating_test.jsonl", ["low", "lower", "medium"])

@@ -22,7 +22,7 @@ from data.sources.load import _warn, load_rows
 from data.sources.names import split_of, task_of
 from fedfinlora.cli import main
 from fedfinlora.commands.data import root_and_overrides
-from fedfinlora.config.schema import DatasetConfig
+from fedfinlora.config.dataset import DatasetConfig
 from fedfinlora.errors import ConfigError, UserError
 
 ROW = '{"context": "p Answer: ", "target": "t"}'

@@ -14,7 +14,7 @@ from data.catalog import BENCHMARKS
 from data.encode import encode_prompts, encode_rows, encode_targets, least_tokens, token_limit
 from data.rows import Row
 from data.sources import load_rows
-from fedfinlora.config.schema import DatasetConfig
+from fedfinlora.config.dataset import DatasetConfig
 from fedfinlora.errors import UserError
 from fedfinlora.model.embedded import embedded_folder
 from fedfinlora.model.packing import make_pack

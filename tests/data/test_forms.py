@@ -28,7 +28,7 @@ from data.sources import load_rows
 from data.sources.files import SourceFile, read_file
 from data.sources.forms import FORMS, form_of, forms_table
 from fedfinlora.compose import compose
-from fedfinlora.config.schema import ColumnsConfig, DatasetConfig
+from fedfinlora.config.dataset import ColumnsConfig, DatasetConfig
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.privacy.cohorts import Rows, hash_rows
 

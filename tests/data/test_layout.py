@@ -20,7 +20,7 @@ from data.sources.layout import find
 from data.sources.listing import shown
 from data.sources.load import _warn
 from fedfinlora.cli import main
-from fedfinlora.config.schema import DatasetConfig
+from fedfinlora.config.dataset import DatasetConfig
 from fedfinlora.errors import UserError
 
 FPB = {"context": "Say. Answer: ", "target": "neutral"}

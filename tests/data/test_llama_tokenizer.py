@@ -13,7 +13,7 @@ from data.encode import encode_prompts, encode_rows, encode_targets
 from data.rows import Row
 from data.sources import load_rows
 from eval.decoding.stopping import fewest_marker_tokens
-from fedfinlora.config.schema import DatasetConfig
+from fedfinlora.config.dataset import DatasetConfig
 from fedfinlora.model.packing import make_pack
 
 BOS, EOS = 128000, 128009

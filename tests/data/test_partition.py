@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from data.partition import PARTITIONERS, hold_out, partition
 from data.rows import Row
-from fedfinlora.config.schema import PARTITIONERS as CONFIG_PARTITIONERS
-from fedfinlora.config.schema import PartitionConfig
+from fedfinlora.config.dataset import PARTITIONERS as CONFIG_PARTITIONERS
+from fedfinlora.config.dataset import PartitionConfig
 from fedfinlora.errors import ConfigError, UserError
 
 TASKS = ("fpb", "headline", "xbrl_term", "custom")

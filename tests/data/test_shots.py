@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from data.catalog import BENCHMARKS
 from data.rows import Row
 from data.shots import few_shot_rows, with_shots
-from fedfinlora.config.schema import Config, DatasetConfig, EvaluationConfig
+from fedfinlora.config.dataset import DatasetConfig
+from fedfinlora.config.evaluation import EvaluationConfig
+from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError
 
 FPB = BENCHMARKS["fpb"]

@@ -21,7 +21,7 @@ from data.sources import data_fingerprints, load_rows
 from data.sources.files import SourceFile, read_file
 from data.sources.issuers import issuer_in_question, issuer_of
 from data.sources.public import tagged_entities
-from fedfinlora.config.schema import DatasetConfig
+from fedfinlora.config.dataset import DatasetConfig
 from fedfinlora.errors import ConfigError, UserError
 
 REAL_ROWS = Path(__file__).resolve().parents[3] / "shared" / "data" / "finlora"

@@ -34,7 +34,10 @@ from data.validation import set_aside
 from fedfinlora.cli import main
 from fedfinlora.commands.baselines import centralized, local
 from fedfinlora.compose import compose
-from fedfinlora.config.schema import Config, DatasetConfig, EvaluationConfig, TrainConfig
+from fedfinlora.config.dataset import DatasetConfig
+from fedfinlora.config.evaluation import EvaluationConfig
+from fedfinlora.config.schema import Config
+from fedfinlora.config.train import TrainConfig
 from fedfinlora.errors import UserError
 from fedfinlora.files import write_json
 from fedfinlora.report.tensorboard import round_scalars

@@ -24,7 +24,7 @@ from data.catalog import BENCHMARKS
 from data.rows import Row
 from eval.answers import AnswerFile, ModelAnswer, prompt_id, read_answers, settings_id
 from eval.models import LocalModel, weights_fingerprint
-from fedfinlora.config.schema import PeftConfig
+from fedfinlora.config.peft import PeftConfig
 from fedfinlora.errors import UserError
 from fedfinlora.model.loading import Session, get_session, initial_adapter
 from fedfinlora.system.locks import wait_for

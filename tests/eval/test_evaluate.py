@@ -45,7 +45,9 @@ from eval.evaluate import OnEvent, evaluate, evaluate_models
 from eval.models import LocalModel, Model
 from eval.rows import EvaluationRows
 from fedfinlora.cli import main
-from fedfinlora.config.schema import Config, EvaluationConfig, PeftConfig
+from fedfinlora.config.evaluation import EvaluationConfig
+from fedfinlora.config.peft import PeftConfig
+from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError
 from fedfinlora.model.adapter import save_adapter
 from fedfinlora.model.loading import Session, get_session, initial_adapter

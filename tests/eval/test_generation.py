@@ -39,7 +39,8 @@ from eval.decoding.kv_cache import (
 )
 from eval.decoding.plain_generation import generate_plainly
 from eval.models import LocalModel, end_ids
-from fedfinlora.config.schema import Config, DatasetConfig
+from fedfinlora.config.dataset import DatasetConfig
+from fedfinlora.config.schema import Config
 from fedfinlora.model.adapter import read_adapter, write_adapter
 from fedfinlora.model.loading import get_session, initial_adapter
 
@@ -564,7 +565,7 @@ def test_generation_uses_no_dropout_and_changes_no_adapter(session_of: MakeSessi
 
 
 def test_training_is_possible_after_generation(tiny: Session) -> None:
-    from fedfinlora.config.schema import TrainConfig
+    from fedfinlora.config.train import TrainConfig
     from fedfinlora.train.loop import Stretch, train
 
     start = read_adapter(tiny.model)

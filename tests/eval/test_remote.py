@@ -51,7 +51,9 @@ from eval.remote.model import KEY_VARIABLES, RemoteModel
 from eval.remote.openai_faults import read_fault
 from eval.remote.openai_form import Form, MalformedReply, RemoteAnswer, read_answer
 from eval.remote.pace import Pace, retry_after_s
-from fedfinlora.config.schema import Config, EvaluationConfig, ModelConfig
+from fedfinlora.config.evaluation import EvaluationConfig
+from fedfinlora.config.model import ModelConfig
+from fedfinlora.config.schema import Config
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.model.tokenizers import load_tokenizer
 

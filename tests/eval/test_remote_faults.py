@@ -17,7 +17,7 @@ from fake_server import Behaviour, Server, answer_body, fails_for, fine, refuses
 from eval.remote.answers import RemoteSession
 from eval.remote.model import KEY_VARIABLES, RemoteModel
 from eval.remote.openai_faults import LONGEST_MESSAGE, read_fault
-from fedfinlora.config.schema import EvaluationConfig
+from fedfinlora.config.evaluation import EvaluationConfig
 from fedfinlora.errors import UserError
 
 KEY = "sk-test-0123456789abcdef"

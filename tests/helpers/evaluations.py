@@ -20,7 +20,8 @@ from eval.answers import ModelAnswer
 from eval.models import OnAnswer, Work
 from eval.rows import EvaluationRows
 from fedfinlora.cli import main
-from fedfinlora.config.schema import Config, EvaluationConfig
+from fedfinlora.config.evaluation import EvaluationConfig
+from fedfinlora.config.schema import Config
 
 VOLATILE = ("seconds", "work", "reused", "rows_per_s", "tokens", "peak_cache_gib")
 """What an evaluation cost, as against what came out."""

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from flwr.app import RecordDict
 
-from fedfinlora.config.schema import Config, TrainConfig
+from fedfinlora.config.schema import Config
+from fedfinlora.config.train import TrainConfig
 from fedfinlora.model.adapter import Layout
 from fedfinlora.privacy.head import Head
 from fedfinlora.wire.messages import Figures, TrainRequest, pack_reply

@@ -11,7 +11,7 @@ from conftest import PAIRS, MakeSession, random_adapter, tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedfinlora.config.schema import PEFT_METHODS
+from fedfinlora.config.peft import PEFT_METHODS
 from fedfinlora.errors import UserError
 from fedfinlora.model.adapter import (
     Layout,

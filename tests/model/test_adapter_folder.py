@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from fedfinlora.config.schema import ModelConfig
+from fedfinlora.config.model import ModelConfig
 from fedfinlora.errors import UserError
 from fedfinlora.model.adapter import load_adapter, write_adapter
 from fedfinlora.model.adapter_folder import peft_settings, plain_name, read_tensors, same_base

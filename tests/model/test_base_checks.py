@@ -23,7 +23,8 @@ from transformers import (
 )
 
 from fedfinlora.cli import main
-from fedfinlora.config.schema import ModelConfig, PeftConfig
+from fedfinlora.config.model import ModelConfig
+from fedfinlora.config.peft import PeftConfig
 from fedfinlora.errors import UserError
 from fedfinlora.model.base_checks import context_tokens
 from fedfinlora.model.embedded import embedded_folder

@@ -13,7 +13,8 @@ from tiny_runs import overrides, result_of, write_rows
 
 from fedfinlora.cli import main
 from fedfinlora.compose import compose
-from fedfinlora.config.schema import Config, StrategyConfig
+from fedfinlora.config.schema import Config
+from fedfinlora.config.strategy import StrategyConfig
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.model.adapter import load_adapter, read_adapter, save_adapter, trainable, write_adapter
 from fedfinlora.model.loading import Session, get_session, initial_adapter

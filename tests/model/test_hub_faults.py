@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "hf_AbCdEfGhIjKlMnOpQrSt"
 PROGRAM = """
 import json, os, sys
-from fedfinlora.config.schema import ModelConfig
+from fedfinlora.config.model import ModelConfig
 from fedfinlora.errors import UserError
 from fedfinlora.model.files import model_folder
 from fedfinlora.model.tokenizers import load_tokenizer

@@ -21,7 +21,8 @@ from tiny_runs import SCORED, overrides, result_of, rounds_of, same_run, write_r
 
 from fedfinlora.cli import main
 from fedfinlora.compose import compose
-from fedfinlora.config.schema import Config, StrategyConfig
+from fedfinlora.config.schema import Config
+from fedfinlora.config.strategy import StrategyConfig
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.model.adapter import (
     Vector,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedfinlora.config.schema import ModelConfig
+from fedfinlora.config.model import ModelConfig
 from fedfinlora.model.embedded import embedded_folder
 from fedfinlora.model.memory_models import ARCHITECTURES, build, write_folder
 from fedfinlora.model.quantized import quantization_config

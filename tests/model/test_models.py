@@ -18,7 +18,9 @@ import torch
 from conftest import NF4_PACKED, PAIRS, MakeSession, random_adapter, tiny_config
 from torch import nn
 
-from fedfinlora.config.schema import Config, ModelConfig, PeftConfig
+from fedfinlora.config.model import ModelConfig
+from fedfinlora.config.peft import PeftConfig
+from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError
 from fedfinlora.model import loading as models
 from fedfinlora.model import quantized

@@ -13,7 +13,12 @@ import pytest
 from conftest import tiny_config
 
 from fedfinlora.cli import main
-from fedfinlora.config.schema import Config, ModelConfig, PeftConfig, PrivacyConfig, StrategyConfig, TrainConfig
+from fedfinlora.config.model import ModelConfig
+from fedfinlora.config.peft import PeftConfig
+from fedfinlora.config.privacy import PrivacyConfig
+from fedfinlora.config.schema import Config
+from fedfinlora.config.strategy import StrategyConfig
+from fedfinlora.config.train import TrainConfig
 from fedfinlora.errors import ConfigError
 from fedfinlora.model.loading import get_session
 from fedfinlora.privacy.accounting import Steps, default_delta, epsilon, noise_multiplier_for

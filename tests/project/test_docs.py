@@ -38,7 +38,8 @@ from fedfinlora.cli import parser
 from fedfinlora.commands.bench import bench
 from fedfinlora.commands.simulate import prepare
 from fedfinlora.compose import PROJECT_ROOT, compose
-from fedfinlora.config.schema import STRATEGIES, Config
+from fedfinlora.config.schema import Config
+from fedfinlora.config.strategy import STRATEGIES
 from fedfinlora.config.values import describe
 from fedfinlora.errors import ConfigError
 from server_app.federated import run_federated
@@ -229,7 +230,10 @@ def test_the_configuration_reference_has_every_key_and_every_option() -> None:
 
 
 def test_allowed_values_in_the_reference_come_from_the_checks() -> None:
-    from fedfinlora.config.schema import PartitionConfig, PeftConfig, StrategyConfig, TrainConfig
+    from fedfinlora.config.dataset import PartitionConfig
+    from fedfinlora.config.peft import PeftConfig
+    from fedfinlora.config.strategy import StrategyConfig
+    from fedfinlora.config.train import TrainConfig
 
     assert config_reference.allowed(PeftConfig) == {
         "method": "`lora`, `qlora`, `dora`, `rslora`, `lora_xs`", "rank": "> 0", "alpha": "> 0",

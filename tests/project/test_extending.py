@@ -18,8 +18,8 @@ import client_app.bank
 from client_app import privacy_plan
 from eval.scoring import scorers
 from eval.scoring.scorers import Reading
-from fedfinlora.config import schema
-from fedfinlora.config.schema import StrategyConfig
+from fedfinlora.config import peft, privacy, strategy
+from fedfinlora.config.strategy import StrategyConfig
 from fedfinlora.files import read_json
 from fedfinlora.model import peft_methods
 from fedfinlora.model.adapter_folder import peft_settings, read_tensors
@@ -38,7 +38,7 @@ def test_every_block_names_its_file() -> None:
 def test_a_rule_of_the_page_runs(rule: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Listed under its name it is chosen by the configuration."""
     own = page_module(f"server_app/strategies/{name}.py")
-    monkeypatch.setattr(schema, "STRATEGIES", (*schema.STRATEGIES, name))
+    monkeypatch.setattr(strategy, "STRATEGIES", (*strategy.STRATEGIES, name))
     monkeypatch.setattr(strategies, "RULES", dict(strategies.RULES))
     listing = BLOCKS["server_app/strategies/__init__.py"].replace("fedlion", name).replace("FedLion", rule)
     exec(listing, vars(strategies) | {rule: getattr(own, rule)})
@@ -54,7 +54,7 @@ def test_a_rule_of_the_page_runs(rule: str, name: str, tmp_path: Path, monkeypat
 
 def test_a_peft_method_of_the_page_trains_saves_and_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = page_module("fedfinlora/model/peft_methods/asymmetric.py")
-    monkeypatch.setattr(schema, "PEFT_METHODS", (*schema.PEFT_METHODS, "asymmetric"))
+    monkeypatch.setattr(peft, "PEFT_METHODS", (*peft.PEFT_METHODS, "asymmetric"))
     listed: dict[str, Lora] = {}
     exec(BLOCKS["fedfinlora/model/peft_methods/__init__.py"], {"METHODS": listed} | vars(own))
     monkeypatch.setitem(peft_methods.METHODS, "asymmetric", listed["asymmetric"])
@@ -71,7 +71,7 @@ def test_a_peft_method_of_the_page_trains_saves_and_loads(tmp_path: Path, monkey
 def test_a_privacy_mechanism_of_the_page_runs_and_accounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = page_module("fedfinlora/privacy/automatic.py")
     for name in ("PRIVACY_MODES", "PRIVACY_IN_THE_BANK"):
-        monkeypatch.setattr(schema, name, (*getattr(schema, name), "automatic"))
+        monkeypatch.setattr(privacy, name, (*getattr(privacy, name), "automatic"))
     for module, table in ((privacy_plan, "PLANNERS"), (privacy_plan, "NAMES"), (card, "WORDS")):
         monkeypatch.setattr(module, table, dict(getattr(module, table)))
     for file, module in (("client_app/privacy_plan.py", privacy_plan), ("fedfinlora/run/privacy_card.py", card)):

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedfinlora.config.schema import Config, PeftConfig
+from fedfinlora.config.peft import PeftConfig
+from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError
 from fedfinlora.files import append_line, read_json, read_lines, write_bytes, write_json
 from fedfinlora.run.checkpoint import (

@@ -23,7 +23,8 @@ import client_app.prepared_rows
 from benchmarks.long_run import Mark, faults, long_run
 from client_app.kept_state import KEPT_RUNS, KEPT_STATES, forget_old_runs, load_moments, save_moments
 from client_app.prepared_rows import ROWS_BYTES, bank_rows, size_of
-from fedfinlora.config.schema import Config, StrategyConfig
+from fedfinlora.config.schema import Config
+from fedfinlora.config.strategy import StrategyConfig
 from fedfinlora.deployment import run_list
 from fedfinlora.deployment.run_list import note_run, watched_runs
 from fedfinlora.files import append_line, write_bytes

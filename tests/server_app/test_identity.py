@@ -15,7 +15,9 @@ from conftest import MakeSession, text_examples, tiny_config
 
 from client_app.bank import train_received
 from fedfinlora.compose import compose
-from fedfinlora.config.schema import Config, StrategyConfig, TrainConfig
+from fedfinlora.config.schema import Config
+from fedfinlora.config.strategy import StrategyConfig
+from fedfinlora.config.train import TrainConfig
 from fedfinlora.errors import ConfigError
 from fedfinlora.model.adapter import Vector, read_adapter, write_adapter
 from fedfinlora.model.loading import Session

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedfinlora.config.schema import StrategyConfig
+from fedfinlora.config.strategy import StrategyConfig
 from fedfinlora.errors import UserError
 from fedfinlora.model.adapter import BLOCK, norm
 from fedfinlora.wire.messages import Figures, Reply

@@ -25,7 +25,7 @@ from round_runs import Runs, raising
 from tiny_runs import SCORED, adapter_bytes, result_of, rounds_of, same_run, write_rows
 
 import client_app.app
-from fedfinlora.config.schema import StrategyConfig
+from fedfinlora.config.strategy import StrategyConfig
 from fedfinlora.errors import UserError
 from fedfinlora.model import loading as models
 from fedfinlora.wire.messages import FLAT_FLOAT32, BankError

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from client_app.control import Control, control_after, correction_of
 from fedfinlora.compose import compose
-from fedfinlora.config.schema import StrategyConfig, TrainConfig
+from fedfinlora.config.strategy import StrategyConfig
+from fedfinlora.config.train import TrainConfig
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.model.adapter import Layout
 from fedfinlora.wire.messages import Figures, Reply

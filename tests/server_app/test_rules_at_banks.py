@@ -14,7 +14,8 @@ from round_runs import Runs
 from tiny_runs import rounds_of, same_run, write_rows
 
 from fedfinlora.commands.verify import verify
-from fedfinlora.config.schema import PeftConfig, StrategyConfig
+from fedfinlora.config.peft import PeftConfig
+from fedfinlora.config.strategy import StrategyConfig
 from fedfinlora.errors import ConfigError
 from fedfinlora.model.adapter import Layout
 from fedfinlora.model.adapter_folder import read_tensors

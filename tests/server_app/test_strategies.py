@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fedfinlora.compose import compose
-from fedfinlora.config.schema import STRATEGIES, Config, StrategyConfig
+from fedfinlora.config.schema import Config
+from fedfinlora.config.strategy import STRATEGIES, StrategyConfig
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.privacy.shares import capped
 from fedfinlora.run.checkpoint import Checkpoint, save_checkpoint

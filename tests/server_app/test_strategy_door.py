@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedfinlora.config.schema import StrategyConfig
+from fedfinlora.config.strategy import StrategyConfig
 from fedfinlora.errors import UserError
 from fedfinlora.model.adapter import Layout
 from fedfinlora.wire.messages import Figures, Reply

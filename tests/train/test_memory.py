@@ -18,7 +18,8 @@ import torch
 from conftest import EOS, NF4_PACKED, PAIRS, MakeSession, text_examples, tiny_config
 from filings import filing_examples
 
-from fedfinlora.config.schema import Config, TrainConfig
+from fedfinlora.config.schema import Config
+from fedfinlora.config.train import TrainConfig
 from fedfinlora.errors import UserError
 from fedfinlora.model.adapter import Vector, read_adapter, write_adapter
 from fedfinlora.model.loading import Session

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import text_examples
 
-from fedfinlora.config.schema import TrainConfig
+from fedfinlora.config.train import TrainConfig
 from fedfinlora.errors import UserError
 from fedfinlora.model.adapter import read_adapter, write_adapter
 from fedfinlora.model.loading import Session

@@ -16,7 +16,7 @@ import torch
 from conftest import text_examples
 from filings import filing_examples
 
-from fedfinlora.config.schema import TrainConfig
+from fedfinlora.config.train import TrainConfig
 from fedfinlora.model.adapter import trainable
 from fedfinlora.model.loading import Session
 from fedfinlora.model.packing import Example

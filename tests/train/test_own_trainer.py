@@ -16,7 +16,7 @@ import torch
 from conftest import random_adapter, text_examples, tiny_config
 
 from fedfinlora.compose import compose
-from fedfinlora.config.schema import TrainConfig
+from fedfinlora.config.train import TrainConfig
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.model.adapter import read_adapter, trainable, write_adapter
 from fedfinlora.train import trainer_names

@@ -22,7 +22,8 @@ from client_app.bank import train_received
 from client_app.control import CorrectedStep
 from fedfinlora.commands.baselines import centralized
 from fedfinlora.compose import compose
-from fedfinlora.config.schema import Config, TrainConfig
+from fedfinlora.config.schema import Config
+from fedfinlora.config.train import TrainConfig
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.model.adapter import Vector, read_adapter, write_adapter
 from fedfinlora.model.loading import Session

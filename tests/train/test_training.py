@@ -14,7 +14,7 @@ from conftest import EOS, NF4_PACKED, MakeSession, random_adapter, set_random_ad
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedfinlora.config.schema import TrainConfig
+from fedfinlora.config.train import TrainConfig
 from fedfinlora.errors import UserError
 from fedfinlora.model.adapter import Vector, read_adapter, trainable, write_adapter
 from fedfinlora.model.packing import Example

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-KEY_VALUE_HELP = "Hydra overrides, e.g. peft=dora train.steps_per_round=20; every key: fedfinlora/config/schema.py"
+KEY_VALUE_HELP = "Hydra overrides, e.g. peft=dora train.steps_per_round=20; every key: docs/configuration.md"
 DETACH_HELP = "run without this terminal; `attach`, `stop` and `list` come back to it"
 BANKS_HELP = "how many banks (default: the configuration's)"
 CAN_DETACH = ("simulate", "demo", "centralized", "local", "evaluate")

@@ -1,5 +1,5 @@
 """PEFT methods by name; docs/extending.md walks through adding one: a file with a `Lora`, listed here and in
-`fedfinlora.config.schema.PEFT_METHODS`.
+`fedfinlora.config.peft.PEFT_METHODS`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fedfinlora.config.schema import PeftConfig
+from fedfinlora.config.peft import PeftConfig
 from fedfinlora.errors import UserError
 from fedfinlora.seeds import derive_seed
 

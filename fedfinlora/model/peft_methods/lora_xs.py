@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fedfinlora.config.schema import PeftConfig
+from fedfinlora.config.peft import PeftConfig
 from fedfinlora.errors import UserError
 from fedfinlora.model.peft_methods.lora import ADAPTER_NAME, Lora, Tensors
 
