@@ -5,7 +5,6 @@ For a laptop and a handful of people; `export --for vllm` is for more.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from fedfinlora.run.folder import read_config
 from fedfinlora.serving.engine import Engine
 from fedfinlora.serving.http import BASE, Served, application
 from fedfinlora.serving.many_adapters import ManyAdapters
+from fedfinlora.serving.pages import is_loopback
 
 LOOPBACK = "127.0.0.1"
 
@@ -34,12 +34,12 @@ def serve(sources: Sequence[str], host: str, port: int, room: int, most_rows: in
     if not 0 <= port < 2**16:
         raise ConfigError(f"--port must be a number from 0 to 65535, not {port}.")
     served = prepare(sources, room, most_rows, most_tokens)
-    if not _is_loopback(host):
+    if not is_loopback(host):
         print(f"warning: {host} is reachable from other machines, and there is no password.", flush=True)
     names = ", ".join((BASE, *served.adapters))
     print(f"models: {names}\nhttp://{host}:{port}/v1  (Ctrl-C ends it)", flush=True)
     try:
-        uvicorn.run(application(served), host=host, port=port, log_level="critical")
+        uvicorn.run(application(served, is_loopback(host)), host=host, port=port, log_level="critical")
     except SystemExit as error:  # uvicorn's end where the port cannot be had
         raise UserError(f"Port {port} of {host} cannot be had. Choose another with --port.") from error
     finally:
@@ -102,10 +102,3 @@ def _base(folders: dict[str, Path], configs: dict[str, Config | None]) -> ModelC
                 f"{name} was made for {base_name(folder)} and {first} for {base.path}: one server has one base model."
             )
     return base
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

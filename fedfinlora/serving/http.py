@@ -17,6 +17,7 @@ from typing import Any
 
 from fedfinlora.errors import UserError, printable
 from fedfinlora.serving.engine import Busy, Engine, Request
+from fedfinlora.serving.pages import LOCAL_PAGES, LocalPagesOnly
 
 BASE = "base"
 MOST_BODY_BYTES = 2**20
@@ -58,9 +59,11 @@ class Piece:
     reason: str = ""
 
 
-def application(served: Served) -> Any:
-    """The ASGI application."""
+def application(served: Served, only_loopback: bool = True) -> Any:
+    """The ASGI application; `only_loopback` where it is asked by names of this machine alone."""
     from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+    from starlette.middleware.cors import CORSMiddleware
     from starlette.responses import JSONResponse, StreamingResponse
     from starlette.routing import Route
 
@@ -109,6 +112,10 @@ def application(served: Served) -> Any:
     post = ["POST"]
     return Starlette(
         exception_handlers={404: no_such_path, 405: no_such_path},
+        middleware=[
+            Middleware(LocalPagesOnly, only_loopback=only_loopback),
+            Middleware(CORSMiddleware, allow_origin_regex=LOCAL_PAGES, allow_methods=["*"], allow_headers=["*"]),
+        ],
         routes=[
             Route("/health", health), Route("/v1/models", models),
             Route("/v1/completions", completions, methods=post), Route("/v1/chat/completions", chat, methods=post),

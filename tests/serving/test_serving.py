@@ -201,6 +201,27 @@ def test_what_cannot_be_answered_is_refused_in_openais_form(address: str) -> Non
         assert httpx.post(f"{address}/v1/completions", json=body | edge).json()["choices"] == greedy
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Origin": "https://news.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://localhost.news.example"}, 403),
+        ({"Host": "rebound.example:8000"}, 403),
+        ({"Origin": "http://localhost:3000"}, 200),
+        ({"Origin": "http://[::1]:3000"}, 200),
+        ({"Host": "[::1]:8000"}, 200),
+    ],
+)
+def test_only_pages_of_this_machine_may_ask(address: str, headers: dict[str, str], status: int) -> None:
+    """A page posts plain text without asking the browser's leave first, so the server itself must refuse."""
+    body = json.dumps({"model": "base", "prompt": "x", "max_tokens": 1})
+    answered = httpx.post(f"{address}/v1/completions", content=body, headers=headers | {"Content-Type": "text/plain"})
+    assert answered.status_code == status
+    allowed = answered.headers.get("access-control-allow-origin")
+    assert allowed == (headers.get("Origin") if status == 200 else None)
+
+
 def test_a_client_that_hangs_up_while_streaming_frees_its_row(address: str, served: Any) -> None:
     body = {"model": "a0", "prompt": "x", "max_tokens": 64, "stream": True}
     for _ in range(4):
