@@ -207,7 +207,7 @@ def pages(docs: Path = DOCS, readme: Path = ROOT / "README.md") -> dict[Path, st
     cells = read_cells(docs / "private")
     short = readme.read_text("utf-8")
     for name, block in {
-        "results": texts.get("sentiment", ""),
+        "results": texts.get("sentiment", "").split("\n\n- ")[0],  # without the commands and limits, which are there
         "privacy": private_short(cells) if cells else "",
     }.items():
         if block:
