@@ -8,6 +8,9 @@ from pathlib import Path
 
 from fedfinlora.files import read_json
 
+PLACES = ("output_dir", "run_name", "overwrite", "evaluation.answers_dir")
+"""Settings that say where on a machine something is put."""
+
 
 def provenance(name: str, run: Path) -> str:
     """A run's line below its table."""
@@ -24,7 +27,7 @@ def shown_command(command: str) -> str:
     """The command as a reader would type it: without where the run was put, with the data and other runs in places of
     theirs.
     """
-    words = [word for word in shlex.split(command) if word.split("=")[0] not in ("output_dir", "run_name", "overwrite")]
+    words = [word for word in shlex.split(command) if word.split("=")[0] not in PLACES]
     shown: list[str] = []
     for before, word in pairwise(["", *words]):
         if "--json" in (before, word):
