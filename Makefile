@@ -1,6 +1,7 @@
 # Everything a checkout needs; only Python 3.11 and pip must be there. `make demo`, `make deploy-demo` and `make test` set themselves up.
 PYTHON ?= python3
 VENV := .venv
+WORKERS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
@@ -8,8 +9,8 @@ TOOLS := .tools/.installed
 # The locks are for Python 3.11 on Linux x86_64 with glibc 2.28 or newer; hashes of the other platforms' files are in them too, but not tried.
 COMPILE := .tools/bin/uv pip compile --quiet --config-file locks/uv.toml --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	--no-emit-package torch --no-annotate --custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade)
-# Wheels alone, but for the one package that has none; nothing is fetched to build it.
-LOCKED := --require-hashes --no-deps --only-binary :all: --no-binary antlr4-python3-runtime --no-build-isolation
+# Wheels alone, but for the few packages that have none; nothing is fetched to build them.
+LOCKED := --require-hashes --no-deps --only-binary :all: --no-binary antlr4-python3-runtime,rouge-score,seqeval,sqlitedict,word2number --no-build-isolation
 
 .PHONY: venv demo deploy-demo test test-fast fuzz check lock sbom audit image clean
 
@@ -59,15 +60,15 @@ demo: $(STAMP)
 deploy-demo: $(STAMP)
 	$(BIN)/python -m benchmarks.deploy_demo $(if $(DATA),--data "$(DATA)")
 
-# Two workers on any machine: which tests may run at the same time is said in tests/conftest.py.
+# Two workers, or WORKERS; which tests may run at the same time is said in tests/conftest.py.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 # The ring for while you work: no real model, no Flower processes, nothing that takes a third of a second.
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadgroup --no-loadscope-reorder
 
-# Odd rows, answers, folders and messages for ten minutes, other ones each time; `make test` draws a minute of them with fixed seeds.
+# Odd rows, answers, folders and messages for ten minutes, other ones each time; `make test` draws half a minute of them with fixed seeds.
 fuzz: $(STAMP)
 	FUZZ_SECONDS=60 $(BIN)/python -m pytest tests/project/test_fuzz.py
 

@@ -5,25 +5,30 @@
 
 A cell is one rule under one attack: a federation in this process whose banks train through the functions that a bank
 runs (`client_app.bank.train_round`), pack their replies and meet the server's checks. Each cell is one JSON in FOLDER;
-those that are there are not run again. At the end the table is printed and written to FOLDER/attacks.md. Nothing here
-shows that a rule withstands an attack that was not run.
+those that are there are not run again. At the end the table is printed. With --out docs/results/attacks it becomes a
+section of docs/results.md (`python -m benchmarks.results`). Nothing here shows that a rule withstands an attack that
+was not run.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import shlex
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from client_app.bank import train_round
+from benchmarks.attack_results import Cell, read_cell, table
+from client_app.bank import RoundReply, train_round
 from client_app.facts import BankFacts
 from data.catalog import BENCHMARKS
 from data.encode import encode_prompts, encode_targets
@@ -34,10 +39,11 @@ from fedfinlora.compose import compose
 from fedfinlora.config.dataset import DatasetConfig
 from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError, choose
-from fedfinlora.files import write_bytes
+from fedfinlora.files import sha256_of, write_bytes
 from fedfinlora.model.adapter import Vector, write_adapter
 from fedfinlora.model.loading import Session, first_adapter, get_session
-from fedfinlora.run.origin import source_fingerprint
+from fedfinlora.run.checkpoint import adapter_checksum
+from fedfinlora.run.origin import git_commit, source_fingerprint
 from fedfinlora.seeds import generator
 from fedfinlora.wire.messages import RejectedReply, Reply, TrainRequest, pack_reply, unpack_reply
 from server_app.replies import replies_of
@@ -53,6 +59,7 @@ of that.
 """
 SCALE = 10.0
 """Of the scaling attack."""
+ROWS_FILE = "rows.jsonl"
 ROOT = "root"
 """The bank with clean rows by which fltrust measures; it takes no part under other rules."""
 
@@ -111,32 +118,19 @@ ATTACKS: Mapping[str, Attack] = {
 }
 
 
-@dataclass(frozen=True)
-class Cell:
-    """What one federation came to."""
-
-    rule: str
-    attack: str
-    model: str
-    task: str
-    seed: int
-    banks: int
-    rounds: int
-    rows: int
-    """Train rows of each bank."""
-    test_rows: int
-    accuracy: float
-    """Share of clean test rows whose label has the highest log-probability."""
-    loss: float
-    """Mean negative log-likelihood of the right label, nats."""
-    trigger_success: float
-    """Share of test rows of other labels that become the wanted one with the trigger in them."""
-    rejected: int
-    """Replies that the server's checks refused."""
-    wall_s: float
+Trained = dict[tuple[str, str, str], RoundReply]
+"""(bank, hash of its rows, hash of the adapter) -> what it sends: in a single round it is the same under every rule."""
 
 
-def run_cell(config: Config, rule_name: str, attack_name: str, rows: Sequence[Row], test: Sequence[Row]) -> Cell:
+def run_cell(
+    config: Config,
+    rule_name: str,
+    attack_name: str,
+    rows: Sequence[Row],
+    test: Sequence[Row],
+    trained: Trained,
+    command: str = "",
+) -> Cell:
     """One federation of config.banks banks, the last of which lies. `rows` are dealt out in turn."""
     started, attack, task = time.monotonic(), ATTACKS[attack_name], test[0].task
     wanted, names = BENCHMARKS[task].labels[0], [f"bank-{number}" for number in range(config.banks)]
@@ -160,7 +154,9 @@ def run_cell(config: Config, rule_name: str, attack_name: str, rows: Sequence[Ro
             for name, own in sorted(facts.items()):
                 request = TrainRequest(config, "attack", number, session.layout.id, source_fingerprint(), state.adapter)
                 try:
-                    replies.append(_reply(request, own, attack if name == names[-1] else ATTACKS["none"], session))
+                    replies.append(
+                        _reply(request, own, attack if name == names[-1] else ATTACKS["none"], session, trained)
+                    )
                 except RejectedReply:
                     rejected += 1
             state = take_step(rule, state, replies_of(replies, rule.weights(replies), session.layout))
@@ -168,6 +164,7 @@ def run_cell(config: Config, rule_name: str, attack_name: str, rows: Sequence[Ro
     return Cell(
         rule_name, attack_name, config.model.name, task, config.seed, config.banks, config.num_server_rounds,
         len(rows) // (config.banks + 1), len(test), accuracy, loss, success, rejected, time.monotonic() - started,
+        os.getloadavg()[0], command, git_commit(),
     )  # fmt: skip
 
 
@@ -177,13 +174,17 @@ def _bank(scratch: Path, name: str, rows: Sequence[Row]) -> BankFacts:
     folder.mkdir(parents=True)
     wanted = [{"context": row.prompt, "target": row.target, "task": row.task} for row in rows]
     lines = [json.dumps(row, allow_nan=False) for row in wanted]
-    (folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / ROWS_FILE).write_text("\n".join(lines) + "\n")
     return BankFacts(name, 0, 0, str(folder), scratch / name / "state", scratch / name / "ledger")
 
 
-def _reply(request: TrainRequest, facts: BankFacts, attack: Attack, session: Session) -> Reply:
+def _reply(request: TrainRequest, facts: BankFacts, attack: Attack, session: Session, trained: Trained) -> Reply:
     """A bank's reply as the server has it after its checks. RejectedReply where they refuse it."""
-    done = train_round(request, facts)
+    rows = sha256_of((Path(facts.data_path) / ROWS_FILE).read_bytes())
+    key = facts.name, rows, adapter_checksum(request.adapter)
+    done = trained.get(key) or train_round(request, facts)
+    if request.config.num_server_rounds == 1:  # later rounds start from moments on the bank's disk
+        trained[key] = done
     sent = pack_reply(facts.name, done.layout_id, attack.update(done.delta), done.figures, ledger=done.ledger)
     return unpack_reply(sent, session.layout, request.config.strategy.max_update_norm)
 
@@ -212,26 +213,9 @@ def file_of(out: Path, rule: str, attack: str, seed: int) -> Path:
     return out / f"{rule}-{attack}-{seed}.json"
 
 
-def table(cells: Sequence[Cell]) -> str:
-    """Rules down, attacks across: accuracy on clean rows, and the trigger's success where one was planted."""
-    rules, attacks = ([*dict.fromkeys(getattr(cell, key) for cell in cells)] for key in ("rule", "attack"))
-    lines = [f"| rule | {' | '.join(attacks)} |", "|---" * (len(attacks) + 1) + "|"]
-    for rule in rules:
-        shown = []
-        for attack in attacks:
-            found = [cell for cell in cells if (cell.rule, cell.attack) == (rule, attack)]
-            text = f"{100 * np.mean([cell.accuracy for cell in found]):.1f}" if found else "not run"
-            if found and (attack.startswith("trigger") or attack == "none"):
-                text += f" / {100 * np.mean([cell.trigger_success for cell in found]):.0f}"
-            shown.append(text)
-        lines.append(f"| {rule} | {' | '.join(shown)} |")
-    note = "Accuracy on clean test rows in %, and after the slash how often the trigger gives the wanted label."
-    return "\n".join([*lines, "", note, ""])
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.attacks", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder of the cells' JSON files and attacks.md")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the cells' JSON files")
     parser.add_argument("--data", type=Path, help="folder with train/ and test/ in FinLoRA's layout; else bundled rows")
     parser.add_argument("--model", default="tiny-random", help="tiny-random or smollm2-135m")
     parser.add_argument("--task", default="fpb", help="a benchmark with a closed label set")
@@ -244,21 +228,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("overrides", nargs="*", help="settings such as train.learning_rate=1e-3")
     asked = parser.parse_args(arguments)
+    command = shown(sys.argv[1:] if arguments is None else arguments)
     try:
         cells = [
             cell
             for seed in range(asked.seeds)
-            for cell in run_grid(asked, seed, asked.rules.split(","), asked.attacks.split(","))
+            for cell in run_grid(asked, seed, asked.rules.split(","), asked.attacks.split(","), command)
         ]
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    write_bytes(asked.out / "attacks.md", table(cells).encode())
     print(table(cells))
     return 0
 
 
-def run_grid(asked: argparse.Namespace, seed: int, rules: Sequence[str], attacks: Sequence[str]) -> list[Cell]:
+def run_grid(
+    asked: argparse.Namespace, seed: int, rules: Sequence[str], attacks: Sequence[str], command: str = ""
+) -> list[Cell]:
     """The cells of one seed; those whose file is there are read."""
     for name in rules:
         choose(name, RULES, "--rules")
@@ -279,17 +265,25 @@ def run_grid(asked: argparse.Namespace, seed: int, rules: Sequence[str], attacks
             f"{len(BENCHMARKS[asked.task].labels)} labels. Name a task with a closed label set, such as fpb, and more "
             "rows than banks."
         )
-    cells = []
+    cells, trained = list[Cell](), Trained()
     for rule in rules:
         for attack in attacks:
             file = file_of(asked.out, rule, attack, seed)
             if not file.is_file():
-                cell = run_cell(config, rule, attack, rows, test)
+                cell = run_cell(config, rule, attack, rows, test, trained, command)
                 write_bytes(file, (json.dumps(asdict(cell), indent=1, allow_nan=False) + "\n").encode())
                 shown = f"accuracy {cell.accuracy:.3f}, trigger {cell.trigger_success:.3f}, {cell.wall_s:.0f} s"
                 print(f"{file.name}: {shown}", flush=True)
-            cells.append(Cell(**json.loads(file.read_text())))
+            cells.append(read_cell(file))
     return cells
+
+
+def shown(words: Sequence[str]) -> str:
+    """The command as a reader would type it, without places of one machine."""
+    places = {"--out": "docs/results/attacks", "--data": "/data/finlora"}
+    return shlex.join(["python", "-m", "benchmarks.attacks", *(
+        places.get(before, word) for before, word in pairwise(["", *words])
+    )])  # fmt: skip
 
 
 def _some(rows: Sequence[Row], count: int, seed: int) -> list[Row]:

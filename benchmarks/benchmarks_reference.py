@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from data.catalog import BENCHMARKS, GROUPS, PUBLISHED_COLUMNS, PUBLISHED_OVERALL, Benchmark, PublishedScore
+from data.flare_catalog import FLARE_MODELS, FLARE_PUBLISHED
 from data.sources.layout import finlora_stems
 from eval.metrics.intervals import BOOTSTRAP_SEED, RESAMPLES
 from eval.scoring.answer_examples import EXAMPLES
@@ -60,6 +61,9 @@ Fractions from 0 to 1 in `eval/<label>/metrics.json`, null where undefined, abse
 | `accuracy_exact` | numbers without tolerance | Wilson |
 | `value_accuracy` | formulas by value | Wilson |
 | `row_accuracy` | rows of a tag list with every tag right | Wilson |
+| `entity_f1`, `entity_precision`, `entity_recall` | entities of all rows together, as seqeval counts them | bootstrap |
+| `accuracy_any_unit` | FLARE's numbers, percent and fractions being the same | Wilson |
+| `pixiu_accuracy`, `pixiu_missing` | by PIXIU's rules (below) | Wilson |
 | `bertscore_precision`, `_recall`, `_f1` | means; encoder and layer in `bertscore_model` and `bertscore_layer` | bootstrap |
 | `finlora_accuracy`, `finlora_f1` | by FinLoRA's rules (below); `finlora_ambiguous` rows or tags hang on the order of its label set | Wilson (per tag: bootstrap), bootstrap |
 | `labels_accuracy`, `labels_f1_macro`, `labels_f1_weighted`, `labels_matthews` | the most likely label as the answer (`evaluation.mode=labels` or `both`) | Wilson, bootstrap |
@@ -104,6 +108,24 @@ From its evaluator at commit 7e1cf82, and what is fixed here where it leaves som
    classes of their own, so the figure is near 2·accuracy / (1 + accuracy) and flatters.
 7. BERTScore F1 on `ProsusAI/finbert`; the layer, which FinLoRA leaves to the `bert-score` package, is 10.
 8. NWGI's seven levels are scored collapsed to negative, neutral and positive.
+
+## FLARE's rules
+
+From PIXIU's evaluator (`src/tasks/flare.py` of The-FinAI/PIXIU), and where this one differs. FinLoRA's rules are not applied to FLARE's
+benchmarks; `all` leaves them out, `evaluation.benchmarks=flare` names them.
+
+1. **Labels.** Of the labels in their order, the first one that is anywhere in the text, in any letter case, is the answer
+   (`pixiu_accuracy`). A text without a label is *missing* and wrong (`pixiu_missing`). PIXIU counts such a text as Fall in stock movement, so
+   that a model which says nothing has the share of falling stocks; here it is missing there too.
+2. **Numbers.** PIXIU compares letter by letter (`pixiu_accuracy`). `accuracy` compares numbers at five decimals, to which FinQA's programs round
+   their results: a percent sign divides by 100 as it does in those programs, brackets negate, a scale behind the number ("million") may be
+   there or not. Percent points for a fraction are wrong, and counted by `accuracy_any_unit`. Yes and no are answers.
+3. **Entities.** A line "name, TYPE" is an entity, and tags every place of the text where its words are. Entity F1 is seqeval's over B-, I- and O
+   tags of all rows. Of entities inside each other the longest is tagged (PIXIU: the one named last); other ways of writing a list are
+   read too. An answer without any entity is unparsed.
+4. **Conversations.** ConvFinQA is a row a turn, with the earlier questions and their right answers in the prompt. PIXIU puts the model's own
+   earlier answers there, so that one wrong answer spoils the turns after it: its figures are lower for the same model.
+5. Matthews correlation counts missing answers as one more answer, like PIXIU's -1.
 """
 
 
@@ -123,7 +145,7 @@ def render() -> str:
     groups = [
         _group(title, [entry for entry in BENCHMARKS.values() if entry.group == key]) for key, title in GROUPS.items()
     ]
-    return "\n".join([introduction, *groups, _overall()])
+    return "\n".join([introduction, *groups, _flare(), _overall()])
 
 
 def _functions(functions: Mapping[str, Any], name_of: Callable[[Benchmark], str]) -> str:
@@ -195,6 +217,23 @@ def _group(title: str, entries: Sequence[Benchmark]) -> str:
         _table(("key", *PUBLISHED_COLUMNS.values(), "best other model is"), published),
     ]
     return "\n".join([*(tables if published else tables[:3]), ""])
+
+
+def _flare() -> str:
+    """What PIXIU published for FLARE."""
+
+    def cell(figure: float | None) -> str:
+        return "–" if figure is None else f"{figure:g}"
+
+    rows = [(f"`{key}`", metric, *map(cell, cells)) for (key, metric), cells in FLARE_PUBLISHED.items()]
+    lines = [
+        'Published, fractions from 0 to 1, from the table "Benchmark" in the README of The-FinAI/PIXIU of 2023 (Xie et al. '
+        "2023). Other rows, other",
+        "models and PIXIU's own rules: compare with `pixiu_accuracy` rather than with `accuracy`.",
+        _table(("key", "metric", *FLARE_MODELS), rows),
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def _labels(entry: Benchmark) -> str:

@@ -18,8 +18,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from fedfinlora.compose import CONF_FOLDER, PROJECT_ROOT, group_options
-from fedfinlora.config import schema
-from fedfinlora.report.values import flatten, shown
+from fedfinlora.config import schema, stages
+from fedfinlora.report.values import shown
+from fedfinlora.run.folder import flatten
 
 INTRODUCTION = """\
 # Configuration
@@ -56,7 +57,7 @@ def render() -> str:
                 if isinstance(part.default_factory, type):
                     name = f"{item.name}.{part.name}"
                     parts.append(_section(f"`{name}`", part.default_factory, f"{name}."))
-    parts += [_experiments(), _run_config()]
+    parts += [_section("Stages", stages.StagesConfig, ""), _experiments(), _run_config()]
     return "\n".join(parts)
 
 

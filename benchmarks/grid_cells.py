@@ -12,14 +12,14 @@ from typing import Any
 from benchmarks.grid_plan import Cell, Grid, tuning_cells, words_of
 from benchmarks.grid_runs import Command, begun, completed, fedfinlora, machine_of
 from benchmarks.provenance import shown_command
-from eval.metrics.averages import headline_name
+from eval.metrics.averages import headline_name, headline_score
 from eval.metrics.row_values import RowValues, row_values
 from fedfinlora.commands.in_process import is_of
 from fedfinlora.compose import PROJECT_ROOT, compose
 from fedfinlora.errors import UserError
 from fedfinlora.files import read_json
 from fedfinlora.run.evaluation import read_evaluation, read_records
-from fedfinlora.run.records import RunResult, read_result, read_rounds
+from fedfinlora.run.records import RoundLine, RunResult, read_result, read_rounds
 from fedfinlora.run.typed import from_json, to_json
 
 FIGURES = PROJECT_ROOT / "docs" / "results" / "grid"
@@ -50,6 +50,19 @@ class KeptScore:
 
 
 @dataclass(frozen=True)
+class ScoredRound:
+    """How far a run was after a scored round."""
+
+    round: int
+    score: float
+    """Mean over benchmarks: on public validation rows where there are any, else on the rows of round scores."""
+    size_bytes: int
+    """Sent in both directions so far."""
+    wall_s: float
+    """So far, without scoring."""
+
+
+@dataclass(frozen=True)
 class KeptCell:
     """What is committed of a run."""
 
@@ -69,6 +82,8 @@ class KeptCell:
     """Of the final adapter on test rows; {} of a tuning run and of `local`."""
     alone: Mapping[str, Mapping[str, KeptScore]] = field(default_factory=dict)
     """Bank -> scores, of `local`."""
+    course: tuple[ScoredRound, ...] = ()
+    """Scored rounds in order; () of `local`."""
     sequential_steps: int = 0
     """Optimiser steps one after the other."""
     rows_trained: int = 0
@@ -128,6 +143,7 @@ class Runner:
             tuned=tuned, chosen_rate=rate, validation=_validation(folders),
             scores={} if is_local else next(iter(scores.values())),
             alone={f"bank-{name}": one for name, one in scores.items()} if is_local else {},
+            course=() if is_local else course_of(read_rounds(folders[0])),
             sequential_steps=max(_sequential_steps(folder) for folder in folders),
             rows_trained=_total(results, "rows_trained"), bytes_up=_total(results, "bytes_up"),
             bytes_down=_total(results, "bytes_down"),
@@ -181,6 +197,22 @@ def kept_scores(run: Path, label: str) -> dict[str, KeptScore]:
             weights=() if plain or set(rows.weights) == {1} else rows.weights,
         )
     return found
+
+
+def course_of(lines: Sequence[RoundLine]) -> tuple[ScoredRound, ...]:
+    """The scored ones of a run's rounds."""
+    found, size_bytes, wall_s = [], 0, 0.0
+    for line in lines:
+        size_bytes += line.bytes_up + line.bytes_down
+        wall_s += line.timings.total_s
+        if line.validation:
+            score = line.validation.score
+        else:
+            known = [headline_score(metrics, "strict") for metrics in line.scores.values()]
+            score = fmean(one for one in known if one is not None) if any(one is not None for one in known) else None
+        if score is not None:
+            found.append(ScoredRound(line.round, score, size_bytes, round(wall_s, 1)))
+    return tuple(found)
 
 
 def _validation(folders: Sequence[Path]) -> float | None:

@@ -7,6 +7,7 @@ A file in benchmarks/grids introduces itself and holds:
     common: [WORD, …]            # key=value words of every run
     epochs: 1                    # passes of each bank over its rows at equal rows
     steps: 200                   # optimiser steps of each bank at equal rows; 0 = as many as epochs and batch_rows give
+    course: 10                   # how often a measured run is scored on validation rows; 0 = at its end
     tune: {seed: 100, rates: [1e-3, 2e-3], words: [WORD, …]}
     expect: {rows: 2400, scored: 2418, rows_per_minute: 400, scored_per_minute: 500}
     rules: {NAME: {title: TEXT, mode: federated, rate: KEY, words: [WORD, …]}, …}
@@ -93,6 +94,8 @@ class Grid:
     banks: int = 4
     epochs: float = 1.0
     steps: int = 0
+    course: int = 0
+    """For the column of rounds to the pooled score."""
     common: tuple[str, ...] = ()
     tune: Tuning = field(default_factory=Tuning)
     expect: Expected = field(default_factory=Expected)
@@ -182,6 +185,8 @@ def words_of(grid: Grid, cell: Cell, rate: str) -> list[str]:
         if rest or not steps:
             raise UserError(f"{grid.name}: {factor * grid.steps} steps cannot be spread over {rounds} rounds evenly.")
         budget.append(f"train.steps_per_round={steps}")
+    if grid.course and not cell.rate:
+        budget.append(f"evaluation.every={max(1, rounds // grid.course)}")
     return [
         *grid.common,
         f"banks={grid.banks}",

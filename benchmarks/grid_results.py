@@ -16,7 +16,7 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.grid_cells import KeptCell, KeptScore, read_cell
+from benchmarks.grid_cells import KeptCell, KeptScore, ScoredRound, read_cell
 from benchmarks.grid_plan import BUDGETS, Grid, read_grid
 from data.catalog import BENCHMARKS
 from eval.metrics.intervals import BOOTSTRAP_SEED, RESAMPLES, bootstrap_interval
@@ -25,6 +25,8 @@ from fedfinlora.seeds import generator
 
 GRIDS = Path(__file__).resolve().parent / "grids"
 NOTHING = "–"
+NEAR = 0.01
+"""One point."""
 HEADS = {"rows": "equal rows", "steps": "equal sequential steps"}
 
 
@@ -69,7 +71,7 @@ def _table(grid: Grid, here: Sequence[KeptCell], cells: Sequence[KeptCell], roun
     counts = {key: next(one[key].n for cell in shown for one in scores_of(cell) if key in one) for key in keys}
     heads = ["rule", "seeds", *(f"{BENCHMARKS[key].title} ({counts[key]})" for key in keys)]
     heads += [text for budget in BUDGETS for text in (f"mean, {HEADS[budget]}", "to pooled")]
-    heads += ["sent up, MB", "minutes"]
+    heads += [f"rounds to pooled - {100 * NEAR:g}", "sent up, MB", "minutes"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, rule in grid.rules.items():
         columns = {
@@ -83,15 +85,43 @@ def _table(grid: Grid, here: Sequence[KeptCell], cells: Sequence[KeptCell], roun
         row += [_percent(_of_benchmark(first.cells, key)) for key in keys]
         for budget in BUDGETS:
             row += [_percent(columns[budget].mean), _to_pooled(grid, columns[budget], cells)]
+        row += [_reached(grid, first, cells)]
         row += [f"{fmean(cell.bytes_up for cell in first.cells) / 1e6:.0f}"]
         row += [f"{fmean(cell.minutes for cell in first.cells):.1f}"]
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
 
+def _reached(grid: Grid, column: Column, cells: Sequence[KeptCell]) -> str:
+    """Rounds, MB and minutes until a rule is as near to the pooled run of its seed as NEAR; the mean over seeds."""
+    pooled = _pooled(grid, cells)
+    pairs = [(cell, partner) for cell in column.cells if (partner := _partner(cell, pooled))]
+    if (column.cells and column.cells[0] in pooled) or not all(one.course and other.course for one, other in pairs):
+        return NOTHING
+    found = [first_near(cell, partner) for cell, partner in pairs]
+    reached = [one for one in found if one is not None]
+    if not reached:
+        return f"not in {column.cells[0].rounds}" if found else NOTHING
+    means = [fmean(getattr(one, name) for one in reached) for name in ("round", "size_bytes", "wall_s")]
+    text = f"{means[0]:.0f} ({means[1] / 1e6:.0f} MB, {means[2] / 60:.1f} min)"
+    return text if len(reached) == len(found) else f"{text} in {len(reached)} of {len(found)} seeds"
+
+
+def first_near(cell: KeptCell, pooled: KeptCell) -> ScoredRound | None:
+    """The first scored round whose score is at most NEAR below that of the pooled run's last scored round, on the same
+    rows; None where there is none.
+    """
+    return next((one for one in cell.course if one.score >= pooled.course[-1].score - NEAR), None)
+
+
+def _pooled(grid: Grid, cells: Sequence[KeptCell]) -> list[KeptCell]:
+    """Those of the pooled run."""
+    return [cell for cell in cells if grid.rules.get(cell.rule) and grid.rules[cell.rule].mode == "centralized"]
+
+
 def _to_pooled(grid: Grid, column: Column, cells: Sequence[KeptCell]) -> str:
     """Difference to the pooled runs of the same seeds, in points, with its interval."""
-    pooled = [cell for cell in cells if grid.rules.get(cell.rule) and grid.rules[cell.rule].mode == "centralized"]
+    pooled = _pooled(grid, cells)
     if not column.cells or column.cells[0] in pooled:
         return NOTHING
     pairs = [(cell, partner) for cell in column.cells if (partner := _partner(cell, pooled))]
@@ -198,8 +228,11 @@ def _words(grid: Grid, cells: Sequence[KeptCell], tuning: Sequence[KeptCell]) ->
         "at equal "
         "sequential steps it takes as many as the pooled run, since banks work at the same time. Columns of "
         "benchmarks, bytes "
-        "and minutes are of equal rows where that was run. Differences to pooled are paired by seed and row, with 95 % "
-        f"intervals. Command, commit, minutes and load of each cell are in docs/results/grid/{grid.name}.{example}"
+        "and minutes are of equal rows where that was run. Rounds to pooled - 1: until the score on public validation "
+        "rows was at most one point below that of the pooled run's last round, with all bytes and minutes of training "
+        "up to there; these rows are few, so it is a rough figure. Differences to pooled are paired by seed and row, "
+        "with 95 % intervals. Command, commit, minutes and load of each cell are in "
+        f"docs/results/grid/{grid.name}.{example}"
     )
 
 

@@ -29,7 +29,7 @@ from benchmarks.private_results import mean_of
 from benchmarks.provenance import shown_command
 from client_app.own_rows import divide
 from fedfinlora.compose import PROJECT_ROOT, compose
-from fedfinlora.deployment.policy import rounded_rows
+from fedfinlora.deployment.bank_settings import rounded_rows
 from fedfinlora.files import read_json
 from fedfinlora.privacy.forecast import adapter_parameters, forecast, layer_shapes
 

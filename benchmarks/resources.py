@@ -1,4 +1,6 @@
-"""What runs cost, as a table: `python -m benchmarks.resources RUN… [--euros-per-hour X] [--out FILE]`.
+"""What runs cost, as a table: `python -m benchmarks.resources RUN… [--euros-per-hour X] [--out FILE] [--json FILE]`.
+
+`python -m benchmarks.results --keep resources figures=FILE` puts what --json wrote into docs/results.md.
 
 Read from run folders: batch and adapter from the run's own files, time from rounds.jsonl and eval/*/metrics.json,
 memory, use and watts from the `load` events of progress.jsonl (`fedfinlora.run.monitor`). Device hours count each
@@ -11,14 +13,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.provenance import shown_command
 from fedfinlora.errors import UserError
-from fedfinlora.files import write_bytes
+from fedfinlora.files import read_json, write_bytes, write_json
 from fedfinlora.model.adapter_folder import WEIGHTS_FILE
 from fedfinlora.report.reading import Run, read_runs
+from fedfinlora.run.events import Load
 from fedfinlora.run.progress import follow
 from fedfinlora.run.which_run import folder_or_run
 
@@ -52,12 +56,12 @@ def resources_of(run: Run) -> Resources:
     train_s = [bank.train_s for line in run.rounds for bank in line.timings.banks.values() if bank.train_s is not None]
     train_s = train_s or [line.timings.train_s for line in run.rounds if line.timings.train_s]
     evaluate_s = sum(sum(found.seconds.values()) for found in run.evaluations.values())
-    batch = run.config.get("train.batch_rows")
+    batch = run.settings.train.batch_rows if run.settings else 0
     return Resources(
         name=run.name,
         model=run.model,
         banks=len(run.banks),
-        batch_rows=batch if isinstance(batch, int) and batch else None,
+        batch_rows=batch or None,
         rss_gib=_highest(load, "rss_gib"),
         memory_gib=_highest(load, "memory_gib"),
         gpu_memory_gib=_highest(load, "gpu_memory_gib"),
@@ -69,18 +73,22 @@ def resources_of(run: Run) -> Resources:
     )
 
 
-def loads(folder: Path) -> list[Mapping[str, Any]]:
+def loads(folder: Path) -> list[Load]:
     """The `load` events of a run; none where it has no progress.jsonl."""
-    return [event for event in follow(folder, lambda: True) if event["event"] == "load"]
+    return [event for event in follow(folder, lambda: True) if isinstance(event, Load)]
 
 
-def _highest(load: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    return max((float(event[name]) for event in load if name in event), default=None)
+def _highest(load: Sequence[Load], name: str) -> float | None:
+    return max(_known(load, name), default=None)
 
 
-def _mean(load: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    found = [float(event[name]) for event in load if name in event]
+def _mean(load: Sequence[Load], name: str) -> float | None:
+    found = _known(load, name)
     return sum(found) / len(found) if found else None
+
+
+def _known(load: Sequence[Load], name: str) -> list[float]:
+    return [value for event in load if (value := getattr(event, name)) is not None]
 
 
 def _adapter_bytes(folder: Path) -> int | None:
@@ -140,19 +148,49 @@ def table(found: Sequence[Resources], euros_per_hour: float | None = None) -> st
     return "\n".join(lines)
 
 
+def figures_of(runs: Sequence[Run], euros_per_hour: float | None, note: str = "") -> dict[str, Any]:
+    """What docs/results keeps: each run's figures and where they come from."""
+    found = []
+    for run in runs:
+        manifest = read_json(run.folder / "manifest.json")
+        origin = {"command": shown_command(manifest["command"]), "git_commit": manifest["git_commit"] or "unknown"}
+        found.append({"resources": asdict(resources_of(run)), **origin, "cpus": manifest["cpus"]})
+    price = f" --euros-per-hour {euros_per_hour:g}" if euros_per_hour is not None else ""
+    command = f"python -m benchmarks.resources RUN…{price}"
+    return {"command": command, "euros_per_hour": euros_per_hour, "note": note, "runs": found}
+
+
+def section(figures: Mapping[str, Any]) -> str:
+    """The section of docs/results.md."""
+    found = [Resources(**run["resources"]) for run in figures["runs"]]
+    origins = [
+        f"- {run['resources']['name']}: `{run['command']}`, commit `{run['git_commit']}`, {run['cpus']} CPUs."
+        for run in figures["runs"]
+    ]
+    words = (
+        "Device hours are the training of all banks and the evaluation, as on one device each; memory is the highest "
+        "that was seen, of the process that trained and of the whole machine."
+    )
+    words += f" {figures['note']}" if figures["note"] else ""
+    return "\n".join([table(found, figures["euros_per_hour"]), "", words, "", *origins])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.resources", description="What runs cost, as a table.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders or names of runs")
     parser.add_argument("--euros-per-hour", type=float, metavar="X", help="price of one device for an hour")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the table there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there, for docs/results.md")
+    parser.add_argument("--note", default="", metavar="TEXT", help="with --json: how the runs were measured")
     asked = parser.parse_args(arguments)
     try:
-        text = table(
-            [resources_of(run) for run in read_runs([folder_or_run(run) for run in asked.runs])], asked.euros_per_hour
-        )
+        runs = read_runs([folder_or_run(run) for run in asked.runs])
+        text = table([resources_of(run) for run in runs], asked.euros_per_hour)
         if asked.out is not None:
             write_bytes(asked.out, (text + "\n").encode())
+        if asked.json is not None:
+            write_json(asked.json, figures_of(runs, asked.euros_per_hour, asked.note))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -25,6 +25,8 @@ from pathlib import Path
 
 import yaml
 
+from benchmarks import answer_space, curriculum, flare_results, resources
+from benchmarks.attack_results import attacks_section
 from benchmarks.cost_results import deployed_round, many_banks, speed
 from benchmarks.grid_results import grid_section
 from benchmarks.private_results import (
@@ -49,6 +51,7 @@ from benchmarks.score_results import (
     paired,
     tried,
 )
+from benchmarks.zoo_results import zoo_section
 from fedfinlora.files import read_json, write_json
 from fedfinlora.run.evaluation import METRICS_FILE
 
@@ -64,18 +67,24 @@ SECTIONS = {
     "sentiment": "Four banks, four sentiment benchmarks",
     "tried": "What each setting gave",
     "grid": "What federating costs: rules, rounds and seeds",
+    "attacks": "What dishonest banks do to each rule",
+    "zoo": "PEFT methods at equal rows, bytes and steps",
     "all": "Every benchmark that has rows",
     "filings": "Where FinLoRA's federation lost 43 points: XBRL tags and values",
+    "flare": "FLARE",
+    "curriculum": "A curriculum of two stages, and its controls",
     "private": "What privacy costs",
     "pass": "A full pass over the benchmarks",
+    "answer-space": "Where the answer begins",
     "speed": "Speed",
+    "resources": "What runs cost",
     "round": "A deployed round, without its training",
     "banks": "Many banks",
     "demo": "The demonstration",
 }
 """Section -> heading, in the order of docs/results.md."""
-OF_GRIDS = ("grid", "private")
-"""Kept cell by cell, by `benchmarks.grid` and `benchmarks.private_grid`."""
+OF_GRIDS = ("grid", "attacks", "zoo", "curriculum", "private")
+"""Kept cell by cell, by `benchmarks.grid`, `benchmarks.attacks`, `benchmarks.zoo` and `benchmarks.private_grid`."""
 
 CHARTS = {
     "privacy.svg": ("Mean accuracy by epsilon", private_chart),
@@ -160,13 +169,19 @@ MAKERS: dict[str, Callable[[Path], str]] = {
     ),
     "tried": lambda at: tried(_runs(at)),
     "grid": grid_section,
+    "attacks": attacks_section,
+    "zoo": zoo_section,
     "all": lambda at: all_benchmarks(at / "scores", _names(at), _runs(at, "scores")),
     "filings": lambda at: filings(at / "scores", _names(at), _runs(at, "scores")),
+    "flare": lambda at: flare_results.section(read_json(at / "figures.json")),
     "pass": lambda at: full_pass(at / "run"),
     "speed": lambda at: speed([read_json(file) for file in sorted(at.glob("*.json"))]),
+    "answer-space": lambda at: answer_space.section(read_json(at / "figures.json")),
+    "resources": lambda at: resources.section(read_json(at / "figures.json")),
     "round": lambda at: deployed_round(read_json(at / "round.json")),
     "banks": lambda at: many_banks(read_json(at / "load.json"), at / "crowd" if (at / "crowd").is_dir() else None),
     "demo": lambda at: demo(at / "run"),
+    "curriculum": curriculum.section,
 }
 """Section -> its text, from its folder in docs/results."""
 

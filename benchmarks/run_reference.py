@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.config_reference import meanings
-from fedfinlora.run import contributions, evaluation, explanation, lineage, records
+from fedfinlora.run import contributions, evaluation, events, explanation, lineage, records
 
 INTRODUCTION = f"""\
 # The folder of a run
@@ -34,7 +34,8 @@ Made by `python -m benchmarks.run_reference > docs/run-folder.md`; do not edit.
 | `provenance.jsonl` | the chain of what was asked and answered, one line a step (docs/security.md); `verify` checks it |
 | `result.json` | `RunResult`, written when the run ends, however it ends |
 | `report.html`, `tensorboard/` | for people |
-| `progress.jsonl`, `state/` | for resume, `attach`, `stop` and the status page |
+| `progress.jsonl` | one event a line as it happens, for the display, `attach`, the status page and the Python API's `on_event` |
+| `state/` | for resume, `stop` and the status page |
 
 All text is UTF-8. JSON has neither NaN nor infinity: a number that was not measured, or is infinite, is `null`. A key marked *may be absent* is not
 written while it has its default. This is version {records.SCHEMA_VERSION} of the format: newer versions may add keys, which readers leave aside, and
@@ -50,6 +51,7 @@ FILES: Sequence[tuple[str, Sequence[type[Any]]]] = (
     ("result.json", (records.RunResult, records.WallTimes, records.PrivacySummary)),
     ("privacy.json", (records.PrivacyCard, records.BankCard)),
     ("eval/<label>/<benchmark>.jsonl", (evaluation.RowRecord,)),
+    ("progress.jsonl", (events.Event, *events.KINDS)),
     ("contributions.json", (contributions.Contributions, contributions.BankContribution)),
     ("explain.json", (explanation.Explanation, explanation.Cause)),
     ("lineage.json", (lineage.Lineage,)),
@@ -83,12 +85,14 @@ def _section(cls: type[Any]) -> str:
     lines = [
         f"### {cls.__name__}",
         "",
-        _one_line(inspect.getdoc(cls) or ""),
+        _one_line(inspect.getdoc(cls) or "") + (f" `event` is `{cls.event}`." if getattr(cls, "event", "") else ""),
         "",
         "| key | type | meaning |",
         "|---|---|---|",
     ]
     for field in dataclasses.fields(cls):
+        if field.name not in explained:  # inherited
+            continue
         absent = "may be absent" if field.metadata.get("omitted") else ""
         meaning = "; ".join(filter(None, (_one_line(explained[field.name]).rstrip("."), absent)))
         lines.append(f"| `{field.name}` | {_type(str(field.type))} | {meaning} |")

@@ -67,7 +67,17 @@ def work_of(request: TrainRequest, facts: BankFacts, steps: int = 0, rows: int =
     # Once begun, this round is among those of today.
     begun_before = max(0, today - 1) if steps else today
     config = request.config
-    return Work(config, steps, rows, begun_before, now, lambda: model_sha256(config.model), facts.min_rows)
+    return Work(
+        config,
+        steps,
+        rows,
+        begun_before,
+        now,
+        lambda: model_sha256(config.model),
+        facts.min_rows,
+        facts.name,
+        facts.rank,
+    )
 
 
 def check_policy(request: TrainRequest, facts: BankFacts, steps: int = 0, rows: int = 0) -> None:

@@ -27,13 +27,14 @@ app = ClientApp()
 
 @app.query()
 def hello(message: Message, context: Context) -> Message:
-    """Who is there: the bank's name and the hash of the code that it runs."""
+    """Who is there: the bank's name, the hash of the code that it runs, and its rank where it has one of its own."""
 
     def answer() -> RecordDict:
         facts = bank_facts(context.node_config)
-        return RecordDict(
-            {"reply": ConfigRecord({"status": "ok", "bank": facts.name, "source-sha256": source_fingerprint()})}
-        )
+        said = ConfigRecord({"status": "ok", "bank": facts.name, "source-sha256": source_fingerprint()})
+        if facts.rank:
+            said["rank"] = facts.rank
+        return RecordDict({"reply": said})
 
     return _safely(message, context, answer)
 

@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,8 @@ import numpy as np
 from client_app.admission import AdmittedRows, admit, admit_rows, check_source
 from client_app.control import CorrectedStep, control_after, correction_of
 from client_app.facts import BankFacts
-from client_app.kept_state import load_control, load_moments, save_control, save_moments
+from client_app.kept_state import load_control, load_local, load_moments, save_control, save_local, save_moments
+from client_app.local_rounds import LocalAdapter, begun_from, is_resumed
 from client_app.prepared_rows import BankRows
 from client_app.privacy_plan import NAMES, book_round, delta_of, make_plan
 from client_app.published import published
@@ -144,7 +145,8 @@ def _train_round(request: TrainRequest, facts: BankFacts, on_booked: Callable[[M
         session = get_session(config)
     except UserError as error:
         raise BankError("model", str(error)) from error
-    if request.layout_id != session.layout.id or request.adapter.shape != (session.layout.size,):
+    fits = request.adapter.shape == (session.layout.size,) or is_resumed(request)
+    if request.layout_id != session.layout.id or not fits:
         raise BankError("layout", f"layout {request.layout_id} received, {session.layout.id} here")
     load_s = time.monotonic() - started
     with one_code(config):
@@ -198,7 +200,9 @@ def _open_round(
         head, spending = booked.head, _spending(config, without_noise, "example", booked)
         on_booked(spending)
     holdout_loss = _holdout_loss(request, rows, session)
-    delta, result = _trained(request, facts, session, rows.train, stretch, PLAIN)
+    by_drift = config.strategy.sync == "drift"
+    trained = _trained_since_average if by_drift else _trained
+    delta, result = trained(request, facts, session, rows.train, stretch, PLAIN)
     figures = Figures(
         rows=result.rows,
         steps=result.steps,
@@ -286,6 +290,24 @@ def _trained(
     return delta if part is None else part.of(delta), result
 
 
+def _trained_since_average(
+    request: TrainRequest,
+    facts: BankFacts,
+    session: Session,
+    examples: Sequence[Example],
+    stretch: Stretch,
+    gradient: GradientStep,
+) -> tuple[Vector, TrainResult]:
+    """The same from where the bank is since the last average (`client_app.local_rounds`)."""
+    folder = facts.state_folder / request.run / facts.name
+    begun = begun_from(request, load_local(folder, request.round), facts.name)
+    _, result = _trained(replace(request, adapter=begun.adapter), facts, session, examples, stretch, gradient)
+    local = LocalAdapter(read_adapter(session.model), begun.reference)
+    if request.silent:
+        save_local(folder, request.round, local)
+    return local.sent(session.layout, request.silent), result
+
+
 def _trained_by_own(
     request: TrainRequest, facts: BankFacts, session: Session, examples: Sequence[Example], stretch: Stretch
 ) -> tuple[Vector, TrainResult]:
@@ -330,8 +352,10 @@ def train_received(
 
 
 def _holdout_loss(request: TrainRequest, rows: BankRows, session: Session) -> float:
-    """Loss of the received global adapter on the held-out rows, inside the train message: no second down-link."""
-    if not rows.holdout or (request.round - 1) % request.config.train.holdout_every:
+    """Loss of the received global adapter on the held-out rows, inside the train message: no second down-link. NaN
+    where none was received.
+    """
+    if is_resumed(request) or not rows.holdout or (request.round - 1) % request.config.train.holdout_every:
         return float("nan")
     write_adapter(session.model, request.adapter)
     return mean_loss(session.model, rows.holdout, request.config.train)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fedfinlora.config.dataset import ColumnsConfig
-from fedfinlora.deployment.policy import Policy, declared_sizes, read_settings
+from fedfinlora.deployment.bank_settings import declared_sizes, read_settings
+from fedfinlora.deployment.policy import Policy
 from fedfinlora.errors import UserError
 from fedfinlora.privacy.history import history_file
 from fedfinlora.privacy.ledger import ledger_root
@@ -51,6 +52,8 @@ class BankFacts:
     policy_sha256: str = ""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     """How the columns of the bank's own files are called; what the server names does not count."""
+    rank: int = 0
+    """Ranks that the bank trains, of bank.yaml; 0 = as many as the run has."""
     trainer: NamedTrainer = NO_TRAINER
     """What trains in the place of our own loop: of bank.yaml, in a simulation of who started it; never of a request."""
 
@@ -72,7 +75,7 @@ class BankFacts:
 
 def bank_facts(node_config: Mapping[str, Any]) -> BankFacts:
     """Read the node config: partition-id and num-partitions (Flower's simulation), or bank, data-path, state-dir,
-    ledger-dir, budget-epsilon, declared-rows ("fpb:1200,fiqa:400"), delta, min-units, min-rows and, for tests,
+    ledger-dir, budget-epsilon, declared-rows ("fpb:1200,fiqa:400"), delta, min-units, min-rows, rank and, for tests,
     reproducible-noise. `settings`, a bank.yaml, takes the place of all that it can say and brings the policy.
     """
     policy, policy_sha256, columns, trainer = None, "", ColumnsConfig(), NO_TRAINER
@@ -88,6 +91,7 @@ def bank_facts(node_config: Mapping[str, Any]) -> BankFacts:
             **node_config, "bank": own.name, "data-path": own.data, "budget-epsilon": own.budget_epsilon,
             "delta": own.delta,
             "declared-rows": ",".join(own.declared_rows), "min-units": own.min_units, "min-rows": own.min_rows,
+            "rank": own.rank,
         }  # fmt: skip
     try:
         index, parts = int(node_config.get("partition-id", 0)), int(node_config.get("num-partitions", 1))
@@ -118,7 +122,7 @@ def bank_facts(node_config: Mapping[str, Any]) -> BankFacts:
     state, ledger = Path(str(state)).expanduser(), Path(str(ledger)).expanduser()
     return BankFacts(
         name, index, banks, data_path, state, ledger, budget, declared, delta, min_units, min_rows, reproducible,
-        policy, policy_sha256, columns, trainer,
+        policy, policy_sha256, columns, int(_number(node_config, "rank")), trainer,
     )  # fmt: skip
 
 

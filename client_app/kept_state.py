@@ -1,5 +1,6 @@
 """What a bank keeps of a run on its own disk, `STATE/RUN/BANK/round_NNNN.safetensors`: Adam's moments, or SCAFFOLD's
-control variate, after each of the last rounds.
+control variate, after each of the last rounds; in `local_NNNN.safetensors` the adapter that it trains on between two
+averages (strategy.sync=drift).
 
 A repeated round starts from the same moments again. A bank does not learn that a run has ended, so what it keeps of
 runs is limited: when it begins another one it forgets those that it was not asked about for longest
@@ -21,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from client_app.control import Control
+from client_app.local_rounds import LocalAdapter
 from fedfinlora.errors import UserError
 from fedfinlora.files import write_bytes
 from fedfinlora.system.numbered import by_number, number_of
@@ -29,7 +31,7 @@ from fedfinlora.wire.messages import BankError
 
 log = logging.getLogger("fedfinlora.bank")
 Kept = TypeVar("Kept")
-FILES = "round_*.safetensors"
+FILES, LOCAL_FILES = "round_*.safetensors", "local_*.safetensors"
 KEPT_STATES = 4
 """The server keeps two checkpoints, so it may ask for the round after the older of them again."""
 KEPT_RUNS = 8
@@ -78,6 +80,24 @@ def save_control(folder: Path, control: Control) -> None:
     _save(folder, control.round, values)
 
 
+def load_local(folder: Path, round_number: int) -> LocalAdapter | None:
+    """The bank's own adapter after the round before this one, and no older: None where it is not there or damaged."""
+    file = folder / LOCAL_FILES.replace("*", f"{round_number - 1:04d}")
+    try:
+        kept = load_file(file)
+        return LocalAdapter(kept["adapter"], kept["reference"])
+    except FileNotFoundError:
+        return None
+    except (SafetensorError, KeyError, OSError) as error:
+        log.warning("%s is damaged (%s)", file, error)
+        return None
+
+
+def save_local(folder: Path, round_number: int, local: LocalAdapter) -> None:
+    """Keep it after its round. BankError where the disk does not take it."""
+    _save(folder, round_number, {"adapter": local.adapter, "reference": local.reference}, LOCAL_FILES)
+
+
 def _load(
     folder: Path, round_number: int, otherwise: str, made: Callable[[int, Mapping[str, NDArray[Any]]], Kept]
 ) -> Kept | None:
@@ -94,11 +114,11 @@ def _load(
     return None
 
 
-def _save(folder: Path, round_number: int, values: Mapping[str, NDArray[Any]]) -> None:
+def _save(folder: Path, round_number: int, values: Mapping[str, NDArray[Any]], files: str = FILES) -> None:
     try:
         new = not folder.exists()
-        write_bytes(folder / f"round_{round_number:04d}.safetensors", save(dict(values)))
-        for old in by_number(folder, FILES)[:-KEPT_STATES]:
+        write_bytes(folder / files.replace("*", f"{round_number:04d}"), save(dict(values)))
+        for old in by_number(folder, files)[:-KEPT_STATES]:
             old.unlink(missing_ok=True)
         if new:
             forget_old_runs(folder.parents[1], folder.name)
@@ -119,7 +139,7 @@ def forget_old_runs(
     now = time.time()
     used: dict[Path, float] = {}
     for folder in state_folder.glob(f"*/{bank}"):
-        files = by_number(folder, FILES)
+        files = [*by_number(folder, FILES), *by_number(folder, LOCAL_FILES)]
         if files and {path.name for path in folder.iterdir()} <= {
             path.name for path in files
         }:  # a folder of ours, and nothing else in it

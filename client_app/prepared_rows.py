@@ -20,7 +20,7 @@ from data.rows import Row
 from data.sources import state_of_files
 from fedfinlora.config.privacy import PrivacyConfig
 from fedfinlora.config.schema import Config
-from fedfinlora.deployment.policy import declared_sizes, rounded_rows
+from fedfinlora.deployment.bank_settings import declared_sizes, rounded_rows
 from fedfinlora.errors import UserError
 from fedfinlora.model.base_checks import context_tokens
 from fedfinlora.model.packing import Example

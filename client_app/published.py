@@ -19,7 +19,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fedfinlora.deployment.policy import rounded_rows
+from fedfinlora.deployment.bank_settings import rounded_rows
 from fedfinlora.wire.messages import NOT_SENT, Figures
 
 DIGITS = 3

@@ -41,12 +41,14 @@ WAYS_OUT: Mapping[str, str] = {
     "model": "plan another model=, or list this one in policy.models",
     "peft_methods": "plan another peft=, or list it in policy.peft_methods",
     "max_rank": "plan a smaller peft.rank",
+    "rank": "plan strategy=hetlora, flexlora, flora or residual with the bank's rank in strategy.ranks",
     "target_modules": "plan other peft.target_modules",
     "optimizer": "plan train.optimizer=adamw, or privacy=example, or list it in policy.optimizer",
     "datasets": "plan dataset.tasks=[…] of policy.datasets",
     "generation": "plan train.holdout_max_rows=0, or where policy.generation is loss at least the bank's min_rows",
     "max_steps_per_round": "plan fewer train.steps_per_round, or more rounds",
     "max_rows_per_round": "plan a smaller train.batch_rows or fewer train.steps_per_round",
+    "max_processes": "plan a smaller train.processes",
     "max_rounds_per_day": "wait for tomorrow, or raise policy.max_rounds_per_day",
     "privacy": "plan privacy=example, or list the mode in policy.privacy",
     "privacy_units": "plan another privacy.unit",
@@ -216,6 +218,7 @@ def _asked(rule: str, config: Config) -> str:
     """What the plan has where a rule refuses, in its own words."""
     keys = {
         "model": "model.path", "peft_methods": "peft.method", "max_rank": "peft.rank",
+        "rank": "strategy.ranks",
         "target_modules": "peft.target_modules",
         "optimizer": "train.optimizer", "datasets": "dataset.tasks", "generation": "train.holdout_max_rows",
         "privacy": "privacy.mode",

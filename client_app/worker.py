@@ -84,7 +84,7 @@ def train_in_worker(request: TrainRequest, facts: BankFacts, node_config: Mappin
         return train_round(request, facts)
     values = {
         "node_config": dict(node_config), "config": to_json(request.config), "run": request.run, "round": request.round,
-        "layout_id": request.layout_id, "source_sha256": request.source_sha256,
+        "layout_id": request.layout_id, "source_sha256": request.source_sha256, "silent": request.silent,
         "ledger_heads": {bank: asdict(head) for bank, head in request.ledger_heads.items()},
     }  # fmt: skip
     with connection, connection.makefile("rwb") as stream:
@@ -156,7 +156,7 @@ def _serve_one(stream: Any) -> None:
         request = TrainRequest(
             build(json.loads(values["config"])), str(values["run"]), int(values["round"]), str(values["layout_id"]),
             str(values["source_sha256"]), adapter,
-                {bank: Head(**head) for bank, head in values["ledger_heads"].items()},
+                {bank: Head(**head) for bank, head in values["ledger_heads"].items()}, bool(values["silent"]),
         )  # fmt: skip
         facts = bank_facts(values["node_config"])
     except (OSError, ValueError, KeyError, TypeError, UserError) as error:

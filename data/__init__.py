@@ -1,1 +1,1 @@
-"""The 19 data sets: catalogue, sources, checks, partitioning, encoding, and a small bundled synthetic sample."""
+"""The 19 data sets and FLARE's: catalogue, sources, checks, partitioning, encoding, a small synthetic sample."""

@@ -1,5 +1,5 @@
 """The 19 FinLoRA benchmarks as data: one readable entry each, and nothing else in the project names a benchmark's files
-or labels.
+or labels. Those of FLARE, in the same form, are in `data.flare_catalog`.
 
 Keys, file names, budgets and published scores are those of FinLoRA (Wang et al. 2025, arXiv 2505.19819, repository at
 commit 7e1cf82). Adding a benchmark is one more `Benchmark(...)` below; `parser` and `scorer` are names that
@@ -9,86 +9,25 @@ reported, and stays out of FinLoRA's overall average.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Sequence
 
+from data.benchmark import GROUPS, ON_REQUEST, PUBLISHED_COLUMNS, Benchmark, PublishedScore
+from data.flare_catalog import FLARE
 from fedfinlora.errors import ConfigError, choose
 
-GROUPS: dict[str, str] = {
-    "general": "General financial tasks",
-    "certificate": "Financial certificates",
-    "reporting": "Financial reporting",
-    "analysis": "Financial statement analysis",
-}
-"""Group key -> title, in the order of the published table."""
-
-PUBLISHED_COLUMNS: dict[str, str] = {
-    "base": "Llama 3.1 8B Instruct, untouched",
-    "lora_r8_8bit": "LoRA, rank 8, 8-bit",
-    "qlora_r4_4bit": "QLoRA, rank 4, 4-bit",
-    "dora_r8_8bit": "DoRA, rank 8, 8-bit",
-    "rslora_r8_8bit": "rsLoRA, rank 8, 8-bit",
-    "best_other": "Best other model",
-}
-"""Column key -> title of the published table."""
-
-
-class PublishedScore(NamedTuple):
-    """One cell of the published table."""
-
-    accuracy: float | None
-    """Percent, 0 to 100; None where FinLoRA reports BERTScore only, or nothing."""
-    f1: float | None
-    """Fraction, 0 to 1: weighted F1 by FinLoRA's rule, or BERTScore F1."""
-
-
-def _not_published() -> dict[str, PublishedScore]:
-    return {column: PublishedScore(None, None) for column in PUBLISHED_COLUMNS}
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """One benchmark: which rows, how a model answers them, how the answer is read and scored."""
-
-    key: str
-    """FinLoRA's data set key, also the task name of training rows."""
-    title: str
-    group: str
-    """A key of GROUPS."""
-    test_file: str
-    """File under `test/` in FinLoRA's layout, without `.jsonl`."""
-    train_files: tuple[str, ...]
-    """Files under `train/` that hold only this benchmark's rows, without `.jsonl`; every one that exists is read."""
-    budget_tokens: int
-    """Most new tokens of an answer (FinLoRA's max_new_tokens)."""
-    parser: str
-    """How an answer is read: a name in eval.scoring.parsers.PARSERS."""
-    scorer: str
-    """How it is judged: a name in eval.scoring.scorers.SCORERS."""
-    source: str
-    """Where the rows come from."""
-    licence: str
-    """As stated by the source."""
-    labels: tuple[str, ...] = ()
-    """The closed set of targets; empty for open answers."""
-    published: Mapping[str, PublishedScore] = field(default_factory=_not_published)
-    """Column of PUBLISHED_COLUMNS -> score of Llama 3.1 8B Instruct (or of the best other model)."""
-    best_other_name: str = ""
-    """Which model the column best_other has."""
-    merged_train_file: str = ""
-    """File under `train/` that holds the rows of several benchmarks (`data.merged` separates them)."""
-    answer_marker: str = "Answer:"
-    """What the prompt ends with (blanks may follow)."""
-    hub_id: str = ""
-    """Public data set on the Hugging Face hub; empty where there is none."""
-    notes: str = ""
-    """Known flaws of the data, shown next to its scores."""
-
-    @property
-    def is_published(self) -> bool:
-        """Whether it is one of those that FinLoRA's overall average is made of."""
-        return any(score.f1 is not None for score in self.published.values())
+__all__ = [
+    "BENCHMARKS",
+    "GROUPS",
+    "ON_REQUEST",
+    "PUBLISHED_COLUMNS",
+    "PUBLISHED_FEDERATED",
+    "PUBLISHED_FEDERATED_TASKS",
+    "PUBLISHED_OVERALL",
+    "Benchmark",
+    "PublishedScore",
+    "merged_files",
+    "select",
+]
 
 
 def _table(*cells: tuple[float | None, float | None]) -> dict[str, PublishedScore]:
@@ -458,8 +397,8 @@ _ENTRIES = (
     ),
 )
 
-BENCHMARKS: dict[str, Benchmark] = {entry.key: entry for entry in _ENTRIES}
-"""Key -> entry, in the order of the published table."""
+BENCHMARKS: dict[str, Benchmark] = {entry.key: entry for entry in (*_ENTRIES, *FLARE)}
+"""Key -> entry, in the order of the published table, FLARE's after it."""
 
 PUBLISHED_OVERALL: dict[str, float] = {
     "base": 37.05,
@@ -498,14 +437,19 @@ published.
 def select(names: Sequence[str]) -> tuple[Benchmark, ...]:
     """The benchmarks that `names` stand for, in table order, each once.
 
-    A name is a benchmark key, a key of GROUPS, `all`, or (alone) `none`. Raises ConfigError listing the valid names.
+    A name is a benchmark key, a key of GROUPS, `all` (without the groups of ON_REQUEST), or (alone) `none`. Raises
+    ConfigError listing the valid names.
     """
     wanted: set[str] = set()
     for name in names:
         choose(name, ["all", "none", *GROUPS, *BENCHMARKS], "benchmark")
         if name == "none" and len(names) > 1:
             raise ConfigError("evaluation.benchmarks: `none` cannot be combined. Drop it or name nothing else.")
-        wanted |= {key for key, entry in BENCHMARKS.items() if name in ("all", key, entry.group)}
+        wanted |= {
+            key
+            for key, entry in BENCHMARKS.items()
+            if name in (key, entry.group) or (name == "all" and entry.group not in ON_REQUEST)
+        }
     return tuple(entry for key, entry in BENCHMARKS.items() if key in wanted)
 
 

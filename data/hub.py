@@ -19,7 +19,9 @@ from typing import Any
 
 from data.catalog import BENCHMARKS
 from data.rows import BadRow, Row
+from data.sources.flare import reference_of
 from data.sources.public import Unusable, pairs
+from data.sources.records import BadLine
 from fedfinlora.errors import UserError
 from fedfinlora.model.hub_faults import first_line, hub_fault
 from fedfinlora.system.web import check_hub
@@ -88,7 +90,13 @@ def rows_of(task: str, dataset: Any, name: str, split: str) -> tuple[list[Row], 
         if isinstance(made, str):
             bad_rows.append(BadRow(name, position + 1, made))
         else:
-            rows.append(Row(f"{task}/{split}/{position:06d}", task, made.prompt, made.target, made.issuer))
+            try:
+                reference = reference_of(made.prompt, made.target) if BENCHMARKS[task].parser == "entities" else ""
+            except BadLine as reason:
+                bad_rows.append(BadRow(name, position + 1, str(reason)))
+                continue
+            row_id = f"{task}/{split}/{position:06d}"
+            rows.append(Row(row_id, task, made.prompt, made.target, made.issuer, reference=reference))
     return rows, bad_rows
 
 

@@ -21,6 +21,10 @@ class Row:
     """The filer that an XBRL row speaks of, or a bank's own grouping key; empty where there is none."""
     path: str = ""
     """The folder that the row came from, for the by_path partitioner."""
+    reference: str = ""
+    """What answers are judged by where the target alone does not say it: the words of a text and their entity tags
+    (`data.sources.flare.reference_of`).
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ from data.catalog import BENCHMARKS, Benchmark, select
 from data.rows import Row
 from eval.answers import ModelAnswer
 from eval.asking import answers_of, unanswered
+from eval.decoding.cache_memory import gives_memory_back
+from eval.general_knowledge import general_knowledge
 from eval.metrics.averages import finlora_overall, group_means, headline_score
 from eval.models import TOO_LONG, LocalModel, Model, choice_of
 from eval.rows import EvaluationRows, prepared, rows_to_score
@@ -33,11 +35,12 @@ from fedfinlora.run.evaluation import (
     TokenCounts,
     Work,
 )
+from fedfinlora.run.events import Evaluate, EvaluateDone, Event, Message
+from fedfinlora.run.general_knowledge import write_general_knowledge
 from fedfinlora.run.typed import to_json
 from fedfinlora.seeds import generator
-from fedfinlora.train.memory import give_back_heap
 
-OnEvent = Callable[..., None]
+OnEvent = Callable[[Event], None]
 log = logging.getLogger("fedfinlora")
 CUT, FILTERED, MANY_CUT = ("budget", "length", "max_tokens"), ("content_filter", "safety", "refusal"), 0.05
 """Why a text ended at its budget, in ours and in servers' words, and because the server held it back; the share of such
@@ -63,6 +66,7 @@ def evaluate(
     return evaluate_models({label: LocalModel.as_it_is(session, config)}, config, run, on_event, chosen_rows)[label]
 
 
+@gives_memory_back()
 def evaluate_models(
     models: Mapping[str, Model],
     config: Config,
@@ -85,13 +89,14 @@ def evaluate_models(
     for label, model in models.items():
         summaries[label] = summary = _summary(label, scored[label], model, config, asked)
         write_json(run / "eval" / label / METRICS_FILE, to_json(summary))
+        if config.evaluation.general_knowledge and chosen_rows is None and isinstance(model, LocalModel):
+            write_general_knowledge(run / "eval" / label, general_knowledge(model))
         for partial in (run / "eval" / label).glob(f"*{PARTIAL}"):
             partial.unlink(missing_ok=True)
         if on_event is not None:
             shown = {key: headline_score(metrics, "strict") for key, metrics in summary.scores.items()}
-            on_event("message", level="info", text=_cost(summary, config))
-            on_event("evaluate_done", label=label, scores=shown)
-    give_back_heap()
+            on_event(Message(level="info", text=_cost(summary, config)))
+            on_event(EvaluateDone(label=label, scores=shown))
     return summaries
 
 
@@ -225,7 +230,7 @@ def _reporter(
         nonlocal reported
         if on_event is not None and done != reported and (done in (0, rows) or done - reported >= rows / 100):
             reported = done
-            on_event("evaluate", label=label, benchmark=benchmark, rows_done=done, rows=rows, **place)
+            on_event(Evaluate(label=label, benchmark=benchmark, rows_done=done, rows=rows, **place))
 
     return report
 

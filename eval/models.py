@@ -6,16 +6,18 @@ of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from data.catalog import Benchmark
 from data.encode import cut_rows, encode_prompts, moves_space
 from data.rows import Row
 from eval.answers import ModelAnswer, prompt_id
+from eval.decoding.cache_memory import held_cache
 from eval.decoding.generation import Answer, generate
 from eval.decoding.labels import label_logprobs
 from eval.decoding.plain_generation import generate_plainly
@@ -31,6 +33,8 @@ from fedfinlora.model.peft_methods import METHODS
 from fedfinlora.run.checkpoint import adapter_checksum
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from eval.remote.answers import RemoteSession
 
 OnAnswer = Callable[[int, ModelAnswer], None]
@@ -106,11 +110,19 @@ class LocalModel:
 
     lasting = True
     """Its weights are in `settings`."""
+    fixed: ClassVar[bool | None] = None
+    """Of `eval.decoding.generation.generate`: whether decoding steps may be CUDA graphs."""
 
     @classmethod
     def as_it_is(cls, session: Session, config: Config) -> LocalModel:
         """The session's model with the adapter that is in it."""
         return cls(session, config, read_adapter(session.model))
+
+    @contextmanager
+    def in_place(self) -> Iterator[nn.Module]:
+        """The session's model with this adapter in it."""
+        write_adapter(self.session.model, self.adapter)
+        yield self.session.model
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:
@@ -172,18 +184,19 @@ class LocalModel:
         def keep(number: int, answer: Answer) -> None:
             on_answer(asked[number], ModelAnswer(self._text(rows[asked[number]], answer.tokens), answer.stopped))
 
-        write_adapter(self.session.model, self.adapter)
         evaluation = self.config.evaluation
-        done = generate(
-            self.session.model,
-            [tokens[number] for number in asked],
-            benchmark.budget_tokens,
-            end_ids(self.session),
-            batch_tokens=evaluation.batch_tokens,
-            cache_gib=evaluation.cache_gib,
-            stops_early=stops_early if benchmark.parser in READ_BY_FIRST_LABEL else None,
-            on_answer=keep,
-        )
+        with self.in_place() as model:
+            done = generate(
+                model,
+                [tokens[number] for number in asked],
+                benchmark.budget_tokens,
+                end_ids(self.session),
+                batch_tokens=evaluation.batch_tokens,
+                cache=held_cache(model, evaluation.cache_gib),
+                stops_early=stops_early if benchmark.parser in READ_BY_FIRST_LABEL else None,
+                on_answer=keep,
+                fixed=self.fixed,
+            )
         self.work.read_tokens += done.read_tokens
         self.work.prompt_tokens += done.prompt_tokens
         self.work.written_tokens += done.written_tokens
@@ -191,8 +204,8 @@ class LocalModel:
 
     def generate_plainly(self, benchmark: Benchmark, rows: Sequence[Row]) -> list[str]:
         """The answers of transformers' own `generate`, row by row, to check ours against."""
-        write_adapter(self.session.model, self.adapter)
-        plain = generate_plainly(self.session.model, self._tokens(rows), benchmark.budget_tokens, end_ids(self.session))
+        with self.in_place() as model:
+            plain = generate_plainly(model, self._tokens(rows), benchmark.budget_tokens, end_ids(self.session))
         return [self._text(row, tokens) for row, tokens in zip(rows, plain, strict=True)]
 
     def compare_labels(
@@ -200,7 +213,6 @@ class LocalModel:
     ) -> None:
         tokens = self._tokens(rows)
         tokenizer = self.session.tokenizer
-        write_adapter(self.session.model, self.adapter)
         for space in ("", " "):  # the answers to some prompts begin with the space that was the prompt's
             part = [number for number in asked if self._moves(rows[number]) == bool(space)]
             texts = [space + label for label in benchmark.labels]
@@ -211,7 +223,8 @@ class LocalModel:
                 on_answer(part[number], ModelAnswer(label_logprobs=dict(zip(benchmark.labels, logprobs, strict=True))))
 
             prompts = [tokens[number] for number in part]
-            label_logprobs(self.session.model, prompts, labels, self.config.evaluation.batch_tokens, keep)
+            with self.in_place() as model:
+                label_logprobs(model, prompts, labels, self.config.evaluation.batch_tokens, keep)
 
     def _stopping_rule(self, benchmark: Benchmark, rows: Sequence[Row]) -> StoppingRule:
         marker_tokens = fewest_marker_tokens(self.session.tokenizer.get_vocab())

@@ -35,6 +35,7 @@ from fedfinlora.run.typed import plain, to_json
 
 GIVEN = (
     "id", "prompt_sha256", "target", "output", "too_long", "stopped", "api", "served_model", "label_logprobs",
+    "reference",
 )  # fmt: skip
 JUDGED = tuple(field.name for field in fields(RowRecord) if field.name not in GIVEN)
 """Fields of a record that follow from what is given."""
@@ -95,7 +96,9 @@ def _row_differences(
 ) -> Iterator[Difference]:
     """What another answer gives than a record says, and other records than the metrics."""
     if SCORERS[benchmark.scorer].judged:
-        rows = [Row(record.id, benchmark.key, "", record.target) for record in records]
+        rows = [
+            Row(record.id, benchmark.key, "", record.target, reference=record.reference or "") for record in records
+        ]
         choices = [choice_of(benchmark, record.label_logprobs) if record.label_logprobs else None for record in records]
         made, computed = score_rows(benchmark, rows, [record.output for record in records], choices=choices)
         for number, (expected, found) in enumerate(zip(made, records, strict=True), 1):

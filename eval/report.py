@@ -7,11 +7,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.catalog import BENCHMARKS, PUBLISHED_FEDERATED, PUBLISHED_FEDERATED_TASKS, Benchmark
+from data.catalog import BENCHMARKS, ON_REQUEST, PUBLISHED_FEDERATED, PUBLISHED_FEDERATED_TASKS, Benchmark
 from eval.metrics.compare import compare_runs
 from fedfinlora.config.schema import Config
 from fedfinlora.config.values import to_plain
-from fedfinlora.report import BenchmarkInfo, Published, write_exports, write_report
+from fedfinlora.report import BenchmarkInfo, Published, write_exports, write_paper, write_report
 
 PUBLISHED_HEADINGS = {
     "Base": "base",
@@ -42,13 +42,24 @@ PUBLISHED = Published(
 
 def write_run_report(runs: Sequence[Path], output: Path) -> Path:
     """Write the report and return its path."""
-    catalogue = [_info(benchmark) for benchmark in BENCHMARKS.values()]
+    catalogue = _catalogue(runs)
     return write_report(runs, output, catalogue, to_plain(Config()), PUBLISHED, compare_runs)
 
 
 def write_run_exports(runs: Sequence[Path], folder: Path) -> list[Path]:
     """Write the score table as CSV, Markdown and LaTeX and every figure as SVG; return the files."""
-    return write_exports(runs, folder, [_info(benchmark) for benchmark in BENCHMARKS.values()], PUBLISHED)
+    return write_exports(runs, folder, _catalogue(runs), PUBLISHED)
+
+
+def write_paper_files(runs: Sequence[Path], folder: Path, names: Sequence[str] = ()) -> list[Path]:
+    """Write figures and LaTeX tables for papers, all or those named; return the files (`write_paper`)."""
+    return write_paper(runs, folder, _catalogue(runs), PUBLISHED, names)
+
+
+def _catalogue(runs: Sequence[Path]) -> list[BenchmarkInfo]:
+    """All benchmarks; those of ON_REQUEST where a run has scores of them."""
+    scored = {file.stem for run in runs for file in (run / "eval").glob("*/*.jsonl")}
+    return [_info(entry) for entry in BENCHMARKS.values() if entry.group not in ON_REQUEST or entry.key in scored]
 
 
 def _info(benchmark: Benchmark) -> BenchmarkInfo:

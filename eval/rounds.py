@@ -32,6 +32,7 @@ from fedfinlora.model.loading import Session, initial_adapter
 from fedfinlora.report.tensorboard import TensorBoardWriter
 from fedfinlora.run.checkpoint import UNSCORED, Checkpoint, adapter_checksum, save_checkpoint
 from fedfinlora.run.evaluation import BenchmarkMetrics, Scores
+from fedfinlora.run.events import Load, Message, Phase, RoundDone, StoppedEarly
 from fedfinlora.run.monitor import Monitor
 from fedfinlora.run.records import ROUNDS_FILE, RoundLine, Validation, read_rounds, round_line
 from fedfinlora.run.retention import forget_old_rounds
@@ -58,15 +59,12 @@ def validation_rows(config: Config, on_event: OnEvent) -> EvaluationRows | None:
         rows.setdefault(row.task, []).append(row)
     without = [key for key in benchmarks if key not in rows]
     if without:
-        on_event(
-            "message",
-            level="warning",
-            text=(f"no public validation rows of {', '.join(without)}: no train rows to spare"),
-        )
+        text = f"no public validation rows of {', '.join(without)}: no train rows to spare"
+        on_event(Message(level="warning", text=text))
     fewer = [f"{key} {len(found)}" for key, found in rows.items() if len(found) < count]
     if fewer:
         text = f"fewer validation rows than {count}, so that half of the train rows stay: {', '.join(fewer)}"
-        on_event("message", level="warning", text=text)
+        on_event(Message(level="warning", text=text))
     return EvaluationRows(rows, dict.fromkeys(without, "no train rows to spare"), loaded.files, loaded.synthetic)
 
 
@@ -86,7 +84,7 @@ class RunScores:
         """Score the untouched model, unless a resumed run has done so."""
         if not self.config.evaluation.base or (self.folder / "eval" / "base" / "metrics.json").is_file():
             return
-        self.on_event("phase", name="evaluating base")
+        self.on_event(Phase(name="evaluating base"))
         write_adapter(self.session.model, initial_adapter(self.session, self.config))
         self.board.add_scores(evaluate(self.session, self.config, "base", self.folder, self.on_event).scores, step=0)
 
@@ -127,9 +125,8 @@ class RunScores:
         """Write adapters/final, the last round's adapter or the best one's, and score it."""
         config = self.config
         if rounds_done < config.num_server_rounds:
-            self.on_event(
-                "stopped_early", round=rounds_done, validations=selection.since, best_round=selection.best_round
-            )
+            best_round = selection.best_round
+            self.on_event(StoppedEarly(round=rounds_done, validations=selection.since, best_round=best_round))
             log.info(
                 "stopped early after round %d: no better validation score in %d validations",
                 rounds_done,
@@ -141,7 +138,7 @@ class RunScores:
         self._save("final", adapter)
         if config.evaluation.benchmarks == ("none",):
             return
-        self.on_event("phase", name="evaluating final")
+        self.on_event(Phase(name="evaluating final"))
         write_adapter(self.session.model, adapter)
         scores = evaluate(self.session, config, "final", self.folder, self.on_event).scores
         self.board.add_scores(scores, step=rounds_done if best is None else best)
@@ -151,7 +148,7 @@ class RunScores:
     def _report_load(self, number: int, of: str) -> None:
         """What the machine did since the last report."""
         load = self.monitor.take()
-        self.on_event("load", round=number, of=of, **load)
+        self.on_event(Load(round=number, of=of, **load))
         if of == "round":
             self.board.add_load(load, number)
 
@@ -189,15 +186,16 @@ class RunScores:
         if line.validation:
             log.info("round %d: validation score %s, best so far round %s", line.round, score, selection.best_round)
         self.on_event(
-            "round_done",
-            round=line.round,
-            train_loss=line.train_loss,
-            holdout_loss=line.holdout_loss,
-            bytes_up=line.bytes_up,
-            bytes_down=line.bytes_down,
-            seconds=line.timings.total_s,
-            validation=score,
-            best_round=selection.best_round,
+            RoundDone(
+                round=line.round,
+                train_loss=line.train_loss,
+                holdout_loss=line.holdout_loss,
+                bytes_up=line.bytes_up,
+                bytes_down=line.bytes_down,
+                seconds=line.timings.total_s,
+                validation=score,
+                best_round=selection.best_round,
+            )
         )
 
 

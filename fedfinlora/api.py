@@ -1,5 +1,4 @@
-"""What `import fedfinlora as ff` offers: the commands as functions with typed results, for notebooks, scripts and
-tests.
+"""What `import fedfinlora as ff` offers: the commands as functions with typed results.
 
     run = ff.simulate(banks=2, experiment="demo", settings={"train.epochs": 1})
     run.result.status, run.rounds[-1].train_loss, run.scores["final"]["fpb"].value("accuracy")
@@ -7,9 +6,9 @@ tests.
     ff.compare(run, other).overall.score_difference
 
 Settings are the configuration's keys (docs/configuration.md): those without a dot as keywords, any of them in
-`settings`. What the command line refuses is a ConfigError, and a run that fails a UserError with what to do; both have
-been raised before anything is half done, or leave a run folder that `resume` takes. No terminal is needed. Events are
-those of progress.jsonl; `on_event` gets each as it comes, and nothing is printed then.
+`settings`. What the command line refuses is a ConfigError, and a run that fails a UserError with what to do. No
+terminal is needed. Events are those of progress.jsonl (`fedfinlora.run.events`); `on_event` gets each as it comes, and
+nothing is printed then.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from pathlib import Path
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.report.reading import Run, read_run
 from fedfinlora.run.comparison import Comparison
-from fedfinlora.run.progress import Event
+from fedfinlora.run.events import Event, RunDone
 from fedfinlora.run.progress_display import listening
 from fedfinlora.system.shadows import own_modules_first
 from fedfinlora.system.surroundings import prepare_process
@@ -101,7 +100,7 @@ def evaluate(
     one adapter, under the folders' names for several, `base` and `remote`.
     """
     own_modules_first()
-    from fedfinlora.commands.evaluate import Asked
+    from fedfinlora.commands.asked_models import Asked
 
     if isinstance(adapters, str | os.PathLike):
         adapters = [adapters]
@@ -115,16 +114,14 @@ def evaluate(
 
 
 def load_run(run: str | os.PathLike[str]) -> Run:
-    """The records of a run by its folder or its name. UserError where there is none; what is damaged is in
-    `Run.missing`, and the rest is there.
-    """
+    """The records of a run by its folder or its name; what is damaged is in `Run.missing`."""
     from fedfinlora.run.which_run import folder_or_run
 
     if not isinstance(run, str | os.PathLike):
         raise ConfigError(f"A run is named by its folder or its name, not by {run!r}.")
     folder = folder_or_run(os.fspath(run))
     found = read_run(folder)
-    if not found.rounds and not found.result.status and "model.name" not in found.config:
+    if not found.rounds and not found.result.status and found.settings is None:
         raise UserError(
             f"{folder} is not the folder of a run: it has neither a run's config.yaml nor rounds.jsonl nor result.json."
         )
@@ -191,7 +188,7 @@ def _item(value: object) -> str:
 
 
 def _runs(module: str, name: str, words: list[str], on_event: OnEvent | None, *more: object) -> list[Run]:
-    """Call a command of `fedfinlora.commands`, and read the folders of the runs that it has completed, in order."""
+    """Call a command of `fedfinlora.commands`, and read the folders of the runs that it has completed."""
     if on_event is not None and not callable(on_event):
         raise ConfigError(f"on_event must be a function of one event, not {type(on_event).__name__}.")
     own_modules_first()  # the commands import data and eval, which are not in the path of a script that lies elsewhere
@@ -201,8 +198,8 @@ def _runs(module: str, name: str, words: list[str], on_event: OnEvent | None, *m
     stdout = sys.stdout
 
     def take(event: Event) -> None:
-        if event["event"] == "run_done":
-            folders.append(Path(str(event["run_dir"])))
+        if isinstance(event, RunDone):
+            folders.append(Path(event.run_dir))
         if on_event is not None:
             with contextlib.redirect_stdout(stdout):  # what it prints is shown
                 on_event(event)

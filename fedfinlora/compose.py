@@ -6,13 +6,15 @@ import dataclasses
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from fedfinlora.config.schema import Config
+from fedfinlora.config.stages import MIXED, Stage, StagesConfig, stages_of
 from fedfinlora.config.values import build, describe, to_plain
-from fedfinlora.config.words import split_text
-from fedfinlora.errors import ConfigError, UserError
+from fedfinlora.config.words import split_text, typed_keys
+from fedfinlora.errors import ConfigError, UserError, choose, plural
 from fedfinlora.run.which_run import find_run
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
@@ -24,7 +26,48 @@ def compose(overrides: Sequence[str] = (), folder: Path | None = None) -> Config
     the values of text fields are taken as they are (`fedfinlora.config.words`).
 
     Relative paths are made absolute against `folder` (default: the working directory). Raises ConfigError in one line.
+    A configuration of stages gives the one that `stage=` names.
     """
+    values, asked = composed_values(overrides)
+    if not asked.stages:
+        return absolute_paths(build(values), folder or Path.cwd())
+    stages = {stage.name: stage for stage in stages_of(asked, values, sorted(typed_keys(overrides)))}
+    if asked.stage not in stages or asked.stages_order == MIXED:
+        raise ConfigError(one_at_a_time(asked))
+    return absolute_paths(stages[asked.stage].placed(str(values["start_adapter"])), folder or Path.cwd())
+
+
+def one_at_a_time(asked: StagesConfig) -> str:
+    """What to do where a command takes one stage."""
+    first, *later = list(asked.stages) if asked.stages_order == MIXED else asked.names
+    return (
+        f"This configuration has {plural(len(asked.stages), 'stage')} ({', '.join(asked.stages)}), which `simulate` "
+        f"and `centralized` run one after the other. Here name one: stage={first}"
+        + "".join(f", then stage={name} start_adapter=RUN/adapters/final of the stage before" for name in later)
+        + "."
+    )
+
+
+def compose_stages(overrides: Sequence[str], folder: Path | None = None) -> tuple[Stage, ...]:
+    """The stages that are configured, in the order in which they run; () where there are none, or `stage=` names one
+    of them.
+    """
+    values, asked = composed_values(overrides)
+    if not asked.stages or asked.stage:
+        return ()
+    place = folder or Path.cwd()
+    return tuple(
+        replace(
+            stage,
+            config=absolute_paths(stage.config, place),
+            mixed=tuple(absolute_paths(part, place) for part in stage.mixed),
+        )
+        for stage in stages_of(asked, values, sorted(typed_keys(overrides)))
+    )
+
+
+def composed_values(overrides: Sequence[str] = ()) -> tuple[dict[str, Any], StagesConfig]:
+    """(the plain values that Hydra composes, not checked by the schema yet; the stages that are asked for)."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.config_store import ConfigStore
@@ -39,6 +82,7 @@ def compose(overrides: Sequence[str] = (), folder: Path | None = None) -> Config
         )
     for each in overrides:
         _check_word(each)
+    overrides = _with_stage_words(overrides)
     texts, others = split_text(overrides)
     ConfigStore.instance().store(name="schema", node=_plain_defaults())
     GlobalHydra.instance().clear()
@@ -59,7 +103,7 @@ def compose(overrides: Sequence[str] = (), folder: Path | None = None) -> Config
         "model.path" in texts and "model.name" not in texts
     ):  # another model is not to be reported under the option's name
         values["model"]["name"] = Path(str(values["model"]["path"])).name
-    return absolute_paths(build(values), folder or Path.cwd())
+    return values, StagesConfig(**{key: values.pop(key) for key in ("stages", "stages_order", "stage")})
 
 
 def absolute_paths(config: Config, folder: Path) -> Config:
@@ -74,15 +118,15 @@ def absolute_paths(config: Config, folder: Path) -> Config:
     if ":" not in model_path and os.path.isdir(folder / Path(model_path).expanduser()):
         model_path = absolute(model_path)
     output_dir = absolute(config.output_dir)
-    return dataclasses.replace(
+    return replace(
         config,
         output_dir=output_dir,
         resume=_run_to_resume(config.resume, Path(output_dir), folder),
         start_adapter=absolute(config.start_adapter),
-        dataset=dataclasses.replace(config.dataset, root=absolute(config.dataset.root)),
-        strategy=dataclasses.replace(config.strategy, second_moments=absolute(config.strategy.second_moments)),
-        model=dataclasses.replace(config.model, path=model_path),
-        evaluation=dataclasses.replace(config.evaluation, answers_dir=absolute(config.evaluation.answers_dir)),
+        dataset=replace(config.dataset, root=absolute(config.dataset.root)),
+        strategy=replace(config.strategy, second_moments=absolute(config.strategy.second_moments)),
+        model=replace(config.model, path=model_path),
+        evaluation=replace(config.evaluation, answers_dir=absolute(config.evaluation.answers_dir)),
     )
 
 
@@ -117,9 +161,19 @@ def _check_word(word: str) -> None:
         raise ConfigError(f"Unknown {plain} {value!r}. Choose one of: {', '.join(options)}.")
 
 
+def _with_stage_words(overrides: Sequence[str]) -> list[str]:
+    """The words with those for a stage as additions: a stage need not have the key yet, but must be there itself."""
+    own = [word for word in overrides if word.startswith("stages.")]
+    if own:
+        named = composed_values([word for word in overrides if word not in own])[1].stages
+        for word in own:
+            choose(word.split("=")[0].split(".")[1], named, "stage")
+    return [f"++{word}" if word in own else word for word in overrides]
+
+
 def _plain_defaults() -> dict[str, Any]:
     """Every key with its default, as the bottom layer of the composition, so that Hydra knows which keys exist."""
-    return to_plain(Config())
+    return {**to_plain(Config()), **dataclasses.asdict(StagesConfig())}
 
 
 def _one_line(error: Exception) -> str:

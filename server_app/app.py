@@ -1,7 +1,5 @@
-"""The ServerApp: run config to configuration, then `server_app.federated`.
-
-Our own commands compose at the door and hand over the resolved configuration; only under plain `flwr run` is it
-composed here.
+"""The ServerApp. Our own commands hand over the resolved configuration; only under plain `flwr run` is it composed
+here.
 """
 
 from __future__ import annotations
@@ -58,8 +56,8 @@ def overrides_of(run_config: Mapping[str, Any]) -> list[str]:
 
 
 def config_of(run_config: Mapping[str, Any]) -> Config:
-    """The configuration of a run: the resolved one where it is given, else composed. A resumed run takes its own,
-    unless something else is asked for.
+    """The resolved configuration where it is given, else composed. A resumed run takes its own, unless something else
+    is asked for.
     """
     if resolved := str(run_config.get("config", "")):
         try:

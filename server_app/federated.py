@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from eval.report import write_run_report
 from eval.rounds import RunScores, scores_anything, validation_rows
@@ -29,8 +27,9 @@ from fedfinlora.provenance.enrolled import enrolled_banks
 from fedfinlora.provenance.evidence import ServerKeys, server_keys
 from fedfinlora.provenance.lines import Attempt
 from fedfinlora.provenance.release import write_release
-from fedfinlora.report.tensorboard import TensorBoardWriter
+from fedfinlora.report.loggers import Board, require_loggers
 from fedfinlora.run.checkpoint import Checkpoint, adapter_checksum, save_checkpoint
+from fedfinlora.run.events import BanksDrawn, Message, Phase, RoundStart, Trainable, bank_done
 from fedfinlora.run.folder import write_manifest
 from fedfinlora.run.opening import OpenRun, open_run, run_result
 from fedfinlora.run.privacy_card import privacy_card
@@ -38,8 +37,10 @@ from fedfinlora.run.progress import EventWriter
 from fedfinlora.run.records import BankEntry, BankTimings, RoundLine, RoundPrivacy, read_rounds, write_result
 from fedfinlora.run.typed import plain
 from fedfinlora.train.trainer_names import trainer_files, trainer_of_environment
+from server_app.exchange import MessageGrid, roster
+from server_app.own_ranks import with_announced
 from server_app.plain_run import logged_events
-from server_app.rounds import MessageGrid, a_second, roster, run_round
+from server_app.rounds import run_round
 from server_app.strategies import strategy_of
 from server_app.strategies.strategy import ServerState, Strategy
 from server_app.witness import Witness, witness_root
@@ -50,7 +51,9 @@ log = logging.getLogger("fedfinlora.server")
 def run_federated(grid: MessageGrid, config: Config) -> Path:
     """The whole run. Returns its folder; raises UserError after writing a result.json with status "failed"."""
     belongs(run=Path(config.resume).name or config.run_name)
-    banks = roster(grid, config.strategy, config.strategy.min_banks, enrolled_banks())
+    ranks: dict[str, int] = {}
+    banks = roster(grid, config.strategy, config.strategy.min_banks, enrolled_banks(), ranks)
+    config = with_announced(config, ranks)
     run = open_run(config, len(banks), "federated", lambda own: _files(own))
     if len(banks) != run.config.banks and not run.config.dataset.source == "jsonl":
         raise UserError(
@@ -89,27 +92,15 @@ def _files(config: Config) -> dict[str, str]:
 
 def _train(grid: MessageGrid, banks: Mapping[str, int], run: OpenRun, events: EventWriter, keys: ServerKeys) -> None:
     config, folder = run.config, run.folder
+    require_loggers(config.loggers)
     chain = Chain(folder, keys.signer)
-    events.write(
-        "run_start",
-        run=folder.name,
-        model=config.model.name,
-        peft=config.peft.method,
-        strategy=config.strategy.name,
-        rounds=config.num_server_rounds,
-        banks=len(banks),
-        bank_names=sorted(banks),
-        run_dir=str(folder),
-        mode="federated",
-        process=os.getpid(),
-        resumed_after_round=run.checkpoint.round if run.checkpoint else None,
-    )
-    events.write("phase", name="loading model")
+    events.write(run.start_event("federated", config.strategy.name, len(banks), tuple(sorted(banks))))
+    events.write(Phase(name="loading model"))
     validation = validation_rows(config, events.write)
     session = server_session(config, scores_anything(config))
-    events.write("trainable", parameters=session.layout.size, load_s=session.load_s)
+    events.write(Trainable(parameters=session.layout.size, load_s=session.load_s))
     rule = strategy_of(config, list(banks), session.layout.size)
-    board = TensorBoardWriter(folder, log.warning)
+    board = Board(folder, config, log.warning)
     state = _first_state(run, session, rule)
     if run.checkpoint is None:
         write_manifest(folder, config, _files(config))
@@ -121,7 +112,7 @@ def _train(grid: MessageGrid, banks: Mapping[str, int], run: OpenRun, events: Ev
     chain.append(begin_line(folder, run.run_id, to_json(config), code, keys, state.round, start))
     scores = RunScores(session, config, folder, validation, events.write, board)
     scores.base()
-    events.write("phase", name="training")
+    events.write(Phase(name="training"))
     selection = scores.resume_from(run.checkpoint)
     chain.append(saved_line(folder, run.run_id, state.round, with_base=True))
     witness = Witness(witness_root(), read_rounds(folder))
@@ -166,29 +157,17 @@ def _one_round(
     """The next state, the round's line of rounds.jsonl, still without scores, and that of provenance.jsonl."""
     config = run.config
     number = state.round + 1
-    events.write("round_start", round=number)
+    events.write(RoundStart(round=number))
     privacy: RoundPrivacy | None = None
     if booked := rule.book(run, list(banks), state):
         banks, privacy = {name: banks[name] for name in booked.banks}, booked.privacy
-        events.write("message", level="info", text=str(booked))
+        events.write(Message(level="info", text=str(booked)))
 
     def on_bank(entry: BankEntry, timing: BankTimings) -> None:
-        train_s = timing.train_s or 0.0
-        figures: dict[str, Any] = {"rows": entry.rows, "train_loss": entry.train_loss, "seconds": train_s}
-        figures |= {"rows_per_s": a_second(entry.rows, train_s), "tokens_per_s": timing.tokens_per_s or 0.0}
-        events.write(
-            "bank_done",
-            round=number,
-            bank=entry.bank,
-            status=entry.status,
-            code=entry.code,
-            reason=entry.reason,
-            **(asdict(entry.privacy) if entry.privacy else figures),
-            **({"ledger_number": entry.ledger.number} if entry.ledger else {}),
-        )
+        events.write(bank_done(number, entry, timing))
 
     def on_drawn(names: Sequence[str]) -> None:
-        events.write("banks_drawn", round=number, banks=list(names))
+        events.write(BanksDrawn(round=number, banks=tuple(names)))
 
     result = run_round(
         grid,
@@ -210,13 +189,13 @@ def _one_round(
     seconds.update((name, timing.train_s or 0.0) for name, timing in line.timings.banks.items())
     if number == 1 and not config.privacy.in_the_bank and line.banks:
         answers, tokens = sum(bank.answer_tokens for bank in line.banks), sum(bank.tokens for bank in line.banks)
-        events.write(
-            "message", level="info", text=f"{answers:,} of {tokens:,} tokens carry loss: answers and their ends only"
-        )
+        text = f"{answers:,} of {tokens:,} tokens carry loss: answers and their ends only"
+        events.write(Message(level="info", text=text))
     if line.noise_alone:
-        events.write("message", level="warning", text=f"round {number}: no bank's reply came: the step is noise alone")
+        text = f"round {number}: no bank's reply came: the step is noise alone"
+        events.write(Message(level="warning", text=text))
     if number == 1 and config.privacy.mode == "dp_lora":
-        events.write("message", level="info", text=what_dp_lora_promises(line.banks))
+        events.write(Message(level="info", text=what_dp_lora_promises(line.banks)))
     return state, line, result.evidence
 
 
@@ -251,9 +230,9 @@ def finish(run: OpenRun, events: EventWriter, started: float, status: str, reaso
     except Exception as error:  # the run's own outcome must not be hidden by its report
         log.exception("no report")
         if status == "completed":
-            events.write("run_done", status="failed", reason=f"no report: {error}", run_dir=str(run.folder), report="")
+            events.write(run.done_event("failed", f"no report: {error}"))
             raise
-    events.write("run_done", status=status, reason=reason, run_dir=str(run.folder), report=report)
+    events.write(run.done_event(status, reason, report))
 
 
 def write_card(run: OpenRun, keys: ServerKeys) -> None:

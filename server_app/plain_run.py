@@ -12,8 +12,9 @@ from typing import Any
 
 from fedfinlora.config.words import typed_keys
 from fedfinlora.provenance.enrolled import enrolled_banks
+from fedfinlora.run.events import Event
 from fedfinlora.run.progress import ShownEvents
-from fedfinlora.run.progress_display import PlainProgress
+from fedfinlora.run.progress_lines import PlainProgress
 
 log = logging.getLogger("fedfinlora.server")
 QUICK = "quick"
@@ -38,7 +39,7 @@ def logged_events(file: Path) -> ShownEvents:
     """A writer of progress.jsonl that also logs a line a step."""
     plain = PlainProgress()
 
-    def show(event: dict[str, Any]) -> None:
+    def show(event: Event) -> None:
         if line := plain.take(event):
             log.info("%s", line)
 

@@ -1,5 +1,4 @@
-"""Our own round loop on Flower's Grid: seeded sampling, quorum and deadline, one rejected bank at a time, checkpoints,
-resume.
+"""Our own round loop on Flower's Grid.
 
 Why not `Strategy.start()`: it cannot resume, waits for ever for missing nodes, samples with the global generator, and
 one malformed reply ends the run (docs/adr/0002-own-round-loop.md).
@@ -10,18 +9,18 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Message
 
 from fedfinlora.config.schema import Config
-from fedfinlora.config.strategy import REPORTED_WEIGHTS, StrategyConfig
-from fedfinlora.errors import UserError, plural
+from fedfinlora.config.strategy import REPORTED_WEIGHTS
+from fedfinlora.errors import UserError
 from fedfinlora.logs import about
 from fedfinlora.model.adapter import Layout
 from fedfinlora.model.parts import Part, sent_part
@@ -29,39 +28,25 @@ from fedfinlora.provenance.deltas import keep_delta
 from fedfinlora.provenance.evidence import RoundEvidence, ServerKeys
 from fedfinlora.provenance.lines import Attempt
 from fedfinlora.run.checkpoint import adapter_checksum
+from fedfinlora.run.events import a_second
 from fedfinlora.run.origin import source_fingerprint
 from fedfinlora.run.records import BankEntry, BankPrivacy, BankTimings, RoundLine, RoundTimings
-from fedfinlora.train.own_columns import foreign_rank
-from fedfinlora.wire.messages import BANK_NAME, Figures, RejectedReply, Reply, TrainRequest, pack_requests, unpack_reply
-from fedfinlora.wire.reasons import SAFE_REASONS, reason_of
+from fedfinlora.train.own_columns import foreign_rank, with_frozen_ranks
+from fedfinlora.wire.messages import Figures, RejectedReply, Reply, TrainRequest, pack_requests, unpack_reply
+from fedfinlora.wire.reasons import SAFE_REASONS
 from server_app.average_loss import average_loss, is_measured
+from server_app.drift import note_lost, plan_of, unmoved
+from server_app.exchange import INVALID_FAB, MESSAGE_UNAVAILABLE, NODE_UNAVAILABLE, PROCESS_DIED, MessageGrid, exchange
 from server_app.replies import StoredDeltas, replies_of
 from server_app.strategies.strategy import ServerState, Strategy, take_step
 from server_app.witness import Witness
 
 log = logging.getLogger("fedfinlora.server")
-POLL_S = 0.05
-ASKING_PART = 4
-"""Of five seconds in which nothing came at most one is spent with asking for it."""
-SHORTEST_S = 1e-6
 NOT_HERE = np.zeros(0, np.float32)
 """In the place of a delta that lies on the disk."""
 UNREADABLE = 1000
 """Code of the error in the place of a reply that was not accepted (`server_app.guarded_grid`); Flower's end below 10.
 """
-PROCESS_DIED, MESSAGE_UNAVAILABLE, NODE_UNAVAILABLE, INVALID_FAB = 0, 3, 5, 7
-"""Flower's codes where a simulated bank's process has died, where a request has expired, as it does when its bank
-starts again (`fedfinlora.deployment.flower`), where a bank has gone, and where its gate has refused the app bundle
-(`fedfinlora.deployment.gate`).
-"""
-
-
-class MessageGrid(Protocol):
-    """The part of `flwr.serverapp.Grid` that is used here."""
-
-    def get_node_ids(self) -> Any: ...
-    def push_messages(self, messages: Any) -> Any: ...
-    def pull_messages(self, message_ids: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -77,114 +62,6 @@ class RoundResult:
 
 OnDrawn = Callable[[Sequence[str]], None]
 OnBank = Callable[[BankEntry, BankTimings], None]
-
-
-def roster(
-    grid: MessageGrid, strategy: StrategyConfig, expected: int, enrolled: Mapping[int, str] | None = None
-) -> dict[str, int]:
-    """Bank name -> node id of every connected bank, sorted by name.
-
-    Waits up to strategy.wait_s for `expected` banks. With `enrolled`, the name under which each node's key was
-    enrolled, a bank with another name is rejected; one whose gate refuses the server's code has no other
-    name, and is asked again in each round, as after any refusal by its policy. Raises UserError when too few are there,
-    two share a name, or fewer than strategy.quorum run the server's code.
-    """
-    wanted = max(1, expected)
-    deadline = time.monotonic() + strategy.wait_s
-    while len(nodes := sorted(grid.get_node_ids())) < wanted:
-        if time.monotonic() > deadline:
-            raise UserError(
-                f"{len(nodes)} of {plural(wanted, 'bank')} are connected after {strategy.wait_s:g} s. "
-                "Start the missing banks, or lower strategy.min_banks, or raise strategy.wait_s."
-            )
-        time.sleep(POLL_S)
-    hello = RecordDict({"request": ConfigRecord({"hello": "fedfinlora"})})
-    banks: dict[str, int] = {}
-    refusals: list[str] = []
-    gates: list[str] = []
-    """Of banks whose gate refuses."""
-    for node, reply in exchange(grid, dict.fromkeys(nodes, hello), "query", strategy.wait_s):
-        if (
-            enrolled
-            and node in enrolled
-            and reply is not None
-            and reply.has_error()
-            and reply.error.code == INVALID_FAB
-        ):
-            banks[enrolled[node]] = node
-            gates.append(f"{enrolled[node]}: {SAFE_REASONS['policy-code']}")
-            continue
-        if reply is None or reply.has_error():
-            refusals.append(f"node {node} did not answer")
-            continue
-        head: dict[str, Any] = dict(reply.content.config_records.get("reply", ConfigRecord({})))
-        name = str(head.get("bank", node))
-        if not BANK_NAME.fullmatch(name):
-            refusals.append(f"node {node}: its name is not a plain one")
-        elif (
-            enrolled is not None and enrolled.get(node) != name
-        ):  # which is not written down: it is a text of the bank's own
-            refusals.append(
-                f"{enrolled.get(node, f'node {node}')}: it gives another name than its key was enrolled under"
-            )
-        elif head.get("status") != "ok":
-            refusals.append(f"{name}: {reason_of(str(head.get('code')))}")
-        elif head.get("source-sha256") != source_fingerprint():
-            refusals.append(f"{name}: runs another version of the code")
-        elif name in banks:
-            raise UserError(
-                f'Two connected banks are called {name!r}. Give each its own name in its node config: bank="…".'
-            )
-        else:
-            banks[name] = node
-    if strategy.weighting == "declared":
-        undeclared = sorted(set(banks) - set(strategy.declared_sizes()))
-        if undeclared:
-            raise UserError(f"strategy.sizes does not name {', '.join(undeclared)}. Add each as BANK:ROWS.")
-    for refusal in refusals:
-        log.warning("rejected: %s", refusal)
-    for refusal in gates:
-        log.warning("asked again in each round: %s", refusal)
-    needed = max(wanted, strategy.quorum)
-    if len(banks) < needed or len(banks) - len(gates) < strategy.quorum:
-        raise UserError(
-            f"{len(banks) - len(gates)} usable banks, {needed} are needed (strategy.min_banks, strategy.quorum). "
-            f"{'; '.join([*refusals, *gates])}"
-        )
-    return dict(sorted(banks.items()))
-
-
-def exchange(
-    grid: MessageGrid, contents: dict[int, RecordDict], message_type: str, deadline_s: float, group: str = ""
-) -> Iterator[tuple[int, Message | None]]:
-    """Send each node its content and give (node, reply) as they come; None for those still silent at the deadline (0 =
-    none).
-
-    `contents` is emptied. What has come by the deadline is accepted, however long that takes.
-    """
-    started = time.monotonic()
-    nodes = list(contents)
-    ids = list(
-        grid.push_messages([Message(content, node, message_type, group_id=group) for node, content in contents.items()])
-    )
-    contents.clear()  # the grid has them; here they would only take memory until the last reply
-    waiting = {str(message_id): node for message_id, node in zip(ids, nodes, strict=False)}
-    while waiting:
-        asked_at = time.monotonic()
-        replies = list(grid.pull_messages(list(waiting)))[::-1]
-        if not replies:
-            if deadline_s and asked_at - started > deadline_s:
-                break
-            # With many banks asking takes longer, and is done the less often.
-            time.sleep(max(POLL_S, ASKING_PART * (time.monotonic() - asked_at)))
-        while replies:  # none is held longer than it is worked on
-            reply = replies.pop()
-            node = waiting.pop(str(reply.metadata.reply_to_message_id), None)
-            if node is not None:  # a second answer to a message, or one without a request, is ignored
-                yield node, reply
-            del reply
-    for node in [*waiting.values(), *nodes[len(ids) :]]:
-        yield node, None
 
 
 def run_round(
@@ -221,17 +98,18 @@ def run_round(
     # The slowest first: where fewer workers than banks share a machine, none then waits long for a last big bank.
     queue = sorted(drawn, key=lambda name: (-(expected_s or {}).get(name, 0.0), name))
     names = {banks[name]: name for name in queue}
-    bytes_down = state.adapter.nbytes
+    plan = plan_of(folder.parent, number, config) if strategy.sync == "drift" else None
     evidence = RoundEvidence(keys or ServerKeys(), run_id, number, adapter_checksum(state.adapter), code_sha256)
-    packed = pack_requests(request, queue)
+    packed = plan.packed(request, queue) if plan else pack_requests(request, queue)
     evidence.ask(packed)
     requests = {banks[name]: content for name, content in packed.items()}
     arriving = exchange(grid, requests, "train", strategy.deadline_s, str(number))
     replies: dict[str, Reply] = {}
     entries: dict[str, BankEntry] = {}
     bank_timings: dict[str, BankTimings] = {}
-    part = sent_part(strategy.name, layout, number)
-    with StoredDeltas(folder, layout.size) as deltas:
+    part = plan.part(layout) if plan else sent_part(strategy.name, layout, number)
+    is_silent = plan is not None and not plan.averaged
+    with StoredDeltas(folder, 1 if is_silent else layout.size) as deltas:
         for node, message in arriving:
             name = names[node]
             reply, entry, timing = _taken_in(message, name, request, layout, part, witness, deltas, evidence)
@@ -245,11 +123,14 @@ def run_round(
             else:
                 with about(bank=name):
                     log.warning("round %d: %s rejected (%s): %s", number, name, entry.code, entry.reason)
+            bytes_down = plan.bytes_down(name, state.adapter) if plan else state.adapter.nbytes
             entries[name] = replace(entry, bytes_down=bytes_down)
             bank_timings[name] = replace(timing, reply_s=time.monotonic() - started)
             if on_bank is not None:
                 on_bank(entries[name], bank_timings[name])
         collected = time.monotonic()
+        if plan:
+            note_lost(folder, number, entries.values())
         if len(replies) < rule.quorum:
             reasons = "; ".join(f"{name}: {entries[name].reason}" for name in sorted(entries) if name not in replies)
             raise UserError(
@@ -258,10 +139,19 @@ def run_round(
             )
         ordered = [replies[name] for name in sorted(replies)]
         weights = rule.weights(ordered)
-        following = take_step(rule, state, replies_of(ordered, weights, layout, partial(deltas.read, sorted(replies))))
-        average = None
-        if strategy.measure_average and weights is not None and is_measured(number, config.num_server_rounds):
+        read = partial(deltas.read, sorted(replies))
+        following = unmoved(state) if is_silent else take_step(rule, state, replies_of(ordered, weights, layout, read))
+        if config.peft.frozen_rank and config.privacy.mode == "bank":
+            following = replace(following, adapter=with_frozen_ranks(following.adapter, state.adapter, layout, config))
+        average, stepped = None, time.monotonic()
+        if (
+            not is_silent
+            and strategy.measure_average
+            and weights is not None
+            and is_measured(number, config.num_server_rounds)
+        ):
             average = average_loss(state.adapter, following.step_norm, ordered, weights, layout, deltas.read)
+        average_s = time.monotonic() - stepped if average else 0.0
     line = replace(
         line_of(number, [entries[name] for name in sorted(entries)], ordered, weights is None),
         update_norm=following.step_norm,
@@ -270,16 +160,18 @@ def run_round(
             total_s=time.monotonic() - started,
             train_s=collected - started,
             aggregate_s=time.monotonic() - collected,
+            average_s=average_s,
             banks=dict(sorted(bank_timings.items())),
         ),
     )
+    line = replace(line, sync=plan.line(line, state.adapter)) if plan else line
     weighed = None if weights is None else dict(zip(sorted(replies), weights, strict=True))
     return RoundResult(following, line, evidence.line(adapter_checksum(following.adapter), weighed))
 
 
 def line_of(number: int, entries: Sequence[BankEntry], replies: Sequence[Reply], is_private: bool) -> RoundLine:
-    """What a round's line of rounds.jsonl says that follows from its replies, both by name. `is_private`: the mean has
-    the server's noise.
+    """The line of rounds.jsonl that follows from its replies, both by name. `is_private`: the mean has the server's
+    noise.
     """
     return RoundLine(
         round=number,
@@ -307,7 +199,7 @@ def _taken_in(
     """
     try:
         reply = _check(message, name, layout, part, request.config, evidence)
-        if fault := foreign_rank(reply.delta, request.adapter, layout, request.config, name):
+        if part is None and (fault := foreign_rank(reply.delta, request.adapter, layout, request.config, name)):
             raise RejectedReply("rank", fault)
         if witness and reply.ledger:
             witness.check(name, reply.ledger, request.ledger_heads.get(name))
@@ -327,11 +219,6 @@ def timing_of(figures: Figures) -> BankTimings:
     return BankTimings(
         train_s=figures.train_s, load_s=figures.load_s, tokens_per_s=a_second(figures.tokens, figures.train_s)
     )
-
-
-def a_second(count: float, seconds: float) -> float:
-    """So many a second; 0 for a time too short to measure, with which a reply could make the speed infinite."""
-    return count / seconds if seconds >= SHORTEST_S else 0.0
 
 
 def _check(
@@ -374,7 +261,7 @@ def _status_of(rejection: RejectedReply) -> str:
 
 
 def accepted_entry(name: str, reply: Reply) -> BankEntry:
-    """The entry of a bank whose reply is in the aggregate. A figure that is not finite was not measured."""
+    """The entry of a bank whose reply is in the aggregate."""
     figures = reply.figures
     measured = math.isfinite(figures.holdout_loss)
     return BankEntry(
@@ -410,7 +297,7 @@ def finite(value: float) -> float | None:
 
 
 def _weighted(replies: Any, value: str, weight: str) -> float | None:
-    """Mean of a figure over the replies that have it, weighted by another figure; None when no reply has it."""
+    """Mean of a figure over the replies that have it, weighted by another figure."""
     pairs = [
         (getattr(reply.figures, value), getattr(reply.figures, weight))
         for reply in sorted(replies, key=lambda reply: reply.bank)

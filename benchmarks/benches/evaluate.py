@@ -24,7 +24,7 @@ from data.catalog import BENCHMARKS, Benchmark
 from data.encode import encode_prompts
 from data.rows import Row
 from eval.answers import ModelAnswer
-from eval.decoding.generation import cache_limit_bytes
+from eval.decoding.cache_memory import cache_limit_bytes
 from eval.decoding.plain_generation import generate_plainly
 from eval.models import LocalModel, end_ids
 from eval.rows import rows_to_score

@@ -21,14 +21,17 @@ from torch import nn
 
 from benchmarks.benches.gpu_reference import Reference, loaded_by_peft, reference_base, reference_of
 from benchmarks.benches.gpu_setting import PRECISIONS, SMALL, config_of, free, rows_of
+from benchmarks.benches.gpu_ties import tie_limit, where_they_part
 from eval.decoding.generation import generate
 from eval.decoding.labels import label_logprobs
 from eval.decoding.plain_generation import generate_plainly
+from eval.decoding.steps import LEAST_FIXED_STEPS
 from fedfinlora.config.schema import Config
 from fedfinlora.model.adapter import Vector, save_adapter, trainable, write_adapter
 from fedfinlora.model.devices import pick_device
 from fedfinlora.model.loading import Session, get_session, initial_adapter
-from fedfinlora.model.packing import Example, Tokens, make_pack, split_rows
+from fedfinlora.model.packing import Example, make_pack, split_rows
+from fedfinlora.model.quantized import unpack_on_gpus
 from fedfinlora.privacy.mechanism import answer_means, pack_units, token_losses, tokens_of
 from fedfinlora.privacy.per_example import keeping, norms_of, unit_gradients
 from fedfinlora.privacy.unit_passes import repeated_tokens, shared_products, spans_of_lengths
@@ -40,15 +43,12 @@ FLOAT32_LIMIT, LOW_PRECISION_LIMIT = 1e-4, 2e-2
 ROOM = 1.5
 PLAIN_LIMIT = 0.1
 """Farthest that plain rows in transformers may be from float32."""
-FLOAT32_TIE, LOW_PRECISION_TIE = 1e-3, 0.25
-"""Two tokens are a near tie where their logits differ by at most this share of all logits' standard deviation: bfloat16
-rounds a logit of 4 to steps of 0.03. A wrong mask or position gives several of them.
-"""
 CPU_SHARE, GPU_SHARE = 0.08, 0.3
 """Of the lengths of `gpu_setting.SETS`."""
 CPU_ROWS = (0, 1, 4, 8, 9, 10, 12)
 """Of the mixed set on a CPU: short rows with and without a common instruction, questions on one report, a report."""
-UNITS, ANSWER_BUDGET = 5, 8
+UNITS, ANSWER_BUDGET = 5, LEAST_FIXED_STEPS + 2
+"""The budget leaves room for steps of fixed shape."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,11 @@ def check_precision(precision: str, device: str, seed: int = 0) -> list[Check]:
     found = [
         *_losses_and_gradients(session, reference, rows, limit),
         *_unit_norms(session, reference, rows[:UNITS], limit),
-        _generation(session, rows),
+        *_generation(session, reference, rows),
         _labels(session, reference, rows[:UNITS], limit),
         *_saved(session, config, adapter, reference, rows[0], limit),
         *([_int8_alone(config, session.device)] if precision == "int8" else []),
+        *([_unpacked(session, rows[0], limit)] if precision == "nf4" else []),
     ]
     return [replace(check, name=f"{precision}: {check.name}") for check in found]
 
@@ -184,38 +185,25 @@ def _unit_norms(session: Session, reference: Reference, rows: Sequence[Example],
         yield Check(name, max(abs(one / other - 1) for one, other in zip(norms, expected, strict=True)), limit)
 
 
-def _generation(session: Session, rows: Sequence[Example]) -> Check:
-    """Our decoding next to transformers' `generate`, row by row; where they part, by how little the two tokens
-    differ.
+def _generation(session: Session, reference: Reference, rows: Sequence[Example]) -> Iterator[Check]:
+    """Our decoding, in steps that grow and in steps of fixed shape (on CUDA: a graph), next to transformers'
+    `generate`, row by row. Where they part it is wrong, unless the float32 reference itself has a near tie there.
     """
     prompts = [row.prompt_ids for row in rows]
     ends = [session.tokenizer.eos_token_id]
-    ours = [answer.tokens for answer in generate(session.model, prompts, ANSWER_BUDGET, ends).answers]
     theirs = list(generate_plainly(session.model, prompts, ANSWER_BUDGET, ends))
-    gaps = [
-        gap_where_they_part(session, prompt, one, other)
-        for prompt, one, other in zip(prompts, ours, theirs, strict=True)
-        if one != other
-    ]
-    note = f"{len(gaps)} of {len(prompts)} answers part" + (" at near ties" if gaps else "")
-    name = "cached generation: largest gap of logits where it parts from generate"
-    return Check(name, max(gaps, default=0.0), tie_limit(session), note)
-
-
-def tie_limit(session: Session) -> float:
-    """The largest gap of a near tie in the arithmetic of this model."""
-    return FLOAT32_TIE if cast(Any, session.model).dtype == torch.float32 else LOW_PRECISION_TIE
-
-
-def gap_where_they_part(session: Session, prompt: Tokens, one: Tokens, other: Tokens) -> float:
-    """Difference of the two tokens' logits in a plain pass, as a share of the logits' standard deviation."""
-    end = session.tokenizer.eos_token_id
-    place = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    chosen = [tokens[place] if place < len(tokens) else end for tokens in (one, other)]
-    ids = torch.tensor([[*prompt, *one[:place]]], device=session.device)
-    with torch.inference_mode():
-        logits = cast(Callable[..., Any], session.model)(input_ids=ids, use_cache=False).logits[0, -1].float()
-    return float((logits[chosen[0]] - logits[chosen[1]]).abs() / logits.std())
+    for fixed, steps in ((False, "growing steps"), (True, "steps of fixed shape")):
+        answers = generate(session.model, prompts, ANSWER_BUDGET, ends, fixed=fixed).answers
+        with torch.no_grad():
+            parts = [
+                where_they_part(reference.logits, ends[0], prompt, answer.tokens, other)
+                for prompt, answer, other in zip(prompts, answers, theirs, strict=True)
+                if answer.tokens != other
+            ]
+        wrong = sum(not part.is_near_tie(tie_limit(session)) for part in parts)
+        largest = max([part.gap for part in parts], default=0.0)
+        note = f"{len(parts)} of {len(prompts)} answers part, by {largest:.2g} standard deviations at most"
+        yield Check(f"answers in {steps} that part from generate without a near tie", wrong, 0, note)
 
 
 def _labels(session: Session, reference: Reference, rows: Sequence[Example], limit: float) -> Check:
@@ -260,6 +248,19 @@ def _int8_alone(config: Config, device: torch.device) -> Check:
         among, alone = layer(rows)[0], layer(rows[[0, *range(2, 64)]])[0]
     change = float((among.float() - alone.float()).abs().max())
     return Check("an int8 row's change when an outlier row joins (absolute)", change, 0.0)
+
+
+def _unpacked(session: Session, row: Example, limit: float) -> Check:
+    """Logits after the 4-bit weights have become ordinary ones (model.unpack), next to those before; the session's
+    model stays so.
+    """
+    ids = torch.tensor([row.read_ids], device=session.device)
+    base = cast(Any, session.model).get_base_model()
+    with torch.no_grad():
+        packed = base(input_ids=ids, use_cache=False).logits
+        unpack_on_gpus(base, "yes")
+        unpacked = base(input_ids=ids, use_cache=False).logits
+    return Check("logits with unpacked weights", distance(unpacked, packed), limit)
 
 
 class training:

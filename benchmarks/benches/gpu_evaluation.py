@@ -8,17 +8,18 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from benchmarks.benches.gpu_correctness import gap_where_they_part, moved_adapter, tie_limit
+from benchmarks.benches.gpu_correctness import moved_adapter
 from benchmarks.benches.gpu_setting import config_of, rows_of, seconds_of
+from benchmarks.benches.gpu_ties import own_logits, tie_limit, where_they_part
 from eval.decoding.generation import Generated, generate
 from eval.decoding.plain_generation import generate_plainly
 from fedfinlora.config.evaluation import EvaluationConfig
 from fedfinlora.config.model import ModelConfig
 from fedfinlora.model.base_checks import configuration_of
+from fedfinlora.model.devices import free_bytes
 from fedfinlora.model.embedded import embedded_folder
 from fedfinlora.model.loading import get_session
 from fedfinlora.model.packing import Tokens
-from fedfinlora.train.memory import free_bytes
 
 BATCH_ROWS = 32
 READ_TOKENS = 16384
@@ -73,8 +74,10 @@ def evaluation(path: str, precision: str, device_name: str) -> dict[str, Any]:
         their_s = seconds_of(session.device, partial(refer, few))
         answers = [one.tokens for one in ours[0].answers[: len(few)]]
         parting = [place for place, (one, other) in enumerate(zip(answers, theirs, strict=True)) if one != other]
-        gaps = [gap_where_they_part(session, few[place], answers[place], theirs[place]) for place in parting]
-        if max(gaps, default=0.0) > tie_limit(session):
+        logits_of = own_logits(session)
+        parts = [where_they_part(logits_of, ends[0], few[place], answers[place], theirs[place]) for place in parting]
+        gaps = [part.gap for part in parts]
+        if not all(part.is_near_tie(tie_limit(session)) for part in parts):
             found["wrong"].append(f"{name}: an answer differs from generate by {max(gaps):.2g} standard deviations")
         one = found["sets"][name] = {
             "rows": len(prompts),
@@ -84,6 +87,7 @@ def evaluation(path: str, precision: str, device_name: str) -> dict[str, Any]:
             "prompt_tokens": ours[0].prompt_tokens,
             "read_tokens": ours[0].read_tokens,
             "written_tokens": ours[0].written_tokens,
+            "graph_steps": ours[0].graph_steps,
             "peak_cache_gib": ours[0].peak_cache_bytes / 2**30,
             "answers_that_part": len(parting),
             "compared": len(few),
@@ -91,7 +95,8 @@ def evaluation(path: str, precision: str, device_name: str) -> dict[str, Any]:
         }
         found["shown"].append(
             f"  {name}: {one['rows_per_s']:.1f} rows a second, {one['times_generate']:.1f}x generate, "
-            f"{len(parting)} of {len(few)} answers part (largest gap {one['largest_gap']:.2g})"
+            f"{len(parting)} of {len(few)} answers part (largest gap {one['largest_gap']:.2g}), "
+            f"{ours[0].graph_steps} steps by a CUDA graph"
         )
     return found
 

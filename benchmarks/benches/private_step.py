@@ -13,7 +13,7 @@ import ctypes
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from benchmarks.benches.paired import judged
 from data.encode import encode_rows
 from data.sources import load_rows
 from fedfinlora.compose import compose
+from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError
 from fedfinlora.model.adapter import trainable, write_adapter
 from fedfinlora.model.base_checks import context_tokens
@@ -48,15 +49,8 @@ def bench_private(overrides: Sequence[str]) -> dict[str, Any]:
     given = compose(overrides)
     config = replace(given, peft=replace(given.peft, dropout=0.0), dataset=replace(given.dataset, tasks=("fpb",)))
     session = get_session(config)
-    loaded = load_rows(config.dataset, "train", ("fpb",), config.seed).rows
-    examples = encode_rows(session.tokenizer, loaded, context_tokens(config.model)).examples
-    count = config.train.batch_rows or 16
-    if len(examples) < count:
-        raise UserError(
-            f"{len(examples)} FPB rows, fewer than one step of {count}. Set dataset.root or train.batch_rows."
-        )
-    drawn = generator(config.seed, "bench private-step").permutation(len(examples))[:count]
-    batch = [examples[index] for index in drawn.tolist()]
+    batch = _batch(session, config)
+    count = len(batch)
     start = initial_adapter(session, config)
     # B is zero at the start, and so is the gradient of A: a little way from it both count.
     start += generator(config.seed, "bench adapter").normal(0.0, 0.01, start.size).astype(start.dtype)
@@ -85,19 +79,7 @@ def bench_private(overrides: Sequence[str]) -> dict[str, Any]:
     session.model.train()
     try:
         differs = _difference(session, batch, private)
-        seconds: dict[str, list[float]] = {name: [] for name in steps}
-        peaks: dict[str, float] = {}
-        for turn in range(TURNS + 1):
-            for name, step in list(steps.items())[:: -1 if turn % 2 else 1]:
-                taken, peak = _timed(session, step)
-                if turn:  # the first turn warms up caches and thread pools
-                    seconds[name].append(taken)
-                    peaks[name] = max(peaks.get(name, 0.0), peak)
-            if turn:
-                print(
-                    f"turn {turn} of {TURNS}: " + ", ".join(f"{name} {seconds[name][-1]:.2f} s" for name in steps),
-                    file=sys.stderr,
-                )
+        seconds, peaks = _measured(session, steps)
     finally:
         session.model.eval()
     shared, unshared = (judged(seconds[name], seconds["private"]) for name in ("plain, shared prefixes", "plain"))
@@ -122,6 +104,37 @@ def bench_private(overrides: Sequence[str]) -> dict[str, Any]:
         "quantization": config.model.quantization,
         "dataset": config.dataset.source,
     }
+
+
+def _batch(session: Session, config: Config) -> list[Example]:
+    """FPB rows of one step."""
+    loaded = load_rows(config.dataset, "train", ("fpb",), config.seed).rows
+    examples = encode_rows(session.tokenizer, loaded, context_tokens(config.model)).examples
+    count = config.train.batch_rows or 16
+    if len(examples) < count:
+        raise UserError(
+            f"{len(examples)} FPB rows, fewer than one step of {count}. Set dataset.root or train.batch_rows."
+        )
+    drawn = generator(config.seed, "bench private-step").permutation(len(examples))[:count]
+    return [examples[index] for index in drawn.tolist()]
+
+
+def _measured(
+    session: Session, steps: Mapping[str, Callable[[], None]]
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """(seconds of each step in TURNS turns, whose order alternates; peaks of memory)."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    peaks: dict[str, float] = {}
+    for turn in range(TURNS + 1):
+        for name, step in list(steps.items())[:: -1 if turn % 2 else 1]:
+            taken, peak = _timed(session, step)
+            if turn:  # the first turn warms up caches and thread pools
+                seconds[name].append(taken)
+                peaks[name] = max(peaks.get(name, 0.0), peak)
+        if turn:
+            last = ", ".join(f"{name} {seconds[name][-1]:.2f} s" for name in steps)
+            print(f"turn {turn} of {TURNS}: {last}", file=sys.stderr)
+    return seconds, peaks
 
 
 def _opacus(session: Session, batch: Sequence[Example], noise: float) -> None:

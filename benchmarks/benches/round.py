@@ -20,8 +20,8 @@ from statistics import fmean
 from typing import Any
 
 from fedfinlora.compose import PROJECT_ROOT, compose
+from fedfinlora.deployment.bank_settings import FEWEST
 from fedfinlora.deployment.flower_link import free_port
-from fedfinlora.deployment.policy import FEWEST
 from fedfinlora.errors import UserError
 from fedfinlora.files import read_lines
 from fedfinlora.system.family import end_family

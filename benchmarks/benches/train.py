@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.benches.paired import alternately, judged
+from benchmarks.benches.paired import alternately, judged, load
 from data.encode import encode_rows
 from data.sources import load_rows
 from fedfinlora.compose import compose
@@ -76,7 +76,7 @@ def bench_train(overrides: Sequence[str]) -> dict[str, Any]:
         worst = max(worst, *(abs(one - other) for one, other in zip(losses["ours"], losses["theirs"], strict=True)))
         print(
             f"turn {turn + 1} of {TURNS}: ours {our_s:.2f} s, Trainer {their_s:.2f} s, "
-            f"losses {losses['ours'][-1]:.4f} {losses['theirs'][-1]:.4f}",
+            f"losses {losses['ours'][-1]:.4f} {losses['theirs'][-1]:.4f}, load {load()}",
             file=sys.stderr,
         )
     batch = [example for step in range(STEPS) for example in _batch(config, examples, step)]
@@ -122,32 +122,9 @@ def _ours(session: Session, config: Config, examples: Sequence[Example], steps: 
 
 def _trainer(session: Session, config: Config, examples: Sequence[Example], steps: int) -> tuple[float, list[float]]:
     import torch
-    from torch.utils.data import Dataset
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import Trainer, TrainerCallback
 
     ordered = [example for step in range(steps) for example in _batch(config, examples, step)]
-    pad_id = session.tokenizer.pad_token_id or 0
-
-    class Rows(Dataset[dict[str, list[int]]]):
-        def __len__(self) -> int:
-            return len(ordered)
-
-        def __getitem__(self, index: int) -> dict[str, list[int]]:
-            example = ordered[index]
-            return {
-                "input_ids": [*example.prompt_ids, *example.answer_ids],
-                "labels": [-100] * len(example.prompt_ids) + list(example.answer_ids),
-            }
-
-    def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        length = max(len(row["input_ids"]) for row in rows)
-
-        def padded(key: str, fill: int) -> torch.Tensor:
-            return torch.tensor([row[key] + [fill] * (length - len(row[key])) for row in rows])
-
-        mask = torch.tensor([[1] * len(row["input_ids"]) + [0] * (length - len(row["input_ids"])) for row in rows])
-        return {"input_ids": padded("input_ids", pad_id), "labels": padded("labels", -100), "attention_mask": mask}
-
     losses: list[float] = []
 
     class Watch(TrainerCallback):
@@ -172,36 +149,73 @@ def _trainer(session: Session, config: Config, examples: Sequence[Example], step
             return torch.utils.data.SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
 
     write_adapter(session.model, initial_adapter(session, config))
+    rows, collate = _rows(ordered, session.tokenizer.pad_token_id or 0)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            max_steps=steps,
-            per_device_train_batch_size=config.train.batch_rows,
-            learning_rate=config.train.learning_rate,
-            adam_beta1=config.train.beta1,
-            adam_beta2=config.train.beta2,
-            weight_decay=0.0,
-            max_grad_norm=config.train.clip_norm,
-            lr_scheduler_type="constant",
-            logging_steps=1,
-            logging_first_step=True,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=session.device.type == "cpu",
-            bf16=session.device.type == "cuda" and torch.cuda.is_bf16_supported(),
-            dataloader_pin_memory=False,
-            remove_unused_columns=False,
-            seed=config.seed,
-        )
+        arguments = _arguments(folder, session, config, steps)
         watch = Watch()
         trainer = InOrder(
-            model=session.model, args=arguments, train_dataset=Rows(), data_collator=collate, callbacks=[watch]
+            model=session.model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[watch]
         )
         trainer.remove_callback(_printer())
         trainer.train()
     session.model.eval()
     return watch.ended_s - watch.began_s, losses
+
+
+def _rows(examples: Sequence[Example], pad_id: int) -> tuple[Any, Any]:
+    """(the examples as a torch data set, how its rows become a padded batch)."""
+    import torch
+    from torch.utils.data import Dataset
+
+    class Rows(Dataset[dict[str, list[int]]]):
+        def __len__(self) -> int:
+            return len(examples)
+
+        def __getitem__(self, index: int) -> dict[str, list[int]]:
+            example = examples[index]
+            return {
+                "input_ids": [*example.prompt_ids, *example.answer_ids],
+                "labels": [-100] * len(example.prompt_ids) + list(example.answer_ids),
+            }
+
+    def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        length = max(len(row["input_ids"]) for row in rows)
+
+        def padded(key: str, fill: int) -> torch.Tensor:
+            return torch.tensor([row[key] + [fill] * (length - len(row[key])) for row in rows])
+
+        mask = torch.tensor([[1] * len(row["input_ids"]) + [0] * (length - len(row["input_ids"])) for row in rows])
+        return {"input_ids": padded("input_ids", pad_id), "labels": padded("labels", -100), "attention_mask": mask}
+
+    return Rows(), collate
+
+
+def _arguments(folder: str, session: Session, config: Config, steps: int) -> Any:
+    """Hugging Face's arguments for the same training."""
+    import torch
+    from transformers import TrainingArguments
+
+    return TrainingArguments(
+        output_dir=folder,
+        max_steps=steps,
+        per_device_train_batch_size=config.train.batch_rows,
+        learning_rate=config.train.learning_rate,
+        adam_beta1=config.train.beta1,
+        adam_beta2=config.train.beta2,
+        weight_decay=0.0,
+        max_grad_norm=config.train.clip_norm,
+        lr_scheduler_type="constant",
+        logging_steps=1,
+        logging_first_step=True,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=session.device.type == "cpu",
+        bf16=session.device.type == "cuda" and torch.cuda.is_bf16_supported(),
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+        seed=config.seed,
+    )
 
 
 def _printer() -> Any:

@@ -1,4 +1,4 @@
-"""The bundled sample: original, synthetic rows for all 19 benchmarks, written by `python -m data.sample.generate`."""
+"""The bundled sample: original, synthetic rows for all 19 benchmarks and FLARE's (`python -m data.sample.generate`)."""
 
 from __future__ import annotations
 

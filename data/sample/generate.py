@@ -14,6 +14,7 @@ from data.sample.cpa_reg import cpa_reg
 from data.sample.drawing import Draw, SampleRow, collect
 from data.sample.entities import ner
 from data.sample.filings import formula_calculations_extract, formula_extract, tags_extract, value_extract
+from data.sample.flare import convfinqa, entities, finqa, movement
 from data.sample.formulas import formula
 from data.sample.gold import headline
 from data.sample.pages import financebench
@@ -64,10 +65,23 @@ SETS = {
 }
 """Benchmark key -> its files, in the order of FinLoRA's table."""
 
+FLARE_SETS = {
+    "flare_ner": SampleSet("flare_ner_train", "flare_ner_test", 8, 6, entities),
+    "finqa": SampleSet("finqa_train", "finqa_test", 8, 8, finqa),
+    "convfinqa": SampleSet("convfinqa_train", "convfinqa_test", 9, 6, convfinqa),
+    "acl18": SampleSet("acl18_train", "acl18_test", 8, 6, movement),
+    "bigdata22": SampleSet("bigdata22_train", "bigdata22_test", 8, 6, movement),
+    "cikm18": SampleSet("cikm18_train", "cikm18_test", 8, 6, movement),
+}
+"""The same of FLARE's, a few rows each; those of FPB and FiQA are the rows of `SETS` in FLARE's wording."""
+
+
+ALL_SETS = SETS | FLARE_SETS
+
 
 def sample_rows(key: str) -> dict[str, list[SampleRow]]:
     """Both splits of one benchmark. No prompt occurs twice, in one split or across the two."""
-    chosen = SETS[key]
+    chosen = ALL_SETS[key]
     taken: set[str] = set()
     return {
         "train": collect(key, "train", chosen.train_rows, chosen.draw, taken),
@@ -78,7 +92,7 @@ def sample_rows(key: str) -> dict[str, list[SampleRow]]:
 def write(folder: Path) -> list[Path]:
     """Write every file below `folder` and return their paths in order."""
     paths = []
-    for key, chosen in SETS.items():
+    for key, chosen in ALL_SETS.items():
         for split, rows in sample_rows(key).items():
             path = folder / split / f"{chosen.train_file if split == 'train' else chosen.test_file}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,9 @@
 """One file becomes rows and bad rows: strict about what a row is, and never stopped by what is wrong with one.
 
 A row is a JSON object, or a line of a table, with a text `context` (the whole prompt) and a `target` (text, or a number
-that becomes its own text), or with a conversation in their place, and may have `task` and `issuer`. `dataset.columns`
-gives these other names. Everything else is ignored. Reasons never quote a row: they may be shown outside the bank.
+that becomes its own text), or with a conversation or FLARE's keys (`data.sources.flare`) in their place, and may have
+`task` and `issuer`. `dataset.columns` gives these other names. Everything else is ignored. Reasons never quote a row:
+they may be shown outside the bank.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data.catalog import BENCHMARKS
 from data.merged import classify_merged
 from data.rows import BadRow, Row
+from data.sources import flare
 from data.sources.forms import FORMS, GZIP, form_of
 from data.sources.issuers import issuer_of
 from data.sources.json_records import json_document, json_lines
@@ -101,19 +104,18 @@ def _rows(file: SourceFile, raw: HashedFile) -> tuple[list[Row], list[BadRow], l
     rows: list[Row] = []
     bad_rows: list[BadRow] = []
     lines: list[int] = []
-    seen, lacking = 0, ""
+    seen, lacking, conversations = 0, "", flare.Conversations()
     try:
         for record in _records(file, raw):
             seen += 1
             try:
-                row = _row(file, record)
+                for row in _rows_of(file, record, conversations):
+                    if not file.wanted or row.task in file.wanted:
+                        rows.append(row)
+                        lines.append(record.line)
             except BadLine as reason:
                 bad_rows.append(BadRow(file.name, record.line, str(reason)))
                 lacking = lacking or (seen == 1 and _lacking(file.columns, record.values)) or ""
-                continue
-            if not file.wanted or row.task in file.wanted:
-                rows.append(row)
-                lines.append(record.line)
     except GZIP_FAULTS as error:
         raise damaged(error) from error
     if not seen:
@@ -127,8 +129,9 @@ def _records(file: SourceFile, raw: HashedFile) -> Iterator[Record]:
     """The file's records, by the reader of its form; a file of another ending is taken for JSON Lines."""
     columns = file.columns
     form = form_of(file.path.name)[1] or FORMS[0]
-    wanted = frozenset((columns.context, columns.target, columns.task, columns.issuer, columns.messages))
-    needed = (frozenset((columns.context, columns.target)), frozenset((columns.messages,)))
+    named = (columns.context, columns.target, columns.task, columns.issuer, columns.messages)
+    wanted = frozenset(named) | flare.WANTED
+    needed = (frozenset((columns.context, columns.target)), frozenset((columns.messages,)), flare.COLUMNS)
     stream = opened(raw, file.path.name.lower().endswith(GZIP), is_parquet=form.reader == "parquet")
     if form.reader == "lines":
         return json_lines(stream)
@@ -143,7 +146,8 @@ def _records(file: SourceFile, raw: HashedFile) -> Iterator[Record]:
     )
 
 
-def _row(file: SourceFile, record: Record) -> Row:
+def _rows_of(file: SourceFile, record: Record, conversations: flare.Conversations) -> Iterator[Row]:
+    """The rows of a record: one, or one for each turn of a raw conversation."""
     values, columns = record.values, file.columns
     if isinstance(values, BadLine):
         raise values
@@ -151,9 +155,20 @@ def _row(file: SourceFile, record: Record) -> Row:
         values = {columns.messages: values}
     if not isinstance(values, dict):
         raise BadLine("not a JSON object")
+    if flare.is_flare(values) and not {columns.context, columns.target, columns.messages} & set(values):
+        for turn in conversations.turns(values):
+            made = {columns.context: turn.prompt, columns.target: turn.answer}
+            named = {key: values[key] for key in (columns.task, columns.issuer) if key in values}
+            yield _row(file, {columns.issuer: turn.issuer, **made, **named}, record.position, turn.turn)
+        return
     if _has_messages_only(values, columns):
         context, target = context_and_target(values[columns.messages])
         values = {**values, columns.context: context, columns.target: target}
+    yield _row(file, values, record.position)
+
+
+def _row(file: SourceFile, values: dict[str, Any], position: int, turn: int = 0) -> Row:
+    columns = file.columns
     prompt = _text(values, columns.context)
     if isinstance(prompt, NumberText):
         raise BadLine(f"{columns.context} is not text")
@@ -163,13 +178,16 @@ def _row(file: SourceFile, record: Record) -> Row:
     )
     if task == "xbrl_term" and target.strip().lower() == "nan":
         raise BadLine('target is the text "nan", a missing value')
+    prompt = flare.reworded(task, prompt)
+    has_entities = task in BENCHMARKS and BENCHMARKS[task].parser == "entities"
     return Row(
-        id=f"{file.id_prefix or f'{task}/{file.split}'}/{record.position:06d}",
+        id=f"{file.id_prefix or f'{task}/{file.split}'}/{position:06d}{f'-{turn}' if turn else ''}",
         task=task,
         prompt=prompt,
         target=target,
         issuer=_optional(values, columns.issuer) or issuer_of(prompt),
         path=file.folder,
+        reference=flare.reference_of(prompt, target) if has_entities else "",
     )
 
 

@@ -116,6 +116,9 @@ def _finlora(root: Path, split: str, wanted: Collection[str], columns: ColumnsCo
             continue
         own = (benchmark.test_file,) if split == "test" else benchmark.train_files
         found = [(stem, entry) for stem in own if (entry := look(stem, split))]
+        if not found and key in wanted and benchmark.reworded_from:
+            stems = finlora_stems(BENCHMARKS[benchmark.reworded_from], split)[:1]
+            found = [(stem, entry) for stem in stems if (entry := look(stem, split))]
         for position, (stem, entry) in enumerate(found):
             prefix = f"{key}/{split}/{stem}" if position else ""
             files.append(SourceFile(entry.path, entry.name, split, key, id_prefix=prefix, columns=columns))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from data.catalog import BENCHMARKS
+from data.catalog import BENCHMARKS, ON_REQUEST, select
 from data.rows import BadRow, Row
 from data.sample import FOLDER as SAMPLE_FOLDER
 from data.sources.files import WHOLE_FILE, FileRows, SourceFile, read_file
@@ -46,7 +46,8 @@ class LoadedRows:
 def load_rows(dataset: DatasetConfig, split: str, tasks: Sequence[str] = (), seed: int = 0) -> LoadedRows:
     """Read the rows of `split`, file by file and line by line in a fixed order.
 
-    `tasks` names the benchmarks to read; without it, train takes `dataset.tasks` and test takes all.
+    `tasks` names the benchmarks to read; without it, train takes `dataset.tasks` and test takes all. All are those of
+    `select(["all"])`; a bank's own folder (jsonl) is read whole.
     `max_rows_per_task` and `equalize_tasks` act on train rows only. Rows with the same prompt are all kept, as FinLoRA
     keeps them; `data check` counts them.
 
@@ -56,6 +57,7 @@ def load_rows(dataset: DatasetConfig, split: str, tasks: Sequence[str] = (), see
     choose(split, SPLITS, "split")
     wanted = tuple(tasks) or (dataset.tasks if split == "train" else ())
     if dataset.source != "jsonl":
+        wanted = wanted or tuple(benchmark.key for benchmark in select(["all"]))
         for task in wanted:
             choose(task, BENCHMARKS, "task")
     loaded = _from_hub(dataset, split, wanted) if dataset.source == "hub" else _from_folder(dataset, split, wanted)
@@ -215,6 +217,8 @@ def _nothing(dataset: DatasetConfig, split: str, wanted: Sequence[str], loaded: 
         )
     stems = [stem for key in wanted or BENCHMARKS for stem in finlora_stems(BENCHMARKS[key], split)]
     names = ", ".join(f"{split}/{stem}.jsonl" for stem in list(dict.fromkeys(stems))[:4])
+    if there := {file.task for file in found_in(dataset, split, [entry.key for entry in select(ON_REQUEST)]).files}:
+        others += f" It has those of {', '.join(sorted(there))}, which are read where dataset.tasks names them."
     return (
         f"No {split} rows in {root}: expected FinLoRA's files, such as {names}, there or directly in the "
         f"folder.{others}"
@@ -253,7 +257,5 @@ def _equalize(rows: tuple[Row, ...], limit: int) -> tuple[Row, ...]:
     for positions in by_task.values():
         for index in range(len(positions), count):
             row = rows[positions[index % len(positions)]]
-            equal.append(
-                Row(f"{row.id}#{index // len(positions) + 1}", row.task, row.prompt, row.target, row.issuer, row.path)
-            )
+            equal.append(replace(row, id=f"{row.id}#{index // len(positions) + 1}"))
     return tuple(equal)

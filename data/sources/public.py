@@ -11,6 +11,9 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from data.catalog import BENCHMARKS
+from data.sources.flare import COLUMNS as FLARE_COLUMNS
+from data.sources.flare import Conversations
+from data.sources.records import BadLine
 
 FINER_ROWS, FINER_ENTITIES, FINER_SEED = 10_000, 4, 42
 """FiNER-139 has 1.1 million sentences; FinLoRA takes the first 10,000 rows of four entities after a shuffle, and so
@@ -115,6 +118,18 @@ class _Mapping(NamedTuple):
     make: Callable[[Record], Pair]
 
 
+def flare_pairs(dataset: Any) -> Iterator[Pair | str]:
+    """The rows of a set in FLARE's form; of a conversation in their order, which the answers of earlier turns need."""
+    conversations = Conversations()
+    for record in dataset:
+        try:
+            for turn in conversations.turns(record):
+                made = {"query": turn.prompt, "answer": turn.answer}
+                yield Pair(_text(made, "query"), _text(made, "answer"), turn.issuer)
+        except (BadLine, Unusable) as reason:
+            yield str(reason)
+
+
 _READY = _Mapping(frozenset({"context", "target"}), _ready)
 _INSTRUCTION = _Mapping(frozenset({"instruction", "input", "output"}), _instruction)
 MAPPINGS: dict[str, tuple[_Mapping, ...]] = {
@@ -145,6 +160,9 @@ def pairs(task: str, dataset: Any) -> Iterator[Pair | str]:
     columns = set(dataset.column_names)
     if task == "xbrl_finer" and {"tokens", "ner_tags"} <= columns:
         yield from islice(_finer_pairs(dataset.shuffle(seed=FINER_SEED), _tag_names(dataset)), FINER_ROWS)
+        return
+    if BENCHMARKS[task].group == "flare" and columns >= FLARE_COLUMNS:
+        yield from flare_pairs(dataset)
         return
     mapping = next((each for each in (*MAPPINGS.get(task, ()), _READY, _INSTRUCTION) if each.columns <= columns), None)
     if mapping is None:

@@ -39,10 +39,37 @@ class Reading:
 
 
 class Writing:
-    """Attention of one decoding step: query (1, H, R, D), one token a row."""
+    """Attention of one decoding step: query (1, H, R, D), one token a row.
 
-    def __init__(self, buffers: Sequence[Buffer], shared: Sequence[tuple[Prefix, torch.Tensor]], step: int) -> None:
-        self.buffers, self.shared, self.step = buffers, shared, step
+    With `fixed`, a (place to write at, hidden) for each buffer, tensors have the same shape in each step and nothing
+    comes from the host: places of later tokens are looked at as well, and hidden.
+    """
+
+    def __init__(
+        self,
+        buffers: Sequence[Buffer],
+        shared: Sequence[tuple[Prefix, torch.Tensor]],
+        step: int,
+        fixed: Sequence[tuple[torch.Tensor, torch.Tensor]] = (),
+    ) -> None:
+        self.buffers, self.shared, self.step, self.fixed = buffers, shared, step, fixed
+
+    def _with_new(
+        self, number: int, layer: int, new_keys: torch.Tensor, new_values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Keys and values (R, G, tokens, D) of a buffer with those of the new tokens, (R, G, D), and what is hidden of
+        its first tokens, (R, tokens).
+        """
+        buffer = self.buffers[number]
+        keys, values = buffer.layers.keys[layer], buffer.layers.values[layer]
+        if self.fixed:
+            place, hidden = self.fixed[number]
+            keys.index_copy_(2, place, new_keys.unsqueeze(2))
+            values.index_copy_(2, place, new_values.unsqueeze(2))
+            return keys, values, hidden
+        last = buffer.width + self.step
+        keys[:, :, last], values[:, :, last] = new_keys, new_values
+        return keys[:, :, : last + 1], values[:, :, : last + 1], buffer.hidden
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
@@ -57,14 +84,12 @@ class Writing:
         outputs: list[torch.Tensor] = []
         normalisers: list[torch.Tensor] = []
         start = 0
-        for buffer in self.buffers:
+        for number, buffer in enumerate(self.buffers):
             end = start + len(buffer.rows)
-            last = buffer.width + self.step
-            own_keys, own_values = buffer.layers.keys[layer], buffer.layers.values[layer]
-            own_keys[:, :, last], own_values[:, :, last] = new_keys[start:end], new_values[start:end]
-            scores = (queries[start:end] @ own_keys[:, :, : last + 1].transpose(-1, -2)).float()
-            scores[..., : buffer.width] += buffer.hidden.to(scores.device)[:, None, None]
-            output, normaliser = weighted(scores, own_values[:, :, : last + 1])
+            keys, values, hidden = self._with_new(number, layer, new_keys[start:end], new_values[start:end])
+            scores = (queries[start:end] @ keys.transpose(-1, -2)).float()
+            scores[..., : hidden.shape[1]] += hidden.to(scores.device)[:, None, None]
+            output, normaliser = weighted(scores, values)
             outputs.append(output)
             normalisers.append(normaliser)
             start = end

@@ -3,45 +3,41 @@
 FinLoRA's rule 2: temperature 1e-5, stop at end-of-sequence or at the budget. Three things make it fast:
 
 - *Reading.* Prompts are sorted and read as a tree (`fedfinlora.model.packing`), pass by pass. What a pass has in common
-  with
-  the last prompt of the
-  pass before is not read again: its keys and values are kept, and in sorted order there is nothing else to share.
+  with the last prompt of the pass before is not read again: its keys and values are kept, and in sorted order there is
+  nothing else to share.
 - *Writing.* Many rows are decoded together, each with its own keys and values in buffers of similar width; a long
-  beginning that several
-  rows share (a filing, a list of tags) is kept once and attended to in one product (Hydragen, Juravsky et al. 2024, eq.
-  5: the two
-  softmaxes are merged by their normalisers).
+  beginning that several rows share (a filing, a list of tags) is kept once and attended to in one product (Hydragen,
+  Juravsky et al. 2024, eq. 5: the two softmaxes are merged by their normalisers).
 - *Leaving.* A row leaves at its end, at its budget, or when the caller says that nothing can change any more.
 
-Keys and values stay within `cache_gib`: fewer rows are decoded together where it would not do.
+Keys and values stay within `cache_gib`: fewer rows are decoded together where it would not do. Which rows these are is
+known before anything is read (`eval.decoding.pools`), so the buffers' memory is taken once.
 
 Shapes: R rows, H query heads, G key heads, D numbers a head, L layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from eval.decoding.cached_attention import Reading, Writing
+from eval.decoding.cache_memory import static_cache
+from eval.decoding.cached_attention import Reading
 from eval.decoding.kv_cache import (
-    Buffer,
     Layers,
     Pool,
     Prefix,
-    buffer_width,
+    StaticCache,
     cache_bytes_per_token,
     compacted,
     gather,
-    joined,
-    long_prefixes,
     shared_by,
 )
-from fedfinlora.model.attention import no_mask
+from eval.decoding.pools import Prompts
+from eval.decoding.steps import Step, Steps, logits_of
 from fedfinlora.model.devices import cuda_of, devices_of
 from fedfinlora.model.packing import (
-    LEAST_SAVED_TOKENS,
     Tokens,
     Tree,
     common_prefix_tokens,
@@ -49,7 +45,6 @@ from fedfinlora.model.packing import (
     make_tree,
     plan_of,
 )
-from fedfinlora.train.memory import decoder_layers, free_bytes, limit_of
 
 if TYPE_CHECKING:
     import torch
@@ -57,8 +52,6 @@ if TYPE_CHECKING:
 
 MOST_ROWS, MOST_ROWS_ON_GPU = 256, 1024
 """Rows decoded together at most: more would gain little, and answers would come late."""
-CACHE_GIB, CACHE_SHARE_ON_GPU = 2.0, 0.6
-"""Memory for keys and values where none is named, and its share of what is free on a GPU."""
 COMPACT_BELOW = 0.75
 """Buffers are cut down when at most this share of their rows is still being decoded."""
 
@@ -91,6 +84,8 @@ class Generated:
     """Tokens that were decoded one by one, the first of each row not among them."""
     peak_cache_bytes: int
     """Most memory held by keys and values at a time."""
+    graph_steps: int = 0
+    """Decoding steps that were CUDA graphs; 0 on CPUs."""
 
 
 def generate(
@@ -103,12 +98,15 @@ def generate(
     cache_gib: float = 0.0,
     stops_early: StopsEarly | None = None,
     on_answer: Callable[[int, Answer], None] | None = None,
+    cache: StaticCache | None = None,
+    fixed: bool | None = None,
 ) -> Generated:
     """Greedy answers of at most `budget_tokens` tokens. Prompts must not be empty.
 
     After its first prompt a pass reads at most `batch_tokens` further tokens. `on_answer` is called for each prompt, by
     its number, as soon as its answer is known, in no particular order. Equal prompts are answered once. `cache_gib` as
-    `cache_limit_bytes`.
+    `cache_limit_bytes`; a `cache` of an earlier call has its own limit and its memory. `fixed` as in
+    `eval.decoding.steps`: None = on one GPU.
     """
     numbers: dict[Tokens, list[int]] = {}
     for number, prompt in enumerate(prompts):
@@ -125,9 +123,9 @@ def generate(
     def stop_early(row: int, tokens: list[int], left: int) -> bool:
         return stops_early is not None and stops_early(numbers[ordered[row]][0], tokens, left)
 
-    engine = _Engine(
-        model, ordered, budget_tokens, frozenset(end_ids), cache_limit_bytes(model, cache_gib), done, stop_early
-    )
+    cache = cache or static_cache(model, cache_gib)
+    is_fixed = len(cuda_of(devices_of(model))) == 1 if fixed is None else fixed
+    engine = _Engine(model, ordered, budget_tokens, frozenset(end_ids), cache, done, stop_early, is_fixed)
     if budget_tokens > 0:
         engine.run(batch_tokens)
     else:
@@ -139,20 +137,8 @@ def generate(
         engine.read_tokens,
         engine.written_tokens,
         engine.peak_bytes,
+        engine.steps.graphs.replays if engine.steps.graphs else 0,
     )
-
-
-def cache_limit_bytes(model: nn.Module, cache_gib: float) -> float:
-    """Bytes for keys and values: `cache_gib`, or as the model's devices allow where it is 0. Of a model on several
-    GPUs, what all may hold when the one with the least room is full.
-    """
-    devices = devices_of(model)
-    if cache_gib:
-        return cache_gib * 2**30
-    if not cuda_of(devices):
-        return CACHE_GIB * 2**30
-    where = [next(layer.parameters()).device for layer in decoder_layers(model)]
-    return limit_of({device: CACHE_SHARE_ON_GPU * free_bytes(device) for device in devices}, where)
 
 
 class _Engine:
@@ -164,62 +150,46 @@ class _Engine:
         ordered: Sequence[Tokens],
         budget_tokens: int,
         end_ids: frozenset[int],
-        cache_bytes: float,
+        cache: StaticCache,
         done: Callable[[int, Answer], None],
         stops_early: StopsEarly,
+        fixed: bool,
     ) -> None:
         self.model, self.ordered, self.budget = model, ordered, budget_tokens
-        self.end_ids, self.cache_bytes, self.done, self.stops_early = end_ids, cache_bytes, done, stops_early
-        self.most_rows = MOST_ROWS_ON_GPU if next(model.parameters()).is_cuda else MOST_ROWS
-        self.kept = long_prefixes(ordered)
-        self.token_bytes = cache_bytes_per_token(model)
+        self.end_ids, self.cache, self.done, self.stops_early = end_ids, cache, done, stops_early
+        self.steps = Steps(model, budget_tokens, fixed)
+        self.prompts = Prompts(ordered, budget_tokens)
+        self.kept = self.prompts.kept
         config: Any = model.config
         self.layers = int(config.num_hidden_layers)
         self.cached_prefix: tuple[Tokens, Layers] = ((), Layers())
         self.prefix = Prefix((), Layers())
         self.pool = Pool()
+        self.rows_by_width: Mapping[int, int] = {}
+        """Of the pool that is read now."""
+        self.buffer_tokens = 0
+        """Room for its buffers; for those of the largest pool, where that fits."""
         self.read_tokens = self.written_tokens = self.peak_bytes = 0
 
     def run(self, batch_tokens: int) -> None:
         import torch
 
         self.model.eval()
+        most_rows = MOST_ROWS_ON_GPU if next(self.model.parameters()).is_cuda else MOST_ROWS
+        # One layer is there twice while it is copied.
+        limit_tokens = self.cache.limit_bytes / (cache_bytes_per_token(self.model) * (1 + 1 / self.layers))
         with torch.inference_mode():
-            row = 0
-            while row < len(self.ordered):
-                end = self._end_of_pass(row, batch_tokens)
-                waiting = len(self.pool.first_tokens)
-                if waiting and (self._needed(row, end) > self.cache_bytes or waiting + end - row > self.most_rows):
-                    self._decode()
-                while end - row > 1 and self._needed(row, end) > self.cache_bytes:
-                    end = row + (end - row + 1) // 2
-                self._read(row, end)
-                row = end
-            self._decode()
-
-    def _end_of_pass(self, first: int, batch_tokens: int) -> int:
-        used = 0
-        for row in range(first + 1, min(len(self.ordered), first + self.most_rows)):
-            used += len(self.ordered[row]) - common_prefix_tokens(self.ordered[row - 1], self.ordered[row])
-            if used > batch_tokens:
-                return row
-        return min(len(self.ordered), first + self.most_rows)
-
-    def _needed(self, first: int, last: int) -> float:
-        """Most bytes of keys and values while rows first to last are read and then stay in the pool.
-
-        What the pass reads and what is copied from it are there at the same time, and one layer twice while it is
-        copied.
-        """
-        tokens = len(self.cached_prefix[0])
-        for row in range(first, last):
-            before = self.ordered[row - 1] if row > first else self.cached_prefix[0]
-            shared = common_prefix_tokens(before, self.ordered[row])
-            tokens += len(self.ordered[row]) - shared + LEAST_SAVED_TOKENS
-            tokens += buffer_width(len(self.ordered[row]) - self.kept[row]) + self.budget
-            if row == first or self.kept[row] > shared or self.kept[row] != self.kept[row - 1]:
-                tokens += self.kept[row]
-        return (self.pool.size_bytes + tokens * self.token_bytes) * (1 + 1 / self.layers)
+            pools = self.prompts.pools(batch_tokens, most_rows, limit_tokens)
+            most_tokens = max((plan.own_tokens for plan in pools), default=0)
+            for plan in pools:
+                room_tokens = limit_tokens - plan.other_tokens
+                self.rows_by_width = plan.rows_by_width
+                self.buffer_tokens = most_tokens if most_tokens <= room_tokens else plan.own_tokens
+                if self.cache.capacity_tokens > max(room_tokens, plan.own_tokens):
+                    self.cache.release()
+                for first, last in plan.passes:
+                    self._read(first, last)
+                self._decode()
 
     def _read(self, first: int, last: int) -> None:
         """Read the prompts of one pass into the pool and keep what the next pass begins with."""
@@ -260,15 +230,17 @@ class _Engine:
             self.pool.prefixes[-1][1].append(row)
 
     def _keep_rows(self, tree: Tree, layers: Layers, first: int) -> None:
-        """Copy each row's own keys and values into buffers by width."""
+        """Copy each row's own keys and values into the buffers, by width."""
         import torch
 
-        device = layers.keys[0].device
+        if not self.pool.buffers:
+            self.cache.reserve(self.buffer_tokens, layers)
+            self.pool.buffers = self.cache.buffers(self.rows_by_width, self.budget, layers)
         by_width: dict[int, list[int]] = {}
         for place in range(len(tree.leaves)):
-            row = first + place
-            by_width.setdefault(buffer_width(len(self.ordered[row]) - self.kept[row]), []).append(place)
+            by_width.setdefault(self.prompts.width(first + place), []).append(place)
         for width, places in by_width.items():
+            buffer = self.pool.buffers[width]
             index = torch.zeros(len(places), width, dtype=torch.int64)
             hidden = torch.zeros(len(places), width)
             for number, place in enumerate(places):
@@ -280,53 +252,43 @@ class _Engine:
                 ]
                 index[number, width - len(keys) :] = torch.tensor(keys)
                 hidden[number, : width - len(keys)] = float("-inf")
-            flat_index = index.flatten().to(device)
-
-            def buffered(
-                tensor: torch.Tensor, flat_index: torch.Tensor = flat_index, rows: int = len(places), width: int = width
-            ) -> torch.Tensor:
-                _, groups, _, numbers = tensor.shape
-                buffer = tensor.new_zeros(rows, groups, width + self.budget, numbers)
-                buffer[:, :, :width] = (
-                    tensor[0]
-                    .index_select(1, flat_index.to(tensor.device))
-                    .view(groups, rows, width, numbers)
-                    .transpose(0, 1)
-                )
-                return buffer
-
-            kept = Layers([buffered(key) for key in layers.keys], [buffered(value) for value in layers.values])
-            self.pool.buffers.setdefault(width, []).append(
-                Buffer(width, [first + place for place in places], kept, hidden.to(device))
-            )
+            there = slice(len(buffer.rows), len(buffer.rows) + len(places))
+            flat_index = index.flatten()
+            for kind, mine in ((layers.keys, buffer.layers.keys), (layers.values, buffer.layers.values)):
+                for tensor, own in zip(kind, mine, strict=True):
+                    picked = tensor[0].index_select(1, flat_index.to(tensor.device))
+                    own[there, :, :width] = picked.view(len(picked), len(places), width, -1).transpose(0, 1)
+                    if self.steps.fixed:  # they are looked at before they are written
+                        own[there, :, width:] = 0
+            buffer.hidden[there] = hidden.to(buffer.hidden.device)
+            buffer.rows += [first + place for place in places]
 
     def _decode(self) -> None:
         """Decode every row of the pool to its end."""
-
-        self._note_peak(self.pool.size_bytes / self.layers)  # while buffers are joined
         pool, self.pool, self.prefix = self.pool, Pool(), Prefix((), Layers())
-        if not pool.first_tokens:
-            return
-        device = next(self.model.parameters()).device
-        buffers = [joined(pool.buffers.pop(width)) for width in sorted(pool.buffers)]
+        buffers = list(pool.buffers.values())
         rows = [row for buffer in buffers for row in buffer.rows]
         outputs: dict[int, list[int]] = {row: [] for row in rows}
         tokens = [pool.first_tokens[row] for row in rows]
         alive = [True] * len(rows)
+        taken: Step | None = None
         for step in range(self.budget):
             for slot, (row, token) in enumerate(zip(rows, tokens, strict=True)):
                 if alive[slot]:
                     alive[slot] = self._goes_on(row, token, outputs[row], self.budget - step - 1)
-            living = [slot for slot, lives in enumerate(alive) if lives]
+            living = sum(alive)
             if not living:
                 break
-            if len(living) <= COMPACT_BELOW * len(rows):
+            if living <= COMPACT_BELOW * len(rows):
+                token_of = dict(zip(rows, tokens, strict=True))
                 buffers = compacted(buffers, alive)
-                rows, tokens = [rows[slot] for slot in living], [tokens[slot] for slot in living]
-                alive = [True] * len(rows)
-            plan = Writing(buffers, shared_by(pool.prefixes, rows, device), step)
-            positions = [len(self.ordered[row]) + step for row in rows]
-            tokens = self._forward(tokens, positions, plan).argmax(dim=-1).tolist()
+                rows = [row for buffer in buffers for row in buffer.rows]
+                tokens, alive, taken = [token_of[row] for row in rows], [True] * len(rows), None
+            if taken is None:
+                positions = [len(self.ordered[row]) + step for row in rows]
+                shared = shared_by(pool.prefixes, rows, next(self.model.parameters()).device)
+                taken = self.steps.of(buffers, shared, positions, step)
+            tokens = taken.next_tokens(tokens)
             self.written_tokens += len(rows)
 
     def _goes_on(self, row: int, token: int, output: list[int], left: int) -> bool:
@@ -339,21 +301,14 @@ class _Engine:
             self.done(row, Answer(tuple(output), stopped))
         return not stopped
 
-    def _forward(self, tokens: Sequence[int], positions: Sequence[int], plan: Any, keep: Any = 0) -> torch.Tensor:
-        """Logits (kept, vocabulary) of tokens laid end to end; `keep` as transformers' logits_to_keep."""
+    def _forward(self, tokens: Sequence[int], positions: Sequence[int], plan: Any, keep: torch.Tensor) -> torch.Tensor:
+        """Logits (kept, vocabulary) of tokens laid end to end, at the places `keep`."""
         import torch
 
         device = next(self.model.parameters()).device
-        logits: torch.Tensor = self.model(
-            input_ids=torch.tensor([list(tokens)], device=device),
-            position_ids=torch.tensor([list(positions)], device=device),
-            attention_mask=no_mask(device),
-            plan=plan,
-            logits_to_keep=keep if isinstance(keep, int) else index_for(self.model, keep),
-            use_cache=False,
-        ).logits[0]
-        return logits
+        ids, places = (torch.tensor([list(numbers)], device=device) for numbers in (tokens, positions))
+        return logits_of(self.model, ids, places, plan, index_for(self.model, keep))
 
     def _note_peak(self, more_bytes: float) -> None:
-        held = self.pool.size_bytes + self.cached_prefix[1].size_bytes + more_bytes
+        held = self.cache.size_bytes + self.pool.prefix_bytes + self.cached_prefix[1].size_bytes + more_bytes
         self.peak_bytes = max(self.peak_bytes, round(held))

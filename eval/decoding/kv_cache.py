@@ -6,7 +6,7 @@ Shapes: R rows, G key heads, D numbers a head.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,7 @@ class Buffer:
 
     width: int
     rows: list[int]
+    """Those written so far; the tensors have room for all."""
     layers: Layers
     hidden: torch.Tensor
     """(R, width) float32: -inf in front of shorter rows, 0 elsewhere."""
@@ -58,15 +59,70 @@ class Buffer:
 class Pool:
     """Rows that have been read and wait to be decoded together."""
 
-    buffers: dict[int, list[Buffer]] = field(default_factory=dict)
+    buffers: dict[int, Buffer] = field(default_factory=dict)
+    """By width."""
     first_tokens: dict[int, int] = field(default_factory=dict)
     prefixes: list[tuple[Prefix, list[int]]] = field(default_factory=list)
     """Each with the rows behind it."""
 
     @property
+    def prefix_bytes(self) -> int:
+        return sum(prefix.layers.size_bytes for prefix, _ in self.prefixes)
+
+
+class StaticCache:
+    """Memory for the buffers of the rows that are decoded together: taken once, and used by one pool after the other
+    (one flat tensor a layer and kind). Give it to every `generate` of an evaluation.
+    """
+
+    def __init__(self, limit_bytes: float) -> None:
+        self.limit_bytes = limit_bytes
+        """Of all keys and values, those that are read among them."""
+        self.flat = Layers()
+        self.capacity_tokens = 0
+
+    @property
     def size_bytes(self) -> int:
-        own = sum(buffer.layers.size_bytes for same in self.buffers.values() for buffer in same)
-        return own + sum(prefix.layers.size_bytes for prefix, _ in self.prefixes)
+        return self.flat.size_bytes
+
+    def release(self) -> None:
+        self.flat, self.capacity_tokens = Layers(), 0
+
+    def reserve(self, tokens: int, like: Layers) -> None:
+        """Room for so many tokens of keys and values as `like`, (1, G, tokens, D) a layer; what was there is lost."""
+        if tokens <= self.capacity_tokens:
+            return
+        self.release()
+        for source, flat in ((like.keys, self.flat.keys), (like.values, self.flat.values)):
+            flat += [tensor.new_empty(tokens * tensor.shape[1] * tensor.shape[3]) for tensor in source]
+        self.capacity_tokens = tokens
+
+    def buffers(self, rows_by_width: Mapping[int, int], budget: int, like: Layers) -> dict[int, Buffer]:
+        """Empty buffers side by side, by width."""
+        import torch
+
+        found, start = {}, 0
+        for width, rows in sorted(rows_by_width.items()):
+            end = start + rows * (width + budget)
+
+            def cut(
+                flat: torch.Tensor,
+                one: torch.Tensor,
+                start: int = start,
+                end: int = end,
+                shape: tuple[int, int] = (rows, width + budget),
+            ) -> torch.Tensor:
+                groups, numbers = one.shape[1], one.shape[3]
+                return flat[start * groups * numbers : end * groups * numbers].view(shape[0], groups, shape[1], numbers)
+
+            keys, values = (
+                [cut(flat, one) for flat, one in zip(mine, source, strict=True)]
+                for mine, source in ((self.flat.keys, like.keys), (self.flat.values, like.values))
+            )
+            hidden = torch.zeros(rows, width, device=like.keys[0].device)
+            found[width] = Buffer(width, [], Layers(keys, values), hidden)
+            start = end
+        return found
 
 
 def long_prefixes(ordered: Sequence[Tokens]) -> list[int]:
@@ -93,41 +149,35 @@ def long_prefixes(ordered: Sequence[Tokens]) -> list[int]:
     return lengths
 
 
-def joined(buffers: Sequence[Buffer]) -> Buffer:
-    """Buffers of one width as one; their parts are let go layer by layer."""
-    import torch
-
-    if len(buffers) == 1:
-        return buffers[0]
-    joined = Layers()
-    for layer in range(len(buffers[0].layers.keys)):
-        for kind in ("keys", "values"):
-            parts = [getattr(buffer.layers, kind)[layer] for buffer in buffers]
-            getattr(joined, kind).append(torch.cat(parts))
-            for buffer in buffers:
-                getattr(buffer.layers, kind)[layer] = parts[0][:0]
-    rows = [row for buffer in buffers for row in buffer.rows]
-    return Buffer(buffers[0].width, rows, joined, torch.cat([buffer.hidden for buffer in buffers]))
-
-
 def compacted(buffers: Sequence[Buffer], alive: Sequence[bool]) -> list[Buffer]:
-    """The buffers without the rows that have ended."""
+    """The buffers without the rows that have ended: the last ones move to the places of those, nothing else moves."""
     import torch
 
-    compacted: list[Buffer] = []
+    found: list[Buffer] = []
     start = 0
     for buffer in buffers:
-        keep = [place for place in range(len(buffer.rows)) if alive[start + place]]
+        lives = alive[start : start + len(buffer.rows)]
         start += len(buffer.rows)
-        if keep:
-            index = torch.tensor(keep, device=buffer.hidden.device)
-            for kind in (buffer.layers.keys, buffer.layers.values):
-                for layer, tensor in enumerate(kind):
-                    kind[layer] = tensor.index_select(0, index.to(tensor.device))
-            compacted.append(
-                Buffer(buffer.width, [buffer.rows[place] for place in keep], buffer.layers, buffer.hidden[index])
-            )
-    return compacted
+        left = sum(lives)
+        if not left:
+            continue
+        holes = [place for place in range(left) if not lives[place]]
+        movers = [place for place in range(left, len(lives)) if lives[place]]
+        rows = buffer.rows[:left]
+        for hole, mover in zip(holes, movers, strict=True):
+            rows[hole] = buffer.rows[mover]
+        to, source = torch.tensor(holes, dtype=torch.int64), torch.tensor(movers, dtype=torch.int64)
+
+        def cut(
+            tensor: torch.Tensor, left: int = left, to: torch.Tensor = to, source: torch.Tensor = source
+        ) -> torch.Tensor:
+            if len(to):
+                tensor[to.to(tensor.device)] = tensor[source.to(tensor.device)]
+            return tensor[:left]
+
+        layers = Layers(*([cut(tensor) for tensor in kind] for kind in (buffer.layers.keys, buffer.layers.values)))
+        found.append(Buffer(buffer.width, rows, layers, cut(buffer.hidden)))
+    return found
 
 
 def shared_by(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Sequence
 
-from data.catalog import BENCHMARKS, GROUPS
+from data.catalog import BENCHMARKS, GROUPS, ON_REQUEST
 from eval.metrics.intervals import mean_interval
 from fedfinlora.run.evaluation import BenchmarkMetrics, GroupMean, Overall, Scores
 
@@ -18,13 +18,20 @@ PUBLISHED_ENCODER = "ProsusAI/finbert"
 
 
 def headline_name(metrics: BenchmarkMetrics, family: str = "finlora") -> str:
-    """The figure of a benchmark that averages use: accuracy (family "finlora" or "strict"), or BERTScore F1."""
+    """The figure of a benchmark that averages use: accuracy (family "finlora" or "strict"), BERTScore F1 or entity F1.
+
+    Where FinLoRA's rules do not apply, both families have the same figure.
+    """
     return headline_of(metrics.estimates, family)
 
 
 def headline_of(names: Collection[str], family: str) -> str:
     """The same by the names of the figures that were measured."""
-    return "bertscore_f1" if "bertscore_f1" in names else "finlora_accuracy" if family == "finlora" else "accuracy"
+    for name in ("bertscore_f1", "entity_f1"):
+        if name in names:
+            return name
+    judged_otherwise = "accuracy" in names and "finlora_accuracy" not in names
+    return "accuracy" if family == "strict" or judged_otherwise else "finlora_accuracy"
 
 
 def headline_score(metrics: BenchmarkMetrics, family: str = "finlora") -> float | None:
@@ -53,6 +60,8 @@ def group_means(scores: Scores) -> dict[str, GroupMean]:
     means: dict[str, GroupMean] = {}
     for group in GROUPS:
         keys = [key for key, benchmark in BENCHMARKS.items() if benchmark.group == group]
+        if group in ON_REQUEST and not any(key in scores for key in keys):
+            continue
         present = _scored(scores, keys)
         strict, finlora = (_headlines(scores, present, family) for family in ("strict", "finlora"))
         means[group] = GroupMean(

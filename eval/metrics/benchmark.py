@@ -79,7 +79,7 @@ def summarise(benchmark: Benchmark, scores: Sequence[RowScore]) -> BenchmarkMetr
     labels = closed_labels(benchmark)
     return replace(
         metrics,
-        finlora_ambiguous=sum(row.finlora_ambiguous for row in sample.rows),
+        finlora_ambiguous=sum(row.finlora_ambiguous for row in sample.rows) if scorer.by_finlora else None,
         classes=class_table(pairs, labels) if labels or scorer.several else None,
         confusion=confusion_matrix(pairs, labels) if labels else None,
         relative_tolerance=scorer.relative_tolerance,
@@ -197,25 +197,30 @@ def figure_values(
         answers = [kind.answers for kind in kinds]
         values["unparsed_share"] = _unparsed_share(answers, times)
         if scorer.judged:
-            values |= _class_values(answers, times, correlate=bool(benchmark.labels))
+            values |= _class_values(answers, times, correlate=bool(benchmark.labels), with_f1=scorer.classes)
+        if scorer.judged and scorer.by_finlora:
             weighted = _class_values([kind.finlora for kind in kinds], times)
             values |= {"finlora_accuracy": weighted["accuracy"], "finlora_f1": weighted["f1_weighted"]}
-        for place, name in enumerate(scorer.measured):
-            values[name] = _mean([kind.measures[place] for kind in kinds], times)
+        columns = dict(zip(scorer.measured, zip(*(kind.measures for kind in kinds), strict=True), strict=False))
+        for name in (*scorer.shares, *scorer.means):
+            values[name] = _mean(columns.get(name, ()), times)
+        values |= scorer.figures({name: _total(columns.get(name, ()), times) for name in scorer.counts})
     if chosen:
         values |= _class_values([kind.choice for kind in kinds], times, "labels_", correlate=True)
     return values
 
 
 def _class_values(
-    pairs: Sequence[Sequence[Pair]], times: Array, prefix: str = "", correlate: bool = False
+    pairs: Sequence[Sequence[Pair]], times: Array, prefix: str = "", correlate: bool = False, with_f1: bool = True
 ) -> dict[str, Array]:
     """Accuracy, F1 and, on demand, Matthews correlation; `pairs` holds those of each kind."""
     everything = [pair for members in pairs for pair in members]
     counts = class_counts(pairs, true_classes(everything), times)
     macro, weighted = macro_and_weighted_f1(counts)
     accuracy = share_of(counts.hits.sum(axis=0), counts.truths.sum(axis=0))
-    values = {f"{prefix}accuracy": accuracy, f"{prefix}f1_macro": macro, f"{prefix}f1_weighted": weighted}
+    values = {f"{prefix}accuracy": accuracy}
+    if with_f1:
+        values |= {f"{prefix}f1_macro": macro, f"{prefix}f1_weighted": weighted}
     if correlate:
         values[f"{prefix}matthews"] = matthews(class_counts(pairs, all_classes(everything), times))
     return values

@@ -103,48 +103,21 @@ class RemoteSession:
         if the server is down or refuses for good. `what` names the benchmark in it.
         """
         stop = threading.Event()
-        waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
-        outcomes: queue.SimpleQueue[tuple[int, Any] | None] = queue.SimpleQueue()
-        for index in range(len(prompts)):
-            waiting.put(index)
-
-        def work() -> None:
-            try:
-                while not stop.is_set():
-                    index = waiting.get_nowait()
-                    outcome = self._ask(index, prompts[index], budget_tokens, stop)
-                    if outcome is not None:
-                        outcomes.put((index, outcome))
-            except queue.Empty:
-                pass
-            except Exception as error:  # to be raised where the answers are read
-                outcomes.put((-1, error))
-            finally:
-                outcomes.put(None)
-
-        threads = min(self.model.limits.requests_at_once, len(prompts))
-        for _ in range(threads):
-            threading.Thread(
-                target=work, daemon=True, name="remote"
-            ).start()  # a request under way does not delay Ctrl-C
         unanswered: Counter[str] = Counter()
         says = ""
         error: Exception | None = None
         answered, empty = 0, 0
         try:
-            while threads:
-                outcome = outcomes.get()
-                if outcome is None:
-                    threads -= 1
-                elif isinstance(outcome[1], RemoteAnswer):
+            for index, outcome in self._outcomes(prompts, budget_tokens, stop):
+                if isinstance(outcome, RemoteAnswer):
                     answered += 1
-                    empty += not outcome[1].text.strip()
-                    yield outcome
-                elif isinstance(outcome[1], _Unanswered):
-                    unanswered[outcome[1].reason] += 1
-                    says = outcome[1].says or says
+                    empty += not outcome.text.strip()
+                    yield index, outcome
+                elif isinstance(outcome, _Unanswered):
+                    unanswered[outcome.reason] += 1
+                    says = outcome.says or says
                 else:
-                    error = error or outcome[1]
+                    error = error or outcome
                     stop.set()
         finally:
             stop.set()
@@ -167,6 +140,42 @@ class RemoteSession:
                 f"{reasons}."
                 f"{quoted(says)} Nothing is scored without them. {self._kept(answered)}".rstrip()
             )
+
+    def _outcomes(
+        self, prompts: Sequence[str], budget_tokens: int, stop: threading.Event
+    ) -> Iterator[tuple[int, RemoteAnswer | _Unanswered | Exception]]:
+        """(index of the prompt, what came of it) from requests_at_once threads, until all prompts are asked or `stop`
+        is set and the requests under way have ended.
+        """
+        waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+        outcomes: queue.SimpleQueue[tuple[int, Any] | None] = queue.SimpleQueue()
+        for index in range(len(prompts)):
+            waiting.put(index)
+
+        def work() -> None:
+            try:
+                while not stop.is_set():
+                    index = waiting.get_nowait()
+                    outcome = self._ask(index, prompts[index], budget_tokens, stop)
+                    if outcome is not None:
+                        outcomes.put((index, outcome))
+            except queue.Empty:
+                pass
+            except Exception as error:  # to be raised where the answers are read
+                outcomes.put((-1, error))
+            finally:
+                outcomes.put(None)
+
+        threads = min(self.model.limits.requests_at_once, len(prompts))
+        for _ in range(threads):
+            # A request under way does not delay Ctrl-C.
+            threading.Thread(target=work, daemon=True, name="remote").start()
+        while threads:
+            outcome = outcomes.get()
+            if outcome is None:
+                threads -= 1
+            else:
+                yield outcome
 
     @property
     def served(self) -> dict[str, Any] | None:

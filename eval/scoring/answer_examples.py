@@ -12,6 +12,7 @@ from eval.scoring.parsers import Answer
 LABELS: dict[str, tuple[str, ...]] = {
     "label": ("negative", "neutral", "positive"),
     "choice": ("A", "B", "C", "D"),
+    "flare_label": ("Rise", "Fall"),
 }
 """Parser -> the closed label set of its examples; the others need none."""
 
@@ -520,6 +521,49 @@ EXAMPLES: dict[str, dict[str, tuple[Example, ...]]] = {
     "text": {
         "plain": (Example(" An amount. ", "An amount."),),
         "no word": (Example(" \n", None), Example("...", None)),
+    },
+    "flare_label": {
+        "plain": (
+            Example("Rise", "Rise"),
+            Example("The closing price will fall.", "Fall"),
+            Example("rising", None),
+            Example("", None),
+        ),
+    },
+    "flare_number": {
+        "plain": (
+            Example("0.935", 0.935),
+            Example("-3.5 %", -0.035),
+            Example("($1,234)", -1234.0),
+            Example("( 3.5 % )", -0.035),
+            Example("93,5 %", 0.935),
+            Example("14.136 percent", 0.14136),
+            Example("0.141359", 0.14136),
+            Example("$ 2,057 million", 2057.0),
+            Example("|2023|\n", 2023.0),
+            Example("| 0.935 |", 0.935),
+            Example("subtract(5363, 7983) = -2620", -2620.0),
+        ),
+        "yes and no": (
+            Example("yes", "yes"),
+            Example("No, it fell by 5 %", "no"),
+            Example("The answer is yes.", "yes"),
+            Example("no 5", 5.0),
+        ),
+        "no answer": (Example("I do not know", None), Example("", None)),
+    },
+    "entities": {
+        "plain": (
+            Example("Ann Lee, PER\nAlba Bank, ORG", ["Ann Lee, PER", "Alba Bank, ORG"]),
+            Example("EVERGREEN SOLAR , INC, ORG", ["EVERGREEN SOLAR , INC, ORG"]),
+            Example("Borrower, PER\nBorrower, PER", ["Borrower, PER", "Borrower, PER"]),
+        ),
+        "other lists": (
+            Example("1. Ann Lee (person)\n2. Graz: LOC", ["Ann Lee, PER", "Graz, LOC"]),
+            Example("- Ann Lee - PER\n- Graz | LOC", ["Ann Lee, PER", "Graz, LOC"]),
+            Example("Ann Lee, PER; Graz, LOC", ["Ann Lee, PER", "Graz, LOC"]),
+        ),
+        "no entity": (Example("There are none.", None), Example("Ann Lee", None), Example("", None)),
     },
 }
 """Parser -> kind of text -> examples."""

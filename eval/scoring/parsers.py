@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 
 from eval.scoring.final_answer import WRITTEN, is_refusal
+from eval.scoring.flare_answers import parse_entities, parse_flare_number
 from eval.scoring.formulas import parse_formula
 from eval.scoring.numbers import first_line, parse_number
 from eval.scoring.options import without_conditions, without_denials, without_letter_lists, without_option_lists
@@ -184,6 +185,11 @@ def parse_text(text: str, labels: Sequence[str] = ()) -> str | None:
     return text.strip() if re.search(r"\w", text) else None
 
 
+def parse_flare_label(text: str, labels: Sequence[str]) -> str | None:
+    """As `label` does. Texts are decoded to the budget, since PIXIU's rule looks for labels anywhere in them."""
+    return parse_label(text, labels)
+
+
 PARSERS: dict[str, Parser] = {
     "label": parse_label,
     "collapsed_sentiment": parse_collapsed_sentiment,
@@ -193,5 +199,8 @@ PARSERS: dict[str, Parser] = {
     "tag_list": parse_tag_list,
     "formula": parse_formula,
     "text": parse_text,
+    "flare_label": parse_flare_label,
+    "flare_number": parse_flare_number,
+    "entities": parse_entities,
 }
 """Parser name, as a benchmark's entry gives it -> function."""

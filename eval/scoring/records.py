@@ -30,7 +30,8 @@ def score_rows(
     choices: Sequence[str | None] | None = None,
 ) -> tuple[list[RowRecord], BenchmarkMetrics]:
     """The records and the metrics of one benchmark (`eval.scoring.row_score.score_answers`)."""
-    scores = score_answers(benchmark, [row.target for row in rows], outputs, choices, bertscore_model)
+    references = [row.reference for row in rows]
+    scores = score_answers(benchmark, [row.target for row in rows], outputs, choices, bertscore_model, references)
     records = [make_record(benchmark, *one) for one in zip(rows, outputs, scores, strict=True)]
     return records, summarise(benchmark, scores)
 
@@ -38,7 +39,7 @@ def score_rows(
 def make_record(benchmark: Benchmark, row: Row, output: str | None, score: RowScore) -> RowRecord:
     """One record."""
     digest = hashlib.sha256(row.prompt.encode()).hexdigest()
-    record = RowRecord(row.id, digest, row.target, output, label_choice=score.choice)
+    record = RowRecord(row.id, digest, row.target, output, label_choice=score.choice, reference=row.reference or None)
     if not score.scored:
         return record
     found: dict[str, Any] = {}
@@ -71,7 +72,8 @@ def recorded_scores(benchmark: Benchmark, records: Sequence[RowRecord]) -> list[
 
 def _recorded(benchmark: Benchmark, record: RowRecord, verdict: tuple[FinloraPiece, ...]) -> RowScore:
     scorer = SCORERS[benchmark.scorer]
-    row = replace(read_row(benchmark, record.target, ""), output=record.output or "", parsed=record.parsed)
+    row = read_row(benchmark, record.target, "", record.reference or "")
+    row = replace(row, output=record.output or "", parsed=record.parsed)
     held = {**(record.measures or {}), **{name: getattr(record, name) for name in RECORD_FIELDS}}
     measures = (held.get(MEASURE_FIELDS.get(name, name)) for name in scorer.measured)
     return RowScore(

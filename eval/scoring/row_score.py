@@ -31,7 +31,7 @@ def closed_labels(benchmark: Benchmark) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(read_answer(benchmark, label) or label) for label in benchmark.labels))
 
 
-def read_row(benchmark: Benchmark, target: str, output: str) -> Reading:
+def read_row(benchmark: Benchmark, target: str, output: str, reference: str = "") -> Reading:
     """Read a target and an answer by the benchmark's parser.
 
     A target that the parser cannot read (a value where a tag should be, say) is compared as its first line of text,
@@ -42,7 +42,7 @@ def read_row(benchmark: Benchmark, target: str, output: str) -> Reading:
         expected = plain_text(target)
         if expected and plain_text(said(output) or "") == expected:
             parsed = expected
-    return Reading(target, output, expected, parsed)
+    return Reading(target, output, expected, parsed, reference, benchmark.labels)
 
 
 def score_answers(
@@ -51,14 +51,17 @@ def score_answers(
     outputs: Sequence[str | None],
     choices: Sequence[str | None] | None = None,
     bertscore_model: str | None = "auto",
+    references: Sequence[str] = (),
 ) -> list[RowScore]:
     """Read and judge the rows of one evaluation.
 
     `outputs` are generated texts without their prompts, None where nothing was generated; `choices` the most probable
     labels, where they were compared. `bertscore_model` is used by BERTScore sets only
-    (`eval.metrics.bertscore.find_encoder`); None leaves their scores out.
+    (`eval.metrics.bertscore.find_encoder`); None leaves their scores out. `references` are those of the rows, where
+    they have any.
     """
-    rows = [read_row(benchmark, target, output or "") for target, output in zip(targets, outputs, strict=True)]
+    known_rows = zip(targets, outputs, references or [""] * len(targets), strict=True)
+    rows = [read_row(benchmark, target, output or "", reference) for target, output, reference in known_rows]
     written = any(output is not None for output in outputs)
     scores = SCORERS[benchmark.scorer].score(rows, bertscore_model if written else None)
     verdicts = finlora_verdicts(benchmark, targets, outputs)
@@ -81,6 +84,7 @@ def finlora_verdicts(
     """FinLoRA's verdicts on each row, by the label set of the rows given; () where its rules do not apply, or nothing
     was generated.
     """
-    if not SCORERS[benchmark.scorer].judged or all(output is None for output in outputs):
+    scorer = SCORERS[benchmark.scorer]
+    if not (scorer.judged and scorer.by_finlora) or all(output is None for output in outputs):
         return [()] * len(targets)
     return finlora_scores(benchmark, targets, [output or "" for output in outputs])

@@ -1,5 +1,4 @@
-"""`audit`: try to refute what is claimed, with the banks' and the server's own code, and say what could have been
-found at most.
+"""`audit`: try to refute what is claimed, with the banks' and the server's own code.
 
 Four checks: the same step with and without a unit; two runs of the same step; what attackers guess of canaries; the
 ledger. Each is made in a folder that is thrown away, and spends nothing of a bank's. Exit status: 0 the claim holds, 1
@@ -44,11 +43,11 @@ def audit(
     checks: str = "",
     signing_key: Path | None = None,
 ) -> int:
-    """Audit the configuration, or a run's, and print each check's verdict. The result goes to `file`, and to the
-    run's card and report.
+    """Audit the configuration, or a run's, and print each check's verdict. The result goes to `file`, and to the run's
+    card and report.
 
-    `checks` names some of CHECKS, separated by commas; "" = all. A run that a coordinator has signed takes an audit in
-    only with its `signing_key`.
+    `checks` names some of CHECKS, separated by commas. A run that a coordinator has signed takes an audit in only with
+    its `signing_key`.
     """
     if canaries < LEAST_CANARIES:
         raise ConfigError(f"--canaries {canaries} can show nothing: take {LEAST_CANARIES} or more.")

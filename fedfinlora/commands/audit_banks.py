@@ -1,6 +1,4 @@
-"""`audit` under privacy=bank: the checks of the server's own step. No model is needed: what a bank computes is the
-attacker's to choose.
-"""
+"""`audit` under privacy=bank: the checks of the server's own step. What a bank computes is the attacker's to choose."""
 
 from __future__ import annotations
 
@@ -89,9 +87,7 @@ def noise_of_the_step(config: Config) -> tuple[tuple[NoiseTest, ...], Draws | No
 
 
 def canary_views(config: Config, canaries: int) -> tuple[dict[str, View], Claim]:
-    """Canary banks, each with a delta of ten times the clip norm along a direction of its own, over all rounds of the
-    run.
-    """
+    """Canary banks, each with a delta of ten times the clip norm along a direction of its own, over all rounds."""
     started = time.monotonic()
     draw = coins(config)
     included = draw.random(canaries) < 0.5
@@ -116,9 +112,7 @@ def canary_views(config: Config, canaries: int) -> tuple[dict[str, View], Claim]
 
 
 def ledger_probes(config: Config) -> list[Probe]:
-    """The planned epsilon against another library, and what a throw-away ledger says after one bank of four was
-    replaced.
-    """
+    """The planned epsilon against another library, and a throw-away ledger after one of four banks was replaced."""
     rounds = config.num_server_rounds
     names = tuple(f"bank-{index}" for index in range(4))
     mechanism = make_mechanism(config, names, NUMBERS)
@@ -176,7 +170,5 @@ def _reply(name: str, delta: NDArray[np.floating], rows: int = 1) -> Reply:
 
 
 def _rounding(mechanism: CentralMechanism) -> float:
-    """Tolerance of a replay: two adapters of float32, numbers of the noise's size (at five standard deviations), half a
-    unit in the last place each.
-    """
+    """Of a replay: two adapters of float32, half a unit in the last place each, at five standard deviations."""
     return float(2 * np.sqrt(NUMBERS) * 2**-24 * (1 + 5 * mechanism.delta_noise_multiplier))

@@ -2,9 +2,8 @@
 for the reader's.
 
 The server sees each noisy gradient. Its canaries are gradients ten times as long as the clip norm, each along a
-direction that no other has, put in where a row's gradient would be clipped, rounded and added; each that is in takes
-part in a step with the booked sampling rate. No attack through replies can be stronger. The reader of the final adapter
-sees how each canary row's loss fell; those rows are trained on by the bank's own rounds. One bank alone is the
+direction that no other has, put in where a row's gradient would be clipped, rounded and added; no attack through
+replies can be stronger. The reader of the final adapter sees how each canary row's loss fell. One bank alone is the
 attackers' best case: other banks' deltas only blur what the average shows.
 """
 
@@ -47,7 +46,7 @@ MOST_WIDTH = 64
 
 @dataclass(frozen=True)
 class GradientCanaries(Sequence[Mapping[str, "torch.Tensor"]]):
-    """The gradients, by name, of the canaries in `members`, made when they are asked for."""
+    """Their gradients, by name, made when they are asked for."""
 
     shapes: Mapping[str, tuple[int, ...]]
     signs: NDArray[np.float32]
@@ -77,7 +76,7 @@ class GradientCanaries(Sequence[Mapping[str, "torch.Tensor"]]):
 
 
 def server_view(bench: Workbench, mechanism: Mechanism, steps: int, canaries: int) -> View:
-    """What the server sees of gradient canaries in so many steps of the bank's mechanism, without rows."""
+    """What the server sees of gradient canaries in so many steps."""
     import torch
 
     started = time.monotonic()
@@ -110,8 +109,7 @@ def _grad(parameter: torch.nn.Parameter) -> torch.Tensor:
 def reader_view(
     bench: Workbench, facts: BankFacts, rows: Sequence[Row], included: NDArray[np.bool_]
 ) -> tuple[View, Figures]:
-    """(what the reader of the final adapter sees of canary rows, what the bank says in the end), over all rounds of
-    the run.
+    """(what the reader of the final adapter sees of canary rows, what the bank says in the end), over all rounds.
 
     `facts`: a bank that has those of the canary `rows` that are `included`, (canaries,), and its own.
     """

@@ -1,4 +1,4 @@
-"""The ledger's probes of `audit`: rounds of the bank's own on a throw-away ledger, and what it then says was spent."""
+"""The ledger's probes of `audit`."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ SERVERS_DELTA = 0.01
 
 
 def ledger_probes(bench: Workbench) -> list[Probe]:
-    """Rounds on the same rows, one more with one row changed, one with the server's delta, one with a budget that
-    only that delta allows.
+    """Rounds on the same rows, one with a row changed, one with the server's delta, one with a budget that only that
+    delta allows.
     """
     asked = _asked(bench.config)
     rows = canary_rows(ROWS, bench.draw, bench.task)

@@ -1,4 +1,4 @@
-"""`audit` under privacy=example and dp_lora: the checks of a bank's own code, of one bank that has the audit's rows."""
+"""`audit` under privacy=example and dp_lora: one bank that has the audit's rows."""
 
 from __future__ import annotations
 
@@ -68,9 +68,7 @@ def row_checks(config: Config, chosen: Sequence[str], canaries: int, confidence:
 
 
 def replays(bench: Workbench) -> list[Replay]:
-    """The same step with and without each unit to try, in training mode; draws, noise and masks repeat, since this
-    bank's own settings say so.
-    """
+    """The same step with and without each unit to try, in training mode; draws, noise and masks repeat."""
     sensitivity = PUBLISHED_SENSITIVITY if bench.config.privacy.mode == "dp_lora" else 1.0
     own = {"reproducible_noise": True, "ledger_folder": bench.folder / "replay-ledger"}
     found = []
@@ -91,8 +89,8 @@ def replays(bench: Workbench) -> list[Replay]:
 
 
 def units_to_try(bench: Workbench) -> list[tuple[str, list[Row], list[Row]]]:
-    """(in words, the unit's rows, others' rows). The unit comes last: a unit's number, which decides its masks, is
-    that of its place.
+    """(in words, the unit's rows, others' rows). The unit comes last: its number, which decides its masks, is its
+    place.
     """
     by_customer = bench.config.privacy.unit == "customer"
     units: dict[str, list[Row]] = {}
@@ -159,9 +157,7 @@ def draws_of_steps(bench: Workbench) -> Draws | None:
 
 
 def canaries_of_a_run(bench: Workbench, canaries: int, confidence: float) -> Check:
-    """The reader's view of canary rows over all rounds of the run, and under privacy=example the server's of gradient
-    canaries.
-    """
+    """The reader's view of canary rows, and under privacy=example the server's of gradient canaries."""
     rows = canary_rows(min(canaries, ROW_CANARIES), bench.draw, bench.task)
     included = bench.draw.random(len(rows)) < 0.5
     facts = bench.bank([*bench.own, *(row for row, is_in in zip(rows, included, strict=True) if is_in)], "canaries")

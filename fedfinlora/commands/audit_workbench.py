@@ -1,11 +1,8 @@
-"""The bank that an audit asks: real rows in a throw-away folder, the bank's own code, a ledger of its own that is
-thrown away too.
-"""
+"""The bank that an audit asks: real rows in a throw-away folder, the bank's own code and a throw-away ledger."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,13 +18,12 @@ from client_app.prepared_rows import bank_rows
 from client_app.privacy_plan import CUSTOMERS, BankMechanism, declared_size, make_plan
 from data.rows import Row
 from fedfinlora.commands.audit_banks import coins
+from fedfinlora.commands.bank_setup import rounded_sizes
 from fedfinlora.config.schema import Config
-from fedfinlora.deployment.policy import rounded_rows
 from fedfinlora.errors import UserError
 from fedfinlora.model.adapter import Vector
 from fedfinlora.model.loading import Session, first_adapter, get_session
 from fedfinlora.privacy.accounting import Steps
-from fedfinlora.privacy.cohorts import customer_of
 from fedfinlora.run.origin import source_fingerprint
 from fedfinlora.seeds import generator
 from fedfinlora.train.loop import stretch_of_round, total_steps
@@ -87,23 +83,19 @@ class Workbench:
         return self.own[0].task
 
     def bank(self, rows: Sequence[Row], name: str, **own: Any) -> BankFacts:
-        """A bank with these rows in this order. `own`: what it decides itself; banks share one ledger unless it names
-        another.
-        """
+        """A bank with these rows. `own`: what it decides itself; banks share one ledger unless it names another."""
         place = self.folder / name
         if not place.exists():
             write_bank(place, rows)
         facts = BankFacts("audited", 0, 0, str(place), self.folder / "state", self.folder / "ledger")
-        return replace(facts, **{"declared_rows": _rounded_sizes(rows), **own})
+        return replace(facts, **{"declared_rows": rounded_sizes(rows), **own})
 
     def ask(self, config: Config, facts: BankFacts, adapter: Vector, number: int = 1, run: str = "audit") -> RoundReply:
         """One round of the bank."""
         return train_round(self._request(config, adapter, number, run), facts)
 
     def plan(self, config: Config, facts: BankFacts) -> Planned:
-        """What the bank plans for the first round of a run, without the training. It is booked, in a ledger of its
-        own.
-        """
+        """What the bank plans for the first round. It is booked, in a ledger of its own."""
         facts = replace(facts, ledger_folder=self.folder / f"plan-ledger-{len(list(self.folder.iterdir()))}")
         rows = bank_rows(config, facts, self.session.tokenizer)
         size = declared_size(config, rows.declared, is_sample=False)
@@ -117,9 +109,7 @@ class Workbench:
 
 
 def asked_of_the_bank(config: Config) -> Config:
-    """The run's configuration with no sample drawn from the bank's rows, all of which the audit has chosen; the run's
-    budget does not count.
-    """
+    """The run's configuration with no sample drawn from the bank's rows; the run's budget does not count."""
     return replace(
         config,
         dataset=replace(config.dataset, max_rows_per_task=0, tasks=()),
@@ -130,9 +120,7 @@ def asked_of_the_bank(config: Config) -> Config:
 
 
 def one_step(config: Config, declared: int, clip_norm: float) -> Config:
-    """One step of SGD in which every one of `declared` rows takes part, whose delta is minus the noisy sum over C,
-    number by number.
-    """
+    """One step of SGD with all of `declared` rows, whose delta is minus the noisy sum over C."""
     asked = asked_of_the_bank(config)
     denominator = declared if config.privacy.mode == "example" else 1
     train = replace(
@@ -150,22 +138,18 @@ def one_step(config: Config, declared: int, clip_norm: float) -> Config:
 
 
 def with_noise(config: Config) -> Config:
-    """The same with a noise multiplier of 1 where it would have to be found from epsilon, which takes seconds and
-    decides nothing here.
-    """
+    """With a noise multiplier of 1 where it would have to be found from epsilon, which takes seconds."""
     noise = config.privacy.noise_multiplier or 1.0
     return replace(config, privacy=replace(config.privacy, epsilon=0.0, noise_multiplier=noise))
 
 
 def declared(count: int) -> tuple[str, ...]:
-    """The declared_rows of a bank that says it has so many rows, and as many customers."""
+    """The declared_rows of a bank with so many rows, and as many customers."""
     return (f"audit:{count}", f"{CUSTOMERS}:{count}")
 
 
 def canary_rows(count: int, draw: np.random.Generator, task: str, customer: str = "") -> list[Row]:
-    """Rows that no one could have had: random letters that ask for random letters. Each is a customer of its own
-    unless `customer` is given.
-    """
+    """Rows that no one could have had: random letters. Each is a customer of its own unless `customer` is given."""
 
     def letters(number: int) -> str:
         return "".join(LETTERS[place] for place in draw.integers(0, len(LETTERS), number))
@@ -174,13 +158,6 @@ def canary_rows(count: int, draw: np.random.Generator, task: str, customer: str 
         Row(f"canary/{index}", task, f"{letters(10)} Answer: ", letters(4), issuer=customer or f"canary {index}")
         for index in range(count)
     ]
-
-
-def _rounded_sizes(rows: Sequence[Row]) -> tuple[str, ...]:
-    """What a bank with these rows declares, as `bank init` writes it."""
-    customers = {customer_of(row.issuer) for row in rows} - {""}
-    counts = sorted(Counter(row.task for row in rows).items())
-    return tuple(f"{name}:{rounded_rows(count)}" for name, count in [*counts, (CUSTOMERS, len(customers))] if count)
 
 
 def write_bank(folder: Path, rows: Sequence[Row]) -> None:
@@ -200,8 +177,8 @@ def write_bank(folder: Path, rows: Sequence[Row]) -> None:
 
 
 def float_rounding(adapter: NDArray[np.float32], delta: NDArray[np.float32]) -> float:
-    """Length of what float32 can round off two deltas of one step from the same adapter: half a unit in the last
-    place for each number, step and subtraction.
+    """Length of what float32 can round off two deltas of one step: half a unit in the last place for each number, step
+    and subtraction.
     """
     largest = np.abs(adapter.astype(np.float64)) + np.abs(delta)
     return float(4 * 2**-24 * np.linalg.norm(largest))

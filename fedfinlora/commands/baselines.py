@@ -1,40 +1,40 @@
-"""`centralized` and `local`: the two ends of the scale that a federated run is compared with.
+"""`centralized` and `local`: the two ends of the scale that a federated run is compared with, without Flower.
 
 Both take the rows, the optimiser steps and the evaluator of the federated run with the same configuration:
-`centralized` pools all banks' rows and takes the sum of their steps, `local` trains each bank on its own rows with its
-own steps. Neither talks to Flower.
+`centralized` pools all banks' rows and takes the sum of their steps, `local` trains each bank alone.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from client_app.own_rows import bad_train_rows, divide, train_and_held_out
-from data.encode import encode_rows
+from client_app.own_rows import divide
 from eval.report import write_run_report
 from eval.rounds import RunScores, validation_rows
 from eval.rows import data_files
+from fedfinlora.commands.baseline_rows import RowsOf, RunRows, pooled_rows, rows_of_banks
+from fedfinlora.commands.stages import Way, run_stages
 from fedfinlora.compose import compose
 from fedfinlora.config.schema import Config
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.model.adapter import Vector, read_adapter, write_adapter
-from fedfinlora.model.adapter_folder import start_files
-from fedfinlora.model.base_checks import context_tokens
+from fedfinlora.model.adapter_folder import check_start, start_files
 from fedfinlora.model.loading import Session, first_adapter, get_session
 from fedfinlora.model.packing import Example
-from fedfinlora.report.tensorboard import TensorBoardWriter
+from fedfinlora.report.loggers import Board, require_loggers
 from fedfinlora.run.checkpoint import Checkpoint, save_checkpoint
 from fedfinlora.run.detach import EACH_LINE, is_detached, leave_if_detached
 from fedfinlora.run.ended import how_to_resume
+from fedfinlora.run.events import Message, Phase, RoundStart, Step, Trainable, bank_done
 from fedfinlora.run.folder import write_manifest
 from fedfinlora.run.opening import OpenRun, asked_otherwise, configuration_of, open_run, run_result
 from fedfinlora.run.progress import EventWriter, ShownEvents
@@ -46,7 +46,6 @@ from fedfinlora.train.loop import (
     TrainResult,
     mean_loss,
     stretch_of_round,
-    total_steps,
 )
 from fedfinlora.train.optimizers import OptimizerState
 from fedfinlora.train.own_trainer import reason_against, task_of, train_with
@@ -56,7 +55,18 @@ from fedfinlora.train.trainer_names import OwnTrainer
 
 def centralized(overrides: Sequence[str], trainer: OwnTrainer | None = None) -> int:
     """All banks' rows pooled, trained by `trainer` where one is given."""
-    config = _composed(overrides, trainer)
+    way = Way(
+        "centralized",
+        partial(_check_stage, trainer=trainer),
+        partial(_pooled_alone, trainer=trainer),
+        partial(centralized, trainer=trainer),
+    )
+    if (status := run_stages(overrides, way)) is not None:
+        return status
+    return _pooled_alone(_composed(overrides, trainer), trainer)
+
+
+def _pooled_alone(config: Config, trainer: OwnTrainer | None) -> int:
     if not config.run_name:
         config = replace(
             config, run_name=f"{time.strftime('%Y%m%d-%H%M%S')}-{config.model.name}-{config.peft.method}-centralized"
@@ -68,7 +78,7 @@ def centralized(overrides: Sequence[str], trainer: OwnTrainer | None = None) -> 
 def centralized_run(config: Config, trainer: OwnTrainer | None = None) -> Path:
     """The folder of a pooled run with this configuration, which names it."""
     # A federation of one bank is the same as no federation, to the byte: the same name gives the same draws.
-    _run(config, "centralized", "bank-0" if config.banks == 1 else "pooled", _pooled, trainer)
+    _run(config, "centralized", "bank-0" if config.banks == 1 else "pooled", pooled_rows, trainer)
     return Path(config.output_dir) / config.run_name
 
 
@@ -93,7 +103,7 @@ def _run_alone(config: Config, index: int, trainer: OwnTrainer | None) -> int:
     bank = f"bank-{index}"
 
     def own_rows(config: Config, session: Session) -> RunRows:
-        return _rows_of(config, session, [index])
+        return rows_of_banks(config, session, [index])
 
     return _run(config, "local", bank, own_rows, trainer)
 
@@ -107,81 +117,28 @@ def _index_of(folder: Path) -> int:
 
 def _composed(overrides: Sequence[str], trainer: OwnTrainer | None) -> Config:
     config = compose(overrides)
-    if trainer and (reason := reason_against(config)):
-        raise ConfigError(reason)
-    if config.privacy.mode != "none":
-        raise ConfigError(
-            f"The baselines train without privacy; privacy={config.privacy.mode} goes with simulate and flwr run."
-        )
+    _check(config, trainer)
     if not config.resume:
         return config
     named = asked_otherwise(overrides)
     return configuration_of(Path(config.resume), compose(named) if named else None, config.resume_anyway)
 
 
-@dataclass(frozen=True)
-class RunRows:
-    """What a baseline trains on, and how long."""
-
-    train: list[Example]
-    held_out: list[Example]
-    skipped: int
-    """Bad rows in the files and rows too long for the context window."""
-    steps: int
-    """Optimiser steps of the whole run."""
-    rows_per_step: float
+def _check(config: Config, trainer: OwnTrainer | None) -> None:
+    require_loggers(config.loggers)
+    if trainer and (reason := reason_against(config)):
+        raise ConfigError(reason)
+    if config.privacy.mode != "none":
+        raise ConfigError(
+            f"The baselines train without privacy; privacy={config.privacy.mode} goes with simulate and flwr run."
+        )
 
 
-RowsOf = Callable[[Config, Session], RunRows]
-
-
-def _pooled(config: Config, session: Session) -> RunRows:
-    """The rows and steps of all banks of the federated run with this configuration."""
-    return _rows_of(config, session, range(config.banks))
-
-
-def _rows_of(config: Config, session: Session, banks: Iterable[int]) -> RunRows:
-    """The rows and steps of some of the banks."""
-    dataset = config.dataset
-    how = (context_tokens(config.model), dataset.on_bad_row, dataset.chat_template, dataset.answer_space)
-    parts = divide(config, config.banks)
-    train: list[Example] = []
-    held_out: list[Example] = []
-    sizes: list[int] = []
-    skipped = bad_train_rows(config, config.banks)
-    for index in banks:
-        for_training, for_holdout = train_and_held_out(parts[index], config, f"bank-{index}")
-        kept = encode_rows(session.tokenizer, for_training, *how)
-        kept_out = encode_rows(session.tokenizer, for_holdout, *how)
-        train += kept.examples
-        held_out += kept_out.examples
-        skipped += len(kept.too_long) + len(kept_out.too_long)
-        sizes.append(len(kept.examples))
-    if not train:
-        raise UserError("No row fits the context window: raise model.context_tokens.")
-    numbered = [replace(example, index=place) for place, example in enumerate(train)]
-    return RunRows(numbered, held_out, skipped, *_steps_of([size for size in sizes if size], config))
-
-
-def _steps_of(sizes: Sequence[int], config: Config) -> tuple[int, float]:
-    """(optimiser steps, rows of a step) that take as many steps and rows as banks of these sizes do together.
-
-    A bank with fewer rows than a step asks for takes all that it has in each (`fedfinlora.train.loop.rows_of_step`).
-    Pooled rows would fill every step, so a pooled step is as large as the banks' steps are on average.
-    """
-    rounds = config.num_server_rounds
-    steps = [total_steps(size, rounds, config.train) for size in sizes]
-    asked = [
-        stretch_of_round(1, rounds, count, size, config.train).rows_per_step
-        for count, size in zip(steps, sizes, strict=True)
-    ]
-    if len(sizes) == 1:  # to the byte the steps of that bank
-        return steps[0], asked[0]
-    drawn = [  # whole rows, as the banks draw them
-        math.floor(count * max(1.0, min(rows, size)) + 1e-9)
-        for count, rows, size in zip(steps, asked, sizes, strict=True)
-    ]
-    return sum(steps), sum(drawn) / sum(steps)
+def _check_stage(config: Config, trainer: OwnTrainer | None) -> None:
+    _check(config, trainer)
+    if not config.peft.frozen_rank:  # else the stage before it makes that adapter
+        check_start(config)
+    divide(config, config.banks)
 
 
 def _files(config: Config, trainer: OwnTrainer | None) -> dict[str, str]:
@@ -212,35 +169,35 @@ def _train(
 ) -> None:
     config, folder = run.config, run.folder
     rounds = config.num_server_rounds
-    events.write(
-        "run_start", run=folder.name, model=config.model.name, peft=config.peft.method, strategy=mode, rounds=rounds,
-        banks=1,
-        run_dir=str(folder), mode=mode, process=os.getpid(),
-            resumed_after_round=run.checkpoint.round if run.checkpoint else None,
-    )  # fmt: skip
-    events.write("phase", name="loading model")
+    events.write(run.start_event(mode, mode, banks=1))
+    events.write(Phase(name="loading model"))
     validation = validation_rows(config, events.write)
     session = get_session(config)
     rows = rows_of(config, session)
     events.write(
-        "trainable", parameters=session.layout.size, rows=len(rows.train), skipped_rows=rows.skipped, steps=rows.steps,
-        answer_tokens=sum(len(example.answer_ids) for example in rows.train),
-    )  # fmt: skip
+        Trainable(
+            parameters=session.layout.size,
+            rows=len(rows.train),
+            skipped_rows=rows.skipped,
+            steps=rows.steps,
+            answer_tokens=sum(len(example.answer_ids) for example in rows.train),
+        )
+    )
     if rows.skipped:
         text = f"rows skipped: {rows.skipped}; `python -m fedfinlora data check` names them"
-        events.write("message", level="warning", text=text)
-    board = TensorBoardWriter(folder)
+        events.write(Message(level="warning", text=text))
+    board = Board(folder, config)
     adapter, optimizer, done = _first_state(run, session)
     if run.checkpoint is None:
         write_manifest(folder, config, _files(config, trainer))
         save_checkpoint(folder, Checkpoint(0, session.layout.id, {"adapter": adapter}, {}))
     scores = RunScores(session, config, folder, validation, events.write, board)
     scores.base()
-    events.write("phase", name="training")
+    events.write(Phase(name="training"))
     selection = scores.resume_from(run.checkpoint)
     while scores.more(done, selection):
         number = done + 1
-        events.write("round_start", round=number)
+        events.write(RoundStart(round=number))
         write_adapter(session.model, adapter)
         measured = bool(rows.held_out) and (number - 1) % config.train.holdout_every == 0
         holdout_loss = mean_loss(session.model, rows.held_out, config.train) if measured else None
@@ -249,9 +206,8 @@ def _train(
 
         def on_step(step: StepReport, first: int = stretch.first_step) -> None:
             done_steps = first + step.step
-            events.write(
-                "step", bank=bank, step=done_steps, steps=rows.steps, loss=step.loss, tokens_per_s=step.tokens_per_s
-            )
+            speed = step.tokens_per_s
+            events.write(Step(bank=bank, step=done_steps, steps=rows.steps, loss=step.loss, tokens_per_s=speed))
 
         if trainer is None:
             result = _stretch(session, rows.train, stretch, config, bank, optimizer, on_step)
@@ -263,7 +219,7 @@ def _train(
         # The server's arithmetic, so that one bank alone and a federation of one give the same bytes.
         adapter = (adapter.astype(np.float64) + (trained - adapter).astype(np.float64)).astype(np.float32)
         optimizer = result.optimizer
-        _report_bank(line, events)
+        events.write(bank_done(line.round, line.banks[0], line.timings.of(bank)))
         selection = scores.close_round(_state_of(adapter, optimizer), line, selection)
         done = number
     scores.finish(adapter, done, selection)
@@ -339,18 +295,7 @@ def _state_of(adapter: Vector, optimizer: OptimizerState) -> dict[str, NDArray[A
     }
 
 
-def _report_bank(line: RoundLine, events: EventWriter) -> None:
-    [entry] = line.banks
-    train_s = line.timings.train_s
-    events.write(
-        "bank_done", round=line.round, bank=entry.bank, status=entry.status, reason="", rows=entry.rows,
-        train_loss=entry.train_loss,
-        rows_per_s=entry.rows / max(train_s, 1e-9), tokens_per_s=line.timings.of(entry.bank).tokens_per_s,
-            seconds=train_s,
-    )  # fmt: skip
-
-
 def _finish(run: OpenRun, mode: str, events: EventWriter, started: float, status: str, reason: str) -> None:
     write_result(run.folder, run_result(run, status, reason, time.monotonic() - started, mode))
     report = write_run_report([run.folder], run.folder / "report.html")
-    events.write("run_done", status=status, reason=reason, run_dir=str(run.folder), report=str(report))
+    events.write(run.done_event(status, reason, report))

@@ -33,7 +33,7 @@ FILINGS = "filing:bench_filing"
 
 def bench(words: Sequence[str], file: Path | None, rows: str = "short", minutes: float = 8.0) -> int:
     """Run the named benchmark; the first word is its name, the rest are overrides. `rows` distinguishes the two of
-    `train` apart.
+    `train`.
 
     Returns 3 where the two sides, measured in pairs, spread too widely to say anything.
     """

@@ -2,8 +2,7 @@
 
 The server's rule runs on subsets of the banks' recorded updates, and the shared evaluator scores each adapter on the
 same rows. From these scores: each bank's Shapley value, what leaving it out costs, and, next to runs of `local`, what
-it gains over training alone. In a run of several rounds a subset is a replay of recorded updates, not the run that
-these banks would have made (`fedfinlora.commands.replayed`).
+it gains over training alone. In a run of several rounds a subset is a replay (`fedfinlora.commands.replayed`).
 """
 
 from __future__ import annotations
@@ -20,22 +19,26 @@ from eval.metrics.row_values import RowValues, contrasts, row_values
 from eval.models import LocalModel
 from eval.report import write_run_report
 from fedfinlora.commands.printed import print_table
-from fedfinlora.commands.replayed import KeptRun, read_kept_run
+from fedfinlora.commands.replayed import KeptRun, read_kept_run, with_words
 from fedfinlora.commands.shapley import Coalition, Combination, combination
 from fedfinlora.errors import UserError
 from fedfinlora.model.adapter import Vector, load_adapter
 from fedfinlora.report.contributions import contributions_table, notes
 from fedfinlora.run.contributions import BankContribution, Contributions, write_contributions
 from fedfinlora.run.evaluation import Estimate, read_records
+from fedfinlora.run.folder import read_config
 
 LOCAL = "local-"
 """Begins the label of the adapter of a bank alone."""
+NAME_SOME = "Name benchmarks with rows: evaluation.benchmarks=[fpb] evaluation.limit=0."
 AT_ONCE = 8
 """Adapters that are scored in one pass over the rows; a pass holds all of them in memory."""
 
 
 def contributions(folder: Path, local: str, permutations: int, words: Sequence[str]) -> int:
     """Write contributions.json and the report of the run, and print the table."""
+    if with_words(read_config(folder), words).evaluation.benchmarks == ("none",):
+        raise UserError(f"{folder} is a run without scores. {NAME_SOME}")
     run = read_kept_run(folder, words)
     if len(run.banks) < 2:
         raise UserError(f"{folder} has updates of one bank only: contributions need two banks or more.")
@@ -95,9 +98,7 @@ def _scored(
                 files = {key: place / "eval" / label / f"{key}.jsonl" for key in evaluation.scores}
                 found[label] = {key: row_values(read_records(file)) for key, file in files.items()}
     if not any(found.values()):
-        raise UserError(
-            "Nothing was scored. Name benchmarks with rows: evaluation.benchmarks=[fpb] evaluation.limit=0."
-        )
+        raise UserError(f"Nothing was scored. {NAME_SOME}")
     return found
 
 

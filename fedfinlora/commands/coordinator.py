@@ -1,19 +1,14 @@
 """`coordinator`: the aggregator's side of a deployment, on Flower's SuperLink with TLS and known banks only.
 
-Each action prints the Flower command that it runs. Everything lies in one folder (default ~/.fedfinlora/coordinator):
-the certificates, the SuperLink's database, the enrolled banks' public keys and certificates, and Flower's own settings;
-the authority's private key may lie elsewhere, and may be encrypted.
-
-The SuperLink listens twice. Banks reach Flower's Fleet API at the public address, over mutual TLS. Flower's control and
-runtime interfaces, which know no accounts, are on loopback and closed to every other user of the machine
-(`fedfinlora.deployment.door`).
+Each action prints the Flower command that it runs. Everything lies in one folder (default ~/.fedfinlora/coordinator);
+the authority's private key may lie elsewhere, and may be encrypted. Banks reach Flower's Fleet API at the public
+address, over mutual TLS; Flower's other interfaces are on loopback (`fedfinlora.deployment.door`).
 """
 
 from __future__ import annotations
 
 import shlex
 import subprocess
-import time
 from pathlib import Path
 
 from fedfinlora.deployment.app_bundle import code_sha256, installed_files
@@ -34,7 +29,7 @@ from fedfinlora.deployment.coordinator_home import (
     nodes_of,
     register,
 )
-from fedfinlora.deployment.flower_link import flower
+from fedfinlora.deployment.flower_link import flower, wait_for_superlink
 from fedfinlora.deployment.local_server import close
 from fedfinlora.deployment.own_user import check_user
 from fedfinlora.deployment.watching import Listen, watch_coordinator
@@ -44,17 +39,12 @@ from fedfinlora.run.folder import alone_in
 from fedfinlora.system.family import end_family
 from server_app.witness import WITNESS_VARIABLE
 
-START_TIMEOUT_S = 120.0
-
 CERTIFICATES = (CA_CERTIFICATE, SERVER_CERTIFICATE, SIGNING_CERTIFICATE)
 
 
 def start(home: Path, listen: Listen) -> int:
-    """Run the SuperLink in the foreground until it is ended by SIGTERM or Ctrl-C; register enrolled banks as soon as it
-    answers.
-
-    Metrics and the status page are served as `listen` says. UserError that says who runs it where the coordinator runs
-    already.
+    """Run the SuperLink in the foreground until SIGTERM or Ctrl-C; register enrolled banks as soon as it answers.
+    UserError that says who runs it where it runs already.
     """
     _ = Coordinator(home).settings
     check_user()
@@ -86,19 +76,11 @@ def _serve(home: Path, listen: Listen) -> int:
         environment = coordinator.environment | own
         process = subprocess.Popen(command, env=environment, cwd=home, stdout=log, stderr=log)
     try:
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not coordinator.healthy():
-            if process.poll() is not None:
-                raise UserError(f"The SuperLink ended with status {process.returncode}; see {home / 'superlink.log'}.")
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"The SuperLink did not answer within {START_TIMEOUT_S:g} s; see {home / 'superlink.log'}."
-                )
-            time.sleep(0.2)
+        wait_for_superlink(process, home / "superlink.log", coordinator.healthy)
         register(coordinator)
         print(f"coordinator is up on port {settings['port']}", flush=True)
         status = process.wait()
-        raise UserError(f"The SuperLink ended with status {status}; see {home / 'superlink.log'}.")
+        raise UserError(f"Flower's SuperLink ended with status {status}; see {home / 'superlink.log'}.")
     except KeyboardInterrupt:
         print("coordinator ended", flush=True)
         return 0
@@ -108,9 +90,7 @@ def _serve(home: Path, listen: Listen) -> int:
 
 
 def status(home: Path) -> int:
-    """Certificates, the hash of the code that a run sends to the banks, banks and runs; 0 when the SuperLink
-    answers.
-    """
+    """Certificates, the hash of the code that a run sends, banks and runs; 0 when the SuperLink answers."""
     coordinator = Coordinator(home)
     _ = coordinator.settings
     for name in CERTIFICATES:

@@ -30,9 +30,7 @@ from fedfinlora.system.locks import check_free
 
 
 def plan(home: Path, overrides: Sequence[str], out: Path | None, min_banks: int) -> int:
-    """Write what `run` with these words would ask of each bank, for `bank try`; nothing is started. On the terminal
-    where no file is named.
-    """
+    """Write what `run` with these words would ask of each bank; on the terminal where no file is named."""
     banks = min_banks or (len(enrolled(home)) if (home / SETTINGS).is_file() else 0)
     text, said = plan_text(overrides, banks)
     for sentence in said:
@@ -46,10 +44,7 @@ def plan(home: Path, overrides: Sequence[str], out: Path | None, min_banks: int)
 
 
 def run(home: Path, overrides: Sequence[str], min_banks: int) -> int:
-    """Start a run with every bank that is connected, and follow it; 0 only when it completes.
-
-    Ctrl-C ends the display, not the run: it continues at the coordinator, and `flwr stop` ends it.
-    """
+    """Start a run with every bank that is connected, and follow it. Ctrl-C ends the display, not the run."""
     coordinator = Coordinator(home)
     if not coordinator.healthy():
         raise UserError("The coordinator is not running. Start it: python -m fedfinlora coordinator start")

@@ -39,9 +39,7 @@ from fedfinlora.wire.messages import BANK_NAME
 def init(
     home: Path, hosts: Sequence[str], port: int, listen: str, days: int, place: AuthorityPlace | None = None
 ) -> int:
-    """Make authority, certificates and settings. What is there already is not touched; an authority that `place` names
-    and that exists is used.
-    """
+    """Make authority, certificates and settings; an authority that `place` names and that exists is used."""
     if (home / SETTINGS).exists():
         raise UserError(f"{home} is already a coordinator's folder. Nothing was changed.")
     place = place or AuthorityPlace()
@@ -109,7 +107,7 @@ def enroll(home: Path, key: Path, name: str, days: int = 365, place: AuthorityPl
 
 
 def revoke(home: Path, name: str) -> int:
-    """Let a bank in no more: its next request is refused, on an open connection too."""
+    """A revoked bank's next request is refused, on an open connection too."""
     coordinator = Coordinator(home)
     kept = home / "enrolled" / f"{name}.pub"
     if not kept.is_file():
@@ -125,9 +123,7 @@ def revoke(home: Path, name: str) -> int:
 
 
 def renew(home: Path, days: int, place: AuthorityPlace | None = None) -> int:
-    """New certificates of the same authority: the server's, for the same names, the signing key's, and every enrolled
-    bank's.
-    """
+    """New certificates for the server, the signing key and every enrolled bank."""
     coordinator = Coordinator(home)
     authority = coordinator.authority(place)
     issue_server(home, [str(host) for host in coordinator.settings["hosts"]], days, authority)

@@ -24,10 +24,8 @@ _OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w.@:/-]*=|~[A-Za-z_][\w.]*\Z")
 
 
 def root_and_overrides(words: Sequence[str]) -> tuple[Path, list[str]]:
-    """The one folder (or file) among the words of a command line, in any place, and the others. ConfigError without
-    one, or with two.
-
-    A word like key=value is a folder only where there is one of that name, and no other word is a folder.
+    """The one folder (or file) among the words of a command line, and the others. A word like key=value is a folder
+    only where there is one of that name, and no other word is a folder.
     """
     overrides = [word for word in words if _OVERRIDE.match(word)]
     roots = [word for word in words if word not in overrides]
@@ -44,10 +42,10 @@ def root_and_overrides(words: Sequence[str]) -> tuple[Path, list[str]]:
 
 def check(root: Path, overrides: Sequence[str]) -> int:
     """Print the report; 1 when a file is unreadable, has bad rows or is another one's double. dataset.tasks and
-    evaluation.benchmarks say which train and test rows are looked at: those that a run with these settings reads.
+    evaluation.benchmarks say which train and test rows are looked at.
 
     The folder is read as `dataset=` in the overrides says, else as a bank's own folder would be. The word show=all
-    among them lists every bad and every long row.
+    lists every bad and every long row.
     """
     from transformers import AutoTokenizer
 

@@ -1,6 +1,4 @@
-"""`doctor`: what would go wrong with a run on this machine, one line each with what to do; status 1 if a run would
-fail.
-"""
+"""`doctor`: what would go wrong with a run on this machine, one line each with what to do."""
 
 from __future__ import annotations
 
@@ -93,9 +91,7 @@ def _caches() -> list[Finding]:
 
 
 def _memory(config: Config) -> Finding:
-    """Available memory against the weights of all processes that hold the model. Activations take no more than what is
-    then free (train.memory_gib).
-    """
+    """Available memory against the weights of all processes that hold the model."""
     import psutil
 
     from fedfinlora.deployment.simulated_banks import simulated_workers
@@ -130,9 +126,7 @@ def _memory(config: Config) -> Finding:
 
 
 def _linear_bytes(model: ModelConfig, weights: int) -> float:
-    """Bytes of a linear weight. On a CPU int8 and, as model.unpack says, nf4 become float32
-    (`fedfinlora.model.quantized.steady_on_cpu`).
-    """
+    """Of a linear weight. On a CPU int8 and, as model.unpack says, nf4 become float32 (`steady_on_cpu`)."""
     import psutil
 
     packed = LINEAR_BYTES[model.quantization]
@@ -144,9 +138,7 @@ def _linear_bytes(model: ModelConfig, weights: int) -> float:
 
 
 def _parameters(model: ModelConfig) -> tuple[int, int] | None:
-    """(weights of linear layers, all others) by the headers of the model's safetensors; None where they are not on this
-    machine.
-    """
+    """(weights of linear layers, all others) by the headers of the model's files; None where they are not here."""
     try:
         files = [file for file in counted_files(model_folder(model, local_only=True)) if file.suffix == ".safetensors"]
         counts = [count for file in files for count in _weights_in(file)]
@@ -157,9 +149,7 @@ def _parameters(model: ModelConfig) -> tuple[int, int] | None:
 
 
 def _weights_in(file: Path) -> list[tuple[str, int]]:
-    """(tensor, how many numbers) of a safetensors file: eight bytes with the length of a JSON header, which has each
-    tensor's type and place.
-    """
+    """(tensor, how many numbers) of a safetensors file: eight bytes with the length of a JSON header."""
     with open(file, "rb") as stream:
         [length] = struct.unpack("<Q", stream.read(8))
         header = json.loads(stream.read(min(length, 2**26)))

@@ -1,8 +1,4 @@
-"""What of a machine would make a run fail: each check is a function that looks at one thing and says what to do; none
-changes anything.
-
-`fedfinlora.commands.doctor` puts them together with the configuration, the rows and the hub.
-"""
+"""What of a machine would make a run fail: each check looks at one thing, says what to do, and changes nothing."""
 
 from __future__ import annotations
 
@@ -63,9 +59,7 @@ def python_version() -> Finding:
 
 
 def wanted_packages(root: Path = PROJECT_ROOT) -> tuple[str, dict[str, str]]:
-    """(where it is written, package -> exact version; "" where any will do): the lock of a checkout, else what the
-    installed wheel asks for.
-    """
+    """(where it is written, package -> exact version; "" where any will do): a checkout's lock, else the wheel's."""
     locked = {name: _pinned(root / name) for name in ("locks/run.txt", "constraints.txt") if (root / name).is_file()}
     if "locks/run.txt" in locked:
         return "locks/run.txt", locked["locks/run.txt"]
@@ -134,7 +128,7 @@ def home() -> Finding:
 
 
 def folder(name: str, path: Path, variable: str) -> Finding:
-    """Whether a folder can be written, or be made, and has room. `variable` is what moves it."""
+    """Whether a folder can be written and has room. `variable` is what moves it."""
     if not can_write(path):
         return Finding(name, FAIL, f"{path} cannot be written. Set {variable} to a folder that can.")
     free = shutil.disk_usage(_there(path)).free
@@ -159,7 +153,7 @@ def temporary() -> Finding:
 
 
 def working_directory() -> Finding:
-    """Whether it is there, and whether a file in it, in the checkout or in PYTHONPATH has a library's name."""
+    """Whether a file in it, in the checkout or in PYTHONPATH has a library's name."""
     try:
         here = Path.cwd()
     except OSError:
@@ -178,7 +172,7 @@ def working_directory() -> Finding:
 
 
 def language() -> Finding:
-    """Whether output can hold what is printed; letters that it cannot hold are printed as "?"."""
+    """Whether output can hold what is printed."""
     encoding = getattr(sys.stdout, "encoding", None) or locale.getpreferredencoding(False)
     if "utf" not in encoding.lower():
         return Finding(
@@ -224,7 +218,7 @@ def threads(environment: Mapping[str, str]) -> Finding:
 
 
 def device(asked: str, environment: Mapping[str, str]) -> Finding:
-    """Whether the device that is asked for is there: torch is imported only where the CUDA driver finds a GPU."""
+    """Whether the device that is asked for is there: torch is imported only where the driver finds a GPU."""
     there = max(gpu_traces(), driver_gpus())
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     usable = 0
@@ -305,9 +299,7 @@ def clock(seconds: float = 0.05) -> Finding:
 
 
 def can_write(path: Path) -> bool:
-    """Whether a file can be made in a folder, or the folder be made: tried where it is there, since rights alone do not
-    tell.
-    """
+    """Whether a file can be made in a folder, or the folder be made: rights alone do not tell."""
     there = _there(path)
     try:
         with tempfile.TemporaryFile(dir=there):

@@ -6,16 +6,19 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence, Set
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.catalog import select
-from eval.evaluate import evaluate_models, prompts_to_send
+from eval.arrow_model import ArrowExpert, ArrowModel
+from eval.evaluate import OnEvent, evaluate_models, prompts_to_send
 from eval.models import LocalModel
 from eval.report import write_run_report
+from eval.routing import LABELS, routed
 from eval.rows import data_files
+from fedfinlora.commands.asked_models import Asked, check_routes, folders_of, labels_of, tasks_of
 from fedfinlora.compose import compose
 from fedfinlora.config.peft import PeftConfig
 from fedfinlora.config.schema import Config
@@ -24,10 +27,11 @@ from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.files import made_as, read_json, write_json
 from fedfinlora.model.adapter import load_adapter
 from fedfinlora.model.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, differing_settings, peft_settings
-from fedfinlora.model.loading import get_session, initial_adapter
+from fedfinlora.model.loading import Session, get_session, initial_adapter
 from fedfinlora.run.detach import leave_if_detached
 from fedfinlora.run.ended import how_to_resume
 from fedfinlora.run.evaluation import Evaluation
+from fedfinlora.run.events import Phase
 from fedfinlora.run.folder import SERVER_LOCK, hold_run, new_run_folder, read_config, write_config, write_manifest
 from fedfinlora.run.opening import OpenRun, asked_otherwise, resumed_configuration, run_result
 from fedfinlora.run.progress import ShownEvents
@@ -42,46 +46,34 @@ ASKED_FILE = Path("state") / "evaluate.json"
 """Which models a run folder of mode "evaluate" is about, for resume."""
 
 
-@dataclass(frozen=True)
-class Asked:
-    """The models that the command line names."""
-
-    adapters: tuple[Path, ...] = ()
-    base: bool = False
-    """The untouched base model too; always if nothing else is named."""
-    url: str = ""
-    name: str = ""
-    alpha: int = 0
-    """peft.alpha as typed, which then counts for all adapters instead of their folders' own; 0 = not typed."""
-
-
 def evaluate(overrides: Sequence[str], asked: Asked) -> int:
     """Write eval/<label>/ for each model, result.json and report.html.
 
-    Labels are `base`, `final` for a single adapter, the folders' names for several, and `remote`.
+    Labels are `base`, `final` for a single adapter, the folders' names (or those typed) for several, those of
+    `eval.routing.LABELS` for several as one, and `remote`.
     """
     # An adapter's kind is in its folder; the default, QLoRA, would refuse a base that is not quantized.
     plain = ["peft=lora"] if asked.adapters and not _typed(overrides) else []
     config = compose([*overrides, *plain])
-    asked = replace(asked, adapters=_folders(asked), alpha=config.peft.alpha if "alpha" in _typed(overrides) else 0)
+    alpha = config.peft.alpha if "alpha" in _typed(overrides) else 0
+    asked = replace(asked, adapters=folders_of(asked.adapters), alpha=alpha)
     if config.resume:
         config, asked = _resumed(config, overrides, asked)
     select(config.evaluation.benchmarks)  # an unknown name is refused before a folder is made
     remote = _remote_model(config, asked)
-    labels = _labels(asked)
+    labels = labels_of(asked.adapters, asked.experts)
     settings = {label: _settings(folder, config, asked, _typed(overrides)) for label, folder in labels.items()}
+    check_routes(asked.routes, labels, settings, config.model.path)
+    tasks = tasks_of(labels, asked.experts) if "task" in asked.routes else {}
     run = _open(config, asked, list(settings.values()), labels)
     folder = run.folder
     print(f"run folder: {folder}", flush=True)
     started = time.monotonic()
     leave_if_detached(folder)
     with run.held(), ProgressDisplay() as display, ShownEvents(folder / "progress.jsonl", display.handle) as log:
-        events = log.write
-        events(
-            "run_start", run=folder.name, model=asked.name or config.model.name,
-            peft=run.config.peft.method if asked.adapters else "none",
-            strategy="none", rounds=0, banks=0, run_dir=str(folder), mode="evaluate",
-        )  # fmt: skip
+        start = run.start_event("evaluate", "none", banks=0)
+        peft = start.peft if asked.adapters else "none"
+        log.write(replace(start, model=asked.name or config.model.name, peft=peft, rounds=0))
         try:
             files = _files(config, labels)
             if (folder / "manifest.json").is_file():
@@ -89,20 +81,20 @@ def evaluate(overrides: Sequence[str], asked: Asked) -> int:
             else:
                 write_manifest(folder, run.config, files, with_model=remote is None)
             if remote is not None:
-                _score_remote(remote, run, events)
+                _score_remote(remote, run, log.write)
             else:
-                _score_local(labels, settings, asked, run, events)
+                found = _score_local(labels, settings, asked, run, log.write)
+                routed(folder, asked.routes, {label: found[label] for label in labels}, tasks, log.write)
         except BaseException as error:
             status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
             reason = "interrupted" if status == "stopped" else str(error)
             write_result(folder, _result(run, asked, status, reason, time.monotonic() - started))
-            events("run_done", status=status, reason=reason, run_dir=str(folder), report="")
+            log.write(run.done_event(status, reason))
             if isinstance(error, KeyboardInterrupt):
                 raise UserError(f"stopped; {how_to_resume(folder)}") from None
             raise
         write_result(folder, _result(run, asked, "completed", "", time.monotonic() - started))
-        report = write_run_report([folder], folder / "report.html")
-        events("run_done", status="completed", reason="", run_dir=str(folder), report=str(report))
+        log.write(run.done_event("completed", "", write_run_report([folder], folder / "report.html")))
     return 0
 
 
@@ -121,14 +113,17 @@ def dry_run(overrides: Sequence[str], asked: Asked, price_in: float | None, pric
 
 
 def _score_local(
-    labels: dict[str, Path], settings: dict[str, PeftConfig], asked: Asked, run: OpenRun, events: Callable[..., None]
-) -> None:
-    """Adapters of one kind are scored in one pass over the rows; each kind needs a session of its own."""
+    labels: dict[str, Path], settings: dict[str, PeftConfig], asked: Asked, run: OpenRun, on_event: OnEvent
+) -> dict[str, Evaluation]:
+    """Adapters of one kind are scored in one pass over the rows; each kind needs a session of its own. Returns
+    metrics.json by label.
+    """
     config = run.config
+    scored: dict[str, Evaluation] = {}
     kinds = list(dict.fromkeys(settings.values())) or [config.peft]
     for number, kind in enumerate(kinds):
         here = replace(config, peft=kind)
-        events("phase", name="loading model")
+        on_event(Phase(name="loading model"))
         session = get_session(here)
         models: dict[str, LocalModel] = {}
         if number == 0 and (asked.base or not labels):
@@ -138,15 +133,30 @@ def _score_local(
                 models[label] = LocalModel(
                     session, here, load_adapter(folder, session.layout, here.model, session.frozen)
                 )
-        events("phase", name=f"evaluating {', '.join(models)}")
-        _require_scores(evaluate_models(models, here, run.folder, events))
+        if number == 0 and "arrow" in asked.routes:
+            models[LABELS["arrow"]] = ArrowModel.of(session, here, _arrow_experts(session, labels, settings, config))
+        on_event(Phase(name=f"evaluating {', '.join(models)}"))
+        found = evaluate_models(models, here, run.folder, on_event)
+        _require_scores(found)
+        scored |= found
+    return scored
 
 
-def _score_remote(model: RemoteModel, run: OpenRun, events: Callable[..., None]) -> None:
+def _arrow_experts(
+    session: Session, labels: dict[str, Path], settings: dict[str, PeftConfig], config: Config
+) -> list[ArrowExpert]:
+    """All adapters, in a session of the first one's kind: `check_routes` has found them to be of one form."""
+    return [
+        ArrowExpert(settings[label], load_adapter(folder, session.layout, config.model, session.frozen))
+        for label, folder in labels.items()
+    ]
+
+
+def _score_remote(model: RemoteModel, run: OpenRun, on_event: OnEvent) -> None:
     answers = _remote_answers(model, run.config)
     with answers.remote:
-        events("phase", name=f"asking {model.name}")
-        _require_scores(evaluate_models({"remote": answers}, run.config, run.folder, events))
+        on_event(Phase(name=f"asking {model.name}"))
+        _require_scores(evaluate_models({"remote": answers}, run.config, run.folder, on_event))
 
 
 def _remote_answers(model: RemoteModel, config: Config) -> Any:
@@ -175,8 +185,8 @@ def _remote_model(config: Config, asked: Asked) -> RemoteModel | None:
         return None
     from eval.remote.model import RemoteModel
 
-    if asked.adapters or asked.base:
-        raise ConfigError("--model-url names the model: leave --adapter and --base out.")
+    if asked.adapters or asked.base or asked.routes:
+        raise ConfigError("--model-url names the model: leave --adapter, --route and --base out.")
     if config.evaluation.mode != "generate":
         raise ConfigError("--model-url: servers are asked for text only, so evaluation.mode must be generate.")
     return RemoteModel(asked.url, asked.name, config.evaluation, config.dataset.chat_template, config.seed)
@@ -202,25 +212,6 @@ def _settings(folder: Path, config: Config, asked: Asked, typed: Set[str]) -> Pe
             f"{', '.join(differing)}."
         )
     return replace(found, alpha=asked.alpha) if asked.alpha else found
-
-
-def _labels(asked: Asked) -> dict[str, Path]:
-    """A label for each adapter folder: `final` for one alone, else the last parts of its path that distinguish it from
-    the others.
-    """
-    folders = _folders(asked)
-    if len(folders) <= 1:
-        return dict.fromkeys(["final"], folders[0]) if folders else {}
-    for parts in range(1, max(len(folder.parts) for folder in folders)):
-        names = ["-".join(part for part in folder.parts[-parts:] if part != "adapters") for folder in folders]
-        if len(set(names)) == len(names) and not set(names) & {"base", "remote"}:
-            return dict(zip(names, folders, strict=True))
-    raise ConfigError("The --adapter folders have equal names: their paths do not distinguish them.")
-
-
-def _folders(asked: Asked) -> tuple[Path, ...]:
-    """The --adapter folders, absolute, each once."""
-    return tuple(dict.fromkeys(folder.expanduser().absolute() for folder in asked.adapters))
 
 
 def _files(config: Config, labels: dict[str, Path]) -> dict[str, str]:
@@ -251,7 +242,7 @@ def _open(config: Config, asked: Asked, settings: Sequence[PeftConfig], labels: 
     try:
         with made_as(folder):
             write_config(folder, config)
-            write_json(folder / ASKED_FILE, {**asdict(asked), "adapters": [str(folder) for folder in asked.adapters]})
+            write_json(folder / ASKED_FILE, asked.as_json())
     except BaseException:
         lock.release()
         raise
@@ -266,9 +257,7 @@ def _resumed(config: Config, overrides: Sequence[str], asked: Asked) -> tuple[Co
         raise UserError(
             f"{folder} is not the folder of an evaluation. Resume it by the command that it was started with."
         )
-    values = read_json(folder / ASKED_FILE)
-    values.pop("own_peft", None)  # of runs before alpha alone could be typed
-    former = Asked(**{**values, "adapters": tuple(map(Path, values["adapters"]))})
+    former = Asked.from_json(read_json(folder / ASKED_FILE))
     named = asked_otherwise(overrides)
     if named:
         again = compose(named)

@@ -7,7 +7,9 @@ there, or is the same as its neighbour, is not trained. The effects are differen
 rows, so they add up to the whole difference, and each has an interval over rows. An effect depends on the order of the
 changes: it is what the change does in its place.
 
-Kept updates (strategy.keep_deltas) give more without training: what other weights would have given.
+Apart from this chain, compared with the federated run and not added: what the mean of the products B A would have
+given in the place of that of A and B (one more run), and, by kept updates (strategy.keep_deltas) without training, what
+other weights would have given.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import numpy as np
 from eval.evaluate import evaluate_models
 from eval.metrics.row_values import RowValues, contrasts, row_values
 from eval.models import LocalModel
-from fedfinlora.commands.explain_runs import CHANGES, FEDERATED, POOLED, Plan
+from fedfinlora.commands.explain_runs import CHANGES, EXACT, EXACT_TITLE, FEDERATED, POOLED, PRODUCT, Plan
 from fedfinlora.commands.printed import print_table
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.model.adapter import Vector, load_adapter
@@ -41,7 +43,8 @@ def explain(
     adapters, unknown = plan.adapters(wanted)
     print(f"scoring {len(adapters)} adapters on the same rows: {', '.join(adapters)}", flush=True)
     replayed, more = plan.replayed()
-    found = _explained(plan, adapters, replayed, [*unknown, *more])
+    exact, why = plan.exact_mean() if PRODUCT in wanted else (None, [])
+    found = _explained(plan, adapters, exact, replayed, [*unknown, *why, *more])
     write_explanation(plan.place / EXPLANATION_FILE, found)
     if json_file is not None:
         write_explanation(json_file, found)
@@ -51,7 +54,7 @@ def explain(
 
 
 def _wanted(causes: str) -> list[str]:
-    known = [change.name for change in CHANGES]
+    known = [*(change.name for change in CHANGES), PRODUCT]
     wanted = [name.strip() for name in causes.split(",") if name.strip()] or known
     wrong = [name for name in wanted if name not in known]
     if wrong:
@@ -60,10 +63,11 @@ def _wanted(causes: str) -> list[str]:
 
 
 def _explained(
-    plan: Plan, folders: Mapping[str, Path], replayed: Mapping[str, Vector], unknown: Sequence[str]
+    plan: Plan, chain: Mapping[str, Path], exact: Path | None, replayed: Mapping[str, Vector], unknown: Sequence[str]
 ) -> Explanation:
     config = plan.federated
     session = get_session(config)
+    folders = {**chain, **({EXACT: exact} if exact else {})}
     vectors = {
         label: load_adapter(folder / "adapters" / "final", session.layout, config.model, session.frozen)
         for label, folder in folders.items()
@@ -80,8 +84,8 @@ def _explained(
             "Nothing was scored. Name benchmarks with rows: evaluation.benchmarks=[fpb] evaluation.limit=0."
         )
     unit = dict(zip(vectors, np.eye(len(vectors)), strict=True))
-    chain = list(folders)
-    pairs = [*pairwise(chain), (POOLED, FEDERATED), *((FEDERATED, label) for label in replayed)]
+    apart = [label for label in vectors if label not in chain]
+    pairs = [*pairwise(chain), (POOLED, FEDERATED), *((FEDERATED, label) for label in apart)]
     figures = contrasts(rows, np.array([unit[after] - unit[before] for before, after in pairs]))
     steps = len(chain) - 1
     absent = {
@@ -94,11 +98,9 @@ def _explained(
         for (before, after), effect in zip(pairs[:steps], figures[:steps], strict=True)
     ]
     others = [
-        Cause("weighting", f"{label.removeprefix('weights-')} weights on the same recorded updates", FEDERATED, label,
-        effect,
-            f"set strategy.weighting={label.removeprefix('weights-')}")
+        replace(_apart(label), effect=effect)
         for (_, label), effect in zip(pairs[steps + 1 :], figures[steps + 1 :], strict=True)
-    ]  # fmt: skip
+    ]
     return Explanation(
         federated=plan.run.name,
         pooled=plan.pooled.name,
@@ -109,6 +111,16 @@ def _explained(
         benchmarks=tuple(rows[0]),
         rows=sum(len(one.values) for one in rows[0].values()),
     )
+
+
+def _apart(label: str) -> Cause:
+    """What is compared with the federated run and not part of the chain."""
+    if label == EXACT:
+        advice = "strategy=residual, or fewer local steps a round"
+        return Cause(PRODUCT, EXACT_TITLE, FEDERATED, label, advice=advice)
+    weights = label.removeprefix("weights-")
+    title, advice = f"{weights} weights on the same recorded updates", f"set strategy.weighting={weights}"
+    return Cause("weighting", title, FEDERATED, label, advice=advice)
 
 
 def _cause(before: str, after: str, absent: Set[str]) -> Cause:

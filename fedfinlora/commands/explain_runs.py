@@ -1,4 +1,4 @@
-"""The runs between a pooled and a federated one, for `explain`: which configurations, and their training."""
+"""The runs between a pooled and a federated one, for `explain`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from fedfinlora.run.folder import read_config
 from fedfinlora.run.opening import differences
 from fedfinlora.run.records import read_result
 
+PRODUCT, EXACT = "product", "exact-mean"
+"""A cause on its own, and the run that shows it."""
 POOLED, STEPS, ONE_BANK, IID, OWN, FEDERATED = (
     "pooled",
     "fewer-steps",
@@ -27,6 +29,7 @@ POOLED, STEPS, ONE_BANK, IID, OWN, FEDERATED = (
     "own-banks",
     "federated",
 )
+EXACT_TITLE = "the exact mean of the products B A, cut to the adapter's rank (strategy=flexlora)"
 SAME = ("model.", "peft.", "seed", "dataset.", "start_adapter")
 """Keys that both runs must share for their difference to be that of federating."""
 
@@ -94,7 +97,7 @@ class Plan:
         return read_config(self.pooled)
 
     def adapters(self, wanted: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
-        """(label -> folder of a run, in the order of the changes; what could not be trained and why)."""
+        """(label -> folder of a run; what could not be trained and why)."""
         found, unknown = {POOLED: self.pooled}, list[str]()
         makers: Mapping[str, Callable[[], Path]] = {
             "steps": self._fewer_steps, "optimiser": self._one_bank, "averaging": self._iid, "skew": self._own,
@@ -111,13 +114,26 @@ class Plan:
             if folder != self.run:
                 found[change.label] = folder
         found[FEDERATED] = self.run
-        if self.federated.strategy.name not in EXACT_RULES and not self.federated.peft.freeze_a:
-            unknown.append(
-                "the bias of averaging A and B apart, which is part of averaging: make the run again with "
-                "strategy=residual "
-                "strategy.residual_rank=RANK, peft.rank and peft.alpha doubled, and `compare` the two"
-            )
         return found, unknown
+
+    def exact_mean(self) -> tuple[Path | None, list[str]]:
+        """(folder of the same run with the mean of the products B A, cut to the adapter's rank, in the place of that of
+        A and B apart; why there is none). Only where the rule is that mean is nothing else different.
+        """
+        config, what = self.federated, "the bias of averaging A and B apart"
+        strategy, peft = config.strategy, config.peft
+        if strategy.name in (*EXACT_RULES, "flexlora", "rolora") or peft.freeze_a:
+            return None, [f"{PRODUCT}: strategy={strategy.name} with peft={peft.method} has no such bias"]
+        why = (
+            f"{PRODUCT}: {what} shows in runs of strategy=fedavg with peft=lora, qlora or rslora and without privacy; "
+            "rounds.jsonl has its norm in each round (average.bias)"
+        )
+        plain = strategy.name == "fedavg" and strategy.sync == "round" and peft.method in ("lora", "qlora", "rslora")
+        if not plain or config.privacy.mode != "none":
+            return None, [why]
+        print(f"training: {EXACT_TITLE}", flush=True)
+        exact = replace(config, strategy=replace(strategy, name="flexlora"))
+        return train_here(self._between(exact, EXACT)), []
 
     def replayed(self) -> tuple[dict[str, Vector], list[str]]:
         """(label -> adapter of the run's recorded updates under another mean; why there is none)."""
@@ -173,9 +189,7 @@ class Plan:
         )
 
     def _between(self, config: Config, label: str) -> Config:
-        """A run in between: in its own folder, scored with the others and not on its own; rounds are chosen as in the
-        run.
-        """
+        """A run in its own folder, scored with the others and not on its own."""
         scores = config.evaluation
         quiet = replace(scores, base=False, limit=1, round_limit=1) if scores.validation_rows else replace(
             scores, base=False, every=0, benchmarks=("none",)

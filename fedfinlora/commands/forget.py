@@ -1,9 +1,8 @@
-"""`forget`: a run's adapter computed again without one bank, from the updates that the run kept, and what that changed.
+"""`forget`: a run's adapter computed again without one bank, from the updates that the run kept.
 
-The server's rule runs again on the other banks' recorded updates. That is the adapter of a run without the bank only
-where no kept update was computed from an adapter that the bank had a part in: with one round, or where the bank took
-part in the last round alone. Otherwise the bank's influence on the others' later updates stays, and only training again
-removes it; the folder and the output say which of the two it is. The run itself is not touched.
+That is the adapter of a run without the bank only where no kept update was computed from an adapter that the bank had a
+part in. Otherwise the bank's influence on the others' later updates stays, and only training again removes it; the
+output says which of the two it is.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError
 from fedfinlora.files import made_as
 from fedfinlora.model.adapter import Vector, norm, save_adapter
+from fedfinlora.model.peft_methods import METHODS
 from fedfinlora.run.checkpoint import adapter_checksum
 from fedfinlora.run.folder import new_run_folder, write_config, write_manifest
 from fedfinlora.run.lineage import EXACT, REPLAY, Lineage, write_lineage
@@ -117,7 +117,7 @@ def _write(run: KeptRun, made: Path, config: Config, adapter: Vector, lineage: L
 
 def _is_whole(run: KeptRun) -> bool:
     """Whether all tensors of the adapter are trained, so that the saved ones follow from the vector alone."""
-    return run.config.peft.method != "lora_xs" and not run.config.peft.freeze_a
+    return METHODS[run.config.peft.method].whole and not run.config.peft.freeze_a
 
 
 def _score(run: KeptRun, made: Path, config: Config, adapter: Vector) -> None:

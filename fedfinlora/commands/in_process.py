@@ -1,7 +1,6 @@
 """A federation inside this process: the server's round loop and the banks' ClientApp, without Flower's processes.
 
-It gives the bytes that `simulate` gives, since it hands the same messages to the same app, and loads the base model
-once. For computations that need several small federations one after the other (`explain`).
+It gives the bytes that `simulate` gives, and loads the base model once; for `explain`, which needs several.
 """
 
 from __future__ import annotations
@@ -24,9 +23,7 @@ FIRST_NODE = 100
 
 
 def train_here(config: Config) -> Path:
-    """The folder of a federated run with this configuration, trained here: a finished one is taken, a begun one
-    is resumed, any other is replaced.
-    """
+    """The folder of a federated run with this configuration: a finished one is taken, a begun one is resumed."""
     from server_app.federated import run_federated
 
     folder = Path(config.output_dir) / config.run_name
@@ -83,9 +80,7 @@ class InProcessGrid:
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Any]:
-        """The reply of the next bank that was asked, one at a time: a delta is checked and stored before another is
-        made.
-        """
+        """The reply of the next bank that was asked, one at a time."""
         from flwr.supercore.task_identity import TaskIdentity
 
         from client_app.app import app

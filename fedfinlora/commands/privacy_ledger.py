@@ -1,4 +1,4 @@
-"""`privacy ledger FOLDER`: what a ledger says is spent, and the two ways to make a damaged one usable again."""
+"""`privacy ledger FOLDER`: what a ledger says is spent, and two ways to repair a damaged one."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from fedfinlora.privacy.ledger_spent import histories, members
 
 
 def ledger_command(folder: Path, reconcile_with: Path | None, as_spent: bool, delta: float | None = None) -> int:
-    """Repair the ledger of a folder if asked to, and show it. `delta` None: the bank's default for as many rows as the
-    ledger knows.
-    """
+    """`delta` None: the bank's default for as many rows as the ledger knows."""
     if reconcile_with is not None and as_spent:
         raise ConfigError("--reconcile and --book-as-spent are two ways out: choose one.")
     if delta is not None and not 0 < delta < 1:
@@ -58,6 +56,18 @@ def _said(repair: Repair) -> str:
     )
 
 
+def largest_by_unit(ledger: Ledger, delta: float) -> dict[str, float]:
+    """Row, and customer where rounds by customer were booked -> the largest epsilon of any that the ledger knows, rows
+    that are gone too.
+    """
+    units = {"row": members(ledger.index, False), "customer": members(ledger.index, True)}
+    return {
+        unit: histories(ledger.lines, ledger.index, found).largest(delta)
+        for unit, found in units.items()
+        if found.count
+    }
+
+
 def _show(ledger: Ledger, delta: float | None) -> None:
     hashes = ledger.index.hashes
     customers = int((hashes >= CUSTOMER_BIT).sum())
@@ -71,11 +81,8 @@ def _show(ledger: Ledger, delta: float | None) -> None:
             f"q {line['sampling_rate']:.3g}  sigma {line['noise_multiplier']:.3g}  {line['steps']} steps  {cohort}"
         )
     print(f"{len(ledger.lines)} lines, the last {min(20, len(ledger.lines))} shown; {rows} rows, {customers} customers")
-    for kind, by_customer in (("row", False), ("customer", True)):
-        units = members(ledger.index, by_customer)
-        if units.count:
-            largest = histories(ledger.lines, ledger.index, units).largest(delta)
-            print(f"largest epsilon of a {kind}: {largest:.4g} at delta {delta:.1e}")
+    for kind, largest in largest_by_unit(ledger, delta).items():
+        print(f"largest epsilon of a {kind}: {largest:.4g} at delta {delta:.1e}")
     on_every_row = [line for line in ledger.lines if line["cohort"] == EVERY_ROW]
     if on_every_row:
         steps = [Steps(line["sampling_rate"], line["noise_multiplier"], line["steps"]) for line in on_every_row]

@@ -1,6 +1,4 @@
-"""`privacy plan`: what a private run will cost, before it starts and before a row is read
-(`fedfinlora.privacy.forecast`).
-"""
+"""`privacy plan`: what a private run will cost, before a row is read (`fedfinlora.privacy.forecast`)."""
 
 from __future__ import annotations
 
@@ -69,7 +67,7 @@ def plan(
 
 
 def declared_sizes(config: Config, rows: int | None) -> dict[str, float]:
-    """Bank -> declared rows, from strategy.sizes or --rows. ConfigError for both, neither, or no rows."""
+    """Bank -> declared rows, from strategy.sizes or --rows."""
     declared = config.strategy.declared_sizes()
     if declared and rows is not None:
         raise ConfigError("strategy.sizes and --rows both give the banks' sizes: leave one out.")
@@ -186,7 +184,7 @@ def _largest_minutes(found: Forecast, measured: Timing) -> float:
 
 
 def _timed(config: Config, found: Forecast, row_tokens: int) -> Timing:
-    """One private step of random tokens with the model and adapter of the run, noise included, after one to warm up."""
+    """One private step of random tokens, noise included, after one to warm up."""
     import torch
 
     from fedfinlora.model.adapter import write_adapter

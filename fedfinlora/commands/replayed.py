@@ -1,8 +1,7 @@
 """A run's rounds computed again from some of its kept updates: what `forget`, `contributions` and `explain` share.
 
-strategy.keep_deltas keeps each accepted update as it was sent. The server's own rule on a subset of the banks gives the
-adapter of these updates. Later updates were computed from adapters of all banks: such a replay is of recorded updates,
-and the adapter of a run without the other banks only where one round was all there was.
+Later updates were computed from adapters of all banks: such a replay is of recorded updates, and the adapter of a run
+without the other banks only where one round was all there was.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from server_app.strategies.strategy import ServerState, take_step
 
 CHANGEABLE = ("evaluation", "model")
 """Groups of a run's configuration that words of these commands may change: what is scored, and where."""
-FACTORS_AGAIN = ("flexlora", "flora", "residual")
+FACTORS_AGAIN = ("flexlora", "flora", "residual", "rosa")
 """Rules that factor the mean product again after each round: a later update of A and B belongs to those factors, and
 means nothing next to the factors of other banks.
 """
@@ -83,9 +82,8 @@ class KeptRun:
 
 
 def read_kept_run(folder: Path, words: Sequence[str] = ()) -> KeptRun:
-    """A run with its kept updates, its configuration changed by `words` (evaluation.…, model.…).
-
-    UserError where it is no federated run, kept no updates, was private, or its updates do not give its adapter.
+    """A run with its kept updates, its configuration changed by `words` (evaluation.…, model.…). UserError where it
+    kept none, was private, or they do not give its adapter.
     """
     config = read_config(folder)
     if read_result(folder).mode != "federated":
@@ -151,7 +149,7 @@ def _check(run: KeptRun) -> None:
 
 
 def _layout(folder: Path, config: Config, layout_id: str) -> Layout:
-    """The adapter's layout: from the tensors that were saved where those are what is trained, else from the model."""
+    """From the tensors that were saved where those are what is trained, else from the model."""
     from safetensors import safe_open
 
     file = folder / "adapters" / "final" / "adapter_model.safetensors"

@@ -51,9 +51,7 @@ def list_runs(folder: Path, as_json: bool) -> int:
 
 
 def attach(run: Path) -> int:
-    """Show a run's progress until it ends, as the command that started it would; its status. Ctrl-C leaves it
-    running.
-    """
+    """Show a run's progress until it ends. Ctrl-C leaves it running."""
     from fedfinlora.deployment.following import final_status
     from fedfinlora.run.progress import FILE_NAME, follow
     from fedfinlora.run.progress_display import ProgressDisplay
@@ -85,9 +83,7 @@ def _status(run: Path, final_status: Callable[[Path], int]) -> int:
 
 
 def _start_of_attempt(progress: Path) -> int:
-    """Where the events of the present attempt begin in progress.jsonl, in bytes: its end where the attempt has written
-    none yet.
-    """
+    """Where the present attempt begins in progress.jsonl, in bytes: its end where none is written yet."""
     start, ended, place = 0, False, 0
     if not progress.is_file():
         return 0
@@ -139,9 +135,7 @@ def stop(run: Path) -> int:
 
 
 def _who_trains(run: Path) -> Holder | None:
-    """The process that ends all of a run: `simulate`, which has started the rest, else the server or the baseline
-    itself.
-    """
+    """The process that ends all of a run: `simulate`, else the server or the baseline."""
     holder = holder_of(run / COMMAND_LOCK)
     return holder if holder is not None and DEPLOYED not in holder.command else holder_of(run / SERVER_LOCK)
 
@@ -166,9 +160,7 @@ def _interrupt(holder: Holder | None, run: Path) -> None:
 
 @contextlib.contextmanager
 def _handle(pid: int) -> Any:
-    """A way to send SIGTERM to the process that has this number now (Linux: by its descriptor, which no later process
-    can take over).
-    """
+    """A way to send SIGTERM to the process that has this number now (Linux: by its descriptor)."""
     if not hasattr(os, "pidfd_open"):
         yield lambda: os.kill(pid, signal.SIGTERM)
         return

@@ -3,8 +3,7 @@
     phi_k = sum over coalitions S without k of |S|! (N - |S| - 1)! / N! · (v(S + k) - v(S))
 
 All 2^N coalitions for few players; a seeded sample of permutations for many (Castro, Gómez, Tejada 2009), with the
-standard error over the permutations. Being linear in v, they hold row by row, so intervals over rows come from the same
-combinations.
+standard error over the permutations. Being linear in v, they hold row by row.
 """
 
 from __future__ import annotations

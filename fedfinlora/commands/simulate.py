@@ -1,34 +1,32 @@
-"""`simulate`: the main job through a real `flwr run` on a private SuperLink, blocking, with progress and a truthful
-exit status.
+"""`simulate`: the main job through a real `flwr run` on a private SuperLink.
 
 `flwr run` alone returns at once, and with --stream returns 0 even when the app has failed; its daemon also keeps the
-environment of whoever started it first. So each simulation gets a SuperLink of its own, on a free port, with its files
-inside the run's folder.
+environment of whoever started it first. So each simulation gets a SuperLink of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from eval.rows import data_files
+from fedfinlora.commands.stages import Way, run_stages
 from fedfinlora.compose import compose
 from fedfinlora.config.schema import Config
-from fedfinlora.deployment.flower_link import Link, free_port, program
+from fedfinlora.deployment.flower_link import Link, flower_environment, free_port, program, wait_for_superlink
 from fedfinlora.deployment.following import final_status, watch
 from fedfinlora.deployment.simulated_banks import crowded, resources_of
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.files import made_as, write_bytes, write_json
 from fedfinlora.model.adapter_folder import check_start, start_files
 from fedfinlora.model.devices import GPU_SHARE
+from fedfinlora.report.loggers import require_loggers
 from fedfinlora.run.checkpoint import latest_round
 from fedfinlora.run.detach import leave_if_detached
 from fedfinlora.run.ended import as_sentence, how_to_resume, record_end
@@ -38,17 +36,25 @@ from fedfinlora.run.origin import ORIGIN_FILE, origin_of_this_process
 from fedfinlora.run.resuming import check_same
 from fedfinlora.system.family import family
 from fedfinlora.system.locks import check_free
-from fedfinlora.system.surroundings import corrected
 from fedfinlora.system.web import client_for
 from fedfinlora.train.own_trainer import reason_against
 from fedfinlora.train.trainer_names import NO_TRAINER, NamedTrainer, trainer_files
 
-START_TIMEOUT_S = 120.0
-
 
 def simulate(overrides: Sequence[str], trainer: NamedTrainer = NO_TRAINER) -> int:
     """Run to the end; 0 only when result.json says "completed". The banks train with `trainer`, if one is named."""
-    config = prepare(overrides, trainer)
+    way = Way(
+        "federated",
+        partial(_check, trainer=trainer),
+        lambda config: _follow(_begun(config), trainer),
+        lambda words: simulate(words, trainer),
+    )
+    if (status := run_stages(overrides, way)) is not None:
+        return status
+    return _follow(prepare(overrides, trainer), trainer)
+
+
+def _follow(config: Config, trainer: NamedTrainer) -> int:
     run = Path(config.resume) if config.resume else Path(config.output_dir) / config.run_name
     print(f"run folder: {run}", flush=True)
     crowd = crowded(config)
@@ -82,9 +88,8 @@ def _simulate(run: Path, config: Config, trainer: NamedTrainer) -> int:
 def prepare(overrides: Sequence[str], trainer: NamedTrainer = NO_TRAINER) -> Config:
     """The resolved configuration for the server, with its run folder made."""
     config = compose(overrides)
-    if trainer.name and (reason := reason_against(config)):
-        raise ConfigError(reason)
     if config.resume:
+        _check_trainer(config, trainer)
         folder = Path(config.resume)
         own = read_config(folder)
         for lock in (COMMAND_LOCK, SERVER_LOCK):
@@ -97,10 +102,29 @@ def prepare(overrides: Sequence[str], trainer: NamedTrainer = NO_TRAINER) -> Con
         )
         check_same(folder, going_on, data_files(going_on) | start_files(going_on) | trainer_files(trainer))
         return going_on
+    check_start(config)
+    _check(config, trainer)
+    return _begun(config)
+
+
+def _check(config: Config, trainer: NamedTrainer) -> None:
+    """What is wrong with the rows is said here: from inside, a bank may only send a code."""
     from client_app.own_rows import divide
 
-    check_start(config)
-    divide(config, config.banks)  # what is wrong with the rows is said here: from inside, a bank may only send a code
+    _check_trainer(config, trainer)
+    require_loggers(config.loggers)
+    if not config.peft.frozen_rank:  # else the stage before it makes that adapter
+        check_start(config)
+    divide(config, config.banks)
+
+
+def _check_trainer(config: Config, trainer: NamedTrainer) -> None:
+    if trainer.name and (reason := reason_against(config)):
+        raise ConfigError(reason)
+
+
+def _begun(config: Config) -> Config:
+    """The configuration of a new run, with its folder made."""
     return replace(config, run_name=new_run_folder(config).name, overwrite=False)
 
 
@@ -113,18 +137,13 @@ def _superlink(run: Path, trainer: NamedTrainer, banks_per_gpu: int) -> Iterator
         f'[superlink]\ndefault = "private"\n\n[superlink.private]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
     )
     write_bytes(home / "config.toml", connection.encode())
-    environment = corrected(os.environ) | {
-        "FLWR_HOME": str(home),
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_TELEMETRY_ENABLED": "0",
+    environment = flower_environment(home) | {
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",  # seconds; Flower's own second is for many runs on one SuperLink
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_prestart_worker_first_driver": "false",  # processes that Flower's own workers take the place of
         "FEDFINLORA_BANK_STATE": str(run / "state" / "banks"),
         GPU_SHARE: str(banks_per_gpu),
         **trainer.environment,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
     log_file = run / "state" / "superlink.log"
     command = [
@@ -132,22 +151,15 @@ def _superlink(run: Path, trainer: NamedTrainer, banks_per_gpu: int) -> Iterator
         "--port", str(port), "--disable-runtime-dependency-installation",
     ]  # fmt: skip
     with family(command, environment, log_file, run) as process:
-        _wait_healthy(process, port, log_file)
+        wait_for_superlink(process, log_file, lambda: _answers(f"http://127.0.0.1:{port}/health"))
         yield Link(run, environment, process)
 
 
-def _wait_healthy(process: subprocess.Popen[bytes], port: int, log_file: Path) -> None:
+def _answers(address: str) -> bool:
     import httpx
 
-    address = f"http://127.0.0.1:{port}/health"
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise UserError(f"Flower's SuperLink ended with status {process.returncode}; see {log_file}.")
-        try:
-            with client_for(address, 1.0) as client:
-                if client.get(address).is_success:
-                    return
-        except httpx.HTTPError:
-            time.sleep(0.1)
-    raise UserError(f"Flower's SuperLink did not answer within {START_TIMEOUT_S:g} s; see {log_file}.")
+    try:
+        with client_for(address, 1.0) as client:
+            return client.get(address).is_success
+    except httpx.HTTPError:
+        return False

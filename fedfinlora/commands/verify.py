@@ -1,7 +1,6 @@
-"""`verify`: check a run's folder, an adapter's folder or a bank's own record of what it was asked.
+"""`verify`: check a run's folder, an adapter's folder or a bank's own record.
 
-Exit status: 0 everything is as it was made; 1 something is wrong; 3 nothing is wrong, but not everything could be
-proven. What is not proven is named.
+Exit status: 0 everything is as it was made; 1 something is wrong; 3 not everything could be proven.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedfinlora.deployment.policy import SETTINGS, read_settings
-from fedfinlora.errors import UserError, printable
+from fedfinlora.deployment.bank_settings import SETTINGS, read_settings
+from fedfinlora.errors import UserError, plural, printable
 from fedfinlora.model.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
 from fedfinlora.provenance.findings import NOT_ALL_PROVEN, WRONG, Findings
 from fedfinlora.provenance.folder import contents_of
@@ -34,8 +33,8 @@ QUIET_S = 3.0
 
 
 def verify(folder: Path, authority: Path | None = None, key: Path | None = None, enrolled: Path | None = None) -> int:
-    """Print what was checked, what is wrong and what is not proven, a line each. `authority` is a ca.crt, `key` a
-    public key, `enrolled` a folder of banks' keys. Returns the exit status.
+    """Print what was checked, wrong and not proven. `authority` is a ca.crt, `key` a public key, `enrolled` a folder of
+    banks' keys.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder. Name a run, an adapter (RUN/adapters/final) or a bank's home.")
@@ -63,12 +62,10 @@ def verify(folder: Path, authority: Path | None = None, key: Path | None = None,
         print(printable(f"NOT PROVEN  {line}"))
     for line in found.wrong:
         print(printable(f"WRONG  {line}"))
-    unproven = f"{len(found.unproven)} things are not proven"
-    print(
-        {WRONG: f"{len(found.wrong)} things are wrong", NOT_ALL_PROVEN: f"nothing is wrong, {unproven}"}.get(
-            found.status, "ok"
-        )
-    )
+    wrong = plural(len(found.wrong), "thing is", "things are")
+    unproven = plural(len(found.unproven), "thing is", "things are")
+    ends = {WRONG: f"{wrong} wrong", NOT_ALL_PROVEN: f"nothing is wrong, {unproven} not proven"}
+    print(ends.get(found.status, "ok"))
     return found.status
 
 
@@ -122,7 +119,7 @@ def _bank(home: Path, ca: bytes | None) -> Findings:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
-    """What is being done, in one line of a terminal, where it takes longer than QUIET_S."""
+    """What is being done, on a terminal, where it takes longer than QUIET_S."""
     if not sys.stderr.isatty():
         yield lambda words: None
         return

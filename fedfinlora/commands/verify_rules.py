@@ -1,6 +1,4 @@
-"""The server's and the evaluator's own functions, for `verify` to compute a run again
-(`fedfinlora.provenance.rules.Rules`).
-"""
+"""The server's and the evaluator's own functions, for `verify`."""
 
 from __future__ import annotations
 
@@ -87,9 +85,7 @@ class ServerRules:
 
 
 def saved_layout(run: Path, layout_id: str) -> Layout | None:
-    """The layout of this id, from the names and shapes in a saved adapter of the run; None where none has it: LoRA-XS
-    is saved in another form.
-    """
+    """The layout of this id, by a saved adapter of the run; None where none has it, as for LoRA-XS."""
     for folder in sorted((run / "adapters").glob("*")):
         with suppress(UserError):
             tensors = {name: tensor.numpy() for name, tensor in read_tensors(folder).items()}

@@ -52,7 +52,7 @@ class DatasetConfig:
     typed.
     """
     tasks: tuple[str, ...] = ()
-    """Benchmark keys to train on; empty = every one that has train rows."""
+    """Benchmark keys to train on; empty = every one that has train rows, FLARE's only where they are named."""
     max_rows_per_task: int = 0
     """A seeded sample of at most this many train rows of each task; 0 = all."""
     equalize_tasks: bool = False

@@ -13,7 +13,11 @@ class EvaluationConfig:
     """The shared evaluator."""
 
     benchmarks: tuple[str, ...] = ("all",)
-    """Benchmark keys, group names (general, certificate, reporting, analysis), all, or none."""
+    """Benchmark keys, group names (general, certificate, reporting, analysis, flare), all (FinLoRA's 19), or none."""
+    general_knowledge: bool = False
+    """Also ask base and adapter 48 bundled questions outside finance, four options each: the forgetting check. Not of a
+    model behind a server.
+    """
     limit: int = 8
     """Rows of each benchmark (a seeded sample); 0 = every row."""
     base: bool = True

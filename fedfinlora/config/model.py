@@ -49,9 +49,9 @@ class ModelConfig:
     bits, which privacy=example needs. No effect on CPUs.
     """
     unpack: str = "auto"
-    """On a CPU: yes keeps nf4 weights as float32 copies of their 4-bit values (the same numbers to the bit, no
-    dequantization in each pass, the memory of an unquantized model), no keeps them packed, auto unpacks what needs at
-    most a quarter of the memory.
+    """yes keeps nf4 weights as copies of their 4-bit values in the model's arithmetic (the same numbers to the bit, no
+    dequantization in each pass, the memory of an unquantized model), no keeps them packed. auto unpacks where the
+    copies need at most a quarter of the memory: of the machine's on a CPU, of what is free on each GPU otherwise.
     """
     dtype: str = "auto"
     """Arithmetic: float32, bfloat16, or auto (bfloat16 on GPUs that have it, float32 elsewhere)."""

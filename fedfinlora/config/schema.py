@@ -12,14 +12,18 @@ from dataclasses import dataclass, field
 from fedfinlora.config.checks import LONGEST_NAME_BYTES, is_folder_name, require
 from fedfinlora.config.dataset import DatasetConfig, PartitionConfig
 from fedfinlora.config.evaluation import EvaluationConfig
+from fedfinlora.config.frozen_ranks import MIXING_RULES, check_frozen_ranks
 from fedfinlora.config.model import ModelConfig
-from fedfinlora.config.peft import PeftConfig
+from fedfinlora.config.peft import WITHOUT_FACTORS, WITHOUT_ROW_GRADIENTS, PeftConfig
 from fedfinlora.config.privacy import PRIVACY_IN_THE_BANK, PRIVACY_MODES, PrivacyConfig
 from fedfinlora.config.strategy import REPORTED_WEIGHTS, StrategyConfig
 from fedfinlora.config.train import TrainConfig
+from fedfinlora.errors import choose
 
 MOST_ROUNDS = 100_000
 """Of a run: what an accountant adds up within seconds."""
+LOGGERS = ("mlflow", "trackio", "wandb")
+"""What `loggers` may name."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,10 @@ class Config:
     """A PEFT folder whose adapter the run starts from; empty = A drawn from the seed, B zero. A private run does not
     protect the rows that it was trained on.
     """
+    loggers: tuple[str, ...] = ()
+    """Experiment trackers that get the figures by round, next to TensorBoard: mlflow, trackio, wandb. They write into
+    the run's folder and send nothing.
+    """
     model: ModelConfig = field(default_factory=ModelConfig)
     peft: PeftConfig = field(default_factory=PeftConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
@@ -81,6 +89,8 @@ class Config:
         require(self.banks >= 1, f"banks must be 1 or more, not {self.banks}.")
         require(self.keep_rounds >= 0, f"keep_rounds must be 0 (all) or more, not {self.keep_rounds}.")
         require(self.workers >= 0, f"workers must be 0 (one a core or GPU) or more, not {self.workers}.")
+        for logger in self.loggers:
+            choose(logger, LOGGERS, "logger")
         require(self.seed >= 0, f"seed must be 0 or more, not {self.seed}.")
         require(
             self.peft.method != "qlora" or self.model.quantization == "nf4",
@@ -88,6 +98,11 @@ class Config:
                 f"peft=qlora is LoRA on a 4-bit base: set model.quantization=nf4 (now {self.model.quantization}) or "
                 "peft=lora."
             ),
+        )
+        require(
+            self.peft.method != "loftq" or self.model.quantization != "none",
+            "peft=loftq starts from what quantizing the base loses, and model.quantization=none loses nothing. Set nf4 "
+            "or int8, or peft=lora.",
         )
         require(
             not 0 < self.train.max_steps < self.num_server_rounds,
@@ -106,6 +121,8 @@ class Config:
         self._check_rule()
         if self.strategy.residual_rank or self.strategy.ranks:
             self._check_ranks()
+        if self.peft.frozen_rank:
+            check_frozen_ranks(self)
         require(
             self.strategy.quorum <= self.banks,
             f"strategy.quorum={self.strategy.quorum} can never be reached with banks={self.banks}.",
@@ -114,7 +131,7 @@ class Config:
     @property
     def trained_rank(self) -> int:
         """Ranks that a bank of the run's rank trains."""
-        return self.peft.rank - self.strategy.residual_rank
+        return self.peft.rank - self.strategy.residual_rank - self.peft.frozen_rank
 
     def rank_of(self, bank: str) -> int:
         """Ranks that a bank trains: those of strategy.ranks, else all that are trained."""
@@ -151,6 +168,11 @@ class Config:
             "needs equal steps at all banks: set train.steps_per_round, and train.epochs or train.batch_rows to 0."),
             ("scaffold", self.privacy.in_the_bank,
             f"corrects gradients after the noise of privacy={self.privacy.mode}. Choose strategy=fedavg or fedadam."),
+            ("scaffold", peft.loraplus_ratio != 1,
+            "computes its control variates from one learning rate. Set peft.loraplus_ratio=1."),
+            *((of, peft.method in WITHOUT_FACTORS[1:],
+            f"works on A and B, which peft={peft.method} does not train. Choose strategy=fedavg or fedadam, or "
+            "peft=lora.") for of in MIXING_RULES),
             ("rolora", peft.freeze_a or peft.method in ("dora", "lora_xs"),
             f"trains A and B in turn, and peft={peft.method} with peft.freeze_a={peft.freeze_a} does not train just "
             "these two. Choose peft=lora, qlora or rslora."),
@@ -160,6 +182,13 @@ class Config:
             "strategy, or peft.freeze_a=true, whose mean is exact too."),
         ):  # fmt: skip
             require(rule != of or not wrong, f"strategy={rule} {why}")
+        for wrong, key, why in (
+            (self.privacy.mode != "none", f"privacy={self.privacy.mode}",
+            "the distance that a bank reports follows from its rows without noise. Set strategy.sync=round"),
+            (train.proximal_mu > 0, f"train.proximal_mu={train.proximal_mu:g}",
+            "it would pull to the adapter that a round begins with, which is then the bank's own. Set it to 0"),
+        ):  # fmt: skip
+            require(self.strategy.sync == "round" or not wrong, f"strategy.sync=drift does not go with {key}: {why}.")
 
     def _check_private(self) -> None:
         """What would break the guarantee, or reveal more of the rows than the update, is refused before any row is
@@ -183,10 +212,11 @@ class Config:
             (example, self.privacy.augmentations > 1 and not self.peft.dropout,
             f"privacy.augmentations={self.privacy.augmentations}", "1",
             "without peft.dropout all copies of a row are the same"),
-            (example, self.peft.method == "dora", "peft=dora", "lora",
-            "its magnitudes are no weights of linear layers"),
-            (("dp_lora",), self.peft.method == "dora", "peft=dora", "lora",
-            "the published algorithm clips A and B, and knows no magnitudes"),
+            (example, self.peft.method in WITHOUT_ROW_GRADIENTS, f"peft={self.peft.method}", "lora",
+            WITHOUT_ROW_GRADIENTS.get(self.peft.method, "")),
+            (("dp_lora",), self.peft.method in (*WITHOUT_ROW_GRADIENTS, "miss"), f"peft={self.peft.method}", "lora",
+            "the published algorithm clips A and B, and knows no "
+            + ("magnitudes" if self.peft.method == "dora" else "other parameters")),
             (in_the_bank, train.holdout_max_rows > 0, f"train.holdout_max_rows={train.holdout_max_rows}", "0",
             "the loss of held-out rows would leave"),
             (every, self.strategy.weighting in REPORTED_WEIGHTS, f"strategy.weighting={self.strategy.weighting}",

@@ -31,12 +31,21 @@ STRATEGIES = (
     "flexlora",
     "flora",
     "hetlora",
+    "rosa",
 )
-EXACT_RULES = ("residual", "flora")
+EXACT_RULES = ("residual", "flora", "rosa")
 """Rules that keep a product in ranks that no bank trains (strategy.residual_rank)."""
-MIXED_RANK_RULES = ("hetlora", "flexlora", "flora")
+MIXED_RANK_RULES = ("hetlora", "flexlora", "flora", "residual")
 """Rules that average banks of different ranks (strategy.ranks)."""
 AGGREGATIONS = ("mean",)
+NOT_BY_DRIFT = {
+    **dict.fromkeys(("rolora", "scaffold"), "its banks count on an average after every round"),
+    **dict.fromkeys(
+        ("krum", "multi_krum", "geometric_median", "trimmed_mean", "norm_clip", "fltrust"),
+        "it is for banks that may lie, and the distance that a bank reports cannot be checked before its update comes",
+    ),
+}
+"""Rules that need single replies in each round -> why they do not go with strategy.sync=drift."""
 
 
 @dataclass(frozen=True)
@@ -100,21 +109,34 @@ class StrategyConfig:
     by.
     """
     residual_rank: int = 0
-    """residual and flora only: so many of peft.rank's ranks hold what averaging lost; banks compute with them and
+    """residual, flora and rosa only: so many of peft.rank's ranks hold what averaging lost; banks compute with them and
     train the others.
     """
     tail_energy: float = 0.0
-    """residual and flora only: directions of what is held are dropped as long as they have no more than this share of
-    its squared norm.
+    """residual, flora and rosa only: directions of what is held are dropped as long as they have no more than this
+    share of its squared norm.
     """
+    phase_rounds: int = 2
+    """rosa only: rounds after which what was trained is folded into the held ranks and A is drawn again."""
     ranks: tuple[str, ...] = ()
-    """hetlora, flexlora and flora only: ranks of banks that train fewer than the run's, e.g. [north:4,south:8]. Known
-    to every bank; an update of another rank is rejected.
+    """hetlora, flexlora, flora and residual only: ranks of banks that train fewer than the run's, e.g.
+    [north:4,south:8]. Known to every bank; an update of another rank is rejected. The ranks that deployed banks have in
+    their bank.yaml are added.
     """
     schedule: str = "constant"
     """constant or cosine: how server_learning_rate goes over the rounds."""
     warmup_rounds: int = 0
     """Linear warm-up of server_learning_rate."""
+    sync: str = "round"
+    """round: banks send their updates in every round. drift: they train on from their own adapters and report only how
+    far these are from the last global one, until drift_limit or drift_ceiling asks for an average (Kamp et al. 2018).
+    """
+    drift_limit: float = 0.0
+    """sync=drift: the round after the banks' root mean square distance from the last global adapter has reached this
+    share of its norm ends with an average. 0 = every round does.
+    """
+    drift_ceiling: int = 10
+    """sync=drift: at least every so many rounds end with an average."""
     fraction_train: float = 1.0
     """Share of the connected banks drawn (seeded) for each round."""
     measure_average: bool = True
@@ -162,6 +184,7 @@ class StrategyConfig:
             self.clip_factor > 0 and math.isfinite(self.clip_factor),
             f"strategy.clip_factor must be above 0, not {self.clip_factor}.",
         )
+        require(self.phase_rounds >= 1, f"strategy.phase_rounds must be 1 or more, not {self.phase_rounds}.")
         require(0 <= self.tail_energy < 1, f"strategy.tail_energy must be in [0, 1), not {self.tail_energy}.")
         for setting, given, rules in (
             ("root_bank", bool(self.root_bank), ("fltrust",)),
@@ -176,6 +199,7 @@ class StrategyConfig:
             f"strategy.ranks goes with strategy={', '.join(MIXED_RANK_RULES)}, not {self.name}.",
         )
         self.declared_ranks()
+        self._check_sync()
         for name in ("clip_norm", "weight_decay"):
             value = getattr(self, name)
             require(value >= 0, f"strategy.{name} must be 0 or more, not {value}.")
@@ -186,6 +210,22 @@ class StrategyConfig:
         require(self.quorum >= 1, f"strategy.quorum must be 1 or more, not {self.quorum}.")
         for name in ("warmup_rounds", "min_banks", "wait_s", "deadline_s", "max_update_norm"):
             require(getattr(self, name) >= 0, f"strategy.{name} must be 0 or more, not {getattr(self, name)}.")
+
+    def _check_sync(self) -> None:
+        """Each line: whether the setting is wrong, the setting, why."""
+        choose(self.sync, ("round", "drift"), "strategy.sync")
+        require(
+            self.drift_limit >= 0 and math.isfinite(self.drift_limit),
+            f"strategy.drift_limit must be 0 or more, not {self.drift_limit}.",
+        )
+        require(self.drift_ceiling >= 1, f"strategy.drift_ceiling must be 1 or more, not {self.drift_ceiling}.")
+        for wrong, key, why in (
+            (self.name in NOT_BY_DRIFT, f"strategy={self.name}", NOT_BY_DRIFT.get(self.name, "")),
+            (self.keep_deltas, "strategy.keep_deltas=true", "most rounds have no updates. Set it to false"),
+            (self.fraction_train < 1, f"strategy.fraction_train={self.fraction_train:g}",
+            "a bank that is not asked falls behind its own adapter. Set it to 1"),
+        ):  # fmt: skip
+            require(self.sync == "round" or not wrong, f"strategy.sync=drift does not go with {key}: {why}.")
 
     def declared_ranks(self) -> dict[str, int]:
         """Bank -> announced rank."""

@@ -1,8 +1,7 @@
-"""Flower's app bundle (FAB) as data: what a bank reads of one before anything of it is unpacked, imported or run.
+"""Flower's app bundle (FAB) as data: what a bank reads of one before anything of it is unpacked or run.
 
-`flwr build` (1.41) makes a zip of uncompressed files with the list `.info/CONTENT` of their hashes. It copies every
-file as it is but pyproject.toml, which it parses and writes again, so that comments and order are lost; that one is
-compared by its parsed values.
+`flwr build` (1.41) makes a zip of uncompressed files with the list `.info/CONTENT` of their hashes. It writes
+pyproject.toml again, so that comments and order are lost; that one is compared by its parsed values.
 """
 
 from __future__ import annotations
@@ -31,13 +30,11 @@ Files = Mapping[str, bytes]
 
 
 class RefusedBundle(Exception):
-    """A bundle that must not be unpacked; the message is plain ASCII and names the first file that is wrong."""
+    """A bundle that must not be unpacked; the message is plain ASCII."""
 
 
 def read_bundle(content: bytes, sha256: str) -> Files:
-    """The files of a bundle that was asked for by its hash. RefusedBundle unless it is just as `flwr build` makes
-    one.
-    """
+    """RefusedBundle unless the bundle is just as `flwr build` makes one, and has this hash."""
     if len(content) > MOST_BYTES:
         raise RefusedBundle(f"it has {len(content):,} bytes, more than {MOST_BYTES:,}")
     if hashlib.sha256(content).hexdigest() != sha256:
@@ -55,9 +52,7 @@ def read_bundle(content: bytes, sha256: str) -> Files:
 
 
 def _check_entries(entries: list[zipfile.ZipInfo], most_bytes: int) -> None:
-    """Whether all entries can be taken out in memory: plain names, each once, and no more bytes than the archive
-    has.
-    """
+    """Plain names, each once, and no more bytes than the archive has."""
     seen: set[str] = set()
     for entry in entries:
         name = f"{entry.orig_filename!a:.100}"
@@ -75,9 +70,7 @@ def _check_entries(entries: list[zipfile.ZipInfo], most_bytes: int) -> None:
 
 
 def _checked_list(files: dict[str, bytes]) -> Files:
-    """The files without Flower's list of them, which must tell the truth: Flower looks for the files that it names
-    before they are installed.
-    """
+    """The files without Flower's list of them, which must be right: Flower looks for the files that it names."""
     reported = [
         f"{name},{hashlib.sha256(data).hexdigest()},{8 * len(data)}" for name, data in files.items() if name != LIST
     ]
@@ -88,9 +81,7 @@ def _checked_list(files: dict[str, bytes]) -> Files:
 
 
 def installed_files(root: Path = PROJECT_ROOT) -> Files:
-    """The files of the bundle that `flwr build` would make of the project installed here. UserError where that
-    fails.
-    """
+    """The files of the bundle that `flwr build` would make here. UserError where that fails."""
     from flwr.cli.build import build_fab_from_files
 
     try:
@@ -109,7 +100,7 @@ def installed_files(root: Path = PROJECT_ROOT) -> Files:
 
 
 def code_sha256(files: Files) -> str:
-    """One hash of all files and their names, which does not depend on how they are packed."""
+    """One hash of all files and their names, however they are packed."""
     digest = hashlib.sha256()
     for name in sorted(files):
         digest.update(f"{name}\0{hashlib.sha256(files[name]).hexdigest()}\n".encode())
@@ -118,7 +109,7 @@ def code_sha256(files: Files) -> str:
 
 @cache
 def bundle_sha256() -> str:
-    """`code_sha256` of the code that runs here; "" where no bundle can be made of it, as outside a checkout."""
+    """`code_sha256` of the code that runs here; "" outside a checkout."""
     try:
         return code_sha256(installed_files())
     except UserError:
@@ -126,7 +117,7 @@ def bundle_sha256() -> str:
 
 
 def first_difference(files: Files, installed: Files) -> str:
-    """The first file that is not as it is installed here, in words; "" where all are."""
+    """The first file that is not as it is installed here, in words."""
     for name in sorted({*files, *installed}):
         if name not in installed:
             return f"{name} is not installed here"
@@ -138,9 +129,7 @@ def first_difference(files: Files, installed: Files) -> str:
 
 
 def app_named_by(files: Files) -> tuple[str, str]:
-    """(publisher/name, version) of a bundle's app: Flower makes the name of the folder from which it is run out of
-    them.
-    """
+    """(publisher/name, version) of a bundle's app, of which Flower makes the name of its folder."""
     values = json.loads(files[SETTINGS])
     return f"{values['tool']['flwr']['app']['publisher']}/{values['project']['name']}", str(
         values["project"]["version"]

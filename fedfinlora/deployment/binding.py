@@ -1,16 +1,15 @@
-"""What a node may do at the SuperLink in whose name: wrappers of Flower's handlers of the Fleet interface, which check
-the run and not the node.
+"""What a node may do at the SuperLink in whose name: wrappers of Flower's handlers of the Fleet interface.
 
 Flower (1.41) makes sure that `request.node` is the node whose key has signed the request, and the public door that this
 is the key of the connection. But the message in a push names its sender itself, and whoever knows an object's id may
 push, pull or confirm it. Here a node pushes only replies of its own, to requests that it was sent, and handles only the
-parts of its own messages. What else it asks for is refused with status 403.
+parts of its own messages; all else is refused with status 403.
 
-Whose a request is, the SuperLink's database says until it is answered. Whose a reply is, is remembered from its
-head on: as soon as the ServerApp has seen the head, Flower forgets the sender, though the parts are still on their way.
+Whose a request is, the SuperLink's database says until it is answered. Whose a reply is, is remembered from its head
+on: Flower then forgets the sender, though the parts are still on their way.
 
-A reply is taken up to the size that `fedfinlora.wire.limits` allows; the server reads no more of it either
-(`server_app.guarded_grid`). Of a push that Flower takes nothing from, no session stays in its database.
+A reply is taken up to the size of `fedfinlora.wire.limits`. Of a push that Flower takes nothing from, no session stays
+in its database.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ _answering: dict[int, deque[str]] = {}
 
 
 def bound_push(push_messages: Handler) -> Handler:
-    """Takes one reply, whose sender is the node itself. Flower checks that it answers a request to that sender."""
+    """Takes one reply, whose sender is the node itself."""
 
     def pushed(request: Any, state: Any) -> Any:
         heads = [message.metadata for message in request.messages_list]
@@ -75,9 +74,7 @@ def bound_push(push_messages: Handler) -> Handler:
 
 
 def bound_confirm(confirm_message_received: Handler) -> Handler:
-    """Takes a confirmation from the node to which the message was sent, and from no other: what is confirmed is
-    deleted.
-    """
+    """Takes a confirmation from the node to which the message was sent: what is confirmed is deleted."""
 
     def confirmed(request: Any, state: Any, store: Any) -> Any:
         if request.message_object_id not in _requests_to(state, request.node.node_id):
@@ -100,7 +97,7 @@ def bound_pull(pull_object: Handler) -> Handler:
 
 
 def bound_put(push_object: Handler) -> Handler:
-    """Takes the parts of a reply from the node that has pushed its head, in the session that it was given for it."""
+    """Takes the parts of a reply in the session that its head was given."""
 
     def put(request: Any, state: Any) -> Any:
         asked = dict(_sessions.get(int(request.node.node_id), ())).get(str(request.session_id))
@@ -118,7 +115,7 @@ def bound_put(push_object: Handler) -> Handler:
 
 
 def _measure(state: Any, message_id: str) -> None:
-    """Remember how many bytes a request has, while it is stored: as soon as it is confirmed it is deleted."""
+    """Remember how many bytes a request has, while it is stored."""
     from flwr.supercore.state.schema.objectstore_models import StoredObject
     from sqlalchemy import func, select
 
@@ -143,7 +140,7 @@ def _objects_in(tree: Any) -> int:
 
 
 def _end_session(state: Any, session_id: str) -> None:
-    """Delete the row of a session in which nothing is to be pushed: Flower keeps it as long as the run."""
+    """Flower keeps the row of a session as long as the run."""
     from flwr.supercore.state.schema.corestate_models import ObjectPushSession
     from sqlalchemy import delete
 
@@ -152,7 +149,7 @@ def _end_session(state: Any, session_id: str) -> None:
 
 
 def _remembered(known: dict[str, Any], key: str, value: Any) -> Any:
-    """The value under a key, which is set if it is not there; the oldest beyond MOST_KNOWN are forgotten."""
+    """The value under a key, which is set if need be; the oldest beyond MOST_KNOWN are forgotten."""
     while key not in known and len(known) >= MOST_KNOWN:
         known.pop(next(iter(known)), None)
     return known.setdefault(key, value)
@@ -182,9 +179,7 @@ def _is_part(state: Any, object_id: str, message_ids: list[str]) -> bool:
 
 
 def _parts(store: Any, message_id: str) -> frozenset[str]:
-    """Ids of all objects of a message, which never change: its own id is a hash over them. Empty for one that is no
-    longer stored.
-    """
+    """Ids of all objects of a message; empty for one that is no longer stored."""
     from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
     from flwr.supercore.object_store import NoObjectInStoreError
 

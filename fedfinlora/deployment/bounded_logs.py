@@ -1,10 +1,7 @@
-"""Log files that a stranger or another party can make grow, kept below a bound while `bank start` or `coordinator
-start` runs.
+"""Log files that another party can make grow, kept below a bound while `bank start` or `coordinator start` runs.
 
-The program that writes a log holds it open for appending, so the file cannot be renamed under it. As logrotate(8) does
-with `copytruncate`: its end is copied to FILE.1, in the place of the copy before, and the file begins again at 0 bytes.
-Lines that are written between the two are lost. A log and its copy have 2 x MOST_BYTES together, and what is written
-within LOOK_S.
+The program that writes a log holds it open for appending. As logrotate(8) does with `copytruncate`: its end is copied
+to FILE.1, and the file begins again at 0 bytes. Lines that are written between the two are lost.
 """
 
 from __future__ import annotations
@@ -25,7 +22,7 @@ LOOK_S = 5.0
 
 @contextmanager
 def bounded(*files: Path, most_bytes: int = MOST_BYTES, look_s: float = LOOK_S) -> Iterator[None]:
-    """Keep log files short for as long as the block runs; they need not be there yet."""
+    """Keep log files short for as long as the block runs."""
     ended = threading.Event()
 
     def watch() -> None:
@@ -43,9 +40,7 @@ def bounded(*files: Path, most_bytes: int = MOST_BYTES, look_s: float = LOOK_S) 
 
 
 def shorten(file: Path, most_bytes: int = MOST_BYTES) -> None:
-    """Begin a log of more than `most_bytes` again; its last `most_bytes` are in FILE.1 then, or nowhere where the disk
-    does not take them.
-    """
+    """Begin a log of more than `most_bytes` again; its last `most_bytes` are in FILE.1, unless the disk is full."""
     try:
         if file.stat().st_size <= most_bytes:
             return

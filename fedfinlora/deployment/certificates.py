@@ -2,8 +2,7 @@
 keys.
 
 Elliptic curves of NIST: P-256 for the authority and the server, P-384 for signatures and for Flower's node
-authentication, which wants OpenSSH's form. Private keys are files of mode 0600. A certificate says what it is for
-(server, client or signing), for which name, and until when; none is good for another purpose.
+authentication, which wants OpenSSH's form. Private keys are files of mode 0600. A certificate is good for one purpose.
 """
 
 from __future__ import annotations
@@ -13,15 +12,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives import serialization as form
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from fedfinlora.errors import UserError
 from fedfinlora.files import unwritable, write_bytes, write_new
 from fedfinlora.provenance.signatures import read_public
-
-if TYPE_CHECKING:
-    from cryptography import x509
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
 
 WARN_DAYS = 30
 """Certificates that end sooner are warned about."""
@@ -39,48 +41,28 @@ class Authority:
     """The authority, opened to issue certificates."""
 
     certificate: x509.Certificate
-    key: EllipticCurvePrivateKey
+    key: ec.EllipticCurvePrivateKey
 
 
 def no_passphrase() -> bytes:
-    """UserError: an encrypted key was met where there is no terminal to ask."""
+    """UserError."""
     raise UserError("ca.key is encrypted. Name a file with its passphrase: --passphrase-file FILE.")
 
 
 def make_authority(folder: Path, days: int, passphrase: bytes | None = None) -> None:
-    """Write ca.key, encrypted where a passphrase is given, and ca.crt. UserError for a short passphrase, or if a key is
-    there.
-    """
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import ec
+    """Write ca.key, encrypted where a passphrase is given, and ca.crt. UserError for a short passphrase."""
 
     if passphrase is not None and len(passphrase) < LEAST_PASSPHRASE:
         raise UserError(f"The passphrase of ca.key must have {LEAST_PASSPHRASE} characters or more.")
     key = ec.generate_private_key(ec.SECP256R1())
     name = _name("fedfinlora consortium CA")
-    certificate = (
-        _dated(x509.CertificateBuilder(), days)
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(signs_certificates=True), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .sign(key, hashes.SHA256())
-    )
+    certificate = _begun(name, name, key.public_key(), days, is_authority=True).sign(key, hashes.SHA256())
     write_private(folder / CA_KEY, _pem_of(key, passphrase))
     write_bytes(folder / CA_CERTIFICATE, _certificate_pem(certificate))
 
 
 def open_authority(folder: Path, passphrase: Callable[[], bytes] = no_passphrase) -> Authority:
-    """The authority of `folder`; `passphrase` is called where ca.key is encrypted. UserError if it cannot be read or
-    opened.
-    """
-    from cryptography import x509
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
+    """The authority of `folder`; `passphrase` is called where ca.key is encrypted. UserError."""
 
     try:
         content = (folder / CA_KEY).read_bytes()
@@ -91,7 +73,7 @@ def open_authority(folder: Path, passphrase: Callable[[], bytes] = no_passphrase
         ) from error
     encrypted = b"ENCRYPTED" in content
     try:
-        key = serialization.load_pem_private_key(content, password=passphrase() if encrypted else None)
+        key = form.load_pem_private_key(content, password=passphrase() if encrypted else None)
     except ValueError as error:
         why = "does not open with this passphrase" if encrypted else "cannot be read"
         raise UserError(f"{folder / CA_KEY} {why}.") from error
@@ -101,12 +83,7 @@ def open_authority(folder: Path, passphrase: Callable[[], bytes] = no_passphrase
 
 
 def issue_server(folder: Path, hosts: Sequence[str], days: int, authority: Authority | None = None) -> None:
-    """Write a new server.key and server.crt, good for these host names and addresses. Without `authority` that of
-    `folder` issues it.
-    """
-    from cryptography import x509
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import ExtendedKeyUsageOID
+    """Write a new server.key and server.crt, good for these host names and addresses."""
 
     authority = authority or open_authority(folder)
     key = ec.generate_private_key(ec.SECP256R1())
@@ -118,19 +95,14 @@ def issue_server(folder: Path, hosts: Sequence[str], days: int, authority: Autho
 
 
 def issue_signing(folder: Path, days: int, authority: Authority | None = None) -> None:
-    """Write signing.crt, good for signatures alone, for the P-384 key signing.key, which is made where it is missing
-    and is kept otherwise.
-    """
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import ExtendedKeyUsageOID
+    """Write signing.crt, good for signatures alone, for signing.key, which is made where it is missing."""
 
     authority = authority or open_authority(folder)
     file = folder / SIGNING_KEY
     if not file.exists():
         write_private(file, _pem_of(ec.generate_private_key(ec.SECP384R1())))
     try:
-        key: Any = serialization.load_pem_private_key(file.read_bytes(), password=None)
+        key: Any = form.load_pem_private_key(file.read_bytes(), password=None)
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read ({error}). Move it away and run `coordinator renew`.") from error
     name = "fedfinlora coordinator"
@@ -139,31 +111,22 @@ def issue_signing(folder: Path, days: int, authority: Authority | None = None) -
 
 
 def issue_bank(file: Path, name: str, public_key: bytes, days: int, authority: Authority) -> None:
-    """Write a bank's certificate for its own public key (OpenSSH's form): its connections show with it that they are
-    `name`'s.
-    """
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.x509.oid import ExtendedKeyUsageOID
+    """Write a bank's certificate for its own public key (OpenSSH's form)."""
 
-    key: Any = serialization.load_ssh_public_key(public_key)
+    key: Any = form.load_ssh_public_key(public_key)
     write_bytes(file, _issued(authority, name, key, days, ExtendedKeyUsageOID.CLIENT_AUTH))
 
 
 def check_bank_certificate(file: Path, key: Path, authority: Path, name: str) -> bytes:
-    """The content of a bank's certificate. UserError unless it is `name`'s, for the bank's own key, by the authority,
-    and not ended.
-
-    `key` is the bank's private key in OpenSSH's form, `authority` the ca.crt that it trusts.
+    """The content of a bank's certificate. UserError unless it is `name`'s, for the bank's own `key` (OpenSSH's form),
+    by `authority` (the ca.crt that it trusts), and not ended.
     """
-    from cryptography import x509
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives import serialization
 
     try:
         content = file.read_bytes()
         certificate = x509.load_pem_x509_certificate(content)
         trusted = x509.load_pem_x509_certificate(authority.read_bytes())
-        own: Any = serialization.load_ssh_private_key(key.read_bytes(), None)
+        own: Any = form.load_ssh_private_key(key.read_bytes(), None)
     except (OSError, ValueError) as error:
         raise UserError(f"{file}, {key} or {authority} cannot be read ({error}).") from error
     try:
@@ -181,7 +144,6 @@ def check_bank_certificate(file: Path, key: Path, authority: Path, name: str) ->
 
 def common_name(certificate: x509.Certificate) -> str:
     """Whom a certificate names; "" where it names none or several."""
-    from cryptography import x509
 
     names = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
     return str(names[0].value) if len(names) == 1 else ""
@@ -189,9 +151,8 @@ def common_name(certificate: x509.Certificate) -> str:
 
 def openssh(public_key: Any) -> bytes:
     """A public key in OpenSSH's form, without a comment: "ecdsa-sha2-nistp384 AAAA…"."""
-    from cryptography.hazmat.primitives import serialization
 
-    return bytes(public_key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH))
+    return bytes(public_key.public_bytes(form.Encoding.OpenSSH, form.PublicFormat.OpenSSH))
 
 
 def _same_key(one: Any, other: Any) -> bool:
@@ -201,65 +162,45 @@ def _same_key(one: Any, other: Any) -> bool:
 def _issued(
     authority: Authority,
     name: str,
-    key: EllipticCurvePublicKey,
+    key: ec.EllipticCurvePublicKey,
     days: int,
     purpose: x509.ObjectIdentifier,
     alternative: x509.SubjectAlternativeName | None = None,
 ) -> bytes:
     """A certificate in PEM form: `name`'s `key`, good for one purpose."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes
 
-    builder = (
-        _dated(x509.CertificateBuilder(), days)
-        .subject_name(_name(name))
-        .issuer_name(authority.certificate.subject)
-        .public_key(key)
-        .serial_number(x509.random_serial_number())
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(signs_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key()), critical=False)
-    )
-    if alternative:
-        builder = builder.add_extension(alternative, critical=False)
+    own = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key())
+    builder = _begun(_name(name), authority.certificate.subject, key, days, is_authority=False)
+    for extension in (x509.ExtendedKeyUsage([purpose]), own, *([alternative] if alternative else [])):
+        builder = builder.add_extension(extension, critical=False)
     return _certificate_pem(builder.sign(authority.key, hashes.SHA256()))
 
 
 def make_node_key(file: Path, comment: str) -> None:
-    """Write a bank's private key to `file` and its public half, in OpenSSH's form, to `file`.pub."""
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
+    """Write a bank's private key to `file` and its public half to `file`.pub, in OpenSSH's form."""
 
     key = ec.generate_private_key(ec.SECP384R1())
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-    )
-    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    private = key.private_bytes(form.Encoding.PEM, form.PrivateFormat.OpenSSH, form.NoEncryption())
     write_private(file, private)
-    write_bytes(file.with_name(f"{file.name}.pub"), public + f" {comment}\n".encode())
+    write_bytes(file.with_name(f"{file.name}.pub"), openssh(key.public_key()) + f" {comment}\n".encode())
 
 
 def tls_key(node_key: Path) -> bytes:
-    """A bank's private key in PEM form, which TLS wants, from OpenSSH's. UserError if it cannot be read."""
-    from cryptography.hazmat.primitives import serialization
+    """A bank's private key in PEM form, which TLS wants."""
 
     try:
-        key: Any = serialization.load_ssh_private_key(node_key.read_bytes(), None)
+        key: Any = form.load_ssh_private_key(node_key.read_bytes(), None)
     except (OSError, ValueError) as error:
         raise UserError(f"{node_key} cannot be read ({error}).") from error
     return _pem_of(key)
 
 
 def check_public_key(file: Path) -> bytes:
-    """The content of a bank's public key file. UserError for anything else, a private key above all."""
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
+    """The content of a bank's public key file. UserError for anything else."""
 
     content = read_public(file)
     try:
-        key = serialization.load_ssh_public_key(content)
+        key = form.load_ssh_public_key(content)
     except ValueError as error:
         raise UserError(
             f"{file} is no public key in OpenSSH's form. `bank init` writes one to node.key.pub."
@@ -275,7 +216,6 @@ def check_public_key(file: Path) -> bytes:
 
 def days_left(certificate: Path) -> float:
     """Days until a certificate ends, below 0 when it has. UserError if it cannot be read."""
-    from cryptography import x509
 
     try:
         found = x509.load_pem_x509_certificate(certificate.read_bytes())
@@ -304,19 +244,30 @@ def write_private(file: Path, content: bytes) -> None:
         raise unwritable(file, error) from error
 
 
-def _dated(builder: x509.CertificateBuilder, days: int) -> x509.CertificateBuilder:
+def _begun(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int, is_authority: bool
+) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
-    return builder.not_valid_before(now - CLOCK_SLACK).not_valid_after(now + timedelta(days=days))
+    return (
+        x509.CertificateBuilder()
+        .not_valid_before(now - CLOCK_SLACK)
+        .not_valid_after(now + timedelta(days=days))
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .add_extension(x509.BasicConstraints(ca=is_authority, path_length=0 if is_authority else None), critical=True)
+        .add_extension(_usage(signs_certificates=is_authority), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+    )
 
 
 def _name(words: str) -> x509.Name:
-    from cryptography import x509
 
     return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, words[:64])])
 
 
 def _host(host: str) -> x509.GeneralName:
-    from cryptography import x509
 
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
@@ -325,8 +276,6 @@ def _host(host: str) -> x509.GeneralName:
 
 
 def _usage(signs_certificates: bool) -> x509.KeyUsage:
-    from cryptography import x509
-
     return x509.KeyUsage(
         digital_signature=not signs_certificates, key_cert_sign=signs_certificates, crl_sign=signs_certificates,
         content_commitment=False, key_encipherment=False, data_encipherment=False, key_agreement=False,
@@ -334,18 +283,12 @@ def _usage(signs_certificates: bool) -> x509.KeyUsage:
     )  # fmt: skip
 
 
-def _pem_of(key: EllipticCurvePrivateKey, passphrase: bytes | None = None) -> bytes:
-    from cryptography.hazmat.primitives import serialization
+def _pem_of(key: ec.EllipticCurvePrivateKey, passphrase: bytes | None = None) -> bytes:
 
-    if passphrase is None:
-        return key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    encrypted = serialization.BestAvailableEncryption(passphrase)
-    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encrypted)
+    encryption = form.NoEncryption() if passphrase is None else form.BestAvailableEncryption(passphrase)
+    return key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, encryption)
 
 
 def _certificate_pem(certificate: x509.Certificate) -> bytes:
-    from cryptography.hazmat.primitives import serialization
 
-    return certificate.public_bytes(serialization.Encoding.PEM)
+    return certificate.public_bytes(form.Encoding.PEM)

@@ -1,8 +1,7 @@
-"""Which banks are connected, from the SuperLink's own database, read only: `flwr supernode ls` would start a process
-for every look.
+"""Which banks are connected, from the SuperLink's own database: `flwr supernode ls` would start a process for every
+look.
 
-The table is Flower 1.41's (`flwr/supercore/state/schema/linkstate_models.py`); the deployment test compares it with
-what `flwr` says.
+The table is Flower 1.41's (`flwr/supercore/state/schema/linkstate_models.py`); the deployment test compares the two.
 """
 
 from __future__ import annotations
@@ -11,22 +10,19 @@ import sqlite3
 import time
 from pathlib import Path
 
-from fedfinlora.files import read_json
+from fedfinlora.deployment.coordinator_home import enrolled, node_ids
 
 UNKNOWN = "unknown"
 
 
 def connections(home: Path) -> dict[str, str]:
-    """Bank -> online, offline, "not registered" (its key is enrolled, the coordinator has not been started since), or
+    """Bank -> online, offline, "not registered" (the coordinator has not been started since it was enrolled), or
     unknown.
     """
-    enrolled = sorted(file.stem for file in (home / "enrolled").glob("*.pub"))
-    known = home / "banks.json"
-    nodes = {str(name): int(node) for name, node in read_json(known).items()} if known.is_file() else {}
-    states = _states(home / "state.db")
+    names, nodes, states = enrolled(home), node_ids(home), _states(home / "state.db")
     if states is None:
-        return dict.fromkeys(enrolled, UNKNOWN)
-    return {name: states.get(nodes[name], "offline") if name in nodes else "not registered" for name in enrolled}
+        return dict.fromkeys(names, UNKNOWN)
+    return {name: states.get(int(nodes[name]), "offline") if name in nodes else "not registered" for name in names}
 
 
 def _states(database: Path) -> dict[int, str] | None:

@@ -1,4 +1,4 @@
-"""A coordinator's folder: its settings, where the authority's key is kept, and the banks that are enrolled."""
+"""A coordinator's folder."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from fedfinlora.deployment.certificates import (
     Authority,
     open_authority,
 )
-from fedfinlora.deployment.flower_link import Link
+from fedfinlora.deployment.flower_link import Link, flower_environment
 from fedfinlora.errors import UserError
 from fedfinlora.files import read_json, write_json
-from fedfinlora.system.surroundings import corrected
 from fedfinlora.system.web import client_for
 
 CONNECTION = "coordinator"
@@ -52,18 +51,12 @@ class Coordinator:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of every Flower process: its own settings folder, no downloads, no telemetry."""
-        return corrected(os.environ) | {
-            "FLWR_HOME": str(self.home / "flwr"),
-            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_TELEMETRY_ENABLED": "0",
-            # Whole adapters come and go in several threads: give what is freed back to the system instead of keeping it
-            # for later.
+        """Of its Flower processes."""
+        return flower_environment(self.home / "flwr") | {
+            # Whole adapters come and go in several threads: what is freed goes back to the system.
             "MALLOC_ARENA_MAX": "2",
             "MALLOC_MMAP_THRESHOLD_": str(2**20),
             "MALLOC_TRIM_THRESHOLD_": str(2**20),
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         }
 
     @property
@@ -76,7 +69,7 @@ class Coordinator:
         return Link(run, self.environment, None, CONNECTION)
 
     def healthy(self) -> bool:
-        """Whether the SuperLink answers over TLS with the certificate of this consortium."""
+        """Whether the SuperLink answers over TLS."""
         import httpx
 
         context = ssl.create_default_context(cafile=str(self.home / "ca.crt"))
@@ -109,7 +102,7 @@ class AuthorityPlace:
     """Whether a new ca.key is encrypted though no file has the passphrase: it is then asked for."""
 
     def passphrase(self) -> bytes:
-        """UserError where it is named nowhere and there is no terminal to ask."""
+        """UserError where it is named nowhere and there is no terminal."""
         named = str(self.passphrase_file or os.environ.get(PASSPHRASE_FILE, ""))
         if named:
             try:
@@ -124,7 +117,7 @@ class AuthorityPlace:
         return getpass.getpass("passphrase of ca.key: ").encode()
 
     def new_passphrase(self) -> bytes | None:
-        """None where a new ca.key is not to be encrypted. UserError if it was typed twice, and differently."""
+        """None where a new ca.key is not to be encrypted."""
         if not (self.encrypt or self.passphrase_file or PASSPHRASE_FILE in os.environ):
             return None
         found = self.passphrase()
@@ -135,7 +128,7 @@ class AuthorityPlace:
 
 
 def register(coordinator: Coordinator) -> None:
-    """Register every enrolled key that the SuperLink does not know yet, and keep its node id by the bank's name."""
+    """Register every enrolled key that the SuperLink does not know yet."""
     forget_revoked(coordinator)
     known, ids = nodes_of(coordinator), node_ids(coordinator.home)
     for name in enrolled(coordinator.home):

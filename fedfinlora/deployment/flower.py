@@ -1,11 +1,10 @@
-"""Start Flower's SuperLink or SuperNode with the patches of `fedfinlora.deployment.flower_patches`:
-`python -P flower.py superlink|supernode OPTIONS`.
+"""Start Flower's SuperLink or SuperNode with the patches of `fedfinlora.deployment.flower_patches`: `python -P
+flower.py superlink|supernode OPTIONS`.
 
-Either ends with the process that started it, so that a killed `coordinator start` or `bank start` leaves no process
-behind. The bank's gate looks at each app bundle before it runs (`fedfinlora.deployment.gate`); the coordinator has one
-for the runs that it is asked to start. The SuperNode's loopback interface is closed to other users; the SuperLink
-listens twice (`fedfinlora.deployment.door`), and a node acts there in its own name only
-(`fedfinlora.deployment.binding`).
+Either ends with the process that started it. The bank's gate looks at each app bundle before it runs
+(`fedfinlora.deployment.gate`), the coordinator's at the runs that it is asked to start. The SuperNode's loopback
+interface is closed to other users; the SuperLink listens twice (`fedfinlora.deployment.door`), and a node acts there in
+its own name only (`fedfinlora.deployment.binding`).
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ def superlink() -> None:
     from flwr.superlink.cli.flower_superlink import flower_superlink
 
     from fedfinlora.deployment import binding
-    from fedfinlora.deployment.door import serve
     from fedfinlora.deployment.flower_patches.body_limit import Limited
     from fedfinlora.deployment.flower_patches.forgetting import forgetting
     from fedfinlora.deployment.flower_patches.offered_again import offered_again
     from fedfinlora.deployment.flower_patches.stored_again import stored_again
     from fedfinlora.deployment.gate import installed_only
+    from fedfinlora.deployment.listeners import serve
     from fedfinlora.deployment.own_user import is_own
     from fedfinlora.provenance.enrolled import PUBLIC
 
@@ -75,11 +74,11 @@ def supernode() -> None:
     import uvicorn
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
-    from fedfinlora.deployment.door import Listener
     from fedfinlora.deployment.flower_patches.patient import patient
     from fedfinlora.deployment.flower_patches.presenting import presenting
     from fedfinlora.deployment.flower_patches.returning import returning
     from fedfinlora.deployment.gate import Gate, gated
+    from fedfinlora.deployment.listeners import Listener
     from fedfinlora.deployment.own_user import is_own
     from fedfinlora.logs import show_logs
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +20,15 @@ from fedfinlora.deployment.simulated_banks import worker_resources
 from fedfinlora.errors import UserError
 from fedfinlora.files import write_bytes
 from fedfinlora.run.origin import PROJECT_ROOT
+from fedfinlora.system.surroundings import corrected
 
 COLOURS = ("FORCE_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE")
 """Variables, set in Jupyter's kernels, with which Flower's JSON would come in colours."""
+START_TIMEOUT_S = 120.0
 
 
 def program(name: str) -> str:
-    """Flower's command from this Python's environment, else from PATH."""
+    """Flower's command."""
     neighbour = Path(sys.executable).parent / name
     found = str(neighbour) if neighbour.exists() else shutil.which(name)
     if not found:
@@ -32,10 +37,30 @@ def program(name: str) -> str:
 
 
 def flower(name: str) -> list[str]:
-    """The command that starts Flower's superlink or supernode as a deployment wants it
-    (`fedfinlora.deployment.flower`).
-    """
+    """The command that starts `fedfinlora.deployment.flower`."""
     return [sys.executable, "-P", str(PROJECT_ROOT / "fedfinlora" / "deployment" / "flower.py"), name]
+
+
+def flower_environment(home: Path) -> dict[str, str]:
+    """Of every Flower process: its own settings folder, no downloads, no telemetry."""
+    return corrected(os.environ) | {
+        "FLWR_HOME": str(home),
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
+
+
+def wait_for_superlink(process: subprocess.Popen[bytes], log: Path, is_up: Callable[[], bool]) -> None:
+    """Until it answers. UserError where it ends before, or does not answer in time."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not is_up():
+        if process.poll() is not None:
+            raise UserError(f"Flower's SuperLink ended with status {process.returncode}; see {log}.")
+        if time.monotonic() > deadline:
+            raise UserError(f"Flower's SuperLink did not answer within {START_TIMEOUT_S:g} s; see {log}.")
+        time.sleep(0.1)
 
 
 def free_port() -> int:
@@ -51,8 +76,8 @@ def run_config_toml(config: Config) -> str:
 
 
 class Link:
-    """A running SuperLink, by its connection's name in Flower's config.toml. `process` is None where it is somebody
-    else's.
+    """A running SuperLink, by its connection's name in Flower's config.toml. `process` is None where another started
+    it.
     """
 
     def __init__(
@@ -61,7 +86,7 @@ class Link:
         self.run, self.environment, self.process, self.name = run, environment, process, name
 
     def flwr(self, *words: str) -> Any:
-        """Call Flower's own command and return its JSON; UserError with its message when it fails."""
+        """Call Flower's own command and return its JSON; UserError with its message."""
         command = [program("flwr"), *words, "--format", "json"]
         plain = {name: value for name, value in self.environment.items() if name not in COLOURS}
         done = subprocess.run(command, env=plain, cwd=PROJECT_ROOT, capture_output=True, text=True, check=False)
@@ -90,7 +115,7 @@ class Link:
         return str(found["status"]), str(found.get("status-details", ""))
 
     def save_log(self, run_id: str) -> None:
-        """Keep what server and banks logged, in state/flower.log: the SuperLink's own files end with it."""
+        """Keep what server and banks logged, in state/flower.log."""
         command = [program("flwr"), "log", run_id, self.name, "--show"]
         try:
             done = subprocess.run(

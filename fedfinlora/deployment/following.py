@@ -1,16 +1,17 @@
-"""Following a run that Flower executes, from its start to its end, however it ends."""
+"""Following a run that Flower executes to its end."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 from fedfinlora.deployment.flower_link import Link
+from fedfinlora.deployment.processes import alive
 from fedfinlora.errors import UserError
 from fedfinlora.files import read_json
 from fedfinlora.run.checkpoint import latest_round
 from fedfinlora.run.ended import as_sentence, how_to_resume, is_recorded, record_end
+from fedfinlora.run.events import RunDone, RunStart
 from fedfinlora.run.progress import follow
 from fedfinlora.run.progress_display import ProgressDisplay
 
@@ -28,42 +29,43 @@ def final_status(run: Path) -> int:
 
 def watch(link: Link, run: Path, run_id: str) -> None:
     """Show progress until the run has ended, in any way."""
-    ended: dict[str, Any] = {}
+    ended = ""
+    done: RunDone | None = None
     server_process = 0
     asked = time.monotonic()
 
     def over() -> bool:
-        nonlocal asked
-        if ended:
+        nonlocal asked, ended
+        if ended or done:
             return True
         if link.process is not None and link.process.poll() is not None:
-            ended["reason"] = "Flower's SuperLink has ended."
-        elif server_process and not _alive(server_process):
-            ended["reason"] = _last_words(link, run_id) or "The server's process has died."
+            ended = "Flower's SuperLink has ended."
+        elif server_process and not alive(server_process):
+            ended = _last_words(link, run_id) or "The server's process has died."
         elif not server_process and time.monotonic() - asked > ASK_EVERY_S:
             status, details = link.status(run_id)
             asked = time.monotonic()
             if status.startswith("finished"):
-                ended["reason"] = _reason(details)
+                ended = _reason(details)
         return bool(ended)
 
     progress = run / "progress.jsonl"
     with ProgressDisplay() as display:
         for event in follow(progress, over, start_byte=progress.stat().st_size if progress.exists() else 0):
             display.handle(event)
-            if event["event"] == "run_start":
-                server_process = int(event["process"])
-            if event["event"] == "run_done":
-                ended.update(event)
-    if ended.get("status") != "completed":
+            if isinstance(event, RunStart):
+                server_process = event.process
+            elif isinstance(event, RunDone):
+                done = event
+    status, reason = (done.status, done.reason) if done else ("failed", ended)
+    if status != "completed":
         link.save_log(run_id)
-    status, reason = ended.get("status", "failed"), ended.get("reason", "The run ended without a result.")
     if not is_recorded(run, status, reason):
         record_end(run, status, reason)
 
 
 def _last_words(link: Link, run_id: str) -> str:
-    """Why Flower says that a run has failed; "" where it does not (yet) know, or cannot be asked."""
+    """Why Flower says that a run has failed, if it does."""
     try:
         status, details = link.status(run_id)
     except UserError:
@@ -75,13 +77,3 @@ def _reason(details: str) -> str:
     """The last line of Flower's status details without the exception's class."""
     line = details.strip().splitlines()[-1] if details.strip() else "The run ended without a result."
     return line.split("fedfinlora: ", 1)[-1]
-
-
-def _alive(process: int) -> bool:
-    """Whether the process runs. One that has died and was not yet buried by its parent (a zombie) does not."""
-    import psutil
-
-    try:
-        return bool(psutil.Process(process).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False

@@ -1,11 +1,11 @@
-"""The gates: no app bundle of the aggregator's is unpacked at a bank unless the code that is installed there has let it
-in, nor run at the coordinator.
+"""The gates: no app bundle of the aggregator's is unpacked at a bank, nor run at the coordinator, unless the code that
+is installed there has let it in.
 
 A bundle may run if the hash of its files (`app_bundle.code_sha256`) is one that the policy's rule `code` lists; where
-it lists none, if they are the files that are installed at the bank. Flower's SuperNode can be set to take only bundles
-that a trusted entity has signed (`--trusted-entities`). The gate is that entity: its key lives and ends with the
-SuperNode's process, and it signs what it lets in. So two things must fail before a bundle gets past it: one that the
-gate never saw has no signature, and of one that it refused nothing is handed on.
+it lists none, if they are the files that are installed. Flower's SuperNode can be set to take only bundles that a
+trusted entity has signed (`--trusted-entities`). The gate is that entity: its key lives and ends with the SuperNode's
+process. So two things must fail before a bundle gets past it: one that the gate never saw has no signature, and of one
+that it refused nothing is handed on.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fedfinlora.deployment.app_bundle import (
     installed_files,
     read_bundle,
 )
-from fedfinlora.deployment.policy import SETTINGS, read_settings
+from fedfinlora.deployment.bank_settings import SETTINGS, read_settings
 from fedfinlora.errors import UserError
 from fedfinlora.files import write_bytes
 from fedfinlora.privacy.history import Event, history_file, record, refuses_unread
@@ -56,7 +56,7 @@ class Gate:
 
     def begins(self) -> list[str]:
         """Options that make Flower's SuperNode take only what the gate has signed. Apps that were installed before are
-        removed: Flower would run one of them instead of a new bundle whose hash begins with the same eight digits.
+        removed: Flower would run one of them instead of a bundle whose hash begins with the same eight digits.
         """
         from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
         from flwr.supercore.utils import get_flwr_home
@@ -70,9 +70,8 @@ class Gate:
     def judges(
         self, content: bytes, sha256: str, app: tuple[str, str], run: int, round_number: int
     ) -> dict[str, str] | None:
-        """The signature that lets a bundle in; None, and a line in the bank's history, if it is refused.
-
-        `app` is the (publisher/name, version) under which the aggregator asks to run it.
+        """The signature that lets a bundle in; None, and a line in the bank's history, if it is refused. `app` is the
+        (publisher/name, version) under which it is to run.
         """
         policy_sha256 = ""
         try:
@@ -92,7 +91,7 @@ class Gate:
         return None
 
     def _check(self, content: bytes, sha256: str, app: tuple[str, str], listed: tuple[str, ...]) -> None:
-        """RefusedBundle that names the first file which is wrong, and the hash that the policy would have to list."""
+        """RefusedBundle that names the first file which is wrong, and the bundle's hash."""
         files = read_bundle(content, sha256)
         code = code_sha256(files)
         if code not in (listed or (code_sha256(installed_files()),)):
@@ -125,9 +124,7 @@ class Gate:
 
 
 def installed_only(start_run: Callable[..., Any]) -> Callable[..., Any]:
-    """Flower's way to start a run, which the coordinator takes only with the code that is installed where it runs: no
-    other app runs there.
-    """
+    """Flower's way to start a run, with the code that is installed here alone."""
     from fastapi import HTTPException
 
     def started(request: Any, *others: Any, **more: Any) -> Any:

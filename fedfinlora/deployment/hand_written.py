@@ -1,9 +1,8 @@
 """YAML that people write by hand, read as a person means it.
 
-YAML 1.1, which PyYAML reads, takes 012 for ten, 1:30 for ninety, 1_000 for a thousand, 0x10 for sixteen, `no` for false
-and 2024-01-01 for a date, and 1e-5 for a text. Here numbers, true, false and null are what YAML 1.2's core schema calls
-so, 1e-5 is a number, and the others are refused with the line and with what to write. No key may occur twice, and none
-is merged in from elsewhere: the second would silently win over the first.
+YAML 1.1, which PyYAML reads, takes 012 for ten, 1:30 for ninety, 1_000 for a thousand, `no` for false and 1e-5 for a
+text. Here numbers, true, false and null are what YAML 1.2's core schema calls so, 1e-5 is a number, and the others are
+refused with the line and with what to write. No key may occur twice, and none is merged in.
 """
 
 from __future__ import annotations
@@ -89,8 +88,7 @@ def _check(node: yaml.ScalarNode) -> None:
 
 
 def read_yaml(content: bytes) -> Any:
-    """The value of a YAML file. yaml.YAMLError for one that is none or is larger than LARGEST_BYTES; RecursionError for
-    one that is nested too deep.
+    """The value of a YAML file. yaml.YAMLError for one that is none or too large; RecursionError.
 
     >>> read_yaml(b"{a: 12, b: 1e-5, c: '012', d: on-line}")
     {'a': 12, 'b': 1e-05, 'c': '012', 'd': 'on-line'}

@@ -1,6 +1,4 @@
-"""A small read-only HTTP server for metrics and the status page: GET and HEAD alone, loopback by default, no files, no
-state.
-"""
+"""A small read-only HTTP server for metrics and the status page: loopback by default, no files, no state."""
 
 from __future__ import annotations
 
@@ -45,7 +43,7 @@ Pages = Mapping[str, Callable[[str], Response]]
 
 
 def serve(pages: Pages, port: int, listen: str = LOOPBACK) -> ThreadingHTTPServer:
-    """Answer in threads of their own until `close`. UserError where the port cannot be had. Port 0 takes a free one."""
+    """Answer in threads of their own until `close`. UserError where the port cannot be had; 0 takes a free one."""
 
     class Handler(_Handler):
         answers = pages

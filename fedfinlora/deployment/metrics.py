@@ -1,11 +1,7 @@
-"""Prometheus metrics of an aggregator and of a bank, computed at each scrape from what is on disk: there are no
-counters to lose.
+"""Prometheus metrics of an aggregator and of a bank, computed at each scrape from what is on disk.
 
-An aggregator's come from its run folders, its SuperLink's table of banks, the certificates in its folder and the disk;
-a bank's from its history, its settings, the head of its ledger, its certificates and the disk. No metric holds text of
-a row, a path or a key. Names of runs and banks are labels at the aggregator; a bank's own have neither.
-
-Alert rules and a dashboard over them: docs/deploy/alerts.yaml, docs/deploy/grafana-dashboard.json.
+No metric holds text of a row, a path or a key. Names of runs and banks are labels at the aggregator; a bank's own have
+neither. Alert rules and a dashboard over them: docs/deploy/alerts.yaml, docs/deploy/grafana-dashboard.json.
 """
 
 from __future__ import annotations
@@ -24,10 +20,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
+from fedfinlora.deployment.bank_settings import SETTINGS, read_settings
 from fedfinlora.deployment.certificates import CA_CERTIFICATE, SERVER_CERTIFICATE, SIGNING_CERTIFICATE, days_left
 from fedfinlora.deployment.connections import connections
+from fedfinlora.deployment.coordinator_home import enrolled
 from fedfinlora.deployment.local_server import Response
-from fedfinlora.deployment.policy import SETTINGS, read_settings
 from fedfinlora.deployment.processes import resident
 from fedfinlora.deployment.reach import AUTHORITY, CERTIFICATE
 from fedfinlora.deployment.run_list import Watched, watched_runs
@@ -76,10 +73,9 @@ class CoordinatorMetrics(Collector):
         states = connections(self.home)
         online = {(bank,): float(state == "online") for bank, state in states.items()}
         yield _gauge("fedfinlora_bank_online", "1 while the SuperLink gets the bank's heartbeat", ("bank",), online)
-        # Revoked keys have another ending.
-        banks = [file.with_suffix(".crt") for file in sorted((self.home / "enrolled").glob("*.pub"))]
-        certificates = {name: self.home / name for name in (CA_CERTIFICATE, SERVER_CERTIFICATE, SIGNING_CERTIFICATE)}
-        certificates |= {f"enrolled/{file.name}": file for file in banks}
+        banks = [f"enrolled/{bank}.crt" for bank in enrolled(self.home)]
+        names = (CA_CERTIFICATE, SERVER_CERTIFICATE, SIGNING_CERTIFICATE, *banks)
+        certificates = {name: self.home / name for name in names}
         folders = {"home": self.home} | ({"runs": runs[0].run.folder} if runs else {})
         yield from _of_the_machine(certificates, folders)
 
@@ -119,7 +115,7 @@ def _of_runs(runs: Iterable[Watched]) -> Iterator[Metric]:
         if one.state == "running":
             written[(one.name,)] = _changed(one.run.folder / FILE_NAME)
         states[(one.name, one.state)] = 1.0
-        planned[(one.name,)] = float(one.progress.rounds or number(one.run.config.get("num_server_rounds")) or 0)
+        planned[(one.name,)] = float(one.rounds)
         awaited[(one.name,)] = float(len(one.awaited))
         for bank, replied in one.replies.items():
             replies |= {(one.name, bank, outcome): float(times) for outcome, times in replied.outcomes.items()}

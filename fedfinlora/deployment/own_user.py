@@ -1,12 +1,9 @@
-"""Whose process is at the other end of a loopback connection, as Linux knows it: by its socket's owner.
+"""Whose process is at the other end of a loopback connection (Linux): by its socket's owner.
 
-Flower's control and runtime interfaces know no accounts. On loopback every user of the machine can reach them, and a
-task's token is in the list of processes; so a connection is accepted only if its other end belongs to the user who runs
-this process.
-
-The kernel is asked for the one socket by its two ends (sock_diag(7)), which takes the same time however many sockets
-there are. Where it does not answer, as in some sandboxes, the socket is looked for in /proc/net/tcp, which lists every
-socket of the network namespace.
+Flower's control and runtime interfaces know no accounts, and on loopback every user of the machine can reach them; so a
+connection is accepted only if its other end belongs to the user who runs this process. The kernel is asked for the one
+socket by its two ends (sock_diag(7)). Where it does not answer, as in some sandboxes, the socket is looked for in
+/proc/net/tcp.
 """
 
 from __future__ import annotations
@@ -58,7 +55,7 @@ def check_user() -> None:
 
 
 def users_look_alike(own: int, overflow_uid: Path, uid_map: Path) -> bool:
-    """Whether `own` is the number that the kernel shows for users whom this user namespace does not map
+    """Whether `own` is the number that the kernel shows for users whom this namespace does not map
     (user_namespaces(7)).
     """
     try:
@@ -70,7 +67,7 @@ def users_look_alike(own: int, overflow_uid: Path, uid_map: Path) -> bool:
 
 
 def is_own(connection: socket.socket) -> bool:
-    """Whether the other end of an accepted connection is a socket of this process's user, on this machine, and open."""
+    """Whether the other end of an accepted connection is an open socket of this process's user."""
     own = os.geteuid()
     if users_look_alike(own, OVERFLOW_UID, UID_MAP):
         return False
@@ -82,9 +79,7 @@ def is_own(connection: socket.socket) -> bool:
 
 
 def owner_by_netlink(local: End, remote: End) -> int | None:
-    """User id of the open socket that has these two ends, asked of the kernel; None where there is none. OSError where
-    it does not answer.
-    """
+    """User id of the open socket that has these two ends, or None. OSError where the kernel does not answer."""
     first, second = _address(local[0]), _address(remote[0])
     family = socket.AF_INET if first.version == 4 else socket.AF_INET6
     question = QUESTION.pack(
@@ -127,8 +122,7 @@ def owner_in_tables(local: End, remote: End) -> int | None:
 
 
 def owner(local: End, remote: End, table: bytes) -> int | None:
-    """User id of the open socket that has these two ends, in the content of /proc/net/tcp or tcp6; None where there is
-    none.
+    """The same in the content of /proc/net/tcp or tcp6.
 
     >>> table = b"1: 0100007F:A1B2 0100007F:2384 01 00000000:00000000 00:00000000 00000000  1000        0 71 1 0 20 4 0 10 -1"
     >>> (owner(("127.0.0.1", 0xA1B2), ("127.0.0.1", 0x2384), table),
@@ -145,9 +139,7 @@ def owner(local: End, remote: End, table: bytes) -> int | None:
 
 
 def _after(table: bytes, wanted: bytes) -> Iterator[bytes]:
-    """What follows `wanted` on its line, wherever it occurs: found in the bytes, for a line each is slow with thousands
-    of sockets.
-    """
+    """What follows `wanted` on its line, wherever it occurs: splitting thousands of lines is slow."""
     at = table.find(wanted)
     while at >= 0:
         end = table.find(b"\n", at)
@@ -163,9 +155,7 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
 
 
 def _spelled(end: End, mapped: bool) -> str:
-    """An end of a connection as the tables spell it: words of the address in the machine's own byte order; `mapped`
-    spells IPv4 as tcp6 does.
-    """
+    """An end as the tables spell it: words in the machine's own byte order; `mapped` spells IPv4 as tcp6 does."""
     packed = _address(end[0]).packed
     if mapped and len(packed) == 4:
         packed = bytes(10) + b"\xff\xff" + packed

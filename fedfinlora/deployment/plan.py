@@ -1,7 +1,6 @@
-"""A coordinator's plan: what a run would ask of the banks, as a file that each bank tries before it starts.
+"""A coordinator's plan: the configuration that would go with every request of a run, and the hash of the code.
 
-`coordinator plan` writes it, `bank try` reads it. It holds the configuration that would go with every request and the
-hash of the code that would run. Nothing is started and no bank is asked.
+`coordinator plan` writes it, `bank try` reads it.
 """
 
 from __future__ import annotations
@@ -45,9 +44,9 @@ class Plan:
 def deployment_config(overrides: Sequence[str]) -> tuple[Config, list[str]]:
     """(the configuration of a run with banks that are not ours, what was decided for the user in sentences).
 
-    A bank's weight must not be what it claims: where strategy.weighting is not set, declared sizes are used if there
-    are some, else all banks weigh the same. strategy.weighting=rows must be typed, and so must train.holdout_max_rows,
-    for banks refuse to score few rows.
+    A bank's weight must not be what it claims: where strategy.weighting is not set, declared sizes are used, else all
+    banks weigh the same. strategy.weighting=rows must be typed, and so must train.holdout_max_rows, for banks refuse to
+    score few rows.
     """
     typed, said = typed_keys(overrides), list[str]()
     by_size = [f"{WEIGHTING}=declared"] if SIZES in typed and WEIGHTING not in typed else []
@@ -79,7 +78,7 @@ def plan_text(overrides: Sequence[str], banks: int) -> tuple[str, list[str]]:
 
 
 def read_plan(file: Path) -> Plan:
-    """A plan that somebody else wrote. ConfigError for a file that is none, in one line that names it."""
+    """ConfigError for a file that is no plan."""
     try:
         if file.stat().st_size > LARGEST_BYTES:
             raise ConfigError(f"{file} is larger than a plan can be.")

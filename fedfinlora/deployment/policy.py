@@ -1,36 +1,24 @@
-"""A bank's settings and policy, `bank.yaml`: what may run on its rows, decided by the bank and checked at the bank
-before a model is loaded.
+"""A bank's settings and policy, `bank.yaml`: what may run on its rows, checked at the bank before a model is loaded.
 
-Each rule has a name. A request that breaks one is refused with that name; the server learns the name and nothing else.
-The hash of the file goes with every reply, so that both sides can say later which policy was in force.
+A request that breaks a rule is refused with the rule's name, and the server learns no more. The hash of the file goes
+with every reply, so that both sides can say later which policy was in force.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
-import yaml
-
-from fedfinlora.config.dataset import ColumnsConfig
 from fedfinlora.config.peft import PEFT_METHODS
 from fedfinlora.config.privacy import PRIVACY_MODES
 from fedfinlora.config.schema import Config
 from fedfinlora.config.train import OPTIMIZERS, TrainConfig
-from fedfinlora.config.values import build_group, to_plain_group
-from fedfinlora.deployment.hand_written import read_yaml, yaml_text
-from fedfinlora.errors import ConfigError, UserError, choose
+from fedfinlora.errors import ConfigError, choose
 from fedfinlora.privacy.head import SHA256
-from fedfinlora.train.trainer_names import checked_name
-from fedfinlora.wire.messages import BANK_NAME, REVEALABLE
+from fedfinlora.wire.messages import REVEALABLE
 
-SETTINGS = "bank.yaml"
-"""In the bank's folder."""
 MODEL = re.compile(r"((?:(?! sha256:).)+)(?: sha256:([0-9a-f]{64}))?")
 NEVER_WITH_A_BUDGET = ("none", "bank")
 """Privacy modes in which a bank's reply leaves it without the bank's own noise: what it would spend has no limit."""
@@ -40,9 +28,6 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 it was trained on.
 """
 EVERY_DATASET = "all"
-FEWEST = 20
-"""Default of min_units and min_rows: twice the ten persons below which statistical offices publish no figure, and fewer
-than any task of the bundled sample has, so that every documented command runs. The guarantee does not rest on it."""
 HOURS = re.compile(r"((?:[01][0-9]|2[0-3]):[0-5][0-9])-((?:[01][0-9]|2[0-3]):[0-5][0-9]|24:00)", re.ASCII)
 
 
@@ -82,6 +67,9 @@ class Policy:
     """Most optimiser steps in one round."""
     max_rows_per_round: int = 0
     """Most rows in one round, repeats counted."""
+    max_processes: int = 0
+    """Most processes that train together, each with a model of its own (train.processes); 0 = as many as there are
+    GPUs, or cores."""
     max_rounds_per_day: int = 500
     """Most rounds begun in a calendar day of the bank's clock, refused ones not counted."""
     privacy: tuple[str, ...] = ("none", "example")
@@ -133,6 +121,7 @@ class Policy:
             "max_rank",
             "max_steps_per_round",
             "max_rows_per_round",
+            "max_processes",
             "max_rounds_per_day",
             "max_epsilon",
             "max_delta",
@@ -152,96 +141,6 @@ class Policy:
 
 
 @dataclass(frozen=True)
-class BankSettings:
-    """bank.yaml."""
-
-    version: int = 1
-    name: str = ""
-    """How the bank is called in rounds and reports."""
-    data: str = ""
-    """Folder of its rows: FinLoRA's layout, or any files of rows (docs/data.md lists the forms)."""
-    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
-    """How the columns (or keys) of these files are called. No request can name others."""
-    coordinator: str = ""
-    """HOST:PORT of the aggregator."""
-    declared_rows: tuple[str, ...] = ()
-    """How many rows of each task the bank has, as TASK:ROWS, and how many customers, as customers:NUMBER, rounded, so
-    that they may be known: noise and sampling rate of private rounds follow from these numbers and not from the exact
-    ones, which a server could else read off the noise. Change them when the data has grown by half; a change does not
-    touch what was spent."""
-    budget_epsilon: float = 8.0
-    """The most that may be spent on any row (or customer), over all runs and for ever. A row that has spent it is
-    excluded from later rounds. With a budget every round that would leave without the bank's own noise is refused. 0 =
-    no limit: rounds without noise may run, and are booked as infinite."""
-    delta: float = 0.0
-    """Probability with which the guarantee may fail; 0 = min(1e-5, N^-1.2) with N all declared rows. A smaller one,
-    here or in the request, is used; a larger one in the request is not."""
-    min_units: int = FEWEST
-    """Fewest units, rows or customers as privacy.unit says, on which a private round may be trained; with fewer it is
-    refused."""
-    min_rows: int = FEWEST
-    """Fewest rows on which any round may be trained, private or not: a request may name single tasks and
-    train.max_rows. In a round without the bank's own noise the steps themselves must take as many: from a step on one
-    row, that row can be read. 0 = no limit."""
-    trainer: str = ""
-    """The bank's own training script in the place of the built-in loop, as MODULE:FUNCTION: a module in the folder of
-    this file, or an installed one (docs/running.md). It is not used in rounds under privacy=example or dp_lora, which
-    are then refused. No request can name one. Its code is not part of this file's hash; restart the bank when it has
-    changed."""
-    policy: Policy = field(default_factory=Policy)
-
-    def __post_init__(self) -> None:
-        if self.version != 1:
-            raise ConfigError(f"bank.yaml has version {self.version}; this code reads version 1.")
-        if not BANK_NAME.fullmatch(self.name):
-            raise ConfigError(f"name: {self.name!r} is not a plain name of letters, digits, '.', '_' and '-'.")
-        if not Path(self.data).is_absolute():
-            raise ConfigError(f"data: {self.data!r} must be an absolute path.")
-        if not 0 <= self.budget_epsilon < math.inf:
-            raise ConfigError(f"budget_epsilon must be 0 (no limit) or a number above it, not {self.budget_epsilon}.")
-        if not 0 <= self.delta <= LARGEST_DELTA:
-            raise ConfigError(
-                f"delta must be 0 (min(1e-5, N^-1.2)) or a number above it, at most {LARGEST_DELTA:g}, not "
-                f"{self.delta}."
-            )
-        for name in ("min_units", "min_rows"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must be 0 (no limit) or more, not {getattr(self, name)}.")
-        declared_sizes(self.declared_rows)
-        if self.trainer:
-            checked_name(self.trainer)
-
-
-def declared_sizes(entries: Iterable[str]) -> dict[str, int]:
-    """Task -> rows of a bank's declared_rows; under "customers" their number. ConfigError for an entry that is not
-    TASK:ROWS, or a task that is there twice.
-
-    >>> declared_sizes(["fpb:1200", "fiqa:400"])
-    {'fpb': 1200, 'fiqa': 400}
-    """
-    found: dict[str, int] = {}
-    for entry in entries:
-        task, _, rows = entry.rpartition(":")
-        if not task or "," in task or task in found or not re.fullmatch("[1-9][0-9]{0,14}", rows):
-            raise ConfigError(
-                f"declared_rows: {entry!r} must be TASK:ROWS, each task once, without comma, and a whole number of "
-                "rows above 0."
-            )
-        found[task] = int(rows)
-    return found
-
-
-def rounded_rows(count: int) -> int:
-    """A number of rows to two significant digits, halves up: what may be known of it.
-
-    >>> [rounded_rows(count) for count in (7, 96, 104, 1672, 4846, 99500)]
-    [7, 96, 100, 1700, 4800, 100000]
-    """
-    unit: int = 10 ** max(0, len(str(count)) - 2)
-    return (count + unit // 2) // unit * unit
-
-
-@dataclass(frozen=True)
 class Work:
     """What a round would do, as far as rules speak of it."""
 
@@ -254,6 +153,9 @@ class Work:
     """Makes the hash of the base model's files, where a rule asks for it."""
     min_rows: int = 0
     """Of bank.yaml: fewest held-out rows that are scored."""
+    bank: str = ""
+    rank: int = 0
+    """Of bank.yaml: ranks that the bank trains; 0 = as many as the run has."""
 
 
 SMALLEST_CLIP, LARGEST_RATE, LARGEST_PULL = 1e-4, 0.1, 10.0
@@ -271,6 +173,7 @@ RULES: dict[str, Callable[[Policy, Work], bool]] = {
     "model": lambda policy, work: not any(_names(entry, work) for entry in policy.models),
     "peft_methods": lambda policy, work: work.config.peft.method not in policy.peft_methods,
     "max_rank": lambda policy, work: 0 < policy.max_rank < work.config.peft.rank,
+    "rank": lambda policy, work: work.rank not in (0, work.config.rank_of(work.bank)),
     "target_modules": lambda policy, work: not set(work.config.peft.target_modules) <= set(policy.target_modules),
     "optimizer": lambda policy, work: (
         not work.config.privacy.in_the_bank
@@ -281,6 +184,7 @@ RULES: dict[str, Callable[[Policy, Work], bool]] = {
     "generation": lambda policy, work: _scores_rows(policy, work.config.train.holdout_max_rows, work.min_rows),
     "max_steps_per_round": lambda policy, work: 0 < policy.max_steps_per_round < work.steps,
     "max_rows_per_round": lambda policy, work: 0 < policy.max_rows_per_round < work.rows,
+    "max_processes": lambda policy, work: 0 < policy.max_processes < work.config.train.processes,
     "max_rounds_per_day": lambda policy, work: 0 < policy.max_rounds_per_day <= work.rounds_today,
     "privacy": lambda policy, work: work.config.privacy.mode not in policy.privacy,
     "privacy_units": lambda policy,
@@ -299,12 +203,12 @@ the code that would run these, and is kept by `fedfinlora.deployment.gate`.
 
 
 def broken_rules(policy: Policy, work: Work) -> Iterator[str]:
-    """The names of the rules that the work breaks, in the order in which they are looked at."""
+    """The rules that the work breaks, in the order in which they are looked at."""
     return (rule for rule, breaks in RULES.items() if breaks(policy, work))
 
 
 def broken_rule(policy: Policy, work: Work) -> str:
-    """The name of the first rule that the work breaks; "" if it may be done."""
+    """The first; "" if the work may be done."""
     return next(broken_rules(policy, work), "")
 
 
@@ -321,48 +225,6 @@ def within(hours: str, now: datetime) -> bool:
     return start <= minute < end if start < end else minute >= start or minute < end
 
 
-def read_settings(file: Path) -> tuple[BankSettings, str]:
-    """(bank.yaml, SHA-256 of the file). ConfigError that names the file and the key for anything that is not as it
-    should be.
-    """
-    try:
-        content = file.read_bytes()
-        values = read_yaml(content)
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}). `bank init` writes it.") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
-    try:
-        return build_group(BankSettings, values), hashlib.sha256(content).hexdigest()
-    except ConfigError as error:
-        raise ConfigError(f"{file}: {error}") from error
-
-
-def settings_text(settings: BankSettings) -> str:
-    """bank.yaml with each key's meaning above it."""
-    import inspect
-
-    lines = [
-        (
-            "# What may run on this bank's rows. The hash of this file goes with every reply. A change holds from the "
-            "next "
-            "request on; one of"
-        ),
-        "# `coordinator` needs a restart of the bank.",
-    ]
-    for cls, values, indent in (
-        (BankSettings, to_plain_group(settings), ""),
-        (Policy, to_plain_group(settings.policy), "  "),
-    ):
-        meanings = dict(re.findall(r"^    (\w+): [^\n]*\n    \"\"\"(.*?)\"\"\"", inspect.getsource(cls), re.S | re.M))
-        for key, value in values.items():
-            if meanings.get(key):
-                lines += [f"{indent}# {' '.join(part.split())}" for part in meanings[key].splitlines()]
-            shown = "" if key == "policy" else f" {yaml_text(value)}"
-            lines.append(f"{indent}{key}:{shown}")
-    return "\n".join(lines) + "\n"
-
-
 def _names(entry: str, work: Work) -> bool:
     """Whether an entry of policy.models allows the model."""
     found = MODEL.fullmatch(entry)
@@ -377,9 +239,7 @@ def _may_train_on(allowed: tuple[str, ...], tasks: tuple[str, ...]) -> bool:
 
 
 def _scores_rows(policy: Policy, asked: int, min_rows: int) -> bool:
-    """Whether held-out rows would be scored though the bank scores none, or so few that the loss of single ones could
-    be read off.
-    """
+    """Whether held-out rows would be scored though the bank scores none, or too few."""
     return asked > 0 and (policy.generation == "none" or asked < min_rows)
 
 
@@ -388,7 +248,5 @@ def _weighs_by_rows(config: Config) -> bool:
 
 
 def _too_much(limit: float, epsilon: float) -> bool:
-    """Whether a run's epsilon is above the limit; an epsilon that is not given (a noise multiplier is) cannot be
-    compared.
-    """
+    """Whether epsilon is above the limit, or not given, as with a noise multiplier."""
     return limit > 0 and (epsilon == 0 or epsilon > limit)

@@ -1,9 +1,8 @@
-"""Resident memory of a party's processes: this one, what it started, and a bank's worker, which outlives who started
-it.
-"""
+"""Resident memory of a party's processes, with a bank's worker, which outlives who started it."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,9 +15,7 @@ class Resident(NamedTuple):
 
 
 def resident(worker_file: Path | None = None) -> dict[str, Resident]:
-    """Program -> its processes and their RSS, for this process's family and the worker whose number `worker_file`
-    holds.
-    """
+    """Program -> its processes and their RSS, for this process's family and the worker of `worker_file`."""
     import psutil
 
     family = [psutil.Process(), *psutil.Process().children(recursive=True)]
@@ -40,9 +37,21 @@ def resident(worker_file: Path | None = None) -> dict[str, Resident]:
     return dict(sorted(found.items()))
 
 
+def alive(process: int, since_t: float = math.inf) -> bool:
+    """Whether the process of this number runs and was started by `since_t` (Unix seconds), so that it is no later one
+    of its number. One that was not yet buried by its parent (a zombie) does not run.
+    """
+    import psutil
+
+    try:
+        found = psutil.Process(process)
+        return bool(found.status() != psutil.STATUS_ZOMBIE and found.create_time() <= since_t + 1.0)
+    except psutil.Error:
+        return False
+
+
 def program_of(words: list[str]) -> str:
-    """The name of what a command line runs; "" for a process without one. `flower.py superlink` is called
-    flower-superlink, as Flower's own program.
+    """What a command line runs; "" for a process without one.
 
     >>> (program_of(["/x/python", "/x/flower-superlink", "--port", "1"]),
     ... program_of(["python3.11", "-m", "client_app.worker", "/s"]))

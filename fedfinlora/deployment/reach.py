@@ -1,4 +1,4 @@
-"""Why a bank does not reach its coordinator, in words: no answer, another authority, no TLS, a wrong clock."""
+"""Why a bank does not reach its coordinator, in words."""
 
 from __future__ import annotations
 
@@ -41,9 +41,7 @@ def check_address(address: str) -> None:
 
 
 def bank_context(home: Path) -> ssl.SSLContext:
-    """TLS towards the coordinator, with the bank's own certificate. UserError where the folder has none that can be
-    used.
-    """
+    """TLS towards the coordinator, with the bank's own certificate. UserError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         context.load_verify_locations(home / AUTHORITY)
@@ -57,9 +55,7 @@ def bank_context(home: Path) -> ssl.SSLContext:
 
 
 def trouble(address: str, home: Path) -> str:
-    """Why the bank of a folder cannot work with the coordinator at `address` (HOST:PORT); "" where nothing is wrong
-    with the way, the certificate and the clock.
-    """
+    """Why the bank of a folder cannot work with the coordinator at `address` (HOST:PORT)."""
     import httpx
 
     authority = home / AUTHORITY

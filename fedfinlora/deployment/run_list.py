@@ -1,8 +1,6 @@
-"""The runs that a coordinator started: `runs.jsonl` in its folder, one line a start, and what their own folders say of
-them.
+"""The runs that a coordinator started: `runs.jsonl` in its folder, and what their own folders say of them.
 
-Nothing else is kept: the metrics and the status page read the run folders again, so a restart loses nothing. What was
-read stays in memory as long as the files are the same, one reading of each run and READ_BYTES in all.
+What was read stays in memory as long as the files are the same, one reading of each run and READ_BYTES in all.
 """
 
 from __future__ import annotations
@@ -13,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedfinlora.deployment.processes import alive
 from fedfinlora.files import append_line, read_lines
 from fedfinlora.report.reading import Run, read_run
-from fedfinlora.run.progress import FILE_NAME, Event, ProgressState, follow
+from fedfinlora.run.events import BankDone, RunStart
+from fedfinlora.run.progress import FILE_NAME, ProgressState, follow
 from fedfinlora.system.bounded_cache import BoundedCache
 
 LIST_FILE = "runs.jsonl"
@@ -32,15 +32,13 @@ REFUSED_CODES = ("policy-", "privacy")
 
 @dataclass(frozen=True)
 class Replies:
-    """What became of the requests to one bank in a run; rounds that were broken off or done again count too."""
+    """What became of the requests to one bank; rounds that were broken off or done again count too."""
 
     outcomes: Mapping[str, int]
     """ok, late, error, rejected (by the server's checks), refused (by the bank) -> how often."""
     last_outcome: str = ""
     last_reason: str = ""
     last_round: int = 0
-    last_t: float = 0.0
-    """Unix seconds."""
 
 
 @dataclass(frozen=True)
@@ -79,14 +77,20 @@ class Watched:
         """waiting (for banks), running, completed, failed, stopped, or died: its process ended without a result."""
         done = self.progress.done
         if done is not None:
-            return str(done.get("status") or "failed")
-        if self.process and _alive(self.process, self.progress.started_t or 0.0):
+            return done.status or "failed"
+        if self.process and alive(self.process, self.progress.started_t or 0.0):
             return "running"
         ended = self.run.folder / "result.json"
         began = self.progress.started_t or self.listed_t
         if self.run.result.status and ended.is_file() and ended.stat().st_mtime >= began:
             return self.run.status
         return "died" if self.process else "waiting"
+
+    @property
+    def rounds(self) -> int:
+        """Those that it is to have; 0 where that is not known."""
+        settings = self.run.settings
+        return self.progress.rounds or (settings.num_server_rounds if settings else 0)
 
     @property
     def awaited(self) -> list[str]:
@@ -110,12 +114,12 @@ class Watched:
 
 
 def note_run(home: Path, folder: Path) -> None:
-    """Write down that a run was started or resumed. UserError if the disk does not take it."""
+    """A run was started or resumed."""
     append_line(home / LIST_FILE, {"time": time.time(), "folder": str(folder)})
 
 
 def watched_runs(home: Path) -> list[Watched]:
-    """The runs whose folders are still there, the one that was started last first."""
+    """The runs whose folders are still there, the last started first."""
     listed: dict[str, tuple[int, float]] = {}
     for line in read_lines(home / LIST_FILE):
         folder = str(line.get("folder"))
@@ -149,15 +153,15 @@ def _version(file: Path) -> tuple[int, int]:
 
 
 def _read(folder: Path, number: int, listed_t: float) -> Watched:
-    """The folder, read. Of its events only what they add up to stays."""
+    """Of its events only what they add up to stays."""
     state, process = ProgressState(), 0
     replies: dict[str, Replies] = {}
     refusals: dict[tuple[str, str], Refusals] = {}
     for event in follow(folder / FILE_NAME, stop=lambda: True):
-        if event["event"] == "run_start":
-            state, process = ProgressState(), int(event.get("process") or 0)
+        if isinstance(event, RunStart):
+            state, process = ProgressState(), event.process
         state.update(event)
-        if event["event"] == "bank_done":
+        if isinstance(event, BankDone):
             _count(event, replies, refusals)
     return Watched(
         number,
@@ -170,43 +174,30 @@ def _read(folder: Path, number: int, listed_t: float) -> Watched:
     )
 
 
-def _count(event: Event, replies: dict[str, Replies], refusals: dict[tuple[str, str], Refusals]) -> None:
+def _count(event: BankDone, replies: dict[str, Replies], refusals: dict[tuple[str, str], Refusals]) -> None:
     """Count what became of one request."""
-    name, outcome = str(event.get("bank")), outcome_of(event)
+    name, outcome = event.bank, outcome_of(event)
     before = replies[name].outcomes if name in replies else {}
-    reason, number, at = str(event.get("reason") or ""), int(event.get("round") or 0), float(event.get("t") or 0.0)
-    replies[name] = Replies({**before, outcome: before.get(outcome, 0) + 1}, outcome, reason, number, at)
+    outcomes = {**before, outcome: before.get(outcome, 0) + 1}
+    replies[name] = Replies(outcomes, outcome, event.reason, event.round)
     if outcome == "refused":
         key = (name, rule_of(event))
         times = refusals[key].rounds if key in refusals else 0
-        refusals[key] = Refusals(*key, times + 1, number)
+        refusals[key] = Refusals(*key, times + 1, event.round)
 
 
-def outcome_of(event: Event) -> str:
-    """The outcome of one request from its event: the status, but `refused` where the bank itself said no."""
-    return "refused" if str(event.get("code") or "").startswith(REFUSED_CODES) else str(event.get("status") or "error")
+def outcome_of(event: BankDone) -> str:
+    """The status, but `refused` where the bank itself said no."""
+    return "refused" if event.code.startswith(REFUSED_CODES) else event.status or "error"
 
 
-def rule_of(event: Event) -> str:
+def rule_of(event: BankDone) -> str:
     """The policy's rule, or `budget`, by which a bank refused."""
-    return str(event.get("code") or "").removeprefix("policy-")
-
-
-def _alive(process: int, since_t: float) -> bool:
-    """Whether the process that wrote its first event at `since_t` (Unix seconds) still runs, and is no younger one with
-    its number.
-    """
-    import psutil
-
-    try:
-        found = psutil.Process(process)
-        return bool(found.status() != psutil.STATUS_ZOMBIE and found.create_time() <= since_t + 1.0)
-    except psutil.Error:
-        return False
+    return event.code.removeprefix("policy-")
 
 
 def last_epsilon(runs: list[Watched]) -> dict[str, float]:
-    """Bank -> epsilon spent over all runs, as last reported in any of them."""
+    """Bank -> epsilon spent over all runs, as last reported."""
     found: dict[str, Any] = {}
     for one in reversed(runs):
         found |= {bank: spent for bank, (spent, _) in one.epsilon.items() if spent is not None}

@@ -1,4 +1,4 @@
-"""What each simulated bank takes of this machine: cores and GPUs, so that as many train at a time as should."""
+"""What each simulated bank takes of this machine."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from fedfinlora.model.devices import ActorResources, actor_resources, gpus_here
 
 
 def crowded(config: Config) -> str:
-    """What is wrong where simulated banks would fight for cores; "" where they do not. Their threads spin while they
-    wait for each other: with two workers of two threads on two cores a round took 38 s, with one worker of two threads
-    11.
+    """What is wrong where simulated banks would fight for cores: their threads spin while they wait for each other.
+    With two workers of two threads on two cores a round took 38 s, with one worker 11.
     """
     cores = len(os.sched_getaffinity(0))
     workers = simulated_workers(config)
@@ -31,7 +30,7 @@ def simulated_workers(config: Config) -> int:
 
 
 def worker_resources(config: Config) -> str:
-    """What each simulated bank takes of this machine, so that `config.workers` of them train at the same time."""
+    """`resources_of` as options of Flower's."""
     needed = resources_of(config)
     return (
         f"client-resources-num-cpus={needed.cpus} client-resources-num-gpus={needed.gpus:.4f} "

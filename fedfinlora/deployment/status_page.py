@@ -1,7 +1,7 @@
-"""The aggregator's status page: made from the run folders at each look, in the report's style and with its charts.
+"""The aggregator's status page: made from the run folders at each look, in the report's style.
 
-It is read only, loads nothing, and works without JavaScript (the browser then loads it again every few seconds; with
-JavaScript the changed part is replaced in place). What comes from a run folder is untrusted and escaped.
+It loads nothing, and works without JavaScript (the browser then loads it again every few seconds). What comes from a
+run folder is untrusted and escaped.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from fedfinlora.deployment.run_list import Replies, Watched, last_epsilon, watch
 from fedfinlora.errors import UserError
 from fedfinlora.report.benchmarks import with_unlisted
 from fedfinlora.report.curves import run_charts
-from fedfinlora.report.formats import DASH, count, decimal, number, percent, seconds, significant, size
+from fedfinlora.report.formats import DASH, count, decimal, percent, seconds, significant, size
 from fedfinlora.report.systems import systems_of
 from fedfinlora.report.tables import Table
 from fedfinlora.report.templates import allowed, render
 from fedfinlora.run.evaluation import Scores
+from fedfinlora.run.events import BankDone
 from fedfinlora.run.folder import ROUND_LABEL
-from fedfinlora.run.progress import BankLine
 from fedfinlora.run.records import RoundLine
 
 REFRESH_S = 5
@@ -41,7 +41,7 @@ LOOKS = {
 
 
 def answer(home: Path, title: str, query: str) -> Response:
-    """The page as `fedfinlora.deployment.local_server` sends it; `run=N` in the query chooses the run to show."""
+    """`run=N` in the query chooses the run to show."""
     runs = watched_runs(home)
     wanted = parse_qs(query).get("run", [""])[0]
     shown = next((one for one in runs if str(one.number) == wanted), runs[0] if runs else None)
@@ -57,7 +57,7 @@ def status_page(
     warnings: Sequence[str],
     now: float,
 ) -> str:
-    """The page as HTML text. `states` are the enrolled banks' connections; `now` is in Unix seconds."""
+    """`states` are the enrolled banks' connections; `now` is in Unix seconds."""
     epsilon = last_epsilon(list(runs))
     columns = ("Connection", "This round", "Last outcome", "Round", "Accepted", "Rows", "Loss", "Training")
     return render(
@@ -113,7 +113,7 @@ def _tab_title(title: str, shown: Watched | None) -> str:
 def _present(one: Watched, now: float) -> dict[str, Any]:
     """The chosen run: where it is, how far, how long still."""
     progress, result = one.progress, one.run.result
-    planned = progress.rounds or int(number(one.run.config.get("num_server_rounds")) or 0)
+    planned = one.rounds
     figures = [("Rounds done", f"{progress.rounds_done} of {planned or DASH}", _round_words(one))]
     if one.state == "running":
         elapsed = now - (progress.started_t or now)
@@ -151,21 +151,16 @@ def _round_words(one: Watched) -> str:
 
 def _evaluating(one: Watched) -> str:
     event = one.progress.evaluation
-    return (
-        f"{event.get('label')}, {event.get('benchmark')} ({event.get('index')} of {event.get('of')})" if event else ""
-    )
+    return f"{event.label}, {event.benchmark} ({event.index} of {event.of})" if event else ""
 
 
 def _banks(shown: Watched | None, states: Mapping[str, str], epsilon: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Every enrolled bank and every one of the chosen run: connection, part in this round, outcome of its last request.
-
-    `epsilon` is what each has spent; {} without privacy.
-    """
+    """Every enrolled bank and every one of the chosen run. `epsilon` is what each has spent."""
     replies, lines = (shown.replies, shown.progress.banks) if shown else ({}, {})
     in_round = shown is not None and shown.state == "running" and shown.progress.round > shown.progress.rounds_done
     found = []
     for name in sorted({*states, *replies, *lines}):
-        line, replied = lines.get(name, BankLine(status="")), replies.get(name, Replies({}))
+        line, replied = lines.get(name, BankDone()), replies.get(name, Replies({}))
         asked = sum(replied.outcomes.values())
         figures = [str(replied.last_round), f"{replied.outcomes.get('ok', 0)} of {asked}"] if asked else [DASH, DASH]
         figures += [count(line.rows), decimal(line.train_loss), seconds(line.seconds)]
@@ -178,7 +173,7 @@ def _banks(shown: Watched | None, states: Mapping[str, str], epsilon: Mapping[st
 
 
 def _scores(one: Watched) -> Table:
-    """Mean accuracy of every evaluation so far, over the benchmarks that it has: the base model, rounds, the rest."""
+    """Mean accuracy of every evaluation so far, over the benchmarks that it has."""
     whole = {label: _accuracies(scores) for label, scores in one.run.scores.items()}
     for label, values in one.progress.scores.items():
         if not ROUND_LABEL.fullmatch(label):

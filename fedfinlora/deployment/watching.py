@@ -1,6 +1,4 @@
-"""What `coordinator start` and `bank start` serve while they run: /metrics, /healthz and, at the aggregator, the status
-page.
-"""
+"""What `coordinator start` and `bank start` serve while they run."""
 
 from __future__ import annotations
 

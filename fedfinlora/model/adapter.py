@@ -26,7 +26,7 @@ from fedfinlora.errors import UserError
 from fedfinlora.files import write_bytes
 from fedfinlora.model.adapter_folder import WEIGHTS_FILE, base_name, read_tensors, same_base
 from fedfinlora.model.peft_methods import METHODS, method_of
-from fedfinlora.model.peft_methods.lora import ADAPTER_NAME
+from fedfinlora.model.peft_methods.lora import ADAPTER_NAME, plain_config
 from fedfinlora.model.quantized import import_bitsandbytes
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ Vector = NDArray[np.float32]
 """Shape (layout.size,), float32."""
 
 Scalar = TypeVar("Scalar", bound=np.generic)
+FROZEN_ENTRIES = "frozen_entries"
+"""Attribute of a trainable parameter that has entries without a gradient: (axis, how many at its end)."""
 BLOCK = 2**18
 """Numbers that are worked on together where a whole vector in float64 would take too much memory."""
 
@@ -138,7 +140,7 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def frozen_tensors(model: nn.Module) -> dict[str, NDArray[np.float32]]:
     """Saved name -> copy of each of the adapter's tensors that is not trained: A with peft.freeze_a, A and B of
-    LoRA-XS.
+    LoRA-XS, what PiSSA starts from.
     """
     return {
         saved_name(name): parameter.detach().float().cpu().numpy().copy()
@@ -188,18 +190,7 @@ def write_adapter(model: nn.Module, vector: Vector) -> None:
 
 def peft_config_values(peft: PeftConfig, model: ModelConfig) -> dict[str, Any]:
     """The keyword arguments of `peft.LoraConfig` for our configuration."""
-    return {
-        "r": peft.rank,
-        "lora_alpha": peft.alpha,
-        "lora_dropout": peft.dropout,
-        "target_modules": sorted(peft.target_modules),
-        "use_dora": False,
-        "use_rslora": False,
-        **METHODS[peft.method].flags,
-        "bias": "none",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": model.path,
-    }
+    return plain_config(peft, METHODS[peft.method].flags, model)
 
 
 def save_adapter(
@@ -217,10 +208,13 @@ def save_adapter(
     from safetensors.numpy import save
 
     import_bitsandbytes()
-    from peft import LoraConfig
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType
 
-    tensors = dict(METHODS[peft.method].exported(layout.views(vector), frozen or {}))
-    config = LoraConfig(**peft_config_values(peft, model), inference_mode=True).to_dict()
+    made = METHODS[peft.method].exported(layout.views(vector), frozen or {})
+    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in made.items()}  # written as it lies in memory
+    method = METHODS[peft.method]
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(method.peft_type)]
+    config = kind(**method.folder_config(peft, model), inference_mode=True).to_dict()
     write_bytes(folder / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
     write_bytes(
         folder / "adapter_config.json",

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedfinlora.config.frozen_ranks import earlier_fault
 from fedfinlora.config.peft import PeftConfig
 from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError, printable
@@ -88,6 +89,11 @@ def peft_settings(folder: Path, config: Config) -> PeftConfig:
     values = read_json(file)
     if not isinstance(values, dict):
         raise UserError(f"{file} is damaged: it holds no settings.")
+    own = next((name for name, kind in METHODS.items() if kind.peft_type == values.get("peft_type") != "LORA"), None)
+    if own:  # it has no scaling, and its dropout acts in training only
+        targets = _target_modules(folder, file, values)
+        here = config.peft
+        return PeftConfig(own, _whole_number(file, values, "r"), here.alpha, here.dropout, target_modules=targets)
     _refuse_unsupported(file, values)
     flags = {key: True for key in ("use_dora", "use_rslora") if values.get(key)}
     method = next((name for name, kind in METHODS.items() if kind.saved_as == name and kind.flags == flags), None)
@@ -102,6 +108,10 @@ def peft_settings(folder: Path, config: Config) -> PeftConfig:
         alpha=_whole_number(file, values, "lora_alpha"),
         dropout=_dropout(values, config.peft.dropout),
         target_modules=_target_modules(folder, file, values),
+        frozen_rank=0,
+        trained_modules=(),
+        loraplus_ratio=1.0,
+        rows="",
     )
 
 
@@ -110,13 +120,20 @@ def check_start(config: Config) -> None:
     if not config.start_adapter:
         return
     found = peft_settings(Path(config.start_adapter), config)
+    if config.peft.frozen_rank:
+        if fault := earlier_fault(config.peft, found):
+            raise UserError(f"start_adapter={config.start_adapter} {fault}")
+        return
     differing = differing_settings(found, config.peft, {"method", "rank", "alpha", "target_modules"})
     if differing:
         raise UserError(f"start_adapter={config.start_adapter} is of another kind. Set {', '.join(differing)}.")
 
 
 def differing_settings(found: PeftConfig, wanted: PeftConfig, names: Set[str]) -> list[str]:
-    """Which of the named settings of a folder's adapter are not as wanted, as `peft.rank=4 (here 8)`."""
+    """Which of the named settings of a folder's adapter are not as wanted, as `peft.rank=4 (here 8)`: of the form in
+    which the wanted adapter is saved, which has twice the rank of PiSSA's.
+    """
+    wanted = METHODS[wanted.method].saved(wanted)
     return [
         f"peft.{name}={there} (here {here})"
         for name, there, here in (
@@ -165,7 +182,7 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
             )
         if name in tensors:
             raise UserError(f"{file} holds two adapters: {name} is there twice. Save one adapter by itself.")
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() and not name.endswith(".shira_indices"):
             raise UserError(
                 f"{file}: {stored_name} is of type {tensor.dtype}. Save the adapter in float32, float16 or bfloat16."
             )

@@ -165,13 +165,14 @@ def check_packing(model: nn.Module, path: str, most_tokens: int) -> None:
         )
 
 
-def is_near_tie(logits: torch.Tensor, one: int, other: int) -> bool:
-    """Whether another product order may choose `other` instead of `one` from logits of shape (vocabulary,).
+def is_near_tie(logits: torch.Tensor, one: int, other: int, share: float = NEAR_TIE) -> bool:
+    """Whether another product order may choose `other` instead of `one` from logits of shape (vocabulary,): they differ
+    by less than `share` of the standard deviation of all.
 
     On CPUs packed and cached decoding give the tokens of plain decoding. On GPUs products of other shapes round
     otherwise: a difference is an error unless it begins at such a tie.
     """
-    return bool((logits[one] - logits[other]).abs() < NEAR_TIE * logits.float().std())
+    return bool((logits[one] - logits[other]).abs() < share * logits.float().std())
 
 
 def _plain_logits(model: nn.Module, row: list[int], device: torch.device) -> torch.Tensor:

@@ -115,6 +115,23 @@ def cuda_of(devices: Iterable[torch.device]) -> list[torch.device]:
     return [device for device in devices if device.type == "cuda"]
 
 
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on a device now; on GPUs with what torch holds in reserve."""
+    if device.type == "cuda":
+        import torch
+
+        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + reserve
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def banks_on_a_gpu() -> int:
+    """How many simulated banks train on one GPU at the same time."""
+    return max(1, int(os.environ.get(GPU_SHARE, "") or 1))
+
+
 def release_cached(devices: Iterable[torch.device]) -> None:
     """Hand the memory that torch holds in reserve on GPUs back to the driver."""
     import torch

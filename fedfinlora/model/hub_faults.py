@@ -61,41 +61,48 @@ def hub_fault(
             f"it.{gated} "
             f"{elsewhere}"
         )
-    for each, kind in zip(chain, kinds, strict=True):
-        if kind in _TOO_SLOW:
-            return (
-                f"{name} cannot be had: {hub} takes too long to answer. Raise HF_HUB_DOWNLOAD_TIMEOUT (seconds), "
-                "or "
-                f"try later. {elsewhere}"
-            )
-        if (
-            kind in _BROKEN_OFF
-            or "Consistency check failed" in str(each)
-            or ("expected" in str(each) and "bytes" in str(each))
-        ):
-            return (
-                f"{name} did not arrive whole from {hub}: the download was cut off, or is not of the announced "
-                f"size. Try again. {elsewhere}"
-            )
-        if kind in _NOT_CONNECTED:
-            return (
-                f"{name} cannot be had: {hub} cannot be reached. Check the network, the proxy variables and "
-                f"HF_ENDPOINT. {elsewhere}"
-            )
-        if kind in ("FileMetadataError", "JSONDecodeError"):
-            return (
-                f"{name} cannot be had: what answers at {hub} is no Hugging Face hub (a login page or a proxy?). "
-                f"Check HF_ENDPOINT. {elsewhere}"
-            )
-        if isinstance(each, OSError) and each.errno in _DISK and each.filename:
-            return (
-                f"{name} cannot be kept: {printable(str(each.filename))}: {each.strerror}. Set HF_HOME to a folder "
-                "that can be written and has room."
-            )
+    if found := next(filter(None, (_of_cause(each, name, hub, elsewhere) for each in chain)), ""):
+        return found
     if "LocalEntryNotFoundError" in kinds:
         return (
             f"{name} is not on this machine, and {hub} did not give it. Check the network, the name and {TOKEN}. "
             f"{elsewhere}"
+        )
+    return ""
+
+
+def _of_cause(each: BaseException, name: str, hub: str, elsewhere: str) -> str:
+    """The line for one error of the chain, by its class; "" where that says nothing."""
+    kind = type(each).__name__
+    if kind in _TOO_SLOW:
+        return (
+            f"{name} cannot be had: {hub} takes too long to answer. Raise HF_HUB_DOWNLOAD_TIMEOUT (seconds), "
+            "or "
+            f"try later. {elsewhere}"
+        )
+    if (
+        kind in _BROKEN_OFF
+        or "Consistency check failed" in str(each)
+        or ("expected" in str(each) and "bytes" in str(each))
+    ):
+        return (
+            f"{name} did not arrive whole from {hub}: the download was cut off, or is not of the announced "
+            f"size. Try again. {elsewhere}"
+        )
+    if kind in _NOT_CONNECTED:
+        return (
+            f"{name} cannot be had: {hub} cannot be reached. Check the network, the proxy variables and "
+            f"HF_ENDPOINT. {elsewhere}"
+        )
+    if kind in ("FileMetadataError", "JSONDecodeError"):
+        return (
+            f"{name} cannot be had: what answers at {hub} is no Hugging Face hub (a login page or a proxy?). "
+            f"Check HF_ENDPOINT. {elsewhere}"
+        )
+    if isinstance(each, OSError) and each.errno in _DISK and each.filename:
+        return (
+            f"{name} cannot be kept: {printable(str(each.filename))}: {each.strerror}. Set HF_HOME to a folder "
+            "that can be written and has room."
         )
     return ""
 

@@ -43,8 +43,15 @@ from fedfinlora.model.embedded import embedded_folder, is_embedded
 from fedfinlora.model.hub_faults import first_line, hub_fault
 from fedfinlora.model.memory_models import ARCHITECTURES, build
 from fedfinlora.model.peft_methods import METHODS
-from fedfinlora.model.peft_methods.lora import ADAPTER_NAME
-from fedfinlora.model.quantized import compute_in_base_dtype, import_bitsandbytes, quantization_config, steady_on_cpu
+from fedfinlora.model.peft_methods.lora import ADAPTER_NAME, mark_rates
+from fedfinlora.model.quantized import (
+    compute_in_base_dtype,
+    import_bitsandbytes,
+    quantization_config,
+    steady_on_cpu,
+    unpack_on_gpus,
+)
+from fedfinlora.model.stacked import stacked_start
 from fedfinlora.seeds import derive_seed
 from fedfinlora.system.web import check_hub
 
@@ -180,6 +187,8 @@ def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
     use_packed_attention(model)
     if device.type == "cpu":
         steady_on_cpu(model, config.unpack)
+    else:
+        unpack_on_gpus(model, config.unpack)
     check_packing(model, config.path, context_tokens(config))
     if tokenizer.eos_token_id is None:
         raise UserError(
@@ -216,6 +225,7 @@ def add_adapter(base: nn.Module, model_config: ModelConfig, peft_config: PeftCon
     method = METHODS[peft_config.method]
     try:
         method.build(model, peft_config)
+        mark_rates(model, peft_config.loraplus_ratio)
     except UserError:
         cast(Any, model).unload()
         raise
@@ -272,8 +282,10 @@ def first_adapter(session: Session, config: Config) -> Vector:
     """
     start = initial_adapter(session, config)
     if not config.start_adapter:
-        return start
+        return METHODS[config.peft.method].first(session, config, start)
     check_start(config)
+    if config.peft.frozen_rank:
+        return stacked_start(start, session.layout, config)
     return load_adapter(Path(config.start_adapter), session.layout, config.model, session.frozen)
 
 

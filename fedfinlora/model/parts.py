@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedfinlora.model.adapter import Layout, Vector
+from fedfinlora.model.adapter import Layout, Vector, norm
 
 FACTORS = ("lora_B", "lora_A")
 """In the order of their turns."""
@@ -43,6 +43,22 @@ class Part:
             vector[part] = values[offset:end]
             offset = end
         return vector
+
+
+@dataclass(frozen=True)
+class DistanceOnly(Part):
+    """In the place of an update how long it is: one number, the Euclidean norm (strategy.sync=drift)."""
+
+    @property
+    def size(self) -> int:
+        return 1
+
+    def of(self, vector: Vector) -> Vector:
+        return np.array([norm(vector)], np.float32)
+
+    def whole(self, values: Vector) -> Vector:
+        """The number as it came, (1,): its norm is that of the update."""
+        return values
 
 
 def trained_factor(strategy: str, round_number: int) -> str:

@@ -87,6 +87,12 @@ def plain_lora(folder: Path, model: Any = None, rank: int = 64) -> PlainLora:
     `model` is the base model with the folder's adapter, which DoRA alone needs; `rank` is what DoRA is brought to.
     """
     settings = peft_settings(folder, Config())
+    kind = METHODS[settings.method].peft_type
+    if kind != "LORA":
+        raise UserError(
+            f"{folder} is a {kind} adapter, and no plain LoRA computes the same: its change has no low rank. Export it "
+            "with --for merged or --for peft."
+        )
     flags = METHODS[settings.method].flags
     if flags.get("use_dora"):
         return _from_dora(folder, model, rank)

@@ -3,7 +3,8 @@
 
 On CPUs two of its habits are taken away: NF4 layers repack their weights at the first evaluation, after which nothing
 trains and no error is raised; and int8 layers compute training and evaluation differently. See
-docs/adr/0003-quantization-on-cpus.md. On GPUs LoRA's products are made in the base's arithmetic.
+docs/adr/0003-quantization-on-cpus.md. On GPUs LoRA's products are made in the base's arithmetic, and NF4 layers are
+unpacked where there is room: a product then needs no dequantization.
 """
 
 from __future__ import annotations
@@ -16,11 +17,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from fedfinlora.config.model import ModelConfig
+from fedfinlora.model.devices import banks_on_a_gpu, free_bytes
 from fedfinlora.model.peft_methods.lora import ADAPTER_NAME
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+
+UNPACKED_SHARE = 0.25
+"""Of the memory: what unpacked weights may take."""
 
 
 def quantization_config(config: ModelConfig, dtype: torch.dtype) -> Any:
@@ -71,22 +77,50 @@ def steady_on_cpu(model: nn.Module, unpack: str) -> None:
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         return
-    from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 
     packed = [module for module in model.modules() if isinstance(module, Linear4bit)]
     needed_bytes = sum(4 * module.in_features * module.out_features for module in packed)
-    unpacks = unpack == "yes" or (unpack == "auto" and 4 * needed_bytes <= _memory_bytes())
+    unpacks = unpack == "yes" or (unpack == "auto" and needed_bytes <= UNPACKED_SHARE * _memory_bytes())
     for name, module in list(model.named_modules()):
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False  # no repacking: it would end all training without an error
             if unpacks:
-                weight = dequantize_4bit(module.weight.data, cast(Any, module.weight).quant_state)
-                _replace(model, name, weight, module.bias)
+                _replace(model, name, _dequantized(module), module.bias)
         elif isinstance(module, Linear8bitLt):
             scales = cast(Any, module.weight).SCB.float() / 127.0  # (rows,): the largest absolute weight of each output
             weight = (module.weight.data.float() * scales.unsqueeze(1)).to(cast(Any, model).dtype)
             _replace(model, name, weight, module.bias)
+
+
+def unpack_on_gpus(model: nn.Module, unpack: str) -> None:
+    """Turn nf4 layers into ordinary ones that hold the same values in the base's arithmetic, where `unpack` says so;
+    auto: where these need at most UNPACKED_SHARE of what is free on each GPU now, divided by the banks on it.
+    """
+    if unpack == "no" or importlib.util.find_spec("bitsandbytes") is None:
+        return
+    from bitsandbytes.nn.modules import Linear4bit
+
+    modules = [(name, module) for name, module in model.named_modules() if isinstance(module, Linear4bit)]
+    packed = {name: module for name, module in modules if not module.weight.is_meta}  # meta: offloaded by accelerate
+    needed_bytes: dict[torch.device, int] = {}
+    for module in packed.values():
+        weights = module.in_features * module.out_features
+        device = module.weight.device
+        needed_bytes[device] = needed_bytes.get(device, 0) + weights * cast(Any, model).dtype.itemsize
+    banks = banks_on_a_gpu()
+    fits = all(needed <= UNPACKED_SHARE * free_bytes(device) / banks for device, needed in needed_bytes.items())
+    if unpack == "auto" and not fits:
+        return
+    for name, module in packed.items():
+        _replace(model, name, _dequantized(module).to(cast(Any, model).dtype), module.bias)
+
+
+def _dequantized(layer: Any) -> torch.Tensor:
+    """(out, in): the values of a Linear4bit."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(layer.weight.data, layer.weight.quant_state)
 
 
 def _replace(model: nn.Module, name: str, weight: torch.Tensor, bias: torch.Tensor | None) -> None:

@@ -5,8 +5,9 @@ add noise once.
 
 G_i is the gradient of unit i's loss over all trainable tensors together; c_i scales it to at most C, in steps of the
 integer grid (`fedfinlora.privacy.grid`); E is the declared number of units of a step, not the drawn one, which is
-private. How a step is cut into passes changes nothing but rounding. The loss of an example is the mean over its own
-answer tokens, so that no example's loss depends on another; a customer's is the sum over its examples'.
+private. How a step is cut into passes changes nothing but rounding, so a pass that runs out of a GPU's memory is taken
+again in halves. The loss of an example is the mean over its own answer tokens, so that no example's loss depends on
+another; a customer's is the sum over its examples'.
 
 | edge case | what happens |
 |---|---|
@@ -15,6 +16,7 @@ answer tokens, so that no example's loss depends on another; a customer's is the
 | a unit whose gradient is zero | contributes zeros, and counts as drawn |
 | a unit whose gradient is NaN or infinite | contributes zeros; the others are as they would be without it |
 | dropout | each unit has secret masks of its own (`fedfinlora.privacy.unit_passes`) |
+| a pass runs out of memory | nothing of it counts; the same units, clipped alike, in two passes; noise once, as ever |
 
 Neighbours. Products of other shapes round otherwise, so a unit's gradient among others is not to the last bit what it
 is alone, and a hostile adapter could make much of it. NEIGHBOUR_SHARE of C is kept free for that. `self_test` measures
@@ -34,6 +36,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from fedfinlora.errors import UserError
 from fedfinlora.model.adapter import trainable
+from fedfinlora.model.devices import devices_of, release_cached
 from fedfinlora.model.packing import Example, Pack, answer_logits, make_pack
 from fedfinlora.privacy.accounting import Steps
 from fedfinlora.privacy.grid import Grid
@@ -54,7 +57,7 @@ from fedfinlora.privacy.unit_passes import (
     shared_products,
     spans_of_lengths,
 )
-from fedfinlora.train.gradient_step import StepTaken
+from fedfinlora.train.gradient_step import RETRY_SHARE, StepTaken
 
 if TYPE_CHECKING:
     import numpy as np
@@ -125,6 +128,8 @@ class Mechanism:
         done = private_step(
             local.model, local.examples, self, step, local.config.batch_tokens, limits.footprint, limits.memory_bytes
         )
+        if done.memory_bytes < limits.memory_bytes:
+            local.limits = replace(limits, memory_bytes=done.memory_bytes)  # later steps do not fail first
         answers = sum(len(example.answer_ids) for example in done.examples)
         return StepTaken(done.examples, done.loss_sum / answers if answers else 0.0)
 
@@ -147,6 +152,8 @@ class PrivateStep:
     """Negative log-likelihood of their answer tokens, in nats; of one copy where there are several."""
     norms: tuple[float, ...]
     """Each drawn unit's gradient norm before the clip."""
+    memory_bytes: float = math.inf
+    """What a later pass may be estimated to need; less than was given where a pass ran out of memory."""
 
     @cached_property
     def left_out_units(self) -> int:
@@ -179,7 +186,7 @@ def private_step(
         private_passes, model, drawn, footprint=footprint, memory_bytes=memory_bytes, copies=mechanism.augmentations
     )
     summed = None if mechanism.alone else _summed(model, cut(batch_tokens), grid, keys.masks, mechanism)
-    sums, loss_sum, norms = summed or cast(
+    sums, loss_sum, norms, failed = summed or cast(
         _Summed, _summed(model, cut(0), grid, keys.masks, replace(mechanism, alone=True))
     )
     for gradient in extra:
@@ -193,7 +200,9 @@ def private_step(
         # Whole numbers below 2^53: the sum with the noise is exact, and all that follows is made of it alone.
         noisy = sums[name] + steps.to(torch.float64)
         parameter.grad = (noisy * (grid.step / mechanism.expected_units)).to(parameter.dtype)
-    return PrivateStep(tuple(example for _, unit in drawn for example in unit), loss_sum, tuple(norms))
+    needed = [_pass_bytes(model, units, footprint, mechanism.augmentations) for units in failed]
+    room_bytes = min([memory_bytes, *(RETRY_SHARE * each for each in needed)])
+    return PrivateStep(tuple(example for _, unit in drawn for example in unit), loss_sum, tuple(norms), room_bytes)
 
 
 class _Summed(NamedTuple):
@@ -201,27 +210,73 @@ class _Summed(NamedTuple):
     """Name -> (out, in) float64, in steps of the grid."""
     loss_sum: float
     norms: list[float]
+    failed: list[list[Unit]]
+    """Passes that ran out of memory and were halved."""
 
 
 def _summed(
     model: nn.Module, passes: Iterable[list[Unit]], grid: Grid, masks: bytes, mechanism: Mechanism
 ) -> _Summed | None:
-    """The sum of the clipped gradients of all passes; None where the first pass shows that its units' neighbours change
-    more than is kept free.
+    """The sum of the clipped gradients of all passes; None where the first pass of several units shows that neighbours
+    change more than is kept free. MemoryError where a single unit does not fit.
+
+    A pass has a sum of its own until it is done: whole numbers of steps, so the order of adding changes no bit.
     """
     sums = _zeros(trainable(model))
-    loss_sum, norms = 0.0, list[float]()
-    for number, units in enumerate(passes):
-        first = _zeros(sums) if number == 0 and len(units) > 1 and not mechanism.alone else None
-        losses, found = add_units(model, units, grid, sums, masks, mechanism.augmentations, first)
-        loss_sum += losses
-        norms += found
-        if first is not None and _changed(model, units[0], first, grid, masks, mechanism) > NEIGHBOUR_SHARE:
-            log.warning(
-                "a unit's gradient changes too much among others: the step is computed again, one unit to a pass"
-            )
-            return None
-    return _Summed(sums, loss_sum, norms)
+    loss_sum, norms, failed = 0.0, list[float](), list[list[Unit]]()
+    checked = mechanism.alone
+    for part in passes:
+        waiting = [part]
+        while waiting:
+            units = waiting.pop()
+            own = _zeros(sums)
+            first = None if checked or len(units) == 1 else _zeros(sums)
+            done = _add_or_none(model, units, grid, own, masks, mechanism.augmentations, first)
+            if done is None:
+                failed.append(units)
+                waiting += _halves(units)[::-1]
+                continue
+            loss_sum += done[0]
+            norms += done[1]
+            for name, total in own.items():
+                sums[name] += total
+            if first is None:
+                continue
+            checked = True
+            if _changed(model, units[0], first, grid, masks, mechanism) > NEIGHBOUR_SHARE:
+                log.warning(
+                    "a unit's gradient changes too much among others: the step is computed again, one unit to a pass"
+                )
+                return None
+    return _Summed(sums, loss_sum, norms, failed)
+
+
+def _add_or_none(
+    model: nn.Module,
+    units: Sequence[Unit],
+    grid: Grid,
+    sums: dict[str, torch.Tensor],
+    masks: bytes,
+    copies: int,
+    first_unit: dict[str, torch.Tensor] | None,
+) -> tuple[float, list[float]] | None:
+    """`add_units`; None where memory did not do, and `sums` and `first_unit` are then worth nothing."""
+    import torch
+
+    try:
+        return add_units(model, units, grid, sums, masks, copies, first_unit)
+    except torch.OutOfMemoryError:
+        pass  # what the failed pass kept goes with the exception
+    release_cached(devices_of(model))
+    return None
+
+
+def _halves(units: list[Unit]) -> list[list[Unit]]:
+    """A pass that did not fit, as two. MemoryError for one unit: it is never cut."""
+    if len(units) == 1:
+        raise MemoryError("out of memory: a private pass of a single unit does not fit")
+    log.warning("out of memory in a private pass of %d units: it is taken again as two", len(units))
+    return [units[: len(units) // 2], units[len(units) // 2 :]]
 
 
 def _changed(
@@ -306,7 +361,6 @@ def private_passes(
 
     Besides what any pass keeps, a private one keeps the gradients of the adapted layers' outputs.
     """
-    kept_bytes = 4 * sum(layer.out_features for layer in adapted_layers(model).values())
     waiting: list[list[Unit]] = []
     used = 0
     for unit in sorted(units, key=lambda unit: (tokens_of(unit[1]), unit[0])):
@@ -320,14 +374,20 @@ def private_passes(
     waiting.reverse()
     while waiting:
         part = waiting.pop()
-        pack = pack_units([unit for _, unit in part], "cpu")
-        fits = copies * (footprint.pass_bytes(pack, 0) + pack.tokens * kept_bytes) <= memory_bytes
+        fits = _pass_bytes(model, part, footprint, copies) <= memory_bytes
         if len(part) > 1 and not fits:
             waiting += [part[len(part) // 2 :], part[: len(part) // 2]]
             continue
         if not fits:
             log.warning("one unit needs more memory than train.memory_gib allows")
         yield part
+
+
+def _pass_bytes(model: nn.Module, units: Sequence[Unit], footprint: Footprint, copies: int) -> float:
+    """What a private pass is estimated to need."""
+    kept_bytes = 4 * sum(layer.out_features for layer in adapted_layers(model).values())
+    pack = pack_units([unit for _, unit in units], "cpu")
+    return copies * (footprint.pass_bytes(pack, 0) + pack.tokens * kept_bytes)
 
 
 def tokens_of(unit: Sequence[Example]) -> int:

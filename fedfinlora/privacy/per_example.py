@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fedfinlora.errors import UserError
-from fedfinlora.model.adapter import saved_name, trainable
+from fedfinlora.model.adapter import FROZEN_ENTRIES, saved_name, trainable
 from fedfinlora.privacy.grid import Grid
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ def adapted_layers(model: nn.Module) -> dict[str, nn.Linear]:
     other = sorted(set(trainable(model)) - set(layers))
     if other:
         raise UserError(
-            f"privacy=example can clip the weights of linear layers only, not {other[0]}. Use peft=lora, qlora, rslora "
-            "or lora_xs, not dora."
+            f"privacy=example can clip the weights of linear layers only, not {other[0]}. Use peft=lora, qlora, "
+            "rslora, pissa, olora, eva, loftq, qalora, miss or lora_xs."
         )
     return layers
 
@@ -73,10 +73,11 @@ def keeping(model: nn.Module) -> Iterator[Kept]:
 
     def forward_of(name: str, layer: nn.Linear) -> Callable[[torch.Tensor], torch.Tensor]:
         def keep_gradient(gradient: torch.Tensor) -> None:
-            kept.output_gradients[name] = gradient.detach().reshape(-1, gradient.shape[-1])
+            own = gradient.detach().reshape(-1, gradient.shape[-1])
+            kept.output_gradients[name] = _without_frozen(own, layer, axis=0)
 
         def forward(values: torch.Tensor) -> torch.Tensor:
-            kept.inputs[name] = values.detach().reshape(-1, values.shape[-1])
+            kept.inputs[name] = _without_frozen(values.detach().reshape(-1, values.shape[-1]), layer, axis=1)
             output = torch.nn.functional.linear(values, layer.weight.detach().to(values.dtype), layer.bias)
             if not output.requires_grad:  # nothing in front of it is trained
                 output.requires_grad_()
@@ -89,6 +90,18 @@ def keeping(model: nn.Module) -> Iterator[Kept]:
         for name, layer in adapted_layers(model).items():
             stack.enter_context(forward_instead(layer, forward_of(name, layer)))
         yield kept
+
+
+def _without_frozen(values: torch.Tensor, layer: nn.Linear, axis: int) -> torch.Tensor:
+    """(T, entries) with zeros for the weight's entries along `axis` that get no gradient, so that the clip does not
+    count them.
+    """
+    frozen_axis, count = getattr(layer.weight, FROZEN_ENTRIES, (axis, 0))
+    if frozen_axis != axis or not count:
+        return values
+    own = values.clone()
+    own[:, values.shape[1] - count :] = 0.0
+    return own
 
 
 @contextmanager

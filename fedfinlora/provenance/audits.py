@@ -1,7 +1,6 @@
-"""An audit becomes part of a run's chain, or it is no part of the run: audit.json alone could be written by anyone who
-can write to the folder.
+"""An audit becomes part of a run's chain: audit.json alone could be written by anyone who can write to the folder.
 
-The privacy card and the release take an audit's sentence from the chain (`bound_audit`), never from audit.json.
+The privacy card and the release take an audit's sentence from the chain (`bound_audit`).
 """
 
 from __future__ import annotations
@@ -19,10 +18,8 @@ from fedfinlora.provenance.signatures import LINE, Signer, WrongSignature, certi
 
 
 def bind_audit(run: Path, sentence: str, signer: Signer | None) -> bool:
-    """Enter audit.json and report.html, as they are in the run's folder, into its chain. False where the run has no
-    chain, as one without banks.
-
-    UserError where the run is signed by a coordinator whose key `signer` is not, or a server trains in the folder.
+    """Enter audit.json and report.html into the run's chain. False where it has none. UserError as `check_may_sign`,
+    and where a server trains in the folder.
     """
     if not (run / CHAIN_FILE).is_file():
         return False
@@ -35,7 +32,7 @@ def bind_audit(run: Path, sentence: str, signer: Signer | None) -> bool:
 
 
 def begun(run: Path) -> Begin:
-    """The last `begin` of a run's chain. UserError where there is none or the chain is damaged."""
+    """The last `begin` of a run's chain. UserError where there is none."""
     begins = [sealed.line for sealed in _sealed(run) if isinstance(sealed.line, Begin)]
     if not begins:
         raise UserError(f"{run / CHAIN_FILE} has no line of kind begin: `python -m fedfinlora verify {run}` says more.")
@@ -43,9 +40,7 @@ def begun(run: Path) -> Begin:
 
 
 def check_may_sign(run: Path, begin: Begin, signer: Signer | None) -> None:
-    """UserError unless lines of this run may be added: by anyone where it is not signed, else by the coordinator that
-    signs it.
-    """
+    """UserError unless lines may be added: by anyone where the run is not signed, else by its coordinator."""
     if not begin.certificate:
         return
     if signer is None:
@@ -61,10 +56,8 @@ def check_may_sign(run: Path, begin: Begin, signer: Signer | None) -> None:
 
 
 def bound_audit(run: Path, signer: Signer | None = None) -> Mapping[str, Any] | None:
-    """The last audit in a run's chain, for its privacy card; None where there is none. `signer` must have signed it, if
-    the run is signed.
-
-    UserError where the chain is damaged, or the line of the audit is not signed.
+    """The last audit in a run's chain, for its privacy card; `signer`, if given, must have signed it. UserError where
+    the chain is damaged, or the line is not signed.
     """
     audits = (
         [sealed for sealed in _sealed(run) if isinstance(sealed.line, Audited)] if (run / CHAIN_FILE).is_file() else []
@@ -81,12 +74,12 @@ def bound_audit(run: Path, signer: Signer | None = None) -> Mapping[str, Any] | 
 
 
 def as_audit(line: Any) -> dict[str, Any]:
-    """What `fedfinlora.run.privacy_card.privacy_card` needs of an audit."""
+    """What `privacy_card` needs of an audit."""
     return {"sentence": line.sentence}
 
 
 def _sealed(run: Path) -> Iterable[Sealed]:
-    """The lines of a chain that hangs together, of the kinds that this version knows. UserError."""
+    """The lines of a chain. UserError where it does not hang together."""
     file, previous = run / CHAIN_FILE, FIRST
     try:
         lines = file_bytes(file).split(b"\n")[:-1]

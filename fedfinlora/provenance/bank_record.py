@@ -1,9 +1,8 @@
 """A bank's own record of what was signed, `state/signed/BANK.jsonl`: each line holds the hash of the line before it,
 under the bank's signature.
 
-So no line can be removed, added or moved without notice. Lines cut off at the end leave no trace here: `verify`
-compares the record with the bank's history and its privacy ledger (`fedfinlora.provenance.verify_history`), and the
-newest are in the coordinator's chain.
+Lines cut off at the end leave no trace here: `verify` compares the record with the bank's history and its privacy
+ledger (`fedfinlora.provenance.verify_history`).
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ def values_of(entry: Entry) -> dict[str, Any]:
 
 
 def entry_of(values: Any) -> Entry:
-    """An entry from a line's JSON. UnknownLine for one that is neither a request nor an answer, or lacks something."""
+    """An entry from a line's JSON. UnknownLine for anything else."""
     try:
         if ("asked" in values) == ("answered" in values):
             raise UnknownLine("it is neither a request nor an answer")
@@ -112,10 +111,9 @@ def _last_hash(file: Path) -> str:
 
 
 def check_links(lines: Sequence[bytes], public_key: str) -> list[tuple[int, str]]:
-    """(Number of a line from 1, what is wrong with it): each follows the one before it and is sealed by the bank, whose
-    key is in OpenSSH's form.
+    """(number of a line from 1, what is wrong with it): each follows the one before it and is sealed by the bank.
 
-    Lines without link and seal are wrong too: whoever takes them off all lines could take out any line.
+    Lines without link and seal are wrong too: else whoever takes them off all lines could take out any line.
     """
     wrong: list[tuple[int, str]] = []
     unchained = 0

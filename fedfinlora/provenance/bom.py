@@ -1,6 +1,4 @@
-"""`bom.cdx.json`: the bill of materials of an adapter (CycloneDX 1.6), made from the statement of its origin, and
-checked against it.
-"""
+"""`bom.cdx.json`: the bill of materials of an adapter (CycloneDX 1.6), made from the statement of its origin."""
 
 from __future__ import annotations
 
@@ -14,14 +12,10 @@ from fedfinlora.model.adapter_folder import WEIGHTS_FILE
 from fedfinlora.provenance.signatures import canonical
 
 BOM_FILE = "bom.cdx.json"
-ONE_SIDED = "(absent)"
-"""In place of a value that one of two has and the other has not."""
 
 
 def bom_of(name: str, files: Mapping[str, str], predicate: Mapping[str, Any]) -> dict[str, Any]:
-    """A CycloneDX 1.6 bill of materials of the adapter: the base model, the data files and the libraries that it was
-    trained with.
-    """
+    """Base model, data files and libraries of an adapter."""
     base, data = predicate["baseModel"], predicate["data"]
     version = str(predicate["run"])
     parts = [
@@ -83,10 +77,10 @@ def _hashes(sha256: str) -> dict[str, Any]:
 
 
 def check_bom(found: Any, files: Mapping[str, str], predicate: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """(names of values that do not follow from the statement, names of values that cannot be compared).
+    """(names of values that do not follow from the statement, names of values that cannot be compared: those that a
+    bill of another version has more or fewer).
 
-    A bill that another version wrote may have values more or fewer than this version writes, and only those are not
-    compared. KeyError or TypeError where it has not the form of a bill.
+    KeyError or TypeError where it has not the form of a bill.
     """
     made = json.loads(
         json.dumps(bom_of(str(found["metadata"]["component"]["name"]), files, predicate), allow_nan=False)
@@ -100,8 +94,7 @@ def check_bom(found: Any, files: Mapping[str, str], predicate: Mapping[str, Any]
 
 
 def differing(expected: Any, found: Any, where: str = "") -> Iterator[tuple[str, bool]]:
-    """(name of a value that differs, whether one of the two lacks it), with a dot between the levels. Parts of a list
-    go by their name.
+    """(dotted name of a value that differs, whether one of the two lacks it). Parts of a list go by their name.
 
     >>> list(differing({"a": 1, "b": {"c": 2, "d": 3}}, {"a": 1, "b": {"c": 0}, "e": 4}))
     [('b.c', False), ('b.d', True), ('e', True)]

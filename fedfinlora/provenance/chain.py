@@ -1,8 +1,7 @@
 """provenance.jsonl of a run: lines in a chain of hashes, and what each kind of line binds of the run's files.
 
 A chain begins with `begin`. For each round follow `round`, written before its checkpoint, and `saved`, written once the
-round is closed; `end` has the hash of every file. A run that was broken off is therefore bound up to its last closed
-round. A line costs about 2 KB, and 1.2 KB a bank and round. The form of the lines is in `fedfinlora.provenance.lines`.
+round is closed; `end` has the hash of every file. A line costs about 2 KB, and 1.2 KB a bank and round.
 """
 
 from __future__ import annotations
@@ -40,9 +39,7 @@ class Chain:
     """provenance.jsonl of a run, to add lines to."""
 
     def __init__(self, folder: Path, signer: Signer | None = None) -> None:
-        """Begin it, or continue after its last whole line: one that a crash cut off is removed. UserError where it is
-        damaged.
-        """
+        """Begin it, or continue after its last whole line. UserError where it is damaged."""
         self.file, self._signer = folder / CHAIN_FILE, signer
         self._previous = FIRST
         try:
@@ -60,7 +57,7 @@ class Chain:
             ) from error
 
     def append(self, line: Line) -> str:
-        """Write one line and sync it; returns its hash. UserError where the disk does not take it."""
+        """Write one line and sync it; returns its hash."""
         body = {**values_of(line), "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "previous": self._previous}
         found = digest(body)
         signed = {"signature": self._signer.sign(LINE, found)} if self._signer else {}
@@ -85,9 +82,7 @@ def begin_line(
 
 
 def saved_line(run: Path, run_id: str, round_number: int, with_base: bool = False) -> Saved:
-    """What lies on the disk after a round; `with_base` adds the scores of the base model. OSError where it cannot be
-    read.
-    """
+    """What lies on the disk after a round; `with_base` adds the scores of the base model."""
     scored = [f"eval/{kind}_{round_number:03d}" for kind in ("round", "validation_round")]
     folders = [f"adapters/round_{round_number:03d}", "adapters/best", *scored, *(["eval/base"] if with_base else [])]
     names = [f"{folder}/{name}" for folder in folders for name in contents_of(run / folder).files]
@@ -117,9 +112,7 @@ MOST_LINE_BYTES = 2**24
 
 
 def files_of(run: Path) -> dict[str, str]:
-    """Path in a run's folder -> SHA-256, of every file that does not change once the run has ended. OSError where one
-    cannot be read.
-    """
+    """Path -> SHA-256, of every file that does not change once the run has ended. OSError."""
     return {name: sha256_of_file(run / name) for name in contents_of(run).files if is_covered(name)}
 
 
@@ -141,7 +134,7 @@ def is_covered(name: str) -> bool:
 
 
 def round_of(name: str) -> int | None:
-    """The round that a file is of; None for one that belongs to no round.
+    """The round that a file is of.
 
     >>> (round_of("state/round_0012.safetensors"), round_of("eval/validation_round_003/fpb.jsonl"),
     ... round_of("adapters/best/x"))

@@ -49,9 +49,7 @@ def differences(expected: Any, found: Any, where: Path | str, source: str, key: 
 
 
 def same(expected: Any, found: Any, tolerance: float = CLOSE) -> bool:
-    """Whether two values are equal; two numbers, within a relative tolerance where one is no whole number. True is no
-    number.
-    """
+    """Whether two values are equal; two numbers, within a relative tolerance where one is no whole number."""
     if not _is_number(expected) or not _is_number(found) or (isinstance(expected, int) and isinstance(found, int)):
         return bool(expected == found) and isinstance(expected, bool) == isinstance(found, bool)
     return math.isclose(expected, found, rel_tol=tolerance, abs_tol=1e-15)
@@ -62,7 +60,7 @@ def _is_number(value: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value in at most MOST_SHOWN characters."""
+    """At most MOST_SHOWN characters."""
     try:
         text = value if isinstance(value, str) and value else json.dumps(value, default=str, allow_nan=False)
     except ValueError:  # NaN or infinity

@@ -1,6 +1,4 @@
-"""Where a run keeps the deltas of its rounds with strategy.keep_deltas, so that `verify` can compute every round
-again.
-"""
+"""Where a run keeps the deltas of its rounds with strategy.keep_deltas."""
 
 from __future__ import annotations
 
@@ -13,22 +11,22 @@ DELTAS = "deltas"
 
 
 def delta_file(run: Path, round_number: int, bank: str) -> Path:
-    """Where a round's delta of a bank is kept with strategy.keep_deltas: its bytes as sent, little-endian float32."""
+    """A round's delta of a bank: its bytes as sent, little-endian float32."""
     return run / DELTAS / f"round_{round_number:06d}" / f"{bank}.f32"
 
 
 def keep_delta(run: Path, round_number: int, bank: str, delta: Any) -> None:
-    """Write a checked delta down, (size,) float32. UserError where the disk does not take it."""
+    """Write a checked delta, (size,) float32."""
     _keep(delta_file(run, round_number, bank), delta)
 
 
 def start_file(run: Path) -> Path:
-    """Where the adapter that the first round starts from is kept with strategy.keep_deltas."""
+    """The adapter that the first round starts from."""
     return run / DELTAS / "start.f32"
 
 
 def keep_start(run: Path, adapter: Any) -> None:
-    """Write the run's first adapter down, (size,) float32."""
+    """Write the run's first adapter, (size,) float32."""
     _keep(start_file(run), adapter)
 
 

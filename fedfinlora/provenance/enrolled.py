@@ -1,6 +1,4 @@
-"""Who was enrolled: the coordinator's list of bank names and node ids, which its ServerApp holds the banks' own words
-against.
-"""
+"""The coordinator's list of bank names and node ids."""
 
 from __future__ import annotations
 
@@ -18,6 +16,6 @@ PUBLIC = "FEDFINLORA_PUBLIC"
 
 
 def enrolled_banks() -> dict[int, str] | None:
-    """Node id -> the name under which its key was enrolled; None where no coordinator keeps such names."""
+    """Node id -> the name under which its key was enrolled; None without a coordinator."""
     file = os.environ.get(ENROLLED)
     return {int(node): name for name, node in read_json(Path(file)).items()} if file else None

@@ -1,6 +1,4 @@
-"""What is signed in a round: statements of request and reply, and the evidence that the server collects of them while
-the round is made.
-"""
+"""What is signed in a round: statements of request and reply, and the evidence that the server collects of them."""
 
 from __future__ import annotations
 
@@ -39,10 +37,8 @@ MOST_STATEMENT_BYTES = 2**15
 
 
 def request_statement(content: RecordDict, adapter_sha256: str | None = None) -> dict[str, Any]:
-    """What a request says: its whole head, the configuration and the adapter by their SHA-256. KeyError where there is
-    none of that.
-
-    `adapter_sha256` saves hashing the same adapter for each bank.
+    """What a request says: its whole head, the configuration and the adapter by their SHA-256 (`adapter_sha256` saves
+    hashing the same adapter for each bank). KeyError.
     """
     values = {key: value for key, value in dict(content.config_records["request"]).items() if key not in NOT_SIGNED}
     config = hashlib.sha256(str(values.pop("config", "")).encode("utf-8", "surrogatepass")).hexdigest()
@@ -51,9 +47,7 @@ def request_statement(content: RecordDict, adapter_sha256: str | None = None) ->
 
 
 def reply_statement(content: RecordDict) -> dict[str, Any]:
-    """What a reply says: its whole head, all figures, and the delta by the SHA-256 of its bytes as sent; an error has
-    neither.
-    """
+    """What a reply says: its whole head, all figures, and the delta by the SHA-256 of its bytes as sent."""
     head = {key: value for key, value in dict(content.config_records["reply"]).items() if key not in NOT_SIGNED}
     figures = dict(content.metric_records["figures"]) if "figures" in content.metric_records else {}
     arrays: Mapping[str, Any] = content.array_records.get("delta", {})
@@ -61,9 +55,7 @@ def reply_statement(content: RecordDict) -> dict[str, Any]:
 
 
 def arrays_sha256(arrays: Mapping[str, Any]) -> str:
-    """SHA-256 over the bytes of a vector's parts, in their order: that of the whole vector's bytes, little-endian
-    float32.
-    """
+    """SHA-256 of a vector's bytes, little-endian float32, from its parts."""
     found = hashlib.sha256()
     for name in sorted(arrays, key=lambda name: (len(name), name)):
         found.update(arrays[name].data)
@@ -97,9 +89,7 @@ class ServerKeys:
 
 
 def server_keys() -> ServerKeys:
-    """From the environment that `coordinator start` gives its ServerApps; none in a simulation. UserError where a key
-    cannot be read.
-    """
+    """From the environment that `coordinator start` gives its ServerApps; none in a simulation."""
     signing, enrolled = os.environ.get(SIGNING), os.environ.get(ENROLLED)
     signer = load_signer(Path(signing), Path(signing).with_suffix(".crt")) if signing else None
     if not enrolled:
@@ -115,9 +105,7 @@ def server_keys() -> ServerKeys:
 
 @dataclass
 class RoundEvidence:
-    """One attempt at a round while it is made: signs what is asked, checks what is answered, and becomes a line of the
-    chain.
-    """
+    """One attempt at a round: signs what is asked, checks what is answered, and becomes a line of the chain."""
 
     keys: ServerKeys
     run: str
@@ -131,7 +119,7 @@ class RoundEvidence:
     banks: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def ask(self, contents: Mapping[str, RecordDict]) -> None:
-        """Put attempt and bank into each bank's request, and the signature of all that it says."""
+        """Put attempt, bank and signature into each bank's request."""
         from flwr.app import ConfigRecord
 
         hashes: dict[int, str] = {}
@@ -156,8 +144,7 @@ class RoundEvidence:
                 )
 
     def check(self, bank: str, content: RecordDict) -> None:
-        """RejectedReply unless this is what the bank answers to just this request. Nothing else of the reply was looked
-        at before.
+        """RejectedReply unless this is what the bank answers to just this request.
 
         What a bank has signed is kept, without its arrays, accepted or not: a wrong answer can be shown later as its
         own.
@@ -202,13 +189,11 @@ class RoundEvidence:
             raise RejectedReply("signature", f"The reply is not what the bank signed: {error}.") from error
 
     def outcome(self, bank: str, code: str) -> None:
-        """What became of a bank's answer: "" if it was accepted, else the code of the refusal."""
+        """The code of the refusal; "" if the answer was accepted."""
         self.banks[bank]["code"] = code
 
     def line(self, adapter_sha256: str, weights: Mapping[str, float] | None) -> Attempt:
-        """The attempt's line, for `Chain.append`. Weights are in the mean of those accepted; None where the mean is
-        private.
-        """
+        """For `Chain.append`. Weights are in the mean of those accepted; None where it is private."""
         requests = [bank["request"] for bank in self.banks.values()]
         common = {
             key: value

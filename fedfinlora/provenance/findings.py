@@ -1,4 +1,4 @@
-"""What a check of a folder has looked at, what it has found wrong, and what it could not verify."""
+"""What a check of a folder has looked at, found wrong, and could not verify."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MOST_NAMED = 12
 
 @dataclass
 class Findings:
-    """What was looked at, what is wrong, and of what nothing shows whether it is right."""
+    """What was looked at, what is wrong, and what nothing shows to be right."""
 
     checked: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Findings:
     """
 
     def add(self, where: Path | str, what: str) -> None:
-        """One thing more is wrong, at a file or at a line of one."""
+        """One thing more is wrong, at a file or a line of one."""
         self.wrong.append(f"{where}: {what}")
 
     def not_proven(self, where: Path | str, what: str) -> None:
@@ -47,8 +47,8 @@ class Findings:
         self.unproven.append(f"{where}: {what}")
 
     def differs(self, differences: Iterable[Difference], same_version: bool = True) -> int:
-        """Name each; returns how many there are. What follows from rules that another version of the program may have
-        otherwise is only not proven.
+        """Name each; returns how many. What another version of the program has made, perhaps by other rules, is only
+        not proven.
         """
         named = list(differences)
         for one in named:
@@ -59,9 +59,7 @@ class Findings:
         return len(named)
 
     def signed(self, where: str, what: str, key: Any, purpose: str, statement: Any, signature: str) -> bool:
-        """Whether a statement bears the signature of a key; named if not. False without a name where there is no
-        key.
-        """
+        """Whether a statement bears the signature of a key; named if not."""
         try:
             if key is not None:
                 check(key, purpose, statement, signature)
@@ -78,8 +76,8 @@ class Findings:
 
 @dataclass(slots=True)
 class Round:
-    """A round that counts. What its line says in full is read again where it is needed: of a hundred thousand rounds
-    this is all that is held.
+    """A round that counts. Its whole line is read again where it is needed: of a hundred thousand rounds this is all
+    that is held.
     """
 
     number: int
@@ -147,7 +145,7 @@ def naming(where: Path | str, found: Findings) -> Iterator[None]:
 
 
 def lines_of(file: Path, found: Findings) -> list[bytes]:
-    """The whole lines of a file, without their ends; what is cut off at its end is named. OSError."""
+    """The whole lines of a file; what is cut off at its end is named. OSError."""
     *lines, rest = file_bytes(file).split(b"\n")
     if rest:
         found.add(file, "its last line is cut off")
@@ -167,9 +165,7 @@ class ChainFile:
         return f"{self.path}, line {number}"
 
     def lines(self) -> Iterator[tuple[tuple[int, int, int], bytes, bool]]:
-        """(number from 1, offset and length in bytes; the line without its end; whether it is whole), from the
-        start.
-        """
+        """(number from 1, offset and length in bytes; the line without its end; whether it is whole)."""
         self._stream.seek(0)
         offset = 0
         for number, line in enumerate(iter(lambda: self._stream.readline(MOST_LINE_BYTES), b""), 1):
@@ -193,7 +189,7 @@ def first_names(names: list[str]) -> str:
 
 
 def no_other_kinds(folder: Path, found: Findings) -> bool:
-    """Whether there are files and folders only; all else is named. Nothing of such a folder may be opened otherwise."""
+    """Whether there are files and folders only; all else is named, and must not be opened."""
     odd = contents_of(folder).odd
     for name, what in odd.items():
         found.add(folder / name, f"it is {what}")

@@ -1,6 +1,4 @@
-"""What lies in a folder that is checked: its files by hash, and all that is no file, by name. Nothing is opened that
-could wait or lead out of the folder.
-"""
+"""What lies in a folder that is checked. Nothing is opened that could wait or lead out of the folder."""
 
 from __future__ import annotations
 
@@ -74,7 +72,7 @@ def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, str]]:
 
 
 def sha256_of_file(file: Path) -> str:
-    """OSError for a file that cannot be read, and for what is none: a link is not followed, a FIFO not waited for."""
+    """OSError for what is no file: a link is not followed, a FIFO not waited for."""
     with regular(file) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

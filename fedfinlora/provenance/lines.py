@@ -1,8 +1,8 @@
-"""The lines of provenance.jsonl, one frozen dataclass for each kind, for writer and verifier alike.
+"""The lines of provenance.jsonl, one frozen dataclass for each kind.
 
 A line is canonical JSON: the fields of its kind, `kind`, the time `at` (UTC), `previous` (SHA-256 of the line before),
 its own `sha256`, and, where a coordinator has a signing key, `signature`. A field with a default is of a later version
-than its kind: older lines do not have it.
+than its kind.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ FIRST = "0" * 64
 
 @dataclass(frozen=True)
 class Begin:
-    """A run begins, or resumes after `round` rounds. Who may sign is in it, so that the folder can be checked
-    anywhere.
-    """
+    """A run begins, or resumes after `round` rounds. Who may sign is in it."""
 
     run: str
     """The run's id."""
@@ -98,13 +96,13 @@ class Attempt:
 
     @property
     def accepted(self) -> list[str]:
-        """Names of the banks whose replies were averaged, sorted."""
+        """Banks whose replies were averaged, sorted."""
         return sorted(bank for bank, part in self.banks.items() if part.code == "")
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What lies on the disk once a round is closed: so a run that is broken off can be checked as far as it came."""
+    """What lies on the disk once a round is closed."""
 
     run: str
     round: int
@@ -129,9 +127,7 @@ class End:
 
 @dataclass(frozen=True)
 class Audited:
-    """The run was audited (`python -m fedfinlora audit --run RUN`); the privacy card shows the sentence of the last
-    such line.
-    """
+    """The run was audited; the privacy card shows the sentence of the last such line."""
 
     run: str
     config_sha256: str
@@ -149,7 +145,7 @@ DELTA = ("delta_sha256", "delta-sha256")
 
 
 class UnknownLine(Exception):
-    """A line of a kind that this version does not know, or without a field; the message says which."""
+    """A line that this version does not know."""
 
 
 @dataclass(frozen=True)
@@ -210,14 +206,12 @@ def _hashed(line: bytes, values: Mapping[str, Any]) -> bytes:
 
 
 def read_line(line: bytes) -> Sealed:
-    """A line in its place. WrongSignature as `read_values`; UnknownLine for a kind or a form that is not of this
-    version.
-    """
+    """A line in its place. WrongSignature as `read_values`; UnknownLine as `sealed_of`."""
     return sealed_of(read_values(line))
 
 
 def sealed_of(values: Mapping[str, Any]) -> Sealed:
-    """A line in its place, from its JSON object. UnknownLine."""
+    """A line in its place. UnknownLine for a kind or a form that this version does not know."""
     kind = values.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
         raise UnknownLine(f"its kind is {str(kind)[:40]!r}, not one of {', '.join(KINDS)}")

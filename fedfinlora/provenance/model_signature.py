@@ -1,10 +1,9 @@
 """model.sig: a folder's signature in the OpenSSF model-signing format (github.com/sigstore/model-transparency,
 specification 1.0).
 
-A Sigstore bundle around a DSSE envelope, whose payload is an in-toto statement with the SHA-256 of every file. What is
-written here is read by `model_signing verify certificate` (or `verify key`), and what `model_signing sign key`, `sign
-certificate`, `sign pkcs11-key` or `sign pkcs11-certificate` writes with a P-384 key is read here. Our own few lines and
-not that package: it brings a client of Sigstore's servers and seventeen packages along.
+A Sigstore bundle around a DSSE envelope, whose payload is an in-toto statement with the SHA-256 of every file.
+`model_signing verify certificate` or `verify key` reads it, and what its `sign` commands write with a P-384 key is read
+here. That package itself brings a client of Sigstore's servers and seventeen packages along.
 """
 
 from __future__ import annotations
@@ -18,6 +17,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fedfinlora.files import write_bytes
 from fedfinlora.provenance.folder import contents_of, sha256_of_file
@@ -42,7 +44,7 @@ LARGEST_SIGNATURE = 16 * 2**20
 
 
 def sign_folder(folder: Path, signer: Signer) -> None:
-    """Write model.sig over every other file of a folder. UserError where the disk does not take it."""
+    """Write model.sig over every other file of a folder."""
     payload = json.dumps(_statement(folder.name, file_hashes(folder)), indent=2, allow_nan=False).encode()
     bundle = {
         "mediaType": MEDIA_TYPE,
@@ -98,9 +100,7 @@ def check_folder(folder: Path, authority: bytes | None = None, key: bytes | None
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
-    """Path -> SHA-256 of every file below a folder but the signature, sorted by path. WrongSignature for a link and
-    all else that is no file.
-    """
+    """Path -> SHA-256 of every file below a folder but the signature. WrongSignature for what is no file."""
     contents = contents_of(folder)
     for name, what in contents.odd.items():
         raise WrongSignature(f"{folder / name} is {what}, which is not signed")
@@ -157,9 +157,7 @@ def _compare(folder: Path, signed: Mapping[str, str]) -> None:
 
 
 def _material(signer: Signer) -> dict[str, Any]:
-    """Whose signature it is: the certificate, or the hash of the public key where there is none."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives.serialization import Encoding
+    """The certificate, or the hash of the public key."""
 
     if not signer.certificate:
         return {"publicKey": {"hint": _hint(signer.key.public_key())}}
@@ -169,8 +167,6 @@ def _material(signer: Signer) -> dict[str, Any]:
 
 def _key_of(file: Path, material: Any, authority: bytes | None, key: bytes | None) -> tuple[Any, str, bool]:
     """(public key, its holder in words, whether the reader named it)."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives.serialization import Encoding
 
     try:
         if "x509CertificateChain" not in material:
@@ -203,7 +199,6 @@ def _key_of(file: Path, material: Any, authority: bytes | None, key: bytes | Non
 
 
 def _good_from(authority: bytes) -> datetime:
-    from cryptography import x509
 
     try:
         return x509.load_pem_x509_certificate(authority).not_valid_before_utc
@@ -212,13 +207,12 @@ def _good_from(authority: bytes) -> datetime:
 
 
 def _hint(key: Any) -> str:
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     return hashlib.sha256(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
 
 def _pae(payload: bytes) -> bytes:
-    """What DSSE signs: kind and length before the payload itself (github.com/secure-systems-lab/dsse, protocol 1.0)."""
+    """What DSSE signs (github.com/secure-systems-lab/dsse, protocol 1.0)."""
     return b" ".join([f"DSSEv1 {len(PAYLOAD_TYPE)} {PAYLOAD_TYPE} {len(payload)}".encode(), payload])
 
 

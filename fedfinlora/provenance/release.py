@@ -1,10 +1,7 @@
-"""What goes with a finished adapter: where it comes from, its bill of materials, and the aggregator's signature over
-all of it.
+"""What goes with a finished adapter: its origin, its bill of materials, and the aggregator's signature over all of it.
 
-`provenance.json` is an in-toto statement (v1) about the adapter's files: base model, data, code, configuration, banks,
-rounds, privacy card. `bom.cdx.json` is a CycloneDX 1.6 bill of materials of a machine-learning model. `model.sig`
-(`fedfinlora.provenance.model_signature`) covers both and the adapter; without a signing key, as in a simulation, it is
-not there.
+`provenance.json` is an in-toto statement (v1) about the adapter's files, `bom.cdx.json` a CycloneDX 1.6 bill of
+materials; `model.sig` covers both and the adapter, where there is a signing key.
 """
 
 from __future__ import annotations
@@ -73,7 +70,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where an adapter comes from: the predicate of its in-toto statement. In JSON each name is in camelCase."""
+    """The predicate of the in-toto statement. In JSON each name is in camelCase."""
 
     run: str
     """The run's id."""
@@ -137,9 +134,7 @@ def _fields_from(kind: Any, values: Any, where: str) -> dict[str, Any]:
 
 
 def write_release(run: Path, config: Config, signer: Signer | None) -> None:
-    """Write statement, bill of materials and signature into adapters/final of a finished run. UserError where the disk
-    does not take it.
-    """
+    """Write statement, bill of materials and signature into adapters/final of a finished run."""
     folder = run / FINAL
     begun, head = _chain_of(run)
     card = run / "privacy.json"
@@ -167,9 +162,7 @@ def origin_of(
     model_sha256: str,
     card: dict[str, Any] | None,
 ) -> Origin:
-    """Where a run's last adapter comes from. `lines` are those of rounds.jsonl, `card` is privacy.json; the rest is in
-    the chain.
-    """
+    """Where a run's last adapter comes from. `lines` are those of rounds.jsonl, `card` is privacy.json."""
     manifest = read_json(run / "manifest.json")
     kept_round = choice(lines, config).final_round
     kept = next((line for line in lines if line.round == kept_round), RoundLine(0))
@@ -200,9 +193,9 @@ def statement_of(files: Mapping[str, str], origin: Origin) -> dict[str, Any]:
 
 
 def read_statement(folder: Path) -> tuple[Origin, list[str]]:
-    """(what a folder's provenance.json says, names of what in the bill of materials cannot be compared with it).
+    """(what a folder's provenance.json says, what in the bill of materials cannot be compared with it).
 
-    WrongSignature unless it speaks of the adapter that lies there, and the bill of materials follows from it.
+    WrongSignature unless it speaks of the adapter that lies there, and the bill follows from it.
     """
     file, bill = folder / PROVENANCE_FILE, folder / BOM_FILE
     try:
@@ -237,7 +230,7 @@ def read_statement(folder: Path) -> tuple[Origin, list[str]]:
 
 
 def _model_hash(config: Config) -> str:
-    """Of the base model's files; "" where they cannot be read any more."""
+    """ "" where the files cannot be read any more."""
     try:
         return model_sha256(config.model)
     except UserError:
@@ -245,7 +238,7 @@ def _model_hash(config: Config) -> str:
 
 
 def _chain_of(run: Path) -> tuple[Begin | None, str]:
-    """(the first line of the chain, the hash of its last one); (None, "") where there is none."""
+    """(the first line of the chain, the hash of its last one)."""
     file = run / CHAIN_FILE
     lines = file.read_bytes().splitlines() if file.is_file() else []
     if not lines:

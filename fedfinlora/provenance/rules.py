@@ -1,6 +1,4 @@
-"""What a check computes again with the server's and the evaluator's own functions, which are above this package: the
-command hands them in.
-"""
+"""The server's and the evaluator's own functions, which are above this package: the command hands them in."""
 
 from __future__ import annotations
 
@@ -37,7 +35,7 @@ class Rules(Protocol):
     """The functions that have made a run's folder. Replies are those accepted, by name."""
 
     def first_state(self, config: Config, adapter: Any, layout_id: str) -> State:
-        """Before the first round. UserError where it begins with another run's moments and that run is not here."""
+        """Before the first round. UserError where it begins with another run's moments, which is not here."""
 
     def step(self, config: Config, state: State, replies: Sequence[Reply]) -> State:
         """After one more round."""
@@ -46,7 +44,7 @@ class Rules(Protocol):
         """What banks send in a round; None = whole updates."""
 
     def average(self, config: Config, before: State, after: State, replies: Sequence[Reply]) -> AverageLoss | None:
-        """What the average of a round has lost; None where the layers of the adapter are not known."""
+        """What the average of a round has lost; None where the adapter's layers are not known."""
 
     def weights(self, config: Config, replies: Sequence[Reply]) -> list[float]:
         """In the mean."""
@@ -64,9 +62,9 @@ class Rules(Protocol):
         """A line of rounds.jsonl but for the norm of the step, times and scores."""
 
     def least_spent(self, config: Config, rounds: int) -> tuple[float, float, float]:
-        """(epsilon planned, least epsilon spent after so many rounds, delta) under privacy=bank. More may be spent:
-        the server's ledger also has what came before the run.
+        """(epsilon planned, least epsilon spent after so many rounds, delta) under privacy=bank. The server's ledger
+        also has what came before the run.
         """
 
     def scores(self, run: Path, lines: Sequence[RoundLine]) -> Iterator[Difference | str]:
-        """What in eval/ does not follow from the rows that were scored, and sentences on what could not be computed."""
+        """What in eval/ does not follow from the scored rows, and sentences on what could not be computed."""

@@ -1,8 +1,7 @@
 """Signatures on what parties say: ECDSA on P-384 with SHA-384 (FIPS 186-5), over a purpose and canonical JSON.
 
-A signature holds for one purpose only: the purpose precedes the bytes, so a signed reply is never a signed
-request. A coordinator's public key comes in a certificate of the consortium's authority, a bank's is the one that was
-enrolled.
+The purpose precedes the bytes, so a signed reply is never a signed request. A coordinator's public key comes in a
+certificate of the consortium's authority, a bank's is the one that was enrolled.
 """
 
 from __future__ import annotations
@@ -16,12 +15,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from fedfinlora.errors import UserError
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
 
 REQUEST, REPLY, LINE = "fedfinlora request 1", "fedfinlora reply 1", "fedfinlora provenance 1"
 """Purposes."""
@@ -32,8 +36,7 @@ class WrongSignature(Exception):
 
 
 def canonical(values: Any) -> bytes:
-    """JSON with sorted keys and without spaces, UTF-8; NaN and infinities as texts. TypeError or ValueError for what is
-    no JSON.
+    """JSON with sorted keys and without spaces, UTF-8; NaN and infinities as texts.
 
     >>> canonical({"b": 1, "a": [0.5, float("nan")]})
     b'{"a":[0.5,"nan"],"b":1}'
@@ -45,9 +48,7 @@ def canonical(values: Any) -> bytes:
 
 
 def plain_canonical(values: Any) -> bytes:
-    """The same of dicts, lists and finite numbers alone, as `json.loads` gives them: four times as fast. ValueError or
-    TypeError for all else.
-    """
+    """The same of dicts, lists and finite numbers alone: four times as fast. ValueError or TypeError for all else."""
     return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
@@ -78,14 +79,12 @@ class Signer:
 
     def sign_bytes(self, content: bytes) -> bytes:
         """DER, as other programs expect it."""
-        from cryptography.hazmat.primitives import hashes
-        from cryptography.hazmat.primitives.asymmetric import ec
 
         return self.key.sign(content, ec.ECDSA(hashes.SHA384()))
 
 
 def check(public_key: EllipticCurvePublicKey, purpose: str, values: Any, signature: str) -> None:
-    """WrongSignature unless the holder of the key signed just this for just this purpose."""
+    """WrongSignature unless the holder of the key signed just this for this purpose."""
     try:
         content = base64.b64decode(signature, validate=True)
     except (binascii.Error, ValueError) as error:
@@ -95,9 +94,6 @@ def check(public_key: EllipticCurvePublicKey, purpose: str, values: Any, signatu
 
 def check_bytes(public_key: EllipticCurvePublicKey, content: bytes, signature: bytes) -> None:
     """WrongSignature unless the holder of the key signed these bytes."""
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import ec
 
     try:
         public_key.verify(signature, content, ec.ECDSA(hashes.SHA384()))
@@ -110,8 +106,7 @@ def _signed_bytes(purpose: str, values: Any) -> bytes:
 
 
 def load_signer(key: Path, certificate: Path | None = None) -> Signer:
-    """The holder of a private key file, PEM or OpenSSH's form. UserError where it cannot be used."""
-    from cryptography.hazmat.primitives import serialization
+    """The holder of a private key file. UserError where it cannot be used."""
 
     try:
         content = key.read_bytes()
@@ -131,8 +126,6 @@ def load_signer(key: Path, certificate: Path | None = None) -> Signer:
 
 def public_key_of(text: str | bytes) -> EllipticCurvePublicKey:
     """A public key in OpenSSH's form or PEM. WrongSignature for anything else."""
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives import serialization
 
     content = text.encode() if isinstance(text, str) else text
     try:
@@ -161,7 +154,6 @@ def read_public(file: Path) -> bytes:
 
 def openssh_text(key: EllipticCurvePublicKey) -> str:
     """One line in OpenSSH's form, without a comment: equal keys have equal lines."""
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     return key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
 
@@ -170,8 +162,6 @@ def certified_key(certificate: str | bytes, authority: bytes, at: datetime | Non
     """The public key in a coordinator's signing certificate. WrongSignature unless the authority issued it, for
     signing, and it is good at the time `at` (None = now).
     """
-    from cryptography import x509
-    from cryptography.exceptions import InvalidSignature
 
     pem = certificate.encode() if isinstance(certificate, str) else certificate
     try:
@@ -192,8 +182,6 @@ def check_signing_certificate(certificate: Any, at: datetime) -> None:
     """WrongSignature unless a certificate is good at that time and for signing: those of banks and of the server are
     for connections.
     """
-    from cryptography import x509
-    from cryptography.x509.oid import ExtendedKeyUsageOID
 
     if not certificate.not_valid_before_utc <= at <= certificate.not_valid_after_utc:
         raise WrongSignature("the certificate is not good at this time")
@@ -207,7 +195,6 @@ def check_signing_certificate(certificate: Any, at: datetime) -> None:
 
 def certificate_key(pem: str) -> EllipticCurvePublicKey:
     """The public key in a certificate, whoever issued it. WrongSignature for what is none."""
-    from cryptography import x509
 
     try:
         return key_in(x509.load_pem_x509_certificate(pem.encode()))
@@ -224,8 +211,6 @@ def key_in(certificate: Any) -> EllipticCurvePublicKey:
 
 
 def _is_p384(key: Any) -> bool:
-    from cryptography.hazmat.primitives.asymmetric import ec
 
-    return isinstance(key, ec.EllipticCurvePrivateKey | ec.EllipticCurvePublicKey) and isinstance(
-        key.curve, ec.SECP384R1
-    )
+    kinds = EllipticCurvePrivateKey | EllipticCurvePublicKey
+    return isinstance(key, kinds) and isinstance(key.curve, ec.SECP384R1)

@@ -1,10 +1,8 @@
-"""Check a run's folder from provenance.jsonl alone, offline: that each adapter follows from what was asked and
-answered, and who said so.
+"""Check a run's folder from provenance.jsonl alone, offline.
 
-`verify_run` continues after what it finds wrong, and names the file each time. Without an authority it shows that
-nothing was changed since; with the consortium's ca.crt it shows who said it; with the deltas (strategy.keep_deltas) it
-computes each round again. Whoever holds the folder can write the chain again so that its hashes are right: so every
-figure that follows from others is computed again and compared.
+Without an authority it shows that nothing was changed since; with the consortium's ca.crt it shows who said it; with
+the deltas (strategy.keep_deltas) it computes each round again. Whoever holds the folder can write the chain again so
+that its hashes are right: so every figure that follows from others is computed again and compared.
 """
 
 from __future__ import annotations
@@ -40,8 +38,8 @@ def verify_run(
     enrolled: Mapping[str, str] | None = None,
     on_step: OnStep = lambda words: None,
 ) -> Findings:
-    """Check the run in a folder. `authority` is the ca.crt that the reader trusts, `enrolled` the banks' public keys
-    that the reader knows (OpenSSH's form), `rules` compute again what the server and the evaluator have made.
+    """`authority` is the ca.crt that the reader trusts, `enrolled` the banks' public keys that the reader knows
+    (OpenSSH's form).
     """
     found = Findings()
     if not no_other_kinds(run, found):

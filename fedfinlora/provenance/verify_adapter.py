@@ -1,4 +1,4 @@
-"""Check a released adapter's folder, wherever it lies: its signature, its statement and its bill of materials."""
+"""Check a released adapter's folder: signature, statement and bill of materials."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedfinlora.errors import plural
 from fedfinlora.provenance.bank_record import Answered, Asked
 from fedfinlora.provenance.findings import Findings
 from fedfinlora.provenance.folder import file_bytes
@@ -87,7 +88,7 @@ def check_answers(
     _unread(file, events, older, Counter(unread), found)
     numbers = Counter(line["ledger_number"] for line in events if line["outcome"] == "booked")
     for number in sorted((number for number, count in numbers.items() if count > 1), key=str):
-        found.add(file, f"it has line {number} of the ledger as booked {numbers[number]} times")
+        found.add(file, f"it has line {number} of the ledger as booked {plural(numbers[number], 'time')}")
     if events:
         found.checked.append(f"{file}: not signed: {NOT_SIGNED}")
 
@@ -99,7 +100,7 @@ def _sorted_answers(
     rounds: dict[Round, _Reported],
     found: Findings,
 ) -> list[str]:
-    """Put requests and answers into their rounds. Returns the codes of answers to requests that are not on record."""
+    """Put requests and answers into their rounds. Returns the codes of answers to requests not on record."""
     unread, count = [], Counter[str]()
     for answer in answered:
         head = answer.head
@@ -119,7 +120,7 @@ def _sorted_answers(
         reported = rounds[run, number]
         reported.modes.add(_mode_of(signed / f"{one.asked['config-sha256']}.json"))
         if count[request] > 1:
-            found.add(signed, f"round {number} of {run} has {count[request]} answers to one request")
+            found.add(signed, f"round {number} of {run} has {plural(count[request], 'answer')} to one request")
         if not count[request]:
             reported.open.append(request)
             found.not_proven(signed, f"round {number} of {run} was broken off: its request has no answer")
@@ -129,7 +130,7 @@ def _sorted_answers(
 def _round(
     file: Path, one: Round, reported: _Reported, last: str, ledger: Sequence[Mapping[str, Any]], found: Findings
 ) -> list[str]:
-    """Compare one round. Returns the codes of answers that the history may have as of requests that were not read."""
+    """Compare one round. Returns the codes of answers that may be to requests that were not read."""
     name, unread = f"round {one[1]} of {one[0]}", []
     rest = reported.of(*ENDS)
     broken = len(reported.of("begun")) - len(rest)
@@ -173,7 +174,7 @@ def _round(
 
 
 def _same(answer: Answered, line: Event) -> bool:
-    """Whether a line of the history says what became of an answer's request as the answer does."""
+    """Whether a line of the history agrees with an answer."""
     head, outcome = answer.head, line["outcome"]
     if head.get("status") == "ok":
         return outcome == "sent" and _ledger_line(line) == (head.get("ledger-number"), head.get("ledger-hash") or "")
@@ -195,7 +196,7 @@ def _update(
     ledger: Sequence[Mapping[str, Any]],
     found: Findings,
 ) -> None:
-    """The figures of an update that was signed are those of its lines in the history."""
+    """An update's signed figures are those of its lines in the history."""
     figures = answer.answered.get("figures") or {}
     clear = {key for key, value in figures.items() if value and value != "nan"}
     differs = [
@@ -214,7 +215,7 @@ def _update(
         return
     booked = [other for other in reported.of("booked") if _ledger_line(other) == _ledger_line(line)]
     if len(booked) != 1:
-        found.add(file, f"{name} was sent, and it was booked {len(booked)} times: {MISSING}")
+        found.add(file, f"{name} was sent, and it was booked {plural(len(booked), 'time')}: {MISSING}")
     elif booked[0].get("epsilon_spent") != line.get("epsilon_spent"):
         found.add(file, f"{name} was booked with another epsilon_spent than it was sent with")
 
@@ -239,24 +240,24 @@ def _epsilon_fits(line: Event, signed: Any, ledger: Sequence[Mapping[str, Any]])
 
 
 def _unread(file: Path, events: Sequence[Event], older: int, answers: Counter[str], found: Findings) -> None:
-    """Requests that could not be read: lines of round 0 have the codes of the answers to no request on record."""
+    """Lines of round 0 have the codes of the answers to no request on record."""
     ever = Counter(_code(event) for event in events if not event["round"])
     here = Counter(_code(event) for event in events[older:] if not event["round"])
     for code, count in sorted((answers - ever).items()):
-        what = f"{count} answers ({code}) to requests that were not read are not in it"
+        what = f"{plural(count, 'answer')} ({code}) to requests that were not read are missing"
         if code in BROKEN:
             found.not_proven(file, f"{what}: the bank could not write them down, or {MISSING}")
         else:
             found.add(file, f"{what}: {MISSING}")
     for code, count in sorted((here - answers).items()):
-        what = f"{count} refusals ({code}) of requests that could not be read have no answer in the record"
+        what = f"{plural(count, 'refusal')} ({code}) of requests that could not be read: no answer in the record"
         if code in UNREADABLE:
             found.not_proven(file, f"{what}: anyone could have added them")
         else:
             found.add(file, f"{what}, and the code is none of such a request")
     if both := (here & answers).total():
         found.checked.append(
-            f"{file}: {both} requests could not be read; the refusals that the bank signed are in the record"
+            f"{file}: {plural(both, 'request')} could not be read; the refusals that the bank signed are in the record"
         )
     for event in events[older:]:
         if not event["round"] and event["outcome"] != "refused":
@@ -277,7 +278,7 @@ def _ledger_line(event: Event) -> tuple[Any, str]:
 
 
 def _mode_of(config: Path) -> str:
-    """The privacy mode of a configuration; "" for one that cannot be read, which is named elsewhere or was refused."""
+    """ "" for a configuration that cannot be read, which is named elsewhere."""
     try:
         return str(json.loads(file_bytes(config))["privacy"]["mode"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

@@ -1,6 +1,4 @@
-"""Check one round in provenance.jsonl: what each bank was asked and has answered, who signed it, and that such a round
-can be closed at all.
-"""
+"""Check one round in provenance.jsonl: what each bank was asked and has answered, and who signed it."""
 
 from __future__ import annotations
 
@@ -9,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedfinlora.config.schema import Config
+from fedfinlora.provenance.evidence import NO_DELTA
 from fedfinlora.provenance.findings import Findings, Round
 from fedfinlora.provenance.lines import Attempt, BankPart
 from fedfinlora.provenance.signatures import REPLY, REQUEST, WrongSignature, digest, public_key_of
@@ -37,17 +36,19 @@ class Asker:
 
 
 def check_attempt(where: str, line: Attempt, asker: Asker, one: Round, found: Findings) -> None:
-    """Name what is wrong in a round's line, and count in `one` the signatures that were checked."""
+    """Name what is wrong in a round's line, and count the checked signatures in `one`."""
     _check_close(where, line, asker.config, found)
     expected = {
         "run": line.run, "round": line.round, "attempt": line.attempt, "adapter-sha256": line.start_sha256,
         "code-sha256": asker.code_sha256,
     }  # fmt: skip
     expected |= {"config-sha256": asker.config_sha256} if asker.config else {}
+    by_drift = asker.config is not None and asker.config.strategy.sync == "drift"
     for bank, part in line.banks.items():
         request = {**line.request, **part.request}
         for key, value in {**expected, "bank": bank}.items():
-            if request.get(key) != value:
+            is_unsent = by_drift and key == "adapter-sha256" and request.get(key) == NO_DELTA
+            if request.get(key) != value and not is_unsent:
                 found.add(where, f"the request to {bank} has another {key} than the round")
         if asker.coordinator is not None:
             what = f"the request to {bank}"
@@ -82,9 +83,7 @@ def _check_close(where: str, line: Attempt, config: Config | None, found: Findin
 def _check_reply(
     where: str, bank: str, part: BankPart, request: Mapping[str, Any], asker: Asker, one: Round, found: Findings
 ) -> None:
-    """What a bank has replied. A rejected reply is signed as well, and may speak of another request: for that it was
-    rejected.
-    """
+    """A rejected reply is signed as well, and may speak of another request."""
     if part.reply is None:
         if part.code == "":
             found.add(where, f"the reply of {bank} is missing")

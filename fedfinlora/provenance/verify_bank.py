@@ -1,6 +1,4 @@
-"""Check what a bank keeps of the requests that it got and of its answers, offline: who signed each, and that none is
-missing.
-"""
+"""Check what a bank keeps of its requests and answers, offline."""
 
 from __future__ import annotations
 
@@ -49,9 +47,8 @@ class Record:
 def verify_bank(
     home: Path, name: str, authority: bytes, public_key: str, policy_sha256: str, data: Path | None = None
 ) -> Findings:
-    """Check a bank's record, and compare it with its history and its ledger: each request is signed by a coordinator of
-    the authority, each answer by the bank, and both files know of the same rounds. `policy_sha256` is that of bank.yaml
-    as it is now; `data` is where its rows are, which is not looked at.
+    """Check a bank's record, and compare it with its history and its ledger. `policy_sha256` is that of bank.yaml as it
+    is now; `data` is where its rows are, which is not looked at.
     """
     found = Findings()
     folder = home / "state" / "signed"

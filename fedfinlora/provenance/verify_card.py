@@ -22,9 +22,7 @@ from fedfinlora.run.typed import to_json
 
 
 def check_audit(run: Path, audits: Sequence[Audited], found: Findings) -> bool:
-    """audit.json is the last one that the chain has, and speaks of this run. Returns whether that is so, or there is
-    none at all.
-    """
+    """audit.json is the last one that the chain has, and speaks of this run. True also where there is none at all."""
     file = run / AUDIT_FILE
     if not audits:
         if not file.is_file():

@@ -1,6 +1,4 @@
-"""Walk through provenance.jsonl line by line: who asked what, who answered what, and that each round follows from the
-one before.
-"""
+"""Walk through provenance.jsonl line by line: each round follows from the one before."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from typing import Any
 
 from fedfinlora.config.schema import Config
 from fedfinlora.config.values import build
-from fedfinlora.errors import UserError
+from fedfinlora.errors import UserError, plural
 from fedfinlora.provenance.compared import Difference
 from fedfinlora.provenance.findings import ChainFile, Ended, Findings, Round, time_of
 from fedfinlora.provenance.folder import sha256_of_file
@@ -37,9 +35,7 @@ Placed = tuple[tuple[int, int, int], Sealed]
 
 
 class ChainCheck:
-    """provenance.jsonl, and what it says once each of its lines was taken; that is then compared with the other
-    files.
-    """
+    """provenance.jsonl, and what it says once each of its lines was taken."""
 
     def __init__(
         self,
@@ -49,9 +45,7 @@ class ChainCheck:
         compare: Callable[[Round, Attempt], list[Difference]],
         found: Findings,
     ) -> None:
-        """`compare` says what in rounds.jsonl does not follow from a round's replies. OSError where there is no such
-        file.
-        """
+        """`compare` says what in rounds.jsonl does not follow from a round's replies. OSError."""
         self._compare = compare
         self.run, self.authority, self.enrolled, self.found = run, authority, enrolled, found
         self.file = ChainFile(run / CHAIN_FILE)
@@ -111,7 +105,7 @@ class ChainCheck:
             self.found.add(self.file.path, "it has no line")
 
     def take(self, place: tuple[int, int, int], sealed: Sealed) -> None:
-        """Check one line, the next, and remember what it says."""
+        """Check the next line, and remember what it says."""
         line, where = sealed.line, self.file.where(place[0])
         try:
             if isinstance(line, Begin):
@@ -148,7 +142,8 @@ class ChainCheck:
             else " (name its ca.crt with --ca to know who that is)"
         )
         self.found.checked.append(
-            f"{CHAIN_FILE}: {self._count:,} lines in a chain, begun {len(self.begins)} times, {signed}{trust}"
+            f"{CHAIN_FILE}: {plural(self._count, 'line')} in a chain, begun {plural(len(self.begins), 'time')}, "
+            f"{signed}{trust}"
         )
 
     def _begin(self, where: str, line: Begin, at: str) -> None:

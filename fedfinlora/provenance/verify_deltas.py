@@ -1,4 +1,4 @@
-"""Compute a run's rounds again from the deltas that strategy.keep_deltas kept: the same bytes must come out."""
+"""Compute a run's rounds again from the deltas of strategy.keep_deltas: the same bytes must come out."""
 
 from __future__ import annotations
 
@@ -41,9 +41,7 @@ def compute_again(
     found: Findings,
     on_step: Callable[[str], None],
 ) -> Computed:
-    """Each round, as far as there are all deltas; what could not be computed is said. `started` is the SHA-256 of the
-    first adapter.
-    """
+    """Each round, as far as there are all deltas. `started` is the SHA-256 of the first adapter."""
     config = next((one.config for one in rounds.values()), None)
     kept = bool(config and config.strategy.keep_deltas)
     state = _first(run, config, rounds, started, rules, found) if kept else None
@@ -53,10 +51,10 @@ def compute_again(
         on_step(f"round {number:,} from its deltas")
         words = f"{plural(len(one.banks), 'bank')} asked"
         if one.asked or one.answered:
-            words += f", {one.asked} requests and {one.answered} replies signed"
+            words += f", {plural(one.asked, 'request')} and {plural(one.answered, 'reply', 'replies')} signed"
         if state is not None and config is not None:
             state = _again(run, number, one, config, state, rules, norms, found)
-            done = f"aggregate and step computed again from {len(one.accepted)} deltas"
+            done = f"aggregate and step computed again from {plural(len(one.accepted), 'delta')}"
             words += f", {done if state is not None else 'NOT computed again'}"
         else:
             words += ", NOT computed again" if kept else ", hashes only: its deltas were not kept"
@@ -66,7 +64,7 @@ def compute_again(
 
 
 def _folded(said: Sequence[tuple[str, str]], first: int) -> Iterator[str]:
-    """(words on a round, its adapter) -> a line a round, or one for many in a row of which the same is said."""
+    """(words on a round, its adapter) -> a line a round, or one for many of which the same is said."""
     number = first
     for words, group in itertools.groupby(said, key=lambda one: one[0]):
         adapters = [adapter for _, adapter in group]

@@ -1,4 +1,4 @@
-"""Compare the files in a run's folder with the hashes in its chain: none was added, changed or removed."""
+"""Compare the files in a run's folder with the hashes in its chain."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedfinlora.errors import UserError
+from fedfinlora.errors import UserError, plural
 from fedfinlora.files import read_json
 from fedfinlora.provenance.chain import CARD_FILE, REPORT_FILE, files_of, is_covered, round_of
 from fedfinlora.provenance.deltas import delta_file, start_file
@@ -41,9 +41,7 @@ class Bound:
     """Whether the run keeps the deltas of its rounds."""
 
     def take(self, line: Line, run: Path, found: Findings) -> None:
-        """One line more: an `end` binds everything, a `begin` what comes before the rounds, a `saved` what is of its
-        round.
-        """
+        """An `end` binds everything, a `begin` what comes before the rounds, a `saved` what is of its round."""
         if isinstance(line, Begin):
             kept = {name: sha256 for name, sha256 in self.files.items() if (round_of(name) or 0) <= line.round}
             kept = {name: sha256 for name, sha256 in kept.items() if not name.startswith(WRITTEN_AGAIN)}
@@ -81,8 +79,8 @@ class Bound:
 
 
 def check_files(run: Path, bound: Bound, rounds: Mapping[int, str], found: Findings) -> None:
-    """Every file that the chain has a hash of is as it was; what it has none of is not proven, or, once the run has
-    ended, wrong. `rounds` is round -> hash of its line of rounds.jsonl.
+    """Every file is as the chain has it; what it has no hash of is not proven, or, once the run has ended, wrong.
+    `rounds` is round -> hash of its line of rounds.jsonl.
     """
     for number, sha256 in sorted(bound.lines.items()):
         if rounds.get(number, sha256) != sha256:  # `check_rounds` names a missing one
@@ -111,14 +109,14 @@ def check_files(run: Path, bound: Bound, rounds: Mapping[int, str], found: Findi
     for place, count in _by_folder(
         name for name in contents_of(run).files if not is_covered(name) and name not in known
     ):
-        found.checked.append(f"not covered: {place}" + (f", {count:,} files" if place.endswith("/") else ""))
+        found.checked.append(f"not covered: {place}" + (f", {plural(count, 'file')}" if place.endswith("/") else ""))
     same = sum(bound.files.get(name) == sha256 for name, sha256 in here.items())
     found.checked.append(f"files: {same} of {len(here)} are as {CHAIN_FILE} has them")
 
 
 def _by_folder(names: Iterable[str]) -> list[tuple[str, int]]:
-    """(a folder with "/" at its end, how many files are below it); a file of the run's folder, or right in `state`, is
-    there by its name.
+    """(a folder with "/" at its end, how many files are below it); a file of the run's folder, or right in `state`, by
+    its name.
 
     >>> _by_folder(["report.html", "state/server.log", "state/flwr/a/b", "state/flwr/c"])
     [('report.html', 1), ('state/flwr/', 2), ('state/server.log', 1)]
@@ -144,7 +142,7 @@ def _check_ended(run: Path, bound: Bound, here: Mapping[str, str], found: Findin
 def _check_broken_off(
     run: Path, bound: Bound, here: Mapping[str, str], rounds: Mapping[int, str], found: Findings
 ) -> None:
-    """A run whose process was killed, or that is still running: its last `saved` is what there is."""
+    """A run whose process was killed, or that is still running."""
     completed = "result.json" in here and _status(run) not in ("stopped", "failed")
     for name, ended in (("result.json", completed), ("adapters/final", (run / "adapters" / "final").exists())):
         if ended:
@@ -178,7 +176,7 @@ def _check_broken_off(
 
 
 def _kept_from(run: Path, last: int) -> int:
-    """The first round whose adapter and scored rows were not yet removed after round `last`."""
+    """The first round whose adapter and scored rows are kept after round `last`."""
     try:
         return first_kept(last, read_config(run))
     except UserError:
@@ -186,9 +184,7 @@ def _kept_from(run: Path, last: int) -> int:
 
 
 def _may_be_gone(name: str, last: int, kept_from: int) -> bool:
-    """Whether a run removes a file by itself: older checkpoints, and what `keep_rounds` lets go. Deltas are there only
-    if they were kept.
-    """
+    """Whether a run removes a file by itself: older checkpoints, and what `keep_rounds` lets go."""
     number = round_of(name)
     if name.startswith("deltas/"):
         return True

@@ -1,11 +1,9 @@
 """Compare a bank's record of what was signed with its history and its privacy ledger.
 
-Lines that were cut off at the end of one are in another. For each request the bank writes, and syncs, in this order:
-the request into the record, `begun` into the history, the round into the ledger, `booked` and `sent` into the history,
-the answer into the record. So a later one without an earlier one was cut off, or the bank was killed between the two.
-
-A refused request is not in the ledger. Where the last one was cut off both the record and the history, nothing in the
-bank's home shows it: only the coordinator's chain does.
+For each request the bank writes, and syncs, in this order: the request into the record, `begun` into the history, the
+round into the ledger, `booked` and `sent` into the history, the answer into the record. So a later one without an
+earlier one was cut off, or the bank was killed between the two. Where the last request was cut off both the record and
+the history and was refused, only the coordinator's chain shows it.
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fedfinlora.errors import plural
 from fedfinlora.privacy.head import Head
 from fedfinlora.privacy.history import history_file
 from fedfinlora.privacy.ledger_files import COHORTS, EVERY_ROW, HEAD, LINES, has_line, origins, read_head, sound_lines
@@ -59,7 +58,7 @@ def check_history(
         )
     earlier = [event for event in events if _before(event, begun)] if begun else []
     if earlier:
-        found.not_proven(file, f"{len(earlier)} of its lines are older than the record, which begins at {begun}")
+        found.not_proven(file, f"older than the record, which begins at {begun}: {plural(len(earlier), 'line')}")
     counted = events[len(earlier) :]
     requests = Counter(one.run_and_round for one in asked.values())
     _requests(file, counted, requests, found)
@@ -67,16 +66,9 @@ def check_history(
     for line in lines:
         one = (str(line["run"]), int(line["round"]))
         if line["bank"] == name and "origin" not in line and one not in requests and begun and not _before(line, begun):
-            found.add(
-                home / "ledger" / LINES,
-                (
-                    f"it has round {one[1]} of {one[0]}, and the record does not have the request: lines of the record "
-                    "are "
-                    "missing"
-                ),
-            )
+            _not_asked(home / "ledger" / LINES, one, found)
     check_answers(file, home / "state" / "signed", events, len(earlier), asked, answered, last, lines, found)
-    found.checked.append(f"{file}: {len(events)} lines, compared with the record and the ledger")
+    found.checked.append(f"{file}: {plural(len(events), 'line')}, compared with the record and the ledger")
 
 
 def _events(file: Path, found: Findings) -> list[dict[str, Any]]:
@@ -99,14 +91,12 @@ def _requests(file: Path, events: Sequence[Mapping[str, Any]], asked: Mapping[Ro
     named = {round_of(event) for event in events if event["round"]}
     for one in sorted({*begun, *named}):
         if asked.get(one, 0) < max(begun[one], 1):
-            found.add(
-                file,
-                (
-                    f"it has round {one[1]} of {one[0]}, and the record does not have the request: lines of the record "
-                    "are "
-                    "missing"
-                ),
-            )
+            _not_asked(file, one, found)
+
+
+def _not_asked(file: Path, one: Round, found: Findings) -> None:
+    missing = "the record does not have the request: lines of the record are missing"
+    found.add(file, f"it has round {one[1]} of {one[0]}, and {missing}")
 
 
 def _ledger(
@@ -117,9 +107,7 @@ def _ledger(
     accepted: Sequence[Answered],
     found: Findings,
 ) -> list[dict[str, Any]]:
-    """The ledger has every line that history and record speak of, and they know of its last. Returns its sound
-    lines.
-    """
+    """The ledger has every line that history and record speak of, and they know of its last. Returns its lines."""
     booked = [(event["ledger_number"], event.get("ledger_hash")) for event in events if event.get("ledger_number")]
     booked += [
         (answer.head["ledger-number"], answer.head.get("ledger-hash"))
@@ -153,7 +141,7 @@ def _ledger(
     for cohort in sorted({line["cohort"] for line in lines} - {EVERY_ROW} - there):
         found.add(folder / COHORTS, f"{cohort[:64]} is missing, and a line of the ledger names it")
     found.checked.append(
-        f"{folder / LINES}: {len(lines)} lines, the last is the head's, and every one that was booked is there"
+        f"{folder / LINES}: {plural(len(lines), 'line')}, the last is the head's, and all that were booked are there"
     )
     return lines
 
@@ -191,7 +179,7 @@ def check_home(home: Path, name: str, data: Path | None, found: Findings) -> Non
         unknown.append(file)
     if unread:
         kinds = first_names([f"{kind} {count}" for kind, count in sorted(unread.items())])
-        found.checked.append(f"{home}: not looked at: {unread.total()} files ({kinds})")
+        found.checked.append(f"{home}: not looked at: {plural(unread.total(), 'file')} ({kinds})")
     if unknown:
         found.not_proven(home, f"no bank makes these files, and they were not looked at: {first_names(unknown)}")
 

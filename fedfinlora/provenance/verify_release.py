@@ -1,4 +1,4 @@
-"""Compare what a run's adapters/final says of its origin with the run's own chain, field by field."""
+"""Compare adapters/final's statement of its origin with the run's chain, field by field."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fedfinlora.run.typed import to_json
 
 
 def check_release(run: Path, ended: Ended, rounds: Sequence[RoundLine], found: Findings) -> None:
-    """Name each field of the statement that is not what the chain had come to when the run was completed."""
+    """Name each field that is not what the chain had come to when the run was completed."""
     file = run / FINAL / PROVENANCE_FILE
     try:
         said, _ = read_statement(run / FINAL)

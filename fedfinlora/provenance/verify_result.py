@@ -1,6 +1,4 @@
-"""Compute what config.yaml, manifest.json, state/run.json and result.json say of a run again from its chain and from
-each other.
-"""
+"""Compute what config.yaml, manifest.json, state/run.json and result.json say again from the chain and each other."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedfinlora import __version__
-from fedfinlora.errors import UserError
+from fedfinlora.errors import UserError, plural
 from fedfinlora.files import read_json, read_lines
 from fedfinlora.provenance.compared import differences
 from fedfinlora.provenance.findings import Findings
@@ -94,9 +92,7 @@ def check_manifest(chain: ChainCheck, found: Findings) -> None:
 
 
 def check_resumed(chain: ChainCheck, found: Findings) -> None:
-    """Each line of resumed.jsonl is of a `begin` after as many rounds, and a run that asked with other code after it
-    was resumed has one.
-    """
+    """Each line of resumed.jsonl is of a `begin` after as many rounds, and a run resumed with other code has one."""
     file = chain.run / RESUMED_FILE
     lines = read_lines(file)
     after = [begin.round for begin in chain.begins[1:]]
@@ -116,7 +112,7 @@ def check_resumed(chain: ChainCheck, found: Findings) -> None:
 
 
 def check_result(chain: ChainCheck, lines: Sequence[RoundLine], status: str, found: Findings) -> None:
-    """result.json follows from configuration, rounds.jsonl and eval/; how the run ended is in the chain."""
+    """result.json follows from configuration, rounds.jsonl and eval/."""
     run, file, config = chain.run, chain.run / RESULT_FILE, chain.config
     if config is None:
         return
@@ -131,7 +127,7 @@ def check_result(chain: ChainCheck, lines: Sequence[RoundLine], status: str, fou
     if status == "completed" and len(lines) != config.num_server_rounds and result.stopped_early_after_round is None:
         found.add(
             file,
-            f"it is completed after {len(lines)} of {config.num_server_rounds} rounds, and nothing has stopped it early",  # noqa: E501
+            f"it is completed after {len(lines)} of {plural(config.num_server_rounds, 'round')}, and nothing has stopped it early",  # noqa: E501
         )
     if not found.differs(wrong):
         found.checked.append(f"{RESULT_FILE}: every figure but the wall time was computed again")

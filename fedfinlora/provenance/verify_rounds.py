@@ -1,4 +1,4 @@
-"""Compute rounds.jsonl and the weights of each round again from what the banks have replied, as the chain has it."""
+"""Compute rounds.jsonl and the weights of each round again from the replies in the chain."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from fedfinlora.config.schema import Config
-from fedfinlora.errors import UserError
+from fedfinlora.errors import UserError, plural
 from fedfinlora.model.adapter import Vector, norm
 from fedfinlora.privacy.head import Head
 from fedfinlora.provenance.compared import CLOSE, Difference, same
+from fedfinlora.provenance.evidence import NO_DELTA
 from fedfinlora.provenance.findings import Findings, Round, lines_of
 from fedfinlora.provenance.lines import CHAIN_FILE, Attempt, BankPart
 from fedfinlora.provenance.rules import Rules
@@ -54,7 +55,7 @@ class Norms:
 
 
 def read_rounds_file(run: Path, found: Findings) -> tuple[list[RoundLine], dict[int, str]]:
-    """(the lines of rounds.jsonl up to one that cannot be read, which is named; round -> hash of its line). OSError."""
+    """(the lines of rounds.jsonl up to one that cannot be read; round -> hash of its line). OSError."""
     file, lines, hashes = run / ROUNDS_FILE, list[RoundLine](), dict[int, str]()
     for number, text in enumerate(lines_of(file, found) if file.is_file() else (), 1):
         where = f"{file}, line {number}"
@@ -72,9 +73,7 @@ def read_rounds_file(run: Path, found: Findings) -> tuple[list[RoundLine], dict[
 
 
 def reply_of(bank: str, part: BankPart, config: Config, delta: Vector) -> Reply:
-    """An accepted reply as the server has read it. LookupError, TypeError or ValueError for one that no server
-    accepts.
-    """
+    """An accepted reply as the server has read it. LookupError, TypeError or ValueError for any other."""
     reported = {
         name: float(value) if isinstance(value, str) else value for name, value in part.figures.items()
     }  # nan and inf
@@ -104,9 +103,7 @@ class RoundsCheck:
         self._delta = not_kept(self.size)
 
     def compare(self, one: Round, attempt: Attempt) -> list[Difference]:
-        """What in a round's weights, and in its line of rounds.jsonl, does not follow from its replies; but for
-        norms.
-        """
+        """What in a round's weights and its line of rounds.jsonl does not follow from its replies; but for norms."""
         if (config := one.config) is None:
             return []
         replies = []
@@ -147,11 +144,14 @@ class RoundsCheck:
             ]
         own = {reply.bank: reply for reply in replies}
         part = self.rules.part(config, line.round, str(attempt.request.get("layout-id", "")))
-        sent = 4 * (part.size if part else self.size)
+        sent = 4 * (1 if attempt.request.get("silent") else part.size if part else self.size)
         wrong, expected = [], []
         for bank in sorted(entries):
             entry = entries[bank]
             made = self._entry(attempt.banks[bank], entry, own.get(bank), sent)
+            asked = {**attempt.request, **attempt.banks[bank].request}
+            if asked.get("adapter-sha256") == NO_DELTA:  # strategy.sync=drift: the bank resumes from its own
+                made = replace(made, bytes_down=0)
             expected.append(made)
             if entry != made:
                 wrong += _values(where, bank, made, entry)
@@ -278,14 +278,14 @@ def check_samples(rounds: Mapping[int, Round], rules: Rules, found: Findings) ->
         if not count or (is_whole and len(one.banks) == count):
             continue
         if count > MOST_BANKS:
-            found.add(one.where, f"its configuration has {count:,} banks")
+            found.add(one.where, f"its configuration has {plural(count, 'bank')}")
             return
         names = sorted(roster) if len(roster) == count else [str(number) for number in range(count)]
         sampled = rules.sampled(config, names, one.number)
         if len(sampled) != len(one.banks):
             found.add(
                 one.where,
-                f"round {one.number} asked {len(one.banks)} banks, and its configuration asks {len(sampled)} of {count}",  # noqa: E501
+                f"round {one.number} asked {plural(len(one.banks), 'bank')}, and its configuration asks {len(sampled)} of {count}",  # noqa: E501
             )
         elif len(roster) == count and tuple(sampled) != one.banks:
             found.add(one.where, f"the banks of round {one.number} are not those that the run's seed samples")
@@ -304,9 +304,7 @@ def _values(where: str, bank: str, expected: Any, found: Any) -> list[Difference
 
 
 def _not_accepted(part: BankPart, entry: BankEntry) -> BankEntry:
-    """The entry of a bank whose reply was not accepted. A reason with figures of the reply, and what became of a reply
-    that the chain has nothing of, are the aggregator's word.
-    """
+    """The entry of a bank whose reply was not accepted. A reason with figures of the reply is the aggregator's word."""
     head, reason, code = part.head, entry.reason, part.code
     if head.get("status") == "ok" or code == "signature":
         may: tuple[str, ...] = ("rejected",)

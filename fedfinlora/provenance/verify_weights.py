@@ -1,6 +1,4 @@
-"""Compare the saved adapters and checkpoints of a run with its chain: each holds its round's vector, in the form that
-the configuration says.
-"""
+"""Compare a run's saved adapters and checkpoints with its chain: each holds its round's vector."""
 
 from __future__ import annotations
 
@@ -14,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from fedfinlora.config.schema import Config
-from fedfinlora.errors import UserError
+from fedfinlora.errors import UserError, plural
 from fedfinlora.files import read_json
-from fedfinlora.model.adapter import Layout, frozen_sha256, norm, peft_config_values
+from fedfinlora.model.adapter import Layout, frozen_sha256, norm
 from fedfinlora.model.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
+from fedfinlora.model.peft_methods import METHODS
 from fedfinlora.provenance.compared import CLOSE, differences
 from fedfinlora.provenance.findings import Findings, Round
 from fedfinlora.provenance.lines import CHAIN_FILE
@@ -31,7 +30,12 @@ from fedfinlora.run.typed import to_json
 from fedfinlora.system.numbered import by_number, number_of
 
 SAVED_BY_PEFT = {"peft_type": "LORA", "inference_mode": True, "init_lora_weights": True}
-OF_PEFT = {"megatron_core": "megatron.core", "qalora_group_size": 16}
+OF_PEFT = {
+    "megatron_core": "megatron.core",
+    "qalora_group_size": 16,
+    "init_weights": True,
+    "mask_type": "random",
+}
 """What PEFT adds to adapter_config.json, the second by its version; all else, but for that, is null, false or empty.
 """
 NO_ADAPTER = np.zeros(0, np.float32)
@@ -40,9 +44,7 @@ FACTORS = {".lora_A.": 0, ".lora_B.": 1}
 
 
 def adapter_size(run: Path) -> int:
-    """How many numbers an adapter has, by the last checkpoint; 0 = not known. What is wrong with that is named by
-    `check_checkpoints`.
-    """
+    """How many numbers an adapter has, by the last checkpoint; 0 = not known."""
     for file in by_number(run / "state", FILES)[::-1]:
         with suppress(UserError):
             return int(read_checkpoint(file).arrays.get("adapter", NO_ADAPTER).size)
@@ -57,8 +59,8 @@ def check_checkpoints(
     state: State | None,
     found: Findings,
 ) -> None:
-    """Each checkpoint, from which a run is resumed, holds its round's adapter and line; the last one also `state`, what
-    the server's rule remembers after it, where that could be computed.
+    """Each checkpoint holds its round's adapter and line; the last one also `state`, what the server's rule remembers
+    after it, where that could be computed.
     """
     for file in by_number(run / "state", FILES):
         number = number_of(file)
@@ -84,8 +86,8 @@ def _same_arrays(expected: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
 def check_adapters(
     run: Path, rounds: Mapping[int, Round], lines: Sequence[RoundLine], found: Findings
 ) -> dict[int, Norms]:
-    """The saved adapter of each round, where it is kept, is just that round's; the final one is that of the last round,
-    or of the best one. Returns the norm of the step between each two that are kept.
+    """The saved adapter of each round is just that round's; the final one is that of the last round, or of the best
+    one. Returns the norm of the step between each two that are kept.
     """
     checked, kept = 0, 0
     norms: dict[int, Norms] = {}
@@ -122,10 +124,11 @@ def check_adapters(
                 _of_round(run / "adapters" / folder, one, said, found)
     if kept:
         config = rounds[max(rounds)].config
-        if config is not None and config.peft.method == "lora_xs":
+        if config is not None and not METHODS[config.peft.method].whole:
             found.not_proven(
                 run / "adapters",
-                "LoRA-XS is saved as the LoRA that it equals, so its numbers are not compared with the chain",
+                f"peft={config.peft.method} is saved as what it equals in PEFT, and the chain has what was trained: "
+                + ("of the rest only the form was compared" if checked else "its numbers are not compared with it"),
             )
         elif config is not None and config.peft.freeze_a:
             found.not_proven(
@@ -143,8 +146,8 @@ def _step_between(before: Any, after: Any) -> Norms:
 
 
 def _of_round(folder: Path, one: Round, what: str, found: Findings) -> Any:
-    """The round's vector if a folder holds it, else None. LoRA-XS is saved as the LoRA that it equals: of it only the
-    form is compared.
+    """The round's vector if a folder holds it. LoRA-XS is saved as the LoRA that it equals: of it only the form is
+    compared.
     """
     assert one.config is not None
     file, config = folder / WEIGHTS_FILE, one.config
@@ -152,15 +155,26 @@ def _of_round(folder: Path, one: Round, what: str, found: Findings) -> Any:
     if not tensors:
         return None
     _check_form(folder, tensors, config, found)
-    if config.peft.method == "lora_xs":  # R cannot be read off bit by bit
-        return None
+    method = METHODS[config.peft.method]
+    if not method.whole:
+        of_method = method.recovered(tensors, config.peft)
+        if of_method is None:  # LoRA-XS's R cannot be read off bit by bit
+            return None
+        return _vector_of(of_method, sorted(of_method), one, file, what, found)
     trained = [name for name in sorted(tensors) if not (config.peft.freeze_a and ".lora_A." in name)]
     shapes = tuple(tuple(tensors[name].shape) for name in trained)
     frozen = frozen_sha256({name: tensors[name] for name in tensors if name not in trained})
     layout = Layout(tuple(trained), shapes, frozen)
     if layout.id != one.line.request.get("layout-id", layout.id):
         found.add(file, f"its tensors have other names or shapes than the adapter that {CHAIN_FILE} speaks of")
-    vector = np.concatenate([np.ascontiguousarray(tensors[name], "<f4").ravel() for name in trained])
+    return _vector_of(tensors, trained, one, file, what, found)
+
+
+def _vector_of(
+    tensors: Mapping[str, Any], names: Sequence[str], one: Round, file: Path, what: str, found: Findings
+) -> Any:
+    """The tensors of these names as one vector, (size,) float32, if it is the round's; else None and a finding."""
+    vector = np.concatenate([np.ascontiguousarray(tensors[name], "<f4").ravel() for name in names])
     if hashlib.sha256(vector.data).hexdigest() != one.adapter_sha256:
         found.add(file, what)
         return None
@@ -179,17 +193,19 @@ def _tensors(file: Path, found: Findings) -> dict[str, Any]:
 
 
 def _check_form(folder: Path, tensors: Mapping[str, Any], config: Config, found: Findings) -> None:
-    """adapter_config.json says what the configuration says, and each tensor is a factor of the rank at a module that is
-    trained.
+    """adapter_config.json says what the configuration says, and each tensor is a factor of the rank at a trained
+    module.
     """
     try:
         saved = read_json(folder / CONFIG_FILE)
     except UserError as error:
         found.add(folder / CONFIG_FILE, str(error))
         return
-    expected = peft_config_values(config.peft, config.model)
+    method = METHODS[config.peft.method]
+    expected = method.folder_config(config.peft, config.model)
     values = saved if isinstance(saved, dict) else {}
-    expected = {**expected, **SAVED_BY_PEFT}
+    by_peft = SAVED_BY_PEFT if method.peft_type == "LORA" else {"peft_type": method.peft_type, "inference_mode": True}
+    expected = {**expected, **by_peft}
     other = [name for name, value in expected.items() if canonical(values.get(name)) != canonical(value)]
     more = {name: value for name, value in values.items() if name not in expected and value}
     other += [name for name, value in more.items() if value != OF_PEFT.get(name) and name != "peft_version"]
@@ -198,24 +214,26 @@ def _check_form(folder: Path, tensors: Mapping[str, Any], config: Config, found:
     odd = [
         name
         for name, tensor in tensors.items()
-        if tensor.dtype != np.float32 or not _is_factor(name, tensor.shape, config)
+        if (tensor.dtype != np.float32 and not name.endswith(".shira_indices"))
+        or not _is_factor(name, tensor.shape, config)
     ]
     if odd:
         found.add(
             folder / WEIGHTS_FILE,
-            f"{len(odd)} tensors are no float32 factors of rank {config.peft.rank} at "
+            f"no float32 factors of rank {config.peft.rank}: {plural(len(odd), 'tensor')} at "
             f"{', '.join(config.peft.target_modules)}",
         )
 
 
 def _is_factor(name: str, shape: tuple[int, ...], config: Config) -> bool:
-    parts = name.split(".")
+    parts, method = name.split("."), METHODS[config.peft.method]
+    rank = method.saved(config.peft).rank
     if name.startswith("base_model.model.") and any(module in parts for module in config.peft.target_modules):
         if "lora_magnitude_vector" in name:
             return config.peft.method == "dora" and len(shape) == 1
-        return any(
-            part in name and len(shape) == 2 and shape[axis] == config.peft.rank for part, axis in FACTORS.items()
-        )
+        if method.peft_type != "LORA":
+            return name.endswith(method.saved_ends)
+        return any(part in name and len(shape) == 2 and shape[axis] == rank for part, axis in FACTORS.items())
     return False
 
 

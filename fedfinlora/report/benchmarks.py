@@ -1,4 +1,4 @@
-"""What the report must know of the benchmarks and of the published figures; the caller takes it from the catalogue."""
+"""What the report must know of the benchmarks and of the published figures."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ GROUPS = {
     "certificate": "Financial certificates",
     "reporting": "Financial reporting",
     "analysis": "Financial statement analysis",
+    "flare": "FLARE",
     "other": "Other benchmarks",
 }
-MODES = {"federated": "Federated", "centralized": "Centralized", "local": "Local", "evaluate": "Adapter"}
 
 
 @dataclass(frozen=True)
 class BenchmarkInfo:
-    """What the report must know of a benchmark; the caller takes it from the catalogue of benchmarks."""
+    """One benchmark, from the caller's catalogue."""
 
     key: str
     title: str
@@ -56,7 +56,7 @@ def by_group(catalogue: Sequence[BenchmarkInfo]) -> dict[str, list[BenchmarkInfo
 
 
 def with_unlisted(catalogue: Sequence[BenchmarkInfo], scored: Iterable[str]) -> list[BenchmarkInfo]:
-    """The catalogue, and after it every benchmark that was scored but is not in it."""
+    """The catalogue, and after it what was scored but is not in it."""
     listed = {benchmark.key for benchmark in catalogue}
     extra = dict.fromkeys(key for key in scored if key not in listed)
     return [*catalogue, *(BenchmarkInfo(key, key, "other", {}) for key in extra)]

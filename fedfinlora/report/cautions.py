@@ -16,7 +16,7 @@ FEW_ROWS = 100
 
 
 def cautions(systems: Sequence[System]) -> list[str]:
-    """One sentence for each point; what was checked and is in order is reported too."""
+    """One sentence for each point, also for what was checked and is in order."""
     named = [(system, key, score) for system in systems for key, score in system.scores.items()]
     if not named:
         return []
@@ -59,7 +59,7 @@ def cautions(systems: Sequence[System]) -> list[str]:
 
 
 def _one_answer(systems: Sequence[System]) -> list[str]:
-    """One sentence for each system that answers nearly every row of a mixed benchmark with the same label."""
+    """Systems that answer nearly every row of a mixed benchmark with the same label."""
     found = []
     for system in systems:
         stuck = [key for key, score in system.scores.items() if any(map(says_one_label, score.metrics))]
@@ -85,7 +85,7 @@ def says_one_label(metrics: BenchmarkMetrics) -> bool:
 
 
 def _unparsed(systems: Sequence[System]) -> list[str]:
-    """How many answers could not be read, in one sentence; none where all could."""
+    """How many answers could not be read."""
     shares = {
         system.heading: known
         for system in systems

@@ -42,10 +42,7 @@ def line_chart(
     best: int | None = None,
     x_label: str = "round",
 ) -> Chart | None:
-    """Lines over the rounds (or what `x_label` says) in `places`, the round `best` marked; None without any value.
-
-    A point alone on its line is a marker.
-    """
+    """Lines over `places`, the round `best` marked; None without any value. A point alone on its line is a marker."""
     values = [value for line in series for value in line.values if value is not None]
     if not values:
         return None
@@ -87,7 +84,7 @@ def bar_chart(
     y_format: Format,
     x_label: str = "round",
 ) -> Chart | None:
-    """Groups of bars from zero, one bar for each series. A place without a value but with a note shows a cross."""
+    """Groups of bars from zero. A place without a value but with a note shows a cross."""
     values = [value for bars in series for value in bars.values if value is not None]
     if not values:
         return None
@@ -166,14 +163,14 @@ def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
 
 
 def scale(from_low: float, from_high: float, to_low: float, to_high: float) -> Callable[[float], float]:
-    """A linear map; where the input has no extent, everything lands in the middle."""
+    """A linear map; an input without extent lands in the middle."""
     if from_high == from_low:
         return lambda value: (to_low + to_high) / 2
     return lambda value: to_low + (value - from_low) / (from_high - from_low) * (to_high - to_low)
 
 
 def _thinned(places: Sequence[int], most: int) -> list[int]:
-    """At most `most` of the places, evenly apart, the first among them."""
+    """At most `most` of the places, evenly apart, from the first."""
     return list(places)[:: math.ceil(len(places) / most)]
 
 

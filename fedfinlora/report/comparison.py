@@ -1,6 +1,6 @@
 """Paired differences: two systems on the same rows, whose difference is known better than their own intervals suggest.
 
-The arithmetic is the caller's (`Compare`), because it needs the benchmarks' own rules; here pairs are chosen.
+The arithmetic is the caller's (`Compare`); here pairs are chosen.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def paired(systems: Sequence[System], compare: Compare | None) -> list[Pair]:
 def compared_groups(
     pairs: Sequence[Pair], groups: Mapping[str, Sequence[BenchmarkInfo]]
 ) -> list[tuple[str, list[BenchmarkInfo]]]:
-    """Group title -> its benchmarks that any pair has, without empty groups."""
+    """Group title -> its benchmarks that any pair has."""
     keys = {key for pair in pairs for key in pair.gains}
     found = [(title, [item for item in items if item.key in keys]) for title, items in groups.items()]
     return [(title, items) for title, items in found if items]
@@ -87,7 +87,7 @@ def _pairs(systems: Sequence[System]) -> list[tuple[System, System]]:
 
 
 def _source(system: System) -> Source | None:
-    """The one evaluation behind a system; None for the mean of several banks, which has no rows of its own."""
+    """The one evaluation behind a system; None for the mean of several banks."""
     sources = [score.sources for score in system.scores.values()]
     return sources[0][0] if sources and all(len(found) == 1 for found in sources) else None
 

@@ -1,6 +1,5 @@
-"""Confusion matrices: which answer was given to rows of which class, as a table with shades, and as a chart.
-
-"Other" (an answer that is none of the classes) and "unparsed" (no answer found) are outcomes of their own, set apart.
+"""Confusion matrices, as a table with shades and as a chart. "Other" (an answer that is none of the classes) and
+"unparsed" (no answer found) are set apart.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ MOST_CLASSES = 12
 
 
 def confusion_of(metrics: BenchmarkMetrics) -> ConfusionMatrix | None:
-    """The matrix of one benchmark; None where there is none, or nothing is in it."""
+    """The matrix of one benchmark; None where nothing is in it."""
     return metrics.confusion if metrics.confusion and any(map(sum, metrics.confusion.counts)) else None
 
 
@@ -91,7 +90,7 @@ def edge(matrix: ConfusionMatrix, column: int) -> str:
 
 
 def confusion_chart(matrix: ConfusionMatrix, name: str, title: str) -> Chart:
-    """The same matrix as a chart for a file."""
+    """The matrix as a chart for a file."""
     cell_width, cell_height, gap = 66, 26, 10
     left = 16 + 6.2 * max(map(len, matrix.labels))
     parts = []

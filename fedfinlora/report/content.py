@@ -45,7 +45,7 @@ class Content:
 
     @cached_property
     def encoders(self) -> Sequence[str]:
-        """Those of the BERTScores."""
+        """Of the BERTScores."""
         return list(dict.fromkeys(score.encoder for score in self.scores if score.bertscore))
 
     def is_bertscored(self, key: str) -> bool:
@@ -53,13 +53,13 @@ class Content:
         return any(key in system.scores and system.scores[key].bertscore for system in self.systems)
 
     def ns(self, key: str) -> list[int]:
-        """How many answers of a benchmark were scored: the least and the most, one number where they are the same."""
+        """How many answers of a benchmark were scored: the least and the most, or one number."""
         ns = sorted({system.scores[key].n for system in self.systems if key in system.scores})
         return [ns[0], *ns[1:][-1:]] if ns else []
 
     @cached_property
     def skipped(self) -> Mapping[str, str]:
-        """Benchmark key -> why it was not scored, by the first run that says so."""
+        """Benchmark key -> why it was not scored, by the first such run."""
         return {key: reason for run in reversed(self.runs) for key, reason in run.skipped.items()}
 
 

@@ -14,7 +14,7 @@ HEAD = ("Bank", "Updates", "Shapley value", "Without it", "Alone, its updates", 
 
 
 def contributions_view(folder: Path) -> tuple[Table, list[str]] | None:
-    """(table, how to read it) of a run folder; None where nothing was computed. Texts name a damaged file."""
+    """(table, how to read it) of a run folder; None where nothing was computed."""
     problems: list[str] = []
     try:
         found = read_contributions(folder, problems)
@@ -30,7 +30,7 @@ def contributions_table(found: Contributions) -> Table:
             one.bank,
             count(one.updates),
             points(one.shapley) + ("" if one.shapley_error is None else f" ± {100 * one.shapley_error:.1f}"),
-            points(_turned(one.leave_one_out)),
+            points(turned(one.leave_one_out)),
             points(one.alone_replayed),
             DASH if one.gain_over_local is None else points(one.gain_over_local),
         ]
@@ -75,8 +75,8 @@ def points(estimate: Estimate) -> str:
     return f"{100 * estimate.value:+.1f} ({100 * estimate.low:+.1f} to {100 * estimate.high:+.1f})"
 
 
-def _turned(one: Estimate) -> Estimate:
-    """The change when it leaves, from what is lost by it."""
+def turned(one: Estimate) -> Estimate:
+    """The same with the other sign."""
     if one.value is None:
         return one
     low, high = (None if end is None else 0.0 - end for end in (one.high, one.low))

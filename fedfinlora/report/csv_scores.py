@@ -19,7 +19,7 @@ CSV_HEAD = ("run", "system", "benchmark", "metric", "value", "low", "high", "n")
 def scores_csv(content: Content) -> str:
     """Every figure of every evaluation, one a line, as fractions; `low` and `high` are its 95 % interval.
 
-    Banks that trained alone are listed one by one. Published figures are run "published", without rows or intervals.
+    Banks that trained alone are listed one by one. Published figures are run "published".
     """
     written = io.StringIO()
     lines = csv.writer(written, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""Charts of one run by round: losses, scores, validation, traffic and time of the banks."""
+"""Charts of one run by round."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run_charts(run: Run, catalogue: Sequence[BenchmarkInfo]) -> list[Chart]:
 
 
 def loss_comparison(runs: Sequence[Run]) -> list[Chart]:
-    """The global loss curves of all runs on one axis."""
+    """The loss curves of all runs on one axis."""
     with_rounds = [run for run in runs if run.rounds]
     places = sorted({line.round for run in with_rounds for line in run.rounds})
     charts = []
@@ -74,7 +74,7 @@ def _name(run: Run, words: str) -> str:
 
 
 def _loss_chart(run: Run, title: str, name: str) -> Chart | None:
-    """The mean of all banks, and each bank where there are several. `name` is a field of both records."""
+    """The mean of all banks, and each bank. `name` is a field of both records."""
     banks = run.banks
     label = "all banks" if len(banks) > 1 else (banks or ["run"])[0]
     lines = [Series(label, tuple(getattr(line, name) for line in run.rounds), slot=0, thick=True)]
@@ -110,7 +110,7 @@ def _bank_slot(index: int, banks: int) -> int:
 
 
 def _score_charts(run: Run, catalogue: Sequence[BenchmarkInfo]) -> list[Chart | None]:
-    """Accuracy by round on test rows and on validation rows, where they were scored."""
+    """Accuracy by round on test rows and on validation rows."""
     by_test = _with_ends(run, {line.round: line.scores for line in run.rounds if line.scores})
     systems = _systems(by_test)
     keys = common_accuracy_keys(systems, systems[0].scores if systems else ())
@@ -130,6 +130,18 @@ def _score_charts(run: Run, catalogue: Sequence[BenchmarkInfo]) -> list[Chart | 
         name, title = _name(run, "validation"), "Score on validation rows"
         charts.append(line_chart(name, title, list(validated), lines, "public rows set aside", _share, best))
     return charts
+
+
+def score_points(run: Run) -> dict[int, float]:
+    """Round -> mean accuracy on test rows. Where no round was scored: the base model (0) and the final adapter."""
+    by_round = _with_ends(run, {line.round: line.scores for line in run.rounds if line.scores})
+    last = run.result.final_round or max((line.round for line in run.rounds), default=0)
+    ends = {0: run.scores.get("base", {}), last: run.scores.get("final", {})}
+    by_round = by_round or {place: scores for place, scores in ends.items() if scores}
+    systems = _systems(by_round)
+    keys = common_accuracy_keys(systems, systems[0].scores if systems else ())
+    points = {place: system.accuracy(keys) for place, system in zip(by_round, systems, strict=True)}
+    return {place: value for place, value in points.items() if value is not None}
 
 
 def _with_ends(run: Run, by_round: Mapping[int, Scores]) -> dict[int, Scores]:
@@ -178,7 +190,7 @@ def _benchmark_lines(by_round: Mapping[int, Scores], catalogue: Sequence[Benchma
 
 
 def _bank_bars(run: Run, title: str, y_label: str, value_of: ValueOf, y_format: Format) -> Chart | None:
-    """One bar for each bank in each round, or the banks' means where that would be too many to see."""
+    """One bar for each bank in each round, or the banks' means where there are too many."""
     banks, rounds, name = run.banks, _rounds(run), _name(run, title)
     by_bank = {
         bank: tuple(value_of(line, entry) if (entry := line.bank(bank)) else None for line in run.rounds)

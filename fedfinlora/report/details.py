@@ -1,4 +1,4 @@
-"""What lies behind one row of the score table: every figure, classes, confusion and examples, system by system."""
+"""What lies behind one row of the score table, system by system."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Details:
 
     @property
     def tolerance(self) -> float | None:
-        """The relative error up to which numbers are right; None where none are compared."""
+        """The relative error up to which numbers are right."""
         return min(
             (known for item in self.scored for metrics in item.score.metrics if (known := metrics.relative_tolerance)),
             default=None,
@@ -143,7 +143,7 @@ class Details:
 
     @property
     def examples(self) -> list[tuple[str, str, list[Kind]]]:
-        """(system, summary, examples) of each system; of several banks, those of the first."""
+        """(system, summary, examples) of each system; of several banks, the first's."""
         found = []
         for item in self.scored:
             for source in item.score.sources[:1]:

@@ -1,8 +1,7 @@
 """A chart as SVG: inside the page, in its colours, and as a file of its own.
 
-Colours come from classes (`slot-0` to `slot-7`), so that light, dark and print each have their own; the file gets a
-style sheet with the light set. A series is also marked by its marker and dash pattern, never by colour alone, and each
-mark has a `<title>` with its value.
+Colours come from classes (`slot-0` to `slot-7`), so that light, dark and print each have their own. A series is also
+marked by its marker and dash pattern, and each mark has a `<title>` with its value.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ FONT = "system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 
 def text(value: object) -> str:
-    """The value as text that is safe in the content and the attributes of SVG."""
+    """Safe in the content and the attributes of SVG."""
     return html.escape(printable(value))
 
 
@@ -66,7 +65,7 @@ def _described(chart: Chart) -> str:
 
 
 def standalone(chart: Chart) -> str:
-    """The chart as the content of an SVG file: title above, legend below, on white, in colours of its own."""
+    """The chart as an SVG file: title above, legend below, in colours of its own."""
     top = 44 if chart.subtitle else 28
     below = top + chart.height + 8
     height = below + LEGEND_ROW * len(chart.legend) + 8
@@ -89,7 +88,7 @@ def standalone(chart: Chart) -> str:
 
 
 def chart_style(colour: Callable[[str], str], font: str, body: str = "") -> str:
-    """The rules for charts, in the colours that `colour` gives to names; with `body`, of the series in it only."""
+    """The rules for charts in these colours; with `body`, of the series in it only."""
     rules = [
         f".tick{{font:11px {font};fill:{colour('quiet')};font-variant-numeric:tabular-nums}}",
         f".name,.count{{font:11px {font};fill:{colour('ink')}}}",
@@ -110,7 +109,7 @@ def chart_style(colour: Callable[[str], str], font: str, body: str = "") -> str:
 
 
 def _file_style(body: str) -> str:
-    """The rules for a file, in literal colours: not every program knows CSS variables."""
+    """Literal colours: not every program knows CSS variables."""
     heat = (
         f".heat-{kind}{{fill:{LIGHT[f'heat-{kind}']}}}"
         for kind in ("right", "wrong", "apart")
@@ -121,7 +120,7 @@ def _file_style(body: str) -> str:
 
 
 def marker(slot: int, x: float, y: float, radius: float, label: str = "") -> str:
-    """A mark whose shape goes with its slot: circle, square, triangle, diamond, each filled and then hollow."""
+    """A mark: circle, square, triangle, diamond, each filled and then hollow."""
     shape = slot % 4
     title = f"<title>{text(label)}</title>" if label else ""
     classes = f'class="mark slot-{slot}{" hollow" if slot >= 4 else ""}"'

@@ -1,6 +1,6 @@
-"""Rows as they were answered: right, wrong and unparsed ones, the same rows for every system as far as they fit.
+"""Rows as they were answered: right, wrong and unparsed ones.
 
-The choice is by a hash of the row's id: it says nothing about the answers, and is the same in every report.
+The choice is by a hash of the row's id, so it is the same for every system and in every report.
 """
 
 from __future__ import annotations
@@ -31,13 +31,27 @@ class Kind:
     mark: str
     rows: tuple[RowRecord, ...]
 
-    def parts_of(self, row: RowRecord) -> list[tuple[str, str | Quote]]:
+    @staticmethod
+    def parts_of(record: RowRecord) -> list[tuple[str, str | Quote]]:
         """(name, content) of everything that is shown of a row."""
-        return parts_of(row)
+        parts: list[tuple[str, str | Quote]] = [("Target", _quote(record.target))]
+        if record.output is not None:
+            read = "no answer found" if record.parsed is None else _plain(record.parsed)
+            parts += [("Output", _quote(record.output)), ("Read as", _quote(read))]
+        if record.label_choice is not None:
+            parts.append(("Most probable label", _quote(record.label_choice)))
+        if record.finlora_correct is not None:
+            ambiguous = ", ambiguous" if record.finlora_ambiguous else ""
+            parts.append(("FinLoRA", ("right" if record.finlora_correct else "wrong") + ambiguous))
+        if record.bertscore_f1 is not None:
+            parts.append(("BERTScore F1", decimal(record.bertscore_f1)))
+        if record.tags is not None:
+            parts.append(("Tags right", f"{record.tags_correct} of {record.tags}"))
+        return parts
 
 
 def choose_examples(records: Iterable[RowRecord], most: int = EXAMPLES) -> list[Kind]:
-    """Up to `most` rows of each kind. BERTScore sets have no right and wrong: of those the closest and the farthest."""
+    """Up to `most` rows of each kind; of BERTScore sets the closest and the farthest."""
     found: dict[str, list[tuple[str, int, RowRecord]]] = {
         "right": [],
         "wrong": [],
@@ -78,7 +92,7 @@ def _order(record: RowRecord) -> str:
 
 
 class Quote(NamedTuple):
-    """A text of a row, its end folded away where it is long."""
+    """A text of a row, its end folded away."""
 
     line: str
     """On one line; line breaks are shown as ⏎."""
@@ -86,24 +100,6 @@ class Quote(NamedTuple):
     """"" where `line` has all."""
     left: int = 0
     """Characters that are in the run folder only."""
-
-
-def parts_of(record: RowRecord) -> list[tuple[str, str | Quote]]:
-    """(name, content) of everything that is shown of a row."""
-    parts: list[tuple[str, str | Quote]] = [("Target", _quote(record.target))]
-    if record.output is not None:
-        read = "no answer found" if record.parsed is None else _plain(record.parsed)
-        parts += [("Output", _quote(record.output)), ("Read as", _quote(read))]
-    if record.label_choice is not None:
-        parts.append(("Most probable label", _quote(record.label_choice)))
-    if record.finlora_correct is not None:
-        ambiguous = ", ambiguous" if record.finlora_ambiguous else ""
-        parts.append(("FinLoRA", ("right" if record.finlora_correct else "wrong") + ambiguous))
-    if record.bertscore_f1 is not None:
-        parts.append(("BERTScore F1", decimal(record.bertscore_f1)))
-    if record.tags is not None:
-        parts.append(("Tags right", f"{record.tags_correct} of {record.tags}"))
-    return parts
 
 
 def _plain(value: object) -> str:

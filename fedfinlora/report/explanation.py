@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from fedfinlora.report.contributions import points
+from fedfinlora.report.contributions import points, turned
 from fedfinlora.report.tables import Table
 from fedfinlora.run.evaluation import Estimate
 from fedfinlora.run.explanation import Cause, Explanation
 
 
 def explanation_table(found: Explanation) -> Table:
-    """The causes in the order of the changes, then their sum, in percentage points."""
+    """The causes, then their sum, in percentage points."""
     rows = [[one.name, points(one.effect), one.title] for one in found.causes]
     rows.append(["all together", points(found.difference), f"{found.federated} minus {found.pooled}"])
     rows += [[f"({one.name})", points(one.effect), one.title] for one in found.replays]
@@ -21,8 +21,7 @@ def explanation_lines(found: Explanation) -> list[str]:
     said = [
         f"On {found.rows:,} rows of {', '.join(found.benchmarks)}; 95 % intervals over rows in brackets. Each line "
         "adds one "
-        "change to those above it, and the lines add up. In brackets: another mean of the same recorded updates, "
-        "which is "
+        "change to those above it, and the lines add up. In brackets: what another mean would have given, which is "
         "not added."
     ]
     said += _advice(found)
@@ -31,9 +30,9 @@ def explanation_lines(found: Explanation) -> list[str]:
 
 
 def _advice(found: Explanation) -> list[str]:
-    """What to change first: the largest loss whose interval excludes zero, else that rows do not show any."""
+    """The largest loss whose interval excludes zero, else that rows do not show any."""
     losses = sorted((one for one in found.causes if _is_loss(one.effect)), key=lambda one: one.effect.value or 0.0)
-    gains = [one for one in found.replays if _is_loss(_turned(one.effect))]
+    gains = [one for one in found.replays if _is_loss(turned(one.effect))]
     if not losses and not gains:
         return ["No cause is a loss beyond its interval: score more rows, or more seeds, before changing anything."]
     return [_sentence(one) for one in (*losses, *gains)]
@@ -45,9 +44,3 @@ def _sentence(one: Cause) -> str:
 
 def _is_loss(effect: Estimate) -> bool:
     return effect.high is not None and effect.high < 0
-
-
-def _turned(effect: Estimate) -> Estimate:
-    if effect.value is None or effect.low is None or effect.high is None:
-        return effect
-    return Estimate(-effect.value, -effect.high, -effect.low)

@@ -1,4 +1,4 @@
-"""What the report gives to other programs: the score table as files, and every chart as SVG."""
+"""What the report gives to other programs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def score_files(content: Content) -> list[tuple[str, str, str, str]]:
 
 
 def all_charts(content: Content) -> list[Chart]:
-    """Every chart of the report, in its order, under a name of its own."""
+    """Every chart of the report, each under a name of its own."""
     found = [overview_chart(content), score_chart(content), *published_charts(content)]
     for item in content.catalogue:
         found += [matrix.chart for matrix in details_of(item, content.systems).matrices]

@@ -1,4 +1,4 @@
-"""The names of the evaluator's figures: what each is called, to which family it belongs, and how it is printed."""
+"""The evaluator's figures: title, family, and how each is printed."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def shown(figure: Figure, value: float) -> str:
 
 
 def interval_of(figure: Figure, score: Score) -> str:
-    """The 95 % interval of one evaluation, or the worst and the best of several banks; "" without either."""
+    """The 95 % interval, or the worst and the best of several banks."""
     low, high = score.bounds_of(figure.key)
     if low is None or high is None or (figure.form == "count" and low == high):
         return ""

@@ -27,12 +27,12 @@ def number(value: object) -> float | None:
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:
-    """0.4567 -> "45.7", without the sign, which the heading or the sentence has."""
+    """0.4567 -> "45.7", without the sign."""
     return DASH if fraction is None else f"{100 * fraction:.{digits}f}"
 
 
 def points(difference: float | None) -> str:
-    """0.25 -> "+25.0", in percentage points, with a true minus sign."""
+    """0.25 -> "+25.0", with a true minus sign."""
     return DASH if difference is None else f"{100 * difference:+.1f}".replace("-", "−")
 
 

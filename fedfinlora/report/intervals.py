@@ -33,7 +33,7 @@ class IntervalRow:
 
 
 def interval_plot(title: str, intervals: Sequence[Interval], width: int = 150, row_height: int = 9) -> Chart:
-    """Values on a scale from 0 to 100 % with their intervals, one under the other: a picture for one table cell."""
+    """Values with their intervals on a scale from 0 to 100 %, for one table cell."""
     height = row_height * len(intervals) + 5
     x_at = scale(0.0, 1.0, 5, width - 5)
     parts = [_percent_grid(x_at, 0, height)]
@@ -46,7 +46,7 @@ def interval_plot(title: str, intervals: Sequence[Interval], width: int = 150, r
 def interval_chart(
     name: str, title: str, subtitle: str, rows: Sequence[IntervalRow], extra_legend: Sequence[LegendEntry] = ()
 ) -> Chart | None:
-    """Rows of values with intervals on one scale from 0 to 100 %, each under its label; None without any value."""
+    """Rows of values with intervals on one scale from 0 to 100 %; None without any value."""
     rows = [row for row in rows if row.intervals]
     if not rows:
         return None

@@ -1,4 +1,4 @@
-"""What the wide tables work out: pictures of the intervals, means by group, and which published columns there are."""
+"""What the wide tables work out: plots of intervals, means by group, published columns."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def finlora_row(content: Content, title: str, benchmarks: Sequence[BenchmarkInfo
 
 
 def score_plots(content: Content) -> dict[str, Chart | None]:
-    """Benchmark key -> the systems' intervals; None for BERTScores, and where no accuracy is known."""
+    """Benchmark key -> the systems' intervals; None for BERTScores and without accuracy."""
     found = {}
     for item in content.catalogue:
         intervals = [] if content.is_bertscored(item.key) else score_intervals(content.systems, item.key)
@@ -81,7 +81,7 @@ def score_plots(content: Content) -> dict[str, Chart | None]:
 
 
 def published_columns(content: Content) -> list[str]:
-    """The published columns; one that has figures of some benchmarks only, just where one of them was run."""
+    """The published columns; one that has figures of some benchmarks only, where one of them was run."""
     found: dict[str, list[str]] = {}
     for benchmark in content.catalogue:
         for column in benchmark.published:
@@ -92,7 +92,7 @@ def published_columns(content: Content) -> list[str]:
 
 
 def federated_note(content: Content) -> str:
-    """FinLoRA's federated run and the means over the same benchmarks here; "" unless all of these were run."""
+    """FinLoRA's federated run and the means over the same benchmarks here, if all of these were run."""
     keys, means = list(content.published.federated_keys), content.published.federated_means
     if not keys or not means or common_finlora_keys(content.systems, keys) != keys:
         return ""

@@ -1,4 +1,4 @@
-"""The whole page: summary, scores, published figures, benchmarks, runs; one HTML file that loads nothing."""
+"""The whole page; one HTML file that loads nothing."""
 
 from __future__ import annotations
 

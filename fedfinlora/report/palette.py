@@ -1,4 +1,4 @@
-"""The colours of the pages, named by what they are for, and how many series and shades they distinguish."""
+"""The colours of the pages, named by what they are for."""
 
 from __future__ import annotations
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
+from fedfinlora.config.model import ModelConfig
+from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError
-from fedfinlora.report.values import Values, flatten, parse_yaml, read_object
+from fedfinlora.report.values import Values, parse_yaml, read_object
 from fedfinlora.run.evaluation import METRICS_FILE, BenchmarkMetrics, Evaluation, RowRecord, Scores, readable_records
+from fedfinlora.run.folder import flatten, read_config
 from fedfinlora.run.records import (
     CARD_FILE,
     RESULT_FILE,
@@ -68,9 +72,17 @@ class Run:
     @property
     def model(self) -> str:
         """The base model as it was loaded, e.g. "smollm2-135m nf4"."""
-        quantization = str(self.config.get("model.quantization") or "")
-        name = str(self.result.model or self.config.get("model.name") or "unknown model")
-        return name if quantization in ("", "none") else f"{name} {quantization}"
+        known = self.settings.model if self.settings else ModelConfig("unknown model", quantization="none")
+        name, quantization = self.result.model or known.name, self.result.quantization or known.quantization
+        return name if quantization == "none" else f"{name} {quantization}"
+
+    @cached_property
+    def settings(self) -> Config | None:
+        """config.yaml; None where it is missing, damaged or of another version."""
+        try:
+            return read_config(self.folder)
+        except UserError:
+            return None
 
     @property
     def banks(self) -> list[str]:
@@ -79,7 +91,7 @@ class Run:
         return sorted(names, key=lambda name: ([int(part) for part in re.findall(r"[0-9]{1,18}", name)], name))
 
     def records(self, label: str, benchmark: str) -> Iterator[RowRecord]:
-        """The evaluated rows of one benchmark, one by one; lines that cannot be read are skipped."""
+        """The evaluated rows of one benchmark; lines that cannot be read are skipped."""
         return readable_records(self.folder / "eval" / label / f"{benchmark}.jsonl")
 
 
@@ -89,13 +101,13 @@ def of_a_round(label: str) -> bool:
 
 
 def best_round(run: Run) -> int | None:
-    """The best round on the validation rows; None where nothing was validated."""
+    """The best round on the validation rows."""
     best = [line.round for line in run.rounds if line.validation is not None and line.validation.best]
     return run.result.best_round if run.result.best_round is not None else best[-1] if best else None
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """Read run folders; a folder that only holds run folders (one for each bank alone) means those in it."""
+    """Read run folders; a folder of run folders means those in it."""
     if not paths:
         raise UserError("No run to report on. Name at least one run folder.")
     return [read_run(folder) for path in paths for folder in _run_folders(path)]
@@ -146,7 +158,7 @@ def read_run(folder: Path) -> Run:
 def _merged_scores(
     result: RunResult, evaluations: Mapping[str, Evaluation]
 ) -> tuple[dict[str, dict[str, BenchmarkMetrics]], dict[str, str]]:
-    """Scores and reasons from result.json, filled up from eval/<label>/metrics.json (all that a failed run has)."""
+    """From result.json, filled up from eval/<label>/metrics.json (all that a failed run has)."""
     scores = {label: dict(metrics) for label, metrics in result.scores.items() if not of_a_round(label)}
     skipped = dict(result.skipped)
     for label, evaluation in evaluations.items():

@@ -1,4 +1,4 @@
-"""The tables of one run below the scores: its banks, rounds, evaluations and privacy."""
+"""The tables of one run below the scores."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NOTHING_REFUSED = "none"
 
 
 def key_figures(run: Run) -> list[tuple[str, str, str]]:
-    """(name, figure, detail): the run in a handful of numbers."""
+    """(name, figure, detail)."""
     result, wall_s = run.result, run.result.wall_s
     counted = [entry for line in run.rounds for entry in line.banks]
     accepted = sum(entry.is_ok for entry in counted)
@@ -33,6 +33,11 @@ def key_figures(run: Run) -> list[tuple[str, str, str]]:
         figures.insert(0, ("Rows trained", count(result.rows_trained), f"{count(result.tokens_trained)} tokens"))
     if result.bytes_up:
         figures.append(("Sent by banks", size(result.bytes_up), f"received {size(result.bytes_down)}"))
+    if by_drift := [line.sync for line in run.rounds if line.sync]:
+        ended = sum(sync.averaged for sync in by_drift)
+        figures.append(
+            ("Not sent", size(result.bytes_saved), f"{ended} of {plural(len(by_drift), 'round')} ended with an average")
+        )
     if counted and run.mode == "federated":
         replies = f"{accepted} of {len(counted)}"
         figures.append(("Replies of banks", replies, "accepted" if accepted < len(counted) else "all accepted"))
@@ -111,7 +116,7 @@ def rounds_table(run: Run) -> Table:
 
 
 def evaluations_table(run: Run) -> Table:
-    """How fast each evaluation was, and what its checks found."""
+    """Speed and checks of each evaluation."""
     numbers = ("Rows", "Time", "Rows/s", "Peak cache", "Reused", "Decoded again, differ")
     rows = [_evaluation_row(label, evaluation) for label, evaluation in run.evaluations.items()]
     return Table("Evaluations", ("Evaluation", *numbers), rows)

@@ -9,10 +9,12 @@ from typing import Any
 from fedfinlora.report.benchmarks import BenchmarkInfo
 from fedfinlora.report.contributions import contributions_view
 from fedfinlora.report.curves import run_charts
+from fedfinlora.report.load import load_table
 from fedfinlora.report.reading import Run, of_a_round
 from fedfinlora.report.reproduce import command_line
 from fedfinlora.report.run_tables import banks_table, evaluations_table, key_figures, privacy_table, rounds_table
-from fedfinlora.report.values import Values, flatten, shown
+from fedfinlora.report.values import Values, shown
+from fedfinlora.run.folder import flatten
 from fedfinlora.run.records import PrivacyCard
 from fedfinlora.run.typed import to_json
 
@@ -41,6 +43,7 @@ def run_view(run: Run, catalogue: Sequence[BenchmarkInfo], defaults: Values) -> 
         "contributions": contributions_view(run.folder),
         "rounds": rounds_table(run),
         "evaluations": evaluations_table(run),
+        "load": load_table(run.folder),
         "models": _models(run),
         "skipped": [(titles.get(key, key), reason) for key, reason in run.skipped.items()],
         "card": run.privacy,

@@ -1,4 +1,4 @@
-"""One system on one benchmark, from the metrics of one evaluation or of several banks that trained alone."""
+"""One system on one benchmark."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ COUNTS: dict[str, Callable[[BenchmarkMetrics], float | None]] = {
 
 
 def raw_value(key: str, metrics: BenchmarkMetrics) -> float | None:
-    """A figure of one benchmark's metrics; None where it is absent."""
+    """A figure of one benchmark's metrics."""
     return COUNTS[key](metrics) if key in COUNTS else metrics.value(key)
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """The mean of the values that there are, or None without any."""
+    """The mean of the values that there are."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 
@@ -48,7 +48,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Score:
-    """What the tables show of one system on one benchmark. Fractions from 0 to 1; None where undefined."""
+    """What the tables show of one system on one benchmark. Fractions from 0 to 1."""
 
     metrics: tuple[BenchmarkMetrics, ...]
     """Of one evaluation, or of each of several banks, whose mean the score is."""
@@ -59,7 +59,7 @@ class Score:
         return mean(raw_value(key, metrics) for metrics in self.metrics)
 
     def bounds_of(self, key: str) -> Bounds:
-        """The figure's 95 % interval; of several banks the lowest and the highest instead."""
+        """The 95 % interval; of several banks the lowest and the highest."""
         if not self.of_banks:
             return self.metrics[0].bounds(key)
         known = [value for metrics in self.metrics if (value := raw_value(key, metrics)) is not None]
@@ -67,7 +67,7 @@ class Score:
 
     @property
     def of_banks(self) -> bool:
-        """Whether `bounds_of` gives the worst and the best bank, not a 95 % interval."""
+        """Whether `bounds_of` gives the worst and the best bank."""
         return len(self.metrics) > 1
 
     @property
@@ -82,7 +82,7 @@ class Score:
 
     @property
     def finlora_key(self) -> str:
-        """The figure that enters FinLoRA's averages: accuracy by its rules, or BERTScore F1 where there is none."""
+        """The figure that enters FinLoRA's averages."""
         return "bertscore_f1" if self.bertscore else "finlora_accuracy"
 
     @property
@@ -117,7 +117,7 @@ class Score:
         return (first.bertscore_model or "unnamed encoder") + layer
 
     def shown(self, value: float | None) -> str:
-        """A value as this score is printed: a BERTScore as a fraction, accuracy in percent without the sign."""
+        """A BERTScore as a fraction, accuracy in percent without the sign."""
         return fraction(value) if self.bertscore else percent(value)
 
 

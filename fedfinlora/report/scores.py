@@ -20,7 +20,7 @@ def common_accuracy_keys(systems: Sequence[System], keys: Iterable[str]) -> list
 
 
 def common_finlora_keys(systems: Sequence[System], keys: Iterable[str]) -> list[str]:
-    """The benchmarks on which every system has FinLoRA's figure, the two BERTScore sets included as FinLoRA does."""
+    """The benchmarks on which every system has FinLoRA's figure, BERTScore sets included."""
 
     def has_points(system: System, key: str) -> bool:
         return key in system.scores and system.scores[key].finlora_points is not None

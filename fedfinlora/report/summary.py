@@ -1,4 +1,4 @@
-"""The summary, for the people who decide: what was tested, what the figures say, what is missing."""
+"""The summary: what was tested, what the figures say, what is missing."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from fedfinlora.report.cautions import cautions
 from fedfinlora.report.content import Content
 from fedfinlora.report.formats import count, listed, plural, points, seconds
+from fedfinlora.report.general_knowledge import knowledge_sentences
 from fedfinlora.report.reading import Run
 from fedfinlora.report.scores import common_accuracy_keys
 from fedfinlora.report.systems import System
@@ -15,10 +16,13 @@ from fedfinlora.report.verdict import setting
 
 
 def cards(content: Content) -> dict[str, list[str]]:
-    """Title -> sentences, without what would be empty."""
+    """Title -> sentences."""
     found = {
         "What was tested": _tested(content),
-        "What the figures say": _findings(content.systems),
+        "What the figures say": [
+            *_findings(content.systems),
+            *(sentence for run in content.runs for sentence in knowledge_sentences(run)),
+        ],
         "What is missing": _missing(content),
         "Read with care": cautions(content.systems),
     }
@@ -112,7 +116,7 @@ def _missing(content: Content) -> list[str]:
 
 
 def _other_bases(runs: Sequence[Run], systems: Sequence[System]) -> list[str]:
-    """One sentence for each run whose scores of the base model differ from those shown, which are the first found."""
+    """Runs whose scores of the base model differ from those shown, which are the first found."""
     found = []
     for run in runs:
         base = next((system for system in systems if system.kind == "base" and system.model == run.model), None)

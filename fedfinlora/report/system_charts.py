@@ -1,4 +1,4 @@
-"""Charts that compare the systems: by group, by benchmark, and by FinLoRA's rules over the published range."""
+"""Charts that compare the systems."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedfinlora.report.systems import System
 
 
 def overview_chart(content: Content) -> Chart | None:
-    """Mean accuracy of each system by group, over the sets that all of them have."""
+    """Mean accuracy by group."""
     rows = []
     for title, benchmarks in {"All benchmarks": content.catalogue, **content.groups}.items():
         keys = common_accuracy_keys(content.systems, [benchmark.key for benchmark in benchmarks])
@@ -23,7 +23,7 @@ def overview_chart(content: Content) -> Chart | None:
 
 
 def mean_intervals(systems: Sequence[System], keys: Sequence[str]) -> list[Interval]:
-    """The mean accuracy of each system over the benchmarks `keys`."""
+    """Mean accuracy of each system over `keys`."""
     return [
         Interval(system.heading, value, *mean_accuracy_bounds(system, keys), system.slot)
         for system in systems
@@ -41,7 +41,7 @@ def score_intervals(systems: Sequence[System], key: str) -> list[Interval]:
 
 
 def score_chart(content: Content) -> Chart | None:
-    """Accuracy of every benchmark with its interval in one chart, for a paper; in the page the score table has it."""
+    """Accuracy of every benchmark with its interval in one chart, for a paper."""
     rows = []
     for item in content.catalogue:
         label = item.title + (" (BERTScore F1)" if content.is_bertscored(item.key) else "")
@@ -50,7 +50,7 @@ def score_chart(content: Content) -> Chart | None:
 
 
 def published_charts(content: Content) -> list[Chart]:
-    """One chart for each group: accuracy by FinLoRA's rules, over the range of the published adapters."""
+    """A chart a group: accuracy by FinLoRA's rules, over the published range."""
     published = content.published
     extra = []
     if published.band:

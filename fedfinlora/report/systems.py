@@ -1,8 +1,7 @@
 """Which systems the report compares.
 
 A system is a column: the base model (from the first run that has it), a federated, centralized or evaluated adapter,
-another model, or the mean of the banks that trained alone. Families of figures stay apart: accuracy on parsed answers,
-FinLoRA's own rules, and log-probability scoring of labels.
+another model, or the mean of the banks that trained alone.
 """
 
 from __future__ import annotations
@@ -34,26 +33,26 @@ class System:
     """The base column that it started from, if that was scored."""
 
     def accuracy(self, keys: Iterable[str]) -> float | None:
-        """The mean accuracy over the benchmarks `keys`."""
+        """The mean accuracy over `keys`."""
         return mean(self.scores[key].value for key in keys)
 
     def finlora(self, keys: Iterable[str]) -> float | None:
-        """The mean over the benchmarks `keys` as FinLoRA averages."""
+        """The mean over `keys` as FinLoRA averages."""
         return mean(self.scores[key].finlora_points for key in keys)
 
     def labels_accuracy(self, key: str) -> float | None:
-        """The share of rows whose most probable label is right: another task than answering in text."""
+        """The share of rows whose most probable label is right."""
         return self.scores[key].value_of("labels_accuracy") if key in self.scores else None
 
     def gain(self, key: str) -> float | None:
-        """The gain over base on one benchmark; None where one was not scored, or on another number of rows."""
+        """The gain over base; None where one was not scored, or on another number of rows."""
         score, before = self.scores.get(key), self.base.scores.get(key) if self.base else None
         if score is None or before is None or score.value is None or before.value is None or score.n != before.n:
             return None
         return score.value - before.value
 
     def clearly_differs(self, key: str) -> bool:
-        """Whether its 95 % interval and that of base do not overlap: a cautious sign that a gain is more than noise."""
+        """Whether its 95 % interval and that of base do not overlap."""
         score, before = self.scores.get(key), self.base.scores.get(key) if self.base else None
         if score is None or before is None or score.of_banks:
             return False
@@ -101,7 +100,7 @@ def _heading(run: Run, label: str) -> str:
 
 
 def _bases(runs: Sequence[Run]) -> list[System]:
-    """One base column for each model; a benchmark's figure is the first that any run of that model has."""
+    """One base column for each model; a figure is the first that any run of it has."""
     scores: dict[str, dict[str, Score]] = {}
     for run in runs:
         if remote_model(run, "base"):
@@ -113,7 +112,7 @@ def _bases(runs: Sequence[Run]) -> list[System]:
 
 
 def _locals(local: Sequence[System]) -> list[System]:
-    """The banks that trained alone as one column, their mean; a single one is shown as itself."""
+    """The banks that trained alone as one column, their mean."""
     if len(local) < 2:
         return list(local)
     keys = dict.fromkeys(key for system in local for key in system.scores)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under headings; the first cell of a row is its name."""
+    """Rows of text under headings."""
 
     label: str
     head: Sequence[str]

@@ -1,9 +1,7 @@
-"""TensorBoard scalars of a run, in `<run>/tensorboard/`: losses, bytes, test scores and public validation scores by
-round.
+"""TensorBoard scalars of a run by round, in `<run>/tensorboard/`.
 
-Written with TensorBoard's own `tensorboard.summary.Writer`, which is what `torch.utils.tensorboard` wraps, so the
-process that writes need not import torch. Where the package is missing everything here does nothing, after saying so
-once.
+Written with `tensorboard.summary.Writer`, so the process that writes need not import torch. Where the package is
+missing nothing is written, and that is said once.
 """
 
 from __future__ import annotations
@@ -11,18 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from fedfinlora.run.evaluation import Scores
-from fedfinlora.run.records import RESULT_FILE, ROUNDS_FILE, RoundLine, RunResult, read_result, readable_rounds
+from fedfinlora.run.records import RoundLine
 
 FOLDER = "tensorboard"
 SCORE_NAMES = ("accuracy", "f1_macro", "unparsed_share", "finlora_accuracy", "finlora_f1", "bertscore_f1")
 
 
 class TensorBoardWriter:
-    """Scalars of one run while it runs. The step is the round; the base model's scores stand at step 0."""
+    """Scalars of one run while it runs. The step is the round, 0 for the base model."""
 
     def __init__(self, run_dir: Path, notify: Callable[[str], None] = print) -> None:
         self._writer: Any = None
@@ -38,17 +35,15 @@ class TensorBoardWriter:
     def __enter__(self) -> TensorBoardWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def add_round(self, line: RoundLine) -> None:
-        """Write one round, and flush, so that a watching TensorBoard shows it at once."""
+        """Write one round, and flush."""
         self._add(round_scalars(line), step=line.round)
 
     def add_scores(self, scores: Scores, step: int) -> None:
-        """Write the metrics of each benchmark ({key: metrics}) at a step: 0 for the base model, else the round."""
+        """Write the metrics of each benchmark."""
         self._add(score_scalars(scores), step)
 
     def add_load(self, load: Mapping[str, float], step: int) -> None:
@@ -66,22 +61,6 @@ class TensorBoardWriter:
         for tag, value in scalars:
             self._writer.add_scalar(tag, value, step=step)
         self._writer.flush()
-
-
-def write_events(run_dir: Path, notify: Callable[[str], None] = print) -> None:
-    """Write the events of a finished run again from its rounds.jsonl and result.json, in place of those that are
-    there.
-    """
-    for old in (run_dir / FOLDER).glob("events.out.tfevents.*"):
-        old.unlink()
-    rounds = readable_rounds(run_dir, []) if (run_dir / ROUNDS_FILE).is_file() else []
-    result = read_result(run_dir, []) if (run_dir / RESULT_FILE).is_file() else RunResult()
-    with TensorBoardWriter(run_dir, notify) as writer:
-        writer.add_scores(result.scores.get("base", {}), step=0)
-        for line in rounds:
-            writer.add_round(line)
-        last_round = max((line.round for line in rounds), default=0)
-        writer.add_scores(result.scores.get("final", {}), step=result.final_round or last_round)
 
 
 def round_scalars(line: RoundLine) -> Iterator[tuple[str, float]]:

@@ -46,7 +46,7 @@ def _reading(content: Content) -> str:
 
 
 def _figure(score: Score | None, key: str = "") -> str:
-    """ "45.7 [32.1, 60.0]", or "45.7 (32.1 to 60.0)" where these are the worst and the best of several banks."""
+    """ "45.7 [32.1, 60.0]", or "45.7 (32.1 to 60.0)" of several banks."""
     if score is None:
         return DASH
     show = percent if key else score.shown
@@ -57,7 +57,7 @@ def _figure(score: Score | None, key: str = "") -> str:
 
 
 def _means(content: Content) -> tuple[int, list[str]]:
-    """(number of benchmarks, their mean for each system); no means without a common benchmark."""
+    """(number of benchmarks, their mean for each system)."""
     row = accuracy_row(content, "", content.catalogue)
     cells = []
     for mean in row.means if row else ():
@@ -84,7 +84,7 @@ def _markdown(words: str) -> str:
 
 
 def scores_latex(content: Content) -> str:
-    """A booktabs table of the same, with the published base and first adapter (of other rows) at the right."""
+    """The same in booktabs, with the published base and first adapter (of other rows) at the right."""
     headings, (sets, means), published = _headings(content), _means(content), content.published
     columns = [column for column in (published.pin, *published.band[:1]) if column]
     own = len(headings)
@@ -94,12 +94,12 @@ def scores_latex(content: Content) -> str:
     if columns:
         rules.append(rf"\cmidrule(lr){{{3 + own}-{width}}}")
         spans += rf" & \multicolumn{{{len(columns)}}}{{c}}{{Published}}"
-    heads = "".join(f" & {_latex(heading)}" for heading in (*headings, *columns))
+    heads = "".join(f" & {latex(heading)}" for heading in (*headings, *columns))
     lines = [
         r"% Needs \usepackage{booktabs}.",
         r"\begin{table}",
         r"\centering\small",
-        rf"\caption{{{_latex(_reading(content))}}}",
+        rf"\caption{{{latex(_reading(content))}}}",
         rf"\begin{{tabular}}{{@{{}}lr{'r' * (own + len(columns))}@{{}}}}",
         r"\toprule",
         rf"{spans} \\",
@@ -107,9 +107,9 @@ def scores_latex(content: Content) -> str:
         rf"Benchmark & $n${heads} \\",
     ]
     for title, rows in _groups(content).items():
-        lines += [r"\midrule", rf"\multicolumn{{{width}}}{{@{{}}l}}{{\itshape {_latex(title)}}} \\"]
+        lines += [r"\midrule", rf"\multicolumn{{{width}}}{{@{{}}l}}{{\itshape {latex(title)}}} \\"]
         for item, n, cells in rows:
-            shown = [_latex(item.title), _latex(n), *map(_latex_figure, cells)]
+            shown = [latex(item.title), latex(n), *map(_latex_figure, cells)]
             lines.append(" & ".join([*shown, *(_published_cell(item, column) for column in columns)]) + r" \\")
     if means:
         joined = " & ".join(map(_latex_figure, means))
@@ -146,7 +146,7 @@ LATEX_SIGNS = {
 }
 
 
-def _latex(words: str) -> str:
+def latex(words: str) -> str:
     """The words with what LaTeX would take for commands escaped; line breaks and control characters become blanks."""
     plain = "".join(char if char.isprintable() else " " for char in words)
     return "".join(LATEX_SIGNS.get(char, char) for char in plain)

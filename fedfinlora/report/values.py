@@ -8,19 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fedfinlora.run.folder import flatten
+
 Values = Mapping[str, Any]
 """Dotted key ("train.epochs") -> plain value: text, number, truth value, list or None."""
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys: {"train": {"epochs": 1}} -> {"train.epochs": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def shown(value: Any) -> str:
@@ -36,7 +27,7 @@ def shown(value: Any) -> str:
 def read_object(
     file: Path, missing: list[str], meaning: str = "", parse: Callable[[str], object] = json.loads
 ) -> dict[str, Any]:
-    """The mapping in a file; {} where it is missing or broken, which is added to `missing` with what that means."""
+    """The mapping in a file; {} where it is missing or broken, which `missing` then says."""
     problem = "is missing"
     if file.is_file():
         problem = "cannot be read"

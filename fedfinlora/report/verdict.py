@@ -1,4 +1,4 @@
-"""The first lines of the report: what the runs show, and what has to be known before any figure is read."""
+"""The first lines of the report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedfinlora.report.systems import MODES, System
 
 
 def verdict(content: Content) -> str:
-    """One or two sentences with what the runs show, computed from their figures."""
+    """One or two sentences with what the runs show."""
     runs, systems = content.runs, content.systems
     failures = [failure(run, alone=len(runs) == 1) for run in runs if run.status != "completed"]
     keys = common_accuracy_keys(systems, systems[0].scores if systems else ())
@@ -32,7 +32,7 @@ def verdict(content: Content) -> str:
 
 
 def _label_scores(ranked: Sequence[System]) -> str:
-    """The mean accuracies of the most probable label, where nothing was generated; "" without any."""
+    """The mean accuracies of the most probable label."""
     keys = [
         key
         for key in (ranked[0].scores if ranked else ())
@@ -45,7 +45,7 @@ def _label_scores(ranked: Sequence[System]) -> str:
 
 
 def _called(system: System, systems: Sequence[System]) -> str:
-    """The column's heading; with its run where there are several runs of its kind."""
+    """The heading; with its run where several are of its kind."""
     several = len({other.detail for other in systems if other.kind == system.kind}) > 1 and system.kind != "base"
     return system.heading.lower() + (f" ({system.detail})" if several else "")
 
@@ -88,7 +88,7 @@ def failure(run: Run, alone: bool) -> str:
 
 
 def banners(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
-    """(warning or failure, title, sentence): what has to be known before any figure is read."""
+    """(warning or failure, title, sentence)."""
     found = []
     synthetic = [run for run in runs if is_synthetic(run)]
     if synthetic:

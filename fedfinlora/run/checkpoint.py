@@ -1,5 +1,4 @@
-"""What resume needs, one safetensors file a round: the global adapter, the server rule's state, the round's line of
-rounds.jsonl.
+"""What resume needs, one safetensors file a round.
 
 The file is written whole before the round counts as done; `rounds.jsonl` is made from it again on resume, so a process
 killed at any moment loses at most the round in hand.
@@ -45,12 +44,12 @@ class Checkpoint:
 
     @property
     def closed(self) -> bool:
-        """Whether the round is over; False if only its scores are missing."""
+        """False if only its scores are missing."""
         return UNSCORED not in self.line
 
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
-    """Write state/round_NNN.safetensors and remove all but the last KEPT."""
+    """Write a checkpoint and remove all but the last KEPT."""
     from safetensors.numpy import save
 
     content = save(
@@ -92,9 +91,7 @@ def read_checkpoint(file: Path) -> Checkpoint:
 
 
 def restore_rounds(run: Path, checkpoint: Checkpoint) -> None:
-    """Make rounds.jsonl hold exactly the closed rounds up to the checkpoint. UserError where it has lost more of them
-    than checkpoints know.
-    """
+    """Make rounds.jsonl hold exactly the closed rounds up to the checkpoint. UserError where it has lost more."""
     file = run / "rounds.jsonl"
     lines = [line for line in read_lines(file) if line["round"] < checkpoint.round]
     for older in by_number(run / "state", FILES):  # a line that was cut off is in the checkpoint of its round
@@ -119,7 +116,7 @@ def _last(lines: Sequence[Mapping[str, Any]]) -> int:
 
 
 def latest_round(run: Path) -> int:
-    """The number of the last checkpoint on disk; -1 when there is none."""
+    """The last checkpoint's; -1 without one."""
     files = by_number(run / "state", FILES)
     return number_of(files[-1]) if files else -1
 

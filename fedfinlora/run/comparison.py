@@ -1,13 +1,11 @@
-"""The difference of two evaluations of the same rows (`eval.metrics.compare`): what `compare --json` writes and the
-report shows.
-"""
+"""The difference of two evaluations of the same rows: what `compare --json` writes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from fedfinlora.run.typed import OMITTED
+from fedfinlora.run.typed import omitted
 
 Interval = tuple[float, float] | None
 
@@ -20,7 +18,7 @@ class MetricDifference:
     other: float | None
     difference: float | None
     difference_ci95: Interval
-    mcnemar_p: float | None = field(default=None, metadata=OMITTED)
+    mcnemar_p: float | None = omitted()
     """Of accuracies of rows only."""
 
 

@@ -1,14 +1,14 @@
-"""What each bank gains and contributes: contributions.json of a run folder (`python -m fedfinlora contributions`)."""
+"""contributions.json of a run folder (`python -m fedfinlora contributions`)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from fedfinlora.files import read_json, write_json
 from fedfinlora.run.evaluation import Estimate
 from fedfinlora.run.records import SCHEMA_VERSION
-from fedfinlora.run.typed import OMITTED, Problems, from_json, to_json
+from fedfinlora.run.typed import Problems, from_json, omitted, to_json
 
 CONTRIBUTIONS_FILE = "contributions.json"
 NOT_MEASURED = Estimate(None)
@@ -23,7 +23,7 @@ class BankContribution:
     """In the aggregate."""
     shapley: Estimate = NOT_MEASURED
     """Its share of what the run gained over its first adapter (Shapley 1953). The shares add up to that gain."""
-    shapley_error: float | None = field(default=None, metadata=OMITTED)
+    shapley_error: float | None = omitted()
     """Standard error over the permutations drawn; absent where all coalitions were computed."""
     leave_one_out: Estimate = NOT_MEASURED
     """Score of all banks' updates minus that without this bank's."""
@@ -64,8 +64,6 @@ def write_contributions(run: Path, contributions: Contributions) -> None:
 
 
 def read_contributions(run: Path, problems: Problems | None = None) -> Contributions | None:
-    """contributions.json of a run folder; None where there is none. UserError where it is damaged, unless `problems`
-    takes what cannot be read.
-    """
+    """None where there is none. UserError where it is damaged, unless `problems` takes what cannot be read."""
     file = run / CONTRIBUTIONS_FILE
     return from_json(Contributions, read_json(file), CONTRIBUTIONS_FILE, problems) if file.is_file() else None

@@ -1,8 +1,7 @@
-"""Commands that run on without a terminal: `--detach` starts the same command in a session of its own and returns as
-soon as its run folder is there.
+"""`--detach` starts the same command in a session of its own and returns as soon as its run folder is there.
 
-The command that was started writes to the first one's pipes until it holds its run's folder, so that what is wrong is
-said where it was typed; from then on it writes to state/command.log of the folder.
+The command that was started writes to the first one's pipes until it holds its run's folder; from then on to
+state/command.log of the folder.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ def is_detached() -> bool:
 
 
 def start_detached(words: Sequence[str]) -> int:
-    """Start `python -m fedfinlora WORDS`, which hold --detach, and say how to come back to it; its own exit status
-    where it ends before it has a folder to itself.
+    """Start `python -m fedfinlora WORDS` and say how to come back to it; its own exit status where it ends before it
+    has a folder.
     """
     command = [sys.executable, "-m", "fedfinlora", *words]
     process = subprocess.Popen(
@@ -59,7 +58,7 @@ def start_detached(words: Sequence[str]) -> int:
     print(f"process: {process.pid}, which writes to {run / LOG_FILE}")
     several = [line.removeprefix(EACH_LINE) for line in said.splitlines() if line.startswith(EACH_LINE)]
     if several:
-        print("Each bank has a run of its own, one after the other. attach and stop find the one that runs:")
+        print("They are several runs, one after the other. attach and stop find the one that runs:")
     for action in ("attach", "stop"):
         print(f"python -m fedfinlora {action} {shlex.quote(several[0] if several else str(run))}")
     print(f"python -m fedfinlora list {shlex.quote(str(run.parent))}", flush=True)
@@ -77,9 +76,7 @@ def _read_to_the_end(process: subprocess.Popen[str]) -> tuple[str, str]:
 
 
 def leave_if_detached(run: Path) -> None:
-    """Where this command was started by `start_detached`: write to the run's folder from now on. Called when the folder
-    is held.
-    """
+    """Write to the run's folder from now on, where this command was started by `start_detached`."""
     if not os.environ.pop(DETACHED, ""):
         return
     print(LEFT, flush=True)

@@ -1,6 +1,4 @@
-"""How a run ended, written and said by somebody else than its server, which could not: the command that followed it,
-its guardian, or `stop`.
-"""
+"""How a run ended, written by another than its server, which could not."""
 
 from __future__ import annotations
 
@@ -32,7 +30,7 @@ def record_end(run: Path, status: str, reason: str) -> None:
 
 
 def is_recorded(run: Path, status: str, reason: str) -> bool:
-    """Whether result.json says so already; it may be an earlier attempt's, or missing where the disk was full."""
+    """Whether result.json says so already."""
     try:
         result = read_result(run)
     except UserError:

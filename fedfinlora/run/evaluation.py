@@ -1,20 +1,17 @@
 """The records of eval/<label>/: one `RowRecord` a line of <benchmark>.jsonl, and `Evaluation`, which is metrics.json.
 
-A record holds all that the metrics need, so that they can be computed again, or by other rules, without running a
-model.
+A record holds all that the metrics need.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from fedfinlora.errors import UserError
 from fedfinlora.files import read_json, read_lines
-from fedfinlora.run.typed import OMITTED, NotOfType, Problems, converter, from_json, plain
+from fedfinlora.run.typed import OMITTED, NotOfType, Problems, converter, from_json, omitted, plain, readable
 
 METRICS_FILE = "metrics.json"
 INTERVAL = "_ci95"
@@ -38,33 +35,35 @@ class RowRecord:
     """By FinLoRA's rules, likewise."""
     finlora_ambiguous: bool | None = None
     """FinLoRA's own verdict may depend on the hash seed."""
-    exact: bool | None = field(default=None, metadata=OMITTED)
+    exact: bool | None = omitted()
     """Numbers: equal without tolerance."""
-    value_correct: bool | None = field(default=None, metadata=OMITTED)
+    value_correct: bool | None = omitted()
     """Formulas: right, or another formula of the same value."""
-    tags: int | None = field(default=None, metadata=OMITTED)
+    tags: int | None = omitted()
     """Tag lists: how many the target has."""
-    tags_correct: int | None = field(default=None, metadata=OMITTED)
-    finlora_tags_correct: int | None = field(default=None, metadata=OMITTED)
-    bertscore_precision: float | None = field(default=None, metadata=OMITTED)
-    bertscore_recall: float | None = field(default=None, metadata=OMITTED)
-    bertscore_f1: float | None = field(default=None, metadata=OMITTED)
-    bertscore_model: str | None = field(default=None, metadata=OMITTED)
-    bertscore_layer: int | None = field(default=None, metadata=OMITTED)
-    too_long: bool = field(default=False, metadata=OMITTED)
+    tags_correct: int | None = omitted()
+    finlora_tags_correct: int | None = omitted()
+    bertscore_precision: float | None = omitted()
+    bertscore_recall: float | None = omitted()
+    bertscore_f1: float | None = omitted()
+    bertscore_model: str | None = omitted()
+    bertscore_layer: int | None = omitted()
+    too_long: bool = omitted(False)
     """The prompt does not fit the context window; the answer counts as empty."""
-    stopped: str | None = field(default=None, metadata=OMITTED)
+    stopped: str | None = omitted()
     """Why the text ended: end, settled (early stopping), budget, too_long, or a server's own word."""
-    api: str | None = field(default=None, metadata=OMITTED)
+    api: str | None = omitted()
     """Of a remote model: chat or completions."""
-    served_model: str | None = field(default=None, metadata=OMITTED)
+    served_model: str | None = omitted()
     """The name that the server gave with the answer."""
-    label_logprobs: Mapping[str, float] | None = field(default=None, metadata=OMITTED)
+    label_logprobs: Mapping[str, float] | None = omitted()
     """Label -> log-probability, nats."""
-    label_choice: str | None = field(default=None, metadata=OMITTED)
+    label_choice: str | None = omitted()
     """The most probable label, as answers are read."""
-    measures: Mapping[str, float] | None = field(default=None, metadata=OMITTED)
+    measures: Mapping[str, float] | None = omitted()
     """Further values that a scorer averages over rows."""
+    reference: str | None = omitted()
+    """What the answer is judged by besides the target: of FLARE's NER the words of the text, and their tags."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,20 +129,20 @@ class BenchmarkMetrics:
 
     n: int = 0
     """Answers scored; of tag lists, tags."""
-    unparsed: int | None = field(default=None, metadata=OMITTED)
+    unparsed: int | None = omitted()
     estimates: Mapping[str, Estimate] = field(default_factory=dict)
     """Fractions from 0 to 1, correlations from -1."""
-    bertscore_model: str | None = field(default=None, metadata=OMITTED)
-    bertscore_layer: int | None = field(default=None, metadata=OMITTED)
-    finlora_ambiguous: int | None = field(default=None, metadata=OMITTED)
-    classes: tuple[ClassRow, ...] | None = field(default=None, metadata=OMITTED)
-    confusion: ConfusionMatrix | None = field(default=None, metadata=OMITTED)
-    relative_tolerance: float | None = field(default=None, metadata=OMITTED)
-    rows: int | None = field(default=None, metadata=OMITTED)
+    bertscore_model: str | None = omitted()
+    bertscore_layer: int | None = omitted()
+    finlora_ambiguous: int | None = omitted()
+    classes: tuple[ClassRow, ...] | None = omitted()
+    confusion: ConfusionMatrix | None = omitted()
+    relative_tolerance: float | None = omitted()
+    rows: int | None = omitted()
     """Of tag lists: rows, where `n` counts tags."""
-    too_long: int | None = field(default=None, metadata=OMITTED)
+    too_long: int | None = omitted()
     """Prompts longer than the context window."""
-    decoding: DecodingCheck | None = field(default=None, metadata=OMITTED)
+    decoding: DecodingCheck | None = omitted()
 
     def value(self, name: str) -> float | None:
         """An estimate's value; None where it was not measured or is undefined."""
@@ -178,9 +177,7 @@ class BenchmarkMetrics:
 
     @classmethod
     def parse(cls, value: Any, name: str, problems: Problems) -> BenchmarkMetrics:
-        """The metrics in such an object (see `fedfinlora.run.typed`). A number under a key that is no field is an
-        estimate.
-        """
+        """A number under a key that is no field is an estimate."""
         if not isinstance(value, Mapping):
             raise NotOfType(f"{name or 'it'} is no object")
         known: dict[str, Any] = {}
@@ -300,12 +297,5 @@ def read_records(file: Path) -> list[RowRecord]:
 
 
 def readable_records(file: Path) -> Iterator[RowRecord]:
-    """The same for a report, one by one; lines that are no record are skipped. Nothing where there is no file."""
-    if not file.is_file():
-        return
-    with file.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            try:
-                yield from_json(RowRecord, json.loads(line), file.name, [])
-            except (UserError, ValueError, RecursionError):
-                continue
+    """The same for a report; lines that are no record are skipped."""
+    return readable(RowRecord, file, [])

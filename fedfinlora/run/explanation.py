@@ -39,7 +39,9 @@ class Explanation:
     difference: Estimate = NOT_MEASURED
     causes: tuple[Cause, ...] = ()
     replays: tuple[Cause, ...] = ()
-    """What another mean of the same recorded updates would have given: parts of the causes above, not added to them."""
+    """What another mean would have given, of the recorded updates or in a run of its own: parts of the causes above,
+    not added to them.
+    """
     unknown: tuple[str, ...] = ()
     """What could not be computed, and what to keep for it."""
     benchmarks: tuple[str, ...] = ()

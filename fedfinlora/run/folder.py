@@ -1,7 +1,4 @@
-"""A run's folder: its configuration and manifest, what decides its numbers, and who may work in it.
-
-One process at a time trains in it (`hold_run`).
-"""
+"""A run's folder. One process at a time trains in it (`hold_run`)."""
 
 from __future__ import annotations
 
@@ -57,7 +54,7 @@ comes out.
 
 def deciding_values(config: Config) -> dict[str, Any]:
     """Every configuration value that decides a run's numbers, by its full key."""
-    return {key: value for key, value in _flat(to_plain(config), "").items() if key not in DECIDES_NO_NUMBER}
+    return {key: value for key, value in flatten(to_plain(config)).items() if key not in DECIDES_NO_NUMBER}
 
 
 def config_fingerprint(config: Config) -> str:
@@ -65,11 +62,15 @@ def config_fingerprint(config: Config) -> str:
     return sha256_of(json.dumps(deciding_values(config), sort_keys=True, allow_nan=False).encode())
 
 
-def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys: {"train": {"epochs": 1}} -> {"train.epochs": 1}."""
+    flat: dict[str, Any] = {}
     for key, value in values.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def write_config(run: Path, config: Config) -> None:
@@ -99,9 +100,7 @@ def read_config(run: Path) -> Config:
 
 
 def write_manifest(run: Path, config: Config, data_files: Mapping[str, str], with_model: bool = True) -> None:
-    """manifest.json: versions, and hashes of code, data and base model, and the seed: what is needed to say that two
-    runs are the same.
-    """
+    """manifest.json: versions, hashes of code, data and base model, and the seed."""
     from fedfinlora.model.files import model_files
 
     origin = read_json(run / ORIGIN_FILE) if (run / ORIGIN_FILE).is_file() else origin_of_this_process()
@@ -133,9 +132,7 @@ HOME_LOCK = "running.lock"
 
 
 def new_run_folder(config: Config) -> Path:
-    """Make the folder of a new run. An existing one is an error unless it is empty or `overwrite` is set, and no
-    process works in it.
-    """
+    """Make the folder of a new run. UserError where it exists, unless it is empty or `overwrite` is set."""
     model = config.model.name.replace("/", "-")
     name = config.run_name or f"{time.strftime('%Y%m%d-%H%M%S')}-{model}-{config.peft.method}-{config.strategy.name}"
     if not is_folder_name(name):
@@ -157,7 +154,7 @@ def new_run_folder(config: Config) -> Path:
 
 
 def hold_run(run: Path, lock: Path) -> Lock:
-    """Hold one of a run's locks until it is released. UserError that says who holds it where somebody else does."""
+    """Hold one of a run's locks until it is released. UserError that says who holds it."""
     try:
         (run / lock).parent.mkdir(mode=run.stat().st_mode & 0o777, exist_ok=True)
         return take(run / lock, f"The run {run}")
@@ -167,9 +164,7 @@ def hold_run(run: Path, lock: Path) -> Lock:
 
 @contextmanager
 def alone_in(home: Path, what: str) -> Iterator[None]:
-    """Be the only one who runs a coordinator's or a bank's folder, and make what is made there private. UserError that
-    says who runs it already.
-    """
+    """Be the only one who runs a coordinator's or a bank's folder. UserError that says who runs it."""
     make_private(home)
     try:
         lock = take(home / HOME_LOCK, what)
@@ -180,9 +175,7 @@ def alone_in(home: Path, what: str) -> Iterator[None]:
 
 
 def _occupied(run: Path) -> bool:
-    """Whether a run has begun here. `simulate` puts its SuperLink's files under state/ before the server opens the
-    folder.
-    """
+    """Whether a run has begun here; `simulate` puts its files under state/ before."""
     return any(entry.name != STATE for entry in run.iterdir()) or (run / STATE / "run.json").exists()
 
 

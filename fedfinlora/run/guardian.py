@@ -1,10 +1,8 @@
-"""`python -P guardian.py RUN`: runs a command, and ends everything that came of it when it ends or when who started it
-does.
+"""`python -P guardian.py RUN`: runs a command, and ends all that came of it when it ends or when who started it does.
 
 Its standard input is a pipe from `fedfinlora.system.family.family`: a line of JSON with the command and the file for
 its output, and then nothing. The end of the file says that the other side is gone, also after SIGKILL. It adopts its
-descendants' orphans, so that Ray's workers are found when a SuperLink is killed. It needs little memory: no torch, no
-Flower.
+descendants' orphans, so that Ray's workers are found. It needs little memory: no torch, no Flower.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Where an adapter comes from that was computed from another run's updates: lineage.json of a run folder."""
+"""lineage.json: where an adapter comes from that was computed from another run's updates."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from fedfinlora.files import read_json, write_json
+from fedfinlora.files import write_json
 from fedfinlora.run.records import SCHEMA_VERSION
-from fedfinlora.run.typed import from_json, to_json
+from fedfinlora.run.typed import to_json
 
 LINEAGE_FILE = "lineage.json"
 EXACT, REPLAY = "exact", "replay"
@@ -24,7 +24,7 @@ class Lineage:
     """Of that run's configuration."""
     adapter_sha256: str = ""
     """Of that run's final adapter, as a float32 vector."""
-    without: tuple[str, ...] = field(default=())
+    without: tuple[str, ...] = ()
     """Banks whose updates were removed."""
     kind: str = REPLAY
     """exact: no update that was kept was computed from an adapter that the bank had a part in, so this is the adapter
@@ -47,8 +47,3 @@ class Lineage:
 def write_lineage(run: Path, lineage: Lineage) -> None:
     """lineage.json."""
     write_json(run / LINEAGE_FILE, to_json(lineage))
-
-
-def read_lineage(run: Path) -> Lineage:
-    """lineage.json of a run folder. UserError where there is none, or it is damaged."""
-    return from_json(Lineage, read_json(run / LINEAGE_FILE), str(run / LINEAGE_FILE))

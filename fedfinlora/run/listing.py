@@ -1,4 +1,4 @@
-"""The runs that lie in an output folder, each in a few words, for `list`."""
+"""The runs in an output folder, for `list`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from fedfinlora.run.ended import mode_of
 from fedfinlora.run.evaluation import BenchmarkMetrics
 from fedfinlora.run.folder import COMMAND_LOCK, SERVER_LOCK, STATE, read_config
 from fedfinlora.run.progress import FILE_NAME
-from fedfinlora.run.records import ROUNDS_FILE, RoundLine, RunResult, read_result, readable_rounds
+from fedfinlora.run.records import RoundLine, RunResult, read_result, readable_rounds
 from fedfinlora.system.locks import is_held
 
 STATES = {"completed": "finished", "failed": "failed", "stopped": "interrupted"}
 """Status in result.json -> state of a run that does not run."""
-HEADLINES = ("bertscore_f1", "accuracy", "labels_accuracy")
+HEADLINES = ("bertscore_f1", "entity_f1", "accuracy", "labels_accuracy")
 LATE_S = 2.0
 """Events that are so much later than result.json are of another attempt."""
 
@@ -67,8 +67,8 @@ def runs_now(run: Path) -> bool:
 
 
 def listed(run: Path) -> Listed:
-    """What a run's folder says; a damaged one is listed with what can be read."""
-    lines, result, mode = _lines(run), _result(run), mode_of(run)
+    """A damaged run is listed with what can be read."""
+    lines, result, mode = readable_rounds(run, []), _result(run), mode_of(run)
     return Listed(
         name=run.name,
         folder=str(run),
@@ -92,7 +92,7 @@ def state_of(run: Path, result: RunResult) -> str:
 
 
 def _score(result: RunResult, lines: list[RoundLine]) -> float | None:
-    """The mean strict accuracy of the final adapter, else of the last round that was scored, else of the base model."""
+    """Mean strict accuracy of the final adapter, else of the last round that was scored, else of the base model."""
     scores = result.scores
     of_rounds = [line.scores for line in lines if line.scores]
     candidates = [
@@ -109,12 +109,8 @@ def _score(result: RunResult, lines: list[RoundLine]) -> float | None:
 
 
 def _headline(metrics: BenchmarkMetrics) -> float | None:
-    """The figure that means of a benchmark are of (`eval.metrics.averages.headline_name`, strict)."""
+    """The figure of a benchmark (`eval.metrics.averages.headline_name`, strict)."""
     return next((value for name in HEADLINES if (value := metrics.value(name)) is not None), None)
-
-
-def _lines(run: Path) -> list[RoundLine]:
-    return readable_rounds(run, []) if (run / ROUNDS_FILE).is_file() else []
 
 
 def _result(run: Path) -> RunResult:

@@ -1,10 +1,7 @@
-"""What the machine does during a run: processor, memory and GPUs, as fields of a `load` event.
+"""What the machine does during a run, as fields of a `load` event.
 
 A thread samples every second; `take` gives what was seen since the last call. GPUs are read by NVML (the package
-nvidia-ml-py), where it and a driver are there; what cannot be measured has no field.
-
-    {"event": "load", "round": 3, "cpu_share": 0.93, "rss_gib": 1.9, "memory_gib": 6.2, "gpu_share": 0.88,
-     "gpu_memory_gib": 21.4, "gpu_watts": 412.0}
+nvidia-ml-py); what cannot be measured has no field.
 """
 
 from __future__ import annotations
@@ -13,8 +10,8 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from statistics import fmean
-from types import TracebackType
-from typing import Any
+
+from fedfinlora.run.events import Load
 
 SAMPLE_INTERVAL_S = 1.0
 MEANS = ("cpu_share", "gpu_share", "gpu_watts")
@@ -23,9 +20,7 @@ Sample = dict[str, float]
 
 
 class Monitor:
-    """Samples until it is closed, or the process ends. Every field is of the whole machine but `rss_gib`, this
-    process's.
-    """
+    """Samples until it is closed. Every field is of the whole machine but `rss_gib`."""
 
     def __init__(self, read: Callable[[], Sample] | None = None, interval_s: float = SAMPLE_INTERVAL_S) -> None:
         self._read = read or reader()
@@ -39,9 +34,7 @@ class Monitor:
     def __enter__(self) -> Monitor:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -93,7 +86,7 @@ def reader() -> Callable[[], Sample]:
 
 
 def _nvml() -> Callable[[], Sample]:
-    """A function that reads the GPUs: mean use, and memory and watts of all together. Nothing without NVML."""
+    """Reads the GPUs: mean use, and memory and watts of all together."""
     try:
         import pynvml
 
@@ -115,22 +108,17 @@ def _nvml() -> Callable[[], Sample]:
     return read if handles else dict
 
 
-def line_of(load: dict[str, Any]) -> str:
+def line_of(load: Load) -> str:
     """A `load` event as a line for a terminal; "" where it has no figure.
 
-    >>> line_of({"cpu_share": 0.93, "rss_gib": 1.94, "gpu_share": 0.5, "gpu_memory_gib": 21.0, "gpu_watts": 400.0})
+    >>> line_of(Load(cpu_share=0.93, rss_gib=1.94, gpu_share=0.5, gpu_memory_gib=21.0, gpu_watts=400.0))
     'CPU 93 %, 1.9 GiB, GPU 50 %, 21.0 GiB, 400 W'
     """
-    parts = {
-        "cpu_share": ("CPU {:.0f} %", 100.0),
-        "rss_gib": ("{:.1f} GiB", 1.0),
-        "gpu_share": ("GPU {:.0f} %", 100.0),
-        "gpu_memory_gib": ("{:.1f} GiB", 1.0),
-        "gpu_watts": ("{:.0f} W", 1.0),
-    }
-    shown = [
-        form.format(load[name] * factor)
-        for name, (form, factor) in parts.items()
-        if isinstance(load.get(name), int | float)
-    ]
-    return ", ".join(shown)
+    parts = (
+        ("CPU {:.0%}", load.cpu_share),
+        ("{:.1f} GiB", load.rss_gib),
+        ("GPU {:.0%}", load.gpu_share),
+        ("{:.1f} GiB", load.gpu_memory_gib),
+        ("{:.0f} W", load.gpu_watts),
+    )
+    return ", ".join(form.format(value).replace("%", " %") for form, value in parts if value is not None)

@@ -1,7 +1,8 @@
-"""Opening a run's folder, new or to resume, and summing it up in result.json."""
+"""Opening a run's folder, new or to resume, and summing it up."""
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -13,6 +14,7 @@ from fedfinlora.errors import UserError
 from fedfinlora.files import made_as, read_json, write_json
 from fedfinlora.run.checkpoint import Checkpoint, load_checkpoint, restore_rounds
 from fedfinlora.run.evaluation import read_evaluation
+from fedfinlora.run.events import RunDone, RunStart
 from fedfinlora.run.folder import (
     ROUND_LABEL,
     SERVER_LOCK,
@@ -52,11 +54,31 @@ class OpenRun:
         with self.lock or nullcontext(), made_as(self.folder):
             yield
 
+    def start_event(self, mode: str, strategy: str, banks: int, bank_names: tuple[str, ...] = ()) -> RunStart:
+        """The first event of an attempt to train."""
+        return RunStart(
+            run=self.folder.name,
+            model=self.config.model.name,
+            peft=self.config.peft.method,
+            strategy=strategy,
+            rounds=self.config.num_server_rounds,
+            banks=banks,
+            bank_names=bank_names,
+            run_dir=str(self.folder),
+            mode=mode,
+            process=os.getpid(),
+            resumed_after_round=self.checkpoint.round if self.checkpoint else None,
+        )
+
+    def done_event(self, status: str, reason: str, report: str | Path = "") -> RunDone:
+        """The last event."""
+        return RunDone(status=status, reason=reason, run_dir=str(self.folder), report=str(report))
+
 
 def open_run(config: Config, banks: int, mode: str, data_files: DataFiles = lambda config: {}) -> OpenRun:
     """Make a new run's folder, or open the one to resume, and hold it until `OpenRun.held` ends. UserError when a
-    resumed run was configured otherwise, or began with other data, code, base model or packages, or somebody else
-    trains in the folder. `data_files` gives file -> SHA-256 of what a configuration reads.
+    resumed run was configured otherwise, or began with other files (`data_files`: file -> SHA-256 of what a
+    configuration reads), or another trains in the folder.
     """
     folder = Path(config.resume) if config.resume else new_run_folder(config)
     if config.resume:
@@ -103,9 +125,7 @@ def _resumed(config: Config, folder: Path, mode: str, data_files: DataFiles) -> 
 
 def resumed_configuration(folder: Path, asked: Config) -> Config:
     """The configuration to resume with: the run's own, but for what decides no number, which is as asked and kept in
-    config.yaml.
-
-    UserError that lists the differences, unless the two give the same numbers.
+    config.yaml. UserError that lists the other differences.
     """
     own = read_config(folder)
     if config_fingerprint(asked) != config_fingerprint(own):
@@ -127,7 +147,7 @@ def resumed_configuration(folder: Path, asked: Config) -> Config:
 
 
 def differences(one: Config, other: Config) -> list[str]:
-    """The keys in which two configurations differ and which decide numbers, as `key: 1 -> 2`."""
+    """The keys that decide numbers and differ, as `key: 1 -> 2`."""
     first, second = deciding_values(one), deciding_values(other)
     return [f"{key}: {first[key]} -> {second[key]}" for key in first if first[key] != second[key]]
 
@@ -140,9 +160,7 @@ def run_result(
     mode: str = "federated",
     lines: Sequence[RoundLine] | None = None,
 ) -> RunResult:
-    """result.json from what lies in the run's folder. `lines` are those of rounds.jsonl where they were read
-    already.
-    """
+    """result.json from the run's folder. `lines` are those of rounds.jsonl where they were read already."""
     lines, config = read_rounds(run.folder) if lines is None else lines, run.config
     evaluations = {label: read_evaluation(run.folder, label) for label in _labels(run.folder)}
     chosen = choice(lines, config)
@@ -181,6 +199,7 @@ def run_result(
         ),
         bytes_up=sum(line.bytes_up for line in lines),
         bytes_down=sum(line.bytes_down for line in lines),
+        bytes_saved=sum(line.sync.bytes_saved for line in lines if line.sync),
         privacy=_summary_of(privacy_card(config, lines)),
         synthetic=[*evaluations.values()][-1].synthetic if evaluations else synthetic,
         scores={label: found.scores for label, found in evaluations.items()},
@@ -193,7 +212,7 @@ def _summary_of(card: PrivacyCard | None) -> PrivacySummary | None:
 
 
 def _labels(folder: Path) -> list[str]:
-    """What was scored, scores by round apart: base and final first, then the others by name."""
+    """Base and final first, then the others by name; without scores by round."""
     labels = [file.parent.name for file in (folder / "eval").glob("*/metrics.json")]
     order = {"base": 0, "final": 1}
     return sorted(
@@ -202,18 +221,14 @@ def _labels(folder: Path) -> list[str]:
 
 
 def asked_otherwise(overrides: Sequence[str]) -> list[str]:
-    """The words of a resumed run that ask for a configuration of its own; output_dir only says where the run is looked
-    for.
-    """
+    """The words of a resumed run that ask for a configuration of its own; output_dir only says where it lies."""
     return [
         word for word in overrides if word.split("=")[0].lstrip("+") not in ("resume", "resume_anyway", "output_dir")
     ]
 
 
 def configuration_of(folder: Path, asked: Config | None, anyway: bool = False) -> Config:
-    """The configuration to resume `folder` with: its own, or the one asked for, which `open_run` then compares with its
-    own.
-    """
+    """To resume `folder` with: its own, or the one asked for, which `open_run` then compares with its own."""
     own = read_config(folder.expanduser())
     return replace(
         asked or own, resume=str(folder.expanduser().absolute()), resume_anyway=anyway or (asked or own).resume_anyway

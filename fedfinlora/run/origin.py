@@ -44,9 +44,7 @@ def source_files() -> dict[str, str]:
 
 @cache
 def source_fingerprint() -> str:
-    """SHA-256 over the project's Python files: server and banks compare it, so that no run mixes versions in one
-    run.
-    """
+    """SHA-256 over the project's Python files: server and banks compare it."""
     digest = hashlib.sha256()
     for folder in SOURCE_FOLDERS:
         for file in sorted((PROJECT_ROOT / folder).rglob("*.py")):
@@ -68,31 +66,21 @@ def installed_versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """The commit of the project's folder, with "+" when files differ from it; empty outside git, and for a wheel
-    installed below another project.
-    """
+    """The commit of the project's folder, with "+" when files differ from it; "" outside git."""
     if not (PROJECT_ROOT / ".git").exists():
         return ""
     try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"],
+        said = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--match="],
             cwd=PROJECT_ROOT,
             capture_output=True,
             text=True,
             timeout=10,
             check=True,
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=PROJECT_ROOT,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        ).stdout.strip()
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
-    return commit + ("+" if changed else "")
+    return said.stdout.strip()
 
 
 ORIGIN_FILE = Path("state") / "origin.json"
@@ -100,6 +88,6 @@ ORIGIN_FILE = Path("state") / "origin.json"
 
 
 def origin_of_this_process() -> dict[str, str]:
-    """What the user typed (empty where that was not our own command line) and the commit of the code."""
+    """The command typed ("" where it was not ours) and the commit of the code."""
     command = own_command()
     return {"command": command if command.startswith("python -m fedfinlora ") else "", "git_commit": git_commit()}

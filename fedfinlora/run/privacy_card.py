@@ -1,6 +1,4 @@
-"""privacy.json: what a run guarantees, to whom, what it has spent, and what else left the banks. The report shows it as
-the privacy card.
-"""
+"""privacy.json: what a run guarantees, to whom, what it has spent, and what else left the banks."""
 
 from __future__ import annotations
 
@@ -41,6 +39,11 @@ OUTSIDE_START = (
     "The run began with an adapter that was given to it (start_adapter). The rows that this one was trained on are not "
     "protected here: they must be "
     "public, or have a guarantee of their own."
+)
+EARLIER_STAGE = (
+    "The run continues the adapter of an earlier stage (start_adapter). Epsilon counts that stage's rounds if they are "
+    "in the same ledgers, as they are at banks and servers that keep theirs. Rows of a stage without privacy are not "
+    "protected."
 )
 COMMON_LIMITS = (
     (
@@ -170,7 +173,7 @@ WORDS = {
 def privacy_card(
     config: Config, rounds: Sequence[RoundLine], audit: Mapping[str, Any] | None = None
 ) -> PrivacyCard | None:
-    """The card after these rounds; None for a run without privacy. `audit` is the content of an audit.json."""
+    """The card after these rounds; None without privacy. `audit` is the content of an audit.json."""
     privacy = config.privacy
     if privacy.mode == "none":
         return None
@@ -199,9 +202,16 @@ def privacy_card(
         banks=banks,
         leaves=dict(words.leaves),
         withheld=tuple(words.withheld),
-        limits=(*([OUTSIDE_START] if config.start_adapter else []), *words.limits),
+        limits=(*start_limits(config), *words.limits),
         audit=str(audit["sentence"]) if audit else NO_AUDIT,
     )
+
+
+def start_limits(config: Config) -> list[str]:
+    """What is not protected of the rows that the start adapter was trained on."""
+    if config.peft.frozen_rank:
+        return [EARLIER_STAGE]
+    return [OUTSIDE_START] if config.start_adapter else []
 
 
 def _server_side(rounds: Sequence[RoundLine]) -> dict[str, BankCard]:
@@ -215,7 +225,7 @@ def _server_side(rounds: Sequence[RoundLine]) -> dict[str, BankCard]:
 
 
 def _banks(rounds: Sequence[RoundLine]) -> dict[str, BankCard]:
-    """Each bank's latest epsilon, how many of its private rounds are in the aggregate, and how many it refused."""
+    """Each bank's latest epsilon, its private rounds in the aggregate, and how many it refused."""
     banks: dict[str, BankCard] = {}
     for line in rounds:
         for entry in line.banks:

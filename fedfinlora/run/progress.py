@@ -1,37 +1,33 @@
-"""What happens during a run: events appended to `<run>/progress.jsonl`, followed, and summed up in a state.
+"""Events appended to `<run>/progress.jsonl` (`fedfinlora.run.events`), followed, and summed up in a state.
 
-The process that trains appends events (`EventWriter`); the process at the terminal reads them as they come (`follow`)
-and shows them (`fedfinlora.run.progress_display`). A file lies between the two because Flower runs the job in a process
-of its own.
-
-    {"t": 1732300000.1, "event": "round_done", "round": 1, "train_loss": 1.2, "holdout_loss": 1.5, "seconds": 12.1, ...}
+The process that trains appends (`EventWriter`); the one at the terminal reads (`follow`) and shows them
+(`fedfinlora.run.progress_display`): Flower runs the job in a process of its own.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from fedfinlora.errors import UserError
+from fedfinlora.run import events
+from fedfinlora.run.events import BankDone, Evaluate, Event, RunDone, event_json, read_event
 
 FILE_NAME = "progress.jsonl"
 READ_BYTES = 2**20
 """A long run's file is read in parts: 10,000 rounds of 10 banks have 30 MB of events."""
 PACE_ROUNDS = 5
 """Rounds from which the time left is estimated."""
-
-Event = dict[str, Any]
+TRAINING = BankDone(status="training")
 
 
 class EventWriter:
-    """Appends events to a file, one JSON object a line, each flushed at once. Safe to call from several threads."""
+    """Appends events to a file, each flushed at once. Safe to call from several threads."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self._path = path
@@ -46,22 +42,22 @@ class EventWriter:
     def __enter__(self) -> EventWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
-    def write(self, event: str, **fields: Any) -> None:
-        """Append one event. Numbers that JSON lacks (NaN, infinities) become null."""
+    def write(self, event: Event) -> None:
+        """Append one event, with the time of now."""
         with self._lock:
-            line = json.dumps(_plain({"t": self._clock(), "event": event, **fields}), allow_nan=False)
-            try:
-                self._file.write(line + "\n")
-                self._file.flush()
-            except OSError as error:
-                raise UserError(
-                    f"Cannot write {self._path}: {error.strerror}. Free some space and resume the run."
-                ) from error
+            self._append({**event_json(event), "t": self._clock()})
+
+    def _append(self, values: dict[str, Any]) -> None:
+        try:
+            self._file.write(json.dumps(values, allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(
+                f"Cannot write {self._path}: {error.strerror}. Free some space and resume the run."
+            ) from error
 
     def close(self) -> None:
         self._file.close()
@@ -74,30 +70,17 @@ class ShownEvents(EventWriter):
         super().__init__(path, clock)
         self._show = show
 
-    def write(self, event: str, **fields: Any) -> None:
-        super().write(event, **fields)
-        self._show({"t": self._clock(), "event": event, **fields})
-
-
-def _plain(value: Any) -> Any:
-    """Only what JSON knows: NumPy and torch scalars become numbers, anything else strange becomes text."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | int):
-        return value
-    return _plain(value.item()) if hasattr(value, "item") else str(value)
+    def _append(self, values: dict[str, Any]) -> None:
+        super()._append(values)
+        if event := read_event(values):
+            self._show(event)
 
 
 def follow(path: Path, stop: Callable[[], bool], poll_s: float = 0.2, start_byte: int = 0) -> Iterator[Event]:
     """Yield the events of a run folder or progress file as they are appended, until `stop()` is true and all are read.
 
-    The file need not exist yet. A line that is still being written waits for its end; a line that is no event is passed
-    over. `start_byte` skips what an earlier attempt of a resumed run has left there. The last look at the file comes
-    after `stop()`, so nothing is lost when the writer ends between two looks.
+    The file need not exist yet. A line that is still being written waits for its end; one that is no event is passed
+    over. `start_byte` skips an earlier attempt.
     """
     position, unfinished = start_byte, b""
     while True:
@@ -117,31 +100,14 @@ def follow(path: Path, stop: Callable[[], bool], poll_s: float = 0.2, start_byte
 
 def _parse(line: bytes) -> Event | None:
     try:
-        event = json.loads(line)
-    except ValueError:
+        return read_event(json.loads(line))
+    except (ValueError, RecursionError):
         return None
-    return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
-
-
-@dataclass
-class BankLine:
-    """What is known of one bank in the current round."""
-
-    status: str = "training"
-    reason: str = ""
-    rows: int | None = None
-    train_loss: float | None = None
-    rows_per_s: float | None = None
-    tokens_per_s: float | None = None
-    seconds: float | None = None
-    epsilon_spent: float | None = None
-    """Of a private bank, over all runs; it says neither rows nor losses."""
-    epsilon_planned: float | None = None
 
 
 @dataclass
 class ProgressState:
-    """What the events so far add up to; it draws nothing. Times are Unix seconds as the events give them."""
+    """What the events so far add up to. Times are Unix seconds."""
 
     run: str = ""
     model: str = ""
@@ -163,31 +129,32 @@ class ProgressState:
     """The last public validation score."""
     best_round: int | None = None
     stopped_early: bool = False
-    banks: dict[str, BankLine] = field(default_factory=dict)
+    banks: dict[str, BankDone] = field(default_factory=dict)
+    """What is known of each bank in the current round; status "training" until its reply has come."""
     step: int = 0
     steps: int = 0
     first_step: tuple[int, float] | None = None
     """Step number and time of the first `step` event, from which the pace is taken."""
-    evaluation: Event = field(default_factory=dict)
-    """The last `evaluate` event of an evaluation that is running, else empty."""
+    evaluation: Evaluate | None = None
+    """The last event of an evaluation that is running."""
     evaluation_started_t: dict[str, float] = field(default_factory=dict)
     base_evaluation_s: float = 0.0
     final_evaluation_done: bool = False
     scores: dict[str, dict[str, float | None]] = field(default_factory=dict)
     """Label ("base", "final", …) -> benchmark -> accuracy."""
-    done: Event | None = None
+    done: RunDone | None = None
 
     def update(self, event: Event) -> None:
-        """Apply one event. Events of unknown names change nothing."""
-        change = getattr(self, f"_on_{event['event']}", None)
+        """Apply one event."""
+        change = getattr(self, f"_on_{event.event}", None)
         if change is not None:
-            change(event, number(event.get("t")) or 0.0)
+            change(event)
 
     def seconds_left(self, now: float) -> float | None:
         """Estimated seconds to the end, or None while there is nothing to estimate from.
 
-        Training: the mean of the last five rounds times the rounds to come (centralized: the pace of the steps so far).
-        On top, while the final evaluation is ahead, what the base model's took: it has the same rows.
+        Training: the mean of the last rounds times the rounds to come (centralized: the pace of the steps so far). On
+        top, while the final evaluation is ahead, what the base model's took.
         """
         if self.done is not None:
             return 0.0
@@ -213,85 +180,65 @@ class ProgressState:
         )
         return max(expected - spent, 0.0) + expected * (self.rounds - self.rounds_done - 1)
 
-    def _on_run_start(self, event: Event, t: float) -> None:
+    def _on_run_start(self, event: events.RunStart) -> None:
         for name in ("run", "model", "peft", "strategy", "mode", "run_dir"):
-            setattr(self, name, clean(event.get(name, "")))
-        self.rounds = int(number(event.get("rounds")) or 0)
-        self.started_t = t
+            setattr(self, name, clean(getattr(event, name)))
+        self.rounds = event.rounds
+        self.started_t = event.t
 
-    def _on_phase(self, event: Event, t: float) -> None:
-        self.phase = clean(event.get("name", ""))
-        self.evaluation = {}
+    def _on_phase(self, event: events.Phase) -> None:
+        self.phase = clean(event.name)
+        self.evaluation = None
 
-    def _on_round_start(self, event: Event, t: float) -> None:
-        self.round = int(number(event.get("round")) or 0)
+    def _on_round_start(self, event: events.RoundStart) -> None:
+        self.round = event.round
         # A resumed run starts in the middle: the rounds before this one are done.
         self.rounds_done = max(self.rounds_done, self.round - 1)
-        self.round_started_t = t
-        self.banks = {name: BankLine() for name in self.banks}
+        self.round_started_t = event.t
+        self.banks = dict.fromkeys(self.banks, TRAINING)
 
-    def _on_banks_drawn(self, event: Event, t: float) -> None:
-        self.banks = {clean(name): BankLine() for name in event.get("banks") or ()}
+    def _on_banks_drawn(self, event: events.BanksDrawn) -> None:
+        self.banks = dict.fromkeys(map(clean, event.banks), TRAINING)
 
-    def _on_bank_done(self, event: Event, t: float) -> None:
-        self.banks[clean(event.get("bank", "?"))] = BankLine(
-            status=clean(event.get("status", "")),
-            reason=clean(event.get("reason") or ""),
-            rows=None if (rows := number(event.get("rows"))) is None else int(rows),
-            train_loss=number(event.get("train_loss")),
-            rows_per_s=number(event.get("rows_per_s")),
-            tokens_per_s=number(event.get("tokens_per_s")),
-            seconds=number(event.get("seconds")),
-            epsilon_spent=number(event.get("epsilon_spent")),
-            epsilon_planned=number(event.get("epsilon_planned")),
-        )
+    def _on_bank_done(self, event: BankDone) -> None:
+        self.banks[clean(event.bank)] = replace(event, status=clean(event.status), reason=clean(event.reason))
 
-    def _on_round_done(self, event: Event, t: float) -> None:
-        self.rounds_done = int(number(event.get("round")) or 0)
-        self.train_loss = number(event.get("train_loss"))
-        self.holdout_loss = number(event.get("holdout_loss"))
-        seconds = number(event.get("seconds"))
-        if seconds is not None:
-            self.round_seconds = [*self.round_seconds, seconds][-PACE_ROUNDS:]
-        validation, best_round = number(event.get("validation")), number(event.get("best_round"))
-        if validation is not None:
-            self.validation = validation
-        if best_round is not None:
-            self.best_round = int(best_round)
+    def _on_round_done(self, event: events.RoundDone) -> None:
+        self.rounds_done = event.round
+        self.train_loss, self.holdout_loss = event.train_loss, event.holdout_loss
+        if event.seconds is not None:
+            self.round_seconds = [*self.round_seconds, event.seconds][-PACE_ROUNDS:]
+        if event.validation is not None:
+            self.validation = event.validation
+        if event.best_round is not None:
+            self.best_round = event.best_round
 
-    def _on_stopped_early(self, event: Event, t: float) -> None:
+    def _on_stopped_early(self, event: events.StoppedEarly) -> None:
         self.stopped_early = True
 
-    def _on_step(self, event: Event, t: float) -> None:
-        self.step, self.steps = int(number(event.get("step")) or 0), int(number(event.get("steps")) or 0)
-        bank = self.banks.setdefault(clean(event.get("bank", "pooled")), BankLine())
-        bank.train_loss, bank.tokens_per_s = number(event.get("loss")), number(event.get("tokens_per_s"))
+    def _on_step(self, event: events.Step) -> None:
+        self.step, self.steps = event.step, event.steps
+        name = clean(event.bank)
+        known = self.banks.get(name, TRAINING)
+        self.banks[name] = replace(known, train_loss=event.loss, tokens_per_s=event.tokens_per_s)
         if self.first_step is None or self.step < self.first_step[0]:
-            self.first_step = (self.step, t)
+            self.first_step = (self.step, event.t)
 
-    def _on_evaluate(self, event: Event, t: float) -> None:
+    def _on_evaluate(self, event: Evaluate) -> None:
         self.evaluation = event
-        self.evaluation_started_t.setdefault(str(event.get("label", "")), t)
+        self.evaluation_started_t.setdefault(event.label, event.t)
 
-    def _on_evaluate_done(self, event: Event, t: float) -> None:
-        label = str(event.get("label", ""))
-        self.evaluation = {}
-        self.scores[label] = {clean(key): number(value) for key, value in (event.get("scores") or {}).items()}
-        if label == "base":
-            self.base_evaluation_s = t - self.evaluation_started_t.get(label, t)
-        self.final_evaluation_done = self.final_evaluation_done or label == "final"
+    def _on_evaluate_done(self, event: events.EvaluateDone) -> None:
+        self.evaluation = None
+        self.scores[event.label] = {clean(key): value for key, value in event.scores.items()}
+        if event.label == "base":
+            self.base_evaluation_s = event.t - self.evaluation_started_t.get(event.label, event.t)
+        self.final_evaluation_done = self.final_evaluation_done or event.label == "final"
 
-    def _on_run_done(self, event: Event, t: float) -> None:
+    def _on_run_done(self, event: RunDone) -> None:
         self.done = event
 
 
-def clean(value: object) -> str:
-    """The text of an untrusted value without line breaks and control characters, which could redraw a terminal."""
-    return "".join(character if character.isprintable() else " " for character in str(value))
-
-
-def number(value: object) -> float | None:
-    """A finite number, or None for anything else that an event may hold."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    return None
+def clean(text: str) -> str:
+    """An untrusted text without line breaks and control characters, which could redraw a terminal."""
+    return "".join(character if character.isprintable() else " " for character in text)

@@ -5,107 +5,32 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
-from fedfinlora.errors import plural
+from fedfinlora.run import events
+from fedfinlora.run.events import Event
 from fedfinlora.run.folder import ROUND_LABEL
-from fedfinlora.run.monitor import line_of
-from fedfinlora.run.progress import BankLine, Event, ProgressState, clean, number
+from fedfinlora.run.progress import ProgressState, clean
+from fedfinlora.run.progress_lines import (
+    PlainProgress,
+    bank_summary,
+    format_loss,
+    format_percent,
+    format_seconds,
+    job,
+    mean_score,
+    plain_line,
+    validation_words,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.live import Live
     from rich.table import Table
     from rich.text import Text
-
-
-def plain_line(event: Event, state: ProgressState) -> str:
-    """One line of plain text for one event (after `state` has taken it in), or "" for events not worth a line in a
-    log.
-    """
-
-    def shown(name: str) -> str:
-        return clean(event.get(name, "") if event.get(name) is not None else "")
-
-    match event["event"]:
-        case "run_start":
-            job = " ".join(filter(None, (state.mode, state.model, state.peft, state.strategy)))
-            banks, rounds = plural(int(number(event.get("banks")) or 0), "bank"), plural(state.rounds, "round")
-            return f"{job}: {banks}, {rounds}, run folder {state.run_dir}"
-        case "phase":
-            return shown("name")
-        case "trainable":
-            names = {
-                "parameters": "trainable parameters",
-                "rows": "train rows",
-                "answer_tokens": "answer tokens that carry loss",
-            }
-            return ", ".join(f"{label} {format_count(event[name])}" for name, label in names.items() if name in event)
-        case "bank_done":
-            bank = state.banks[clean(event.get("bank", "?"))]
-            return f"round {shown('round')}/{state.rounds} {shown('bank')}: {_bank_summary(bank)}"
-        case "round_done":
-            left = state.seconds_left(number(event.get("t")) or 0.0)
-            measured = number(event.get("validation")) is not None
-            validation = f"{_validation(state)}, " if measured else ""
-            return (
-                f"round {shown('round')}/{state.rounds} done: train loss {format_loss(state.train_loss)}, "
-                f"held-out loss {format_loss(state.holdout_loss)}, "
-                f"{validation}{format_seconds(number(event.get('seconds')))}, "
-                f"left about {format_seconds(left)}"
-            )
-        case "load" if "gpu_share" in event:
-            return f"round {shown('round')}/{state.rounds} {shown('of')}: {line_of(event)}"
-        case "stopped_early":
-            return (
-                f"stopped early after round {shown('round')}: no better validation score in {shown('validations')} "
-                "validations, "
-                f"best round {shown('best_round')}"
-            )
-        case "evaluate" if event.get("rows_done") in (0, None):
-            return (
-                f"evaluating {shown('label')}: {shown('benchmark')} ({shown('index')} of {shown('of')}), "
-                f"{plural(int(number(event.get('rows')) or 0), 'row')}"
-            )
-        case "evaluate_done":
-            mean = _mean(state.scores.get(str(event.get("label", "")), {}))
-            return f"evaluated {shown('label')}: mean accuracy {format_percent(mean)}"
-        case "step":
-            return (
-                f"step {shown('step')}/{shown('steps')} {shown('bank')}: loss "
-                f"{format_loss(number(event.get('loss')))}, "
-                f"{format_count(event.get('tokens_per_s'))} tokens/s"
-            )
-        case "message":
-            return ": ".join(filter(None, (shown("level"), shown("text"))))
-        case "run_done":
-            return ": ".join(filter(None, (f"run {shown('status')}", shown("reason"))))
-    return ""
-
-
-class PlainProgress:
-    """The lines of a log from events as they come: one a step, once."""
-
-    def __init__(self, state: ProgressState | None = None) -> None:
-        self.state = state or ProgressState()
-        self._evaluated: tuple[object, object] | None = None
-
-    def take(self, event: Event) -> str:
-        """Apply one event; its line, or "" for none. A benchmark has one, however often the first of its rows is
-        announced.
-        """
-        self.state.update(event)
-        line = plain_line(event, self.state)
-        if event["event"] == "evaluate":
-            step = (event.get("label"), event.get("benchmark"))
-            line, self._evaluated = "" if step == self._evaluated else line, step
-        elif event["event"] in ("evaluate_done", "run_start"):
-            self._evaluated = None
-        return line
 
 
 class _Listener(NamedTuple):
@@ -118,9 +43,7 @@ _listener: ContextVar[_Listener | None] = ContextVar("listener", default=None)
 
 @contextmanager
 def listening(on_event: Callable[[Event], None], is_shown: bool) -> Iterator[None]:
-    """Give the events of the runs that are started inside to a function too, or, where `is_shown` is false, to it
-    alone.
-    """
+    """Give the events of the runs started inside to a function; where `is_shown` is false, to it alone."""
     token = _listener.set(_Listener(on_event, is_shown))
     try:
         yield
@@ -129,9 +52,7 @@ def listening(on_event: Callable[[Event], None], is_shown: bool) -> Iterator[Non
 
 
 def _console() -> Console:
-    """A console whose closed pipe (`simulate | head`) ends the command as Ctrl-C does: the run's folder says how it
-    ended, and the last line on standard error how to resume it.
-    """
+    """A console whose closed pipe (`simulate | head`) ends the command as Ctrl-C does."""
     from rich.console import Console
 
     class Interrupting(Console):
@@ -173,9 +94,7 @@ class ProgressDisplay:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stop_live()
 
     def handle(self, event: Event) -> None:
@@ -185,10 +104,10 @@ class ProgressDisplay:
             self._listener.on_event(event)
         if not self._is_shown:
             return
-        if event["event"] == "run_done":
+        if isinstance(event, events.RunDone):
             self._stop_live()
             self._print_end(event)
-        elif line and (self._live is None or event["event"] in ("message", "stopped_early")):
+        elif line and (self._live is None or isinstance(event, events.Message | events.StoppedEarly)):
             self._print(line)
 
     def _stop_live(self) -> None:
@@ -196,14 +115,14 @@ class ProgressDisplay:
             self._live.stop()
             self._live = None
 
-    def _print_end(self, event: Event) -> None:
+    def _print_end(self, event: events.RunDone) -> None:
         table = _score_table(self.state)
         if table is not None:
             self._console.print(table)
         self._print(plain_line(event, self.state))
-        for name, key in (("run folder", "run_dir"), ("report", "report")):
-            if event.get(key):
-                self._print(f"{name}: {clean(event[key])}")
+        for name, path in (("run folder", event.run_dir), ("report", event.report)):
+            if path:
+                self._print(f"{name}: {clean(path)}")
 
     def _print(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -224,7 +143,7 @@ def _draw(state: ProgressState, now: float) -> RenderableType:
             ProgressBar(total=state.rounds, completed=state.rounds_done, width=32),
             Text(
                 f"train loss {format_loss(state.train_loss)}   held-out loss {format_loss(state.holdout_loss)}   "
-                f"{_validation(state)}"
+                f"{validation_words(state)}"
             ),
         )
     if state.steps:
@@ -235,17 +154,14 @@ def _draw(state: ProgressState, now: float) -> RenderableType:
         )
     if state.evaluation:
         event = state.evaluation
-        rows, rows_done = number(event.get("rows")) or 0, number(event.get("rows_done")) or 0
         bars.add_row(
-            Text(f"evaluating {clean(event.get('label', ''))}"),
-            ProgressBar(total=max(rows, 1), completed=rows_done, width=32),
-            Text(
-                f"{clean(event.get('benchmark', ''))} ({clean(event.get('index', ''))} of {clean(event.get('of', ''))})"
-            ),
+            Text(clean(f"evaluating {event.label}")),
+            ProgressBar(total=max(event.rows, 1), completed=event.rows_done, width=32),
+            Text(clean(f"{event.benchmark} ({event.index} of {event.of})")),
         )
     parts: list[RenderableType] = [
         Text.assemble(
-            (" ".join(filter(None, (state.mode, state.model, state.peft, state.strategy))), "bold"),
+            (job(state), "bold"),
             f"   {state.phase}   elapsed {elapsed}   left about {format_seconds(state.seconds_left(now))}",
         ),
         bars,
@@ -253,18 +169,9 @@ def _draw(state: ProgressState, now: float) -> RenderableType:
     if state.banks:
         banks = Table.grid(padding=(0, 2))
         for name, bank in state.banks.items():
-            banks.add_row(Text(name), _styled(_bank_summary(bank), bank.status))
+            banks.add_row(Text(name), _styled(bank_summary(bank), bank.status))
         parts.append(banks)
     return Group(*parts)
-
-
-def _validation(state: ProgressState) -> str:
-    """The last public validation score and the best round so far; nothing before there is one."""
-    return (
-        ""
-        if state.validation is None
-        else f"validation {format_percent(state.validation)} (best: round {state.best_round})"
-    )
 
 
 def _styled(text: str, status: str) -> Text:
@@ -273,23 +180,8 @@ def _styled(text: str, status: str) -> Text:
     return Text(text, style={"ok": "green", "training": "dim"}.get(status, "bold red"))
 
 
-def _bank_summary(bank: BankLine) -> str:
-    if bank.status not in ("ok", "training"):
-        return ": ".join(filter(None, (bank.status, bank.reason)))
-    known = [
-        "" if bank.rows is None else plural(bank.rows, "row"),
-        "" if bank.train_loss is None else f"loss {format_loss(bank.train_loss)}",
-        "" if bank.rows_per_s is None else f"{bank.rows_per_s:.1f} rows/s",
-        "" if bank.tokens_per_s is None else f"{format_count(bank.tokens_per_s)} tokens/s",
-        "" if bank.seconds is None else format_seconds(bank.seconds),
-        "" if bank.epsilon_spent is None else f"epsilon spent {bank.epsilon_spent:.3g}",
-        "" if bank.epsilon_planned is None else f"planned for this run {bank.epsilon_planned:.3g}",
-    ]
-    return ", ".join(filter(None, [bank.status, *known]))
-
-
 def _score_table(state: ProgressState) -> Table | None:
-    """Accuracy of the base model next to that of each adapter that was scored, or None without scores."""
+    """Accuracy of the base model next to that of each scored adapter."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -308,7 +200,7 @@ def _score_table(state: ProgressState) -> Table | None:
     rows.append(
         (
             f"mean of {len(common)}",
-            {label: _mean({key: state.scores[label][key] for key in common}) for label in labels},
+            {label: mean_score({key: state.scores[label][key] for key in common}) for label in labels},
         )
     )
     for index, (name, values) in enumerate(rows):
@@ -318,33 +210,3 @@ def _score_table(state: ProgressState) -> Table | None:
             cells.append("–" if before is None or after is None else f"{100 * (after - before):+.1f}")
         table.add_row(Text(name), *map(Text, cells), end_section=index == len(rows) - 2)
     return table
-
-
-def format_seconds(seconds: float | None) -> str:
-    """12 s, 3:05 min, 1:02 h; a dash for None."""
-    if seconds is None:
-        return "–"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60}:{whole % 60:02d} min"
-    return f"{whole // 3600}:{whole % 3600 // 60:02d} h"
-
-
-def format_loss(loss: float | None) -> str:
-    return "–" if loss is None else f"{loss:.3f}"
-
-
-def format_percent(fraction: float | None, unit: str = " %") -> str:
-    return "–" if fraction is None else f"{100 * fraction:.1f}{unit}"
-
-
-def format_count(value: object) -> str:
-    found = number(value)
-    return "–" if found is None else f"{found:,.0f}"
-
-
-def _mean(scores: Mapping[str, float | None]) -> float | None:
-    known = [value for value in scores.values() if value is not None]
-    return sum(known) / len(known) if known else None

@@ -1,30 +1,21 @@
-"""The records of a run folder: one frozen dataclass for each kind of line or file, and nowhere else is their form
-written down.
+"""The records of a run folder: one frozen dataclass for each kind of line or file, the only home of their form.
 
-    rounds.jsonl            one `RoundLine` a line, with a `BankEntry` for each bank that was asked
-    result.json             `RunResult`
-    privacy.json            `PrivacyCard`, where privacy is on
-    eval/<label>/           `fedfinlora.run.evaluation`
-    provenance.jsonl        `fedfinlora.provenance.lines`
-
-The order of the fields is the order of the keys. A field marked OMITTED has no key while it has its default.
+The order of the fields is the order of the keys. An `omitted` field has no key while it has its default.
 docs/run-folder.md is made from this file (`python -m benchmarks.run_reference`). Older files lack newer keys, whose
 fields then have their defaults; newer keys are left aside.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedfinlora.errors import UserError
 from fedfinlora.files import read_json, read_lines, write_json
 from fedfinlora.privacy.head import Head
 from fedfinlora.run.evaluation import Scores
-from fedfinlora.run.typed import OMITTED, Problems, from_json, to_json
+from fedfinlora.run.typed import Problems, from_json, omitted, readable, to_json
 
 SCHEMA_VERSION = 1
 """Of all records together. It grows when a reader of the last version would misread a file, not when a key is added."""
@@ -52,7 +43,7 @@ class RoundPrivacy:
     epsilon_planned: float | None
     epsilon_spent: float | None
     delta: float | None = None
-    left_out: int = field(default=0, metadata=OMITTED)
+    left_out: int = omitted(0)
     """Banks whose budget is spent."""
     clip_norm: float = 0.0
     """Of the deltas of this round."""
@@ -88,12 +79,12 @@ class BankEntry:
     """Euclidean length of the adapter delta."""
     bytes_up: int = 0
     bytes_down: int = 0
-    privacy: BankPrivacy | None = field(default=None, metadata=OMITTED)
-    ledger: Head | None = field(default=None, metadata=OMITTED)
+    privacy: BankPrivacy | None = omitted()
+    ledger: Head | None = omitted()
     """Where the bank's privacy ledger ended: its number of lines and the hash of the last."""
-    policy_sha256: str = field(default="", metadata=OMITTED)
+    policy_sha256: str = omitted("")
     """Of the policy that the bank applied."""
-    withheld: tuple[str, ...] = field(default=(), metadata=OMITTED)
+    withheld: tuple[str, ...] = omitted(())
     """Names of figures that the bank's policy keeps at home."""
 
     @property
@@ -106,12 +97,12 @@ class BankEntry:
 class BankTimings:
     """Wall-clock figures of one bank in one round. None: not measured."""
 
-    reply_s: float | None = field(default=None, metadata=OMITTED)
+    reply_s: float | None = omitted()
     """From the start of the round until the reply was checked."""
-    train_s: float | None = field(default=None, metadata=OMITTED)
-    load_s: float | None = field(default=None, metadata=OMITTED)
+    train_s: float | None = omitted()
+    load_s: float | None = omitted()
     """Loading of model and rows."""
-    tokens_per_s: float | None = field(default=None, metadata=OMITTED)
+    tokens_per_s: float | None = omitted()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +113,11 @@ class RoundTimings:
     """Without scoring."""
     train_s: float = 0.0
     aggregate_s: float = 0.0
+    average_s: float = omitted(0.0)
+    """Of `aggregate_s`: measuring what the average has lost."""
     banks: Mapping[str, BankTimings] = field(default_factory=dict)
-    evaluate_s: float = field(default=0.0, metadata=OMITTED)
-    validate_s: float = field(default=0.0, metadata=OMITTED)
+    evaluate_s: float = omitted(0.0)
+    validate_s: float = omitted(0.0)
 
     def of(self, bank: str) -> BankTimings:
         """Those of one bank; nothing measured where it took no part."""
@@ -140,6 +133,21 @@ class Validation:
     scores: Scores = field(default_factory=dict)
     best: bool = False
     """Better than all rounds before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Synchronisation:
+    """strategy.sync=drift: whether a round ended with an average, and what it saved."""
+
+    averaged: bool
+    rounds: int
+    """Since the last average, this one counted."""
+    drift: float | None
+    """Root mean square distance of the banks' adapters from the last global one, over its norm; None where no bank
+    replied, or the global one is zero.
+    """
+    bytes_saved: int = 0
+    """Of adapters and updates that were not sent, in both directions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +179,7 @@ class RoundLine:
     round: int
     """From 1."""
     status: str = "ok"
-    noise_alone: bool = field(default=False, metadata=OMITTED)
+    noise_alone: bool = omitted(False)
     """privacy=bank, and no reply came: the server's step is noise."""
     banks: tuple[BankEntry, ...] = ()
     """By name."""
@@ -181,11 +189,12 @@ class RoundLine:
     """Mean over the banks, weighted by held-out rows."""
     update_norm: float | None = None
     """Euclidean length of the server's step."""
-    average: AverageLoss | None = field(default=None, metadata=OMITTED)
+    average: AverageLoss | None = omitted()
+    sync: Synchronisation | None = omitted()
     bytes_up: int = 0
     bytes_down: int = 0
-    privacy: RoundPrivacy | None = field(default=None, metadata=OMITTED)
-    adapter_sha256: str = field(default="", metadata=OMITTED)
+    privacy: RoundPrivacy | None = omitted()
+    adapter_sha256: str = omitted("")
     """Of the float32 vector of the global adapter after the round."""
     scores: Scores = field(default_factory=dict)
     """On test rows; empty where the round was not scored."""
@@ -198,32 +207,19 @@ class RoundLine:
 
 
 def round_line(values: Any, where: str) -> RoundLine:
-    """A line of rounds.jsonl, or the one in a checkpoint. UserError that names `where` and the field for what is
-    none.
-    """
+    """A line of rounds.jsonl, or of a checkpoint. UserError that names `where` and the field."""
     return from_json(RoundLine, values, where)
 
 
 def read_rounds(run: Path) -> list[RoundLine]:
-    """The closed rounds of a run folder, in order; [] when there is none. UserError names the line that is damaged."""
+    """The closed rounds of a run folder, in order. UserError names the line that is damaged."""
     file = run / ROUNDS_FILE
     return [round_line(values, f"{file}, line {number}") for number, values in enumerate(read_lines(file), 1)]
 
 
 def readable_rounds(run: Path, problems: Problems) -> list[RoundLine]:
     """The same for a report: what cannot be read is named in `problems` and skipped."""
-    file, found = run / ROUNDS_FILE, []
-    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        if not line.strip():
-            continue
-        where = f"{ROUNDS_FILE}, line {number}"
-        try:
-            found.append(from_json(RoundLine, json.loads(line), where, problems))
-        except UserError as error:
-            problems.append(str(error))
-        except (ValueError, RecursionError):
-            problems.append(f"{where} cannot be read.")
-    return found
+    return list(readable(RoundLine, run / ROUNDS_FILE, problems))
 
 
 # --- result.json ----------------------------------------------------------------------------------
@@ -335,6 +331,8 @@ class RunResult:
     wall_s: WallTimes = WallTimes()
     bytes_up: int | None = None
     bytes_down: int | None = None
+    bytes_saved: int = omitted(0)
+    """By rounds without an average (strategy.sync=drift), in both directions."""
     privacy: PrivacySummary | None = None
     synthetic: bool = False
     """The scores come from the bundled sample."""

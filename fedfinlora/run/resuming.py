@@ -1,8 +1,6 @@
-"""Does a run resume with what it began with? Data, code, base model and packages are compared with its manifest.json,
-item by item.
+"""Does a run resume with what it began with? Data, code, base model and packages are compared with its manifest.json.
 
-The manifest stays as the run began; what differed and was accepted with resume_anyway=true is a line of resumed.jsonl,
-which report and verify show.
+What differed and was accepted with resume_anyway=true is a line of resumed.jsonl, which report and verify show.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ MOST_NAMED = 12
 
 
 def present_state(config: Config, data_files: Mapping[str, str], with_model: bool) -> dict[str, dict[str, str]]:
-    """What a run with this configuration would use now, by the fields of COMPARED. `data_files` is file -> SHA-256."""
+    """What a run with this configuration would use now, by the fields of COMPARED."""
     versions = installed_versions(DECIDING_PACKAGES)
     return {
         "data_sha256": dict(data_files),
@@ -69,9 +67,8 @@ def changes(manifest: Mapping[str, Any], now: Mapping[str, Mapping[str, str]]) -
 
 
 def check_same(folder: Path, config: Config, data_files: Mapping[str, str], with_model: bool = True) -> list[str]:
-    """What differs from how the run in `folder` began. UserError that lists it, unless config.resume_anyway is set.
-
-    An empty list where nothing does, or where the run ended before it wrote its manifest.
+    """What differs from how the run in `folder` began; [] where it has no manifest yet. UserError that lists it, unless
+    config.resume_anyway is set.
     """
     file = folder / "manifest.json"
     if not file.is_file():
@@ -104,7 +101,7 @@ def check_same(folder: Path, config: Config, data_files: Mapping[str, str], with
 
 
 def record(folder: Path, after_round: int, differences: list[str]) -> None:
-    """Append what a resumed run differs in to resumed.jsonl; nothing where it does not."""
+    """Append what a resumed run differs in to resumed.jsonl."""
     if differences:
         at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         append_line(folder / RESUMED_FILE, {"at": at, "after_round": after_round, "differences": differences})
@@ -112,7 +109,7 @@ def record(folder: Path, after_round: int, differences: list[str]) -> None:
 
 
 def resumed_words(folder: Path) -> list[str]:
-    """One sentence for each time that the run was resumed with something else, for report and `verify`."""
+    """One sentence for each line of resumed.jsonl."""
     said = []
     for line in read_lines(folder / RESUMED_FILE):
         items = line.get("differences")

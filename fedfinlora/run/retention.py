@@ -1,8 +1,6 @@
-"""What stays of a run's rounds: without a limit a thousand scored rounds of Llama 3.1 8B at rank 8 leave 19 GB of
-adapters.
+"""What stays of a run's rounds: a thousand scored rounds of Llama 3.1 8B at rank 8 leave 19 GB of adapters.
 
-Of old rounds the adapter goes and the rows that were scored; the metrics stay, and so do rounds.jsonl and all that
-`verify` reads.
+Of old rounds the adapter goes and the scored rows; metrics, rounds.jsonl and all that `verify` reads stay.
 """
 
 from __future__ import annotations
@@ -18,12 +16,12 @@ METRICS = "metrics.json"
 
 
 def first_kept(round_number: int, config: Config) -> int:
-    """The first round whose adapter and scored rows are still there once `round_number` is closed; 0 = all are."""
+    """The first round whose adapter and scored rows are kept once `round_number` is closed."""
     return 0 if not config.keep_rounds or config.strategy.keep_deltas else max(0, round_number - config.keep_rounds + 1)
 
 
 def forget_old_rounds(run: Path, round_number: int, config: Config) -> None:
-    """Remove what belongs to rounds before the last `keep_rounds`. UserError where the disk does not let it go."""
+    """Remove what belongs to rounds before the last `keep_rounds`."""
     first = first_kept(round_number, config)
     if first < 1:
         return

@@ -1,6 +1,4 @@
-"""Which round is the best so far by its public validation score, and when to stop: all of it follows from the lines of
-rounds.jsonl.
-"""
+"""The best round so far by its public validation score, and when to stop."""
 
 from __future__ import annotations
 
@@ -68,5 +66,5 @@ def choice(lines: Sequence[RoundLine], config: Config) -> Choice:
 
 
 def kept_round(selection: Selection, config: Config) -> int | None:
-    """The round whose adapter is to be the final one where evaluation.keep says so; None = the last."""
+    """The round whose adapter is to be the final one by evaluation.keep; None = the last."""
     return selection.best_round if config.evaluation.keep == "best" else None

@@ -2,19 +2,20 @@
 
 A class whose keys are not its fields has two methods of its own: `as_json` and the class method `parse`, a `Convert`.
 
-A record is read in one of two ways. A program that computes with a file wants it whole: the first value of another type
-than its field's is a UserError. A report shows what can be read: each such value is named in a list, and its field
-keeps its default. Keys that a class does not have were written by a newer version and are left aside; fields without a
-value in an older file keep their defaults.
+A program that computes with a file wants it whole: the first value of another type than its field's is a UserError. A
+report names each such value in a list, and its field keeps its default. Unknown keys were written by a newer version
+and are left aside; fields that an older file lacks keep their defaults.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from fedfinlora.errors import UserError
@@ -30,6 +31,11 @@ MOST = 2**63 - 1
 """Of a whole number, with either sign."""
 OMITTED = {"omitted": True}
 """Metadata of a field that has no key in JSON while it has its default."""
+
+
+def omitted(default: Any = None) -> Any:
+    """Such a field."""
+    return dataclasses.field(default=default, metadata=OMITTED)
 
 
 class NotOfType(Exception):
@@ -51,8 +57,8 @@ def to_json(record: Any) -> dict[str, Any]:
 def from_json(cls: type[Record], value: Any, where: str, problems: Problems | None = None) -> Record:
     """A record from a JSON object. `where` names the file, and the line of it, in errors.
 
-    With `problems`, what cannot be read is named there and keeps its default; without, the first of it is a UserError.
-    So is, in both cases, a value that is no object, or one without the fields that have no default.
+    With `problems`, what cannot be read is named there; without, the first of it is a UserError. So is, in both cases,
+    a value that is no object, or one without the fields that have no default.
     """
     found: Problems = []
     try:
@@ -64,6 +70,24 @@ def from_json(cls: type[Record], value: Any, where: str, problems: Problems | No
     elif found:
         raise UserError(f"{where} cannot be read: {found[0]}.")
     return typing.cast(Record, record)
+
+
+def readable(cls: type[Record], file: Path, problems: Problems) -> Iterator[Record]:
+    """The records of a JSON Lines file, one by one; what cannot be read is named in `problems` and skipped. Nothing
+    where there is no file.
+    """
+    if not file.is_file():
+        return
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, 1):
+            where = f"{file.name}, line {number}"
+            try:
+                if line.strip():
+                    yield from_json(cls, json.loads(line), where, problems)
+            except UserError as error:
+                problems.append(str(error))
+            except (ValueError, RecursionError):
+                problems.append(f"{where} cannot be read.")
 
 
 def plain(value: Any) -> Any:

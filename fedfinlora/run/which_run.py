@@ -1,6 +1,4 @@
-"""Which run is meant: a folder, a run's name, or the beginning of either, for every command and setting that takes a
-run.
-"""
+"""Which run is meant: a folder, a run's name, or the beginning of either."""
 
 from __future__ import annotations
 
@@ -42,9 +40,7 @@ def find_run(name: str, output_dir: Path, running_first: bool = False, elsewhere
 
 
 def folder_or_run(name: str) -> Path:
-    """A path that exists as it is, else the folder of the run of that name (`find_run`). For commands that also take
-    other folders than runs'.
-    """
+    """A path that exists as it is, else the run of that name (`find_run`)."""
     path = Path(name).expanduser()
     if name and path.exists():
         return path
@@ -52,7 +48,7 @@ def folder_or_run(name: str) -> Path:
 
 
 def _running(folder: Path, names: list[str]) -> list[str]:
-    """Those of the names whose run is in progress."""
+    """Those whose run is in progress."""
     from fedfinlora.run.listing import runs_now
 
     return [name for name in names if runs_now(folder / name)]

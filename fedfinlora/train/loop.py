@@ -25,7 +25,7 @@ from fedfinlora.model.packing import Example
 from fedfinlora.seeds import derive_seed
 from fedfinlora.train.gradient_step import PLAIN, GradientStep, LocalRows, PassLimits, answer_loss, packs_of_step
 from fedfinlora.train.memory import decoder_layers, own_checkpointing
-from fedfinlora.train.optimizers import OptimizerState, is_adam, load_state, make_optimizer, read_state
+from fedfinlora.train.optimizers import OptimizerState, is_adam, load_state, make_optimizer, read_state, set_rate
 from fedfinlora.train.row_order import groups_of
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def train(
                 torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
             if is_adam(update):
                 factor = schedule_factor(step, stretch.total_steps, config.warmup_steps, config.schedule)
-                update.param_groups[0]["lr"] = config.learning_rate * factor
+                set_rate(update, config.learning_rate * factor)
             update.step()
             update.zero_grad(set_to_none=True)
             losses.append(taken.loss)

@@ -8,7 +8,6 @@ their memory back.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from fedfinlora.errors import UserError
 from fedfinlora.model.attention import Run, TreePlan, no_mask
-from fedfinlora.model.devices import GPU_SHARE, cuda_of, devices_of
+from fedfinlora.model.devices import banks_on_a_gpu, cuda_of, devices_of, free_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -212,18 +211,6 @@ def give_back_heap() -> None:
     trim(ctypes.c_size_t(0))
 
 
-def free_bytes(device: torch.device) -> int:
-    """Memory that is free on a device now; on GPUs with what torch holds in reserve."""
-    if device.type == "cuda":
-        import torch
-
-        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + reserve
-    import psutil
-
-    return int(psutil.virtual_memory().available)
-
-
 def pass_limit_bytes(model: nn.Module) -> float:
     """What the activations of a pass may take: half of the free memory of a CPU, GPU_LIMIT of a GPU's, divided by the
     banks that train on it. Of a model on several GPUs, what all may take when the fullest has no more.
@@ -232,7 +219,7 @@ def pass_limit_bytes(model: nn.Module) -> float:
     if not cuda_of(devices):
         return free_bytes(devices[0]) / 2
     where = [next(layer.parameters()).device for layer in decoder_layers(model)]
-    workers = max(1, int(os.environ.get(GPU_SHARE, "") or 1))
+    workers = banks_on_a_gpu()
     return limit_of({device: GPU_LIMIT * free_bytes(device) / workers for device in devices}, where)
 
 

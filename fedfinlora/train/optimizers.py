@@ -35,13 +35,17 @@ def make_optimizer(parameters: Sequence[nn.Parameter], config: TrainConfig) -> t
     """The optimiser that train.optimizer names, fresh. UserError where this machine has none."""
     import torch
 
+    groups = rate_groups(parameters)
     if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=config.sgd_learning_rate, weight_decay=config.weight_decay)
+        rate = config.sgd_learning_rate
+        sgd = torch.optim.SGD(groups, lr=rate, weight_decay=config.weight_decay)
+        set_rate(sgd, rate)
+        return sgd
     betas = (config.beta1, config.beta2)
     on_gpu = all(parameter.is_cuda for parameter in parameters)
     if config.optimizer not in IN_8_BITS:
         return torch.optim.AdamW(
-            parameters, lr=config.learning_rate, betas=betas, weight_decay=config.weight_decay, fused=on_gpu or None
+            groups, lr=config.learning_rate, betas=betas, weight_decay=config.weight_decay, fused=on_gpu or None
         )
     paged = config.optimizer == "paged_adamw_8bit"
     if paged and not on_gpu:
@@ -49,9 +53,23 @@ def make_optimizer(parameters: Sequence[nn.Parameter], config: TrainConfig) -> t
     from bitsandbytes.optim.adamw import AdamW8bit
 
     made: torch.optim.Optimizer = AdamW8bit(
-        parameters, lr=config.learning_rate, betas=betas, weight_decay=config.weight_decay, is_paged=paged
+        groups, lr=config.learning_rate, betas=betas, weight_decay=config.weight_decay, is_paged=paged
     )
     return made
+
+
+def rate_groups(parameters: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
+    """One group of parameters for each rate: LoRA+ marks those that learn faster with `rate_factor`."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        groups.setdefault(getattr(parameter, "rate_factor", 1.0), []).append(parameter)
+    return [{"params": members, "rate_factor": factor} for factor, members in sorted(groups.items())]
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The learning rate of the next step, times each group's own factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["rate_factor"]
 
 
 def is_adam(optimizer: torch.optim.Optimizer) -> bool:

@@ -97,6 +97,11 @@ def reason_against(config: Config) -> str:
             f"A trainer cannot go with strategy={config.strategy.name}, whose banks' part is in our own training loop. "
             "Leave trainer out, or use another strategy such as fedavg, without strategy.ranks and residual_rank."
         )
+    if config.peft.frozen_rank:
+        return (
+            f"A trainer cannot go with peft.frozen_rank={config.peft.frozen_rank}: our own training loop keeps the "
+            "ranks of the stage before. Leave trainer out, or train in one stage."
+        )
     if config.train.proximal_mu:
         return (
             f"A trainer cannot go with train.proximal_mu={config.train.proximal_mu:g}: FedProx's term is a step of our "

@@ -19,14 +19,14 @@ from fedfinlora.config.schema import Config
 from fedfinlora.config.train import TrainConfig
 from fedfinlora.errors import UserError
 from fedfinlora.model.adapter import read_adapter, trainable
+from fedfinlora.model.devices import free_bytes
 from fedfinlora.model.loading import Session
 from fedfinlora.model.packing import Example, in_order
 from fedfinlora.seeds import derive_seed
 from fedfinlora.train.gradient_step import PLAIN, GradientStep, LocalRows, StepTaken, check_finite
 from fedfinlora.train.loop import StepReport, Stretch, TrainResult, train
-from fedfinlora.train.memory import free_bytes
 from fedfinlora.train.optimizers import OptimizerState
-from fedfinlora.train.own_columns import frozen_columns
+from fedfinlora.train.own_columns import frozen_columns, of_own_ranks
 from fedfinlora.train.parallel_group import end_group, group_of
 from fedfinlora.train.parallel_peer import ProcessFault, Task
 
@@ -110,7 +110,8 @@ def train_in_bank(
     The last `frozen` ranks get no gradient (`fedfinlora.train.own_columns`). ProcessFault, MemoryError or UserError for
     what goes wrong in any of them; the further processes have then ended.
     """
-    with frozen_columns(session.model, frozen):
+    gradient = of_own_ranks(gradient, config.peft)
+    with frozen_columns(session.model, frozen, config.peft):
         if settings.processes == 1:
             return train(
                 session.model, examples, stretch, settings, seed=config.seed, bank=bank, optimizer=optimizer,

@@ -48,7 +48,7 @@ def main(connection: Connection, rank: int, processes: int, folder: str, first: 
                 is_joined = True
             write_adapter(session.model, task.adapter)
             gradient = with_innermost(task.gradient, ParallelStep(rank, processes, _adding_up(connection)))
-            with frozen_columns(session.model, task.frozen):
+            with frozen_columns(session.model, task.frozen, task.config.peft):
                 train(
                     session.model, task.examples, task.stretch, task.train, seed=task.config.seed, bank=task.bank,
                     optimizer=task.optimizer, gradient=gradient,

@@ -1,9 +1,8 @@
 """The names that a request and a reply may have, and the form and length of their texts: checked before any of it is
 kept.
 
-Run folder and bank keep what was signed, word for word. A value that has no name here, is longer, or is written
-otherwise is refused, so that no one fills another's disk with it or writes text of its own into another's files. What
-the values must be is checked by `fedfinlora.wire.messages`.
+Run folder and bank keep what was signed, word for word: so no one fills another's disk or writes text of its own into
+another's files. What the values must be is checked by `fedfinlora.wire.messages`.
 """
 
 from __future__ import annotations
@@ -53,17 +52,17 @@ REPLY_TEXTS: Mapping[str, Text] = {
 """Text in a reply's head. `fedfinlora.wire.messages` refuses a code that `fedfinlora.wire.reasons` does not have,
 `provenance.chain` the name of another run.
 """
-REQUEST_NUMBERS = ("round",)
+REQUEST_NUMBERS = ("round", "silent")
 REPLY_NUMBERS = ("round", "ledger-number")
 
 
 def request_fault(content: RecordDict) -> str:
-    """What a request has that none may have, in words that quote nothing of it; "" where it has nothing of the kind."""
+    """What a request has that none may have, in words that quote nothing of it."""
     return _fault(content, {"request", "adapter"}, "request", REQUEST_TEXTS, REQUEST_NUMBERS)
 
 
 def reply_fault(content: RecordDict, figures: Collection[str]) -> str:
-    """The same of a reply, whose `figures` may have these names."""
+    """The same of a reply with these names of `figures`."""
     fault = _fault(content, {"reply", "delta", "figures"}, "reply", REPLY_TEXTS, REPLY_NUMBERS)
     if fault or "figures" not in content.metric_records:
         return fault

@@ -1,8 +1,6 @@
-"""How large a bank's reply may be, and of how many pieces: the SuperLink takes no more of it in, and the server fetches
-no more.
+"""How large a bank's reply may be, and of how many pieces: SuperLink and server take no more.
 
-A reply may have as many bytes as its request and SLACK_BYTES more, so that one bank does not fill the SuperLink's disk
-or the server's memory.
+A reply may have as many bytes as its request and SLACK_BYTES more.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ def bytes_allowed(request_bytes: int) -> int:
 
 
 def objects_allowed(reply_bytes: int) -> int:
-    """Into how many objects a reply that may have so many bytes may be cut.
+    """Into how many objects a reply of so many bytes may be cut.
 
     >>> objects_allowed(2**20)
     68

@@ -1,8 +1,7 @@
 """What crosses the network: the server's request and a bank's reply, packed into Flower records and checked on arrival.
 
 A request holds the global adapter as one float32 array, and the newest head of the bank's privacy ledger that the
-server has seen; a reply holds the delta, local minus global, in the same layout, a fixed list of figures, and the
-ledger's head. Nothing else is read from either.
+server has seen; a reply holds the delta in the same layout, a fixed list of figures, and the ledger's head.
 """
 
 from __future__ import annotations
@@ -23,15 +22,11 @@ from fedfinlora.model.parts import Part
 from fedfinlora.privacy.head import MOST_LINES, SHA256, Head
 from fedfinlora.wire.form import LONGEST_RUN_NAME, PLAIN_NAME, reply_fault, request_fault
 from fedfinlora.wire.reasons import SAFE_REASONS, UNKNOWN, reason_of
+from fedfinlora.wire.vectors import ARRAY_KEY, from_arrays, to_arrays
 
 if TYPE_CHECKING:
     from flwr.app import ConfigRecord, RecordDict
 
-ARRAY_KEY = "vector"
-PART_NUMBERS = 2**20
-"""A vector travels in parts of so many numbers: Flower takes four times an array's size in memory to put it together
-again.
-"""
 BANK_NAME = PLAIN_NAME
 MOST_ROWS = 2**40 - 1
 """No bank has a trillion rows; a claim of more is a claim on the whole average."""
@@ -45,8 +40,6 @@ MOST_NORM = 1e8
 """Of a delta, also without strategy.max_update_norm: one that is longer could only be made to end the run in
 infinities.
 """
-FLAT_FLOAT32 = "fedfinlora.flat-float32"
-"""Flower's `stype` of our arrays."""
 
 
 class BankError(UserError):
@@ -61,7 +54,7 @@ class BankError(UserError):
 
 
 class FigureError(ValueError):
-    """A figure that is not as RANGES has it. The message names the figure and what it may be, never what was sent."""
+    """A figure that is not as RANGES has it. The message never has what was sent."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +93,7 @@ RANGES: Mapping[str, Range] = {
     "delta": Range(float, 1e-300, 0.5, "probability", "bank", may_be_nan=True),
     "ledger-number": Range(int, 0, MOST_LINES - 1, "lines of a ledger", "bank"),
     "round": Range(int, 1, MOST_ROUNDS, "rounds", "coordinator"),
+    "silent": Range(int, 0, 1, "yes or no", "coordinator"),
     "ledger-heads": Range(int, 0, MOST_LINES - 1, "lines of a ledger", "coordinator"),
 }  # fmt: skip
 """Every figure outside the configuration that crosses the network. `checked` refuses on arrival all that is not in its
@@ -123,7 +117,7 @@ def _shown(bound: float) -> str:
 
 
 class RejectedReply(Exception):
-    """A reply that must not be averaged. `code` is short and fixed; the message has figures, never content."""
+    """A reply that must not be averaged. `code` is fixed; the message never has content."""
 
     def __init__(self, code: str, reason: str, said_by_bank: bool = False) -> None:
         super().__init__(reason)
@@ -143,10 +137,12 @@ class TrainRequest:
     layout_id: str
     source_sha256: str
     adapter: Vector
-    """(size,) float32: the global adapter."""
+    """(size,) float32: the global adapter. (0,) where the bank resumes from its own (strategy.sync=drift)."""
     ledger_heads: Mapping[str, Head] = field(default_factory=dict)
     """Bank -> the newest head of its privacy ledger that the server has seen, in any run: the bank's own ledger must
     still have that line."""
+    silent: bool = False
+    """strategy.sync=drift: the bank keeps its update, and sends how far its adapter is from the last global one."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +175,7 @@ class Figures:
 
     @classmethod
     def withheld(cls, steps: int, load_s: float, epsilon_planned: float, epsilon_spent: float, delta: float) -> Figures:
-        """What a bank under example-level privacy says: nothing that its rows decide."""
+        """What a bank under example-level privacy says."""
         return cls(
             rows=0, steps=steps, tokens=0, answer_tokens=0, train_loss=math.nan, holdout_rows=0, holdout_loss=math.nan,
             train_s=0.0,
@@ -226,7 +222,7 @@ def pack_request(request: TrainRequest) -> RecordDict:
 
 def pack_requests(request: TrainRequest, banks: Iterable[str]) -> dict[str, RecordDict]:
     """Server side: one request for each bank, all with the same adapter in memory, each with that bank's ledger head
-    alone: how many private rounds a bank has had is no other bank's business.
+    alone.
     """
     from flwr.app import ArrayRecord, RecordDict
 
@@ -249,19 +245,20 @@ def _request_record(request: TrainRequest, heads: Mapping[str, Head]) -> ConfigR
             "round": request.round,
             "layout-id": request.layout_id,
             "source-sha256": request.source_sha256,
+            **({"silent": 1} if request.silent else {}),
             "ledger-heads": json.dumps({bank: asdict(head) for bank, head in sorted(heads.items())}, allow_nan=False),
         }
     )
 
 
 def check_request_form(content: RecordDict) -> None:
-    """BankError where a request has names or lengths that none may have: nothing of it may be kept."""
+    """BankError where a request has names or lengths that none may have."""
     if fault := request_fault(content):
         raise BankError("config", f"unusable request: {fault}")
 
 
 def check_reply_form(content: RecordDict) -> None:
-    """RejectedReply where a reply has names, texts or a code that none may have: nothing of it may be kept."""
+    """RejectedReply where a reply has names, texts or a code that none may have."""
     if fault := reply_fault(content, NOT_SENT):
         raise RejectedReply("malformed", f"In the reply {fault}.")
     code = str(dict(content.config_records.get("reply", {})).get("code", "internal"))
@@ -281,6 +278,7 @@ def unpack_request(content: RecordDict) -> TrainRequest:
             str(values["layout-id"]),
         )
         source = str(values["source-sha256"])
+        silent = bool(checked("silent", values.get("silent", 0)))
         heads = _ledger_heads(str(values.get("ledger-heads", "{}")))
         arrays = content.array_records["adapter"]
         _ = arrays[ARRAY_KEY]
@@ -303,7 +301,7 @@ def unpack_request(content: RecordDict) -> TrainRequest:
         raise BankError("layout", f"unusable adapter array: {error}") from error
     if not np.isfinite(vector).all():
         raise BankError("adapter", "the received adapter is not finite")
-    return TrainRequest(config, run, round_number, layout_id, source, vector, heads)
+    return TrainRequest(config, run, round_number, layout_id, source, vector, heads, silent)
 
 
 def _ledger_heads(text: str) -> dict[str, Head]:
@@ -326,8 +324,7 @@ def pack_reply(
     reveal: Sequence[str] = REVEALABLE,
     ledger: Head | None = None,
 ) -> RecordDict:
-    """Bank side. Figures that are not in `reveal` stay at the bank; `ledger` is the head with this round's line, if it
-    was booked."""
+    """Bank side. Figures that are not in `reveal` stay at the bank; `ledger` is the head with this round's line."""
     from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
     head: dict[str, Any] = {"status": "ok", "bank": bank, "layout-id": layout_id, "policy-sha256": policy_sha256}
@@ -363,8 +360,8 @@ def unpack_reply(
     """Server side: check one reply; RejectedReply says why it must not be averaged.
 
     Sizes are checked before the array is made, the norm in float64. `max_update_norm` 0 means MOST_NORM. A `private`
-    reply withholds rows and losses (`Figures.withheld`), says what it has spent and where its ledger is. Where rows are
-    no weights (`needs_rows`) a bank may keep them to itself. `part`: all that a round sends; the rest is zero.
+    reply withholds rows and losses and says what it has spent. Where rows are no weights (`needs_rows`) a bank may keep
+    them. `part`: all that a round sends; the rest is zero.
     """
     check_reply_form(content)
     try:
@@ -419,19 +416,15 @@ def unpack_reply(
 
 
 def _ledger_head(values: Mapping[str, Any]) -> Head | None:
-    """The head in a reply; None where there is none. ValueError or KeyError for half of one, or one that no ledger
-    has.
-    """
+    """The head in a reply. ValueError or KeyError for half of one."""
     if "ledger-number" not in values and "ledger-hash" not in values:
         return None
     return Head(checked("ledger-number", values.get("ledger-number")), values["ledger-hash"])
 
 
 def read_figures(values: Mapping[str, Any], private: bool) -> tuple[Figures, tuple[str, ...]]:
-    """(what is read of a reply's figures, names of those that were withheld). Of a `private` reply nothing is read that
-    its rows decide.
-
-    FigureError for one out of its range, and where one that each reply has is missing.
+    """(what is read of a reply's figures, names of those that were withheld); of a `private` reply nothing that its
+    rows decide. FigureError.
     """
     withheld = tuple(name for name in REVEALABLE if name not in values)
     found = Figures(
@@ -443,56 +436,3 @@ def read_figures(values: Mapping[str, Any], private: bool) -> tuple[Figures, tup
     if private:
         found = Figures.withheld(found.steps, found.load_s, found.epsilon_planned, found.epsilon_spent, found.delta)
     return found, withheld
-
-
-def part_names(size: int) -> list[str]:
-    """The names of the arrays in which a vector of `size` numbers travels.
-
-    >>> part_names(1), part_names(2**20 + 1)
-    (['vector'], ['vector', 'vector-1'])
-    """
-    return [ARRAY_KEY, *(f"{ARRAY_KEY}-{part}" for part in range(1, -(-size // PART_NUMBERS)))]
-
-
-def to_arrays(vector: Vector) -> dict[str, Any]:
-    """A vector of shape (size,) as Flower's Arrays of PART_NUMBERS numbers each, the last with what is left."""
-    starts = range(0, max(1, vector.size), PART_NUMBERS)
-    parts = [to_array(vector[start : start + PART_NUMBERS]) for start in starts]
-    return dict(zip(part_names(vector.size), parts, strict=True))
-
-
-def from_arrays(arrays: Mapping[str, Any], size: int) -> Vector:
-    """The vector again, (size,) float32. ValueError unless there are exactly the parts that such a vector has, each
-    exactly right.
-    """
-    names = part_names(size)
-    if set(arrays) != set(names):
-        raise ValueError(f"it comes in {len(arrays)} parts, expected {len(names)} for {size} numbers")
-    if len(names) == 1:
-        return from_array(arrays[ARRAY_KEY], size)
-    vector = np.empty(size, np.float32)
-    for name, start in zip(names, range(0, size, PART_NUMBERS), strict=True):
-        part = vector[start : start + PART_NUMBERS]
-        part[:] = from_array(arrays[name], part.size)
-    return vector
-
-
-def to_array(vector: Vector) -> Any:
-    """A vector of shape (size,) as Flower's Array: the bare little-endian float32 numbers, no header that would need
-    parsing.
-    """
-    from flwr.app import Array
-
-    data = np.ascontiguousarray(vector, dtype=vector.dtype.newbyteorder("<")).tobytes()
-    return Array(dtype=str(vector.dtype), shape=tuple(vector.shape), stype=FLAT_FLOAT32, data=data)
-
-
-def from_array(array: Any, size: int) -> Vector:
-    """The numbers of an Array, (size,) float32, read-only and where it has them. ValueError unless format, shape and
-    length in bytes are exactly right.
-    """
-    if array.stype != FLAT_FLOAT32 or array.dtype != "float32":
-        raise ValueError("its numbers are not flat float32")
-    if tuple(array.shape) != (size,) or len(array.data) != 4 * size:
-        raise ValueError(f"it has {len(array.data)} bytes, expected {4 * size} for {size} numbers")
-    return np.frombuffer(array.data, dtype="<f4").astype(np.float32, copy=False)

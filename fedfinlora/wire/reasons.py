@@ -1,6 +1,4 @@
-"""Why a bank gives no update: a code crosses the network, and each side has the sentence for it. No text of the other's
-is kept or shown.
-"""
+"""Why a bank gives no update: a code crosses the network, and each side has the sentence for it."""
 
 from __future__ import annotations
 
@@ -16,6 +14,7 @@ SAFE_REASONS = {
     "trainer": "The bank's own trainer failed, or cannot do what the round asks for; the bank's log says which.",
     "memory": "The bank ran out of memory.",
     "disk": "The bank could not write its own state.",
+    "local-adapter": "The bank no longer has the adapter that it was training; it starts again from the global one.",
     "privacy": (
         "The bank's rows, ledger or budget do not allow this round, or its work on it failed; it does not say which."
     ),
@@ -26,6 +25,7 @@ SAFE_REASONS = {
     "policy-model": "The bank's policy does not allow this base model (rule: models).",
     "policy-peft_methods": "The bank's policy does not allow this kind of adapter (rule: peft_methods).",
     "policy-max_rank": "The bank's policy does not allow adapters of this rank (rule: max_rank).",
+    "policy-rank": "The bank trains another rank than the run gives it (rank in its bank.yaml).",
     "policy-target_modules": "The bank's policy does not allow an adapter on these layers (rule: target_modules).",
     "policy-optimizer": (
         "The bank's policy does not allow this optimiser without the bank's own noise (rule: optimizer)."
@@ -39,6 +39,7 @@ SAFE_REASONS = {
         "The bank's policy does not allow so many steps in a round (rule: max_steps_per_round)."
     ),
     "policy-max_rows_per_round": "The bank's policy does not allow so many rows in a round (rule: max_rows_per_round).",
+    "policy-max_processes": "The bank's policy does not allow so many training processes (rule: max_processes).",
     "policy-max_rounds_per_day": "The bank's policy does not allow another round today (rule: max_rounds_per_day).",
     "policy-privacy": "The bank's policy does not allow this privacy mode (rule: privacy).",
     "policy-privacy_units": "The bank's policy does not allow this privacy unit (rule: privacy_units).",

@@ -30,6 +30,7 @@ from server_app.strategies.norm_clip import NormClip
 from server_app.strategies.private_mean import PrivateMean
 from server_app.strategies.residual import Residual
 from server_app.strategies.rolora import RoLora
+from server_app.strategies.rosa import Rosa
 from server_app.strategies.scaffold import Scaffold
 from server_app.strategies.strategy import Strategy
 from server_app.strategies.trimmed_mean import TrimmedMean
@@ -55,6 +56,7 @@ RULES: dict[str, Callable[[StrategyConfig, int], Strategy]] = {
     "flexlora": FlexLora,
     "flora": Flora,
     "hetlora": HetLora,
+    "rosa": Rosa,
 }
 
 

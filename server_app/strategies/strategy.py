@@ -161,10 +161,16 @@ class MeanStrategy(Strategy):
 
 
 def take_step(strategy: Strategy, state: ServerState, replies: Replies) -> ServerState:
-    """The state after a round by any rule. UserError where its adapter is not finite; ValueError where the rule gives
-    something else than a next state.
+    """The state after a round by any rule. UserError where its adapter is not finite, or a decomposition of the updates
+    fails; ValueError where the rule gives something else than a next state.
     """
-    following = strategy.aggregate(state, replies)
+    try:
+        following = strategy.aggregate(state, replies)
+    except np.linalg.LinAlgError as error:  # of factors that are not finite, or so large that their products are not
+        raise UserError(
+            f"Round {state.round + 1}: strategy={strategy.config.name} cannot decompose the updates ({error}): they "
+            "are not finite. Lower train.learning_rate or strategy.max_update_norm."
+        ) from error
     adapter = following.adapter
     if (adapter.shape, str(adapter.dtype), following.round) != (state.adapter.shape, "float32", state.round + 1):
         raise ValueError(

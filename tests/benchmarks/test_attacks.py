@@ -8,9 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import benchmarks.attacks
+from benchmarks.attack_results import attacks_section
 from benchmarks.attacks import ATTACKS, SCALE, TRIGGER, flipped, main, triggered, with_trigger
+from client_app.bank import RoundReply, train_round
+from client_app.facts import BankFacts
 from data.catalog import BENCHMARKS
 from data.rows import Row
+from fedfinlora.wire.messages import TrainRequest
 
 LABELS = BENCHMARKS["fpb"].labels
 ROWS = [
@@ -57,11 +62,15 @@ def test_a_cell_is_run_once_and_read_afterwards(tmp_path: Path, capsys: pytest.C
     assert set(cells) == {"krum-none-0", "krum-scaling-0"}
     assert (cells["krum-none-0"]["rejected"], cells["krum-scaling-0"]["rejected"]) == (0, 1)
     assert 0 <= cells["krum-none-0"]["accuracy"] <= 1
-    assert (tmp_path / "attacks.md").read_text().startswith("| rule | none | scaling |")
+    assert capsys.readouterr().out.splitlines()[2] == "| rule | all honest | 10 times its update |"
     file = tmp_path / "krum-none-0.json"
     file.write_text(json.dumps(cells["krum-none-0"] | {"accuracy": 0.125}))
     assert main(words) == 0
-    assert "| krum | 12.5 /" in capsys.readouterr().out
+    assert "| krum | 12.5 (" in capsys.readouterr().out
+    section = attacks_section(tmp_path)
+    assert "tiny-random on fpb, 2 banks of which one attacks" in section
+    assert "--out docs/results/attacks --rules krum" in section, "no place of one machine"
+    assert str(tmp_path) not in section
 
 
 @pytest.mark.parametrize(
@@ -77,3 +86,19 @@ def test_what_cannot_be_run_is_said_in_one_line(
 ) -> None:
     assert main(["--out", str(tmp_path), *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_bank_is_trained_once_for_all_rules_of_one_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its update does not depend on the rule, and scaling or turning it round needs no other training."""
+    names: list[str] = []
+
+    def counted(request: TrainRequest, facts: BankFacts) -> RoundReply:
+        names.append(facts.name)
+        return train_round(request, facts)
+
+    monkeypatch.setattr(benchmarks.attacks, "train_round", counted)
+    words = ["--rules", "fedavg,krum", "--attacks", "none,sign_flip", "--banks", "2", "--rows", "12"]
+    assert main(["--out", str(tmp_path), *words, "--rounds", "1", "--test-rows", "4"]) == 0
+    assert names == ["bank-0", "bank-1"]

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from benchmarks.benches import gpu, gpu_correctness
+from benchmarks.benches import gpu, gpu_correctness, gpu_ties
 from benchmarks.benches.gpu import GpuBench, bench_gpu
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.model import attention
@@ -88,6 +89,20 @@ def test_a_section_that_fails_is_named_and_the_next_one_runs(tmp_path: Path) -> 
     assert [section["status"] for section in written["sections"].values()] == ["failed", "wrong", "ok", "skipped"]
     assert written["wrong"] == ["second: a gradient", "first: UserError: no card"]
     assert "of --minutes 8 are left" in written["sections"]["fourth"]["reason"]
+
+
+def test_another_token_is_wrong_unless_the_reference_has_a_near_tie() -> None:
+    logits = torch.tensor([4.0, 3.99, 1.0, -2.0, 0.0])
+
+    def part(one: tuple[int, ...], other: tuple[int, ...]) -> gpu_ties.Part:
+        return gpu_ties.where_they_part(lambda ids: logits.expand(1, ids.shape[1], 5), 2, (3, 4), one, other)
+
+    assert part((4, 0), (4, 1)).is_near_tie(0.05)
+    assert not part((4, 0), (4, 1)).is_near_tie(0.001)
+    assert not part((4, 0), (4, 3)).is_near_tie(0.25)
+    ended = part((4,), (4, 0))
+    assert (ended.one, ended.other) == (2, 0), "an answer that ends first takes the end token there"
+    assert not ended.is_near_tie(0.25)
 
 
 def test_a_check_that_is_not_a_number_is_wrong() -> None:

@@ -12,9 +12,9 @@ from tiny_runs import write_rows
 
 from benchmarks import grid_cells
 from benchmarks.grid import plan_text, run_grid
-from benchmarks.grid_cells import KeptCell, KeptScore, Runner, cell_file, read_cell
+from benchmarks.grid_cells import KeptCell, KeptScore, Runner, ScoredRound, cell_file, course_of, read_cell
 from benchmarks.grid_plan import Cell, Grid, Phase, Rule, Tuning, cells_of, read_grid, tuning_cells, words_of
-from benchmarks.grid_results import GRIDS, grid_section, grid_text, paired_difference
+from benchmarks.grid_results import GRIDS, first_near, grid_section, grid_text, paired_difference
 from benchmarks.grid_runs import fedfinlora
 from eval.rounds import RunScores
 from fedfinlora import cli
@@ -23,6 +23,7 @@ from fedfinlora.compose import compose, group_options
 from fedfinlora.errors import UserError
 from fedfinlora.files import write_json
 from fedfinlora.run.folder import read_config
+from fedfinlora.run.records import RoundLine, RoundTimings, Validation
 from fedfinlora.run.typed import to_json
 
 FILES = sorted(GRIDS.glob("*.yaml"))
@@ -40,6 +41,7 @@ TINY = Grid(
     phases=(Phase(("pooled", "fedavg"), ("iid", "skewed"), (2,), ("rows", "steps"), (0, 1)),),
     tune=Tuning(seed=9, rates=(1e-3, 2e-2), words=("evaluation.limit=1",)),
 )  # fmt: skip
+SCORES = {"fpb": KeptScore(2, 0.5, "a", right="10")}
 POOLED, FEDAVG = Cell("pooled", "iid", 0, "rows", 0), Cell("fedavg", "iid", 2, "rows", 0)
 
 
@@ -79,7 +81,7 @@ def test_rules_are_there_and_cells_compose(file: Path, tmp_path: Path) -> None:
         config = compose([*words_of(grid, cell, "2e-3"), f"dataset.root={tmp_path}"])
         assert config.seed == cell.seed
         assert config.train.holdout_max_rows == 0, "all rules train on the same rows"
-        assert config.evaluation.validation_rows > 0
+        assert config.evaluation.validation_rows > 0 or not grid.tune.rates
 
 
 def test_budgets_share_the_batch_and_differ_in_steps() -> None:
@@ -92,7 +94,7 @@ def test_budgets_share_the_batch_and_differ_in_steps() -> None:
 
 
 def test_a_killed_cell_resumes_and_tuning_chooses_by_validation(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runner = Runner(TINY, data, data.parent / "work", command=here)
+    runner = Runner(replace(TINY, course=2), data, data.parent / "work", command=here)
     close_round = RunScores.close_round
 
     def killed(scores: RunScores, arrays: object, line: object, selection: object) -> None:
@@ -116,6 +118,9 @@ def test_a_killed_cell_resumes_and_tuning_chooses_by_validation(data: Path, monk
     assert (kept.chosen_rate, kept.tuned) == ("0.02", {"0.001": 0.25, "0.02": 0.5})
     assert kept.validation is not None
     assert kept.sequential_steps == 4
+    assert [one.round for one in kept.course] == [1, 2]
+    assert kept.course[-1].size_bytes == kept.bytes_up + kept.bytes_down
+    assert kept.course[-1].score == kept.validation
     assert len(kept.scores["fpb"].right) == kept.scores["fpb"].n == 9
     assert kept.bytes_up > 0
     assert "item" not in cell_file(TINY, FEDAVG).read_text("utf-8"), "no text of a row"
@@ -201,3 +206,41 @@ def test_what_is_wrong_in_a_file_is_named(tmp_path: Path) -> None:
             read_grid(file)
     with pytest.raises(UserError, match="evenly"):
         words_of(TINY, replace(FEDAVG, rounds=3), "")
+
+
+def course(*scores: float) -> tuple[ScoredRound, ...]:
+    return tuple(ScoredRound(number, score, 10**6 * number, 30.0 * number) for number, score in enumerate(scores, 1))
+
+
+def test_rounds_to_the_pooled_score_minus_a_point_by_hand() -> None:
+    pooled = [KeptCell("pooled", "iid", 0, "rows", seed, "", scores=SCORES, course=course(0.4, 0.7)) for seed in (0, 1)]
+    fast = KeptCell("fedavg", "iid", 2, "rows", 0, "", scores=SCORES, course=course(0.5, 0.695, 0.6, 0.8))
+    slow = replace(fast, seed=1, course=course(0.5, 0.6, 0.6, 0.69))
+    never = replace(fast, seed=1, course=course(0.5, 0.68))
+
+    def shown(*cells: KeptCell) -> str:
+        [line] = [line for line in grid_text(TINY, [*pooled, *cells], []).splitlines() if line.startswith("| FedAvg")]
+        return line.split(" | ")[-3]
+
+    assert first_near(fast, pooled[0]) == ScoredRound(2, 0.695, 2 * 10**6, 60.0)
+    assert shown(fast, slow) == "3 (3 MB, 1.5 min)"
+    assert shown(fast, never) == "2 (2 MB, 1.0 min) in 1 of 2 seeds"
+    assert shown(never) == "not in 2"
+    assert shown(replace(fast, course=())) == "–"
+
+
+def test_the_course_of_a_run_has_its_scored_rounds_alone() -> None:
+    lines = [
+        RoundLine(1, bytes_up=5, bytes_down=6, timings=RoundTimings(total_s=1.5)),
+        RoundLine(2, bytes_up=5, bytes_down=6, timings=RoundTimings(total_s=2.0), validation=Validation(0.25)),
+        RoundLine(3, bytes_up=5, timings=RoundTimings(total_s=1.0), validation=Validation(None)),
+    ]
+    assert course_of(lines) == (ScoredRound(2, 0.25, 22, 3.5),)
+
+
+def test_measured_runs_are_scored_on_their_way_and_tuning_is_not() -> None:
+    grid = replace(TINY, course=10)
+    cells = [FEDAVG, replace(FEDAVG, rounds=40), next(tuning_cells(grid, FEDAVG))]
+    grid = replace(grid, steps=40)
+    found = [[word for word in words_of(grid, cell, "") if word.startswith("evaluation.every")] for cell in cells]
+    assert found == [["evaluation.every=1"], ["evaluation.every=4"], []]

@@ -27,8 +27,9 @@ from fedfinlora.model.adapter import Vector, write_adapter
 from fedfinlora.model.loading import get_session, initial_adapter
 from fedfinlora.run.origin import source_fingerprint
 from fedfinlora.train.loop import mean_loss
-from fedfinlora.wire.messages import BankError, TrainRequest, pack_request, to_array, unpack_request
+from fedfinlora.wire.messages import BankError, TrainRequest, pack_request, unpack_request
 from fedfinlora.wire.reasons import SAFE_REASONS
+from fedfinlora.wire.vectors import to_array
 
 
 @pytest.fixture(scope="module")

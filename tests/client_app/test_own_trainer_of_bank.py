@@ -12,7 +12,7 @@ from client_app.facts import BankFacts, bank_facts
 from client_app.published import reported
 from fedfinlora.compose import compose
 from fedfinlora.config.values import build, to_json
-from fedfinlora.deployment.policy import BankSettings, read_settings, settings_text
+from fedfinlora.deployment.bank_settings import BankSettings, read_settings, settings_text
 from fedfinlora.errors import ConfigError
 from fedfinlora.model.loading import get_session, initial_adapter
 from fedfinlora.run.origin import source_fingerprint

@@ -85,7 +85,26 @@ def bank(tmp_path: Path, sockets: Path) -> Iterator[Bank]:
     client_app.prepared_rows._rows.clear()
 
 
-def test_it_gives_the_same_bytes_and_keeps_the_model(bank: Bank) -> None:
+@pytest.fixture(scope="module")
+def resident(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Bank, str]]:
+    """A bank whose worker serves several tests, and the folder of its socket."""
+    with tempfile.TemporaryDirectory(prefix="worker-") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", folder)
+        made = Bank(tmp_path_factory.mktemp("bank"))
+        yield made, folder
+        end_worker(made.facts.state_folder)
+
+
+@pytest.fixture
+def shared(resident: tuple[Bank, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Bank]:
+    made, folder = resident
+    monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+    yield made
+    client_app.prepared_rows._rows.clear()
+
+
+def test_it_gives_the_same_bytes_and_keeps_the_model(shared: Bank) -> None:
+    bank = shared
     here, there = train_round(bank.request(), bank.facts), bank.ask()
     assert np.array_equal(here.delta, there.delta)
     assert here.layout_id == there.layout_id
@@ -100,52 +119,88 @@ def test_it_gives_the_same_bytes_and_keeps_the_model(bank: Bank) -> None:
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
 
-def test_an_error_comes_back_as_its_code(bank: Bank) -> None:
+def test_an_error_comes_back_as_its_code(shared: Bank) -> None:
+    bank = shared
     with pytest.raises(BankError) as error:
         bank.ask("model.context_tokens=3")
     assert error.value.code == "data"
     bank.ask()
 
 
-def test_the_ledgers_head_comes_back_and_the_servers_is_handed_over(bank: Bank) -> None:
+def test_the_ledgers_head_comes_back_and_the_servers_is_handed_over(shared: Bank) -> None:
+    bank = shared
+    before = len(read_lines(bank.facts.ledger_folder))
     heads = [bank.ask(*PRIVATE).ledger for _ in range(2)]
-    written = read_lines(bank.facts.ledger_folder)
+    written = read_lines(bank.facts.ledger_folder)[before:]
     assert heads == [Head(line["number"], line["hash"]) for line in written]
-    assert [head and head.number for head in heads] == [1, 2]
+    assert [head and head.number for head in heads] == [before + 1, before + 2]
     seen = heads[1]
     assert seen is not None
     bank.ask(*PRIVATE, ledger_heads={"north": seen, "south": Head(7, "f" * 64)})
-    with pytest.raises(BankError, match="the aggregator has seen its line 2") as error:
-        bank.ask(*PRIVATE, ledger_heads={"north": Head(2, "f" * 64)})
+    with pytest.raises(BankError, match=f"the aggregator has seen its line {seen.number}") as error:
+        bank.ask(*PRIVATE, ledger_heads={"north": Head(seen.number, "f" * 64)})
     assert error.value.code == "privacy"
-    assert len(read_lines(bank.facts.ledger_folder)) == 3
+    assert len(read_lines(bank.facts.ledger_folder)) == before + 3
 
 
-def test_a_private_round_that_fails_in_it_is_privacy_for_any_reason(bank: Bank) -> None:
+def test_a_private_round_that_fails_in_it_is_privacy_for_any_reason(shared: Bank) -> None:
+    bank = shared
+    before = read_lines(bank.facts.ledger_folder)
     for wrong in (("model.context_tokens=3",), ("privacy.unit=customer",), ("privacy.budget_epsilon=0.001",)):
         with pytest.raises(BankError) as error:
             bank.ask(*PRIVATE, *wrong)
         assert error.value.code == "privacy"
-    assert read_lines(bank.facts.ledger_folder) == []
+    assert read_lines(bank.facts.ledger_folder) == before
 
 
-def test_one_that_was_killed_or_has_other_code_is_restarted(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_garbage_on_the_socket_changes_nothing(shared: Bank) -> None:
+    bank = shared
     bank.ask()
+    odd = json.dumps(
+        {
+            **dict.fromkeys(("run", "layout_id", "source_sha256"), "x"),
+            "round": 1,
+            "config": '{"banks": 0}',
+            "numbers": 0,
+        }
+    )
+    lines = (
+        b"",
+        b"hello\n",
+        b'{"numbers": 99999999999}\n',
+        b'{"numbers": 2}\nxxxx',
+        b'{"numbers": 0}\n',
+        f"{odd}\n".encode(),
+    )
+    for garbage in lines:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(socket_path(bank.facts)))
+            connection.sendall(garbage)
+    process = bank.process
+    bank.ask()
+    assert bank.process == process
+
+
+def test_one_that_was_killed_or_has_other_code_is_restarted(shared: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank = shared
+    bank.ask()
+    earlier = psutil.Process(bank.process)
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "source_fingerprint", lambda: "0" * 64)
+        bank.ask()
+    assert not earlier.is_running(), "two would hold two models"
     killed = bank.process
     os.kill(killed, signal.SIGKILL)
     psutil.wait_procs([psutil.Process(killed)] if psutil.pid_exists(killed) else [], timeout=10)
     bank.ask()
     assert bank.process != killed
-    earlier = psutil.Process(bank.process)
-    monkeypatch.setattr(worker, "source_fingerprint", lambda: "0" * 64)
-    bank.ask()
-    assert not earlier.is_running(), "two would hold two models"
 
 
 @pytest.mark.parametrize(("words", "code"), [((), "internal"), (PRIVATE, "privacy")], ids=["open", "private"])
 def test_one_that_dies_at_work_is_an_error_and_not_done_again(
-    bank: Bank, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], code: str
+    shared: Bank, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], code: str
 ) -> None:
+    bank = shared
     bank.ask()
     os.kill(bank.process, signal.SIGSTOP)
     sent: list[int] = []
@@ -209,33 +264,6 @@ def test_where_none_can_be_had_the_work_is_done_here(bank: Bank, monkeypatch: py
     os.chmod(socket_path(bank.facts).parent, 0o700)
     monkeypatch.setattr(sys, "executable", "/bin/false")
     assert np.array_equal(bank.ask().delta, here)
-
-
-def test_garbage_on_the_socket_changes_nothing(bank: Bank) -> None:
-    bank.ask()
-    odd = json.dumps(
-        {
-            **dict.fromkeys(("run", "layout_id", "source_sha256"), "x"),
-            "round": 1,
-            "config": '{"banks": 0}',
-            "numbers": 0,
-        }
-    )
-    lines = (
-        b"",
-        b"hello\n",
-        b'{"numbers": 99999999999}\n',
-        b'{"numbers": 2}\nxxxx',
-        b'{"numbers": 0}\n',
-        f"{odd}\n".encode(),
-    )
-    for garbage in lines:
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(str(socket_path(bank.facts)))
-            connection.sendall(garbage)
-    process = bank.process
-    bank.ask()
-    assert bank.process == process
 
 
 def test_a_socket_lies_where_its_path_is_short_enough(

@@ -17,6 +17,7 @@ from fedfinlora.commands.bench import bench
 from fedfinlora.compose import compose
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.files import sha256_of
+from fedfinlora.run.events import Event
 
 TINY: dict[str, object] = {"train.steps_per_round": 2, "train.batch_rows": 4, "model.threads": 1}
 
@@ -53,8 +54,8 @@ def test_a_baseline_gives_its_typed_run_and_its_events(
 ) -> None:
     events: list[str] = []
 
-    def take(event: dict[str, Any]) -> None:
-        events.append(str(event["event"]))
+    def take(event: Event) -> None:
+        events.append(event.event)
         print("seen")
 
     run = ff.centralized(**named(rows, tmp_path, "Lauf Ü [1]"), on_event=take)

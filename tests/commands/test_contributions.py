@@ -6,9 +6,11 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from conftest import tiny_config
 from round_runs import Runs
 from tiny_runs import adapter_bytes, overrides, rounds_bytes, write_rows
 
@@ -21,6 +23,8 @@ from fedfinlora.commands.in_process import train_here
 from fedfinlora.commands.replayed import KeptRun, read_kept_run, with_words
 from fedfinlora.commands.shapley import combination
 from fedfinlora.compose import compose
+from fedfinlora.config.peft import PeftConfig
+from fedfinlora.config.strategy import StrategyConfig
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.files import read_json
 from fedfinlora.model.adapter import load_adapter, norm
@@ -28,8 +32,10 @@ from fedfinlora.model.loading import get_session
 from fedfinlora.provenance.deltas import delta_file
 from fedfinlora.report.contributions import contributions_table, contributions_view, notes
 from fedfinlora.run.contributions import CONTRIBUTIONS_FILE, read_contributions
-from fedfinlora.run.lineage import EXACT, REPLAY, read_lineage
+from fedfinlora.run.folder import read_config
+from fedfinlora.run.lineage import EXACT, LINEAGE_FILE, REPLAY, Lineage
 from fedfinlora.run.records import read_rounds
+from fedfinlora.run.typed import from_json
 
 BANKS = ["bank-0", "bank-1", "bank-2"]
 SCORED = (
@@ -158,7 +164,7 @@ def test_forget_writes_a_folder_with_lineage_and_leaves_the_run(
     assert "replay of recorded updates: 2 updates of other banks" in shown
     assert {file: file.stat().st_mtime_ns for file in two_rounds.rglob("*")} == before
     folder = two_rounds.parent / "two-without-bank-1"
-    lineage = read_lineage(folder)
+    lineage = from_json(Lineage, read_json(folder / LINEAGE_FILE), LINEAGE_FILE)
     assert (lineage.run, lineage.without, lineage.kind) == ("two", ("bank-1",), REPLAY)
     run = read_kept_run(two_rounds)
     adapter = load_adapter(folder / "adapters" / "final", run.layout)
@@ -221,6 +227,15 @@ def test_contributions_are_in_the_run_and_in_its_report(
     assert cli.main(["report", str(run)]) == 0, "a damaged file does not end the report"
 
 
+def test_contributions_without_benchmarks_are_refused_at_the_start(
+    two_rounds: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["contributions", str(two_rounds), "evaluation.benchmarks=[none]"]) == 1
+    said = capsys.readouterr()
+    assert "is a run without scores. Name benchmarks with rows" in said.err
+    assert said.out == ""
+
+
 def test_rows_of_other_evaluations_are_not_paired() -> None:
     other = {"fpb": replace(rows("10")["fpb"], rows_sha256="others")}
     with pytest.raises(UserError, match="different rows"):
@@ -244,10 +259,37 @@ def test_causes_add_up_and_finished_runs_are_taken_again(
     found = read_json(file)
     assert [one["name"] for one in found["causes"]] == ["steps", "optimiser", "averaging", "skew"]
     assert sum(one["effect"]["value"] for one in found["causes"]) == pytest.approx(found["difference"]["value"])
-    assert [one["name"] for one in found["replays"]] == ["weighting"]
+    assert [one["name"] for one in found["replays"]] == ["product", "weighting"]
+    product = found["replays"][0]
+    assert (product["from_run"], product["to_run"]) == ("federated", "exact-mean")
+    assert product["effect"]["low"] <= product["effect"]["value"] <= product["effect"]["high"]
+    assert read_config(output / "exact-mean").strategy.name == "flexlora"
     lines = [read_rounds(output / label) for label in ("fewer-steps", "one-bank")]
     assert [sum(one.banks[0].steps for one in rounds) for rounds in lines] == [4, 4], "as many as each bank took"
     assert "skew" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (
+            {"strategy": StrategyConfig(name="residual", residual_rank=2)},
+            "strategy=residual with peft=lora has no such",
+        ),
+        ({"peft": PeftConfig(freeze_a=True)}, "has no such bias"),
+        ({"strategy": StrategyConfig(name="fedadam")}, "shows in runs of strategy=fedavg"),
+        ({"strategy": StrategyConfig(sync="drift")}, "shows in runs of strategy=fedavg"),
+        ({"peft": PeftConfig(method="dora")}, "shows in runs of strategy=fedavg"),
+    ],
+)
+def test_where_the_product_bias_cannot_be_shown_it_is_said(
+    config: dict[str, Any], said: str, two_rounds: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Plan, "__post_init__", lambda plan: None)
+    own = replace(tiny_config(), **config)
+    monkeypatch.setattr(Plan, "federated", own)
+    assert Plan(two_rounds, two_rounds, place / "x", ()).exact_mean()[0] is None
+    assert said in Plan(two_rounds, two_rounds, place / "x", ()).exact_mean()[1][0]
 
 
 def test_runs_that_differ_in_more_are_refused(two_rounds: Path, place: Path) -> None:

@@ -16,10 +16,12 @@ from tiny_runs import SCORED, overrides, write_rows
 
 from fedfinlora.cli import main
 from fedfinlora.files import write_json
+from fedfinlora.run.events import Evaluate, EvaluateDone, Phase, RunStart
 from fedfinlora.run.folder import COMMAND_LOCK, SERVER_LOCK, hold_run
 from fedfinlora.run.listing import listed
 from fedfinlora.run.progress import EventWriter, ShownEvents
-from fedfinlora.run.progress_display import PlainProgress, ProgressDisplay
+from fedfinlora.run.progress_display import ProgressDisplay
+from fedfinlora.run.progress_lines import PlainProgress
 from fedfinlora.system.process_identity import start_of
 
 
@@ -76,7 +78,7 @@ class TestList:
         write_json(run / "result.json", {"status": "failed", "reason": "no"})
         assert state_of(run) == "failed"
         with EventWriter(run / "progress.jsonl") as events:
-            events.write("run_start", rounds=3)
+            events.write(RunStart(rounds=3))
         later = (run / "result.json").stat().st_mtime + 60
         os.utime(run / "progress.jsonl", (later, later))
         assert state_of(run) == "interrupted", "resumed after that result, and killed"
@@ -118,17 +120,8 @@ class TestStop:
         assert "was not signalled" in said or "runs on elsewhere: stop it there" in said
 
 
-def evaluation(rows_done: int, label: str = "base", benchmark: str = "fpb") -> dict[str, object]:
-    return {
-        "t": 0.0,
-        "event": "evaluate",
-        "label": label,
-        "benchmark": benchmark,
-        "rows_done": rows_done,
-        "rows": 8,
-        "index": 1,
-        "of": 1,
-    }
+def evaluation(rows_done: int, label: str = "base", benchmark: str = "fpb") -> Evaluate:
+    return Evaluate(label=label, benchmark=benchmark, rows_done=rows_done, rows=8, index=1, of=1)
 
 
 class TestLines:
@@ -146,7 +139,7 @@ class TestLines:
 
     def test_a_label_that_is_scored_again_is_shown_again(self) -> None:
         plain = PlainProgress()
-        done = {"t": 1.0, "event": "evaluate_done", "label": "base", "scores": {}}
+        done = EvaluateDone(t=1.0, label="base")
         assert [bool(plain.take(event)) for event in (evaluation(0), done, evaluation(0))] == [True, True, True]
 
     def test_a_whole_run_without_a_terminal_says_nothing_twice(
@@ -166,6 +159,6 @@ class TestLines:
             ProgressDisplay(Console(file=out)) as display,
             ShownEvents(tmp_path / "progress.jsonl", display.handle) as events,
         ):
-            events.write("phase", name="training")
+            events.write(Phase(name="training"))
         assert out.getvalue() == "training\n"
         assert json.loads((tmp_path / "progress.jsonl").read_text())["name"] == "training"

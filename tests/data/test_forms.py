@@ -450,7 +450,7 @@ def test_columns_are_set_on_the_command_line_and_wrong_ones_are_refused(tmp_path
 def test_no_server_names_the_columns_of_a_deployed_bank(tmp_path: Path) -> None:
     from client_app.facts import BankFacts
     from client_app.own_rows import bank_dataset
-    from fedfinlora.deployment.policy import BankSettings, read_settings, settings_text
+    from fedfinlora.deployment.bank_settings import BankSettings, read_settings, settings_text
 
     asked = bank(tmp_path, columns=ColumnsConfig(target="account_number"))
     facts = BankFacts("north", 0, 0, str(tmp_path), tmp_path / "state")

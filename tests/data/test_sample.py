@@ -17,10 +17,12 @@ from data.sample import FOLDER
 from data.sample.choices import Problem, multiple_choice, wrong_options
 from data.sample.drawing import SampleRow, collect, pool
 from data.sample.figures import show_dollars, show_percent, show_whole_dollars
-from data.sample.generate import SETS, write
+from data.sample.generate import ALL_SETS, FLARE_SETS, SETS, write
 from data.sample.tagging import FINER_TAGS, FNXL_TAGS
 from data.sample.terms import TERMS
 from data.sample.words import LAST_NAMES, STEMS
+from data.sources import load_rows
+from fedfinlora.config.dataset import DatasetConfig
 
 SPLITS = ("train", "test")
 CLOSED_LABELS = {
@@ -82,7 +84,7 @@ def test_all_files_together_are_below_one_and_a_half_megabytes() -> None:
 def test_the_readme_lists_every_file_with_its_rows() -> None:
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| `(\w+)\.jsonl` \| (\d+) \| `(\w+)\.jsonl` \| (\d+) \|", text, re.MULTILINE)
-    expected = [(s.train_file, str(s.train_rows), s.test_file, str(s.test_rows)) for s in SETS.values()]
+    expected = [(s.train_file, str(s.train_rows), s.test_file, str(s.test_rows)) for s in ALL_SETS.values()]
     assert listed == expected
 
 
@@ -434,3 +436,28 @@ def test_no_prompt_is_one_of_the_public_sets() -> None:
     }
     assert ours
     assert not ours & public
+
+
+# --- FLARE
+
+
+@pytest.mark.parametrize("key", FLARE_SETS)
+def test_flares_sets_are_small_and_whole(key: str) -> None:
+    chosen = FLARE_SETS[key]
+    for split, count in (("train", chosen.train_rows), ("test", chosen.test_rows)):
+        loaded = load_rows(DatasetConfig(), split, [key])
+        assert (len(loaded.rows), loaded.bad_rows) == (count, ())
+        assert 6 <= count <= 9
+        assert all(row.prompt.endswith("\nAnswer:") for row in loaded.rows)
+        assert len({row.prompt for row in loaded.rows}) == count
+        assert not any(name in row.prompt for name in pool(STEMS, "test") for row in loaded.rows if split == "train")
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_flares_percentages_are_those_of_the_table_shown(split: str) -> None:
+    found = load_rows(DatasetConfig(), split, ["finqa", "convfinqa"]).rows
+    asked = [row for row in found if "percentage" in row.prompt.split("Question:")[-1]]
+    assert asked
+    for row in asked:
+        after, before = map(int, re.findall(r"revenue\|\$ (\d+)\|\$ (\d+)", row.prompt)[0])
+        assert float(row.target) == pytest.approx((after - before) / before, abs=5.1e-6)

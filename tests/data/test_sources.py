@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from data.catalog import BENCHMARKS
+from data.catalog import BENCHMARKS, select
 from data.sample import FOLDER as SAMPLE_FOLDER
 from data.sources import data_fingerprints, load_rows
 from data.sources.files import SourceFile, read_file
@@ -245,7 +245,7 @@ def test_split_files_give_ids_tasks_and_fingerprints(tmp_path: Path) -> None:
     assert [(bad.file, bad.line) for bad in loaded.bad_rows] == [("train/fpb_train.jsonl", 2)]
     assert loaded.files == {"train/fpb_train.jsonl": hashlib.sha256(path.read_bytes()).hexdigest()}
     assert loaded.missing["ner"] == "no rows: there is no train/ner_train.jsonl"
-    assert set(loaded.missing) == set(BENCHMARKS) - {"fpb"}
+    assert set(loaded.missing) == {benchmark.key for benchmark in select(["all"])} - {"fpb"}
     assert not loaded.synthetic
     test = load_rows(finlora(tmp_path), "test")
     assert list(data_fingerprints(test, loaded)) == ["test/fpb_test.jsonl", "train/fpb_train.jsonl"]
@@ -361,11 +361,13 @@ def test_copies_of_the_sample_are_known_as_synthetic(tmp_path: Path) -> None:
 
 def test_the_sample_has_every_benchmark_in_both_splits() -> None:
     for split in ("train", "test"):
-        loaded = load_rows(DatasetConfig(), split)
+        loaded = load_rows(DatasetConfig(), split, tuple(BENCHMARKS))
         assert loaded.synthetic
         assert not loaded.missing
         assert not loaded.bad_rows
         assert {row.task for row in loaded.rows} == set(BENCHMARKS)
+        plain = load_rows(DatasetConfig(), split)
+        assert {row.task for row in plain.rows} == {benchmark.key for benchmark in select(["all"])}
 
 
 # Sampling

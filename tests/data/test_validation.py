@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from fake_grid import FakeGrid, simulated_banks
@@ -43,10 +43,11 @@ from fedfinlora.files import write_json
 from fedfinlora.report.tensorboard import round_scalars
 from fedfinlora.run.checkpoint import load_checkpoint
 from fedfinlora.run.evaluation import BenchmarkMetrics, Estimate, Evaluation
+from fedfinlora.run.events import RoundDone, StoppedEarly
 from fedfinlora.run.folder import config_fingerprint, read_config
 from fedfinlora.run.opening import OpenRun, differences, run_result
 from fedfinlora.run.progress import ProgressState
-from fedfinlora.run.progress_display import plain_line
+from fedfinlora.run.progress_lines import plain_line
 from fedfinlora.run.records import RoundLine, Validation
 from fedfinlora.run.selection import Selection, selection_of
 from server_app.federated import run_federated
@@ -688,21 +689,14 @@ def test_result_json_holds_the_scores_of_every_label_but_those_of_rounds(tmp_pat
 
 
 class TestShown:
-    DONE: ClassVar[dict[str, Any]] = {
-        "t": 9.0,
-        "event": "round_done",
-        "round": 3,
-        "train_loss": 1.0,
-        "holdout_loss": None,
-        "seconds": 2.0,
-    }
+    DONE = RoundDone(t=9.0, round=3, train_loss=1.0, seconds=2.0)
 
     def test_the_round_line_shows_the_validation_score(self) -> None:
         state = ProgressState(rounds=8)
-        event = {**self.DONE, "validation": 0.6125, "best_round": 2}
+        event = replace(self.DONE, validation=0.6125, best_round=2)
         state.update(event)
         assert "validation 61.3 % (best: round 2), 2 s" in plain_line(event, state)
-        later = {**self.DONE, "round": 4, "validation": None, "best_round": 2}
+        later = replace(self.DONE, round=4, best_round=2)
         state.update(later)
         assert "validation" not in plain_line(later, state)
 
@@ -710,7 +704,7 @@ class TestShown:
         state = ProgressState(rounds=8)
         state.update(self.DONE)
         assert state.seconds_left(9.0) == 10.0
-        event = {"t": 9.0, "event": "stopped_early", "round": 3, "validations": 2, "best_round": 1}
+        event = StoppedEarly(t=9.0, round=3, validations=2, best_round=1)
         state.update(event)
         assert state.seconds_left(9.0) == 0.0
         assert plain_line(event, state) == (

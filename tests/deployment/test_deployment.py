@@ -18,9 +18,9 @@ from tiny_runs import rounds_of, write_lines, write_rows
 
 from fedfinlora.cli import main
 from fedfinlora.compose import compose
+from fedfinlora.deployment.bank_settings import read_settings
 from fedfinlora.deployment.certificates import make_authority
 from fedfinlora.deployment.flower_link import free_port
-from fedfinlora.deployment.policy import read_settings
 from fedfinlora.errors import UserError
 from fedfinlora.privacy.accounting import Steps, epsilon
 from fedfinlora.privacy.history import read_history

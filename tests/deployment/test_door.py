@@ -41,12 +41,12 @@ from flwr.superlink.main import create_app
 from parties import Machine, certifies, enrolls, when
 
 from fedfinlora.commands import coordinator_setup
-from fedfinlora.deployment import door
+from fedfinlora.deployment import door, listeners
+from fedfinlora.deployment.bank_settings import BankSettings, settings_text
 from fedfinlora.deployment.certificates import make_authority, make_node_key
 from fedfinlora.deployment.coordinator_home import Coordinator
 from fedfinlora.deployment.flower_link import free_port
 from fedfinlora.deployment.own_user import is_own
-from fedfinlora.deployment.policy import BankSettings, settings_text
 from fedfinlora.deployment.reach import bank_context
 from fedfinlora.files import read_json
 from fedfinlora.system.family import end_family
@@ -249,7 +249,7 @@ def test_another_user_of_the_banks_machine_gets_nothing_from_its_supernode(tmp_p
     everybody.
     """
     port = free_port()
-    server = door.Listener(
+    server = listeners.Listener(
         uvicorn.Config(create_app(), host="127.0.0.1", port=port, lifespan="off", log_config=None), is_own
     )
     threading.Thread(target=server.run, daemon=True).start()
@@ -287,8 +287,8 @@ def test_a_thousand_idle_connections_disturb_no_bank(doors: Doors) -> None:
         with doors.client("east") as east:
             assert east.get("/health").status_code == 200, "a new connection"
         files = doors.superlink.num_fds()
-        assert files < door.MOST_GREETED_IN_ALL + 200, "the oldest give way at once"
-        when(lambda: all(ended(each) for each in idle), "the handshakes were given up", door.HANDSHAKE_S + 30)
+        assert files < listeners.MOST_GREETED_IN_ALL + 200, "the oldest give way at once"
+        when(lambda: all(ended(each) for each in idle), "the handshakes were given up", listeners.HANDSHAKE_S + 30)
 
         context = bank_context(doors.banks["north"])
         own = []
@@ -353,9 +353,9 @@ def test_a_slow_body_ends_at_its_deadline_and_others_are_served(doors: Doors, mo
     port, context = free_port(), bank_context(doors.banks["north"])
     config = uvicorn.Config(
         create_app(), host="127.0.0.1", port=port, interface="asgi3", lifespan="off", log_config=None,
-        ssl_context_factory=lambda _config, _default: door.public_context(doors.home),
+        ssl_context_factory=lambda _config, _default: listeners.public_context(doors.home),
     )  # fmt: skip
-    outer = door._Outer(config, protocol=partial(door.Visit, door.Door(create_app(), doors.home / "enrolled")))
+    outer = listeners._Outer(config, protocol=partial(door.Visit, door.Door(create_app(), doors.home / "enrolled")))
     threading.Thread(target=outer.run, daemon=True).start()
     when(lambda: outer.started, "the listener is up")
     head = "".join(f"{name}: {value}\r\n" for name, value in doors.signed("north").items())

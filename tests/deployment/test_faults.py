@@ -45,18 +45,19 @@ from wiretap import found_in, pushed, secrets_of, words_in
 
 from benchmarks.hostile_bank import HostileBank
 from fedfinlora.deployment.app_bundle import code_sha256, installed_files
+from fedfinlora.deployment.bank_settings import read_settings, settings_text
 from fedfinlora.deployment.certificates import make_authority
 from fedfinlora.deployment.door import peer_of
 from fedfinlora.deployment.flower_patches.pieces import PIECE_BYTES
-from fedfinlora.deployment.policy import read_settings, settings_text
 from fedfinlora.deployment.reach import bank_context
 from fedfinlora.files import read_json
 from fedfinlora.model.adapter import norm
 from fedfinlora.privacy.head import Head
 from fedfinlora.run.checkpoint import load_checkpoint
 from fedfinlora.run.origin import source_fingerprint
-from fedfinlora.wire.messages import ALWAYS_SENT, TrainRequest, from_arrays
+from fedfinlora.wire.messages import ALWAYS_SENT, TrainRequest
 from fedfinlora.wire.reasons import SAFE_REASONS
+from fedfinlora.wire.vectors import from_arrays
 
 SHIFTED_CLOCK = Path(__file__).parents[1] / "shifted_clock"
 LARGE = ("peft.rank=1228",)

@@ -26,7 +26,7 @@ from fedfinlora.deployment.flower_patches.patient import is_lost_link, patient
 from fedfinlora.deployment.flower_patches.returning import returning
 from fedfinlora.deployment.flower_patches.stored_again import stored_again
 from fedfinlora.deployment.reach import clock_trouble
-from server_app.rounds import MESSAGE_UNAVAILABLE
+from server_app.exchange import MESSAGE_UNAVAILABLE
 
 
 def asked(parts: list[bytes], headers: list[tuple[bytes, bytes]]) -> tuple[list[bytes], list[int]]:

@@ -65,8 +65,9 @@ from fedfinlora.deployment.app_bundle import (
     installed_files,
     read_bundle,
 )
+from fedfinlora.deployment.bank_settings import BankSettings, settings_text
 from fedfinlora.deployment.gate import Gate, gated, installed_only
-from fedfinlora.deployment.policy import BankSettings, Policy, settings_text
+from fedfinlora.deployment.policy import Policy
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.privacy.history import history_file, read_history
 

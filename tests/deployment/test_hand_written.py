@@ -10,8 +10,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedfinlora.deployment.bank_settings import BankSettings, read_settings, settings_text
 from fedfinlora.deployment.hand_written import LARGEST_BYTES, read_yaml, yaml_text
-from fedfinlora.deployment.policy import BankSettings, Policy, read_settings, settings_text, within
+from fedfinlora.deployment.policy import Policy, within
 from fedfinlora.errors import ConfigError
 
 SURPRISES = (

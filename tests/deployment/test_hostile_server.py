@@ -27,8 +27,9 @@ import client_app.privacy_plan
 from client_app.prepared_rows import bank_rows
 from client_app.privacy_plan import NAMES, delta_of
 from client_app.trial import try_plan
+from fedfinlora.deployment.bank_settings import read_settings, settings_text
 from fedfinlora.deployment.plan import read_plan
-from fedfinlora.deployment.policy import Policy, read_settings, settings_text
+from fedfinlora.deployment.policy import Policy
 from fedfinlora.errors import ConfigError
 from fedfinlora.model.loading import get_session
 from fedfinlora.privacy.accounting import Steps, epsilon
@@ -39,8 +40,9 @@ from fedfinlora.privacy.ledger import Rows, read_lines
 from fedfinlora.privacy.ledger_chain import opened
 from fedfinlora.privacy.ledger_spent import histories, units_of
 from fedfinlora.privacy.mechanism import Mechanism
-from fedfinlora.wire.messages import ARRAY_KEY, from_array, pack_error, pack_request
+from fedfinlora.wire.messages import pack_error, pack_request
 from fedfinlora.wire.reasons import SAFE_REASONS
+from fedfinlora.wire.vectors import ARRAY_KEY, from_array
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from fedfinlora.deployment import door, own_user
+from fedfinlora.deployment import listeners, own_user
 from fedfinlora.deployment.flower_link import free_port
 from fedfinlora.deployment.own_user import (
     check_user,
@@ -163,7 +163,7 @@ def test_the_listener_answers_others_while_a_connection_is_looked_at() -> None:
 
         port = free_port()
         config = uvicorn.Config(app, host="127.0.0.1", port=port, lifespan="off", log_config=None)  # type: ignore[arg-type]
-        server = door.Listener(config, slow)
+        server = listeners.Listener(config, slow)
         serving, ticking = asyncio.ensure_future(server.serve()), asyncio.ensure_future(ticks())
         while not server.started:
             await asyncio.sleep(0.01)

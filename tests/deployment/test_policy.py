@@ -25,17 +25,8 @@ from client_app.facts import bank_facts
 from client_app.trial import OF_ROWS, WAYS_OUT
 from fedfinlora.compose import compose
 from fedfinlora.config.schema import Config
-from fedfinlora.deployment.policy import (
-    RULES,
-    BankSettings,
-    Policy,
-    Work,
-    broken_rule,
-    declared_sizes,
-    read_settings,
-    rounded_rows,
-    settings_text,
-)
+from fedfinlora.deployment.bank_settings import BankSettings, declared_sizes, read_settings, rounded_rows, settings_text
+from fedfinlora.deployment.policy import RULES, Policy, Work, broken_rule
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.model.embedded import embedded_folder
 from fedfinlora.model.files import model_sha256
@@ -75,6 +66,9 @@ def work(*words: str, steps: int = 2, rows: int = 8, today: int = 0, hour: int =
         ({"max_rank": 0}, work("peft.rank=400"), ""),
         ({"max_steps_per_round": 1}, work(steps=2), "max_steps_per_round"),
         ({"max_rows_per_round": 7}, work(rows=8), "max_rows_per_round"),
+        ({"max_processes": 2}, work("train.processes=2"), ""),
+        ({"max_processes": 2}, work("train.processes=3"), "max_processes"),
+        ({}, work("train.processes=64"), ""),
         ({"max_rounds_per_day": 3}, work(today=2), ""),
         ({"max_rounds_per_day": 3}, work(today=3), "max_rounds_per_day"),
         ({"privacy": ("example",)}, work(), "privacy"),

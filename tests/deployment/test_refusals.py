@@ -19,8 +19,8 @@ from keys import Consortium
 import client_app.signed
 from client_app.signed import signed_file
 from fedfinlora.commands.bank import history as show_history
+from fedfinlora.deployment.bank_settings import SETTINGS
 from fedfinlora.deployment.metrics import BankMetrics, page
-from fedfinlora.deployment.policy import SETTINGS
 from fedfinlora.privacy import history
 from fedfinlora.privacy.history import Event, read_history, record, refuses_unread, unread
 from fedfinlora.provenance.evidence import RoundEvidence, ServerKeys
@@ -147,7 +147,7 @@ def test_the_history_says_how_many_were_refused_unread(
         record(file, Event("run", 1, "refused", code="policy-max_rank"))
     refuses_unread(file)
     show_history(asked.home)
-    assert "1 more requests were refused unread" in capsys.readouterr().out
+    assert "refused unread, not listed: 1 request" in capsys.readouterr().out
     monkeypatch.setattr(history, "PAUSE_S", 0.0)
     record(file, Event("run", 2, "sent"))
     show_history(asked.home)

@@ -348,7 +348,7 @@ def test_equal_prompts_are_asked_once_and_scored_each(tmp_path: Path) -> None:
         fpb_config(),
         tmp_path,
         rows,
-        lambda event, **fields: events.append(fields.get("rows_done", -1)),
+        lambda event: events.append(getattr(event, "rows_done", -1)),
     )["base"]
     assert model.calls == ["a", "b"]
     assert metrics["scores"]["fpb"]["n"] == 4

@@ -14,6 +14,7 @@ from scored import metrics_of_records
 
 from data.catalog import BENCHMARKS
 from data.rows import Row
+from data.sources.flare import reference_of
 from eval.metrics.averages import headline_score
 from eval.metrics.benchmark import summarise
 from eval.metrics.compare import compare_records
@@ -34,16 +35,22 @@ TARGETS = {
     "number": ["5.0", "7.5"],
     "formula": ["1 / 3", "7 / 2"],
     "text": ["a term", "another"],
+    "flare_number": ["0.5", "yes"],
+    "entities": ["Ann Lee, PER", "Alba, LOC"],
 }
 
 
 def rows_of(key: str) -> tuple[list[Row], list[str]]:
     """Rows of a benchmark, and answers of which the first is right and the last is none."""
-    targets = [*TARGETS[BENCHMARKS[key].parser], TARGETS[BENCHMARKS[key].parser][0]]
+    benchmark = BENCHMARKS[key]
+    targets = list(TARGETS.get(benchmark.parser) or benchmark.labels[:2])
+    targets.append(targets[0])
+    prompts = [f"Question {place}\nText: Ann Lee of Alba\nAnswer:" for place in range(len(targets))]
     rows = [
-        Row(f"{key}/test/{place:06d}", key, f"Question {place}\nAnswer:", target)
-        for place, target in enumerate(targets)
-    ]
+        Row(f"{key}/test/{place:06d}", key, prompt, target,
+            reference=reference_of(prompt, target) if benchmark.parser == "entities" else "")
+        for place, (prompt, target) in enumerate(zip(prompts, targets, strict=True))
+    ]  # fmt: skip
     return rows, [targets[0], targets[0], ""]
 
 
@@ -78,7 +85,8 @@ def test_an_answer_is_read_once_and_never_again_from_its_record(key: str, parsed
 @pytest.mark.parametrize("key", [key for key, benchmark in BENCHMARKS.items() if SCORERS[benchmark.scorer].judged])
 def test_records_give_the_scores_back(key: str) -> None:
     rows, outputs = rows_of(key)
-    scores = score_answers(BENCHMARKS[key], [row.target for row in rows], outputs)
+    references = [row.reference for row in rows]
+    scores = score_answers(BENCHMARKS[key], [row.target for row in rows], outputs, references=references)
     records, _ = score_rows(BENCHMARKS[key], rows, outputs)
     read = [from_json(RowRecord, json.loads(json.dumps(to_json(record))), key) for record in records]
     assert recorded_scores(BENCHMARKS[key], read) == scores

@@ -22,7 +22,7 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.supercore.task_identity import TaskIdentity
 
 from client_app.app import app
-from fedfinlora.wire.messages import ARRAY_KEY, from_array, to_array
+from fedfinlora.wire.vectors import ARRAY_KEY, from_array, to_array
 
 SERVER_NODE = 1
 RUN_ID = 1

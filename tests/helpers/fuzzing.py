@@ -15,7 +15,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-SECONDS = float(os.environ.get("FUZZ_SECONDS", "6"))
+SECONDS = float(os.environ.get("FUZZ_SECONDS", "3"))
 """How long each test runs."""
 BATCH = 50
 """Examples between two looks at the clock."""
@@ -42,14 +42,15 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 
 
 def for_a_while(strategy: st.SearchStrategy[Any], check: Callable[[Any], None]) -> int:
-    """Draw examples and check each until the time is up; other ones in every batch. Returns how many there were.
+    """Draw examples and check each until the time is up, three batches at least; other ones in every batch. Returns how
+    many there were.
 
     Without FUZZ_SECONDS the seeds are fixed, so that a run in continuous integration finds what the last one found.
     """
     fixed = "FUZZ_SECONDS" not in os.environ
     began, count = time.monotonic(), 0
-    batch = 0 if fixed else int(time.time())
-    while time.monotonic() - began < SECONDS:
+    batch = first = 0 if fixed else int(time.time())
+    while time.monotonic() - began < SECONDS or batch < first + 3:
         batch += 1
 
         @settings(max_examples=BATCH, database=None, derandomize=False)

@@ -22,12 +22,14 @@ from tiny_runs import write_lines
 from client_app.facts import BankFacts, bank_facts
 from fedfinlora.compose import compose
 from fedfinlora.config.schema import Config
-from fedfinlora.deployment.policy import BankSettings, Policy, settings_text
+from fedfinlora.deployment.bank_settings import BankSettings, settings_text
+from fedfinlora.deployment.policy import Policy
 from fedfinlora.model.loading import get_session, initial_adapter
 from fedfinlora.privacy.history import read_history
 from fedfinlora.privacy.ledger import read_lines
 from fedfinlora.run.origin import source_fingerprint
-from fedfinlora.wire.messages import ARRAY_KEY, TrainRequest, from_array, pack_request, to_array
+from fedfinlora.wire.messages import TrainRequest, pack_request
+from fedfinlora.wire.vectors import ARRAY_KEY, from_array, to_array
 
 ROWS, FEW, DECLARED = 61, 3, 60
 """Rows of the tasks fpb and fiqa, and what is declared of the former. One row of fpb is shorter than all others."""

@@ -25,11 +25,12 @@ from tiny_runs import write_rows
 from wiretap import Tap
 
 from fedfinlora.cli import main
-from fedfinlora.commands import bank, coordinator_setup
+from fedfinlora.commands import bank_setup, coordinator_setup
 from fedfinlora.compose import compose
+from fedfinlora.deployment.bank_settings import BankSettings, settings_text
 from fedfinlora.deployment.certificates import issue_bank, make_node_key, open_authority, tls_key, write_private
 from fedfinlora.deployment.flower_link import free_port
-from fedfinlora.deployment.policy import BankSettings, Policy, settings_text
+from fedfinlora.deployment.policy import Policy
 from fedfinlora.deployment.reach import CERTIFICATE, TLS_KEY
 from fedfinlora.privacy.history import read_history
 from fedfinlora.system.family import end_family
@@ -246,7 +247,7 @@ def _end(one: socket.socket) -> None:
 def enrolls(home: Path, folder: Path, name: str) -> None:
     """Enrol the bank of a folder at the coordinator of `home`, and give it its certificate."""
     coordinator_setup.enroll(home, folder / "node.key.pub", name)
-    bank.accept(folder, home / "enrolled" / f"{name}.crt")
+    bank_setup.accept(folder, home / "enrolled" / f"{name}.crt")
 
 
 def certifies(folder: Path, name: str, authority: Path, days: int = 10) -> None:

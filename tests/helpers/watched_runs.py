@@ -13,13 +13,14 @@ from pathlib import Path
 
 from report_runs import make_run, round_record
 
+from fedfinlora.deployment.bank_settings import SETTINGS, BankSettings, settings_text
 from fedfinlora.deployment.certificates import issue_server, issue_signing, make_authority
-from fedfinlora.deployment.policy import SETTINGS, BankSettings, settings_text
 from fedfinlora.deployment.run_list import note_run
 from fedfinlora.files import write_bytes, write_json
 from fedfinlora.privacy.head import Head
 from fedfinlora.privacy.history import Event, history_file, record
 from fedfinlora.privacy.ledger_files import write_head
+from fedfinlora.run.events import BankDone, BanksDrawn, Phase, RoundDone, RoundStart, RunDone, RunStart
 from fedfinlora.run.progress import EventWriter
 
 HOSTILE = "<b>bank & co</b>"
@@ -30,14 +31,20 @@ RULE = "The bank's policy does not allow an adapter of this rank (rule: max_rank
 def bank_done(
     events: EventWriter, number: int, bank: str, status: str = "ok", code: str = "", reason: str = ""
 ) -> None:
-    figures = {"rows": 160, "train_loss": 2.0 / number, "seconds": 5.5, "rows_per_s": 29.0, "tokens_per_s": 800.0}
-    events.write("bank_done", round=number, bank=bank, status=status, code=code, reason=reason, **figures)
+    events.write(
+        BankDone(
+            round=number, bank=bank, status=status, code=code, reason=reason,
+            rows=160, train_loss=2.0 / number, seconds=5.5, rows_per_s=29.0, tokens_per_s=800.0,
+        )
+    )  # fmt: skip
 
 
 def run_start(events: EventWriter, name: str, rounds: int, process: int) -> None:
     events.write(
-        "run_start", run=name, model="smollm2-135m", peft="lora", strategy="fedavg", rounds=rounds, banks=2, run_dir="",
-        mode="federated", process=process,
+        RunStart(
+            run=name, model="smollm2-135m", peft="lora", strategy="fedavg", rounds=rounds, banks=2, run_dir="",
+            mode="federated", process=process,
+        )
     )  # fmt: skip
 
 
@@ -64,13 +71,13 @@ def finished(folder: Path) -> Path:
     with EventWriter(folder / "progress.jsonl") as events:
         run_start(events, folder.name, 3, 1)
         for number in (1, 2, 3):
-            events.write("round_start", round=number)
-            events.write("banks_drawn", round=number, banks=["bank-0", "bank-1"])
+            events.write(RoundStart(round=number))
+            events.write(BanksDrawn(round=number, banks=("bank-0", "bank-1")))
             bank_done(events, number, "bank-0")
             refused = {"status": "error", "code": "policy-max_rank", "reason": RULE} if number == 3 else {}
             bank_done(events, number, "bank-1", **refused)
-            events.write("round_done", round=number, train_loss=2.4 / number, holdout_loss=2.6 / number, seconds=12.1)
-        events.write("run_done", status="completed", reason="", run_dir="", report="")
+            events.write(RoundDone(round=number, train_loss=2.4 / number, holdout_loss=2.6 / number, seconds=12.1))
+        events.write(RunDone(status="completed"))
     return folder
 
 
@@ -83,14 +90,14 @@ def going_on(folder: Path, process: int) -> Path:
     (folder / "rounds.jsonl").write_text(json.dumps(line) + "\n")
     with EventWriter(folder / "progress.jsonl") as events:
         run_start(events, folder.name, 4, 1)
-        events.write("round_start", round=1)
+        events.write(RoundStart(round=1))
         bank_done(events, 1, "bank-0")
         bank_done(events, 1, "bank-1")
-        events.write("round_done", round=1, train_loss=2.4, holdout_loss=2.6, seconds=12.1)
+        events.write(RoundDone(round=1, train_loss=2.4, holdout_loss=2.6, seconds=12.1))
         run_start(events, folder.name, 4, process)
-        events.write("phase", name="training")
-        events.write("round_start", round=2)
-        events.write("banks_drawn", round=2, banks=["bank-1", HOSTILE])
+        events.write(Phase(name="training"))
+        events.write(RoundStart(round=2))
+        events.write(BanksDrawn(round=2, banks=("bank-1", HOSTILE)))
         bank_done(events, 2, HOSTILE, status="late", code="late", reason="<script>alert(1)</script>")
     return folder
 

@@ -138,6 +138,40 @@ def test_weights_are_unpacked_only_if_a_quarter_of_the_memory_holds_them(
     assert ["Linear4bit" in kind for kind in kinds] == [False, True, True]
 
 
+@pytest.mark.parametrize(
+    ("unpack", "banks", "free_share", "unpacks"),
+    [
+        ("auto", 1, 4.0, True),
+        ("auto", 1, 3.9, False),
+        ("auto", 2, 7.9, False),
+        ("auto", 2, 8.0, True),
+        ("yes", 2, 0.0, True),
+        ("no", 1, 100.0, False),
+    ],
+)
+def test_gpus_unpack_4_bit_weights_where_a_quarter_holds_them(
+    monkeypatch: pytest.MonkeyPatch, unpack: str, banks: int, free_share: float, unpacks: bool
+) -> None:
+    """On a CPU, with the GPU's rule: as many bytes free as `free_share` times the copies need."""
+    model, _ = load_base(tiny_config(NF4_PACKED).model)
+    before = logits_of_base(model)
+    packed = [module for module in model.modules() if type(module).__name__ == "Linear4bit"]
+    needed = sum(4 * module.in_features * module.out_features for module in packed)  # type: ignore[operator]
+    monkeypatch.setattr(quantized, "free_bytes", lambda device: free_share * needed)
+    monkeypatch.setenv("FEDFINLORA_WORKERS_PER_GPU", str(banks))
+    quantized.unpack_on_gpus(model, unpack)
+    left = [module for module in model.modules() if type(module).__name__ == "Linear4bit"]
+    assert len(left) == (0 if unpacks else len(packed) > 0) * len(packed)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert torch.equal(logits_of_base(model), before)
+
+
+def logits_of_base(model: nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(input_ids=torch.arange(2, 12)[None]).logits
+    return found
+
+
 # --- one load -------------------------------------------------------------------------------------
 
 

@@ -21,7 +21,8 @@ from client_app.bank import RoundReply, train_round
 from client_app.facts import BankFacts, bank_facts
 from fedfinlora.cli import main
 from fedfinlora.config.schema import Config
-from fedfinlora.deployment.policy import BankSettings, Policy, settings_text
+from fedfinlora.deployment.bank_settings import BankSettings, settings_text
+from fedfinlora.deployment.policy import Policy
 from fedfinlora.model.loading import get_session, initial_adapter
 from fedfinlora.privacy.head import Head
 from fedfinlora.privacy.history import read_history

@@ -324,7 +324,7 @@ def test_the_app_bundle_holds_code_configuration_and_the_sample_alone(tracked_co
     names = [name for name in zipfile.ZipFile(bundle).namelist() if not name.startswith(".info/")]
     assert [name for name in names if not PRODUCT_FILE.fullmatch(name)] == []
     assert "notes.py" not in names
-    assert sum(name.startswith("data/sample/") and name.endswith(".jsonl") for name in names) == 38
+    assert sum(name.startswith("data/sample/") and name.endswith(".jsonl") for name in names) == 50
     assert {"client_app/app.py", "server_app/app.py", "conf/config.yaml", "fedfinlora/wire/messages.py"} <= set(names)
     content = b"".join(zipfile.ZipFile(bundle).read(name) for name in names)
     assert b'"secret"' not in content

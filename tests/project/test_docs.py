@@ -37,7 +37,7 @@ from data.catalog import BENCHMARKS
 from fedfinlora.cli import parser
 from fedfinlora.commands.bench import bench
 from fedfinlora.commands.simulate import prepare
-from fedfinlora.compose import PROJECT_ROOT, compose
+from fedfinlora.compose import PROJECT_ROOT, compose, compose_stages
 from fedfinlora.config.schema import Config
 from fedfinlora.config.strategy import STRATEGIES
 from fedfinlora.config.values import describe
@@ -121,7 +121,9 @@ def test_the_words_of_every_command_compose(command: Command) -> None:
     options = parser().parse_args(command.words[3:])
     words = [word for word in options.overrides if not word.startswith("resume=")]
     banks = getattr(options, "banks", None)
-    config = compose([*words, *([f"banks={banks}"] if banks else [])])
+    words += [f"banks={banks}"] if banks else []
+    stages = compose_stages(words)
+    config = stages[0].config if stages else compose(words)
     assert banks in (None, config.banks)
 
 
@@ -204,12 +206,13 @@ def test_the_benchmarks_reference_is_what_the_entries_say() -> None:
 def test_every_benchmark_is_in_the_reference_once_and_nowhere_else() -> None:
     lines = benchmarks_reference.render().split("## General financial tasks")[1].splitlines()
     for key, entry in BENCHMARKS.items():
-        about, answers, published = (line for line in lines if line.startswith(f"| `{key}` |"))
+        about, answers, *published = (line for line in lines if line.startswith(f"| `{key}` |"))
         stems = [*entry.train_files, *([entry.merged_train_file] if entry.merged_train_file else [])]
         assert all(f"`{stem}`" in about for stem in [*stems, entry.test_file])
         assert all(f"| {text} |" in about for text in (entry.title, entry.source, entry.licence, entry.notes))
         assert f"| {entry.budget_tokens} | `{entry.parser}` | `{entry.scorer}`" in answers
-        assert published.count("/") == len(entry.published) == 6
+        if entry.is_published:
+            assert published[0].count("/") == len(entry.published) == 6
     text = (PROJECT_ROOT / "docs" / "data.md").read_text("utf-8")
     assert "](benchmarks.md)" in text
     assert "| `fpb` |" not in text
@@ -231,13 +234,13 @@ def test_the_configuration_reference_has_every_key_and_every_option() -> None:
 
 def test_allowed_values_in_the_reference_come_from_the_checks() -> None:
     from fedfinlora.config.dataset import PartitionConfig
-    from fedfinlora.config.peft import PeftConfig
+    from fedfinlora.config.peft import PEFT_METHODS, PeftConfig
     from fedfinlora.config.strategy import StrategyConfig
     from fedfinlora.config.train import TrainConfig
 
     assert config_reference.allowed(PeftConfig) == {
-        "method": "`lora`, `qlora`, `dora`, `rslora`, `lora_xs`", "rank": "> 0", "alpha": "> 0",
-        "dropout": "in [0, 1)", "target_modules": "not empty",
+        "method": ", ".join(f"`{name}`" for name in PEFT_METHODS), "rank": "> 0", "alpha": "> 0",
+        "dropout": "in [0, 1)", "target_modules": "not empty", "group_size": "> 1",
     }  # fmt: skip
     assert config_reference.allowed(PartitionConfig)["alpha"] == "> 0"
     assert config_reference.allowed(StrategyConfig)["fraction_train"] == "in (0, 1]"

@@ -46,7 +46,8 @@ from fedfinlora.provenance.signatures import (
 from fedfinlora.provenance.signatures import (
     REQUEST as REQUEST_PURPOSE,
 )
-from fedfinlora.wire.messages import BankError, RejectedReply, pack_error, pack_reply, pack_requests, to_arrays
+from fedfinlora.wire.messages import BankError, RejectedReply, pack_error, pack_reply, pack_requests
+from fedfinlora.wire.vectors import to_arrays
 
 BANKS = ("bank-1", "bank-2")
 

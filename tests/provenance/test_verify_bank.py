@@ -358,7 +358,7 @@ def test_a_history_that_is_older_than_the_record_is_not_proven(
     older = {**first, "time": "2020-01-01T00:00:00+0000", "run": "older", "outcome": "begun"}
     file.write_text(json.dumps(older) + "\n" + file.read_text())
     assert verify(home, ca) == 3
-    assert "1 of its lines are older than the record" in capsys.readouterr().out
+    assert "older than the record" in capsys.readouterr().out
 
 
 def test_an_answer_that_the_bank_was_killed_before_is_no_lie(

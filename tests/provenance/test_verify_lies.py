@@ -328,7 +328,7 @@ def test_numbers_that_nothing_binds_are_not_proven(
     run = Runs(made[0] / "rows", tmp_path).start("small", "peft=lora_xs", "peft.rank=2", rounds=1)
     assert verify(run) == 3
     assert "NOT PROVEN" in (said := capsys.readouterr().out)
-    assert "adapters: LoRA-XS is saved as the LoRA that it equals" in said
+    assert "adapters: peft=lora_xs is saved as what it equals in PEFT" in said
 
 
 def test_another_best_adapter_is_named(liar: Liar, capsys: pytest.CaptureFixture[str]) -> None:

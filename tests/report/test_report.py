@@ -25,9 +25,9 @@ from fedfinlora.report.reading import read_run, read_runs
 from fedfinlora.report.reproduce import command_line
 from fedfinlora.report.scores import mean_accuracy_bounds
 from fedfinlora.report.systems import systems_of
-from fedfinlora.report.values import flatten
 from fedfinlora.run.comparison import BenchmarkComparison, Compared, Comparison, MeanDifference, MetricDifference
 from fedfinlora.run.evaluation import BenchmarkMetrics, ConfusionMatrix, RowRecord
+from fedfinlora.run.folder import flatten
 from fedfinlora.run.typed import from_json
 
 

@@ -9,10 +9,12 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -84,33 +86,24 @@ def kill_all(run: Path, program: str) -> None:
         process.kill()
 
 
-ENDINGS: dict[str, tuple[Callable[[subprocess.Popen[str], Path], object], str, str]] = {
-    "the terminal is closed": (lambda process, run: process.send_signal(signal.SIGHUP), "stopped", "interrupted"),
-    "SuperLink killed": (
-        lambda process, run: kill_all(run, "flower-superlink"),
-        "failed",
-        "",
-    ),
-    "guardian killed": (
-        lambda process, run: kill_all(run, "guardian.py"),
-        "failed",
-        "",
-    ),
-    "Ray killed": (lambda process, run: kill_all(run, "raylet/raylet"), "failed", ""),
-    "command killed": (lambda process, run: process.kill(), "failed", "the command that followed the run was killed"),
+ENDINGS: dict[str, tuple[Callable[[subprocess.Popen[str], Path], object], str]] = {
+    "SuperLink killed": (lambda process, run: kill_all(run, "flower-superlink"), ""),
+    "guardian killed": (lambda process, run: kill_all(run, "guardian.py"), ""),
+    "Ray killed": (lambda process, run: kill_all(run, "raylet/raylet"), ""),
+    "command killed": (lambda process, run: process.kill(), "the command that followed the run was killed"),
 }
 
 
 @pytest.mark.parametrize("how", ENDINGS)
 def test_nothing_is_left_and_the_folder_says_how_it_ended(one_round: Path, how: str) -> None:
-    end, status, reason = ENDINGS[how]
+    end, reason = ENDINGS[how]
     process, run = begun(one_round, how.replace(" ", "-"))
     end(process, run)
     code, _, err = finish(process)
     assert code != 0
     assert_nothing_left(run)
     result = result_of(run)
-    assert result["status"] == status
+    assert result["status"] == "failed"
     assert result["reason"]
     assert reason in result["reason"]
     assert f"simulate resume={run}" in err.rstrip().splitlines()[-1]
@@ -185,10 +178,12 @@ class TestDetached:
         assert "nonsense" in error_of(err)
 
     def test_a_detached_baseline_gives_the_bytes_of_one_with_a_terminal(self, place: Path, rows: Path) -> None:
+        """Also where the option is abbreviated: it starts one process."""
         own = overrides(rows, place, name="alone")
         assert main(["centralized", *own]) == 0
-        status, _, err = cli("centralized", *overrides(rows, place, name="far"), "--detach")
+        status, out, err = cli("centralized", *overrides(rows, place, name="far"), "--deta")
         assert status == 0, err
+        assert out.splitlines()[0] == f"run folder: {place / 'far'}"
         status, _, err = cli("attach", str(place / "far"))
         assert status == 0, err
         assert same_run(place / "alone", place / "far")
@@ -211,13 +206,6 @@ class TestDetached:
         assert status == 2
         assert "--detach goes with simulate, demo, centralized, local, evaluate" in err
 
-    def test_an_abbreviated_detach_starts_one_process(self, place: Path, rows: Path) -> None:
-        status, out, err = cli("centralized", *overrides(rows, place, name="short"), "--deta")
-        assert status == 0, err
-        assert out.splitlines()[0] == f"run folder: {place / 'short'}"
-        status, _, err = cli("attach", str(place / "short"))
-        assert status == 0, err
-
     def test_an_evaluation_leaves_its_terminal(self, place: Path, rows: Path) -> None:
         scored = overrides(rows, place, "evaluation.benchmarks=[fpb]", name="scored far")
         status, out, err = cli("evaluate", *scored, "--detach")
@@ -228,15 +216,57 @@ class TestDetached:
         assert result_of(place / "scored far")["status"] == "completed"
 
 
-@pytest.mark.parametrize("number", [signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM])
-def test_a_baseline_ends_in_good_order_on_every_signal(place: Path, rows: Path, number: signal.Signals) -> None:
-    process = start("centralized", *words(rows, place, number.name))
-    run = place / number.name
+def test_a_baseline_ends_in_good_order_when_it_is_asked_to(place: Path, rows: Path) -> None:
+    process = start("centralized", *words(rows, place, "asked"))
+    run = place / "asked"
     wait_for(process, (run / "rounds.jsonl").is_file)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     status, _, err = finish(process)
     assert status == 1
     assert f"resume with: python -m fedfinlora centralized resume={run}" in error_of(err)
+    assert result_of(run)["status"] == "stopped"
+
+
+@contextmanager
+def sent_when(file: Path, number: signal.Signals) -> Iterator[None]:
+    """Send this process a signal as soon as a file is there."""
+    over = threading.Event()
+
+    def sends() -> None:
+        while not file.is_file() and not over.wait(0.02):
+            pass
+        os.kill(os.getpid(), number)
+
+    sender = threading.Thread(target=sends)
+    sender.start()
+    try:
+        yield
+    finally:
+        over.set()
+        sender.join()
+
+
+@contextmanager
+def handled(number: signal.Signals, handler: Any) -> Iterator[None]:
+    """Another handler of a signal, as whoever starts a command may have set it."""
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGQUIT, signal.SIGHUP])
+def test_a_closed_terminal_ends_a_baseline_in_good_order(
+    place: Path, rows: Path, capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    """In this process; what is not heeded would come here."""
+    unheeded: list[int] = []
+    run = place / number.name
+    with handled(number, lambda *given: unheeded.append(number)), sent_when(run / "rounds.jsonl", number):
+        status = main(["centralized", *words(rows, place, number.name)])
+    assert (status, unheeded) == (1, [])
+    assert f"resume with: python -m fedfinlora centralized resume={run}" in error_of(capsys.readouterr().err)
     assert result_of(run)["status"] == "stopped"
 
 
@@ -254,11 +284,8 @@ def test_a_closed_pipe_ends_a_run_in_good_order(place: Path, rows: Path) -> None
 
 
 def test_nohup_is_heeded(place: Path, rows: Path) -> None:
-    process = subprocess.Popen(
-        ["nohup", sys.executable, "-m", "fedfinlora", "centralized", *overrides(rows, place, name="nohup")],
-        cwd=Path(__file__).parents[2], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True,
-    )  # fmt: skip
-    wait_for(process, (place / "nohup" / "progress.jsonl").is_file)
-    process.send_signal(signal.SIGHUP)
-    assert finish(process)[0] == 0
+    """It starts a command with SIGHUP ignored."""
+    run = place / "nohup"
+    with handled(signal.SIGHUP, signal.SIG_IGN), sent_when(run / "progress.jsonl", signal.SIGHUP):
+        assert main(["centralized", *overrides(rows, place, name="nohup")]) == 0
+    assert result_of(run)["status"] == "completed"

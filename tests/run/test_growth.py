@@ -29,6 +29,7 @@ from fedfinlora.deployment import run_list
 from fedfinlora.deployment.run_list import note_run, watched_runs
 from fedfinlora.files import append_line, write_bytes
 from fedfinlora.run.checkpoint import Checkpoint, latest_round, load_checkpoint, save_checkpoint
+from fedfinlora.run.events import RoundDone
 from fedfinlora.run.folder import config_fingerprint
 from fedfinlora.run.progress import EventWriter, ProgressState
 from fedfinlora.run.retention import forget_old_rounds
@@ -246,7 +247,7 @@ class TestCaches:
     def test_the_time_left_needs_the_last_rounds_only(self) -> None:
         state = ProgressState()
         for number in range(1, 100):
-            state.update({"event": "round_done", "round": number, "seconds": float(number)})
+            state.update(RoundDone(round=number, seconds=float(number)))
         assert state.round_seconds == [95.0, 96.0, 97.0, 98.0, 99.0]
 
     def test_a_banks_rows_stay_within_their_bytes(self, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
+from fedfinlora.run.events import Load
 from fedfinlora.run.monitor import Monitor, line_of, reader, summary
 from fedfinlora.run.progress import ProgressState
-from fedfinlora.run.progress_display import plain_line
+from fedfinlora.run.progress_lines import plain_line
 
 
 def test_shares_are_means_and_memory_is_the_highest() -> None:
@@ -35,11 +37,11 @@ def test_a_machine_without_a_gpu_has_no_field_for_one() -> None:
     found = reader()()
     assert {"cpu_share", "rss_gib", "memory_gib"} <= set(found)
     assert found["rss_gib"] > 0
-    assert "None" not in line_of(found)
+    assert "None" not in line_of(Load(**found))
 
 
 def test_a_gpus_load_is_a_line_of_the_log() -> None:
-    event = {"event": "load", "t": 0.0, "round": 2, "of": "round", "cpu_share": 0.5, "rss_gib": 1.0}
+    event = Load(round=2, of="round", cpu_share=0.5, rss_gib=1.0)
     assert plain_line(event, ProgressState(rounds=3)) == ""
-    shown = plain_line({**event, "gpu_share": 0.9, "gpu_memory_gib": 21.0}, ProgressState(rounds=3))
+    shown = plain_line(replace(event, gpu_share=0.9, gpu_memory_gib=21.0), ProgressState(rounds=3))
     assert shown == "round 2/3 round: CPU 50 %, 1.0 GiB, GPU 90 %, 21.0 GiB"

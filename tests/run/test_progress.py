@@ -17,15 +17,16 @@ import pytest
 from rich.console import Console
 
 from fedfinlora.errors import UserError
-from fedfinlora.report.tensorboard import TensorBoardWriter, round_scalars, write_events
+from fedfinlora.report.tensorboard import TensorBoardWriter, round_scalars
 from fedfinlora.run.evaluation import BenchmarkMetrics, Estimate
+from fedfinlora.run.events import KINDS, Event, Message, RoundDone, RoundStart, Step, bank_done, event_json, read_event
 from fedfinlora.run.progress import EventWriter, ProgressState, follow
-from fedfinlora.run.progress_display import ProgressDisplay, format_seconds
-from fedfinlora.run.records import BankEntry, RoundLine
-from fedfinlora.run.typed import to_json
+from fedfinlora.run.progress_display import ProgressDisplay
+from fedfinlora.run.progress_lines import format_seconds
+from fedfinlora.run.records import BankEntry, BankPrivacy, BankTimings, RoundLine
 
 
-def events_of_a_run() -> list[dict[str, Any]]:
+def events_of_a_run() -> list[Event]:
     """Two banks, two rounds of 10 seconds; the base evaluation takes 5 seconds, bank-1 is rejected in round 2."""
     start = {"run": "demo", "model": "smollm2-135m", "peft": "lora", "strategy": "fedavg", "rounds": 2, "banks": 2}
     ok = {
@@ -39,46 +40,52 @@ def events_of_a_run() -> list[dict[str, Any]]:
     }
     done = {"train_loss": 1.4, "holdout_loss": 1.6, "seconds": 10.0, "bytes_up": 100, "bytes_down": 100}
     scoring = {"benchmark": "fpb", "index": 1, "of": 2, "rows": 24}
-    return [
-        {"t": 0.0, "event": "run_start", **start, "run_dir": "/runs/demo", "mode": "federated"},
-        {"t": 1.0, "event": "phase", "name": "evaluating base"},
-        {"t": 1.0, "event": "evaluate", "label": "base", **scoring, "rows_done": 0},
-        {"t": 6.0, "event": "evaluate_done", "label": "base", "scores": {"fpb": 0.2, "fiqa": 0.3}},
-        {"t": 6.0, "event": "phase", "name": "training"},
-        {"t": 6.0, "event": "trainable", "parameters": 460800, "answer_tokens": 900, "rows": 320},
-        {"t": 6.0, "event": "round_start", "round": 1},
-        {"t": 11.0, "event": "bank_done", "round": 1, "bank": "bank-0", **ok},
-        {"t": 16.0, "event": "bank_done", "round": 1, "bank": "bank-1", **ok},
-        {"t": 16.0, "event": "round_done", "round": 1, **done},
-        {"t": 16.0, "event": "round_start", "round": 2},
-        {"t": 21.0, "event": "bank_done", "round": 2, "bank": "bank-0", **ok},
-        {
-            "t": 26.0,
-            "event": "bank_done",
-            "round": 2,
-            "bank": "bank-1",
-            "status": "rejected",
-            "reason": "norm\x1b[2J\nfake line",
-        },
-        {"t": 26.0, "event": "round_done", "round": 2, **done},
-        {"t": 26.0, "event": "evaluate", "label": "final", **scoring, "rows_done": 0},
-        {"t": 31.0, "event": "evaluate_done", "label": "final", "scores": {"fpb": 0.7, "fiqa": 0.4}},
-        {
-            "t": 31.0,
-            "event": "run_done",
-            "status": "completed",
-            "reason": "",
-            "run_dir": "/runs/demo",
-            "report": "/runs/demo/report.html",
-        },
-    ]
+    return read(
+        [
+            {"t": 0.0, "event": "run_start", **start, "run_dir": "/runs/demo", "mode": "federated"},
+            {"t": 1.0, "event": "phase", "name": "evaluating base"},
+            {"t": 1.0, "event": "evaluate", "label": "base", **scoring, "rows_done": 0},
+            {"t": 6.0, "event": "evaluate_done", "label": "base", "scores": {"fpb": 0.2, "fiqa": 0.3}},
+            {"t": 6.0, "event": "phase", "name": "training"},
+            {"t": 6.0, "event": "trainable", "parameters": 460800, "answer_tokens": 900, "rows": 320},
+            {"t": 6.0, "event": "round_start", "round": 1},
+            {"t": 11.0, "event": "bank_done", "round": 1, "bank": "bank-0", **ok},
+            {"t": 16.0, "event": "bank_done", "round": 1, "bank": "bank-1", **ok},
+            {"t": 16.0, "event": "round_done", "round": 1, **done},
+            {"t": 16.0, "event": "round_start", "round": 2},
+            {"t": 21.0, "event": "bank_done", "round": 2, "bank": "bank-0", **ok},
+            {
+                "t": 26.0,
+                "event": "bank_done",
+                "round": 2,
+                "bank": "bank-1",
+                "status": "rejected",
+                "reason": "norm\x1b[2J\nfake line",
+            },
+            {"t": 26.0, "event": "round_done", "round": 2, **done},
+            {"t": 26.0, "event": "evaluate", "label": "final", **scoring, "rows_done": 0},
+            {"t": 31.0, "event": "evaluate_done", "label": "final", "scores": {"fpb": 0.7, "fiqa": 0.4}},
+            {
+                "t": 31.0,
+                "event": "run_done",
+                "status": "completed",
+                "reason": "",
+                "run_dir": "/runs/demo",
+                "report": "/runs/demo/report.html",
+            },
+        ]
+    )
+
+
+def read(events: list[dict[str, Any]]) -> list[Event]:
+    return [event for values in events if (event := read_event(values))]
 
 
 def finished() -> bool:
     return True
 
 
-def shown(events: list[dict[str, Any]], terminal: bool) -> str:
+def shown(events: list[Event], terminal: bool) -> str:
     out = io.StringIO()
     with ProgressDisplay(Console(file=out, force_terminal=terminal, width=100), clock=lambda: 20.0) as display:
         for event in events:
@@ -88,19 +95,39 @@ def shown(events: list[dict[str, Any]], terminal: bool) -> str:
 
 def test_written_events_are_followed_in_order(tmp_path: Path) -> None:
     with EventWriter(tmp_path / "run" / "progress.jsonl", clock=lambda: 7.0) as writer:
-        writer.write("round_start", round=1)
-        writer.write("message", level="info", text="ünï\ncode")
+        writer.write(RoundStart(round=1))
+        writer.write(Message(level="info", text="ünï\ncode"))
     assert list(follow(tmp_path / "run", finished, poll_s=0)) == [
-        {"t": 7.0, "event": "round_start", "round": 1},
-        {"t": 7.0, "event": "message", "level": "info", "text": "ünï\ncode"},
+        RoundStart(t=7.0, round=1),
+        Message(t=7.0, level="info", text="ünï\ncode"),
     ]
 
 
 def test_numbers_that_json_lacks_become_null_and_foreign_ones_plain(tmp_path: Path) -> None:
     with EventWriter(tmp_path / "progress.jsonl") as writer:
-        writer.write("round_done", train_loss=float("nan"), seconds=np.float32(1.5), rows=np.int64(3), run_dir=tmp_path)
+        numbers: dict[str, Any] = {"seconds": np.float32(1.5), "bytes_up": np.int64(3), "best_round": tmp_path}
+        writer.write(RoundDone(train_loss=float("nan"), **numbers))
     event = json.loads((tmp_path / "progress.jsonl").read_text())
-    assert (event["train_loss"], event["seconds"], event["rows"], event["run_dir"]) == (None, 1.5, 3, str(tmp_path))
+    found = (event["train_loss"], event["seconds"], event["bytes_up"], event["best_round"])
+    assert found == (None, 1.5, 3, str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.event)
+def test_an_event_is_read_as_it_was_written(kind: type[Event]) -> None:
+    for event in (kind(), kind(t=3.0)):
+        values = event_json(event)
+        assert list(values)[:2] == ["t", "event"]
+        assert read_event(json.loads(json.dumps(values))) == event
+
+
+def test_a_private_bank_has_its_epsilon_in_place_of_rows_and_speed() -> None:
+    timing = BankTimings(train_s=2.0, tokens_per_s=30.0)
+    plain = event_json(bank_done(1, BankEntry("north", "ok", rows=8, train_loss=1.5), timing))
+    assert (plain["rows"], plain["rows_per_s"]) == (8, 4.0)
+    assert "epsilon_spent" not in plain
+    private = event_json(bank_done(1, BankEntry("north", "ok", privacy=BankPrivacy(8.0, None, 1e-5)), timing))
+    assert (private["epsilon_planned"], private["epsilon_spent"], private["delta"]) == (8.0, None, 1e-5)
+    assert not {"rows", "train_loss", "seconds", "rows_per_s", "tokens_per_s"} & set(private)
 
 
 def test_threads_never_mix_their_lines(tmp_path: Path) -> None:
@@ -108,7 +135,7 @@ def test_threads_never_mix_their_lines(tmp_path: Path) -> None:
 
         def write_many(bank: int) -> None:
             for step in range(100):
-                writer.write("step", bank=f"bank-{bank}", step=step, padding="x" * 500)
+                writer.write(Message(level=f"bank-{bank}", text=f"{step:500}"))
 
         threads = [threading.Thread(target=write_many, args=(bank,)) for bank in range(4)]
         for thread in threads:
@@ -118,7 +145,8 @@ def test_threads_never_mix_their_lines(tmp_path: Path) -> None:
     events = list(follow(tmp_path, finished, poll_s=0))
     assert len(events) == 400
     for bank in range(4):
-        assert [event["step"] for event in events if event["bank"] == f"bank-{bank}"] == list(range(100))
+        of_bank = [event for event in events if isinstance(event, Message) and event.level == f"bank-{bank}"]
+        assert [int(event.text) for event in of_bank] == list(range(100))
 
 
 def test_follow_waits_for_the_file_and_for_the_end_of_a_line(tmp_path: Path) -> None:
@@ -140,7 +168,7 @@ def test_follow_waits_for_the_file_and_for_the_end_of_a_line(tmp_path: Path) -> 
         happenings.pop(0)()
         return not happenings
 
-    assert [event["event"] for event in follow(file, stop, poll_s=0)] == ["round_start", "run_done"]
+    assert [event.event for event in follow(file, stop, poll_s=0)] == ["round_start", "run_done"]
 
 
 def test_follow_can_skip_what_an_earlier_attempt_wrote(tmp_path: Path) -> None:
@@ -148,8 +176,8 @@ def test_follow_can_skip_what_an_earlier_attempt_wrote(tmp_path: Path) -> None:
     file.write_text('{"event": "run_start"}\n')
     start_byte = file.stat().st_size
     with EventWriter(file) as writer:
-        writer.write("round_start", round=2)
-    assert [event["event"] for event in follow(file, finished, start_byte=start_byte)] == ["round_start"]
+        writer.write(RoundStart(round=2))
+    assert [event.event for event in follow(file, finished, start_byte=start_byte)] == ["round_start"]
 
 
 def test_unwritable_file_is_a_user_error(tmp_path: Path) -> None:
@@ -162,7 +190,7 @@ def test_unwritable_file_is_a_user_error(tmp_path: Path) -> None:
 def test_full_disk_is_a_user_error() -> None:
     writer = EventWriter(Path("/dev/full"))
     with pytest.raises(UserError, match="No space left"):
-        writer.write("round_start", round=1)
+        writer.write(RoundStart(round=1))
 
 
 def test_plain_output_is_one_line_an_event_without_control_characters() -> None:
@@ -199,8 +227,10 @@ def test_events_of_unknown_names_or_without_fields_are_passed_over() -> None:
         "run_start phase trainable round_start bank_done round_done evaluate evaluate_done step message run_done "
         "sunrise"
     )
-    shown([{"event": name} for name in names.split()], terminal=False)
-    shown([{"event": name} for name in names.split()], terminal=True)
+    events = read([{"event": name, "round": "x", "t": None} for name in names.split()])
+    assert len(events) == 11
+    shown(events, terminal=False)
+    shown(events, terminal=True)
 
 
 def state_after(count: int) -> ProgressState:
@@ -224,9 +254,7 @@ def test_time_left_counts_the_rounds_to_come_and_the_final_evaluation() -> None:
 def test_time_left_of_a_centralized_run_comes_from_its_steps() -> None:
     state = ProgressState()
     for step, t in ((1, 10.0), (2, 12.0), (3, 14.0)):
-        state.update(
-            {"t": t, "event": "step", "bank": "pooled", "step": step, "steps": 10, "loss": 1.0, "tokens_per_s": 5.0}
-        )
+        state.update(Step(t=t, step=step, steps=10, loss=1.0, tokens_per_s=5.0))
     assert state.seconds_left(14.0) == 14.0
 
 
@@ -272,12 +300,12 @@ def read_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-def test_events_of_a_finished_run_are_read_back_from_tensorboard(tmp_path: Path) -> None:
-    (tmp_path / "rounds.jsonl").write_text("".join(json.dumps(to_json(round_of(number))) + "\n" for number in (1, 2)))
-    scores = {"base": {"fpb": {"accuracy": 0.25}}, "final": {"fiqa": {"accuracy": 0.75}}}
-    (tmp_path / "result.json").write_text(json.dumps({"scores": scores}))
-    write_events(tmp_path)
-    write_events(tmp_path)  # again, not once more
+def test_what_a_run_writes_is_read_back_from_tensorboard(tmp_path: Path) -> None:
+    with TensorBoardWriter(tmp_path) as writer:
+        writer.add_scores({"fpb": BenchmarkMetrics(estimates={"accuracy": Estimate(0.25)})}, step=0)
+        for number in (1, 2):
+            writer.add_round(round_of(number))
+        writer.add_scores({"fiqa": BenchmarkMetrics(estimates={"accuracy": Estimate(0.75)})}, step=2)
     scalars = read_scalars(tmp_path / "tensorboard")
     assert scalars["loss/train"] == [(1, 1.0), (2, 0.5)]
     assert scalars["accuracy/fpb"] == [(0, 0.25), (1, 0.5), (2, 0.5)]

@@ -13,9 +13,10 @@ from flwr.common.constant import ErrorCode
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedfinlora.wire.messages import PART_NUMBERS, from_arrays, to_arrays
+from fedfinlora.wire.vectors import PART_NUMBERS, from_arrays, to_arrays
+from server_app.exchange import PROCESS_DIED
 from server_app.guarded_grid import BANKS_CODES, NO_REPLY, Coming, as_reply, put_together
-from server_app.rounds import PROCESS_DIED, UNREADABLE
+from server_app.rounds import UNREADABLE
 
 PIECE_BYTES = 2**18
 

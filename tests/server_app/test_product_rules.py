@@ -314,6 +314,14 @@ def test_flora_keeps_the_exact_mean_and_begins_again() -> None:
         assert 0 < np.abs(a[0]).max() <= 1 / math.sqrt(D_IN)
 
 
+def test_rosa_is_residual_in_a_phase_and_flora_at_its_end() -> None:
+    start, updates = trained_only(drawn(0), 2), [trained_only(drawn(bank), 2) for bank in (1, 2)]
+    shown = [step_of(name, start, updates, residual_rank=2).adapter for name in ("residual", "flora")]
+    for phase_rounds, wanted in ((2, shown[0]), (1, shown[1])):
+        state = step_of("rosa", start, updates, residual_rank=2, phase_rounds=phase_rounds)
+        np.testing.assert_array_equal(state.adapter, wanted)
+
+
 def test_hetlora_weighs_banks_by_the_length_of_their_product() -> None:
     """Banks of ranks 1, 2 and 3: what they do not have is zero in their adapters."""
     start, updates = drawn(0), []

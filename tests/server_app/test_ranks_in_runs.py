@@ -5,6 +5,9 @@ PEFT.
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +15,25 @@ import numpy as np
 import pytest
 from fake_grid import only, with_delta
 from flwr.app import Message
-from round_runs import Runs, raising
+from round_runs import Runs
 from tiny_runs import adapter_bytes, rounds_of, write_rows
 
-import server_app.rounds
+from client_app.facts import bank_facts
 from fedfinlora.compose import compose
 from fedfinlora.config.schema import Config
+from fedfinlora.deployment.bank_settings import BankSettings, settings_text
+from fedfinlora.deployment.policy import Policy, Work, broken_rule
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.model.embedded import embedded_folder
 from fedfinlora.model.loading import get_session
 from fedfinlora.provenance.deltas import delta_file, start_file
 from fedfinlora.run.checkpoint import load_checkpoint
+from fedfinlora.run.folder import read_config
 from fedfinlora.train.own_columns import foreign_rank, start_of
-from server_app.strategies import strategy_of
+from server_app.own_ranks import with_announced
+from server_app.replies import Replies
+from server_app.strategies import rule_of, strategy_of
+from server_app.strategies.strategy import ServerState
 
 RESIDUAL = ("strategy=residual", "peft=rslora", "peft.rank=6", "strategy.residual_rank=4", "peft.alpha=6")
 
@@ -85,25 +94,6 @@ def test_the_saved_residual_run_is_the_exact_mean_in_plain_peft(runs: Runs) -> N
     assert (saved - plain).abs().max() > 100 * (saved - expected).abs().max()
 
 
-def test_a_residual_run_resumed_in_its_middle_gives_the_same_bytes(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = runs.start("whole", *RESIDUAL, rounds=3)
-    take_step = server_app.rounds.take_step
-    with monkeypatch.context() as patched:
-        patched.setattr(
-            server_app.rounds,
-            "take_step",
-            lambda rule, state, replies: (
-                raising(UserError("stop"))() if state.round == 1 else take_step(rule, state, replies)
-            ),
-        )
-        with pytest.raises(UserError, match="stop"):
-            runs.start("broken", *RESIDUAL, rounds=3)
-    resumed = runs.resume(runs.folder / "broken")
-    assert adapter_bytes(resumed) == adapter_bytes(whole)
-    one, other = (load_checkpoint(run).arrays["residual_lost"] for run in (whole, resumed))
-    np.testing.assert_array_equal(one, other)
-
-
 def test_banks_of_other_ranks_are_padded_and_a_wrong_rank_is_rejected(runs: Runs) -> None:
     """bank-0 trains two of four ranks. In round 2 bank-1 answers as if it had bank-0's words, bank-0 with all ranks."""
     mixed = ("strategy=hetlora", "peft.rank=4", "strategy.ranks=[bank-0:2]", "strategy.keep_deltas=true")
@@ -127,6 +117,100 @@ def test_banks_of_other_ranks_are_padded_and_a_wrong_rank_is_rejected(runs: Runs
     [wrong] = [bank for bank in lines[1]["banks"] if bank["bank"] == "bank-0"]
     assert (wrong["status"], wrong["code"]) == ("rejected", "rank")
     assert wrong["reason"] == "The update has more than the 2 ranks that strategy.ranks announces for the bank."
+
+
+class OwnRanks(Runs):
+    """bank-0 has rank 2 in its bank.yaml, bank-1 none."""
+
+    def nodes(self, banks: int) -> dict[int, dict[str, Any]]:
+        nodes = super().nodes(banks)
+        return {node: {**own, **({"rank": 2} if own["partition-id"] == 0 else {})} for node, own in nodes.items()}
+
+
+def test_banks_announce_their_own_ranks_and_updates_are_checked(rows: Path, tmp_path: Path) -> None:
+    runs = OwnRanks(rows, tmp_path)
+    words = ("strategy=flexlora", "peft.rank=4")
+    announced = runs.start("announced", *words, "strategy.keep_deltas=true", rounds=1)
+    assert read_config(announced).strategy.ranks == ("bank-0:2",)
+    listed = Runs(rows, tmp_path).start("listed", *words, "strategy.ranks=[bank-0:2]", rounds=1)
+    assert adapter_bytes(listed) == adapter_bytes(announced)
+    config = runs.config("other", *words)
+    local = vector(start_file(announced)) + vector(delta_file(announced, 1, "bank-0"))
+    assert all(not layer.of(local)[0][2:].any() for layer in get_session(config).layout.layers)
+
+    def all_ranks(message: Message, reply: Message) -> Any:
+        return Message(with_delta(reply, lambda delta: delta + np.float32(1e-3)), reply_to=message)
+
+    run = runs.start("wrong", *words, rounds=1, tamper=only("bank-0", all_ranks))
+    assert [bank["code"] for bank in rounds_of(run)[0]["banks"]] == ["rank", ""]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("strategy=fedavg",), "bank-0 trains rank 2 (rank in its bank.yaml), and strategy=fedavg gives every bank"),
+        (("strategy=hetlora", "strategy.ranks=[bank-0:3]"), "strategy.ranks has 3 for it. Change one of them."),
+        (("strategy=hetlora", "peft.rank=1"), "the run's banks train 1 at most. Raise peft.rank."),
+    ],
+)
+def test_a_rank_other_than_announced_is_refused_by_the_banks_name(words: tuple[str, ...], message: str) -> None:
+    config = composed("peft.rank=4", *words)
+    with pytest.raises(UserError, match=re.escape(message)):
+        with_announced(config, {"bank-0": 2, "bank-1": config.peft.rank})
+
+
+def test_a_resumed_run_keeps_the_ranks_that_it_began_with() -> None:
+    begun = composed("strategy=hetlora", "peft.rank=4", "strategy.ranks=[bank-0:2]")
+    resumed = replace(begun, resume="run")
+    assert with_announced(resumed, {"bank-0": 2, "bank-1": 4}) is resumed
+    with pytest.raises(UserError, match=r"bank-1 trains rank 3 .* the run began with 4 for it"):
+        with_announced(resumed, {"bank-0": 2, "bank-1": 3})
+
+
+@pytest.mark.parametrize(("rank", "rule"), [(0, ""), (2, ""), (4, "rank")])
+def test_a_bank_refuses_a_request_for_another_rank_than_its_own(rank: int, rule: str) -> None:
+    config = composed("strategy=hetlora", "peft.rank=8", "strategy.ranks=[north:2]")
+    policy = Policy(models=(config.model.path,))
+    own = Work(config, 0, 0, 0, datetime(2026, 1, 1), bank="north", rank=rank)
+    assert broken_rule(policy, own) == rule
+
+
+def test_a_deployed_banks_rank_is_that_of_its_bank_yaml(tmp_path: Path) -> None:
+    file = tmp_path / "bank.yaml"
+    file.write_text(settings_text(BankSettings(name="north", data=str(tmp_path), rank=4)))
+    assert bank_facts({"settings": str(file)}).rank == 4
+    with pytest.raises(ConfigError, match="rank must be 0"):
+        BankSettings(name="north", data=str(tmp_path), rank=-1)
+
+
+def test_residual_keeps_what_banks_of_other_ranks_averaged() -> None:
+    """Ranks 1 and 3 of 3, by dense products: the mean of the banks' own products, without loss."""
+    config = composed("strategy=residual", "peft.rank=9", "strategy.residual_rank=6", "strategy.ranks=[bank-0:1]")
+    layout, rng = get_session(config).layout, np.random.default_rng(3)
+    adapter = rng.normal(size=layout.size).astype(np.float32)
+    for layer in layout.layers:
+        a, b = layer.of(adapter)
+        a[3:], b[:, 3:] = 0, 0
+    starts = [start_of(adapter, layout, config, bank) for bank in ("bank-0", "bank-1")]
+    locals_ = []
+    for rank, start in zip((1, 3), starts, strict=True):
+        local = start.copy()
+        for layer in layout.layers:
+            a, b = layer.of(local)
+            a[:rank] += rng.normal(size=a[:rank].shape).astype(np.float32)
+            b[:, :rank] += rng.normal(size=b[:, :rank].shape).astype(np.float32)
+        locals_.append(local)
+    updates = [local - adapter for local in locals_]
+    assert [foreign_rank(update, adapter, layout, config, f"bank-{at}") for at, update in enumerate(updates)] == [
+        "",
+        "",
+    ]
+    replies = Replies(("bank-0", "bank-1"), (1.0, 1.0), (), lambda block: [update[block] for update in updates], layout)
+    state = rule_of(config.strategy, 3).aggregate(ServerState(0, adapter), replies)
+    for layer in layout.layers:
+        dense = sum(np.matmul(*reversed(layer.of(one.astype(np.float64)))) for one in locals_) / 2
+        a, b = layer.of(state.adapter.astype(np.float64))
+        np.testing.assert_allclose(b @ a, dense, atol=1e-4)
 
 
 def test_nan_in_one_factor_only_is_rejected_and_the_round_closes(runs: Runs) -> None:
@@ -161,8 +245,8 @@ def test_what_moved_ranks_that_no_bank_trains_is_named() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("strategy=residual", "strategy.residual_rank=0"), r"residual_rank and strategy=residual or flora go toge"),
-        (("strategy=fedavg", "strategy.residual_rank=2"), r"residual_rank and strategy=residual or flora go toge"),
+        (("strategy=residual", "strategy.residual_rank=0"), r"residual_rank and strategy=residual or flora"),
+        (("strategy=fedavg", "strategy.residual_rank=2"), r"residual_rank and strategy=residual or flora"),
         (("strategy=residual", "strategy.residual_rank=4"), r"at least one of peft.rank=4 is trained"),
         ((*RESIDUAL, "train.weight_decay=0.1"), r"weight_decay=0.1: it would shrink"),
         (("strategy=residual", "strategy.residual_rank=2", "peft=dora"), r"peft=dora: it works on A and B"),

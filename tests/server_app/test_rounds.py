@@ -28,10 +28,11 @@ import client_app.app
 from fedfinlora.config.strategy import StrategyConfig
 from fedfinlora.errors import UserError
 from fedfinlora.model import loading as models
-from fedfinlora.wire.messages import FLAT_FLOAT32, BankError
+from fedfinlora.wire.messages import BankError
 from fedfinlora.wire.reasons import SAFE_REASONS
+from fedfinlora.wire.vectors import FLAT_FLOAT32
+from server_app.exchange import roster
 from server_app.federated import run_federated
-from server_app.rounds import roster
 from server_app.strategies import rule_of
 
 MARKER = "ZEBRA7731"

@@ -231,6 +231,7 @@ OWN_SETTINGS: dict[str, dict[str, Any]] = {
     "fltrust": {"root_bank": "bank-0"},
     "residual": {"residual_rank": 2},
     "flora": {"residual_rank": 2},
+    "rosa": {"residual_rank": 2},
 }
 
 

@@ -53,14 +53,6 @@ def test_a_run_trains_b_then_a_exactly_and_sends_half(tmp_path: Path) -> None:
     assert verify(run) != 1
 
 
-def test_a_run_stopped_in_the_middle_gives_the_same_bytes(tmp_path: Path) -> None:
-    runs = Runs(write_rows(tmp_path / "rows"), tmp_path)
-    whole = runs.start("whole", *ROLORA, rounds=3)
-    with pytest.raises(KeyboardInterrupt):
-        runs.start("run", *ROLORA, rounds=3, tamper=interrupted_in_round_2)
-    assert same_run(runs.resume(tmp_path / "run"), whole)
-
-
 def interrupted_in_round_2(bank: str, message: Message, reply: Message) -> Message:
     if bank == "bank-1" and message.metadata.group_id == "2":
         raise KeyboardInterrupt

@@ -17,7 +17,8 @@ import client_app.prepared_rows
 import client_app.privacy_plan
 from client_app.facts import BankFacts, bank_facts
 from client_app.prepared_rows import bank_rows
-from fedfinlora.deployment.policy import BankSettings, Policy, settings_text
+from fedfinlora.deployment.bank_settings import BankSettings, settings_text
+from fedfinlora.deployment.policy import Policy
 from fedfinlora.errors import UserError
 from fedfinlora.model.loading import get_session
 from fedfinlora.privacy.cohorts import CUSTOMER_BIT, hash_rows

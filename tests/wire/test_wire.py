@@ -25,9 +25,6 @@ from fedfinlora.model.adapter import Layout
 from fedfinlora.privacy.head import Head
 from fedfinlora.wire.messages import (
     ALWAYS_SENT,
-    ARRAY_KEY,
-    FLAT_FLOAT32,
-    PART_NUMBERS,
     RANGES,
     REVEALABLE,
     BankError,
@@ -38,11 +35,11 @@ from fedfinlora.wire.messages import (
     pack_reply,
     pack_request,
     pack_requests,
-    to_array,
     unpack_reply,
     unpack_request,
 )
 from fedfinlora.wire.reasons import SAFE_REASONS, UNKNOWN, UNKNOWN_REASON
+from fedfinlora.wire.vectors import ARRAY_KEY, FLAT_FLOAT32, PART_NUMBERS, to_array
 
 
 def with_array(
@@ -306,10 +303,10 @@ def arrives(name: str, value: Any) -> Any:
         raw_set(content.config_records["reply"], name, value)
         found = unpack_reply(content, LAYOUT, 0).ledger
         return found and found.number
-    content = pack_request(REQUEST)
-    if name == "round":
+    content = pack_request(replace(REQUEST, silent=name == "silent"))
+    if name in ("round", "silent"):
         raw_set(content.config_records["request"], name, value)
-        return unpack_request(content).round
+        return getattr(unpack_request(content), name)
     assert name == "ledger-heads"
     head = {"hash": "a" * 64, **({} if value is None else {"number": value})}
     content.config_records["request"][name] = json.dumps({"bank-1": head})
@@ -348,7 +345,9 @@ def test_every_figure_that_crosses_is_in_the_table() -> None:
         if not isinstance(value, str)
     }
     asked = {
-        key for key, value in pack_request(REQUEST).config_records["request"].items() if not isinstance(value, str)
+        key
+        for key, value in pack_request(replace(REQUEST, silent=True)).config_records["request"].items()
+        if not isinstance(value, str)
     }
     assert FIGURE_NAMES | head | asked | {"ledger-heads"} == set(RANGES)
     assert {known.sender for name, known in RANGES.items() if name in FIGURE_NAMES | head} == {"bank"}
@@ -400,7 +399,7 @@ def test_a_figure_out_of_its_range_or_type_is_refused_by_name(name: str, what: s
     if name == "train_loss" and what == "NaN":
         assert rejected(reply(replace(FIGURES, train_loss=math.nan))).code == "not-finite"
         return
-    if may_be(name, what):
+    if may_be(name, what) or (name == "silent" and value is None):  # a round that is not silent does not have it
         arrives(name, value)
         return
     with pytest.raises((RejectedReply, BankError)) as error:

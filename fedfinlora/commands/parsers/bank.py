@@ -43,17 +43,18 @@ def add(commands: Any) -> None:
 
 def call(options: argparse.Namespace) -> int:
     """Run the action."""
-    from fedfinlora.commands import bank
+    from fedfinlora.commands import bank, bank_setup
     from fedfinlora.deployment.watching import Listen
 
     home = options.home.expanduser().absolute()
     if options.action == "init":
         authority, budget = options.ca, options.budget_epsilon
-        return bank.init(home, options.name, options.data, options.coordinator, authority, options.overrides, budget)
+        names = (options.name, options.data, options.coordinator)
+        return bank_setup.init(home, *names, authority, options.overrides, budget)
     if options.action == "accept":
-        return bank.accept(home, options.certificate)
+        return bank_setup.accept(home, options.certificate)
     if options.action == "try":
-        return bank.try_plan(home, options.plan, options.step)
+        return bank_setup.try_plan(home, options.plan, options.step)
     if options.action == "start":
         return bank.start(home, Listen(options.metrics_port, options.metrics_listen), worker=not options.no_worker)
     act = {"status": bank.status, "history": bank.history}

@@ -36,7 +36,9 @@ def add(commands: Any) -> None:
     pooled = "a run of `centralized` on the same rows"
     command = _command(commands, "explain", summary, more, run="a federated run", pooled=pooled)
     command.add_argument("--output", type=Path, metavar="DIR", help="where runs in between go (default: RUN-explained)")
-    command.add_argument("--causes", default="", metavar="A,B", help="of steps, optimiser, averaging, skew, privacy")
+    command.add_argument(
+        "--causes", default="", metavar="A,B", help="of steps, optimiser, averaging, skew, privacy, product"
+    )
     command.add_argument("--json", type=Path, metavar="FILE", help="also write every figure as JSON")
     command.set_defaults(call=call_explain)
 

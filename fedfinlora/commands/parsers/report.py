@@ -19,8 +19,15 @@ def add(commands: Any) -> None:
     command.add_argument("runs", nargs="+", metavar="RUN", help="folders or names of runs")
     command.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the first run's folder")
     command.add_argument(
-        "--export", type=Path, metavar="DIR", help="also write scores.csv, .md, .tex and figures/*.svg into DIR"
+        "--export",
+        type=Path,
+        metavar="DIR",
+        help="also write tables and figures into DIR: CSV, Markdown, LaTeX, SVG, and for papers PNG and PDF",
     )
+    command.add_argument(
+        "--figure", action="append", default=[], metavar="NAME",
+        help="with --export: write only this figure or table for papers again (may be repeated)",
+    )  # fmt: skip
     command.set_defaults(call=call)
 
 
@@ -29,4 +36,4 @@ def call(options: argparse.Namespace) -> int:
     from fedfinlora.commands.report import report
     from fedfinlora.run.which_run import folder_or_run
 
-    return report([folder_or_run(run) for run in options.runs], options.output, options.export)
+    return report([folder_or_run(run) for run in options.runs], options.output, options.export, options.figure)

@@ -7,7 +7,7 @@ PEFT's LoRA. FFA-LoRA (Sun et al. 2024), peft.freeze_a=true, trains B alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from fedfinlora.config.model import ModelConfig
 from fedfinlora.config.peft import PeftConfig
+from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError
 from fedfinlora.seeds import derive_seed
 
@@ -29,6 +31,40 @@ A, B = ".lora_A.weight", ".lora_B.weight"
 """Ends of the saved names of a layer's A, (rank, d_in), and B, (d_out, rank)."""
 MAGNITUDE = ".lora_magnitude_vector"
 """End of the saved name of DoRA's magnitudes, (d_out,)."""
+
+
+def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """(path, layer) of each of PEFT's LoRA layers in a model; what hangs below them may be replaced meanwhile."""
+    for path, module in list(model.named_modules()):
+        if ADAPTER_NAME in getattr(module, "lora_B", {}):
+            yield path, module
+
+
+def mark_rates(model: nn.Module, ratio: float) -> None:
+    """LoRA+ (Hayou, Ghosh, Yu 2024, arXiv 2402.12354): B learns at `ratio` times A's rate; DoRA's magnitudes
+    too, as in PEFT.
+
+    `fedfinlora.train.optimizers` reads the mark, an attribute of the parameter.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and ratio != 1 and (".lora_B." in name or parameter.ndim == 1):
+            parameter.rate_factor = ratio  # type: ignore[attr-defined]
+
+
+def plain_config(peft: PeftConfig, flags: Mapping[str, bool], model: ModelConfig) -> dict[str, Any]:
+    """The keyword arguments of `peft.LoraConfig`."""
+    return {
+        "r": peft.rank,
+        "lora_alpha": peft.alpha,
+        "lora_dropout": peft.dropout,
+        "target_modules": sorted(peft.target_modules),
+        "use_dora": False,
+        "use_rslora": False,
+        **flags,
+        "bias": "none",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": model.path,
+    }
 
 
 @dataclass(frozen=True)
@@ -45,6 +81,12 @@ class Lora:
     """How the saved names of trained tensors end."""
     drawn: ClassVar[tuple[str, ...]] = (A, B)
     """Those that `start` sets; the others begin as they were built."""
+    whole: ClassVar[bool] = True
+    """Whether a saved folder has the trained tensors under their own names: else `recovered` tells what it has."""
+    peft_type: ClassVar[str] = "LORA"
+    """The kind of adapter in PEFT that the saved folder is."""
+    saved_ends: ClassVar[tuple[str, ...]] = (A, B, MAGNITUDE)
+    """How the names of tensors in the saved folder end."""
 
     @property
     def needs_base(self) -> bool:
@@ -84,6 +126,12 @@ class Lora:
                     a.copy_(drawn)
                     b.zero_()
 
+    def first(self, session: Any, config: Config, start: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Where a run starts, (layout.size,) float32, made of `start`, which adds nothing, of public rows or of weights
+        that the server alone needs. The banks receive it.
+        """
+        return start
+
     def adds_nothing(self, trained: Tensors) -> bool:
         """Whether the model with these tensors is the base model. False where that cannot be read off them, as with a
         method that does not train B, or DoRA, whose magnitudes count too.
@@ -91,9 +139,23 @@ class Lora:
         ends = [tensor for name, tensor in trained.items() if ".lora_B." in name]
         return bool(ends) and not self.flags.get("use_dora") and not any(tensor.any() for tensor in ends)
 
+    def saved(self, peft: PeftConfig) -> PeftConfig:
+        """The settings with which plain PEFT computes from `exported` what was trained."""
+        return peft
+
+    def folder_config(self, peft: PeftConfig, model: ModelConfig) -> dict[str, Any]:
+        """The keyword arguments of PEFT's configuration of the saved folder, whose kind is `peft_type`."""
+        return plain_config(self.saved(peft), self.flags, model)
+
     def exported(self, trained: Tensors, frozen: Tensors) -> Tensors:
         """The tensors of a folder in the form of `saved_as`. `frozen`: the adapter's tensors that are not trained."""
         return {**frozen, **trained}
+
+    def recovered(self, tensors: Tensors, peft: PeftConfig) -> Tensors | None:
+        """The trained tensors of a folder of `exported`, bit for bit and without the base; None where they cannot be
+        read off it.
+        """
+        return None
 
     def imported(self, tensors: Tensors, frozen: Tensors, file: Path) -> Tensors:
         """The trained tensors of a folder that has the names and shapes of `exported`. UserError where it is of another

@@ -48,6 +48,7 @@ class LoraXs(Lora):
 
     trained = (TRAINED,)
     drawn = ()
+    whole = False
 
     @property
     def needs_base(self) -> bool:

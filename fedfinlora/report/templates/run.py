@@ -18,6 +18,9 @@ TEMPLATE = """
 {{ table(view.evaluations) }}{% if view.models %}{{ pairs("Models evaluated", view.models) }}{% endif %}
 {% endcall %}
 {% endif %}
+{% if view.load.rows %}
+{% call details("Load of the machine", "means of use, highest memory") %}{{ table(view.load) }}{% endcall %}
+{% endif %}
 {% if view.skipped %}
 {% call details("Benchmarks not scored", view.skipped|length|plural("benchmark")) %}
 <ul>{% for title, reason in view.skipped %}<li><b>{{ title }}</b>: {{ reason }}</li>{% endfor %}</ul>

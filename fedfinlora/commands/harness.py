@@ -1,0 +1,31 @@
+"""`harness`: the benchmarks as tasks for lm-evaluation-harness, and the command that asks them."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from eval.harness.tasks import PREFIX, write_tasks
+from fedfinlora.compose import compose
+from fedfinlora.errors import UserError
+from fedfinlora.model.embedded import embedded_folder, is_embedded
+
+
+def harness(folder: Path, adapter: Path | None, overrides: Sequence[str]) -> int:
+    """Write the tasks into `folder`; print how many rows each has, what has none, and the `lm_eval` command."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file. Name a folder for the tasks.")
+    config = compose(overrides)
+    written = write_tasks(folder, config)
+    for task, rows in written.tasks.items():
+        print(f"{task}: {rows} rows")
+    for key, reason in written.skipped.items():
+        print(f"{key} is left out: {reason}")
+    base = config.model.path
+    model = f"pretrained={embedded_folder(base) if is_embedded(base) else base}"
+    if adapter is not None:
+        model += f",peft={adapter.absolute()}"
+    words = ["lm_eval", "--model", "hf", "--model_args", model, "--include_path", str(folder), "--tasks", PREFIX]
+    print(shlex.join([*words, *(["--apply_chat_template"] if config.dataset.chat_template else [])]))
+    return 0

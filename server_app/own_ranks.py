@@ -1,0 +1,40 @@
+"""Banks that train ranks of their own (rank in bank.yaml): what they announce before the first round becomes part of
+the run's configuration, so that every bank knows it and each update is checked against it
+(`fedfinlora.train.own_columns.foreign_rank`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from fedfinlora.config.schema import Config
+from fedfinlora.config.strategy import MIXED_RANK_RULES
+from fedfinlora.errors import UserError
+
+
+def with_announced(config: Config, ranks: Mapping[str, int]) -> Config:
+    """The configuration with the announced `ranks` (bank -> rank) in strategy.ranks.
+
+    UserError names a bank whose rank is another one than strategy.ranks has, a resumed run began with, or a run of one
+    rank for all gives.
+    """
+    strategy, known = config.strategy, config.strategy.declared_ranks()
+    more = {}
+    for bank, rank in sorted(ranks.items()):
+        if rank == config.rank_of(bank):
+            continue
+        own = f"{bank} trains rank {rank} (rank in its bank.yaml), and "
+        if strategy.name not in MIXED_RANK_RULES:
+            raise UserError(
+                f"{own}strategy={strategy.name} gives every bank rank {config.trained_rank}. Choose strategy="
+                f"{', '.join(MIXED_RANK_RULES)}, or peft.rank={rank}."
+            )
+        if bank in known or config.resume:
+            what = "the run began with" if config.resume else "strategy.ranks has"
+            raise UserError(f"{own}{what} {config.rank_of(bank)} for it. Change one of them.")
+        if rank > config.trained_rank:
+            raise UserError(f"{own}the run's banks train {config.trained_rank} at most. Raise peft.rank.")
+        more[bank] = rank
+    entries = (*strategy.ranks, *(f"{bank}:{rank}" for bank, rank in more.items()))
+    return replace(config, strategy=replace(strategy, ranks=entries)) if more else config
