@@ -1,7 +1,7 @@
 """Through real Flower processes, as a person would start them: the truth in the exit status, kill -9 and Ctrl-C,
 nothing left behind.
 
-Six runs in all. Every one has the same rows and settings, so each must end in the bytes of the first.
+Every run has the same rows and settings, so each must end in the bytes of one that is made in this process.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 
 import psutil
 import pytest
+from fake_grid import FakeGrid, simulated_banks
 from flower_processes import (
     PATIENCE_S,
     ROOT,
@@ -35,6 +36,9 @@ from flower_processes import (
     wait_for,
 )
 from tiny_runs import SCORED, adapter_bytes, overrides, result_of, rounds_bytes, rounds_of, same_run, write_rows
+
+from fedfinlora.compose import compose
+from server_app.federated import run_federated
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -93,75 +97,16 @@ def rows(place: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(place: Path, rows: Path) -> Path:
-    """The uninterrupted run that the others are compared with."""
-    status, out, err = simulate(*words(rows, place, "whole"))
-    assert status == 0, err
-    run = place / "whole"
-    assert out.splitlines()[0] == f"run folder: {run}"
-    assert out.rstrip().splitlines()[-1] == f"report: {run / 'report.html'}"
-    assert_nothing_left(run)
-    return run
+    """The uninterrupted run that the others are compared with, made in this process."""
+    config = compose(words(rows, place, "whole"))
+    return run_federated(FakeGrid(simulated_banks(config.banks, place / "states")), config)
 
 
-class TestSimulate:
-    def test_a_run_leaves_what_the_design_says(self, whole: Path) -> None:
-        files = {path.relative_to(whole).as_posix() for path in whole.rglob("*") if path.is_file()}
-        assert {
-            "config.yaml", "manifest.json", "rounds.jsonl", "result.json", "report.html",
-            *(f"adapters/{label}/{name}" for label in ("round_001", "round_002", "round_003", "final")
-              for name in ("adapter_config.json", "adapter_model.safetensors")),
-            *(f"eval/{label}/{name}" for label in ("base", "final") for name in ("fpb.jsonl", "metrics.json")),
-        } <= files  # fmt: skip
-        result = result_of(whole)
-        assert {
-            "schema_version", "mode", "status", "run", "model", "peft", "strategy", "rounds", "banks", "seed",
-            "rows_trained",
-            "tokens_trained", "wall_s", "bytes_up", "bytes_down", "privacy", "scores", "skipped",
-        } <= set(result)  # fmt: skip
-        assert (result["schema_version"], result["mode"], result["status"]) == (1, "federated", "completed")
-        assert (result["rounds"], result["banks"], result["synthetic"]) == (ROUNDS, 2, False)
-        assert result["rows_trained"] == 2 * ROUNDS * STEPS * 4
-        assert set(result["wall_s"]) >= {"total", "train", "evaluate", "aggregate"}
-        assert {
-            "n", "unparsed", "accuracy", "accuracy_ci95", "f1_macro", "f1_weighted", "finlora_accuracy", "finlora_f1",
-        } <= set(result["scores"]["final"]["fpb"])  # fmt: skip
-        row = json.loads((whole / "eval" / "final" / "fpb.jsonl").read_text().splitlines()[0])
-        assert {
-            "id", "prompt_sha256", "target", "output", "parsed", "correct", "finlora_correct", "finlora_ambiguous",
-        } <= set(row)  # fmt: skip
-        assert set(json.loads((whole / "manifest.json").read_text())) >= {
-            "versions",
-            "source_sha256",
-            "data_sha256",
-            "seed",
-        }
-
-    def test_the_adapter_loads_in_plain_peft(self, whole: Path) -> None:
-        from peft import PeftModel
-        from transformers import AutoModelForCausalLM
-
-        from fedfinlora.model.embedded import embedded_folder
-
-        base = AutoModelForCausalLM.from_pretrained(embedded_folder("memory:tiny-random"))
-        model = PeftModel.from_pretrained(base, whole / "adapters" / "final")
-        assert any(parameter.abs().max() > 0 for name, parameter in model.named_parameters() if "lora_B" in name)
-
-    def test_a_failed_app_is_status_1_and_one_line(self, place: Path, rows: Path) -> None:
-        """Flower itself would call this run completed: no row fits the window, so no bank has anything to train on."""
-        status, _, err = simulate(
-            *words(rows, place, "failing", "model.context_tokens=12", "evaluation=none", ONE_WORKER)
-        )
-        run = place / "failing"
-        said = error_of(err)
-        assert status == 1
-        assert re.search(r"Round 1: 0 of 2 replies are usable|context_tokens", said), said
-        assert result_of(run)["status"] == "failed"
-        assert result_of(run)["reason"] in said
-        assert_nothing_left(run)
-
-
-def test_kill_9_of_the_server_and_then_ctrl_c_in_a_round_cost_no_byte(place: Path, rows: Path, whole: Path) -> None:
-    """Each ending says how to resume, and a run resumed twice ends in the bytes of one that was never interrupted."""
+@pytest.fixture(scope="module")
+def interrupted(place: Path, rows: Path) -> Path:
+    """A run of `simulate` whose server is killed in round 2, which is resumed and stopped by Ctrl-C, and resumed to its
+    end. Each ending says how to resume.
+    """
     run = place / "interrupted"
     process = start("simulate", *words(rows, place, "interrupted", ONE_WORKER))
     server = int(wait_for(process, in_the_middle_of_round_2(run))["process"])
@@ -189,12 +134,76 @@ def test_kill_9_of_the_server_and_then_ctrl_c_in_a_round_cost_no_byte(place: Pat
     assert result_of(run)["status"] == "stopped"
     assert_nothing_left(run)
 
-    status, _, err = finish(start(*shlex.split(reported[2])))
+    status, out, err = finish(start(*shlex.split(reported[2])))
     assert status == 0, err
-    assert same_run(whole, run)
-    assert result_of(run)["status"] == "completed"
-    assert result_of(run)["scores"] == result_of(whole)["scores"]
+    assert out.splitlines()[0] == f"run folder: {run}"
+    assert out.rstrip().splitlines()[-1] == f"report: {run / 'report.html'}"
     assert_nothing_left(run)
+    return run
+
+
+class TestSimulate:
+    def test_a_run_leaves_what_the_design_says(self, interrupted: Path) -> None:
+        files = {path.relative_to(interrupted).as_posix() for path in interrupted.rglob("*") if path.is_file()}
+        assert {
+            "config.yaml", "manifest.json", "rounds.jsonl", "result.json", "report.html",
+            *(f"adapters/{label}/{name}" for label in ("round_001", "round_002", "round_003", "final")
+              for name in ("adapter_config.json", "adapter_model.safetensors")),
+            *(f"eval/{label}/{name}" for label in ("base", "final") for name in ("fpb.jsonl", "metrics.json")),
+        } <= files  # fmt: skip
+        result = result_of(interrupted)
+        assert {
+            "schema_version", "mode", "status", "run", "model", "peft", "strategy", "rounds", "banks", "seed",
+            "rows_trained",
+            "tokens_trained", "wall_s", "bytes_up", "bytes_down", "privacy", "scores", "skipped",
+        } <= set(result)  # fmt: skip
+        assert (result["schema_version"], result["mode"], result["status"]) == (1, "federated", "completed")
+        assert (result["rounds"], result["banks"], result["synthetic"]) == (ROUNDS, 2, False)
+        assert result["rows_trained"] == 2 * ROUNDS * STEPS * 4
+        assert set(result["wall_s"]) >= {"total", "train", "evaluate", "aggregate"}
+        assert {
+            "n", "unparsed", "accuracy", "accuracy_ci95", "f1_macro", "f1_weighted", "finlora_accuracy", "finlora_f1",
+        } <= set(result["scores"]["final"]["fpb"])  # fmt: skip
+        row = json.loads((interrupted / "eval" / "final" / "fpb.jsonl").read_text().splitlines()[0])
+        assert {
+            "id", "prompt_sha256", "target", "output", "parsed", "correct", "finlora_correct", "finlora_ambiguous",
+        } <= set(row)  # fmt: skip
+        assert set(json.loads((interrupted / "manifest.json").read_text())) >= {
+            "versions",
+            "source_sha256",
+            "data_sha256",
+            "seed",
+        }
+
+    def test_the_adapter_loads_in_plain_peft(self, interrupted: Path) -> None:
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM
+
+        from fedfinlora.model.embedded import embedded_folder
+
+        base = AutoModelForCausalLM.from_pretrained(embedded_folder("memory:tiny-random"))
+        model = PeftModel.from_pretrained(base, interrupted / "adapters" / "final")
+        assert any(parameter.abs().max() > 0 for name, parameter in model.named_parameters() if "lora_B" in name)
+
+    def test_a_failed_app_is_status_1_and_one_line(self, place: Path, rows: Path) -> None:
+        """Flower itself would call this run completed: no row fits the window, so no bank has anything to train on."""
+        status, _, err = simulate(
+            *words(rows, place, "failing", "model.context_tokens=12", "evaluation=none", ONE_WORKER)
+        )
+        run = place / "failing"
+        said = error_of(err)
+        assert status == 1
+        assert re.search(r"Round 1: 0 of 2 replies are usable|context_tokens", said), said
+        assert result_of(run)["status"] == "failed"
+        assert result_of(run)["reason"] in said
+        assert_nothing_left(run)
+
+
+def test_kill_9_of_the_server_and_then_ctrl_c_in_a_round_cost_no_byte(interrupted: Path, whole: Path) -> None:
+    """A run resumed twice ends in the bytes of one that was never interrupted."""
+    assert same_run(whole, interrupted)
+    assert result_of(interrupted)["status"] == "completed"
+    assert result_of(interrupted)["scores"] == result_of(whole)["scores"]
 
 
 def free_port() -> int:

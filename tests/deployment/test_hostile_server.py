@@ -395,9 +395,12 @@ USED_LIES = (
     "asks for the head's layer, whose update names the tokens of the rows",
     "sends an adapter of NaN", "sends an adapter of 1e30, on which every loss is infinite",
     "names a run by a path", "shows a line of the ledger that the bank never wrote", "has other code",
+    "asks for delta 0.99", "asks for a step of plain sgd without noise", "asks for a thousand steps",
+    "asks for sgd under noise", "sends an adapter of another layout", "asks for round 99 of 4",
+    "sends a configuration that is none",
 )  # fmt: skip
-"""Which of the lies are used in the rounds of a real run, one each: of every kind of outcome and of every part of a
-request at least one. All of them reach the same ClientApp in `test_a_lie_gets_nothing_that_is_not_accounted_for`.
+"""Which of the lies are used in the rounds of a real run, one each: of every code and of every part of a request at
+least one. All of them reach the same ClientApp in `test_a_lie_gets_nothing_that_is_not_accounted_for`.
 """
 
 
@@ -443,6 +446,7 @@ def test_a_lying_server_gets_nothing_and_the_deployment_continues(federation: Fe
     assert command.wait(timeout=580) == 0, aggregator.said("coordinator run")
     lies = {lie.asks: lie for lie in LIES}
     reported = [lies[asks] for asks in USED_LIES]
+    assert {lie.code for lie in reported} == {lie.code for lie in LIES}
     history = read_history(south.bank / "state" / "history" / "south.jsonl")
     ended = [line for line in history if line["outcome"] in ("sent", "refused", "failed")]
     for lie, line, event in zip(reported, rounds_of(run), ended, strict=False):

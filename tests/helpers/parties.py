@@ -38,8 +38,11 @@ from server_app.federated import run_federated
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("model=tiny-random", "model.threads=1")
-HASTY = {"PYTHONPATH": str(Path(__file__).parents[1] / "hasty"), "WAIT_S": "6"}
-"""Who starts with it waits six seconds for an answer, not Flower's thirty."""
+SOON = {"PYTHONPATH": str(Path(__file__).parents[1] / "hasty"), "RETRY_S": "2", "POLL_S": "0.25"}
+"""A bank that starts with it looks for a message four times a second, not every three seconds; where it finds no
+coordinator it tries again after two seconds at the latest, not after twenty."""
+HASTY = {**SOON, "WAIT_S": "6"}
+"""Who starts with it also waits six seconds for an answer, not Flower's thirty."""
 SMALL = ("num_server_rounds=2", "evaluation=none", "train.steps_per_round=2", "train.batch_rows=4")
 
 
@@ -278,9 +281,9 @@ class Federation:
         self.enrolls(self.north, self.port)
         self.enrolls(self.south, self.way.port)
         self.tap.speaks_as(self.south.bank)
-        self.strangers = [self.guest(name, enrolled=True) for name in ("east", "west", "up")]
+        self.strangers = [self.guest(name, enrolled=True) for name in ("east", "west", "up", "drip")]
         self.starts_coordinator()
-        self.north_bank = self.north.starts("bank", "start")
+        self.north_bank = self.north.starts("bank", "start", also=SOON)
         self.south_bank = self.south.starts("bank", "start", also=HASTY)
 
     def starts_coordinator(self, checkout: Path = ROOT) -> None:

@@ -132,8 +132,8 @@ def _decoded(body: bytes, coding: str) -> bytes:
 
 
 def pushed(requests: list[Request]) -> list[Message]:
-    """The messages that a bank has pushed, oldest first, put together by Flower's own readers. Each object that it has
-    pushed must belong to one.
+    """The messages that a bank has pushed as a whole, oldest first, put together by Flower's own readers. Each object
+    that it has pushed must belong to one; of some, all may not have come.
     """
     heads, trees, contents = [], [], {}
     for request in requests:
@@ -146,7 +146,9 @@ def pushed(requests: list[Request]) -> list[Message]:
             contents[push.object_id] = push.object_content
     assert set(contents) <= {part.object_id for tree in trees for part in iterate_object_tree(tree)}
     found = []
-    for head in heads:
+    for head, tree in zip(heads, trees, strict=True):
+        if not {part.object_id for part in iterate_object_tree(tree)} <= set(contents):
+            continue
         message: Any = inflate_object_from_contents(head.metadata.message_id, contents, keep_object_contents=True)
         assert isinstance(message, Message)
         found.append(message)
