@@ -206,7 +206,7 @@ class LocalModel:
         """The answers of transformers' own `generate`, row by row, to check ours against."""
         with self.in_place() as model:
             plain = generate_plainly(model, self._tokens(rows), benchmark.budget_tokens, end_ids(self.session))
-        return [self._text(row, tokens) for row, tokens in zip(rows, plain, strict=True)]
+            return [self._text(row, tokens) for row, tokens in zip(rows, plain, strict=True)]
 
     def compare_labels(
         self, benchmark: Benchmark, rows: Sequence[Row], asked: Sequence[int], on_answer: OnAnswer

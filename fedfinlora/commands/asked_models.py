@@ -1,5 +1,5 @@
-"""The models that `evaluate` is asked for: adapters as `[NAME=]DIR[:TASK,…]`, their labels, and whether a route can join
-them.
+"""The models that `evaluate` is asked for: adapters as `[NAME=]DIR[:TASK,…]`, their labels, and whether a route can
+join them.
 """
 
 from __future__ import annotations

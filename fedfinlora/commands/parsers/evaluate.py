@@ -21,7 +21,7 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--route", action="append", default=[], metavar="ROUTE",
         help="score several adapters as one model too: arrow (each token by those that fit it), task (each benchmark "
-        "by the adapter trained on it), oracle (by the best on the test rows: an upper bound)",
+        "by the adapter trained on it), oracle (by the best on the test rows: the most that task can reach)",
     )  # fmt: skip
     command.add_argument("--detach", action="store_true", help=DETACH_HELP)
     command.add_argument("--base", action="store_true", help="score the untouched base model too, next to the adapters")
