@@ -24,6 +24,8 @@ PROCESS_DIED, MESSAGE_UNAVAILABLE, NODE_UNAVAILABLE, INVALID_FAB = 0, 3, 5, 7
 starts again (`fedfinlora.deployment.flower`), where a bank has gone, and where its gate has refused the app bundle
 (`fedfinlora.deployment.gate`).
 """
+MOST_RANKS = 65_536
+"""That a bank may announce: more than any layer has."""
 
 
 class MessageGrid(Protocol):
@@ -94,9 +96,11 @@ def roster(
             raise UserError(
                 f'Two connected banks are called {name!r}. Give each its own name in its node config: bank="…".'
             )
+        elif not _is_rank(rank := head.get("rank", 1)):
+            refusals.append(f"{name}: its rank is no whole number from 1 to {MOST_RANKS}")
         else:
             banks[name] = node
-            if ranks is not None and isinstance(rank := head.get("rank"), int):
+            if ranks is not None and "rank" in head:
                 ranks[name] = rank
     if strategy.weighting == "declared":
         undeclared = sorted(set(banks) - set(strategy.declared_sizes()))
@@ -113,6 +117,10 @@ def roster(
             f"{'; '.join([*refusals, *gates])}"
         )
     return dict(sorted(banks.items()))
+
+
+def _is_rank(value: object) -> bool:
+    return type(value) is int and 1 <= value <= MOST_RANKS
 
 
 def exchange(

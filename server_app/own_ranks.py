@@ -5,19 +5,21 @@ the run's configuration, so that every bank knows it and each update is checked 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 
 from fedfinlora.config.schema import Config
 from fedfinlora.config.strategy import MIXED_RANK_RULES
-from fedfinlora.errors import UserError
+
+log = logging.getLogger("fedfinlora.server")
 
 
 def with_announced(config: Config, ranks: Mapping[str, int]) -> Config:
     """The configuration with the announced `ranks` (bank -> rank) in strategy.ranks.
 
-    UserError names a bank whose rank is another one than strategy.ranks has, a resumed run began with, or a run of one
-    rank for all gives.
+    A bank whose rank is none that the run can give it is named in a warning, and the run goes on without it: its own
+    rule `rank` refuses each round, and an update of another rank is rejected. No single bank stops the others.
     """
     strategy, known = config.strategy, config.strategy.declared_ranks()
     more = {}
@@ -26,15 +28,18 @@ def with_announced(config: Config, ranks: Mapping[str, int]) -> Config:
             continue
         own = f"{bank} trains rank {rank} (rank in its bank.yaml), and "
         if strategy.name not in MIXED_RANK_RULES:
-            raise UserError(
-                f"{own}strategy={strategy.name} gives every bank rank {config.trained_rank}. Choose strategy="
-                f"{', '.join(MIXED_RANK_RULES)}, or peft.rank={rank}."
+            why = (
+                f"strategy={strategy.name} gives every bank rank {config.trained_rank}. Choose strategy="
+                f"{', '.join(MIXED_RANK_RULES)}, or peft.rank={rank}"
             )
-        if bank in known or config.resume:
+        elif bank in known or config.resume:
             what = "the run began with" if config.resume else "strategy.ranks has"
-            raise UserError(f"{own}{what} {config.rank_of(bank)} for it. Change one of them.")
-        if rank > config.trained_rank:
-            raise UserError(f"{own}the run's banks train {config.trained_rank} at most. Raise peft.rank.")
-        more[bank] = rank
+            why = f"{what} {config.rank_of(bank)} for it. Change one of them"
+        elif rank > config.trained_rank:
+            why = f"the run's banks train {config.trained_rank} at most. Raise peft.rank"
+        else:
+            more[bank] = rank
+            continue
+        log.warning("left out: %s%s.", own, why)
     entries = (*strategy.ranks, *(f"{bank}:{rank}" for bank, rank in more.items()))
     return replace(config, strategy=replace(strategy, ranks=entries)) if more else config

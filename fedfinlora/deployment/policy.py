@@ -14,7 +14,7 @@ from datetime import datetime
 from fedfinlora.config.peft import PEFT_METHODS
 from fedfinlora.config.privacy import PRIVACY_MODES
 from fedfinlora.config.schema import Config
-from fedfinlora.config.train import OPTIMIZERS, TrainConfig
+from fedfinlora.config.train import OPTIMIZERS
 from fedfinlora.errors import ConfigError, choose
 from fedfinlora.privacy.head import SHA256
 from fedfinlora.wire.messages import REVEALABLE
@@ -158,15 +158,23 @@ class Work:
     """Of bank.yaml: ranks that the bank trains; 0 = as many as the run has."""
 
 
-SMALLEST_CLIP, LARGEST_RATE, LARGEST_PULL = 1e-4, 0.1, 10.0
-"""Of train.clip_norm, train.learning_rate and train.proximal_mu: far beyond what anybody trains with. Gradients below
-AdamW's epsilon of 1e-8 make its step the gradient itself; a large pull to the start undoes every row's step but one's.
+SMALLEST_CLIP, LARGEST_RATE, LARGEST_PULL, LARGEST_DECAY = 1e-4, 0.1, 10.0, 0.01
+"""Of train.clip_norm, the learning rate of any factor, train.proximal_mu, and what weight decay takes away in one step:
+far beyond what anybody trains with. Gradients below AdamW's epsilon of 1e-8 make its step the gradient itself; a large
+pull to the start, or a decay near 1, undoes every row's step but the last one's.
 """
 
 
-def _is_sgd(train: TrainConfig) -> bool:
+def _is_sgd(config: Config) -> bool:
     """Whether AdamW's steps would show gradients as those of sgd do, or one row's among many."""
-    return 0 < train.clip_norm < SMALLEST_CLIP or train.learning_rate > LARGEST_RATE or train.proximal_mu > LARGEST_PULL
+    train = config.train
+    rate = train.learning_rate * max(1.0, config.peft.loraplus_ratio)
+    return (
+        0 < train.clip_norm <= SMALLEST_CLIP
+        or rate > LARGEST_RATE
+        or train.proximal_mu > LARGEST_PULL
+        or rate * train.weight_decay > LARGEST_DECAY
+    )
 
 
 RULES: dict[str, Callable[[Policy, Work], bool]] = {
@@ -177,7 +185,7 @@ RULES: dict[str, Callable[[Policy, Work], bool]] = {
     "target_modules": lambda policy, work: not set(work.config.peft.target_modules) <= set(policy.target_modules),
     "optimizer": lambda policy, work: (
         not work.config.privacy.in_the_bank
-        and (work.config.train.optimizer not in policy.optimizer or ("sgd" not in policy.optimizer and _is_sgd(work.config.train)))  # noqa: E501
+        and (work.config.train.optimizer not in policy.optimizer or ("sgd" not in policy.optimizer and _is_sgd(work.config)))  # noqa: E501
     ),
     "datasets": lambda policy,
     work: not _may_train_on(policy.datasets, work.config.dataset.tasks) or work.config.dataset.equalize_tasks,

@@ -36,7 +36,9 @@ def _tested(content: Content) -> list[str]:
     facts = [f"{plural(len(systems), 'system')}: {listed([system.heading for system in systems])}."] if systems else []
     if scored:
         span = f"{count(min(ns))} to {count(max(ns))}" if ns and min(ns) != max(ns) else count(ns[0] if ns else None)
-        facts.append(f"{len(scored)} of {len(catalogue)} benchmarks, {span} answers each.")
+        facts.append(
+            f"{len(scored)} of {len(catalogue)} benchmarks, {span} {'answer' if span == '1' else 'answers'} each."
+        )
     facts.append(f"Model: {listed(list(dict.fromkeys(run.model for run in runs)))}.")
     for run in runs:
         if run.mode == "federated" and run.result.rows_trained:

@@ -277,6 +277,12 @@ def reduced(command: Command, place: Path) -> list[str]:
     more = [*REDUCED, *([] if "output_dir" in named else [f"output_dir={place}/runs"])]
     if words[0] == "evaluate" and "--adapter" in words:
         more = [word for word in more if not word.startswith("peft")]
+    if "experiment=curriculum" in words:  # its stages have these settings, each its own
+        own = ("dataset.tasks", "num_server_rounds", "train.epochs", "peft.target_modules")
+        of_stages = [
+            f"stages.{stage}.{word}" for stage in ("complex", "simple") for word in more if word.startswith(own)
+        ]
+        more = [word for word in more if not word.startswith(own)] + of_stages
     if words[0] == "audit":
         more += ["--canaries", "20"]
     if "privacy=example" in words:  # which holds no rows out

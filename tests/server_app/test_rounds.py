@@ -702,6 +702,12 @@ class TestRoster:
         run = runs.start("run", tamper=named)
         assert [bank["bank"] for bank in rounds_of(run)[0]["banks"]] == ["bank-0"]
 
+    @pytest.mark.parametrize("rank", [-3, 0, 10**15, True, "4"])
+    def test_a_bank_with_an_impossible_rank_is_rejected(self, runs: Runs, rank: Any) -> None:
+        ranked = only("bank-1", lambda message, reply: replaced(with_head(reply, rank=rank), message), "query")
+        run = runs.start("run", rounds=1, tamper=ranked)
+        assert [bank["bank"] for bank in rounds_of(run)[0]["banks"]] == ["bank-0"]
+
     def test_fewer_banks_than_min_banks_is_an_error_after_the_wait(self, runs: Runs) -> None:
         started = time.monotonic()
         with pytest.raises(UserError, match=r"2 of 3 banks are connected after 0\.4 s.*min_banks"):
