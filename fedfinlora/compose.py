@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
+
+import yaml
 
 from fedfinlora.config.schema import Config
 from fedfinlora.config.stages import MIXED, Stage, StagesConfig, stages_of
@@ -82,7 +85,7 @@ def composed_values(overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Stag
         )
     for each in overrides:
         _check_word(each)
-    overrides = _with_stage_words(overrides)
+    overrides = _with_typed_evaluation(_with_stage_words(overrides))
     texts, others = split_text(overrides)
     ConfigStore.instance().store(name="schema", node=_plain_defaults())
     GlobalHydra.instance().clear()
@@ -169,6 +172,20 @@ def _with_stage_words(overrides: Sequence[str]) -> list[str]:
         for word in own:
             choose(word.split("=")[0].split(".")[1], named, "stage")
     return [f"++{word}" if word in own else word for word in overrides]
+
+
+def _with_typed_evaluation(overrides: Sequence[str]) -> list[str]:
+    """A typed `evaluation=OPTION` wins over the values of an experiment, as any typed word does: those of its file
+    follow it, of the last one only. In Hydra an experiment's values come after all options.
+    """
+    words = list(overrides)
+    places = [place for place, word in enumerate(words) if word.startswith("evaluation=")]
+    if not places or not any(word.startswith("experiment=") for word in words):
+        return words
+    option = CONF_FOLDER / "evaluation" / f"{words[places[-1]].removeprefix('evaluation=')}.yaml"
+    values = (yaml.safe_load(option.read_text("utf-8")) if option.is_file() else None) or {}
+    words[places[-1] + 1 : places[-1] + 1] = [f"evaluation.{key}={json.dumps(item)}" for key, item in values.items()]
+    return words
 
 
 def _plain_defaults() -> dict[str, Any]:

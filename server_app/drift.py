@@ -63,23 +63,33 @@ class RoundPlan:
 
     def line(self, line: RoundLine, adapter: Vector) -> Synchronisation:
         """What the round's line says. `adapter`: the global one before the round, (size,) float32."""
+        return self.said(line, adapter.nbytes, norm(adapter))
+
+    def said(self, line: RoundLine, size_bytes: int, length: float) -> Synchronisation:
+        """The same, of an adapter of so many bytes and with this norm."""
         replied = [bank for bank in line.banks if bank.is_ok]
-        whole = adapter.nbytes * (len(line.banks) + len(replied))
+        whole = size_bytes * (len(line.banks) + len(replied))
         distances = [bank.delta_norm or 0.0 for bank in replied]
         saved = whole - line.bytes_up - line.bytes_down
-        return Synchronisation(self.averaged, self.rounds, drift_of(distances, norm(adapter)), saved)
+        return Synchronisation(self.averaged, self.rounds, drift_of(distances, length), saved)
 
 
 def plan_of(folder: Path, number: int, config: Config) -> RoundPlan:
     """Of round `number` (from 1), from what the run's `folder` has of the rounds before it."""
-    lines = read_rounds(folder)
+    last = next((line for line in reversed(read_rounds(folder)) if line.round == number - 1), None)
+    return plan_after(last, number, config, lost_in(folder / "state", number))
+
+
+def plan_after(last: RoundLine | None, number: int, config: Config, lost: frozenset[str] = frozenset()) -> RoundPlan:
+    """Of round `number` (from 1), after the line of the round before. `lost`: the banks that have lost their adapters
+    in a failed attempt.
+    """
     strategy = config.strategy
-    last = next((line for line in reversed(lines) if line.round == number - 1), None)
     since, drift, at_work = 1, 0.0, frozenset[str]()
     if last is not None and last.sync is not None and not last.sync.averaged:
         since = last.sync.rounds + 1
         drift = math.inf if last.sync.drift is None else last.sync.drift
-        at_work = frozenset(bank.bank for bank in last.banks if bank.is_ok) - lost_in(folder / "state", number)
+        at_work = frozenset(bank.bank for bank in last.banks if bank.is_ok) - lost
     averaged = drift >= strategy.drift_limit or since >= strategy.drift_ceiling or number == config.num_server_rounds
     return RoundPlan(averaged, since, at_work)
 

@@ -22,8 +22,8 @@ from fedfinlora.config.schema import Config
 from fedfinlora.config.strategy import REPORTED_WEIGHTS
 from fedfinlora.errors import UserError
 from fedfinlora.logs import about
-from fedfinlora.model.adapter import Layout
-from fedfinlora.model.parts import Part, sent_part
+from fedfinlora.model.adapter import Layout, norm
+from fedfinlora.model.parts import DistanceOnly, Part, sent_part
 from fedfinlora.provenance.deltas import keep_delta
 from fedfinlora.provenance.evidence import RoundEvidence, ServerKeys
 from fedfinlora.provenance.lines import Attempt
@@ -115,8 +115,8 @@ def run_round(
             reply, entry, timing = _taken_in(message, name, request, layout, part, witness, deltas, evidence)
             evidence.outcome(name, entry.code)
             if reply is not None and strategy.keep_deltas:
-                kept = next(iter(deltas.read([name], slice(0, layout.size))))
-                keep_delta(folder.parent, number, name, part.of(kept) if part else kept)
+                own = next(iter(deltas.read([name], slice(0, layout.size))))
+                keep_delta(folder.parent, number, name, part.of(own) if part else own)
             del message  # nor held while the next is fetched
             if reply is not None:
                 replies[name] = reply
@@ -142,7 +142,9 @@ def run_round(
         read = partial(deltas.read, sorted(replies))
         following = unmoved(state) if is_silent else take_step(rule, state, replies_of(ordered, weights, layout, read))
         if config.peft.frozen_rank and config.privacy.mode == "bank":
-            following = replace(following, adapter=with_frozen_ranks(following.adapter, state.adapter, layout, config))
+            kept = with_frozen_ranks(following.adapter, state.adapter, layout, config)
+            step = norm(kept.astype(np.float64) - state.adapter)  # without the noise on the ranks that stay
+            following = replace(following, adapter=kept, step_norm=step)
         average, stepped = None, time.monotonic()
         if (
             not is_silent
@@ -249,6 +251,8 @@ def _check(
     reply = unpack_reply(message.content, layout, strategy.max_update_norm, private, needs_rows, part)
     if reply.bank != name:
         raise RejectedReply("malformed", "The reply names another bank.")
+    if isinstance(part, DistanceOnly) and reply.delta[0] < 0:
+        raise RejectedReply("malformed", "The distance in the place of an update is below 0.")
     if strategy.weighting in REPORTED_WEIGHTS and not getattr(reply.figures, strategy.weighting):
         raise RejectedReply("no-rows", f"The bank does not report its {strategy.weighting}, which it would weigh.")
     return reply

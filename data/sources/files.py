@@ -115,7 +115,8 @@ def _rows(file: SourceFile, raw: HashedFile) -> tuple[list[Row], list[BadRow], l
                         lines.append(record.line)
             except BadLine as reason:
                 bad_rows.append(BadRow(file.name, record.line, str(reason)))
-                lacking = lacking or (seen == 1 and _lacking(file.columns, record.values)) or ""
+                if seen == 1 and not (isinstance(record.values, dict) and flare.is_flare(record.values)):
+                    lacking = _lacking(file.columns, record.values)
     except GZIP_FAULTS as error:
         raise damaged(error) from error
     if not seen:

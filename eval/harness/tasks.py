@@ -21,6 +21,7 @@ from fedfinlora.files import write_bytes
 PREFIX = "fedfinlora"
 """Begins the names of all tasks; alone it is the tag of them all."""
 KNOWLEDGE = "general_knowledge"
+PROCESSING_FILE = "processing.py"
 PROCESSING = '''"""What the tasks of this folder do with rows and answers: fedfinlora's own reading and scoring."""
 
 from pathlib import Path
@@ -38,6 +39,12 @@ def process(doc, results):
 
 
 '''
+
+
+def is_of_tasks(folder: Path) -> bool:
+    """Whether a folder was written by `write_tasks`: all of it may be written again."""
+    processing = folder / PROCESSING_FILE
+    return processing.is_file() and processing.read_text("utf-8", "replace").startswith(PROCESSING)
 
 
 class WrittenTasks(NamedTuple):
@@ -70,7 +77,7 @@ def write_tasks(folder: Path, config: Config) -> WrittenTasks:
         _write_general_knowledge(folder)
         tasks[f"{PREFIX}_{KNOWLEDGE}"] = len(QUESTIONS)
     metrics = "".join(f'{name} = metric("{name}")\n' for name in all_metric_names())
-    write_bytes(folder / "processing.py", (PROCESSING + metrics).encode())
+    write_bytes(folder / PROCESSING_FILE, (PROCESSING + metrics).encode())
     return WrittenTasks(tasks, dict(asked.skipped))
 
 

@@ -6,9 +6,10 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.harness.tasks import PREFIX, write_tasks
+from eval.harness.tasks import PREFIX, is_of_tasks, write_tasks
 from fedfinlora.compose import compose
 from fedfinlora.errors import UserError
+from fedfinlora.model.adapter_folder import CONFIG_FILE
 from fedfinlora.model.embedded import embedded_folder, is_embedded
 
 
@@ -16,6 +17,10 @@ def harness(folder: Path, adapter: Path | None, overrides: Sequence[str]) -> int
     """Write the tasks into `folder`; print how many rows each has, what has none, and the `lm_eval` command."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file. Name a folder for the tasks.")
+    if folder.is_dir() and any(folder.iterdir()) and not is_of_tasks(folder):
+        raise UserError(f"{folder} has other files already. Name an empty folder, or one that this command wrote.")
+    if adapter is not None and not (adapter / CONFIG_FILE).is_file():
+        raise UserError(f"{adapter} has no {CONFIG_FILE}: --adapter takes the folder of a PEFT adapter.")
     config = compose(overrides)
     written = write_tasks(folder, config)
     for task, rows in written.tasks.items():

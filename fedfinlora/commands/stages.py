@@ -27,6 +27,7 @@ from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.files import make_private, write_json
 from fedfinlora.run.checkpoint import latest_round
 from fedfinlora.run.detach import EACH_LINE, is_detached
+from fedfinlora.run.ended import how_to_resume
 from fedfinlora.run.folder import COMMAND_LOCK, SERVER_LOCK
 from fedfinlora.run.opening import asked_otherwise
 from fedfinlora.run.origin import COMMANDS
@@ -179,7 +180,8 @@ def _run(folder: Path, plan: StagesPlan, way: Way, anyway: Sequence[str]) -> int
                     status = way.begin(config_of(stage, folder))
         except UserError as error:
             write_summary(folder, plan)
-            raise type(error)(f"{error}{' ' if str(error).endswith('.') else '; '}{hint}") from error
+            reason = str(error).replace(how_to_resume(run), "").rstrip(" ;:.")  # of this stage alone
+            raise type(error)(f"{reason}. {hint}") from error
         write_summary(folder, plan)
         if status:
             print(hint, file=sys.stderr, flush=True)

@@ -79,8 +79,8 @@ def _run(folder: Path, ca: bytes | None, public: bytes | None, enrolled: Path | 
         raise UserError(f"--enrolled {enrolled} is not a folder of banks' public keys (BANK.pub).")
     if (mode := mode_of(folder)) != "federated" and not (folder / CHAIN_FILE).is_file():
         raise UserError(
-            f"{folder} is a run of mode {mode}: only federated runs keep a chain of who was asked what. `verify "
-            f"{folder / FINAL}` checks its adapter."
+            f"{folder} is a run of mode {mode}: only federated runs keep a chain of who was asked what, so there "
+            "is nothing here that could be checked."
         )
     known = (
         {file.stem: read_public(file).decode("utf-8", "replace") for file in sorted(enrolled.glob("*.pub"))}

@@ -22,6 +22,7 @@ from fedfinlora.run.records import AverageLoss, BankEntry, BankTimings, RoundLin
 from fedfinlora.wire.messages import Figures, Reply
 from server_app.average_loss import average_loss
 from server_app.central_privacy import noise_of
+from server_app.drift import RoundPlan, lost_in, plan_after
 from server_app.replies import replies_of
 from server_app.rounds import accepted_entry, line_of, timing_of
 from server_app.strategies import rule_of
@@ -33,31 +34,38 @@ class ServerRules:
     """Without noise of the server's own, which is secret: such rounds cannot be computed again."""
 
     run: Path
-    layout: Layout | None = None
+    _layout: Layout | None = None
     """Of the run's adapter, as far as its saved adapters show."""
 
     def first_state(self, config: Config, adapter: Any, layout_id: str) -> ServerState:
-        self._know(layout_id)
+        self.layout(layout_id)
         return ServerState(0, adapter, _rule(config).first_arrays(layout_id))
 
     def step(self, config: Config, state: State, replies: Sequence[Reply]) -> ServerState:
         assert isinstance(state, ServerState)
         rule = _rule(config)
-        return take_step(rule, state, replies_of(replies, rule.weights(replies), self.layout))
+        return take_step(rule, state, replies_of(replies, rule.weights(replies), self._layout))
 
     def part(self, config: Config, number: int, layout_id: str) -> Part | None:
         if not trained_factor(config.strategy.name, number):
             return None
-        self._know(layout_id)
-        return None if self.layout is None else sent_part(config.strategy.name, self.layout, number)
+        layout = self.layout(layout_id)
+        return None if layout is None else sent_part(config.strategy.name, layout, number)
 
-    def _know(self, layout_id: str) -> None:
-        if self.layout is None:
-            self.layout = saved_layout(self.run, layout_id)
+    def layout(self, layout_id: str) -> Layout | None:
+        if self._layout is None:
+            self._layout = saved_layout(self.run, layout_id)
+        return self._layout
+
+    def plan(self, config: Config, number: int, last: RoundLine | None) -> RoundPlan:
+        return plan_after(last, number, config)
+
+    def lost(self, number: int) -> frozenset[str]:
+        return lost_in(self.run / "state", number)
 
     def average(self, config: Config, before: State, after: State, replies: Sequence[Reply]) -> AverageLoss | None:
         weights = self.weights(config, replies)
-        return average_loss(before.adapter, after.step_norm, replies, weights, self.layout)
+        return average_loss(before.adapter, after.step_norm, replies, weights, self._layout)
 
     def weights(self, config: Config, replies: Sequence[Reply]) -> list[float]:
         return _rule(config).weights(replies) or []

@@ -138,7 +138,8 @@ class PeftConfig:
 
     def _check_loraplus(self) -> None:
         require(
-            1 <= self.loraplus_ratio < 1e6, f"peft.loraplus_ratio must be 1 (off) or more, not {self.loraplus_ratio}."
+            1 <= self.loraplus_ratio < 1e6,
+            f"peft.loraplus_ratio must be 1 (off) or more and below 1e6, not {self.loraplus_ratio}.",
         )
         require(
             self.loraplus_ratio == 1 or (self.method not in WITHOUT_FACTORS and not self.freeze_a),

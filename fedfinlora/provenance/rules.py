@@ -9,9 +9,10 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from fedfinlora.config.schema import Config
+from fedfinlora.model.adapter import Layout
 from fedfinlora.model.parts import Part
 from fedfinlora.provenance.compared import Difference
-from fedfinlora.run.records import AverageLoss, BankEntry, BankTimings, RoundLine
+from fedfinlora.run.records import AverageLoss, BankEntry, BankTimings, RoundLine, Synchronisation
 from fedfinlora.wire.messages import Figures, Reply
 
 
@@ -31,6 +32,21 @@ class State(Protocol):
         """Euclidean norm of the last step."""
 
 
+class Plan(Protocol):
+    """How a round of strategy.sync=drift ends, and who needs the global adapter in it."""
+
+    @property
+    def averaged(self) -> bool:
+        """Whether it ends with an average."""
+
+    @property
+    def at_work(self) -> frozenset[str]:
+        """Banks that are asked without the global adapter."""
+
+    def said(self, line: RoundLine, size_bytes: int, length: float) -> Synchronisation:
+        """What the round's line says, of a global adapter of so many bytes and with this Euclidean norm."""
+
+
 class Rules(Protocol):
     """The functions that have made a run's folder. Replies are those accepted, by name."""
 
@@ -42,6 +58,17 @@ class Rules(Protocol):
 
     def part(self, config: Config, number: int, layout_id: str) -> Part | None:
         """What banks send in a round; None = whole updates."""
+
+    def layout(self, layout_id: str) -> Layout | None:
+        """The layout of this id; None where no saved adapter has it."""
+
+    def plan(self, config: Config, number: int, last: RoundLine | None) -> Plan:
+        """Of a round of strategy.sync=drift, after the line of the round before, where no bank has lost its adapter."""
+
+    def lost(self, number: int) -> frozenset[str]:
+        """The banks that have lost theirs in a round, as far as the run's folder still says: they are sent the global
+        one if the round is tried again.
+        """
 
     def average(self, config: Config, before: State, after: State, replies: Sequence[Reply]) -> AverageLoss | None:
         """What the average of a round has lost; None where the adapter's layers are not known."""

@@ -19,11 +19,12 @@ from fedfinlora.provenance.rules import Rules
 from fedfinlora.provenance.verify_card import check_audit, check_card
 from fedfinlora.provenance.verify_chain import ChainCheck
 from fedfinlora.provenance.verify_deltas import Computed, compute_again
+from fedfinlora.provenance.verify_drift import check_drift
 from fedfinlora.provenance.verify_files import Bound, check_files
 from fedfinlora.provenance.verify_release import check_release
 from fedfinlora.provenance.verify_result import MANIFEST, check_identity, check_manifest, check_result, check_resumed
-from fedfinlora.provenance.verify_rounds import Norms, RoundsCheck, read_rounds_file
-from fedfinlora.provenance.verify_weights import adapter_size, check_adapters, check_checkpoints
+from fedfinlora.provenance.verify_rounds import RoundsCheck, read_rounds_file
+from fedfinlora.provenance.verify_weights import SavedNorms, adapter_size, check_adapters, check_checkpoints
 from fedfinlora.run.records import RESULT_FILE, ROUNDS_FILE, RoundLine
 from fedfinlora.run.resuming import RESUMED_FILE
 
@@ -47,7 +48,7 @@ def verify_run(
     lines, hashes = list[RoundLine](), dict[int, str]()
     with naming(run / ROUNDS_FILE, found):
         lines, hashes = read_rounds_file(run, found)
-    bound, norms = Bound(), dict[int, Norms]()
+    bound = Bound()
     chain: ChainCheck | None = None
     with naming(run / CHAIN_FILE, found):
         rounds = RoundsCheck(run, lines, adapter_size(run), rules)
@@ -59,17 +60,18 @@ def verify_run(
             bound.take(sealed.line, run, found)
         chain.sum_up()
     if chain is not None and chain.begins:
-        computed = Computed({}, None)
+        computed, saved = Computed({}, None), SavedNorms({}, {})
         with naming(run / "config.yaml", found):
             check_identity(chain, found)
         with naming(run / "deltas", found):
             computed = compute_again(run, chain.rounds, chain.started, rules, found, on_step)
         with naming(run / "adapters", found):
-            norms = check_adapters(run, chain.rounds, lines, found)
+            saved = check_adapters(run, chain.rounds, chain.started, lines, rules, found)
         with naming(run / "state", found):
             check_checkpoints(run, chain.rounds, chain.started, lines, computed.state, found)
         with naming(run / ROUNDS_FILE, found):
-            rounds.check(chain, {**norms, **computed.norms}, found)
+            rounds.check(chain, {**saved.steps, **computed.norms}, found)
+            check_drift(run, chain.rounds, lines, rounds.size, saved.lengths, rules, found)
         with naming(run / MANIFEST, found):
             check_manifest(chain, found)
         with naming(run / RESUMED_FILE, found):

@@ -50,6 +50,8 @@ def check_attempt(where: str, line: Attempt, asker: Asker, one: Round, found: Fi
             is_unsent = by_drift and key == "adapter-sha256" and request.get(key) == NO_DELTA
             if request.get(key) != value and not is_unsent:
                 found.add(where, f"the request to {bank} has another {key} than the round")
+        if not by_drift and request.get("silent"):
+            found.add(where, f"the request to {bank} asks for no update, and only strategy.sync=drift does that")
         if asker.coordinator is not None:
             what = f"the request to {bank}"
             one.asked += found.signed(where, what, asker.coordinator, REQUEST, request, part.request_signature)

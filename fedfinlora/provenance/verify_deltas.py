@@ -21,6 +21,7 @@ from fedfinlora.provenance.lines import CHAIN_FILE
 from fedfinlora.provenance.rules import Rules, State
 from fedfinlora.provenance.verify_rounds import Norms, reply_of
 from fedfinlora.run.checkpoint import adapter_checksum
+from fedfinlora.train.own_columns import foreign_rank
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ def compute_again(
             words += f", {done if state is not None else 'NOT computed again'}"
         else:
             words += ", NOT computed again" if kept else ", hashes only: its deltas were not kept"
+            if one.config is not None and any(one.config.rank_of(bank) != one.config.peft.rank for bank in one.banks):
+                words += ", so which ranks they moved is not checked"
         said.append((words, one.adapter_sha256))
     found.checked += _folded(said, next(iter(rounds), 1))
     return Computed(norms, state)
@@ -104,11 +107,18 @@ def _again(
     found: Findings,
 ) -> State | None:
     replies, line = [], one.line
-    part = rules.part(config, number, str(line.request.get("layout-id", "")))
+    layout_id = str(line.request.get("layout-id", ""))
+    part = rules.part(config, number, layout_id)
     for bank in one.accepted:
         delta = _vector(delta_file(run, number, bank), line.banks[bank].delta_sha256, found)
         if delta is None or (part and delta.size != part.size):
             return None
+        if part is None and config.rank_of(bank) != config.peft.rank:
+            layout = rules.layout(layout_id)
+            if layout is None or layout.size != delta.size:
+                found.not_proven(one.where, f"which ranks {bank} moved: no saved adapter shows the layers")
+            elif fault := foreign_rank(delta, state.adapter, layout, config, bank):
+                found.add(one.where, f"round {number} averaged what its server had to refuse of {bank}: {fault}")
         delta = part.whole(delta) if part else delta
         try:
             replies.append(reply_of(bank, line.banks[bank], config, delta))

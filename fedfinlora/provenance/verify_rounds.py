@@ -46,8 +46,8 @@ class Norms:
 
     update: float
     """Of the server's step."""
-    tolerance: float = CLOSE
-    """Relative."""
+    rounding: float = 0.0
+    """By how much a right one may differ, beyond CLOSE."""
     deltas: Mapping[str, float] = field(default_factory=dict)
     """Of each bank's delta; empty where none was kept."""
     average: AverageLoss | None = None
@@ -246,7 +246,8 @@ class RoundsCheck:
 
 
 def _norm_differences(where: str, line: RoundLine, norms: Norms) -> Iterator[Difference]:
-    if line.update_norm is None or not same(norms.update, line.update_norm, norms.tolerance):
+    step = line.update_norm
+    if step is None or not math.isclose(norms.update, step, rel_tol=CLOSE, abs_tol=norms.rounding):
         yield Difference(where, "update_norm", line.update_norm, norms.update, "the adapters of the rounds")
     if line.average is not None and norms.average is not None:
         for item in fields(AverageLoss):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from fedfinlora.files import read_json
 from fedfinlora.model.adapter import Layout, frozen_sha256, norm
 from fedfinlora.model.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
 from fedfinlora.model.peft_methods import METHODS
-from fedfinlora.provenance.compared import CLOSE, differences
+from fedfinlora.provenance.compared import differences
 from fedfinlora.provenance.findings import Findings, Round
 from fedfinlora.provenance.lines import CHAIN_FILE
-from fedfinlora.provenance.rules import State
+from fedfinlora.provenance.rules import Rules, State
 from fedfinlora.provenance.signatures import canonical
+from fedfinlora.provenance.verify_frozen import FrozenRanks
 from fedfinlora.provenance.verify_rounds import Norms
 from fedfinlora.run.checkpoint import FILES, adapter_checksum, read_checkpoint
 from fedfinlora.run.records import ROUNDS_FILE, RoundLine
@@ -83,14 +84,31 @@ def _same_arrays(expected: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
     return sorted(own) == sorted(expected) and all(np.array_equal(own[name], array) for name, array in expected.items())
 
 
+@dataclass(frozen=True)
+class SavedNorms:
+    """Euclidean norms that the saved adapters give."""
+
+    steps: Mapping[int, Norms]
+    """Round -> its step, where the adapter before it is kept as well."""
+    lengths: Mapping[str, float]
+    """SHA-256 of an adapter -> its norm."""
+
+
 def check_adapters(
-    run: Path, rounds: Mapping[int, Round], lines: Sequence[RoundLine], found: Findings
-) -> dict[int, Norms]:
+    run: Path,
+    rounds: Mapping[int, Round],
+    started: str | None,
+    lines: Sequence[RoundLine],
+    rules: Rules,
+    found: Findings,
+) -> SavedNorms:
     """The saved adapter of each round is just that round's; the final one is that of the last round, or of the best
-    one. Returns the norm of the step between each two that are kept.
+    one; and none has moved a rank that peft.frozen_rank or peft.trained_modules leaves as it is. `started` is the
+    SHA-256 of the first adapter.
     """
     checked, kept = 0, 0
-    norms: dict[int, Norms] = {}
+    norms, lengths = dict[int, Norms](), dict[str, float]()
+    frozen = FrozenRanks(run, started, rules, found)
     last: tuple[int, Any] = (0, None)
     folders = {_number_of(folder): folder for folder in (run / "adapters").glob("round_*")}
     for entry in sorted((run / "adapters").glob("*")):
@@ -106,6 +124,8 @@ def check_adapters(
             if last[0] == number - 1 and last[1] is not None:
                 norms[number] = _step_between(last[1], vector)
             last = number, vector
+            lengths.setdefault(rounds[number].adapter_sha256, norm(vector))
+            frozen.compare(folders[number], rounds[number], vector)
     if rounds and (config := rounds[max(rounds)].config):
         chosen = choice(lines[: max(rounds)], config)
         is_over = (run / "adapters" / "final").is_dir()  # until then "best" may be of a round that is not closed yet
@@ -135,14 +155,14 @@ def check_adapters(
                 run / "adapters", "A is frozen, so the chain does not have it; of A only the form was compared"
             )
         found.checked.append(f"adapters: {checked} of {kept} saved adapters are their round's, number for number")
-    return norms
+    frozen.sum_up()
+    return SavedNorms(norms, lengths)
 
 
 def _step_between(before: Any, after: Any) -> Norms:
     """The norm of a step from two adapters, each of which was rounded to float32."""
     length = norm(after.astype(np.float64) - before)
-    rounding = 2.0**-23 * max(norm(after), norm(before))
-    return Norms(length, CLOSE + 2 * rounding / length if length else math.inf)
+    return Norms(length, 2 * 2.0**-23 * max(norm(after), norm(before)))
 
 
 def _of_round(folder: Path, one: Round, what: str, found: Findings) -> Any:

@@ -1,8 +1,8 @@
 """FLTrust (Cao, Fang, Liu, Gong 2021, algorithm 2), on the products B A.
 
 The root update comes from strategy.root_bank: a bank that the operator of the federation runs on public rows, through
-the same code and wire as every other. Each update is scaled to the root update's length and counts as much as its
-cosine with it, not at all where that is negative.
+the same code and wire as every other. Each update's product is scaled to the root update's length and counts as much as
+its cosine with it, not at all where that is negative: the step's product is never longer than the root update.
 """
 
 from __future__ import annotations
@@ -15,10 +15,15 @@ from numpy.typing import NDArray
 from fedfinlora.errors import UserError
 from server_app.strategies.robust import RobustStrategy
 
+SHORTEST = 1e-5
+"""Of an update that counts, as a part of the root update's length: a shorter one is scaled up with the rounding errors
+of its float32 numbers.
+"""
+
 
 class FLTrust(RobustStrategy):
-    """Differences: the scale multiplies the changes of A and B, not of the product; where no bank is trusted the root
-    update itself is the step, where the paper divides by zero.
+    """Differences: where no bank is trusted the root update itself is the step, where the paper divides by zero; an
+    update below `SHORTEST` does not count, where the paper scales it up without bound.
     """
 
     def sampled(self, banks: Sequence[str], seed: int, round_number: int) -> list[str]:
@@ -39,7 +44,8 @@ class FLTrust(RobustStrategy):
 def trusted(inner: NDArray[np.float64], root: int) -> NDArray[np.float64]:
     """(n,) shares from inner products (n, n); `root` is the index of the update that the others are measured by."""
     lengths = np.sqrt(np.maximum(np.diag(inner), 0.0))
-    scales = np.divide(lengths[root], lengths, out=np.zeros(len(inner)), where=lengths > 0)
+    long_enough = lengths > SHORTEST * lengths[root]
+    scales = np.divide(lengths[root], lengths, out=np.zeros(len(inner)), where=long_enough)
     alike = inner[root] * scales  # |root| cos |root|
     trust = np.maximum(alike, 0.0)
     trust[root] = 0.0

@@ -16,6 +16,7 @@ from tiny_runs import SCORED, adapter_bytes, overrides, result_of, rounds_of, sa
 
 from fedfinlora.cli import main
 from fedfinlora.commands import baselines
+from fedfinlora.commands.baseline_rows import pooled_rows
 from fedfinlora.commands.baselines import centralized, local
 from fedfinlora.compose import compose
 from fedfinlora.model import loading as models
@@ -102,7 +103,7 @@ class TestCentralized:
 
         config = compose(overrides(rows, tmp_path, banks=3))
         session = models.get_session(config)
-        pooled = baselines._pooled(config, session)
+        pooled = pooled_rows(config, session)
         expected = [train_and_held_out(part, config, f"bank-{index}") for index, part in enumerate(divide(config, 3))]
         prompts = sorted(session.tokenizer.decode(row.prompt_ids) for row in pooled.train)
         assert prompts == sorted(row.prompt for part, _ in expected for row in part)

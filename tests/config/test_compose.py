@@ -65,7 +65,7 @@ def test_every_group_option_composes_and_takes_effect(file: Path) -> None:
     stated_values(file, to_plain(config), group)
 
 
-@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "curriculum"])  # tests/config/test_stages.py
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "curriculum"])  # test_stage_settings.py
 def test_every_experiment_composes_and_takes_effect(name: str) -> None:
     file = CONF_FOLDER / "experiment" / f"{name}.yaml"
     config = compose([f"experiment={name}", *root_where_needed(file, [])])
@@ -91,6 +91,12 @@ def test_overrides_win_and_the_last_of_them_wins() -> None:
     )
     assert (config.peft.method, config.peft.rank, config.train.learning_rate, config.banks) == ("dora", 3, 2e-4, 5)
     assert config.evaluation.benchmarks == ("fpb",)
+
+
+def test_a_typed_evaluation_wins_over_an_experiment() -> None:
+    assert compose(["experiment=sentiment", "dataset.root=x", "evaluation=none"]).evaluation.benchmarks == ("none",)
+    quick = compose(["evaluation=quick", "experiment=sentiment", "dataset.root=x", "evaluation.limit=7"]).evaluation
+    assert (quick.benchmarks, quick.limit) == (("fpb", "fiqa", "headline", "ner"), 7)
 
 
 def test_an_override_wins_over_an_experiment() -> None:

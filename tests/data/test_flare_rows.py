@@ -62,6 +62,9 @@ def test_missing_fields_of_flare_rows_are_named(tmp_path: Path) -> None:
     assert [reason.split(":")[0] for reason in reasons(loaded)] == [
         "no answer", "no context", "target is not text", "context is empty", "target is not text", "not JSON",
     ]  # fmt: skip
+    bad_alone = folder(tmp_path / "alone", "finqa_test", {"query": "What?"}, {"query": "And?"})
+    with pytest.raises(UserError, match=r"2 bad, the first test/finqa_test\.jsonl:1: no answer\."):
+        load_rows(bad_alone, "test", ["finqa"])
 
 
 def test_a_bank_may_have_flare_rows_by_task_or_in_a_table(tmp_path: Path) -> None:

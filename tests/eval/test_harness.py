@@ -22,6 +22,7 @@ from eval.models import LocalModel
 from eval.scoring.records import score_rows
 from eval.scoring.scorers import SCORERS
 from fedfinlora.cli import main
+from fedfinlora.commands.harness import harness
 from fedfinlora.config.dataset import DatasetConfig
 from fedfinlora.config.evaluation import EvaluationConfig
 from fedfinlora.config.schema import Config
@@ -170,17 +171,31 @@ def test_shots_and_a_folder_without_rows_are_refused(tmp_path: Path) -> None:
         write_tasks(tmp_path, config_of("fpb", source="finlora", root=str(tmp_path)))
 
 
+def test_the_command_replaces_no_file_of_others_and_wants_an_adapter(tmp_path: Path) -> None:
+    (tmp_path / "processing.py").write_text("mine")
+    with pytest.raises(UserError, match="has other files already"):
+        harness(tmp_path, None, ["dataset=sample", "evaluation.benchmarks=[fpb]"])
+    assert (tmp_path / "processing.py").read_text() == "mine"
+    with pytest.raises(UserError, match=r"has no adapter_config\.json"):
+        harness(tmp_path / "tasks", tmp_path, ["dataset=sample", "evaluation.benchmarks=[fpb]"])
+    for _ in range(2):  # its own folder is written again
+        assert harness(tmp_path / "tasks", None, ["dataset=sample", "evaluation.benchmarks=[fpb]"]) == 0
+
+
 def test_the_command_prints_what_is_left_out_and_how_the_harness_is_called(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = write_rows(tmp_path / "rows")
     words = ["dataset=finlora", f"dataset.root={rows}", "evaluation.benchmarks=[fpb,formula]", "model=tiny-random"]
-    assert main(["harness", str(tmp_path / "tasks"), "--adapter", "some/adapter", *words]) == 0
+    adapter = tmp_path / "some adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    assert main(["harness", str(tmp_path / "tasks"), "--adapter", str(adapter), *words]) == 0
     task, left_out, command = capsys.readouterr().out.splitlines()
     assert task == "fedfinlora_fpb: 6 rows"
     assert left_out.startswith("formula is left out: ")
     said = shlex.split(command)
     assert said[:3] == ["lm_eval", "--model", "hf"]
-    assert said[4].endswith(f",peft={Path('some/adapter').absolute()}")
+    assert said[4].endswith(f",peft={adapter}")
     (tmp_path / "file").write_text("")
     assert main(["harness", str(tmp_path / "file"), *words]) == 1

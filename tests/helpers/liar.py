@@ -12,6 +12,7 @@ from typing import Any
 from fedfinlora.files import read_json, write_json
 from fedfinlora.provenance.bom import BOM_FILE, bom_of
 from fedfinlora.provenance.chain import AT_BEGIN, files_of
+from fedfinlora.provenance.evidence import NO_DELTA
 from fedfinlora.provenance.folder import sha256_of_file
 from fedfinlora.provenance.lines import CHAIN_FILE, read_values
 from fedfinlora.provenance.model_signature import SIGNATURE_FILE, sign_folder
@@ -71,7 +72,10 @@ def makes_right(run: Path, lines: list[Values], signer: Signer | None = None) ->
             line["manifest_sha256"] = sha256_of_file(run / "manifest.json")
             line["files"] = _hashes(run, AT_BEGIN)
         elif line["kind"] == "round":
-            line["start_sha256"] = line["request"]["adapter-sha256"] = before
+            line["start_sha256"] = before
+            for asked in (line["request"], *(part["request"] for part in line["banks"].values())):
+                if asked.get("adapter-sha256", NO_DELTA) != NO_DELTA:  # none is sent to a bank that has its own
+                    asked["adapter-sha256"] = before
             before = line["adapter_sha256"]
             for part in line["banks"].values():
                 request = {**line["request"], **part["request"]}

@@ -104,6 +104,11 @@ def test_imports_go_down_only(file: Path) -> None:
     assert not wrong
 
 
+def test_test_files_have_names_of_their_own() -> None:
+    names = [file.name for file in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names)), "pytest would not collect the second of two"
+
+
 def test_the_library_is_built_in_layers() -> None:
     library = [file for file in MODULES if file.is_relative_to(ROOT / "fedfinlora") and module_id(file).count("/") > 1]
     assert {part.stem for part in (ROOT / "fedfinlora").iterdir() if part.stem.isidentifier()} - {

@@ -90,7 +90,7 @@ def test_a_run_is_verified_from_its_folder_alone(
         in reported
     )
     assert (
-        "round 2: 2 banks asked, 2 requests and 1 replies signed, aggregate and step computed again from 1 deltas"
+        "round 2: 2 banks asked, 2 requests and 1 reply signed, aggregate and step computed again from 1 delta"
         in reported
     )
     assert "adapters: 2 of 2" in reported

@@ -110,7 +110,11 @@ def test_a_distance_that_is_not_finite_or_an_update_is_rejected(runs: Runs) -> N
     def tamper(bank: str, message: Message, reply: Message) -> Message:
         if message.metadata.group_id != "1" or bank == "bank-2":
             return reply
-        makes = {"bank-0": lambda one: one * np.float32(np.nan), "bank-1": lambda one: np.tile(one, 2), "bank-3": np.negative}
+        makes = {
+            "bank-0": lambda one: one * np.float32(np.nan),
+            "bank-1": lambda one: np.tile(one, 2),
+            "bank-3": np.negative,
+        }
         return Message(with_delta(reply, makes[bank]), reply_to=message)
 
     run = runs.start("run", *NEVER, rounds=2, banks=4, tamper=tamper)
