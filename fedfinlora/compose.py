@@ -184,7 +184,9 @@ def _with_typed_evaluation(overrides: Sequence[str]) -> list[str]:
         return words
     option = CONF_FOLDER / "evaluation" / f"{words[places[-1]].removeprefix('evaluation=')}.yaml"
     values = (yaml.safe_load(option.read_text("utf-8")) if option.is_file() else None) or {}
-    words[places[-1] + 1 : places[-1] + 1] = [f"evaluation.{key}={json.dumps(item)}" for key, item in values.items()]
+    words[places[-1] + 1 : places[-1] + 1] = [
+        f"evaluation.{key}={json.dumps(item, allow_nan=False)}" for key, item in values.items()
+    ]
     return words
 
 

@@ -70,7 +70,7 @@ def write_tasks(folder: Path, config: Config) -> WrittenTasks:
     answer_space = config.dataset.answer_space and not config.dataset.chat_template
     for key, rows in asked.rows.items():
         lines = [_document(row, answer_space) for row in rows]
-        content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        content = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
         write_bytes(folder / ROWS_FOLDER / f"{key}.jsonl", content.encode("utf-8", "surrogatepass"))
         write_bytes(folder / f"{PREFIX}_{key}.yaml", task_yaml(BENCHMARKS[key]).encode())
     if config.evaluation.general_knowledge:
@@ -118,7 +118,7 @@ def _write_general_knowledge(folder: Path) -> None:
         {"prompt": prompt_of(question), "options": question.options, "answer": question.options.index(question.right)}
         for question in QUESTIONS
     ]
-    content = "".join(json.dumps(line) + "\n" for line in lines)
+    content = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
     write_bytes(folder / ROWS_FOLDER / f"{KNOWLEDGE}.jsonl", content.encode())
     task = f"""# General knowledge outside finance: the forgetting check.
 task: {PREFIX}_{KNOWLEDGE}
@@ -149,5 +149,5 @@ def _document(row: Row, answer_space: bool) -> dict[str, object]:
         "prompt": prompt,
         "target": target,
         "moved_space": prompt != row.prompt,
-        "row": json.dumps(asdict(row), ensure_ascii=False),
+        "row": json.dumps(asdict(row), ensure_ascii=False, allow_nan=False),
     }

@@ -562,9 +562,9 @@ def kill():
 
 
 def evaluate_or_die(session, config, label, run, on_event, *more):
-    def event(name, **fields):
-        on_event(name, **fields)
-        if label == moment and name == "evaluate":
+    def event(found):
+        on_event(found)
+        if label == moment and found.event == "evaluate":
             kill()
 
     return evaluate(session, config, label, run, event, *more)

@@ -256,8 +256,8 @@ URL = "http://127.0.0.1:9/v1"
         (["--model-url", URL, "--model-name", "m", "--dry-run", "--price-out", "-1"], "price"),
         (["--model-url", URL], "--model-name"),
         (["--model-url", "127.0.0.1:9", "--model-name", "m"], "--model-url must be an address"),
-        (["--model-url", URL, "--model-name", "m", "--base"], "leave --adapter and --base out"),
-        (["--model-url", URL, "--model-name", "m", "--adapter", "x"], "leave --adapter and --base out"),
+        (["--model-url", URL, "--model-name", "m", "--base"], "leave --adapter, --route and --base out"),
+        (["--model-url", URL, "--model-name", "m", "--adapter", "x"], "leave --adapter, --route and --base out"),
         (["--model-url", URL, "--model-name", "m", "evaluation.mode=labels"], "evaluation.mode must be generate"),
         (
             ["--model-url", URL, "--model-name", "m", "--dry-run", "evaluation.mode=both"],
