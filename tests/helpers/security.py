@@ -28,6 +28,7 @@ class Attempt:
     test: str
 
 
+DRIFT_AND_FROZEN = "tests/provenance/test_verify_drift_and_frozen.py"
 HOSTILE = "test_killed_late_and_hostile_banks_cost_their_own_answers_only"
 OUTSIDE = "test_a_refused_bank_learns_the_reason"
 MODES = "tests/commands/test_run_modes.py"
@@ -76,6 +77,16 @@ ATTACKERS: Mapping[str, tuple[Attempt, ...]] = {
         ),
     ),
     "An enrolled bank": (
+        Attempt(
+            "sends an honest product in factors that spoil their mean, (B Q)(Q^-1 A), or an update near 0 that "
+            "FLTrust would lengthen",
+            "With a robust rule nothing changes: it decides and steps on the product. Mean rules are open to it.",
+            "tests/server_app/test_robust_rules.py", "test_factors_that_a_liar_chooses_do_not_spoil_the_step",
+        ),
+        Attempt(
+            "announces a rank that no run can give it, to stop the start", "It is named and left out; the others go on.",
+            "tests/server_app/test_rounds.py", "test_a_bank_with_an_impossible_rank_is_rejected",
+        ),
         Attempt(
             "asks for Control and Runtime paths, to start or stop runs and to take the server's task",
             "404: the public address serves ten Fleet paths and /health.", DOOR,
@@ -267,6 +278,21 @@ ATTACKERS: Mapping[str, tuple[Attempt, ...]] = {
             "`verify` names it: no such round is closed, and seed and configuration say who is asked and how long.",
             LIES,
             "test_a_lie_of_the_folders_owner_is_named",
+        ),
+        Attempt(
+            "closes rounds of `sync=drift` otherwise than the banks' distances say, or invents what was not sent",
+            "`verify` computes plan, drift and bytes again from the round's own records, and names the line.",
+            DRIFT_AND_FROZEN, "test_a_lie_on_a_run_by_drift_is_named",
+        ),
+        Attempt(
+            "moves the frozen ranks of an earlier stage in the global adapter",
+            "`verify` compares them in all saved adapters, and names the first that differs.", DRIFT_AND_FROZEN,
+            "test_a_server_that_moves_what_is_frozen_is_named",
+        ),
+        Attempt(
+            "asks for steps that forget every row but the last: weight decay of 1 over the learning rate",
+            "The bank's default policy refuses it (`optimizer`), as any rate or pull that lets one row's step through.",
+            "tests/deployment/test_policy.py", "test_each_rule_refuses_what_it_names_and_nothing_else",
         ),
         Attempt(
             "puts another checkpoint into a run's folder, for the run to resume from",
