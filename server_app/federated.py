@@ -36,6 +36,7 @@ from fedfinlora.run.privacy_card import privacy_card
 from fedfinlora.run.progress import EventWriter
 from fedfinlora.run.records import BankEntry, BankTimings, RoundLine, RoundPrivacy, read_rounds, write_result
 from fedfinlora.run.typed import plain
+from fedfinlora.train.own_columns import trained_size
 from fedfinlora.train.trainer_names import trainer_files, trainer_of_environment
 from server_app.exchange import MessageGrid, roster
 from server_app.own_ranks import with_announced
@@ -98,7 +99,7 @@ def _train(grid: MessageGrid, banks: Mapping[str, int], run: OpenRun, events: Ev
     events.write(Phase(name="loading model"))
     validation = validation_rows(config, events.write)
     session = server_session(config, scores_anything(config))
-    events.write(Trainable(parameters=session.layout.size, load_s=session.load_s))
+    events.write(Trainable(parameters=trained_size(session.layout, config), load_s=session.load_s))
     rule = strategy_of(config, list(banks), session.layout.size)
     board = Board(folder, config, log.warning)
     state = _first_state(run, session, rule)

@@ -48,6 +48,7 @@ from fedfinlora.train.loop import (
     stretch_of_round,
 )
 from fedfinlora.train.optimizers import OptimizerState
+from fedfinlora.train.own_columns import trained_size
 from fedfinlora.train.own_trainer import reason_against, task_of, train_with
 from fedfinlora.train.parallel import train_in_bank
 from fedfinlora.train.trainer_names import OwnTrainer
@@ -176,7 +177,7 @@ def _train(
     rows = rows_of(config, session)
     events.write(
         Trainable(
-            parameters=session.layout.size,
+            parameters=trained_size(session.layout, config),
             rows=len(rows.train),
             skipped_rows=rows.skipped,
             steps=rows.steps,

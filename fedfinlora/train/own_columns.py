@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -79,6 +80,17 @@ class OwnRanksStep:
             if parameter.grad is not None and frozen:
                 parameter.grad.narrow(axis, parameter.shape[axis] - frozen, frozen).zero_()
         return taken
+
+
+def trained_size(layout: Layout, config: Config) -> int:
+    """How many numbers of the adapter the run's banks train: all but the ranks that strategy.residual_rank and
+    peft.frozen_rank hold, and layers that peft.trained_modules leaves out.
+    """
+    size = 0
+    for name, shape in zip(layout.names, layout.shapes, strict=True):
+        axis, frozen = _frozen_entries(name, shape, config.strategy.residual_rank, config.peft)
+        size += prod(shape) - (prod(shape) // shape[axis] * frozen if frozen else 0)
+    return size
 
 
 def of_own_ranks(gradient: GradientStep, peft: PeftConfig) -> GradientStep:

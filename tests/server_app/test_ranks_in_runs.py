@@ -24,12 +24,13 @@ from fedfinlora.config.schema import Config
 from fedfinlora.deployment.bank_settings import BankSettings, settings_text
 from fedfinlora.deployment.policy import Policy, Work, broken_rule
 from fedfinlora.errors import ConfigError, UserError
+from fedfinlora.model.adapter import Layout
 from fedfinlora.model.embedded import embedded_folder
 from fedfinlora.model.loading import get_session
 from fedfinlora.provenance.deltas import delta_file, start_file
 from fedfinlora.run.checkpoint import load_checkpoint
 from fedfinlora.run.folder import read_config
-from fedfinlora.train.own_columns import foreign_rank, start_of
+from fedfinlora.train.own_columns import foreign_rank, start_of, trained_size
 from server_app.own_ranks import with_announced
 from server_app.replies import Replies
 from server_app.strategies import rule_of, strategy_of
@@ -213,6 +214,12 @@ def test_residual_keeps_what_banks_of_other_ranks_averaged() -> None:
         dense = sum(np.matmul(*reversed(layer.of(one.astype(np.float64)))) for one in locals_) / 2
         a, b = layer.of(state.adapter.astype(np.float64))
         np.testing.assert_allclose(b @ a, dense, atol=1e-4)
+
+
+def test_ranks_that_are_held_are_no_trainable_parameters() -> None:
+    layout = Layout(("x.q_proj.lora_A.weight", "x.q_proj.lora_B.weight"), ((6, 10), (20, 6)))
+    assert trained_size(layout, composed("peft.rank=6")) == layout.size == 180
+    assert trained_size(layout, composed(*RESIDUAL)) == 2 * 10 + 20 * 2
 
 
 def test_nan_in_one_factor_only_is_rejected_and_the_round_closes(runs: Runs) -> None:
