@@ -219,7 +219,7 @@ LIES: dict[str, tuple[Lie, list[str]]] = {
     ),
     "a bank that was never asked": (
         of_round(lambda line: (line["banks"].pop("bank-1"), line["weights"].pop("bank-1"))),
-            ["round 2 asked 1 banks, and its configuration asks 2 of 2"],
+            ["round 2 asked 1 bank, and its configuration asks 2 of 2"],
     ),
     "a validation that is not there": (
         lambda run, lines: (
