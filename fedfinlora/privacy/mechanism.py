@@ -288,10 +288,11 @@ def _changed(
     mechanism: Mechanism,
 ) -> float:
     """What a change like this unit's, to its contribution alone, would be for all units of a step together, as a share
-    of C.
+    of C; infinite where memory does not do for the unit alone.
     """
     alone = _zeros(among_others)
-    add_units(model, [unit], grid, alone, masks, mechanism.augmentations)
+    if _add_or_none(model, [unit], grid, alone, masks, mechanism.augmentations, None) is None:
+        return math.inf
     squares = sum(float((alone[name] - among_others[name]).square().sum()) for name in alone)
     return math.sqrt(squares) / grid.bound_steps * mechanism.expected_units
 

@@ -406,7 +406,7 @@ def test_what_is_sent_is_whole_steps_of_the_grid() -> None:
 
 def test_tensors_that_are_no_linear_weights_are_refused() -> None:
     session = session_of(method="dora")
-    with pytest.raises(UserError, match="linear layers only, not .*lora_magnitude_vector"):
+    with pytest.raises(UserError, match=r"linear layers only, not .*lora_magnitude_vector"):
         self_test(session.model, [[example] for example in rows(2)], CLIP)
 
 

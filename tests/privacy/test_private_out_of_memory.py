@@ -121,8 +121,9 @@ def test_what_a_failed_pass_had_added_is_not_added_twice(session: Session) -> No
     try:
         embedding.weight.data[token] = poison
         expected, undisturbed = step(session, rows, how, batch_tokens=0)
-        # the pass of all three, its first unit for the neighbours' check, its first unit, and then its second
-        with failing(session, lambda number, tokens: number == 3) as lengths:
+        # After the pass of all three the units go one by one: the second one's pass fails, once.
+        second = sorted(len(row.read_ids) for row in rows)[1]
+        with failing(session, lambda number, tokens: tokens == second and lengths.count(second) == 1) as lengths:
             found, done = step(session, rows, how)
     finally:
         embedding.weight.data[token] = kept
@@ -137,6 +138,15 @@ def test_a_single_unit_that_does_not_fit_is_refused(session: Session) -> None:
         pytest.raises(MemoryError, match="a private pass of a single unit does not fit"),
     ):
         step(session, text_examples(3), mechanism(3))
+
+
+def test_memory_that_ends_in_the_neighbours_check_sends_units_one_by_one(session: Session) -> None:
+    rows, how = text_examples(3), mechanism(3)
+    expected, _ = step(session, rows, how, batch_tokens=0)
+    with failing(session, lambda number, tokens: number == 1) as lengths:  # the first unit alone, after all three
+        found, _ = step(session, rows, how)
+    assert lengths[0] == sum(lengths[2:5])
+    assert found == expected
 
 
 def test_later_private_steps_do_not_fail_first(session: Session) -> None:
