@@ -28,6 +28,7 @@ import yaml
 from benchmarks import answer_space, curriculum, flare_results, resources
 from benchmarks.attack_results import attacks_section
 from benchmarks.cost_results import deployed_round, many_banks, speed
+from benchmarks.experts_results import experts_section
 from benchmarks.grid_results import grid_section
 from benchmarks.private_results import (
     noise_curve,
@@ -69,6 +70,7 @@ SECTIONS = {
     "grid": "What federating costs: rules, rounds and seeds",
     "attacks": "What dishonest banks do to each rule",
     "zoo": "PEFT methods at equal rows, bytes and steps",
+    "experts": "One adapter a task, one for all, and routers",
     "all": "Every benchmark that has rows",
     "filings": "Where FinLoRA's federation lost 43 points: XBRL tags and values",
     "flare": "FLARE",
@@ -83,8 +85,8 @@ SECTIONS = {
     "demo": "The demonstration",
 }
 """Section -> heading, in the order of docs/results.md."""
-OF_GRIDS = ("grid", "attacks", "zoo", "curriculum", "private")
-"""Kept cell by cell, by `benchmarks.grid`, `benchmarks.attacks`, `benchmarks.zoo` and `benchmarks.private_grid`."""
+OF_GRIDS = ("grid", "attacks", "zoo", "experts", "curriculum", "private")
+"""Kept cell by cell, by `benchmarks.grid`, `attacks`, `zoo`, `experts`, `curriculum` and `private_grid`."""
 
 CHARTS = {
     "privacy.svg": ("Mean accuracy by epsilon", private_chart),
@@ -171,6 +173,7 @@ MAKERS: dict[str, Callable[[Path], str]] = {
     "grid": grid_section,
     "attacks": attacks_section,
     "zoo": zoo_section,
+    "experts": experts_section,
     "all": lambda at: all_benchmarks(at / "scores", _names(at), _runs(at, "scores")),
     "filings": lambda at: filings(at / "scores", _names(at), _runs(at, "scores")),
     "flare": lambda at: flare_results.section(read_json(at / "figures.json")),
