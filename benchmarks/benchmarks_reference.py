@@ -13,11 +13,11 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.answer_examples import EXAMPLES
+from benchmarks.flare_published import FLARE_MODELS, FLARE_PUBLISHED
 from data.catalog import BENCHMARKS, GROUPS, PUBLISHED_COLUMNS, PUBLISHED_OVERALL, Benchmark, PublishedScore
-from data.flare_catalog import FLARE_MODELS, FLARE_PUBLISHED
 from data.sources.layout import finlora_stems
 from eval.metrics.intervals import BOOTSTRAP_SEED, RESAMPLES
-from eval.scoring.answer_examples import EXAMPLES
 from eval.scoring.parsers import PARSERS, Answer
 from eval.scoring.row_score import closed_labels
 from eval.scoring.scorers import RELATIVE_TOLERANCE, SCORERS

@@ -18,9 +18,9 @@ from typing import Any
 
 import yaml
 
+from benchmarks.flare_published import FLARE_MODELS, FLARE_PUBLISHED
 from benchmarks.provenance import shown_command
 from data.catalog import BENCHMARKS, select
-from data.flare_catalog import FLARE_MODELS, FLARE_PUBLISHED
 from fedfinlora.errors import UserError
 from fedfinlora.files import read_json, write_json
 from fedfinlora.run.evaluation import METRICS_FILE, BenchmarkMetrics, read_evaluation

@@ -91,10 +91,3 @@ def why_not_read(name: str) -> tuple[str, bool]:
         if lower.endswith(ending):
             return advice, True
     return f"its ending is none of {endings()}", False
-
-
-def forms_table() -> str:
-    """The table of docs/data.md."""
-    lines = ["| ending | what is in it | with `.gz` |", "|---|---|---|"]
-    lines += [f"| `{form.ending}` | {form.meaning} | {'yes' if form.gzip else 'no'} |" for form in FORMS]
-    return "\n".join(lines)

@@ -9,7 +9,6 @@ from eval.scoring.numbers import parse_number, typed
 
 DECIMALS = 5
 """FinQA's programs round their results to so many."""
-ENTITY_TYPES = ("PER", "ORG", "LOC")
 _PERCENT = re.compile(r"(\d[\d,]*(?:\.\d+)?|(?<![\d.])\.\d+)\s*(?:%|per\s?cent\b)", re.IGNORECASE)
 _SCALED = re.compile(
     r"(?<=\d)\s*(?:hundred|thousand|lakh|crore|million|billion|trillion|mn|mln|mio|bn|mrd|tn|[kmb])\b", re.IGNORECASE

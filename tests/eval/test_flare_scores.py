@@ -8,8 +8,8 @@ from random import Random
 import pytest
 from scored import metrics_of_records, score_row
 
+from benchmarks.flare_published import FLARE_MODELS, FLARE_PUBLISHED
 from data.catalog import BENCHMARKS, select
-from data.flare_catalog import FLARE_MODELS, FLARE_PUBLISHED
 from data.rows import Row
 from data.sources.flare import reference_of
 from eval.metrics.averages import finlora_overall, group_means, headline_score

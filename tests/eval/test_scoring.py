@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scored import score_row
 
+from benchmarks.answer_examples import EXAMPLES, LABELS
 from data.catalog import BENCHMARKS
 from data.rows import Row
-from eval.scoring.answer_examples import EXAMPLES, LABELS
 from eval.scoring.final_answer import said
 from eval.scoring.finlora import finlora_labels, finlora_output, finlora_pieces, finlora_score_row, finlora_scores
 from eval.scoring.parsers import PARSERS, parse_choice, parse_collapsed_sentiment, parse_label, parse_number
