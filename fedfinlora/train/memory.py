@@ -84,10 +84,17 @@ _footprints: WeakKeyDictionary[nn.Module, Footprint] = WeakKeyDictionary()
 
 def footprint(model: nn.Module) -> Footprint:
     """Measured on the model itself, with its quantization, adapter and dropout: what two short passes keep. Once
-    per model.
+    per model. MemoryError where a GPU has no room for them next to the model.
     """
+    import torch
+
     if model not in _footprints:
-        _footprints[model] = _measure(model)
+        try:
+            _footprints[model] = _measure(model)
+        except torch.OutOfMemoryError:
+            raise MemoryError(
+                f"out of memory: a pass of {max(PROBE_TOKENS)} tokens does not fit next to the model"
+            ) from None
     return _footprints[model]
 
 

@@ -133,6 +133,7 @@ def test_what_a_failed_pass_had_added_is_not_added_twice(session: Session) -> No
 
 
 def test_a_single_unit_that_does_not_fit_is_refused(session: Session) -> None:
+    footprint(session.model)  # measured once a model, by passes that are none of the step's
     with (
         failing(session, lambda number, tokens: True),
         pytest.raises(MemoryError, match="a private pass of a single unit does not fit"),

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from fedfinlora.config.train import TrainConfig
 from fedfinlora.model.adapter import trainable
 from fedfinlora.model.loading import Session
 from fedfinlora.model.packing import Example
+from fedfinlora.train import memory
 from fedfinlora.train.gradient_step import LocalRows, PassLimits
 from fedfinlora.train.memory import decoder_layers, limit_of, own_checkpointing
 
@@ -104,6 +106,12 @@ def test_a_row_out_of_memory_is_checkpointed_and_else_refused(tiny: Session) -> 
             gradient(tiny, local_rows(tiny, rows, checkpointed))
     finally:
         handle.remove()
+
+
+def test_no_room_to_measure_a_pass_is_out_of_memory(tiny: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_footprints", WeakKeyDictionary())
+    with room_for(tiny, 1), pytest.raises(MemoryError, match="a pass of 48 tokens does not fit next to the model"):
+        local_rows(tiny, text_examples(1))
 
 
 def test_packs_made_ahead_give_the_same_bytes(tiny: Session) -> None:
