@@ -32,8 +32,7 @@ def render(report: CheckReport, all_rows: bool = False) -> str:
     """
     lines = [
         f"{report.root}: {_count(len(report.files), 'file')}, "
-        f"{_count(sum(file.rows for file in report.files), 'row')}, "
-        f"read as dataset={report.source}",
+        f"{_count(sum(file.rows for file in report.files), 'row')}, read as dataset={report.source}",
         "",
     ]
     if report.files:
@@ -190,8 +189,7 @@ def _long(file: FileReport, all_rows: bool) -> list[str]:
     unused = "not scored" if file.split == "test" else "skipped by a run"
     return [
         f"  warning: {_count(len(long), 'row')} {what} than the model's context window of {window:,} tokens, and "
-        f"{unused}: "
-        f"{listed}{more}. Shorten them, or raise model.context_tokens where the model has more positions"
+        f"{unused}: {listed}{more}. Shorten them, or raise model.context_tokens where the model has more positions"
     ]
 
 

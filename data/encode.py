@@ -141,8 +141,7 @@ def encode_rows(
         if on_bad_row == "stop":
             raise UserError(
                 f"Row {row.id} has {'at least ' if at_least else ''}{length} tokens, the context window "
-                f"{context_tokens}. "
-                "Shorten it, raise model.context_tokens, or set dataset.on_bad_row=skip."
+                f"{context_tokens}. Shorten it, raise model.context_tokens, or set dataset.on_bad_row=skip."
             )
         too_long.append(row.id)
     return EncodedRows(tuple(examples), tuple(kept), tuple(too_long))

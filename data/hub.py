@@ -130,8 +130,7 @@ def _open(hub_id: str, folder: Path | None) -> Any:
         fault = hub_fault(error, hub_id, "data set", key="dataset.root") or "The Hugging Face hub cannot be reached."
         raise UserError(
             f"{fault} A copy is made by `hf download --repo-type dataset {hub_id} --local-dir FOLDER/{hub_id}`; local "
-            "rows need no hub: "
-            "dataset.source=finlora."
+            "rows need no hub: dataset.source=finlora."
         ) from error
     except RuntimeError as error:
         if folder is not None or hub_id not in PARQUET_FOLDERS:

@@ -121,8 +121,7 @@ def _by_issuer(rows: Sequence[Row], banks: int, config: PartitionConfig, seed: i
     if banks > len(groups) + len(without):
         raise UserError(
             f"partition=by_issuer: more banks ({banks}) than issuers ({len(groups)}) and rows without one "
-            f"({len(without)}). "
-            "Lower banks or choose another partition."
+            f"({len(without)}). Lower banks or choose another partition."
         )
     return _balance([*groups, *([position] for position in without)], banks)
 

@@ -83,14 +83,14 @@ def with_shots(
     candidates = [distinct[index] for index in order if distinct[index].prompt.strip() not in evaluated]
     if not candidates:
         return ShotRows(
-            (), (), "", (f"no examples for evaluation.shots={shots}: no train row that is not evaluated itself")
+            (), (), "", f"no examples for evaluation.shots={shots}: no train row that is not evaluated itself"
         )
     share_tokens = _share_tokens(rows, shots, length, room_tokens)
     examples = _draw(candidates, shots, benchmark, length, share_tokens)
     limits = "" if length is None else f" of at most {share_tokens} tokens each next to the longest prompt"
     if not examples:
         return ShotRows(
-            (), (), "", (f"too long: no example{limits} for evaluation.shots={shots}. Raise model.context_tokens")
+            (), (), "", f"too long: no example{limits} for evaluation.shots={shots}. Raise model.context_tokens"
         )
     shortage = "" if len(examples) == shots else f"{len(examples)} of {shots} examples: no more train rows{limits}"
     prefix = "".join(_solved(example) for example in examples)

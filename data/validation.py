@@ -41,9 +41,8 @@ def set_aside(rows: Sequence[Row], benchmarks: Sequence[str], count: int, seed: 
     if not chosen:
         raise UserError(
             f"evaluation.validation_rows={count}: no evaluated benchmark "
-            f"({', '.join(benchmarks) or 'none is asked for'}) has train "
-            "rows to spare. Evaluate one that is trained on (evaluation.benchmarks=, dataset.tasks=), or set "
-            "validation_rows to 0."
+            f"({', '.join(benchmarks) or 'none is asked for'}) has train rows to spare. Evaluate one that is trained "
+            "on (evaluation.benchmarks=, dataset.tasks=), or set validation_rows to 0."
         )
     rest = [row for row in rows if original_id(row) not in chosen and _filer(row) not in filers]
     return rest, [row for row in rows if row.id in chosen]

@@ -165,6 +165,5 @@ def _locked(path: Path) -> Iterator[None]:
 def _unwritable(path: Path, error: OSError) -> UserError:
     return UserError(
         f"Cannot write {path}: {error.strerror or error}. Free space or choose another folder with output_dir=FOLDER "
-        "or "
-        "evaluation.answers_dir=FOLDER."
+        "or evaluation.answers_dir=FOLDER."
     )

@@ -172,15 +172,14 @@ class _Task:
         filtered = sum(record.stopped in FILTERED for record in records)
         if filtered >= max(1, MANY_CUT * len(records)):
             log.warning(
-                ("%s, %s: the server held back %d of %d answers (content filter); they count as they came, empty ones "
-                "as unparsed."),
+                 "%s, %s: the server held back %d of %d answers (content filter); they count as they came, empty ones "
+                "as unparsed." ,
                 self.label, self.benchmark.key, filtered, len(records),
             )  # fmt: skip
         if cut >= max(1, MANY_CUT * len(records)):
             log.warning(
                 "%s, %s: %d of %d answers were cut off at the benchmark's budget of %d tokens before they said "
-                "anything. Ask for answers without "
-                "thoughts, or raise budget_tokens in data/catalog.py.",
+                "anything. Ask for answers without thoughts, or raise budget_tokens in data/catalog.py.",
                 self.label, self.benchmark.key, cut, len(records), self.benchmark.budget_tokens,
             )  # fmt: skip
 

@@ -85,8 +85,7 @@ def recompute_scores(run: Path, lines: Sequence[RoundLine]) -> Iterator[Differen
         yield f"eval: the verdicts and metrics of {computed:,} scored rows were computed again"
     if gone:
         yield (
-            f"eval: the rows of {gone:,} benchmarks of older rounds are not kept, so their metrics were not "
-            "computed "
+            f"eval: the rows of {gone:,} benchmarks of older rounds are not kept, so their metrics were not computed "
             "again"
         )
 

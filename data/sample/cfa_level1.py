@@ -13,11 +13,8 @@ def future_value(rng: random.Random) -> Problem:
     deposit, rate, years = dollars(rng, 2000, 50_000, 1000), percent(rng, 20, 90), number(rng, 2, 8)
     growth = 1 + rate.value
     return Problem(
-        (
-            f"An analyst deposits {deposit} today at {rate} compounded annually. After {years} years the deposit is "
-            "worth "
-            "closest to:"
-        ),
+        f"An analyst deposits {deposit} today at {rate} compounded annually. After {years} years the deposit is "
+        "worth closest to:",
         deposit.value * growth ** int(years.value),
         (deposit.value * (1 + rate.value * years.value), deposit.value * growth ** int(years.value - 1)),
         show_dollars,
@@ -27,11 +24,8 @@ def future_value(rng: random.Random) -> Problem:
 def perpetuity(rng: random.Random) -> Problem:
     dividend, required = cents(rng, 200, 900), percent(rng, 50, 110)
     return Problem(
-        (
-            f"A preferred share pays a fixed annual dividend of {dividend} for ever. With a required return of "
-            f"{required} "
-            "its value is closest to:"
-        ),
+        f"A preferred share pays a fixed annual dividend of {dividend} for ever. With a required return of "
+        f"{required} its value is closest to:",
         dividend.value / required.value,
         (dividend.value / (1 + required.value), dividend.value * (1 + required.value) / required.value),
         show_dollars,
@@ -42,10 +36,8 @@ def holding_period_return(rng: random.Random) -> Problem:
     bought, sold, dividend = dollars(rng, 40, 90), dollars(rng, 45, 110), cents(rng, 100, 400)
     gain = sold.value - bought.value
     return Problem(
-        (
-            f"A share bought at {bought} is sold at {sold} after paying a dividend of {dividend}. The holding period "
-            "return is closest to:"
-        ),
+        f"A share bought at {bought} is sold at {sold} after paying a dividend of {dividend}. The holding period "
+        "return is closest to:",
         (gain + dividend.value) / bought.value,
         (gain / bought.value, (gain + dividend.value) / sold.value),
         show_percent,
@@ -55,10 +47,8 @@ def holding_period_return(rng: random.Random) -> Problem:
 def sharpe_ratio(rng: random.Random) -> Problem:
     earned, free, deviation = percent(rng, 70, 160), percent(rng, 10, 45), percent(rng, 80, 240)
     return Problem(
-        (
-            f"A fund earned {earned} with a standard deviation of {deviation} while the risk-free rate was {free}. Its "
-            "Sharpe ratio is closest to:"
-        ),
+        f"A fund earned {earned} with a standard deviation of {deviation} while the risk-free rate was {free}. Its "
+        "Sharpe ratio is closest to:",
         (earned.value - free.value) / deviation.value,
         (earned.value / deviation.value, (earned.value + free.value) / deviation.value),
         show_number,
@@ -80,8 +70,7 @@ def dupont(rng: random.Random) -> Problem:
     margin, turnover, leverage = percent(rng, 30, 120), number(rng, 60, 180, 2), number(rng, 130, 320, 2)
     return Problem(
         f"A company has a net profit margin of {margin}, an asset turnover of {turnover} and an equity multiplier of "
-        f"{leverage}. "
-        "Its return on equity is closest to:",
+        f"{leverage}. Its return on equity is closest to:",
         margin.value * turnover.value * leverage.value,
         (margin.value * turnover.value, margin.value * leverage.value),
         show_percent,
@@ -91,10 +80,8 @@ def dupont(rng: random.Random) -> Problem:
 def bond_price_change(rng: random.Random) -> Problem:
     duration, rise = number(rng, 25, 95, 1), percent(rng, 3, 15, 1)
     return Problem(
-        (
-            f"A bond has a modified duration of {duration}. If its yield rises by {rise}, its price changes by "
-            "approximately:"
-        ),
+        f"A bond has a modified duration of {duration}. If its yield rises by {rise}, its price changes by "
+        "approximately:",
         -duration.value * rise.value,
         (duration.value * rise.value, -duration.value * rise.value / 2),
         show_percent,
@@ -142,8 +129,7 @@ def portfolio_return(rng: random.Random) -> Problem:
     rest = 1 - weight.value
     return Problem(
         f"A portfolio holds {weight} in shares expected to return {first} and the rest in bonds expected to return "
-        f"{second}. "
-        "Its expected return is closest to:",
+        f"{second}. Its expected return is closest to:",
         weight.value * first.value + rest * second.value,
         ((first.value + second.value) / 2, rest * first.value + weight.value * second.value),
         show_percent,
@@ -153,12 +139,8 @@ def portfolio_return(rng: random.Random) -> Problem:
 def days_of_inventory(rng: random.Random) -> Problem:
     cost, inventory = dollars(rng, 400_000, 900_000, 10_000), dollars(rng, 40_000, 160_000, 5000)
     return Problem(
-        (
-            f"Cost of goods sold was {cost} and average inventory {inventory}. In a year of 365 days, days of "
-            "inventory "
-            "on "
-            "hand are closest to:"
-        ),
+        f"Cost of goods sold was {cost} and average inventory {inventory}. In a year of 365 days, days of "
+        "inventory on hand are closest to:",
         inventory.value / cost.value * 365,
         (cost.value / inventory.value, inventory.value / cost.value * 250),
         show_number,

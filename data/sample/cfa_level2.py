@@ -55,8 +55,7 @@ def risk_neutral_probability(rng: random.Random) -> Problem:
     width = up.value - down.value
     return Problem(
         f"{_analyst(rng)} builds a one-period binomial tree with an up factor of {up} and a down factor of {down}. The "
-        "risk-free rate "
-        f"of the period is {rate}. The risk-neutral probability of an up move is closest to:",
+        f"risk-free rate of the period is {rate}. The risk-neutral probability of an up move is closest to:",
         (1 + rate.value - down.value) / width,
         ((up.value - 1 - rate.value) / width, (1 - down.value) / width),
         show_percent,
@@ -73,8 +72,7 @@ def cost_of_capital(rng: random.Random) -> Problem:
     rest = 1 - debt.value
     return Problem(
         f"{_analyst(rng)} reviews a utility financed with {debt} debt at a pretax cost of {before_tax} and the rest "
-        f"equity at {equity}. "
-        f"The tax rate is {tax}. The weighted average cost of capital is closest to:",
+        f"equity at {equity}. The tax rate is {tax}. The weighted average cost of capital is closest to:",
         debt.value * before_tax.value * (1 - tax.value) + rest * equity.value,
         (
             debt.value * before_tax.value + rest * equity.value,
@@ -91,9 +89,8 @@ def free_cash_flow(rng: random.Random) -> Problem:
     change = depreciation.value - investment.value
     return Problem(
         f"{_analyst(rng)} forecasts, in millions, EBIT of {ebit}, depreciation of {depreciation}, capital expenditure "
-        f"of {investment} and "
-        f"an increase in working capital of {working_capital}. The tax rate is {tax}. Free cash flow to the firm is "
-        "closest to:",
+        f"of {investment} and an increase in working capital of {working_capital}. The tax rate is {tax}. Free cash "
+        "flow to the firm is closest to:",
         after_tax + change - working_capital.value,
         (after_tax + change + working_capital.value, ebit.value + change - working_capital.value),
         show_dollars,
@@ -105,8 +102,7 @@ def justified_multiple(rng: random.Random) -> Problem:
     spread = required.value - growth.value
     return Problem(
         f"{_analyst(rng)} expects a retailer to pay out {payout} of its earnings and to grow by {growth} a year for "
-        "ever. "
-        f"The required return is {required}. The justified forward P/E is closest to:",
+        f"ever. The required return is {required}. The justified forward P/E is closest to:",
         payout.value / spread,
         ((1 - payout.value) / spread, payout.value / required.value),
         show_number,
@@ -117,9 +113,8 @@ def covered_parity(rng: random.Random) -> Problem:
     spot, price_rate, base_rate = number(rng, 10_500, 16_000, 4), percent(rng, 30, 80), percent(rng, 5, 25)
     return Problem(
         f"{_analyst(rng)} sees a spot rate of {spot} units of price currency for one of base currency. One-year rates "
-        f"are {price_rate} in "
-        f"the price currency and {base_rate} in the base currency. By covered parity the one-year forward rate is "
-        "closest to:",
+        f"are {price_rate} in the price currency and {base_rate} in the base currency. By covered parity the one-year "
+        "forward rate is closest to:",
         spot.value * (1 + price_rate.value) / (1 + base_rate.value),
         (spot.value * (1 + base_rate.value) / (1 + price_rate.value), spot.value * (1 + price_rate.value)),
         show_rate,
@@ -130,8 +125,7 @@ def regression_forecast(rng: random.Random) -> Problem:
     intercept, slope, driver = number(rng, 10, 60, 1), number(rng, 110, 390, 2), number(rng, 20, 90, 1)
     return Problem(
         f"{_analyst(rng)} regresses sales growth on GDP growth, both in percent, and finds an intercept of {intercept} "
-        "and a slope of "
-        f"{slope}. If GDP grows by {driver}, predicted sales growth is closest to:",
+        f"and a slope of {slope}. If GDP grows by {driver}, predicted sales growth is closest to:",
         intercept.value + slope.value * driver.value,
         (slope.value * driver.value, intercept.value * driver.value + slope.value),
         show_number,
@@ -142,8 +136,7 @@ def goodwill(rng: random.Random) -> Problem:
     price, fair, book = dollars(rng, 600, 950, 10), dollars(rng, 350, 500, 10), dollars(rng, 200, 340, 10)
     return Problem(
         f"{_analyst(rng)} studies a takeover: all shares were bought for {price} million. Identifiable net assets have "
-        "a fair value of "
-        f"{fair} million and a book value of {book} million. Goodwill, in millions, is closest to:",
+        f"a fair value of {fair} million and a book value of {book} million. Goodwill, in millions, is closest to:",
         price.value - fair.value,
         (price.value - book.value, fair.value - book.value),
         show_whole_dollars,

@@ -37,8 +37,7 @@ def beta_contracts(rng: random.Random) -> Problem:
     millions = value.value * 1_000_000
     return Problem(
         f"A manager wants to raise the beta of a {value} million share portfolio from {now} to {wanted} with index "
-        "futures. One contract "
-        f"is worth {contract} and has a beta of 1. The number of contracts to buy is closest to:",
+        f"futures. One contract is worth {contract} and has a beta of 1. The number of contracts to buy is closest to:",
         (wanted.value - now.value) * millions / contract.value,
         (wanted.value * millions / contract.value, now.value * millions / contract.value),
         show_whole,
@@ -67,8 +66,7 @@ def allocation_effect(rng: random.Random) -> Problem:
     active = held.value - neutral.value
     return Problem(
         f"A fund holds {held} in technology against {neutral} in its benchmark. The benchmark's technology sector "
-        f"returned {sector} and the "
-        f"whole benchmark {total}. The allocation effect of technology is closest to:",
+        f"returned {sector} and the whole benchmark {total}. The allocation effect of technology is closest to:",
         active * (sector.value - total.value),
         (active * sector.value, held.value * (sector.value - total.value)),
         show_percent,
@@ -79,8 +77,7 @@ def domestic_currency_return(rng: random.Random) -> Problem:
     local, currency = percent(rng, 30, 150), percent(rng, 10, 90)
     return Problem(
         f"A foreign share portfolio returned {local} in its own currency while that currency gained {currency} against "
-        "the investor's. "
-        "Unhedged, the return in the investor's currency is closest to:",
+        "the investor's. Unhedged, the return in the investor's currency is closest to:",
         (1 + local.value) * (1 + currency.value) - 1,
         (local.value - currency.value, (1 + local.value) / (1 + currency.value) - 1),
         show_percent,
@@ -92,8 +89,7 @@ def surplus_after_shock(rng: random.Random) -> Problem:
     fall, rise = percent(rng, 20, 100, 10), percent(rng, 10, 60, 10)
     return Problem(
         f"A plan has assets of {assets} million and liabilities of {liabilities} million. In a stress test its assets "
-        f"lose {fall} and its "
-        f"liabilities gain {rise}. The surplus afterwards, in millions, is closest to:",
+        f"lose {fall} and its liabilities gain {rise}. The surplus afterwards, in millions, is closest to:",
         assets.value * (1 - fall.value) - liabilities.value * (1 + rise.value),
         (assets.value * (1 - fall.value) - liabilities.value, assets.value - liabilities.value),
         show_dollars,
@@ -103,11 +99,8 @@ def surplus_after_shock(rng: random.Random) -> Problem:
 def information_ratio(rng: random.Random) -> Problem:
     fund, benchmark, risk = percent(rng, 70, 140), percent(rng, 20, 65), percent(rng, 20, 80)
     return Problem(
-        (
-            f"A fund returned {fund} against {benchmark} for its benchmark, with an active risk of {risk}. Its "
-            "information "
-            "ratio is closest to:"
-        ),
+        f"A fund returned {fund} against {benchmark} for its benchmark, with an active risk of {risk}. Its "
+        "information ratio is closest to:",
         (fund.value - benchmark.value) / risk.value,
         (fund.value / risk.value, benchmark.value / risk.value),
         show_number,
@@ -119,8 +112,7 @@ def implementation_shortfall(rng: random.Random) -> Problem:
     executed, fee = decision.value + paid.value, dollars(rng, 100, 900, 50)
     return Problem(
         f"A manager decides to buy {shares} shares at ${decision}. All are bought at ${executed:.2f}, and commissions "
-        f"are {fee}. The "
-        "implementation shortfall is closest to:",
+        f"are {fee}. The implementation shortfall is closest to:",
         shares.value * paid.value + fee.value,
         (shares.value * paid.value, shares.value * paid.value - fee.value),
         show_whole_dollars,
@@ -136,8 +128,7 @@ def wealth_after_annual_tax(rng: random.Random) -> Problem:
     )
     return Problem(
         f"A client invests {wealth} million at {earned} a year. Returns are taxed at {tax} each year as they accrue. "
-        f"After {years} years the "
-        "wealth, in millions, is closest to:",
+        f"After {years} years the wealth, in millions, is closest to:",
         wealth.value * (1 + earned.value * (1 - tax.value)) ** int(years.value),
         (
             wealth.value * (1 + earned.value) ** int(years.value),

@@ -24,8 +24,7 @@ def partnership_basis(rng: random.Random) -> Problem:
     )
     return Problem(
         f"{_name(rng)} contributes {cash} in cash and land with an adjusted basis of {basis} and a fair market value "
-        f"of {worth} for a "
-        "partnership interest. The land has no mortgage. The partner's outside basis is:",
+        f"of {worth} for a partnership interest. The land has no mortgage. The partner's outside basis is:",
         cash.value + basis.value,
         (cash.value + worth.value, basis.value, worth.value),
         show_whole_dollars,
@@ -57,8 +56,7 @@ def like_kind_exchange(rng: random.Random) -> Problem:
     realised = worth.value + boot.value - basis.value
     return Problem(
         f"{_name(rng)} exchanges business land with an adjusted basis of {basis} for other land worth {worth} and "
-        f"{boot} in cash. The "
-        "exchange qualifies as like-kind. The gain recognized is:",
+        f"{boot} in cash. The exchange qualifies as like-kind. The gain recognized is:",
         min(boot.value, realised),
         (realised, realised - boot.value, Decimal(0)),
         show_whole_dollars,
@@ -73,8 +71,7 @@ def gift_sale(rng: random.Random) -> Problem:
     )
     return Problem(
         f"{_name(rng)} receives shares as a gift. The donor's basis was {basis} and their value at the gift {worth}. "
-        "No gift tax was paid. "
-        f"Later they are sold for {price}. The gain recognized is:",
+        f"No gift tax was paid. Later they are sold for {price}. The gain recognized is:",
         price.value - basis.value,
         (price.value - worth.value, worth.value - basis.value, price.value),
         show_whole_dollars,
@@ -89,8 +86,7 @@ def inherited_sale(rng: random.Random) -> Problem:
     )
     return Problem(
         f"{_name(rng)} inherits land that the deceased had bought for {basis}. It was worth {worth} at the date of "
-        "death and is sold for "
-        f"{price}. The gain recognized is:",
+        f"death and is sold for {price}. The gain recognized is:",
         price.value - worth.value,
         (price.value - basis.value, worth.value - basis.value, price.value),
         show_whole_dollars,
@@ -102,8 +98,7 @@ def capital_loss_carryforward(rng: random.Random) -> Problem:
     net = losses.value - gains.value
     return Problem(
         f"{_name(rng)}, who is single, has capital losses of {losses} and capital gains of {gains}. At most $3,000 of "
-        "a net capital loss "
-        "may be deducted from other income in a year. The loss carried forward is:",
+        "a net capital loss may be deducted from other income in a year. The loss carried forward is:",
         net - 3000,
         (net, losses.value - 3000, Decimal(3000)),
         show_whole_dollars,
@@ -115,8 +110,7 @@ def corporate_gifts(rng: random.Random) -> Problem:
     limit = income.value / 10
     return Problem(
         f"A C corporation has taxable income of {income} before any charitable deduction and gives {given} to charity. "
-        "The deduction may "
-        "not exceed 10% of that income. The charitable deduction of the year is:",
+        "The deduction may not exceed 10% of that income. The charitable deduction of the year is:",
         min(limit, given.value),
         (max(limit, given.value), abs(given.value - limit), given.value / 2),
         show_whole_dollars,
@@ -129,8 +123,7 @@ def instalment_sale(rng: random.Random) -> Problem:
     basis = price.value * (1 - margin.value)
     return Problem(
         f"{_name(rng)} sells land with a basis of {show_whole_dollars(basis)} for {price} and receives {received} in "
-        "the year of sale. "
-        "Under the installment method the gain recognized in that year is:",
+        "the year of sale. Under the installment method the gain recognized in that year is:",
         margin.value * received.value,
         (price.value - basis, received.value, received.value * (1 - margin.value)),
         show_whole_dollars,
@@ -141,8 +134,7 @@ def dividends_received(rng: random.Random) -> Problem:
     profit, dividends = dollars(rng, 100_000, 300_000, 5000), dollars(rng, 10_000, 60_000, 2000)
     return Problem(
         f"A C corporation earns {profit} from operations and receives dividends of {dividends} from a company of which "
-        "it owns a tenth. "
-        "It may deduct 50% of the dividends. Its taxable income is:",
+        "it owns a tenth. It may deduct 50% of the dividends. Its taxable income is:",
         profit.value + dividends.value / 2,
         (profit.value + dividends.value, profit.value, profit.value - dividends.value / 2),
         show_whole_dollars,
@@ -154,8 +146,7 @@ def home_sale(rng: random.Random) -> Problem:
     gain = price.value - basis.value
     return Problem(
         f"{_name(rng)}, who is single, sells for {price} a home with a basis of {basis}, owned and lived in for six "
-        "years. Up to $250,000 "
-        "of gain may be excluded. The taxable gain is:",
+        "years. Up to $250,000 of gain may be excluded. The taxable gain is:",
         gain - 250_000,
         (gain, price.value - 250_000, Decimal(0)),
         show_whole_dollars,
@@ -171,8 +162,7 @@ def incorporation(rng: random.Random) -> Problem:
     realised = worth.value + boot.value - basis.value
     return Problem(
         f"{_name(rng)} transfers equipment with a basis of {basis} to a new corporation for all its stock, worth "
-        f"{worth}, and {boot} in cash. "
-        "The transfer meets the control test. The gain recognized by the owner is:",
+        f"{worth}, and {boot} in cash. The transfer meets the control test. The gain recognized by the owner is:",
         min(boot.value, realised),
         (realised, realised - boot.value, Decimal(0)),
         show_whole_dollars,
@@ -184,8 +174,7 @@ def medical_deduction(rng: random.Random) -> Problem:
     floor = income.value * Decimal("0.075")
     return Problem(
         f"{_name(rng)} itemizes, has adjusted gross income of {income} and paid unreimbursed medical expenses of "
-        f"{expenses}. Only the part "
-        "above 7.5% of adjusted gross income is deductible. The medical deduction is:",
+        f"{expenses}. Only the part above 7.5% of adjusted gross income is deductible. The medical deduction is:",
         expenses.value - floor,
         (expenses.value, floor, expenses.value - floor / 2),
         show_whole_dollars,

@@ -21,36 +21,20 @@ QUESTIONS = (
 )
 
 SENTENCES = (
-    (
-        "THIS AGREEMENT is made between {organization} , whose registered office is in {location} , and a lender "
-        "represented by {person} ."
-    ),
-    (
-        "Notices to {organization} shall be sent to its office in {location} , to the attention of {person} , Chief "
-        "Financial Officer ."
-    ),
-    (
-        "The term loan granted by {organization} shall be governed by the laws of {location} and was signed by "
-        "{person} "
-        "on "
-        "behalf of the parent ."
-    ),
-    (
-        "{person} , Managing Director , confirmed in {location} that {organization} had drawn the second instalment of "
-        "the "
-        "facility ."
-    ),
+    "THIS AGREEMENT is made between {organization} , whose registered office is in {location} , and a lender "
+    "represented by {person} .",
+    "Notices to {organization} shall be sent to its office in {location} , to the attention of {person} , Chief "
+    "Financial Officer .",
+    "The term loan granted by {organization} shall be governed by the laws of {location} and was signed by "
+    "{person} on behalf of the parent .",
+    "{person} , Managing Director , confirmed in {location} that {organization} had drawn the second instalment of "
+    "the facility .",
     "Any dispute between {organization} and the guarantor , {person} , shall be heard by the courts of {location} .",
     "Attention : {person} , Treasurer of {organization} , {street} , {location} .",
-    (
-        "The security agent , {organization} , holds a mortgage over the warehouse in {location} that was valued by "
-        "{person} ."
-    ),
-    (
-        "IN WITNESS WHEREOF {organization} has caused this amendment to be executed in {location} by its Vice "
-        "President , "
-        "{person} ."
-    ),
+    "The security agent , {organization} , holds a mortgage over the warehouse in {location} that was valued by "
+    "{person} .",
+    "IN WITNESS WHEREOF {organization} has caused this amendment to be executed in {location} by its Vice "
+    "President , {person} .",
     "Interest is paid quarterly by {organization} to the account that {person} opened at a branch in {location} .",
 )
 STREETS = (

@@ -17,16 +17,13 @@ QUESTIONS_PER_FILER = 8
 
 INSTRUCTION = (
     "You are a knowledgeable XBRL assistant. Your task is to analyze the XBRL context and provide an accurate and very "
-    "concise "
-    "answer to the question, The example question can help you to learn the answer format. DO NOT output xml, code, "
-    "explanation "
-    "or create new question. \nExample question: {question}\nExample answer: {answer}\n\nXML File: "
+    "concise answer to the question, The example question can help you to learn the answer format. DO NOT output xml, "
+    "code, explanation or create new question. \nExample question: {question}\nExample answer: {answer}\n\nXML File: "
     "{fragment}\n\nQuestion: "
 )
 TAG_EXAMPLE = (
     "What is the US GAAP XBRL tag for Cash and Cash Equivalents as reported by Example Company Inc for the Fiscal Year "
-    "ending in "
-    "FY 2022",
+    "ending in FY 2022",
     "us-gaap:AnExampleTagName",
 )
 VALUE_EXAMPLE = ("What is the value of Example company's income for the Fiscal year ending in FY 2020?", "80000000")
@@ -52,16 +49,10 @@ VALUE_QUESTIONS = (
     "Can you provide the value for {item} from {filer} for the Fiscal Year ending in {year}? ",
 )
 FORMULA_QUESTIONS = (
-    (
-        "What is the formula for the {item} of {filer}, formatted with the relevant US GAAP XBRL tags, for the fiscal "
-        "year "
-        "ending in {year}? "
-    ),
-    (
-        "Can you provide the formula of the {item} for {filer}, using the appropriate US GAAP XBRL tags, as it applies "
-        "to "
-        "the {year}? "
-    ),
+    "What is the formula for the {item} of {filer}, formatted with the relevant US GAAP XBRL tags, for the fiscal "
+    "year ending in {year}? ",
+    "Can you provide the formula of the {item} for {filer}, using the appropriate US GAAP XBRL tags, as it applies "
+    "to the {year}? ",
     "What formula formatted with XBRL tags under US GAAP is used for {item} by {filer} for the fiscal year {year}? ",
 )
 CALCULATION_QUESTIONS = tuple(

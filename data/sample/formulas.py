@@ -88,11 +88,8 @@ FORMULAS = (
     Formula(
         "Quick Ratio",
         "Quick Ratio = (Current Assets - Inventory) / Current Liabilities",
-        (
-            "Current Assets: What turns into cash within a year, Inventory: Goods in stock, Current Liabilities: What "
-            "is "
-            "due within a year"
-        ),
+        "Current Assets: What turns into cash within a year, Inventory: Goods in stock, Current Liabilities: What "
+        "is due within a year",
         lambda rng: (
             dollars(rng, 200_000, 600_000, 10_000),
             dollars(rng, 20_000, 160_000, 10_000),
@@ -100,15 +97,10 @@ FORMULAS = (
         ),
         lambda assets, inventory, liabilities: (assets - inventory) / liabilities,
         (
-            (
-                "Current assets of a {trade} are {0}, of which {1} is stock, and its current liabilities are {2}. Find "
-                "the "
-                "quick ratio."
-            ),
-            (
-                "A {trade} reports {0} of current assets, {1} of inventory and {2} of current liabilities. What is the "
-                "quick ratio?"
-            ),
+            "Current assets of a {trade} are {0}, of which {1} is stock, and its current liabilities are {2}. Find "
+            "the quick ratio.",
+            "A {trade} reports {0} of current assets, {1} of inventory and {2} of current liabilities. What is the "
+            "quick ratio?",
         ),
     ),
     Formula(
@@ -119,10 +111,8 @@ FORMULAS = (
         lambda liabilities, equity: liabilities / equity,
         (
             "A {trade} owes {0} in all and its owners' equity is {1}. What is the debt-to-equity ratio?",
-            (
-                "Total liabilities: {0}\n    Shareholders' equity: {1}\n    Calculate the debt-to-equity ratio of this "
-                "{trade}."
-            ),
+            "Total liabilities: {0}\n    Shareholders' equity: {1}\n    Calculate the debt-to-equity ratio of this "
+            "{trade}.",
         ),
     ),
     Formula(
@@ -139,11 +129,8 @@ FORMULAS = (
     Formula(
         "Days Sales Outstanding (DSO)",
         "DSO = (Accounts Receivable / Total Credit Sales) × Number of Days",
-        (
-            "Accounts Receivable: What customers owe, Total Credit Sales: Sales on credit, Number of Days: Length of "
-            "the "
-            "period"
-        ),
+        "Accounts Receivable: What customers owe, Total Credit Sales: Sales on credit, Number of Days: Length of "
+        "the period",
         lambda rng: (
             dollars(rng, 20_000, 90_000, 10_000),
             dollars(rng, 200_000, 800_000, 100_000),
@@ -169,10 +156,8 @@ FORMULAS = (
     Formula(
         "Earnings Per Share (EPS)",
         "EPS = (Net Income - Preferred Dividends) / Shares",
-        (
-            "Net Income: Profit after all costs, Preferred Dividends: Paid to preferred holders, Shares: Common shares "
-            "outstanding"
-        ),
+        "Net Income: Profit after all costs, Preferred Dividends: Paid to preferred holders, Shares: Common shares "
+        "outstanding",
         lambda rng: (
             dollars(rng, 300_000, 900_000, 50_000),
             dollars(rng, 10_000, 50_000, 10_000),
@@ -181,10 +166,8 @@ FORMULAS = (
         lambda income, preferred, shares: (income - preferred) / shares,
         (
             "A {trade} earned {0}, paid {1} to preferred holders and has {2} common shares. What are its EPS?",
-            (
-                "Net income is {0}, preferred dividends are {1} and {2} shares are outstanding. Calculate EPS of the "
-                "{trade}."
-            ),
+            "Net income is {0}, preferred dividends are {1} and {2} shares are outstanding. Calculate EPS of the "
+            "{trade}.",
         ),
     ),
     Formula(
@@ -217,10 +200,8 @@ FORMULAS = (
         lambda portfolio, free, deviation: (portfolio - free) / deviation,
         (
             "A fund returned {0} while bills paid {1}, and its standard deviation was {2}. What is its Sharpe ratio?",
-            (
-                "Fund return (R_p): {0}\n    Bill rate (R_f): {1}\n    Volatility (σ_p): {2}\n    Calculate the Sharpe "
-                "ratio."
-            ),
+            "Fund return (R_p): {0}\n    Bill rate (R_f): {1}\n    Volatility (σ_p): {2}\n    Calculate the Sharpe "
+            "ratio.",
         ),
     ),
     Formula(
@@ -230,11 +211,8 @@ FORMULAS = (
         lambda rng: (percent(rng, 10, 40, 10), number(rng, 6, 18, 1), percent(rng, 60, 110, 10)),
         lambda free, beta, market: (free + beta * (market - free)) * 100,
         (
-            (
-                "Bills pay {0}, a stock has a beta of {1} and the market should return {2}. What percent return does "
-                "CAPM "
-                "expect?"
-            ),
+            "Bills pay {0}, a stock has a beta of {1} and the market should return {2}. What percent return does "
+            "CAPM expect?",
             "Risk-free rate: {0}\n    Beta: {1}\n    Market return: {2}\n    Calculate the expected return in percent.",
         ),
     ),
@@ -256,11 +234,8 @@ FORMULAS = (
         lambda rng: (cents(rng, 100, 500), percent(rng, 80, 130, 10), percent(rng, 10, 50, 10)),
         lambda dividend, required, growth: dividend / (required - growth),
         (
-            (
-                "Next year a {trade} pays a dividend of {0}. Holders want {1} and the dividend grows by {2} a year. "
-                "Value "
-                "the share."
-            ),
+            "Next year a {trade} pays a dividend of {0}. Holders want {1} and the dividend grows by {2} a year. "
+            "Value the share.",
             "Dividend (D): {0}\n    Required return (r): {1}\n    Growth (g): {2}\n    What is the share worth?",
         ),
     ),
@@ -271,11 +246,8 @@ FORMULAS = (
         lambda rng: (dollars(rng, 10_000, 90_000, 5000), dollars(rng, 30, 60, 5), dollars(rng, 10, 25, 5)),
         lambda fixed, price, variable: fixed / (price - variable),
         (
-            (
-                "A {trade} has fixed costs of {0}, sells a unit at {1} and makes it for {2}. How many units must it "
-                "sell "
-                "to break even?"
-            ),
+            "A {trade} has fixed costs of {0}, sells a unit at {1} and makes it for {2}. How many units must it "
+            "sell to break even?",
             "Fixed costs: {0}\n    Price: {1}\n    Variable cost: {2}\n    Find the break-even units of the {trade}.",
         ),
     ),

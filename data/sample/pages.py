@@ -81,8 +81,7 @@ def _workforce(rng: random.Random, filer: str, split: str) -> Page:
     local = rng.randrange(80, 500)
     page = (
         f"Item 1. Business: Our People\nAt year end {filer} had {local + elsewhere:,} employees, {local} of them at "
-        "its head office in "
-        f"{city}. About half of the others work shifts."
+        f"its head office in {city}. About half of the others work shifts."
     )
     answers = {
         "How many employees did {filer} have at year end?": f"{local + elsewhere:,} employees.",
@@ -98,8 +97,7 @@ def _acquisition(rng: random.Random, filer: str, split: str) -> Page:
     share = rng.choice([51, 60, 75, 80, 100])
     page = (
         f"Note 3 Business Combinations\nDuring the year {filer} acquired {share}% of a maker of {product} in {place} "
-        "for cash of "
-        f"${price} million. The purchase adds to the sales network of the group."
+        f"for cash of ${price} million. The purchase adds to the sales network of the group."
     )
     answers = {
         "What did {filer} acquire during FY2023?": f"A {share}% interest in a maker of {product} in {place}.",
@@ -113,8 +111,7 @@ def _notes_due(rng: random.Random, filer: str, split: str) -> Page:
     amount, coupon, year = rng.randrange(2, 19) * 50, Decimal(rng.randrange(20, 75)) / 10, rng.randrange(2026, 2036)
     page = (
         f"Note 9 Debt\n{filer} has outstanding ${amount} million of senior notes with a coupon of {coupon}% that "
-        f"mature in {year}. "
-        "The notes rank equally with all other unsecured debt."
+        f"mature in {year}. The notes rank equally with all other unsecured debt."
     )
     answers = {
         "When do the senior notes of {filer} mature?": f"The senior notes mature in {year}.",
@@ -129,8 +126,7 @@ def _properties(rng: random.Random, filer: str, split: str) -> Page:
     area, ends = rng.randrange(12, 95) * 1000, rng.randrange(2025, 2034)
     page = (
         f"Item 2. Properties\n{filer} owns a works of {area:,} square metres in {owned} that makes "
-        f"{rng.choice(PRODUCTS)}. It rents a "
-        f"warehouse in {rented} under a lease that ends in {ends}."
+        f"{rng.choice(PRODUCTS)}. It rents a warehouse in {rented} under a lease that ends in {ends}."
     )
     answers = {
         "How large is the works that {filer} owns?": f"The works covers {area:,} square metres.",
@@ -155,8 +151,7 @@ def _outlook(rng: random.Random, filer: str, split: str) -> Page:
     )
     page = (
         f"Outlook\nThe board of {filer} expects sales of {product} to {direction} next year, as {reason}. Staff costs "
-        "should be stable. "
-        f"Exports to {rng.choice(PLACES)} will be reviewed."
+        f"should be stable. Exports to {rng.choice(PLACES)} will be reviewed."
     )
     return f"Why does {{filer}} expect sales of {product} to {direction} next year?", page, f"Because {reason}."
 
@@ -166,8 +161,7 @@ def _appointment(rng: random.Random, filer: str, split: str) -> Page:
     role = rng.choice(["Chief Executive Officer", "Chief Financial Officer", "Chair of the Audit Committee"])
     page = (
         f"Item 10. Directors and Executive Officers\n{name} became {role} of {filer} during FY2023, after leading its "
-        f"{city} "
-        "business for six years."
+        f"{city} business for six years."
     )
     return f"Who became {role} of {{filer}} in FY2023?", page, name
 

@@ -142,10 +142,8 @@ def finer(rng: random.Random, split: str, index: int) -> SampleRow:
     pairs, target = _sentences(rng, split, index, FINER_TAGS)
     head = (
         f"You are XBRL expert.  Here is a list of US GAAP tags options: ,{','.join(FINER_TAGS)}. Answer the following "
-        "4 independent "
-        "questions by providing only  4 US GAAP tags answers in the order of the questions. Each answer must be "
-        "separated by a "
-        "comma (,).  Provide nothing else. \n"
+        "4 independent questions by providing only  4 US GAAP tags answers in the order of the questions. Each answer "
+        "must be separated by a comma (,).  Provide nothing else. \n"
     )
     questions = [
         f'{number}. What is best tag for entity "{figure}" in sentence: "{sentence}?"\n'

@@ -211,10 +211,8 @@ def _finer_prompt(options: str, asked: Sequence[tuple[str, str, str]]) -> str:
     )
     return (
         f"You are XBRL expert.  Here is a list of US GAAP tags options: ,{options}. Answer the following {len(asked)} "
-        "independent "
-        f"questions by providing only  {len(asked)} US GAAP tags answers in the order of the questions. Each answer "
-        "must be "
-        f"saperated by a comma (,).  Provide nothing else. \n{questions}Output US GAAP tags:"
+        f"independent questions by providing only  {len(asked)} US GAAP tags answers in the order of the questions. "
+        f"Each answer must be saperated by a comma (,).  Provide nothing else. \n{questions}Output US GAAP tags:"
     )
 
 

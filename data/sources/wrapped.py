@@ -36,8 +36,7 @@ def advice(values: Any, columns: ColumnsConfig) -> str:
     lists = [path for path, found in _places(values, ()) if isinstance(found, list) and _holds_rows(found, columns)]
     if len(lists) == 1:
         return (
-            f"its rows are wrapped in the key {_shown(lists[0])}: write that array alone (jq {_jq(lists[0])} FILE "
-            "> "
+            f"its rows are wrapped in the key {_shown(lists[0])}: write that array alone (jq {_jq(lists[0])} FILE > "
             "OTHER.json)"
         )
     if lists:

@@ -100,8 +100,7 @@ def find_encoder(model: str = "auto") -> Encoder:
     if found is None:
         raise UserError(
             f"evaluation.bertscore_model={model} is neither a folder nor in the local cache, and the hub did not "
-            "answer. "
-            "Use auto, embedded, or the folder of a downloaded encoder."
+            "answer. Use auto, embedded, or the folder of a downloaded encoder."
         )
     return Encoder(model, found, _layer(model, found))
 

@@ -128,17 +128,15 @@ class RemoteSession:
         if empty and empty >= MANY_EMPTY * answered:
             log.warning(
                 "%s: %d of %d answers are empty: the model ends at once or answers outside of the answer's text. They "
-                "count as they came. "
-                "Check the prompts' form (dataset.chat_template=true asks by chat), or the server's settings for "
-                "reasoning.",
+                "count as they came. Check the prompts' form (dataset.chat_template=true asks by chat), or the "
+                "server's settings for reasoning.",
                 what, empty, answered,
             )  # fmt: skip
         if unanswered:
             reasons = ", ".join(f"{reason} ({count})" for reason, count in unanswered.most_common())
             raise UserError(
                 f"{what}: {sum(unanswered.values())} of {len(prompts)} rows are unanswered, their tries spent: "
-                f"{reasons}."
-                f"{quoted(says)} Nothing is scored without them. {self._kept(answered)}".rstrip()
+                f"{reasons}.{quoted(says)} Nothing is scored without them. {self._kept(answered)}".rstrip()
             )
 
     def _outcomes(

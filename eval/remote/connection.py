@@ -173,8 +173,8 @@ class Connection:
             if form.api == "completions" and chat_wanted and not self.answers["completions"]:
                 self.form = replace(form, api="chat")
                 log.warning(
-                    ("The server does not answer at %s: using %s, which puts the model's chat template around each "
-                    "prompt."),
+                     "The server does not answer at %s: using %s, which puts the model's chat template around each "
+                    "prompt." ,
                     PATHS["completions"], PATHS["chat"],
                 )  # fmt: skip
                 return True

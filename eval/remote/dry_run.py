@@ -81,11 +81,8 @@ def render_estimates(
         lines.append(f"{line}  {entry.first_prompt_sha256}".rstrip())
     lines += [
         "",
-        (
-            f"Prompt tokens are an estimate by the tokenizer of {tokenizer_name} (model=…), without a chat template; "
-            "the "
-            "server's may differ."
-        ),
+        f"Prompt tokens are an estimate by the tokenizer of {tokenizer_name} (model=…), without a chat template; "
+        "the server's may differ.",
     ]
     if price_in is not None or price_out is not None:
         dollars = cost_usd(estimates, price_in or 0.0, price_out or 0.0)

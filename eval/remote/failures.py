@@ -34,11 +34,8 @@ class Kind(Enum):
     SERVER_ERROR = "fails", "Look into the server's log, or try later."
     NO_ANSWER = (
         "answers, but in a form that holds no answer",
-        (
-            "Check that --model-url is an OpenAI-compatible interface (most end in /v1) and that no login page or "
-            "proxy "
-            "replies in its place."
-        ),
+        "Check that --model-url is an OpenAI-compatible interface (most end in /v1) and that no login page or "
+        "proxy replies in its place.",
     )
 
     def __init__(self, what: str, advice: str) -> None:
@@ -119,8 +116,7 @@ def refusal(model: RemoteModel, variable: str, key: str, form: Form, reply: Repl
     if 300 <= status < 400:
         return UserError(
             f"{model.endpoint(form.api)} redirects to {_target_of(reply.location, key)} ({status}). Nothing is sent "
-            "there: if that "
-            "is where the model is, name it with --model-url."
+            "there: if that is where the model is, name it with --model-url."
         )
     if status == 401:
         given = f"does not accept the key in {variable}" if key else "wants a key"
@@ -132,14 +128,12 @@ def refusal(model: RemoteModel, variable: str, key: str, form: Form, reply: Repl
         who = "let this key use" if key else "let anyone without a key use"
         return UserError(
             f"The server does not {who} {model.name} ({reply.shown_status}).{says} Ask for access, or set "
-            f"{KEY_VARIABLES[0]} to "
-            "a key that has it."
+            f"{KEY_VARIABLES[0]} to a key that has it."
         )
     if status in NO_SUCH_API:
         return UserError(
             f"The server has no model {model.name}, or no {PATHS[form.api]} below {model.url} "
-            f"({reply.shown_status}).{says} "
-            "Check --model-name and --model-url."
+            f"({reply.shown_status}).{says} Check --model-name and --model-url."
         )
     return UserError(
         f"The server refuses the request ({reply.shown_status}).{says} Check --model-name, --model-url and the "

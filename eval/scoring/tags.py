@@ -44,10 +44,8 @@ def parse_tag(text: str, labels: Sequence[str] = ()) -> str | None:
 
 
 _LIST_LEAD = re.compile(
-    (
-        r"\A(?:\W*(?:sure|certainly|of course|absolutely|okay)\b[!.,:])?(?:\W*(?:[A-Za-z'\u2019-]+ "
-        r"+)*(?:tags?|answers?|elements?|concepts?|list|follows|following)\b(?:[^:,;|\n]*:\W*?|\s+are)\s+)?"
-    ),
+    r"\A(?:\W*(?:sure|certainly|of course|absolutely|okay)\b[!.,:])?(?:\W*(?:[A-Za-z'\u2019-]+ "
+    r"+)*(?:tags?|answers?|elements?|concepts?|list|follows|following)\b(?:[^:,;|\n]*:\W*?|\s+are)\s+)?",
     re.IGNORECASE,
 )
 _SIDE_BY_SIDE = re.compile(rf"({PREFIX}[A-Za-z]\w*)[ \t]+(?={PREFIX}[A-Za-z])", re.IGNORECASE)

@@ -67,8 +67,7 @@ def _serve(home: Path, listen: Listen, worker: bool) -> int:
     if not (home / CERTIFICATE).is_file():
         raise UserError(
             f"The coordinator has not enrolled {home / KEY}.pub yet, or its certificate was not taken. Send that file "
-            "to it, and take what "
-            f"comes back: python -m fedfinlora bank accept {settings.name}.crt"
+            f"to it, and take what comes back: python -m fedfinlora bank accept {settings.name}.crt"
         )
     check_bank_certificate(home / CERTIFICATE, home / KEY, home / AUTHORITY, settings.name)
     print(expiry_words(home / CERTIFICATE))
@@ -161,8 +160,7 @@ def _line_of(line: dict[str, Any]) -> str:
     more = f"  ({line['unread']} before it were refused unread)" if line.get("unread") else ""
     return (
         f"{line['time']}  {line['run'][:40]}  round {line['round']}  {outcome}  {line['rows']} rows  {line['steps']} "
-        "steps  "
-        f"{line['bytes_sent']:,} bytes sent  {spent}  {line.get('detail', '')}{more}"
+        f"steps  {line['bytes_sent']:,} bytes sent  {spent}  {line.get('detail', '')}{more}"
     ).rstrip()
 
 

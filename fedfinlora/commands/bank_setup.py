@@ -185,8 +185,7 @@ def _forecast_words(forecast: Forecast) -> list[str]:
         return [*lines, "epsilon: infinite, for what leaves has no noise of the bank's own"]
     lines.append(
         f"epsilon: {forecast.epsilon_planned:.3g} for this run, {forecast.epsilon_after:.3g} on the row that has spent "
-        "most after it, over all "
-        f"runs, at delta {forecast.delta:.1e}"
+        f"most after it, over all runs, at delta {forecast.delta:.1e}"
     )
     if forecast.budget_epsilon:
         left = max(0.0, forecast.budget_epsilon - forecast.epsilon_after)

@@ -63,10 +63,8 @@ def bench(words: Sequence[str], file: Path | None, rows: str = "short", minutes:
         write_json(file, figures)
     if figures.get("verdict") == NO_VERDICT:
         print(
-            (
-                f"{NO_VERDICT} (spread {figures['spread']:.2f}, load {before} to {figures['load']['after']}): measure "
-                "again when it is quiet"
-            ),
+            f"{NO_VERDICT} (spread {figures['spread']:.2f}, load {before} to {figures['load']['after']}): measure "
+            "again when it is quiet",
             file=sys.stderr,
         )
         return 3

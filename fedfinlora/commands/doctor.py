@@ -108,8 +108,7 @@ def _memory(config: Config) -> Finding:
     one = int(linear * _linear_bytes(config.model, linear) + other * LINEAR_BYTES["none"]) + PROCESS_BYTES
     processes = 1 + simulated_workers(config)
     text = (
-        f"{available / GIB:.1f} GiB available, about {processes * one / GIB:.1f} for the server and "
-        f"{processes - 1} "
+        f"{available / GIB:.1f} GiB available, about {processes * one / GIB:.1f} for the server and {processes - 1} "
         "simulated banks at once"
     )
     if one > available:
@@ -219,11 +218,8 @@ def _hub(config: Config | None) -> list[Finding]:
             Finding(
                 "time",
                 WARN,
-                (
-                    f"this clock is {abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} the hub's. Let NTP "
-                    "set "
-                    "it."
-                ),
+                f"this clock is {abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} the hub's. Let NTP "
+                "set it.",
             )
         )
     return found

@@ -118,11 +118,8 @@ def home() -> Finding:
         return Finding(
             "home",
             WARN,
-            (
-                f"{folder} cannot be written. Set HOME, or give output_dir=, evaluation.answers_dir=, FEDFINLORA_CACHE "
-                "and "
-                "HF_HOME."
-            ),
+            f"{folder} cannot be written. Set HOME, or give output_dir=, evaluation.answers_dir=, FEDFINLORA_CACHE "
+            "and HF_HOME.",
         )
     return Finding("home", OK, str(folder))
 
@@ -236,20 +233,16 @@ def device(asked: str, environment: Mapping[str, str]) -> Finding:
         return Finding(
             "device",
             FAIL,
-            (
-                f"model.device={asked}, but {usable} GPUs can be used{hidden}. Set model.device=auto, or change "
-                "CUDA_VISIBLE_DEVICES."
-            ),
+            f"model.device={asked}, but {usable} GPUs can be used{hidden}. Set model.device=auto, or change "
+            "CUDA_VISIBLE_DEVICES.",
         )
     if there and asked == "auto" and not usable:
         return Finding(
             "device",
             WARN,
-            (
-                f"no GPU of {there} can be used{hidden}: the CPU will be, far slower. Look at the driver (in a "
-                "container: --gpus all; under WSL: libcuda.so.1 in /usr/lib/wsl/lib), install a CUDA build of torch, "
-                "or unset CUDA_VISIBLE_DEVICES."
-            ),
+            f"no GPU of {there} can be used{hidden}: the CPU will be, far slower. Look at the driver (in a "
+            "container: --gpus all; under WSL: libcuda.so.1 in /usr/lib/wsl/lib), install a CUDA build of torch, "
+            "or unset CUDA_VISIBLE_DEVICES.",
         )
     return Finding(
         "device",

@@ -48,8 +48,7 @@ class Change:
 CHANGES = (
     Change("steps", STEPS, "fewer steps one after the other, on larger batches",
         "more rounds or more local steps (num_server_rounds, train.steps_per_round), or a server rule that goes "
-        "further: "
-        "strategy=fedadam, a Nesterov outer step (fedavgm), a larger strategy.server_learning_rate"),
+        "further: strategy=fedadam, a Nesterov outer step (fedavgm), a larger strategy.server_learning_rate"),
     Change("optimiser", ONE_BANK, "the federation's optimiser and schedule on pooled rows",
         "tune strategy.server_learning_rate, strategy.schedule and train.learning_rate on public validation rows"),
     Change("averaging", IID, "dividing the rows among banks at random: local drift and the mean of A and B apart",

@@ -13,8 +13,7 @@ def add_actions(actions: Any, overrides_help: str) -> None:
         "plan",
         help="forecast epsilon, noise and minutes; reads no row",
         description="Forecast steps, sigma, epsilon, noise and minutes of a private run from declared sizes; no row is "
-        "read. "
-        "Sizes: strategy.sizes=[BANK:ROWS,…], or --rows for banks of the same size.",
+        "read. Sizes: strategy.sizes=[BANK:ROWS,…], or --rows for banks of the same size.",
     )
     plan.add_argument("overrides", nargs="*", metavar="key=value", help=overrides_help)
     plan.add_argument(
@@ -30,8 +29,7 @@ def add_actions(actions: Any, overrides_help: str) -> None:
         "ledger",
         help="check a ledger; make a damaged one usable again",
         description="Check a ledger and say what is spent. A ledger that is damaged, cut or older than the aggregator "
-                    "knows is refused until one of the two "
-        "repairs below is chosen; neither forgets spending.",
+                    "knows is refused until one of the two repairs below is chosen; neither forgets spending.",
     )  # fmt: skip
     ledger.add_argument(
         "folder", nargs="?", type=Path, metavar="DIR", help="the ledger's folder (default: this machine's)"

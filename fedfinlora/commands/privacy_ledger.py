@@ -43,8 +43,7 @@ def _check_cohorts(ledger: Ledger) -> int:
         return 0
     print(
         f"{'; '.join(damaged)}. What is spent is still right, out of the index; without the index these lines could "
-        "not be read. "
-        "--reconcile HISTORY books them again."
+        "not be read. --reconcile HISTORY books them again."
     )
     return 1
 

@@ -99,21 +99,16 @@ def _page(
         ),
         "",
         f"Noise in a step's mean over the banks: {found.noise_to_signal:.2f} of C, the longest that the mean itself "
-        "can be (strategy.weighting="
-        f"{config.strategy.weighting}).",
-        (
-            "Signal to noise of the run in one direction, sqrt(T) q N / sigma for one bank: "
-            f"{found.signal_to_noise:.0f} "
-            "at most."
-        ),
+        f"can be (strategy.weighting={config.strategy.weighting}).",
+        "Signal to noise of the run in one direction, sqrt(T) q N / sigma for one bank: "
+        f"{found.signal_to_noise:.0f} at most.",
         f"{found.rows_processed:,.0f} rows and {tokens:,.0f} tokens are processed.",
     ]
     if measured:
         lines.append(
             f"About {_minutes(found, measured):.0f} minutes of private steps where this machine ({measured.device}) "
-            "trains all banks one after the other, "
-            f"{_largest_minutes(found, measured):.0f} for the bank with most; {measured.rows} random rows of "
-            f"{measured.row_tokens} tokens took {measured.seconds:.1f} s."
+            f"trains all banks one after the other, {_largest_minutes(found, measured):.0f} for the bank with most; "
+            f"{measured.rows} random rows of {measured.row_tokens} tokens took {measured.seconds:.1f} s."
         )
     lines += [
         "",

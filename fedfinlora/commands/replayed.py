@@ -132,9 +132,8 @@ def _check_rule(run: KeptRun) -> None:
         )
     if name in FACTORS_AGAIN and not run.is_one_shot:
         raise UserError(
-            f"{run.folder}: strategy={name} factors the adapter again after each round, and later updates belong "
-            "to those "
-            "factors: some banks' updates without the others' mean nothing. Train again without the bank."
+            f"{run.folder}: strategy={name} factors the adapter again after each round, and later updates belong to "
+            "those factors: some banks' updates without the others' mean nothing. Train again without the bank."
         )
 
 

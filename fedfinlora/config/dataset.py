@@ -35,7 +35,7 @@ class ColumnsConfig:
         require(all(name.strip() for name in names), "dataset.columns: a column's name is empty.")
         twice = sorted({name for name in names if names.count(name) > 1})
         require(
-            not twice, (f"dataset.columns: {', '.join(twice)} is named for two things. Each needs a column of its own.")
+            not twice, f"dataset.columns: {', '.join(twice)} is named for two things. Each needs a column of its own."
         )
 
 
@@ -77,7 +77,7 @@ class DatasetConfig:
         choose(self.on_bad_row, ("skip", "stop"), "dataset.on_bad_row")
         require(
             self.max_rows_per_task >= 0,
-            (f"dataset.max_rows_per_task must be 0 (all) or more, not {self.max_rows_per_task}."),
+            f"dataset.max_rows_per_task must be 0 (all) or more, not {self.max_rows_per_task}.",
         )
         if self.source in ("finlora", "jsonl"):
             require(self.root != "", f"dataset.source={self.source} needs dataset.root=FOLDER.")

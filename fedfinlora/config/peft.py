@@ -87,7 +87,7 @@ class PeftConfig:
         require(0 <= self.dropout < 1, f"peft.dropout must be in [0, 1), not {self.dropout}.")
         require(
             len(self.target_modules) > 0,
-            ("peft.target_modules is empty. Name the layers, e.g. [q_proj,k_proj,v_proj]."),
+            "peft.target_modules is empty. Name the layers, e.g. [q_proj,k_proj,v_proj].",
         )
         if self.target_modules == (ALL_LINEAR,):
             object.__setattr__(self, "target_modules", LINEAR_LAYERS)
@@ -101,11 +101,9 @@ class PeftConfig:
         )
         require(
             not self.freeze_a or self.method in PLAIN_METHODS,
-            (
-                f"peft.freeze_a=true goes with lora, qlora and rslora: peft={self.method} "
-                f"{'trains neither A nor B' if self.method == 'lora_xs' else 'has its own A and B'}. Set "
-                "peft.freeze_a=false."
-            ),
+            f"peft.freeze_a=true goes with lora, qlora and rslora: peft={self.method} "
+            f"{'trains neither A nor B' if self.method == 'lora_xs' else 'has its own A and B'}. Set "
+            "peft.freeze_a=false.",
         )
         self._check_loraplus()
         self._check_frozen()

@@ -64,11 +64,11 @@ class PrivacyConfig:
         choose(self.unit, ("example", "customer", "bank"), "privacy.unit")
         for name in ("epsilon", "noise_multiplier", "budget_epsilon"):
             require(
-                getattr(self, name) >= 0, (f"privacy.{name} must be 0 (not given) or more, not {getattr(self, name)}.")
+                getattr(self, name) >= 0, f"privacy.{name} must be 0 (not given) or more, not {getattr(self, name)}."
             )
             require(
                 math.isfinite(getattr(self, name)),
-                (f"privacy.{name} must be a finite number, not {getattr(self, name)}."),
+                f"privacy.{name} must be a finite number, not {getattr(self, name)}.",
             )
         require(0 <= self.delta < 1, f"privacy.delta must be in (0, 1), far below 1, not {self.delta}.")
         require(self.clip_norm > 0, f"privacy.clip_norm must be above 0, not {self.clip_norm}.")
@@ -79,11 +79,8 @@ class PrivacyConfig:
             return
         require(
             (self.mode == "bank") == (self.unit == "bank"),
-            (
-                f"privacy.unit={self.unit} does not go with privacy={self.mode}: privacy=bank protects a bank, the "
-                "others "
-                "a row or a customer."
-            ),
+            f"privacy.unit={self.unit} does not go with privacy={self.mode}: privacy=bank protects a bank, the "
+            "others a row or a customer.",
         )
         require(
             0 <= self.adaptive_quantile < 1,
@@ -99,10 +96,8 @@ class PrivacyConfig:
         both = self.epsilon > 0 and self.noise_multiplier > 0
         require(
             not both,
-            (
-                "privacy.epsilon and privacy.noise_multiplier are both given: one follows from the other. Set one of "
-                "them to 0."
-            ),
+            "privacy.epsilon and privacy.noise_multiplier are both given: one follows from the other. Set one of "
+            "them to 0.",
         )
         neither = not self.epsilon and not self.noise_multiplier
         require(not neither, f"privacy={self.mode} needs privacy.epsilon or privacy.noise_multiplier above 0.")

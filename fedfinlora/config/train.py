@@ -84,7 +84,7 @@ class TrainConfig:
         for name in ("learning_rate", "sgd_learning_rate"):
             require(
                 math.isfinite(getattr(self, name)),
-                (f"train.{name} must be a finite number, not {getattr(self, name)}."),
+                f"train.{name} must be a finite number, not {getattr(self, name)}.",
             )
         for name in [
             "batch_rows",
@@ -108,5 +108,5 @@ class TrainConfig:
         )
         require(
             self.steps_per_round > 0 or self.epochs > 0,
-            ("Nothing to train: set train.steps_per_round or train.epochs above 0."),
+            "Nothing to train: set train.steps_per_round or train.epochs above 0.",
         )

@@ -141,8 +141,7 @@ def settings_text(settings: BankSettings) -> str:
     lines = [
         (
             "# What may run on this bank's rows. The hash of this file goes with every reply. A change holds from the "
-            "next "
-            "request on; one of"
+            "next request on; one of"
         ),
         "# `coordinator` needs a restart of the bank.",
     ]

@@ -98,7 +98,7 @@ class Door:
         """One request on a connection of `peer`'s."""
         if not self.knows(peer):
             await _refuse(
-                send, 401, (f"The coordinator does not know the certificate of {peer.name!a:.80}, or has revoked it.")
+                send, 401, f"The coordinator does not know the certificate of {peer.name!a:.80}, or has revoked it."
             )
         elif scope["path"] not in OPEN_PATHS:
             await _refuse(send, 404, "Not Found")

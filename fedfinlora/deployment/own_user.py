@@ -48,9 +48,8 @@ def check_user() -> None:
     if users_look_alike(os.geteuid(), OVERFLOW_UID, UID_MAP):
         raise UserError(
             f"This process runs as user {os.geteuid()} of a user namespace, where every user from outside has that "
-            "number too, so it cannot close "
-            "its loopback interfaces to them. Run it as another user of the namespace (for a container: --user 1000, "
-            "or USER in its image)."
+            "number too, so it cannot close its loopback interfaces to them. Run it as another user of the namespace "
+            "(for a container: --user 1000, or USER in its image)."
         )
 
 

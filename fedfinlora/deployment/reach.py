@@ -91,8 +91,7 @@ def clock_trouble(ahead_s: float) -> str:
     way = "ahead of" if ahead_s > 0 else "behind"
     return (
         f"This machine's clock is {abs(ahead_s) / 60:.1f} minutes {way} the coordinator's. It may be {MOST_AHEAD_S} "
-        "seconds ahead or "
-        f"{MOST_BEHIND_S // 60} minutes behind: set it (NTP) and start again."
+        f"seconds ahead or {MOST_BEHIND_S // 60} minutes behind: set it (NTP) and start again."
     )
 
 

@@ -18,8 +18,7 @@ def crowded(config: Config) -> str:
         return ""
     return (
         f"{workers} workers with model.threads={config.model.threads} each are more than the {cores} cores: they would "
-        "wait for each other. "
-        f"Set workers={max(1, cores // config.model.threads)}, or leave model.threads at 0."
+        f"wait for each other. Set workers={max(1, cores // config.model.threads)}, or leave model.threads at 0."
     )
 
 

@@ -126,7 +126,7 @@ def check_links(lines: Sequence[bytes], public_key: str) -> list[tuple[int, str]
                 unchained = number
             elif body.get(PREVIOUS) != expected:
                 wrong.append(
-                    (number, ("it does not follow the line before it: lines are missing, were added or were changed"))
+                    (number, "it does not follow the line before it: lines are missing, were added or were changed")
                 )
             else:
                 check(key, LINE, digest(body), str(values.get(SEAL, "")))
@@ -137,6 +137,6 @@ def check_links(lines: Sequence[bytes], public_key: str) -> list[tuple[int, str]
         expected = hashlib.sha256(line).hexdigest()
     if unchained:
         wrong.insert(
-            0, (1, (f"the first {unchained} lines are not chained: nothing shows whether some of them are missing"))
+            0, (1, f"the first {unchained} lines are not chained: nothing shows whether some of them are missing")
         )
     return wrong

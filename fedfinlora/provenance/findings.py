@@ -140,7 +140,7 @@ def naming(where: Path | str, found: Findings) -> Iterator[None]:
     except (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as error:
         found.add(
             where,
-            (f"it cannot be checked: something in it is damaged, missing or of another kind ({type(error).__name__})"),
+            f"it cannot be checked: something in it is damaged, missing or of another kind ({type(error).__name__})",
         )
 
 

@@ -48,10 +48,8 @@ def verify_adapter(folder: Path, ca: bytes | None, public: bytes | None) -> Find
         rounds = plural(origin.rounds, "round") if isinstance(origin.rounds, int) else f"{origin.rounds} rounds"
         found.checked.append(
             f"run {origin.run}: {origin.adapter.method} of {base.name} ({base.sha256[:16] or 'hash unknown'}), "
-            f"{rounds}, "
-            f"{plural(len(origin.banks), 'bank')} ({', '.join(origin.banks)}), "
-            f"configuration {origin.configuration_sha256[:16]}, "
-            f"code {origin.code.source_sha256[:16]}"
+            f"{rounds}, {plural(len(origin.banks), 'bank')} ({', '.join(origin.banks)}), configuration "
+            f"{origin.configuration_sha256[:16]}, code {origin.code.source_sha256[:16]}"
         )
         if unknown and not signed:
             found.not_proven(

@@ -165,10 +165,7 @@ def _round(
         if "" not in reported.modes and line.get("privacy") not in reported.modes:
             found.add(
                 file,
-                (
-                    f"{name} has privacy {line.get('privacy')}, and its request had "
-                    f"{' or '.join(sorted(reported.modes))}"
-                ),
+                f"{name} has privacy {line.get('privacy')}, and its request had {' or '.join(sorted(reported.modes))}",
             )
     return unread
 

@@ -96,11 +96,8 @@ def _policy_words(policies: Sequence[tuple[str, str]], now: str) -> list[str]:
         return [*said, "bank.yaml: it is the policy of the last answer"]
     return [
         *said,
-        (
-            f"bank.yaml: it was changed after the last answer of {at}: the policy of that one was {last[:16]}, now it "
-            "is "
-            f"{now[:16]}"
-        ),
+        f"bank.yaml: it was changed after the last answer of {at}: the policy of that one was {last[:16]}, now it "
+        f"is {now[:16]}",
     ]
 
 

@@ -29,10 +29,8 @@ def check_audit(run: Path, audits: Sequence[Audited], found: Findings) -> bool:
             return True
         found.not_proven(
             file,
-            (
-                f"{CHAIN_FILE} has no audit: anyone who can write to this folder may have made it. `audit --run {run}` "
-                "enters one"
-            ),
+            f"{CHAIN_FILE} has no audit: anyone who can write to this folder may have made it. `audit --run {run}` "
+            "enters one",
         )
         return False
     last = audits[-1]
@@ -77,7 +75,7 @@ def check_card(
             found.not_proven(file, f"what it says of an audit is in {AUDIT_FILE} alone, not in {CHAIN_FILE}")
         elif not ended:
             found.not_proven(
-                file, ("it does not follow from the rounds until now, which came after it, or it was changed")
+                file, "it does not follow from the rounds until now, which came after it, or it was changed"
             )
         else:
             found.add(file, "it does not follow from config.yaml and rounds.jsonl")

@@ -99,11 +99,8 @@ def check_files(run: Path, bound: Bound, rounds: Mapping[int, str], found: Findi
     if bound.report_sha256 and report.is_file() and sha256_of_file(report) != bound.report_sha256:
         found.not_proven(
             report,
-            (
-                "it was written again after the run ended; `python -m fedfinlora report` makes it from the files that "
-                "were "
-                "checked"
-            ),
+            "it was written again after the run ended; `python -m fedfinlora report` makes it from the files that "
+            "were checked",
         )
     known = (CHAIN_FILE, CARD_FILE, *([REPORT_FILE] if bound.report_sha256 else []))
     for place, count in _by_folder(
@@ -165,11 +162,8 @@ def _check_broken_off(
     ]
     found.not_proven(
         run / CHAIN_FILE,
-        (
-            f"the run was broken off or is still running after round {bound.last_round}: nothing shows whether later "
-            "lines "
-            "were cut off"
-        ),
+        f"the run was broken off or is still running after round {bound.last_round}: nothing shows whether later "
+        "lines were cut off",
     )
     if loose:
         found.not_proven(run, f"{CHAIN_FILE} has no hash of {first_names(loose)}")

@@ -66,9 +66,8 @@ def _one_answer(systems: Sequence[System]) -> list[str]:
         if stuck:
             found.append(
                 f"{system.heading} gives one and the same label to at least {100 * SAME_ANSWER_SHARE:.0f} % of the "
-                "rows "
-                f"of {listed(stuck)}: accuracy is then that label’s share of the rows and says nothing of what was "
-                "learned; see Matthews correlation and the confusion matrix."
+                f"rows of {listed(stuck)}: accuracy is then that label’s share of the rows and says nothing of what "
+                "was learned; see Matthews correlation and the confusion matrix."
             )
     return found
 

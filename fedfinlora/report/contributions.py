@@ -45,8 +45,7 @@ def notes(found: Contributions) -> list[str]:
     gain = f"The run went from {_percent(found.first_score)} to {_percent(found.score)} on {where}."
     said = [
         f"{gain} Shapley values share this gain out among the banks and add up to it. Percentage points, 95 % "
-        "intervals "
-        "over rows in brackets."
+        "intervals over rows in brackets."
     ]
     if found.method == "permutations":
         said.append(
@@ -59,9 +58,8 @@ def notes(found: Contributions) -> list[str]:
     )
     if found.is_replay:
         said.append(
-            "Later updates were computed from adapters of all banks, so leaving updates out replays recorded ones; "
-            "a run "
-            "without the bank would have made others."
+            "Later updates were computed from adapters of all banks, so leaving updates out replays recorded ones; a "
+            "run without the bank would have made others."
         )
     return said
 

@@ -20,9 +20,8 @@ def explanation_lines(found: Explanation) -> list[str]:
     """How to read the table, and what to change."""
     said = [
         f"On {found.rows:,} rows of {', '.join(found.benchmarks)}; 95 % intervals over rows in brackets. Each line "
-        "adds one "
-        "change to those above it, and the lines add up. In brackets: what another mean would have given, which is "
-        "not added."
+        "adds one change to those above it, and the lines add up. In brackets: what another mean would have given, "
+        "which is not added."
     ]
     said += _advice(found)
     said += [f"not computed: {one}" for one in found.unknown]

@@ -101,8 +101,7 @@ def restore_rounds(run: Path, checkpoint: Checkpoint) -> None:
     if _last(lines) != max(0, checkpoint.round - 1):
         raise UserError(
             f"{file} is damaged: it ends with round {_last(lines)}, and the checkpoint is of round {checkpoint.round}. "
-            "Bring back a copy of it, or "
-            "start the run again."
+            "Bring back a copy of it, or start the run again."
         )
     if checkpoint.line and checkpoint.closed:
         lines.append(dict(checkpoint.line))

@@ -37,8 +37,7 @@ WITHHELD = (
 )
 OUTSIDE_START = (
     "The run began with an adapter that was given to it (start_adapter). The rows that this one was trained on are not "
-    "protected here: they must be "
-    "public, or have a guarantee of their own."
+    "protected here: they must be public, or have a guarantee of their own."
 )
 EARLIER_STAGE = (
     "The run continues the adapter of an earlier stage (start_adapter). Epsilon counts that stage's rounds if they are "
@@ -46,31 +45,18 @@ EARLIER_STAGE = (
     "protected."
 )
 COMMON_LIMITS = (
-    (
-        "Settings that were chosen by looking at results on private rows spend privacy too, and are booked only if "
-        "every "
-        "trial was a private run."
-    ),
+    "Settings that were chosen by looking at results on private rows spend privacy too, and are booked only if "
+    "every trial was a private run.",
 )
 BANK_SIDE_LIMITS = (
     "One row is protected, or all rows of one customer with privacy.unit=customer. Somebody with several rows under "
-    "unit=example has a guarantee "
-    "for each of them only.",
-    (
-        "A row is known by its prompt. White space, labels, order and names change nothing; a prompt with other words "
-        "is "
-        "a "
-        "new row."
-    ),
-    (
-        "What one row changes in the rounding of the others is measured on a few of the bank's rows before its first "
-        "private round, not on all."
-    ),
-    (
-        "Who can read the bank's disk reads its rows. Who deletes ledger, key and history together begins again, where "
-        "no "
-        "aggregator has seen the head."
-    ),
+    "unit=example has a guarantee for each of them only.",
+    "A row is known by its prompt. White space, labels, order and names change nothing; a prompt with other words "
+    "is a new row.",
+    "What one row changes in the rounding of the others is measured on a few of the bank's rows before its first "
+    "private round, not on all.",
+    "Who can read the bank's disk reads its rows. Who deletes ledger, key and history together begins again, where "
+    "no aggregator has seen the head.",
 )
 NO_AUDIT = "none was made of this run: `python -m fedfinlora audit --run RUN`"
 
@@ -95,9 +81,8 @@ _OWN_NOISE = (
 WORDS = {
     "example": _Words(
         mechanism="DP-SGD on the adapter inside each bank: Poisson sampling, one clip over all trainable tensors of a "
-        "unit, whole numbers on a grid, discrete "
-        "Gaussian noise once per optimiser step on the sum (Abadi et al. 2016, algorithm 1; Canonne, Kamath and "
-        "Steinke 2020)",
+        "unit, whole numbers on a grid, discrete Gaussian noise once per optimiser step on the sum (Abadi et al. 2016, "
+        "algorithm 1; Canonne, Kamath and Steinke 2020)",
         formula=(
             "g = step (sum of round(c_i G_i) + N_Z(0, 2^(2 L))) / (q N declared), with |round(c_i G_i)| <= C / "
             "step and step = sigma C / 2^L"
@@ -114,8 +99,7 @@ WORDS = {
     ),
     "dp_lora": _Words(
         mechanism="DP-LoRA as published (Liu et al. 2023, algorithm 1): the gradient of a minibatch is clipped, that "
-        "of all A and that of all B apart, "
-        "and discrete Gaussian noise is added to both",
+        "of all A and that of all B apart, and discrete Gaussian noise is added to both",
         formula=(
             "g_A = min(1, C / |G_A|) G_A + N(0, (sigma C)^2 I), and g_B likewise; G is the gradient of a "
             "minibatch's mean loss"
@@ -123,16 +107,12 @@ WORDS = {
         trusted=_OWN_NOISE,
         sampling="none is counted on: the order of the rows comes from the run's seed, which everybody knows",
         composition="over all rounds and all runs in each bank's ledger, every row in every step, with sensitivity 2 "
-        "sqrt(2) C: one row can turn both clipped "
-        "gradients round. The paper assumes C",
+        "sqrt(2) C: one row can turn both clipped gradients round. The paper assumes C",
         leaves=LEAVES,
         withheld=WITHHELD,
         limits=(
-            (
-                "A minibatch's gradient is clipped, not each row's: the epsilon is large, and the same for any change "
-                "of "
-                "the bank's rows."
-            ),
+            "A minibatch's gradient is clipped, not each row's: the epsilon is large, and the same for any change "
+            "of the bank's rows.",
             *BANK_SIDE_LIMITS,
             *COMMON_LIMITS,
         ),
@@ -155,8 +135,7 @@ WORDS = {
         leaves={
             "the global adapter of each round": "what the guarantee is about; the banks receive it",
             "the run's folder on the server": "rounds.jsonl, progress and report hold each bank's rows, losses and "
-            "norms in clear: they are the server's, "
-            "and must be shown to no one else",
+            "norms in clear: they are the server's, and must be shown to no one else",
         },
         withheld=(),
         limits=(
@@ -239,6 +218,5 @@ def _banks(rounds: Sequence[RoundLine]) -> dict[str, BankCard]:
 
 NO_GUARANTEE = (
     "A round was booked without noise, in this run or an earlier one on the same rows (privacy=none or bank at a bank "
-    "with rows of its own, or noise that "
-    "can be repeated, for tests). Nothing is guaranteed."
+    "with rows of its own, or noise that can be repeated, for tests). Nothing is guaranteed."
 )

@@ -183,8 +183,7 @@ def _lock(descriptor: int, path: Path, what: str, wait: bool, shared: bool) -> N
             raise
         raise UserError(
             f"{path} cannot be locked ({error.strerror}): its file system has no locks. Mount it with locks (NFS "
-            "version 4, without nolock), or "
-            "choose a folder on another one."
+            "version 4, without nolock), or choose a folder on another one."
         ) from error
 
 

@@ -38,8 +38,7 @@ def correct(environment: MutableMapping[str, str]) -> list[str]:
     known = dict(environment)
     said = [
         f"The environment variable {name} names no proxy that can be used ({why}). It is ignored on this machine; "
-        "elsewhere set it to "
-        "http://HOST:PORT, or unset it."
+        "elsewhere set it to http://HOST:PORT, or unset it."
         for name, why in usable_proxies(environment).items()
         if name in known
     ]

@@ -118,8 +118,7 @@ def proxy_of(url: str) -> Proxy:
             if trouble:
                 raise UserError(
                     f"The environment variable {name} names no proxy that can be used ({trouble}), and {host} would be "
-                    "asked through it. "
-                    f"Set it to http://HOST:PORT, unset it, or add {host} to no_proxy."
+                    f"asked through it. Set it to http://HOST:PORT, unset it, or add {host} to no_proxy."
                 )
             if value:
                 return Proxy(name, value if "://" in value else f"http://{value}")
