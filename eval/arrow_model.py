@@ -8,7 +8,6 @@ the layer's change is the sum of the adapters' changes under these weights. Noth
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
+from eval.expert_adapters import experts_in, quiet_peft
 from eval.models import LocalModel
 from fedfinlora.config.peft import PeftConfig
 from fedfinlora.config.schema import Config
@@ -108,34 +108,23 @@ def arrow_routing(
     the model that is loaded.
     """
     import torch
-    from peft import LoraConfig, set_peft_model_state_dict
+    from peft import LoraConfig
 
     adapted = cast(Any, model)
-    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    names = [f"task_{number}" for number in range(len(adapters))]
-    arrow = replace(arrow)
-    arrow.task_adapter_names, arrow.gks_adapter_names = names, []
-    try:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            # PEFT asks transformers by its old name
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-            for name, (config, tensors) in zip(names, adapters, strict=True):
-                adapted.add_adapter(name, config)
-                values = {key: torch.from_numpy(np.ascontiguousarray(tensor)) for key, tensor in tensors.items()}
-                set_peft_model_state_dict(adapted, values, adapter_name=name)
-            first = adapters[0][0]
+    first = adapters[0][0]
+    with experts_in(model, adapters) as names:
+        try:
+            arrow = replace(arrow)
+            arrow.task_adapter_names, arrow.gks_adapter_names = names, []
             router = LoraConfig(r=first.r, target_modules=first.target_modules, arrow_config=arrow)
-            adapted.add_adapter(ROUTER, router)
-        adapted.set_adapter(ROUTER)
-        yield model.eval()
-    finally:
-        adapted.set_adapter(ADAPTER_NAME)
-        for name in (*names, ROUTER):
-            if name in adapted.peft_config:
-                adapted.delete_adapter(name)
-        for module in list(model.modules()):
-            if hasattr(module, "lora_arrow"):
-                del module.lora_arrow
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(trained[name])
-        model.eval()
+            with torch.random.fork_rng(devices=[]), quiet_peft():
+                adapted.add_adapter(ROUTER, router)
+            adapted.set_adapter(ROUTER)
+            yield model.eval()
+        finally:
+            adapted.set_adapter(ADAPTER_NAME)
+            if ROUTER in adapted.peft_config:
+                adapted.delete_adapter(ROUTER)
+            for module in list(model.modules()):
+                if hasattr(module, "lora_arrow"):
+                    del module.lora_arrow

@@ -16,7 +16,7 @@ from fedfinlora.run.evaluation import METRICS_FILE, BenchmarkMetrics, Evaluation
 from fedfinlora.run.events import EvaluateDone, Event, Message
 from fedfinlora.run.typed import to_json
 
-LABELS = {"task": "task", "oracle": "oracle_on_test_rows", "arrow": "arrow"}
+LABELS = {"task": "task", "oracle": "oracle_on_test_rows", "arrow": "arrow", "xlora": "xlora"}
 """Route -> label of its scores. The oracle's says in each table how it was chosen."""
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from data.catalog import BENCHMARKS, select
 from eval.routing import LABELS
+from eval.xlora_gate import in_order_of, read_gate
 from fedfinlora.config.peft import PeftConfig
 from fedfinlora.errors import ConfigError, UserError, choose
 from fedfinlora.model.adapter_folder import base_name, same_base
@@ -48,6 +49,8 @@ class Asked:
     """Ways to score the adapters as one model too: `eval.routing.LABELS`."""
     experts: tuple[Expert, ...] = ()
     """Names and tasks, of the adapters that have some typed."""
+    gate: str = ""
+    """Folder of the gate for the route xlora, absolute."""
 
     def with_experts(self, typed: Iterable[Expert]) -> Asked:
         """The same with these adapters too."""
@@ -57,9 +60,9 @@ class Asked:
         return replace(self, adapters=self.adapters + folders, experts=self.experts + own)
 
     def as_json(self) -> dict[str, Any]:
-        """The content of a run's state/evaluate.json: routes and experts only where there are some."""
+        """The content of a run's state/evaluate.json: routes, experts and gate only where there are some."""
         values = {**asdict(self), "adapters": [str(folder) for folder in self.adapters]}
-        return {key: value for key, value in values.items() if value or key not in ("routes", "experts")}
+        return {key: value for key, value in values.items() if value or key not in ("routes", "experts", "gate")}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Asked:
@@ -80,14 +83,14 @@ def expert_of(word: str) -> Expert:
     Expert(folder='/no/final', name='mood', tasks=('fpb', 'tfns'))
     """
     if _there(word):
-        return Expert(_absolute(word))
+        return Expert(absolute(word))
     named = _NAMED.fullmatch(word)
     name, rest = (named["name"], named["rest"]) if named else ("", word)
     with_tasks = None if _there(rest) else _WITH_TASKS.fullmatch(rest)
     if with_tasks is None:
-        return Expert(_absolute(rest), name)
+        return Expert(absolute(rest), name)
     tasks = tuple(benchmark.key for benchmark in select(with_tasks["tasks"].split(",")))
-    return Expert(_absolute(with_tasks["folder"]), name, tasks)
+    return Expert(absolute(with_tasks["folder"]), name, tasks)
 
 
 def folders_of(adapters: Sequence[Path]) -> tuple[Path, ...]:
@@ -122,31 +125,50 @@ def labels_of(folders: Sequence[Path], experts: Sequence[Expert]) -> dict[str, P
 
 
 def check_routes(
-    routes: Collection[str], labels: Mapping[str, Path], settings: Mapping[str, PeftConfig], base: str
+    routes: Collection[str], labels: Mapping[str, Path], settings: Mapping[str, PeftConfig], base: str, gate: str = ""
 ) -> None:
-    """ConfigError or UserError where these adapters cannot be joined on the base model `base` (model.path). Reads no
-    tensors.
+    """ConfigError or UserError where these adapters cannot be joined on the base model `base` (model.path), or `gate`
+    (a folder) is not theirs.
     """
+    if ("xlora" in routes) != bool(gate):
+        raise ConfigError(
+            "--gate DIR goes with --route xlora."
+            if gate
+            else "--route xlora needs --gate DIR. Train it with `python -m fedfinlora gate DIR --adapter …`."
+        )
     for route in routes:
-        if route == "xlora":
-            raise ConfigError(
-                "--route xlora: X-LoRA's gate must be trained on rows, and an evaluation trains nothing. Use arrow, "
-                "which needs no training, or task or oracle."
-            )
         choose(route, LABELS, "--route")
     if not routes:
         return
     if len(labels) < 2:
         raise ConfigError("--route joins several adapters: name two or more with --adapter.")
+    check_one_base("--route", labels, base)
+    if "arrow" in routes:
+        _check_arrow(settings)
+    if "xlora" in routes:
+        check_gated("--route xlora", settings)
+        found = read_gate(Path(gate))
+        if not same_base(found.base, base):
+            raise UserError(f"{gate} is a gate for {found.base}, the model here is {base}. Train one for it.")
+        in_order_of(found, Path(gate), labels)
+
+
+def check_one_base(what: str, labels: Mapping[str, Path], base: str) -> None:
+    """UserError for an adapter of another base model than `base` (model.path); `what` begins the message."""
     for label, folder in labels.items():
         made_for = base_name(folder)
         if made_for and not same_base(made_for, base):
             raise UserError(
-                f"--route: {label} ({folder}) was made for {made_for}, the model here is {base}. Join adapters of one "
+                f"{what}: {label} ({folder}) was made for {made_for}, the model here is {base}. Join adapters of one "
                 "base model."
             )
-    if "arrow" in routes:
-        _check_arrow(settings)
+
+
+def check_gated(what: str, settings: Mapping[str, PeftConfig]) -> None:
+    """UserError for an adapter that X-LoRA's layers do not compute; ranks and layers may differ."""
+    for label, own in settings.items():
+        if own.method not in ("lora", "rslora"):
+            raise UserError(f"{what}: {label} is of peft={own.method}. X-LoRA weighs LoRA and rsLoRA adapters.")
 
 
 def tasks_of(labels: Mapping[str, Path], experts: Sequence[Expert]) -> dict[str, tuple[str, ...]]:
@@ -192,5 +214,10 @@ def _there(word: str) -> bool:
     return Path(word).expanduser().is_dir()
 
 
-def _absolute(word: str) -> str:
-    return str(Path(word).expanduser().absolute())
+def absolute(word: str) -> str:
+    """A folder's path as typed, absolute; "" stays "".
+
+    >>> absolute("")
+    ''
+    """
+    return str(Path(word).expanduser().absolute()) if word else ""

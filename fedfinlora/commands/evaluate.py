@@ -18,6 +18,8 @@ from eval.models import LocalModel
 from eval.report import write_run_report
 from eval.routing import LABELS, routed
 from eval.rows import data_files
+from eval.xlora_gate import in_order_of, read_gate
+from eval.xlora_model import GatedExpert, XLoraModel
 from fedfinlora.commands.asked_models import Asked, check_routes, folders_of, labels_of, tasks_of
 from fedfinlora.compose import compose
 from fedfinlora.config.peft import PeftConfig
@@ -63,7 +65,7 @@ def evaluate(overrides: Sequence[str], asked: Asked) -> int:
     remote = _remote_model(config, asked)
     labels = labels_of(asked.adapters, asked.experts)
     settings = {label: _settings(folder, config, asked, _typed(overrides)) for label, folder in labels.items()}
-    check_routes(asked.routes, labels, settings, config.model.path)
+    check_routes(asked.routes, labels, settings, config.model.path, asked.gate)
     tasks = tasks_of(labels, asked.experts) if "task" in asked.routes else {}
     run = _open(config, asked, list(settings.values()), labels)
     folder = run.folder
@@ -75,7 +77,7 @@ def evaluate(overrides: Sequence[str], asked: Asked) -> int:
         peft = start.peft if asked.adapters else "none"
         log.write(replace(start, model=asked.name or config.model.name, peft=peft, rounds=0))
         try:
-            files = _files(config, labels)
+            files = _files(config, labels, asked.gate)
             if (folder / "manifest.json").is_file():
                 record(folder, 0, check_same(folder, config, files, with_model=remote is None))
             else:
@@ -135,6 +137,8 @@ def _score_local(
                 )
         if number == 0 and "arrow" in asked.routes:
             models[LABELS["arrow"]] = ArrowModel.of(session, here, _arrow_experts(session, labels, settings, config))
+        if number == 0 and "xlora" in asked.routes:
+            models[LABELS["xlora"]] = _xlora_model(session, here, asked, labels, settings)
         on_event(Phase(name=f"evaluating {', '.join(models)}"))
         found = evaluate_models(models, here, run.folder, on_event)
         _require_scores(found)
@@ -150,6 +154,16 @@ def _arrow_experts(
         ArrowExpert(settings[label], load_adapter(folder, session.layout, config.model, session.frozen))
         for label, folder in labels.items()
     ]
+
+
+def _xlora_model(
+    session: Session, config: Config, asked: Asked, labels: dict[str, Path], settings: dict[str, PeftConfig]
+) -> XLoraModel:
+    """All adapters under the gate, in a session of the first one's kind."""
+    gate = read_gate(Path(asked.gate))
+    ordered = in_order_of(gate, Path(asked.gate), labels)
+    experts = [GatedExpert(settings[label], labels[label]) for label in ordered]
+    return XLoraModel.of(session, config, experts, gate)
 
 
 def _score_remote(model: RemoteModel, run: OpenRun, on_event: OnEvent) -> None:
@@ -214,14 +228,15 @@ def _settings(folder: Path, config: Config, asked: Asked, typed: Set[str]) -> Pe
     return replace(found, alpha=asked.alpha) if asked.alpha else found
 
 
-def _files(config: Config, labels: dict[str, Path]) -> dict[str, str]:
+def _files(config: Config, labels: dict[str, Path], gate: str = "") -> dict[str, str]:
     """What is scored on and what is scored: file -> SHA-256."""
     found = data_files(config)
-    for label, folder in labels.items():
+    places = {f"adapter {label}": folder for label, folder in labels.items()} | ({"gate": Path(gate)} if gate else {})
+    for name, folder in places.items():
         for file in (folder / CONFIG_FILE, folder / WEIGHTS_FILE):
             if file.is_file():
                 with open(file, "rb") as stream:
-                    found[f"adapter {label}/{file.name}"] = hashlib.file_digest(stream, "sha256").hexdigest()
+                    found[f"{name}/{file.name}"] = hashlib.file_digest(stream, "sha256").hexdigest()
     return found
 
 

@@ -194,7 +194,6 @@ def test_a_runs_adapter_brings_the_tasks_that_it_was_trained_on(
         (["a={one}", "b={other}", "--route", "oracle"], "was made for acme/other-7b"),
         (["a={one}", "b={two}", "--route", "task"], "its tasks are not known"),
         (["a={one}:fbp", "b={two}"], "Did you mean 'fpb'"),
-        (["a={one}", "b={two}", "--route", "xlora"], "gate must be trained"),
         (["a={one}", "b={two}", "--route", "arow"], "Did you mean 'arrow'"),
         (["a={one}", "b={wide}", "--route", "arrow"], "peft.rank is 4 for a and 8 for b"),
         (["a={one}", "b={keys}", "--route", "arrow"], "peft.target_modules is q_proj for a and k_proj for b"),

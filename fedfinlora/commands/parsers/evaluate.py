@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 from fedfinlora.commands.parsers import DETACH_HELP, add_command
@@ -13,7 +14,7 @@ ORDER = 30
 
 def add(commands: Any) -> None:
     """Add the command."""
-    command = add_command(commands, "evaluate", "Score models: base, adapters, behind a server. Also: harness.")
+    command = add_command(commands, "evaluate", "Score models: base, adapters, behind a server. Also: gate, harness.")
     command.add_argument(
         "--adapter", action="append", default=[], metavar="DIR",
         help="a PEFT folder, or NAME=DIR:TASK,TASK; several are scored in one pass (default: the base model)",
@@ -21,8 +22,9 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--route", action="append", default=[], metavar="ROUTE",
         help="score several adapters as one model too: arrow (each token by those that fit it), task (each benchmark "
-        "by the adapter trained on it), oracle (by the best on the test rows: the most that task can reach)",
+        "by the adapter trained on it), oracle (by the best on the test rows: the most that task can reach), xlora",
     )  # fmt: skip
+    command.add_argument("--gate", default="", metavar="DIR", help="for --route xlora: what `gate` has trained")
     command.add_argument("--detach", action="store_true", help=DETACH_HELP)
     command.add_argument("--base", action="store_true", help="score the untouched base model too, next to the adapters")
     command.add_argument("--model-url", default="", metavar="URL", help="an OpenAI-compatible server, e.g. "
@@ -40,11 +42,11 @@ def add(commands: Any) -> None:
 
 def call(options: argparse.Namespace) -> int:
     """Run it, or its dry run."""
-    from fedfinlora.commands.asked_models import Asked, expert_of
+    from fedfinlora.commands.asked_models import Asked, absolute, expert_of
     from fedfinlora.commands.evaluate import dry_run, evaluate
 
     asked = Asked(base=options.base, url=options.model_url, name=options.model_name, routes=tuple(options.route))
-    asked = asked.with_experts(map(expert_of, options.adapter))
+    asked = replace(asked.with_experts(map(expert_of, options.adapter)), gate=absolute(options.gate))
     if not asked.url and (asked.name or options.dry_run):
         raise ConfigError("--model-name and --dry-run go with --model-url.")
     if not options.dry_run and (options.price_in is not None or options.price_out is not None):
