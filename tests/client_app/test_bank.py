@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from fake_grid import FakeGrid
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from powers import as_an_ordinary_user
 from tiny_runs import overrides, write_lines, write_rows
 
 import client_app.own_rows
@@ -461,7 +461,7 @@ class TestApp:
         assert reply.content["delta"]["vector"].data == direct.delta.tobytes()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read any file")
+@as_an_ordinary_user()
 def test_a_file_that_may_not_be_read_is_a_data_error(config: Config, tmp_path: Path) -> None:
     folder = write_rows(tmp_path / "own")
     (folder / "train" / "fpb_train.jsonl").chmod(0)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from powers import as_an_ordinary_user
 from tiny_runs import SCORED, adapter_bytes, overrides, result_of, write_lines, write_rows
 
 from fedfinlora.cli import main
@@ -304,7 +305,7 @@ class TestRows:
         assert re.search(UNUSABLE[name], ended.error), ended.error
         assert ended.status == 1
 
-    @pytest.mark.skipif(os.geteuid() == 0, reason="root may read any file")
+    @as_an_ordinary_user()
     def test_an_unreadable_file_is_one_line(self, command: Command, tmp_path: Path) -> None:
         folder = write_rows(tmp_path / "data")
         (folder / "train" / "fpb_train.jsonl").chmod(0)
@@ -351,7 +352,7 @@ class TestOutput:
         assert re.search(r"Cannot write .*file/runs.*output_dir=FOLDER", ended.error), ended.error
         assert ended.status == 1
 
-    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+    @as_an_ordinary_user()
     def test_an_output_folder_that_may_not_be_written(self, command: Command, tmp_path: Path, rows: Path) -> None:
         (tmp_path / "locked").mkdir(mode=0o500)
         assert "Cannot write" in command("centralized", *overrides(rows, tmp_path / "locked")).error

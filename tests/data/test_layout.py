@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from powers import as_an_ordinary_user
 
 from data.check import WIDTH, check_folder, render
 from data.sources import layout_of, load_rows, state_of_files
@@ -277,7 +278,7 @@ def test_link_loops_end_and_are_named(tmp_path: Path, layout: str) -> None:
         assert bad.reason == "cannot be read: Too many levels of symbolic links"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may look into any folder")
+@as_an_ordinary_user()
 def test_a_closed_folder_is_named(tmp_path: Path) -> None:
     write(tmp_path / "closed" / "fpb_train.jsonl")
     (tmp_path / "closed").chmod(0)
