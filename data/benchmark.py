@@ -53,10 +53,6 @@ class Benchmark:
     title: str
     group: str
     """A key of GROUPS."""
-    test_file: str
-    """File under `test/` in FinLoRA's layout, without `.jsonl`."""
-    train_files: tuple[str, ...]
-    """Files under `train/` that hold only this benchmark's rows, without `.jsonl`; every one that exists is read."""
     budget_tokens: int
     """Most new tokens of an answer (FinLoRA's max_new_tokens)."""
     parser: str
@@ -67,6 +63,12 @@ class Benchmark:
     """Where the rows come from."""
     licence: str
     """As stated by the source."""
+    test_file: str = ""
+    """File under `test/` in FinLoRA's layout, without `.jsonl`; "" becomes KEY_test."""
+    train_files: tuple[str, ...] = ()
+    """Files under `train/` that hold only this benchmark's rows, without `.jsonl`; every one that exists is read. ()
+    becomes (KEY_train,).
+    """
     labels: tuple[str, ...] = ()
     """The closed set of targets; empty for open answers."""
     published: Mapping[str, PublishedScore] = field(default_factory=_not_published)
@@ -85,6 +87,10 @@ class Benchmark:
     """
     notes: str = ""
     """Known flaws of the data, shown next to its scores."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "test_file", self.test_file or f"{self.key}_test")
+        object.__setattr__(self, "train_files", self.train_files or (f"{self.key}_train",))
 
     @property
     def is_published(self) -> bool:

@@ -10,6 +10,7 @@ reported, and stays out of FinLoRA's overall average.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from data.benchmark import GROUPS, ON_REQUEST, PUBLISHED_COLUMNS, Benchmark, PublishedScore
 from data.flare_catalog import FLARE
@@ -46,65 +47,71 @@ _SENTIMENT_7 = (
     "strong positive",
 )
 _SENTIMENT_TRAIN = "finlora_sentiment_train"
-_XBRL_TRAIN = "xbrl_extract_train"
-_XBRL_HUB = "wangd12/XBRL_analysis"
-_XBRL_SOURCE = "XBRL Analysis (Wang et al. 2025): 10-K filings of Dow Jones 30 companies"
+_GEMINI = "Gemini 2.0 FL, tuned"
+
+_General = partial(
+    Benchmark, group="general", budget_tokens=10, parser="label", scorer="exact", best_other_name=_GEMINI
+)
+_Exam = partial(
+    Benchmark,
+    group="certificate",
+    budget_tokens=30,
+    parser="choice",
+    scorer="exact",
+    licence="not released (copyright): bring your own",
+)
+_Tags = partial(
+    Benchmark,
+    group="reporting",
+    budget_tokens=100,
+    answer_marker="Output US GAAP tags:",
+    parser="tag_list",
+    scorer="tag_list",
+    best_other_name=_GEMINI,
+)
+_Filing = partial(
+    Benchmark,
+    group="analysis",
+    merged_train_file="xbrl_extract_train",
+    hub_id="wangd12/XBRL_analysis",
+    source="XBRL Analysis (Wang et al. 2025): 10-K filings of Dow Jones 30 companies",
+    licence="MIT",
+)
 
 _ENTRIES = (
-    Benchmark(
+    _General(
         key="fpb",
         title="FPB",
-        group="general",
-        test_file="fpb_test",
-        train_files=("fpb_train",),
         merged_train_file=_SENTIMENT_TRAIN,
         labels=_SENTIMENT,
-        budget_tokens=10,
-        parser="label",
-        scorer="exact",
         published=_table(
             (68.73, 0.677), (85.64, 0.922), (84.16, 0.909), (81.93, 0.901), (82.84, 0.853), (87.62, 0.878)
         ),
-        best_other_name="Gemini 2.0 FL, tuned",
         hub_id="takala/financial_phrasebank",
         source="Financial PhraseBank (Malo et al. 2014)",
         licence="CC BY-SA 3.0 (treat as non-commercial)",
     ),
-    Benchmark(
+    _General(
         key="fiqa",
         title="FiQA SA",
-        group="general",
-        test_file="fiqa_test",
-        train_files=("fiqa_train",),
         merged_train_file=_SENTIMENT_TRAIN,
         labels=_SENTIMENT,
-        budget_tokens=10,
-        parser="label",
-        scorer="exact",
         published=_table(
             (46.55, 0.557), (81.28, 0.884), (78.30, 0.874), (78.72, 0.874), (73.19, 0.806), (88.09, 0.879)
         ),
-        best_other_name="Gemini 2.0 FL, tuned",
         hub_id="pauri32/fiqa-2018",
         source="FiQA 2018, task 1 (Maia et al. 2018)",
         licence="MIT / public",
         notes="16 texts occur in both the train and the test part.",
     ),
-    Benchmark(
+    _General(
         key="tfns",
         title="TFNS",
-        group="general",
-        test_file="tfns_test",
-        train_files=("tfns_train",),
         merged_train_file=_SENTIMENT_TRAIN,
         labels=_SENTIMENT,
-        budget_tokens=10,
-        parser="label",
-        scorer="exact",
         published=_table(
             (69.97, 0.683), (88.02, 0.932), (83.84, 0.910), (59.09, 0.702), (59.51, 0.655), (89.49, 0.896)
         ),
-        best_other_name="Gemini 2.0 FL, tuned",
         hub_id="zeroshot/twitter-financial-news-sentiment",
         source="Twitter Financial News Sentiment",
         licence="MIT",
@@ -117,8 +124,6 @@ _ENTRIES = (
         key="nwgi",
         title="NWGI",
         group="general",
-        test_file="nwgi_test",
-        train_files=("nwgi_train",),
         merged_train_file=_SENTIMENT_TRAIN,
         labels=_SENTIMENT_7,
         budget_tokens=10,
@@ -133,38 +138,24 @@ _ENTRIES = (
         licence="MIT",
         notes="Seven levels in the rows, scored collapsed to negative, neutral and positive.",
     ),
-    Benchmark(
+    _General(
         key="headline",
         title="Headline",
-        group="general",
-        test_file="headline_test",
-        train_files=("headline_train",),
         labels=("Yes", "No"),
-        budget_tokens=10,
-        parser="label",
-        scorer="exact",
         published=_table(
             (45.34, 0.558), (84.66, 0.852), (88.03, 0.886), (64.93, 0.781), (71.75, 0.828), (97.32, 0.973)
         ),
-        best_other_name="Gemini 2.0 FL, tuned",
         hub_id="FinGPT/fingpt-headline",
         source="Gold news headlines (Sinha and Khandait 2021)",
         licence="CC BY-SA 3.0",
     ),
-    Benchmark(
+    _General(
         key="ner",
         title="NER",
-        group="general",
-        test_file="ner_test",
-        train_files=("ner_train",),
         labels=("person", "location", "organization"),
-        budget_tokens=10,
-        parser="label",
-        scorer="exact",
         published=_table(
             (48.89, 0.569), (98.05, 0.981), (96.63, 0.966), (71.59, 0.834), (95.92, 0.963), (97.29, 0.973)
         ),
-        best_other_name="Gemini 2.0 FL, tuned",
         hub_id="FinGPT/fingpt-ner-cls",
         source="Financial agreements with named entities (Salinas Alvarado et al. 2015)",
         licence="CC BY 3.0",
@@ -172,105 +163,66 @@ _ENTRIES = (
             "About 100 distinct (sentence, entity) pairs stand behind the 3502 test rows: 17 prompt forms repeat each."
         ),
     ),
-    Benchmark(
+    _Exam(
         key="cfa_level1",
         title="CFA Level 1",
-        group="certificate",
-        test_file="cfa_level1_test",
-        train_files=("cfa_level1_train",),
         labels=("A", "B", "C", "D"),
-        budget_tokens=30,
-        parser="choice",
-        scorer="exact",
         published=_table(
             (13.33, 0.133), (86.67, 0.867), (87.78, 0.878), (87.78, 0.878), (87.78, 0.878), (63.33, 0.631)
         ),
         best_other_name="GPT-4o",
         source="CFA Level I mock questions",
-        licence="not released (copyright): bring your own",
     ),
-    Benchmark(
+    _Exam(
         key="cfa_level2",
         title="CFA Level 2",
-        group="certificate",
-        test_file="cfa_level2_test",
-        train_files=("cfa_level2_train",),
         labels=("A", "B", "C"),
-        budget_tokens=30,
-        parser="choice",
-        scorer="exact",
         published=_table(
             (19.48, 0.199), (88.31, 0.883), (83.12, 0.835), (90.91, 0.909), (92.21, 0.922), (56.67, 0.567)
         ),
         best_other_name="Gemini 2.0 FL",
         source="CFA Level II mock questions",
-        licence="not released (copyright): bring your own",
     ),
-    Benchmark(
+    _Exam(
         key="cfa_level3",
         title="CFA Level 3",
-        group="certificate",
-        test_file="cfa_level3_test",
-        train_files=("cfa_level3_train",),
         labels=("A", "B", "C"),
-        budget_tokens=30,
-        parser="choice",
-        scorer="exact",
         published=_table(
             (16.67, 0.179), (70.51, 0.705), (66.67, 0.675), (69.23, 0.697), (79.49, 0.795), (52.56, 0.538)
         ),
         best_other_name="Gemini 2.0 FL",
         source="CFA Level III mock questions",
-        licence="not released (copyright): bring your own",
     ),
-    Benchmark(
+    _Exam(
         key="cpa_reg",
         title="CPA REG",
-        group="certificate",
-        test_file="cpa_reg_test",
         train_files=("regulations_train", "cpa_reg_train"),
         labels=("A", "B", "C", "D"),
-        budget_tokens=30,
-        parser="choice",
-        scorer="exact",
         published=_table(
             (31.68, 0.317), (80.20, 0.802), (88.12, 0.885), (90.10, 0.901), (90.10, 0.901), (67.33, 0.667)
         ),
         best_other_name="GPT-4o",
         source="CPA REG practice questions",
-        licence="not released (copyright): bring your own",
     ),
-    Benchmark(
+    _Tags(
         key="xbrl_finer",
         title="FiNER",
-        group="reporting",
         test_file="finer_test_batched",
         train_files=("finer_train_batched",),
-        budget_tokens=100,
-        answer_marker="Output US GAAP tags:",
-        parser="tag_list",
-        scorer="tag_list",
         published=_table(
             (21.28, 0.232), (74.10, 0.759), (74.32, 0.760), (70.92, 0.732), (70.72, 0.724), (80.32, 0.802)
         ),
-        best_other_name="Gemini 2.0 FL, tuned",
         hub_id="nlpaueb/finer-139",
         source="FiNER-139 (Loukas et al. 2022)",
         licence="CC BY-SA 4.0",
         notes="Four entities a row; scores are per tag.",
     ),
-    Benchmark(
+    _Tags(
         key="xbrl_fnxl",
         title="FNXL",
-        group="reporting",
         test_file="fnxl_test_batched",
         train_files=("fnxl_train_batched",),
-        budget_tokens=100,
-        answer_marker="Output US GAAP tags:",
-        parser="tag_list",
-        scorer="tag_list",
         published=_table((3.64, 0.045), (23.57, 0.250), (23.05, 0.253), (33.50, 0.311), (35.68, 0.348), (47.98, 0.438)),
-        best_other_name="Gemini 2.0 FL, tuned",
         source="FNXL (Sharma et al. 2023)",
         licence="public, no licence file",
         notes="Four entities a row; scores are per tag. FinLoRA has no train part.",
@@ -279,61 +231,47 @@ _ENTRIES = (
         key="xbrl_term",
         title="XBRL Term",
         group="reporting",
-        test_file="xbrl_term_test",
-        train_files=("xbrl_term_train",),
         budget_tokens=50,
         parser="text",
         scorer="bertscore",
         published=_table((None, 0.574), (None, 0.599), (None, 0.606), (None, 0.606), (None, 0.630), (None, 0.666)),
-        best_other_name="Gemini 2.0 FL, tuned",
+        best_other_name=_GEMINI,
         source="XBRL terminology of XBRL International (Han et al. 2024)",
         licence="MIT",
         notes='6 train targets are the string "nan".',
     ),
-    Benchmark(
+    _Filing(
         key="xbrl_tags_extract",
         title="Tag Extraction",
-        group="analysis",
         test_file="xbrl_extract_tags_test",
         train_files=("xbrl_extract_tags_train",),
-        merged_train_file=_XBRL_TRAIN,
         budget_tokens=20,
         parser="tag",
         scorer="exact",
         published=_table(
             (69.16, 0.739), (89.13, 0.886), (86.89, 0.872), (80.44, 0.896), (85.26, 0.879), (85.03, 0.907)
         ),
-        best_other_name="Gemini 2.0 FL, tuned",
-        hub_id=_XBRL_HUB,
-        source=_XBRL_SOURCE,
-        licence="MIT",
+        best_other_name=_GEMINI,
         notes="A few targets are values instead of tags.",
     ),
-    Benchmark(
+    _Filing(
         key="xbrl_value_extract",
         title="Value Extraction",
-        group="analysis",
         test_file="xbrl_extract_value_test",
         train_files=("xbrl_extract_value_train",),
-        merged_train_file=_XBRL_TRAIN,
         budget_tokens=20,
         parser="number",
         scorer="number",
         published=_table(
             (52.46, 0.565), (98.49, 0.986), (97.14, 0.974), (98.57, 0.988), (99.13, 0.992), (99.20, 0.992)
         ),
-        best_other_name="Gemini 2.0 FL, tuned",
-        hub_id=_XBRL_HUB,
-        source=_XBRL_SOURCE,
-        licence="MIT",
+        best_other_name=_GEMINI,
     ),
-    Benchmark(
+    _Filing(
         key="xbrl_formula_extract",
         title="Formula Construction",
-        group="analysis",
         test_file="xbrl_extract_formula_test",
         train_files=("xbrl_extract_formula_train",),
-        merged_train_file=_XBRL_TRAIN,
         budget_tokens=30,
         parser="formula",
         scorer="exact",
@@ -341,17 +279,12 @@ _ENTRIES = (
             (12.92, 0.201), (77.61, 0.876), (89.34, 0.898), (88.02, 0.882), (89.46, 0.893), (79.76, 0.820)
         ),
         best_other_name="GPT-4o",
-        hub_id=_XBRL_HUB,
-        source=_XBRL_SOURCE,
-        licence="MIT",
     ),
-    Benchmark(
+    _Filing(
         key="xbrl_formula_calc_extract",
         title="Formula Calculation",
-        group="analysis",
         test_file="xbrl_extract_formula_calculations_test",
         train_files=("xbrl_extract_formula_calculations_train",),
-        merged_train_file=_XBRL_TRAIN,
         budget_tokens=30,
         parser="formula",
         scorer="formula_value",
@@ -359,16 +292,11 @@ _ENTRIES = (
             (27.27, 0.317), (98.68, 0.990), (92.81, 0.947), (98.92, 0.993), (98.80, 0.988), (85.99, 0.868)
         ),
         best_other_name="DeepSeek V3",
-        hub_id=_XBRL_HUB,
-        source=_XBRL_SOURCE,
-        licence="MIT",
     ),
     Benchmark(
         key="financebench",
         title="FinanceBench",
         group="analysis",
-        test_file="financebench_test",
-        train_files=("financebench_train",),
         budget_tokens=50,
         parser="text",
         scorer="bertscore",
@@ -382,15 +310,13 @@ _ENTRIES = (
         key="formula",
         title="Financial Math",
         group="analysis",
-        test_file="formula_test",
-        train_files=("formula_train",),
         budget_tokens=50,
         parser="number",
         scorer="number",
         published=_table(
             (11.00, 0.136), (30.00, 0.332), (26.50, 0.307), (28.50, 0.317), (34.50, 0.370), (66.00, 0.785)
         ),
-        best_other_name="Gemini 2.0 FL, tuned",
+        best_other_name=_GEMINI,
         source="Financial Math (Han et al. 2024)",
         licence="MIT",
         notes="Some of FinLoRA's answers are wrong.",

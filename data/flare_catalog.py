@@ -6,39 +6,36 @@ are judged by `eval.scoring.flare`. `evaluation.benchmarks=flare` names them all
 
 from __future__ import annotations
 
+from functools import partial
+
 from data.benchmark import Benchmark
 
-_MOVEMENT = ("Rise", "Fall")
-_STOCKS = "Rises or falls, from ten days of prices and the tweets on a stock."
+_Label = partial(Benchmark, group="flare", budget_tokens=10, parser="flare_label", scorer="flare_label")
+_Stock = partial(
+    _Label,
+    labels=("Rise", "Fall"),
+    notes="Rises or falls, from ten days of prices and the tweets on a stock.",
+)
+_Question = partial(
+    Benchmark, group="flare", budget_tokens=20, parser="flare_number", scorer="flare_number", licence="MIT"
+)
 
 FLARE = (
-    Benchmark(
+    _Label(
         key="flare_fpb",
         title="FLARE FPB",
-        group="flare",
-        test_file="flare_fpb_test",
-        train_files=("flare_fpb_train",),
         reworded_from="fpb",
         labels=("positive", "neutral", "negative"),
-        budget_tokens=10,
-        parser="flare_label",
-        scorer="flare_label",
         hub_id="TheFinAI/flare-fpb",
         source="Financial PhraseBank (Malo et al. 2014)",
         licence="CC BY-SA 3.0",
         notes="Without files of its own: FinLoRA's rows of FPB in FLARE's wording.",
     ),
-    Benchmark(
+    _Label(
         key="flare_fiqa",
         title="FLARE FiQA-SA",
-        group="flare",
-        test_file="flare_fiqa_test",
-        train_files=("flare_fiqa_train",),
         reworded_from="fiqa",
         labels=("negative", "positive", "neutral"),
-        budget_tokens=10,
-        parser="flare_label",
-        scorer="flare_label",
         hub_id="TheFinAI/flare-fiqasa",
         source="FiQA 2018, task 1 (Maia et al. 2018)",
         licence="public",
@@ -48,8 +45,6 @@ FLARE = (
         key="flare_ner",
         title="FLARE NER",
         group="flare",
-        test_file="flare_ner_test",
-        train_files=("flare_ner_train",),
         budget_tokens=128,
         parser="entities",
         scorer="entities",
@@ -58,77 +53,39 @@ FLARE = (
         licence="CC BY-SA 3.0",
         notes="Ten prompts for each sentence, so rows are not independent and intervals are too narrow.",
     ),
-    Benchmark(
+    _Question(
         key="finqa",
         title="FinQA",
-        group="flare",
-        test_file="finqa_test",
-        train_files=("finqa_train",),
-        budget_tokens=20,
-        parser="flare_number",
-        scorer="flare_number",
         hub_id="TheFinAI/flare-finqa",
         source="FinQA (Chen et al. 2021)",
-        licence="MIT",
     ),
-    Benchmark(
+    _Question(
         key="convfinqa",
         title="ConvFinQA",
-        group="flare",
-        test_file="convfinqa_test",
-        train_files=("convfinqa_train",),
-        budget_tokens=20,
-        parser="flare_number",
-        scorer="flare_number",
         hub_id="TheFinAI/flare-convfinqa",
         source="ConvFinQA (Chen et al. 2022)",
-        licence="MIT",
         notes="A row a turn; earlier turns stand in the prompt with their right answers (FLARE: with the model's own).",
     ),
-    Benchmark(
+    _Stock(
         key="acl18",
         title="ACL18",
-        group="flare",
-        test_file="acl18_test",
-        train_files=("acl18_train",),
-        labels=_MOVEMENT,
-        budget_tokens=10,
-        parser="flare_label",
-        scorer="flare_label",
         hub_id="TheFinAI/flare-sm-acl",
         source="StockNet (Xu and Cohen 2018)",
         licence="MIT",
-        notes=_STOCKS,
     ),
-    Benchmark(
+    _Stock(
         key="bigdata22",
         title="BigData22",
-        group="flare",
-        test_file="bigdata22_test",
-        train_files=("bigdata22_train",),
-        labels=_MOVEMENT,
-        budget_tokens=10,
-        parser="flare_label",
-        scorer="flare_label",
         hub_id="TheFinAI/flare-sm-bigdata",
         source="BigData22 (Soun et al. 2022)",
         licence="public",
-        notes=_STOCKS,
     ),
-    Benchmark(
+    _Stock(
         key="cikm18",
         title="CIKM18",
-        group="flare",
-        test_file="cikm18_test",
-        train_files=("cikm18_train",),
-        labels=_MOVEMENT,
-        budget_tokens=10,
-        parser="flare_label",
-        scorer="flare_label",
         hub_id="TheFinAI/flare-sm-cikm",
         source="CIKM18 (Wu et al. 2018)",
         licence="public",
-        notes=_STOCKS,
     ),
 )
 """Natural language first, then numbers, then stock movement, as in FLARE's table. The hub's organisation was called
