@@ -63,8 +63,9 @@ def train(message: Message, context: Context) -> Message:
             done = train_round(request, facts)
         reveal = reported(done.figures, facts.reveal, bool(facts.trainer.name))
         return pack_reply(
-            facts.name, done.layout_id, done.delta, done.figures, facts.policy_sha256, reveal, done.ledger
-        )
+            facts.name, done.layout_id, done.delta, done.figures, facts.policy_sha256, reveal, done.ledger,
+            done.second_moments,
+        )  # fmt: skip
 
     return _signed(_safely(message, context, answer), message, context, read)
 

@@ -20,15 +20,27 @@ import numpy as np
 from client_app.admission import AdmittedRows, admit, admit_rows, check_source
 from client_app.control import CorrectedStep, control_after, correction_of
 from client_app.facts import BankFacts
-from client_app.kept_state import load_control, load_local, load_moments, save_control, save_local, save_moments
+from client_app.global_step import LastGlobal, rates_of, started
+from client_app.kept_state import (
+    load_control,
+    load_global,
+    load_local,
+    load_moments,
+    save_control,
+    save_global,
+    save_local,
+    save_moments,
+)
 from client_app.local_rounds import LocalAdapter, begun_from, is_resumed
 from client_app.prepared_rows import BankRows
 from client_app.privacy_plan import NAMES, book_round, delta_of, make_plan
 from client_app.published import published
 from fedfinlora.config.schema import Config
+from fedfinlora.config.strategy import MOMENT_RULES
 from fedfinlora.errors import UserError
 from fedfinlora.logs import about
-from fedfinlora.model.adapter import Vector, read_adapter, write_adapter
+from fedfinlora.model.adapter import Layout, Vector, read_adapter, write_adapter
+from fedfinlora.model.block_means import NO_MEANS, block_means, fault_in
 from fedfinlora.model.loading import Session, get_session
 from fedfinlora.model.packing import Example
 from fedfinlora.model.parts import sent_part, trained_factor
@@ -60,6 +72,8 @@ class RoundReply(NamedTuple):
     ledger: Head | None
     """Of the bank's ledger with this round's line; None where the round was not booked."""
 
+    second_moments: Vector = NO_MEANS
+    """strategy=fedadamw_local: (tensors,) float32."""
 
 def train_round(request: TrainRequest, facts: BankFacts) -> RoundReply:
     """Train the received global adapter on this bank's rows.
@@ -150,12 +164,24 @@ def _train_round(request: TrainRequest, facts: BankFacts, on_booked: Callable[[M
         raise BankError("layout", f"layout {request.layout_id} received, {session.layout.id} here")
     load_s = time.monotonic() - started
     with one_code(config):
+    _check_moments(request, session.layout)
         round_here = _private_round if config.privacy.in_the_bank else _open_round
         return round_here(request, facts, session, load_s, on_booked)
 
 
 @contextlib.contextmanager
 def one_code(config: Config) -> Iterator[None]:
+def _check_moments(request: TrainRequest, layout: Layout) -> None:
+    """BankError where the request's second moments are not of this adapter and rule."""
+    means, config = request.second_moments, request.config
+    if not means.size:
+        return
+    if config.strategy.name not in MOMENT_RULES:
+        raise BankError("moments", f"second moments received, and strategy={config.strategy.name} has none")
+    if fault := fault_in(means, layout, config.train.clip_norm):
+        raise BankError("moments", f"the received second moments: {fault}")
+
+
     """Every error of a private round is the same BankError: which one it was may depend on the rows.
     Rules of the policy alone keep their names.
     """
@@ -218,7 +244,10 @@ def _open_round(
     )
     if facts.deployed:
         figures = published(figures, facts.min_rows, config.strategy.weighting)
-    return _Done(RoundReply(delta, session.layout.id, figures, head), result.rows, spending)
+    means = NO_MEANS
+    if config.strategy.name in MOMENT_RULES:
+        means = block_means(result.optimizer.second_moment, session.layout)
+    return _Done(RoundReply(delta, session.layout.id, figures, head, means), result.rows, spending)
 
 
 def _private_round(
@@ -268,10 +297,18 @@ def _trained(
         return _trained_by_own(request, facts, session, examples, stretch)
     folder = facts.state_folder / request.run / facts.name
     part = sent_part(config.strategy.name, session.layout, request.round)
-    keeps_moments = config.train.optimizer_state == "keep" and config.train.optimizer != "sgd" and part is None
+    restarted = config.strategy.name in MOMENT_RULES
+    keeps_moments = (
+        config.train.optimizer_state == "keep" and config.train.optimizer != "sgd" and part is None and not restarted
+    )
     moments = load_moments(folder, request.round) if keeps_moments else None
     if part is not None:  # a factor's moments are two rounds old when its turn comes: AdamW begins afresh
         gradient = FactorStep(trained_factor(config.strategy.name, request.round), gradient)
+    if restarted:
+        last_global = load_global(folder, request.round)
+        moments = started(
+            last_global, request.adapter, request.second_moments, session.layout, stretch, request.round, config
+        )
     controlled = config.strategy.name == "scaffold"
     correction = NOTHING
     if controlled:
@@ -283,6 +320,8 @@ def _trained(
         save_moments(folder, request.round, result.optimizer)
     if controlled:
         after = control_after(correction, request.adapter, delta, result.steps, request.round, config)
+    if restarted:
+        save_global(folder, LastGlobal(request.round, request.adapter, rates_of(stretch, config)))
         save_control(folder, after)
     log.info(
         "%s: round %d, %d rows, loss %.4f, %.1f s", facts.name, request.round, result.rows, result.loss, result.wall_s

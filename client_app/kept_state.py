@@ -1,6 +1,6 @@
-"""What a bank keeps of a run on its own disk, `STATE/RUN/BANK/round_NNNN.safetensors`: Adam's moments, or SCAFFOLD's
-control variate, after each of the last rounds; in `local_NNNN.safetensors` the adapter that it trains on between two
-averages (strategy.sync=drift).
+"""What a bank keeps of a run on its own disk, `STATE/RUN/BANK/round_NNNN.safetensors`: Adam's moments, SCAFFOLD's
+control variate or fedadamw_local's last global adapter, after each of the last rounds; in `local_NNNN.safetensors` the
+adapter that it trains on between two averages (strategy.sync=drift).
 
 A repeated round starts from the same moments again. A bank does not learn that a run has ended, so what it keeps of
 runs is limited: when it begins another one it forgets those that it was not asked about for longest
@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from client_app.control import Control
+from client_app.global_step import LastGlobal
 from client_app.local_rounds import LocalAdapter
 from fedfinlora.errors import UserError
 from fedfinlora.files import write_bytes
@@ -78,6 +79,21 @@ def save_control(folder: Path, control: Control) -> None:
     """Keep it after its round. BankError where the disk does not take it."""
     values = {"control": control.own, "adapter": control.adapter, "steps": np.array([control.steps])}
     _save(folder, control.round, values)
+
+
+def load_global(folder: Path, round_number: int) -> LastGlobal | None:
+    """What fedadamw_local keeps, from the newest round before this one; None in a bank's first round."""
+    return _load(
+        folder,
+        round_number,
+        "no global step pulls in",
+        lambda number, kept: LastGlobal(number, kept["adapter"], float(kept["rates"][0])),
+    )
+
+
+def save_global(folder: Path, last: LastGlobal) -> None:
+    """Keep it after its round. BankError where the disk does not take it."""
+    _save(folder, last.round, {"adapter": last.adapter, "rates": np.array([last.rates])})
 
 
 def load_local(folder: Path, round_number: int) -> LocalAdapter | None:

@@ -43,7 +43,7 @@ WAYS_OUT: Mapping[str, str] = {
     "max_rank": "plan a smaller peft.rank",
     "rank": "plan strategy=hetlora, flexlora, flora or residual with the bank's rank in strategy.ranks",
     "target_modules": "plan other peft.target_modules",
-    "optimizer": "plan train.optimizer=adamw, or privacy=example, or list it in policy.optimizer",
+    "optimizer": "plan train.optimizer=adamw and no fedadamw_local, or privacy=example, or list it in policy.optimizer",
     "datasets": "plan dataset.tasks=[…] of policy.datasets",
     "generation": "plan train.holdout_max_rows=0, or where policy.generation is loss at least the bank's min_rows",
     "max_steps_per_round": "plan fewer train.steps_per_round, or more rounds",

@@ -41,6 +41,7 @@ from fedfinlora.config.values import build, to_json
 from fedfinlora.errors import UserError
 from fedfinlora.logs import about, show_logs
 from fedfinlora.model.adapter import Vector
+from fedfinlora.model.block_means import from_text, to_text
 from fedfinlora.model.devices import gpus_here
 from fedfinlora.privacy.head import Head
 from fedfinlora.run.origin import source_fingerprint
@@ -86,6 +87,7 @@ def train_in_worker(request: TrainRequest, facts: BankFacts, node_config: Mappin
         "node_config": dict(node_config), "config": to_json(request.config), "run": request.run, "round": request.round,
         "layout_id": request.layout_id, "source_sha256": request.source_sha256, "silent": request.silent,
         "ledger_heads": {bank: asdict(head) for bank, head in request.ledger_heads.items()},
+        "second_moments": to_text(request.second_moments),
     }  # fmt: skip
     with connection, connection.makefile("rwb") as stream:
         try:
@@ -99,7 +101,8 @@ def train_in_worker(request: TrainRequest, facts: BankFacts, node_config: Mappin
     if answer["status"] != "ok":
         raise BankError(str(answer["code"]) if answer["code"] in SAFE_REASONS else "internal", str(answer["detail"]))
     ledger = Head(**answer["ledger"]) if answer["ledger"] else None
-    return RoundReply(delta, str(answer["layout_id"]), Figures(**answer["figures"]), ledger)
+    moments = from_text(str(answer["second_moments"]))
+    return RoundReply(delta, str(answer["layout_id"]), Figures(**answer["figures"]), ledger, moments)
 
 
 def end_with(bank: ProcessIdentity, path: Path) -> None:
@@ -157,6 +160,7 @@ def _serve_one(stream: Any) -> None:
             build(json.loads(values["config"])), str(values["run"]), int(values["round"]), str(values["layout_id"]),
             str(values["source_sha256"]), adapter,
                 {bank: Head(**head) for bank, head in values["ledger_heads"].items()}, bool(values["silent"]),
+            from_text(str(values["second_moments"])),
         )  # fmt: skip
         facts = bank_facts(values["node_config"])
     except (OSError, ValueError, KeyError, TypeError, UserError) as error:
@@ -171,9 +175,9 @@ def _serve_one(stream: Any) -> None:
 def _answer_to(request: TrainRequest, facts: BankFacts) -> tuple[dict[str, Any], Vector]:
     """The head of the answer and its adapter; never raises."""
     try:
-        delta, layout_id, figures, head = train_round(request, facts)
-        ledger = asdict(head) if head else None
-        return {"status": "ok", "layout_id": layout_id, "figures": asdict(figures), "ledger": ledger}, delta
+        delta, layout_id, figures, head, moments = train_round(request, facts)
+        values = {"layout_id": layout_id, "figures": asdict(figures), "second_moments": to_text(moments)}
+        return {"status": "ok", "ledger": asdict(head) if head else None, **values}, delta
     except BankError as error:
         log.error("%s", error)
         return {"status": "error", "code": error.code, "detail": str(error)}, np.zeros(0, np.float32)

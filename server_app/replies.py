@@ -99,6 +99,8 @@ class Replies:
     """Block -> these numbers of each update."""
     layout: Layout | None = None
     """None where only vectors are known (an audit, `verify`)."""
+    second_moments: tuple[Vector, ...] = ()
+    """Each bank's means by tensor, (tensors,) float32; empty where the round sends none."""
 
     def __len__(self) -> int:
         return len(self.banks)
@@ -143,6 +145,7 @@ def replies_of(
         tuple(reply.figures for reply in checked),
         read or (lambda block: (reply.delta[block] for reply in checked)),
         layout,
+        tuple(reply.second_moments for reply in checked if reply.second_moments.size),
     )
 
 

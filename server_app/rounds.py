@@ -19,7 +19,7 @@ import numpy as np
 from flwr.app import Message
 
 from fedfinlora.config.schema import Config
-from fedfinlora.config.strategy import REPORTED_WEIGHTS
+from fedfinlora.config.strategy import MOMENT_RULES, REPORTED_WEIGHTS
 from fedfinlora.errors import UserError
 from fedfinlora.logs import about
 from fedfinlora.model.adapter import Layout, norm
@@ -95,6 +95,7 @@ def run_round(
         on_drawn(drawn)
     heads = witness.heads(drawn) if witness else {}
     request = TrainRequest(config, run_id, number, layout.id, source_fingerprint(), state.adapter, heads)
+    request = replace(request, second_moments=rule.second_moments(state))
     # The slowest first: where fewer workers than banks share a machine, none then waits long for a last big bank.
     queue = sorted(drawn, key=lambda name: (-(expected_s or {}).get(name, 0.0), name))
     names = {banks[name]: name for name in queue}
@@ -248,7 +249,8 @@ def _check(
         raise RejectedReply("crashed", f"The bank's process failed (Flower error {message.error.code}).")
     evidence.check(name, message.content)
     needs_rows, private = strategy.weighting == "rows", config.privacy.in_the_bank
-    reply = unpack_reply(message.content, layout, strategy.max_update_norm, private, needs_rows, part)
+    clip_norm = config.train.clip_norm if strategy.name in MOMENT_RULES else None
+    reply = unpack_reply(message.content, layout, strategy.max_update_norm, private, needs_rows, part, clip_norm)
     if reply.bank != name:
         raise RejectedReply("malformed", "The reply names another bank.")
     if isinstance(part, DistanceOnly) and reply.delta[0] < 0:

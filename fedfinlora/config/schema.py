@@ -167,6 +167,13 @@ class Config:
             ("scaffold", steps_by_rows,
             "needs equal steps at all banks: set train.steps_per_round, and train.epochs or train.batch_rows to 0."),
             ("scaffold", self.privacy.in_the_bank,
+            ("fedadamw_local", train.optimizer != "adamw", "starts AdamW at the banks: set train.optimizer=adamw."),
+            ("fedadamw_local", self.privacy.mode != "none",
+            f"sends means of squared gradients, which privacy={self.privacy.mode} neither clips nor hides: they tell "
+            "of the rows. Choose strategy=fedavg or fedadam."),
+            ("fedadamw_local", peft.frozen_rank > 0,
+            "averages second moments over whole tensors, and ranks of an earlier stage have none. Choose "
+            "strategy=fedavg."),
             f"corrects gradients after the noise of privacy={self.privacy.mode}. Choose strategy=fedavg or fedadam."),
             ("scaffold", peft.loraplus_ratio != 1,
             "computes its control variates from one learning rate. Set peft.loraplus_ratio=1."),

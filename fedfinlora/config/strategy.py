@@ -15,6 +15,7 @@ STRATEGIES = (
     "fedavgm",
     "fedadam",
     "fedadamw",
+    "fedadamw_local",
     "fedyogi",
     "fedadagrad",
     "fedexp",
@@ -37,9 +38,11 @@ EXACT_RULES = ("residual", "flora", "rosa")
 """Rules that keep a product in ranks that no bank trains (strategy.residual_rank)."""
 MIXED_RANK_RULES = ("hetlora", "flexlora", "flora", "residual")
 """Rules that average banks of different ranks (strategy.ranks)."""
+MOMENT_RULES = ("fedadamw_local",)
+"""Rules whose banks start from the mean of their second moments, which travel in both directions."""
 AGGREGATIONS = ("mean",)
 NOT_BY_DRIFT = {
-    **dict.fromkeys(("rolora", "scaffold"), "its banks count on an average after every round"),
+    **dict.fromkeys(("rolora", "scaffold", "fedadamw_local"), "its banks count on an average after every round"),
     **dict.fromkeys(
         ("krum", "multi_krum", "geometric_median", "trimmed_mean", "norm_clip", "fltrust"),
         "it is for banks that may lie, and the distance that a bank reports cannot be checked before its update comes",
@@ -54,9 +57,9 @@ class StrategyConfig:
 
     name: str = "fedavg"
     """The mean of the updates: fedavg (McMahan et al. 2017), fedavgm (Hsu et al. 2019; Nesterov as in DiLoCo), fedadam,
-    fedyogi, fedadagrad (Reddi et al. 2021), fedadamw, fedexp, scaffold, rolora. On products B A: residual (exact;
-    Singhal et al. 2025), fedrot, flexlora, flora, hetlora. Against dishonest banks: krum, multi_krum,
-    geometric_median, trimmed_mean, norm_clip, fltrust. docs/papers.md has the papers.
+    fedyogi, fedadagrad (Reddi et al. 2021), fedadamw, fedadamw_local (Liu et al. 2025), fedexp, scaffold, rolora. On
+    products B A: residual (exact; Singhal et al. 2025), fedrot, flexlora, flora, hetlora. Against dishonest banks:
+    krum, multi_krum, geometric_median, trimmed_mean, norm_clip, fltrust. docs/papers.md has the papers.
     """
     aggregation: str = "mean"
     """mean: the weighted mean of the accepted deltas."""
@@ -93,6 +96,8 @@ class StrategyConfig:
     """
     weight_decay: float = 0.0
     """fedadamw only: decoupled, as train.weight_decay is with AdamW."""
+    local_correction: float = 0.5
+    """fedadamw_local only: weight of the last global step in each step at the banks (the paper's alpha); 0 = none."""
     bias_correction: bool = False
     """fedadam only: divide the moments by 1 - beta^t as Adam does (Kingma and Ba 2015). The paper does not."""
     second_moments: str = ""
@@ -174,6 +179,10 @@ class StrategyConfig:
         require(0 < self.fraction_train <= 1, f"strategy.fraction_train must be in (0, 1], not {self.fraction_train}.")
         for name in ("momentum", "beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, f"strategy.{name} must be in [0, 1), not {getattr(self, name)}.")
+        require(
+            0 <= self.local_correction <= 1,
+            f"strategy.local_correction must be in [0, 1], not {self.local_correction}.",
+        )
         require(self.tau > 0, f"strategy.tau must be above 0, not {self.tau}.")
         require(
             self.name == "fedadam" or not self.second_moments,

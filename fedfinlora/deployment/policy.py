@@ -14,6 +14,7 @@ from datetime import datetime
 from fedfinlora.config.peft import PEFT_METHODS
 from fedfinlora.config.privacy import PRIVACY_MODES
 from fedfinlora.config.schema import Config
+from fedfinlora.config.strategy import MOMENT_RULES
 from fedfinlora.config.train import OPTIMIZERS
 from fedfinlora.errors import ConfigError, choose
 from fedfinlora.privacy.head import SHA256
@@ -50,8 +51,9 @@ class Policy:
     optimizer: tuple[str, ...] = ("adamw",)
     """Optimisers that a round without the bank's own noise may ask for. One step of sgd is the gradient itself, from
     which rows can be computed; list sgd to allow it. Without it adamw is refused too where its settings make it that:
-    train.clip_norm below 1e-4, train.learning_rate above 0.1 or train.proximal_mu above 10. Rounds with the bank's own
-    noise may use either.
+    train.clip_norm below 1e-4, train.learning_rate above 0.1 or train.proximal_mu above 10, and with
+    strategy=fedadamw_local, whose replies hold means of squared gradients. Rounds with the bank's own noise may use
+    either.
     """
     datasets: tuple[str, ...] = (EVERY_DATASET,)
     """Tasks that a round may train on, by the names of declared_rows; [all] = every one. With names here, a request
@@ -166,7 +168,9 @@ pull to the start, or a decay near 1, undoes every row's step but the last one's
 
 
 def _is_sgd(config: Config) -> bool:
-    """Whether AdamW's steps would show gradients as those of sgd do, or one row's among many."""
+    """Whether AdamW's steps would show gradients as those of sgd do, or one row's among many. With one second moment
+    for a whole tensor, as fedadamw_local begins, they do, and the means of squared gradients leave as well.
+    """
     train = config.train
     rate = train.learning_rate * max(1.0, config.peft.loraplus_ratio)
     return (
@@ -174,6 +178,7 @@ def _is_sgd(config: Config) -> bool:
         or rate > LARGEST_RATE
         or train.proximal_mu > LARGEST_PULL
         or rate * train.weight_decay > LARGEST_DECAY
+        or config.strategy.name in MOMENT_RULES
     )
 
 

@@ -21,6 +21,7 @@ from fedfinlora.provenance.verify_chain import ChainCheck
 from fedfinlora.provenance.verify_deltas import Computed, compute_again
 from fedfinlora.provenance.verify_drift import check_drift
 from fedfinlora.provenance.verify_files import Bound, check_files
+from fedfinlora.provenance.verify_moments import check_moments
 from fedfinlora.provenance.verify_release import check_release
 from fedfinlora.provenance.verify_result import MANIFEST, check_identity, check_manifest, check_result, check_resumed
 from fedfinlora.provenance.verify_rounds import RoundsCheck, read_rounds_file
@@ -72,6 +73,8 @@ def verify_run(
         with naming(run / ROUNDS_FILE, found):
             rounds.check(chain, {**saved.steps, **computed.norms}, found)
             check_drift(run, chain.rounds, lines, rounds.size, saved.lengths, rules, found)
+        with naming(run / CHAIN_FILE, found):
+            check_moments(chain.rounds, found)
         with naming(run / MANIFEST, found):
             check_manifest(chain, found)
         with naming(run / RESUMED_FILE, found):

@@ -14,6 +14,7 @@ import numpy as np
 from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError, plural
 from fedfinlora.model.adapter import Vector, norm
+from fedfinlora.model.block_means import from_text
 from fedfinlora.privacy.head import Head
 from fedfinlora.provenance.compared import CLOSE, Difference, same
 from fedfinlora.provenance.evidence import NO_DELTA
@@ -81,7 +82,8 @@ def reply_of(bank: str, part: BankPart, config: Config, delta: Vector) -> Reply:
     head = part.head
     ledger = Head(head["ledger-number"], head["ledger-hash"]) if "ledger-number" in head else None
     length = norm(delta) if delta.strides != (0,) else math.nan
-    return Reply(bank, delta, figures, length, str(head.get("policy-sha256", "")), withheld, ledger)
+    return Reply(bank, delta, figures, length, str(head.get("policy-sha256", "")), withheld, ledger,
+                 second_moments=from_text(str(head.get("second-moments", ""))))  # fmt: skip
 
 
 def not_kept(size: int) -> Vector:

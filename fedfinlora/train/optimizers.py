@@ -31,6 +31,16 @@ class OptimizerState:
     steps: int
 
 
+@dataclass(frozen=True)
+class RestartedState(OptimizerState):
+    """Second moments of `steps` steps with a first moment that begins now: FedAdamW at the bank (Liu, Shang, Zhu, Liu,
+    Liu and Liu 2025, arXiv 2510.27486, algorithm 2).
+    """
+
+    pull: Vector
+    """(layout.size,) float32: the rate times this is taken off in each step (the paper's alpha Delta_G)."""
+
+
 def make_optimizer(parameters: Sequence[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
     """The optimiser that train.optimizer names, fresh. UserError where this machine has none."""
     import torch
@@ -102,6 +112,44 @@ def load_state(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Paramet
         else:
             _load_8bit(optimizer, place, parameter, moments, state.steps)
         offset = end
+    if isinstance(state, RestartedState):
+        _restart_first_moment(optimizer, parameters, state)
+
+
+def _restart_first_moment(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], state: RestartedState
+) -> None:
+    """torch's AdamW corrects both moments by 1 - beta^t with one t. Here the first moment has seen k steps and the
+    second t = state.steps + k: the rate of a step is multiplied by (1 - beta1^t) / (1 - beta1^k), and the decay divided
+    by it. Without earlier steps that is 1, and AdamW's step unchanged.
+    """
+    import torch
+
+    pulls = torch.from_numpy(state.pull.copy()).split([parameter.numel() for parameter in parameters])
+    pull_of = {
+        parameter: pull.reshape(parameter.shape).to(parameter.device)
+        for parameter, pull in zip(parameters, pulls, strict=True)
+    }
+    taken, usual = 0, list[tuple[float, float]]()
+
+    def before(*_: Any) -> None:
+        nonlocal taken
+        taken += 1
+        usual[:] = [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
+        for group in optimizer.param_groups:
+            beta1 = group["betas"][0]
+            factor = (1 - beta1 ** (state.steps + taken)) / (1 - beta1**taken)
+            group["lr"], group["weight_decay"] = group["lr"] * factor, group["weight_decay"] / factor
+
+    def after(*_: Any) -> None:
+        for group, (rate, decay) in zip(optimizer.param_groups, usual, strict=True):
+            group["lr"], group["weight_decay"] = rate, decay
+            with torch.no_grad():
+                for parameter in group["params"]:
+                    parameter.add_(pull_of[parameter], alpha=-rate)
+
+    optimizer.register_step_pre_hook(before)
+    optimizer.register_step_post_hook(after)
 
 
 def read_state(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> OptimizerState:

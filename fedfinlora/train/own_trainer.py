@@ -31,7 +31,7 @@ from fedfinlora.train.optimizers import OptimizerState
 if TYPE_CHECKING:
     from torch import nn
 
-BANK_SIDE_RULES = ("scaffold", "rolora")
+BANK_SIDE_RULES = ("scaffold", "rolora", "fedadamw_local")
 """Rules of the server that change the steps of the banks."""
 SAMPLES = 64
 """Numbers of each frozen tensor that are compared before and after; training or merging changes nearly all of them."""

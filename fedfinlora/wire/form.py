@@ -35,9 +35,11 @@ HASH = Text(64, re.compile("[0-9a-f]*"))
 """Hex digits; SHA-256 has 64."""
 SIGNATURE = Text(512, re.compile("[A-Za-z0-9+/=]*"))
 """Base64."""
+MEANS = Text(2**14, re.compile("[A-Za-z0-9+/=]*"))
+"""Base64 of one float32 for each tensor of an adapter, up to 3,072 of them."""
 REQUEST_TEXTS: Mapping[str, Text] = {
     "config": Text(2**17, ANY), "run": Text(LONGEST_RUN_NAME, ANY), "layout-id": HASH, "source-sha256": HASH,
-        "ledger-heads": Text(2**12, ANY),
+        "ledger-heads": Text(2**12, ANY), "second-moments": MEANS,
     "attempt": HASH, "bank": NAME, "code-sha256": HASH, "signature": SIGNATURE, "certificate": Text(2**12, ANY),
 }  # fmt: skip
 """Text in a request's head. A configuration has 4 KB, and 80 bytes more a bank with declared sizes; a certificate has
@@ -45,7 +47,7 @@ REQUEST_TEXTS: Mapping[str, Text] = {
 """
 REPLY_TEXTS: Mapping[str, Text] = {
     "status": Text(5, re.compile("ok|error")), "bank": NAME, "layout-id": HASH, "policy-sha256": HASH,
-        "ledger-hash": HASH,
+        "ledger-hash": HASH, "second-moments": MEANS,
     "code": Text(64, re.compile("[a-z_-]*")), "run": Text(LONGEST_RUN_NAME, ANY), "attempt": HASH, "request": HASH,
         "signature": SIGNATURE,
 }  # fmt: skip

@@ -18,6 +18,7 @@ from fedfinlora.config.schema import MOST_ROUNDS, Config
 from fedfinlora.config.values import build, to_json
 from fedfinlora.errors import UserError
 from fedfinlora.model.adapter import Layout, Vector, norm
+from fedfinlora.model.block_means import NO_MEANS, fault_in, from_text, to_text
 from fedfinlora.model.parts import Part
 from fedfinlora.privacy.head import MOST_LINES, SHA256, Head
 from fedfinlora.wire.form import LONGEST_RUN_NAME, PLAIN_NAME, reply_fault, request_fault
@@ -143,6 +144,8 @@ class TrainRequest:
     still have that line."""
     silent: bool = False
     """strategy.sync=drift: the bank keeps its update, and sends how far its adapter is from the last global one."""
+    second_moments: Vector = field(default_factory=NO_MEANS.copy, compare=False)
+    """strategy=fedadamw_local: (tensors,) float32, one mean for each tensor; (0,) where they start at zero."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +212,8 @@ class Reply:
     """Of the bank's privacy ledger, with this round's line; None where the round was not booked."""
     sent_bytes: int = 0
     """Of the delta as it came: fewer than `delta` has where the round sends a part of it."""
+    second_moments: Vector = field(default_factory=NO_MEANS.copy, compare=False)
+    """strategy=fedadamw_local: (tensors,) float32, the mean of each tensor's second moments after the round."""
 
 
 def pack_request(request: TrainRequest) -> RecordDict:
@@ -246,9 +251,14 @@ def _request_record(request: TrainRequest, heads: Mapping[str, Head]) -> ConfigR
             "layout-id": request.layout_id,
             "source-sha256": request.source_sha256,
             **({"silent": 1} if request.silent else {}),
+            **_means_in_head(request.second_moments),
             "ledger-heads": json.dumps({bank: asdict(head) for bank, head in sorted(heads.items())}, allow_nan=False),
         }
     )
+
+
+def _means_in_head(means: Vector) -> dict[str, str]:
+    return {"second-moments": to_text(means)} if means.size else {}
 
 
 def check_request_form(content: RecordDict) -> None:
@@ -280,6 +290,7 @@ def unpack_request(content: RecordDict) -> TrainRequest:
         source = str(values["source-sha256"])
         silent = bool(checked("silent", values.get("silent", 0)))
         heads = _ledger_heads(str(values.get("ledger-heads", "{}")))
+        moments = from_text(str(values.get("second-moments", "")))
         arrays = content.array_records["adapter"]
         _ = arrays[ARRAY_KEY]
         size = sum(int(array.shape[0]) for array in arrays.values())
@@ -301,7 +312,7 @@ def unpack_request(content: RecordDict) -> TrainRequest:
         raise BankError("layout", f"unusable adapter array: {error}") from error
     if not np.isfinite(vector).all():
         raise BankError("adapter", "the received adapter is not finite")
-    return TrainRequest(config, run, round_number, layout_id, source, vector, heads, silent)
+    return TrainRequest(config, run, round_number, layout_id, source, vector, heads, silent, moments)
 
 
 def _ledger_heads(text: str) -> dict[str, Head]:
@@ -323,6 +334,7 @@ def pack_reply(
     policy_sha256: str = "",
     reveal: Sequence[str] = REVEALABLE,
     ledger: Head | None = None,
+    second_moments: Vector = NO_MEANS,
 ) -> RecordDict:
     """Bank side. Figures that are not in `reveal` stay at the bank; `ledger` is the head with this round's line."""
     from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -330,6 +342,7 @@ def pack_reply(
     head: dict[str, Any] = {"status": "ok", "bank": bank, "layout-id": layout_id, "policy-sha256": policy_sha256}
     if ledger is not None:
         head |= {"ledger-number": ledger.number, "ledger-hash": ledger.hash}
+    head |= _means_in_head(second_moments)
     return RecordDict(
         {
             "reply": ConfigRecord(head),
@@ -356,12 +369,14 @@ def unpack_reply(
     private: bool = False,
     needs_rows: bool = True,
     part: Part | None = None,
+    clip_norm: float | None = None,
 ) -> Reply:
     """Server side: check one reply; RejectedReply says why it must not be averaged.
 
     Sizes are checked before the array is made, the norm in float64. `max_update_norm` 0 means MOST_NORM. A `private`
     reply withholds rows and losses and says what it has spent. Where rows are no weights (`needs_rows`) a bank may keep
-    them. `part`: all that a round sends; the rest is zero.
+    them. `part`: all that a round sends; the rest is zero. `clip_norm`: train.clip_norm where the reply has second
+    moments; None where it has none.
     """
     check_reply_form(content)
     try:
@@ -374,6 +389,7 @@ def unpack_reply(
         if policy_sha256 and not SHA256.fullmatch(policy_sha256):
             raise ValueError("policy-sha256")
         ledger = _ledger_head(head)
+        moments = from_text(str(head.get("second-moments", "")))
         arrays = content.array_records["delta"]
         _ = arrays[ARRAY_KEY]
         figures, withheld = read_figures(dict(content.metric_records["figures"]), private)
@@ -412,7 +428,11 @@ def unpack_reply(
             else f"{MOST_NORM:g}, which no training gives"
         )
         raise RejectedReply("norm", f"The delta's norm is {length:.4g}, more than {limit}.")
-    return Reply(bank, delta, figures, length, policy_sha256, withheld, ledger, sent_bytes)
+    if clip_norm is None and moments.size:
+        raise RejectedReply("malformed", "The reply has second moments, and no one asked for them.")
+    if clip_norm is not None and (fault := fault_in(moments, layout, clip_norm)):
+        raise RejectedReply("moments", f"The second moments are not as agreed: {fault}.")
+    return Reply(bank, delta, figures, length, policy_sha256, withheld, ledger, sent_bytes, moments)
 
 
 def _ledger_head(values: Mapping[str, Any]) -> Head | None:

@@ -10,6 +10,7 @@ SAFE_REASONS = {
     "model": "The bank could not load or test the base model.",
     "layout": "The adapter sent to the bank does not fit its model.",
     "adapter": "The adapter sent to the bank holds NaN or infinite numbers.",
+    "moments": "The second moments sent to the bank are not of its adapter, or larger than its clipping allows.",
     "diverged": "Training gave a loss or an adapter that is not finite.",
     "trainer": "The bank's own trainer failed, or cannot do what the round asks for; the bank's log says which.",
     "memory": "The bank ran out of memory.",

@@ -14,6 +14,7 @@ from server_app.central_privacy import make_mechanism
 from server_app.strategies.fedadagrad import FedAdagrad
 from server_app.strategies.fedadam import FedAdam
 from server_app.strategies.fedadamw import FedAdamW
+from server_app.strategies.fedadamw_local import FedAdamWLocal
 from server_app.strategies.fedavg import FedAvg
 from server_app.strategies.fedavgm import FedAvgM
 from server_app.strategies.fedexp import FedExP
@@ -40,6 +41,7 @@ RULES: dict[str, Callable[[StrategyConfig, int], Strategy]] = {
     "fedavgm": FedAvgM,
     "fedadam": FedAdam,
     "fedadamw": FedAdamW,
+    "fedadamw_local": FedAdamWLocal,
     "fedyogi": FedYogi,
     "fedadagrad": FedAdagrad,
     "fedexp": FedExP,

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fedfinlora.config.strategy import StrategyConfig
 from fedfinlora.errors import UserError
 from fedfinlora.model.adapter import BLOCK, Vector, blocks
+from fedfinlora.model.block_means import NO_MEANS
 from fedfinlora.privacy.shares import capped
 from fedfinlora.seeds import generator
 from fedfinlora.train.loop import schedule_factor
@@ -75,6 +76,12 @@ class Strategy(ABC):
     def first_arrays(self, layout_id: str) -> Arrays:
         """What the rule remembers before the first round."""
         return {}
+
+    def second_moments(self, state: ServerState) -> Vector:
+        """What the banks' AdamW starts from in the round after `state`: (tensors,) float32, or (0,), which says
+        nothing.
+        """
+        return NO_MEANS
 
     def book(self, run: OpenRun, banks: Sequence[str], state: ServerState) -> BookedRound | None:
         """Write the round after `state` into the server's ledger, before a bank is asked. None: the rule spends

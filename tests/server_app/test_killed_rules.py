@@ -23,6 +23,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "fedavgm": (),
     "fedadam": ("strategy.bias_correction=true", *SGD),
     "fedadamw": SGD,
+    "fedadamw_local": ("train.learning_rate=1e-2",),
     "fedyogi": SGD,
     "fedadagrad": SGD,
     "scaffold": SGD,

@@ -28,7 +28,8 @@ LAYOUT = Layout(
     ("q_proj.lora_A.weight", "q_proj.lora_B.weight", "q_proj.lora_magnitude_vector"), ((2, 3), (4, 2), (4,))
 )
 MECHANISM = CentralMechanism(1.0, 1.0, 1.0, 4, 1e-5, 1.0, reproducible_seed=0)
-MINE = ("fedavg", "fedavgm", "fedadam", "fedadamw", "fedyogi", "fedadagrad", "fedexp", "rolora", "scaffold")
+MINE = ("fedavg", "fedavgm", "fedadam", "fedadamw", "fedyogi", "fedadagrad", "fedexp", "rolora", "scaffold",
+        "fedadamw_local")  # fmt: skip
 
 
 def drawn(seed: int, size: int = LAYOUT.size, scale: float = 1.0) -> NDArray[np.float32]:
