@@ -22,8 +22,7 @@ from fedfinlora.commands.replayed import KeptRun, read_kept_run
 from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError
 from fedfinlora.files import made_as
-from fedfinlora.model.adapter import Vector, norm, save_adapter
-from fedfinlora.model.peft_methods import METHODS
+from fedfinlora.model.adapter import Vector, norm
 from fedfinlora.run.checkpoint import adapter_checksum
 from fedfinlora.run.folder import new_run_folder, write_config, write_manifest
 from fedfinlora.run.lineage import EXACT, REPLAY, Lineage, write_lineage
@@ -108,16 +107,10 @@ def sentences(lineage: Lineage, bank: str) -> list[str]:
 
 
 def _write(run: KeptRun, made: Path, config: Config, adapter: Vector, lineage: Lineage) -> None:
-    frozen = run.session().frozen if not _is_whole(run) else None
     write_config(made, config)
     write_manifest(made, config, data_files(config), with_model=False)
-    save_adapter(made / "adapters" / "final", adapter, run.layout, config.peft, config.model, frozen)
+    run.save(made / "adapters" / "final", adapter)
     write_lineage(made, lineage)
-
-
-def _is_whole(run: KeptRun) -> bool:
-    """Whether all tensors of the adapter are trained, so that the saved ones follow from the vector alone."""
-    return METHODS[run.config.peft.method].whole and not run.config.peft.freeze_a
 
 
 def _score(run: KeptRun, made: Path, config: Config, adapter: Vector) -> None:

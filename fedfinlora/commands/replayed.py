@@ -1,4 +1,5 @@
-"""A run's rounds computed again from some of its kept updates: what `forget`, `contributions` and `explain` share.
+"""A run's rounds computed again from some of its kept updates: what `forget`, `contributions`, `clusters` and
+`explain` share.
 
 Later updates were computed from adapters of all banks: such a replay is of recorded updates, and the adapter of a run
 without the other banks only where one round was all there was.
@@ -7,7 +8,7 @@ without the other banks only where one round was all there was.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,15 @@ import numpy as np
 from fedfinlora.config.schema import Config
 from fedfinlora.config.values import build, to_plain
 from fedfinlora.errors import ConfigError, UserError
-from fedfinlora.model.adapter import Layout, Vector, norm
+from fedfinlora.model.adapter import Layout, Vector, norm, save_adapter
 from fedfinlora.model.loading import Session, get_session
+from fedfinlora.model.peft_methods import METHODS
 from fedfinlora.provenance.deltas import delta_file, start_file
 from fedfinlora.run.checkpoint import adapter_checksum, load_checkpoint
 from fedfinlora.run.folder import read_config
 from fedfinlora.run.records import BankEntry, RoundLine, read_result, read_rounds
 from fedfinlora.wire.messages import Figures, Reply
-from server_app.replies import replies_of
+from server_app.replies import Replies, replies_of
 from server_app.strategies import rule_of
 from server_app.strategies.strategy import ServerState, take_step
 
@@ -66,15 +68,30 @@ class KeptRun:
 
     def replay(self, banks: Collection[str]) -> Vector:
         """The adapter of these banks' updates: (size,) float32. A round with none of them leaves it as it was."""
+        adapter = self.start
+        for adapter, _ in self.rounds(banks):  # noqa: B007 - the last one counts
+            pass
+        return adapter
+
+    def rounds(self, banks: Collection[str]) -> Iterator[tuple[Vector, Replies | None]]:
+        """For each round the adapter that it begins with, (size,) float32, and these banks' updates, None where they
+        have none in it; at the end the replayed adapter and None.
+        """
         rule = rule_of(self.config.strategy, self.config.num_server_rounds)
         state = ServerState(0, self.start, rule.first_arrays(self.layout.id))
         for line in self.lines:
-            replies = [self._reply(line.round, entry) for entry in line.banks if entry.is_ok and entry.bank in banks]
-            if replies:
-                state = take_step(rule, state, replies_of(replies, rule.weights(replies), self.layout))
-            else:
-                state = replace(state, round=state.round + 1)
-        return state.adapter
+            found = [self._reply(line.round, entry) for entry in line.banks if entry.is_ok and entry.bank in banks]
+            replies = replies_of(found, rule.weights(found), self.layout) if found else None
+            yield state.adapter, replies
+            state = replace(state, round=state.round + 1) if replies is None else take_step(rule, state, replies)
+        yield state.adapter, None
+
+    def save(self, folder: Path, adapter: Vector) -> None:
+        """Write an adapter of this run's kind as a PEFT folder."""
+        config = self.config
+        is_whole = METHODS[config.peft.method].whole and not config.peft.freeze_a  # saved is what is trained
+        frozen = None if is_whole else self.session().frozen
+        save_adapter(folder, adapter, self.layout, config.peft, config.model, frozen)
 
     def _reply(self, number: int, entry: BankEntry) -> Reply:
         delta = _vector(delta_file(self.folder, number, entry.bank), self.layout.size)

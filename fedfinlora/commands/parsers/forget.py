@@ -1,4 +1,4 @@
-"""Parsers of `forget`, `contributions` and `explain`: what a finished run's kept updates show."""
+"""Parsers of `forget`, `contributions`, `clusters` and `explain`: what a finished run's kept updates show."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PERMUTATIONS = 50
 
 
 def add(commands: Any) -> None:
-    """Add the three; the line of `explain` names the others."""
+    """Add the four; the line of `explain` names the others."""
     more = "Exact for one round, else a replay of the others' recorded updates; the folder says which."
     command = _command(commands, "forget", "A run's adapter again without one bank.", more, run=RUN_HELP)
     command.add_argument("--bank", required=True, metavar="NAME", help="whose updates are removed")
@@ -31,8 +31,17 @@ def add(commands: Any) -> None:
     )
     command.set_defaults(call=call_contributions)
 
+    more = "Writes DIR/clusters.json and an adapter for each cluster, which `evaluate --route` can take."
+    command = _command(commands, "clusters", "Banks with similar updates, and an adapter for each.", more, run=RUN_HELP)
+    command.add_argument("--clusters", type=int, metavar="K", help="how many (default: as --threshold says)")
+    command.add_argument(
+        "--threshold", type=float, metavar="X", help="clusters whose mean cosine is above X are joined (default: 0.2)"
+    )
+    command.add_argument("--output", type=Path, metavar="DIR", help="the new folder (default: RUN-clusters)")
+    command.set_defaults(call=call_clusters)
+
     more = "Trains what lies between the two runs, one change at a time."
-    summary = "Why a run is below a pooled one. Also: contributions, forget."
+    summary = "Why a run is below a pooled one. Also: clusters, contributions, forget."
     pooled = "a run of `centralized` on the same rows"
     command = _command(commands, "explain", summary, more, run="a federated run", pooled=pooled)
     command.add_argument("--output", type=Path, metavar="DIR", help="where runs in between go (default: RUN-explained)")
@@ -68,6 +77,16 @@ def call_contributions(options: argparse.Namespace) -> int:
 
     run = folder_or_run(options.run).absolute()
     return contributions(run, options.local, options.permutations, options.overrides)
+
+
+def call_clusters(options: argparse.Namespace) -> int:
+    """Run `clusters`."""
+    from fedfinlora.commands.clusters import clusters
+    from fedfinlora.run.which_run import folder_or_run
+
+    run = folder_or_run(options.run).absolute()
+    output = options.output.expanduser().absolute() if options.output else run.parent / f"{run.name}-clusters"
+    return clusters(run, options.clusters, options.threshold, output, options.overrides)
 
 
 def call_explain(options: argparse.Namespace) -> int:
