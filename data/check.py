@@ -96,7 +96,6 @@ class Lengths:
         return PromptTokens(sum(prompts) / len(prompts), max(prompts), tuple(long), self.context_tokens, bounded)
 
     def _rooms(self, rows: Sequence[Row], split: str) -> list[int]:
-        """Tokens that must fit behind each prompt."""
         if split == "test" and all(row.task in BENCHMARKS for row in rows):
             return [BENCHMARKS[row.task].budget_tokens for row in rows]
         assert self.targets is not None
@@ -105,8 +104,6 @@ class Lengths:
 
 @dataclass(frozen=True)
 class FileReport:
-    """One file."""
-
     name: str
     split: str
     tasks: tuple[str, ...]
@@ -134,8 +131,6 @@ class FileReport:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """A folder."""
-
     root: str
     files: tuple[FileReport, ...]
     not_read: tuple[NotRead, ...]

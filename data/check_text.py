@@ -153,7 +153,6 @@ def _tasks(file: FileReport) -> str:
 
 
 def _findings(file: FileReport, all_rows: bool) -> list[str]:
-    """Answers, warnings and the bad rows of one file."""
     lines = ["", file.name]
     if file.doubt:
         lines.append(f"  warning: {file.doubt}")

@@ -148,7 +148,6 @@ def encode_rows(
 
 
 def _in_template(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
-    """Each prompt as one user message in the model's chat template."""
     if not tokenizer.chat_template:
         raise UserError("dataset.chat_template=true, but this model's tokenizer has no chat template. Set it to false.")
     return [

@@ -101,7 +101,6 @@ def rows_of(task: str, dataset: Any, name: str, split: str) -> tuple[list[Row], 
 
 
 def _open_split(hub_id: str, split: str, folder: Path | None) -> Any:
-    """The set's train or test part as a `datasets.Dataset`."""
     parts = _open(hub_id, folder)
     test = next((name for name in TEST_SPLITS if name in parts), "")
     if split == "test" and test:
@@ -114,7 +113,6 @@ def _open_split(hub_id: str, split: str, folder: Path | None) -> Any:
 
 
 def _open(hub_id: str, folder: Path | None) -> Any:
-    """All parts of a set, from the hub or from its copy below `folder`."""
     import datasets
 
     path = hub_id

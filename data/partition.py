@@ -175,7 +175,6 @@ def _shuffled(positions: Iterable[int], seed: int, purpose: str, number: int = 0
 
 
 def _cut(positions: Positions, parts: int) -> list[Positions]:
-    """Consecutive parts whose sizes differ by one at most."""
     ends = [len(positions) * part // parts for part in range(parts + 1)]
     return [positions[start:end] for start, end in itertools.pairwise(ends)]
 

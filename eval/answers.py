@@ -77,7 +77,6 @@ class AnswerFile:
             raise
 
     def _begin(self, head: Mapping[str, Any]) -> None:
-        """Take what is there, or write the first line."""
         try:
             content = self.path.read_bytes() if self.path.is_file() else b""
             lines = _lines_of(content)
@@ -137,7 +136,6 @@ def _answers_in(lines: Sequence[Mapping[str, Any]]) -> dict[str, ModelAnswer]:
 
 
 def _lines_of(content: bytes) -> list[dict[str, Any]]:
-    """The readable lines of a file."""
     found = []
     for line in content.split(b"\n"):
         try:

@@ -79,5 +79,4 @@ def unanswered(model: Model, benchmark: Benchmark, rows: Sequence[Row], config: 
 
 
 def _shared_file(config: Config, settings: Mapping[str, Any]) -> Path:
-    """Where answers under these settings are kept for later evaluations."""
     return Path(config.evaluation.answers_dir).expanduser() / f"{settings_id(settings)}.jsonl"

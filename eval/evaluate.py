@@ -108,8 +108,6 @@ def prompts_to_send(config: Config, model: Model) -> dict[str, list[str]]:
 
 @dataclass(frozen=True)
 class _Scored:
-    """One benchmark, scored."""
-
     key: str
     metrics: BenchmarkMetrics
     work: Work
@@ -118,8 +116,6 @@ class _Scored:
 
 @dataclass(frozen=True)
 class _Task:
-    """One benchmark asked of one model."""
-
     benchmark: Benchmark
     rows: Sequence[Row]
     model: Model
@@ -132,7 +128,6 @@ class _Task:
         return self.run / "eval" / self.label
 
     def run_all(self, report: Callable[[int], None]) -> _Scored:
-        """Ask the model, score its answers and write their records."""
         started = time.monotonic()
         evaluation, benchmark = self.config.evaluation, self.benchmark
         prompts = self.model.prompts(self.rows, benchmark)
@@ -235,7 +230,6 @@ def _reporter(
 
 
 def _cost(summary: Evaluation, config: Config) -> str:
-    """What an evaluation cost, in a line."""
     rows = sum(work.rows for work in summary.work.values())
     speed = f"{summary.rows_per_s:.2f} rows a second" if summary.rows_per_s else "none asked"
     memory = f"keys and values took at most {summary.peak_cache_gib or 0.0:.2f} GiB"
@@ -243,7 +237,6 @@ def _cost(summary: Evaluation, config: Config) -> str:
 
 
 def _summary(label: str, scored: Sequence[_Scored], model: Model, config: Config, asked: EvaluationRows) -> Evaluation:
-    """All benchmarks of one model together."""
     scores = {one.key: one.metrics for one in scored}
     seconds, reused = sum(one.seconds for one in scored), sum(one.work.reused for one in scored)
     new = sum(one.work.rows for one in scored) - reused

@@ -146,14 +146,12 @@ class RunScores:
         self.monitor.close()
 
     def _report_load(self, number: int, of: str) -> None:
-        """What the machine did since the last report."""
         load = self.monitor.take()
         self.on_event(Load(round=number, of=of, **load))
         if of == "round":
             self.board.add_load(load, number)
 
     def _with_scores(self, line: RoundLine, adapter: Vector, selection: Selection) -> RoundLine:
-        """The line with its scores and its validation, and what they took."""
         number, config = line.round, self.config
         if not is_due(config, number):
             return line
@@ -170,7 +168,6 @@ class RunScores:
         return replace(line, scores=scores, validation=validation, timings=timings)
 
     def _validated(self, number: int, selection: Selection) -> Validation:
-        """The model as it is on the validation rows."""
         label = f"validation_round_{number:03d}"
         scores = evaluate(self.session, self.config, label, self.folder, self.on_event, self.validation).scores
         return validation_of(scores, selection)

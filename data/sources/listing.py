@@ -41,8 +41,6 @@ class NotRead(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """Everything below a root."""
-
     entries: tuple[Entry, ...]
     """Sorted as if every file ended in .jsonl, so that the form does not change the order of the rows."""
     not_read: tuple[NotRead, ...]

@@ -226,7 +226,6 @@ def _nothing(dataset: DatasetConfig, split: str, wanted: Sequence[str], loaded: 
 
 
 def _by_task(rows: Sequence[Row]) -> dict[str, list[int]]:
-    """Task -> positions of its rows."""
     positions: dict[str, list[int]] = {}
     for position, row in enumerate(rows):
         positions.setdefault(row.task, []).append(position)

@@ -129,7 +129,6 @@ def opened(file: HashedFile, compressed: bool, is_parquet: bool = False) -> io.B
 
 
 def damaged(error: Exception) -> Unreadable:
-    """What a failing decompression means."""
     if isinstance(error, gzip.BadGzipFile) and str(error).startswith("Not a gzipped file"):
         return Unreadable(
             "not gzip data, or something else follows them: take .gz from its name, or cut off what follows; no row of "

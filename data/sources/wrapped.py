@@ -61,7 +61,6 @@ def _by_columns(values: dict[str, Any], columns: ColumnsConfig) -> bool:
 
 
 def _places(values: dict[str, Any], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every list and object up to DEEPEST keys down, with the keys that lead to it."""
     for key, value in values.items():
         if isinstance(value, list | dict):
             yield (*path, key), value
@@ -70,7 +69,6 @@ def _places(values: dict[str, Any], path: tuple[str, ...]) -> Iterator[tuple[tup
 
 
 def _holds_rows(values: list[Any], columns: ColumnsConfig) -> bool:
-    """Whether a list's first element is a row, or an object that holds one."""
     first = values[0] if values else None
     if _is_row(first, columns):
         return True

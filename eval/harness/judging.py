@@ -39,7 +39,6 @@ def metric_names(benchmark: Benchmark) -> tuple[str, ...]:
 
 
 def all_metric_names() -> tuple[str, ...]:
-    """Those of all benchmarks, each once."""
     return tuple(dict.fromkeys(name for benchmark in BENCHMARKS.values() for name in metric_names(benchmark)))
 
 
@@ -75,7 +74,6 @@ def metric(name: str) -> Callable[[Sequence[Item]], float]:
 
 @lru_cache(maxsize=2)
 def _metrics(items: tuple[Item, ...]) -> BenchmarkMetrics:
-    """All figures of a task, once for all of its metrics."""
     benchmark = BENCHMARKS[items[0][0]]
     rows = [Row(**json.loads(row)) for _, row, _ in items]
     return score_rows(benchmark, rows, [answer for _, _, answer in items])[1]

@@ -129,8 +129,6 @@ def compare_runs(run_a: Path, label_a: str, run_b: Path, label_b: str) -> Compar
 
 
 def _mean_difference(compared: Mapping[str, BenchmarkComparison], keys: Sequence[str]) -> MeanDifference:
-    """Over the benchmarks that have headline scores."""
-
     def differences(family: str) -> dict[str, tuple[float, tuple[float, float] | None]]:
         headlines = {key: compared[key].figures.get(headline_of(compared[key].figures, family)) for key in keys}
         return {

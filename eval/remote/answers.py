@@ -199,7 +199,6 @@ class RemoteSession:
         return self.model.limits.request_retries + 1
 
     def _kept(self, answered: int) -> str:
-        """What becomes of the answers that there are."""
         if not answered:
             return ""
         if not self.model.limits.reuse or self.served is None:

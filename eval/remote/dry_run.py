@@ -17,8 +17,6 @@ TOKENS_A_PRICE = 1_000_000
 
 @dataclass(frozen=True)
 class RequestEstimate:
-    """The requests of one benchmark."""
-
     benchmark: str
     requests: int
     prompt_tokens: int

@@ -44,8 +44,6 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Reply:
-    """A whole reply of a server."""
-
     status: int
     """HTTP's, or what an error in the body says in spite of a 200."""
     content: bytes

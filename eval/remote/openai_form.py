@@ -32,7 +32,6 @@ class Form:
     """OpenAI's newer models take max_completion_tokens only."""
 
     def body(self, model: str, prompt: str, budget_tokens: int, seed: int) -> dict[str, Any]:
-        """The JSON of one request."""
         content = (
             {"prompt": prompt} if self.api == "completions" else {"messages": [{"role": "user", "content": prompt}]}
         )
@@ -51,8 +50,6 @@ class Form:
 
 @dataclass(frozen=True)
 class RemoteAnswer:
-    """One answer of a server."""
-
     text: str
     """As sent; an empty answer is an answer, and so is null where the reply says why it ended (a refusal, a tool call,
     the budget, …).
@@ -114,7 +111,6 @@ def read_answer(api: str, content: bytes, key: str) -> RemoteAnswer:
 
 
 def redacted(text: str, key: str) -> str:
-    """The text without the key."""
     return text.replace(key, "[key]") if len(key) >= SHORTEST_SECRET else text
 
 

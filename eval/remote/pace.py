@@ -19,7 +19,6 @@ Sleep = Callable[[float, threading.Event], None]
 
 
 def sleep_until_stopped(seconds: float, stop: threading.Event) -> None:
-    """The ordinary `Sleep`."""
     stop.wait(seconds)
 
 
@@ -51,7 +50,6 @@ class Pace:
             self._next_start_s = max(self._next_start_s, self._clock() + seconds)
 
     def pause(self, seconds: float, stop: threading.Event) -> None:
-        """Let the calling thread alone wait."""
         self._sleep(seconds, stop)
 
 

@@ -37,7 +37,6 @@ def score_rows(
 
 
 def make_record(benchmark: Benchmark, row: Row, output: str | None, score: RowScore) -> RowRecord:
-    """One record."""
     digest = hashlib.sha256(row.prompt.encode()).hexdigest()
     record = RowRecord(row.id, digest, row.target, output, label_choice=score.choice, reference=row.reference or None)
     if not score.scored:

@@ -49,8 +49,6 @@ class Planned(NamedTuple):
 
 @dataclass(frozen=True)
 class Workbench:
-    """What all checks share."""
-
     config: Config
     session: Session
     own: tuple[Row, ...]
@@ -91,7 +89,6 @@ class Workbench:
         return replace(facts, **{"declared_rows": rounded_sizes(rows), **own})
 
     def ask(self, config: Config, facts: BankFacts, adapter: Vector, number: int = 1, run: str = "audit") -> RoundReply:
-        """One round of the bank."""
         return train_round(self._request(config, adapter, number, run), facts)
 
     def plan(self, config: Config, facts: BankFacts) -> Planned:

@@ -132,7 +132,6 @@ def status(home: Path) -> int:
 
 
 def history(home: Path) -> int:
-    """Every request that reached the bank."""
     settings_of(home)
     lines = read_history(facts_of(home).history_file)
     print("time                      run                  round  outcome  rows  steps  bytes sent  epsilon spent")

@@ -134,7 +134,6 @@ def rounded_sizes(rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def _try(config: Config, facts: BankFacts) -> None:
-    """Read the rows, load the model, take one step."""
     from fedfinlora.model.adapter import write_adapter
     from fedfinlora.model.loading import get_session, initial_adapter
     from fedfinlora.train.loop import Stretch, train
@@ -179,7 +178,6 @@ def try_plan(home: Path, file: Path, step: bool = False) -> int:
 
 
 def _forecast_words(forecast: Forecast) -> list[str]:
-    """What a run would do and spend, in lines."""
     lines = [f"{plural(forecast.rows, 'row')}, {plural(forecast.steps, 'step')} in all"]
     if math.isinf(forecast.epsilon_planned):
         return [*lines, "epsilon: infinite, for what leaves has no noise of the bank's own"]

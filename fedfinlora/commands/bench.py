@@ -72,7 +72,6 @@ def bench(words: Sequence[str], file: Path | None, rows: str = "short", minutes:
 
 
 def machine() -> dict[str, Any]:
-    """What it ran on."""
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""

@@ -55,7 +55,6 @@ def show(result: Comparison) -> None:
 
 
 def _lines(result: Comparison) -> Iterator[tuple[str, ...]]:
-    """The cells of each row: benchmarks, then groups, then all."""
     for key, compared in result.benchmarks.items():
         title, rows = BENCHMARKS[key].title, f"{compared.rows:,}"
         for name, called in SHOWN.items():
@@ -78,7 +77,6 @@ def _lines(result: Comparison) -> Iterator[tuple[str, ...]]:
 
 
 def _notes(result: Comparison) -> Iterator[str]:
-    """What was not compared, and how to read the table."""
     for key, compared in result.benchmarks.items():
         if compared.only_one or compared.only_other:
             yield f"{key}: {compared.only_one:,} rows only in A and {compared.only_other:,} only in B are not compared."

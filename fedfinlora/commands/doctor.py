@@ -226,7 +226,6 @@ def _hub(config: Config | None) -> list[Finding]:
 
 
 def _rows(config: Config) -> Finding:
-    """Whether the train rows of the configured dataset can be read."""
     if config.dataset.source == "hub" and not config.dataset.root:
         return Finding("rows", OK, "from the hub; not read here")
     try:

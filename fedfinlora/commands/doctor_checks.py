@@ -138,7 +138,6 @@ def folder(name: str, path: Path, variable: str) -> Finding:
 
 
 def temporary() -> Finding:
-    """Whether temporary files can be made."""
     try:
         return folder("tmp", Path(tempfile.gettempdir()), "TMPDIR")
     except OSError:
@@ -321,7 +320,6 @@ def _normal(name: str) -> str:
 
 
 def _applies(marker: str) -> bool:
-    """Whether a lock's line is meant for this platform."""
     if not marker.strip():
         return True
     try:

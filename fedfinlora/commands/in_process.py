@@ -67,7 +67,6 @@ class InProcessGrid:
         self._numbers = itertools.count(1)
 
     def get_node_ids(self) -> list[int]:
-        """One node a bank."""
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Any]) -> list[str]:

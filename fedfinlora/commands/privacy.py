@@ -44,7 +44,6 @@ def add_actions(actions: Any, overrides_help: str) -> None:
 
 
 def privacy(options: argparse.Namespace) -> int:
-    """Run the action that was typed."""
     if options.action == "plan":
         from fedfinlora.commands.privacy_plan import plan
 

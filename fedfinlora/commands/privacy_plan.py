@@ -86,7 +86,6 @@ def declared_sizes(config: Config, rows: int | None) -> dict[str, float]:
 def _page(
     config: Config, found: Forecast, others: Sequence[Alternative], tokens: float, measured: Timing | None
 ) -> list[str]:
-    """The forecast in lines for a terminal."""
     peft = config.peft
     lines = [
         f"{config.model.name}, peft={peft.method}{' with A frozen' if peft.freeze_a else ''}, rank {peft.rank} on "
@@ -227,7 +226,6 @@ def _timed(config: Config, found: Forecast, row_tokens: int) -> Timing:
 
 
 def _figures(found: Forecast, others: Sequence[Alternative], tokens: float, measured: Timing | None) -> dict[str, Any]:
-    """What --json writes."""
     timing: Mapping[str, Any] = {}
     if measured:
         timing = {

@@ -74,7 +74,6 @@ def prepare(sources: Sequence[str], room: int, most_rows: int, most_tokens: int)
 
 
 def _adapter(source: str) -> tuple[str, Path, Config | None]:
-    """(Name, PEFT folder, configuration of its run)."""
     from fedfinlora.run.which_run import folder_or_run
 
     name, _, where = source.rpartition("=")

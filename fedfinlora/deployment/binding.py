@@ -115,7 +115,6 @@ def bound_put(push_object: Handler) -> Handler:
 
 
 def _measure(state: Any, message_id: str) -> None:
-    """Remember how many bytes a request has, while it is stored."""
     from flwr.supercore.state.schema.objectstore_models import StoredObject
     from sqlalchemy import func, select
 
@@ -162,7 +161,6 @@ def _refuse(why: str) -> NoReturn:
 
 
 def _requests_to(state: Any, node_id: int) -> list[str]:
-    """Ids of the messages that were sent to a node last."""
     from flwr.supercore.state.schema.linkstate_models import MessageIns
     from flwr.supercore.utils import uint64_to_int64
     from sqlalchemy import select
@@ -174,7 +172,6 @@ def _requests_to(state: Any, node_id: int) -> list[str]:
 
 
 def _is_part(state: Any, object_id: str, message_ids: list[str]) -> bool:
-    """Whether an object is one of a message's."""
     return any(object_id in _parts(state.object_store, message_id) for message_id in message_ids)
 
 

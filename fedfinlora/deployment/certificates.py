@@ -38,14 +38,11 @@ LEAST_PASSPHRASE = 12
 
 @dataclass(frozen=True)
 class Authority:
-    """The authority, opened to issue certificates."""
-
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
 
 
 def no_passphrase() -> bytes:
-    """UserError."""
     raise UserError("ca.key is encrypted. Name a file with its passphrase: --passphrase-file FILE.")
 
 

@@ -34,8 +34,6 @@ PASSPHRASE_FILE = "FEDFINLORA_CA_PASSPHRASE_FILE"
 
 @dataclass(frozen=True)
 class Coordinator:
-    """A coordinator's folder."""
-
     home: Path
 
     @property
@@ -51,7 +49,6 @@ class Coordinator:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of its Flower processes."""
         return flower_environment(self.home / "flwr") | {
             # Whole adapters come and go in several threads: what is freed goes back to the system.
             "MALLOC_ARENA_MAX": "2",
@@ -69,7 +66,6 @@ class Coordinator:
         return Link(run, self.environment, None, CONNECTION)
 
     def healthy(self) -> bool:
-        """Whether the SuperLink answers over TLS."""
         import httpx
 
         context = ssl.create_default_context(cafile=str(self.home / "ca.crt"))
@@ -81,7 +77,6 @@ class Coordinator:
 
     @property
     def _address(self) -> str:
-        """Where Flower's control interface is."""
         return f"{LOOPBACK}:{self.settings['control_port']}"
 
     def authority(self, place: AuthorityPlace | None) -> Authority:

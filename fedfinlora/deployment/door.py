@@ -118,7 +118,6 @@ class Door:
 
 
 def _signed_by(scope: Scope) -> bytes:
-    """The public key that a request names in Flower's header."""
     from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
 
     name = FLEET_HTTP_PUBLIC_KEY_HEADER.lower().encode()
@@ -135,8 +134,6 @@ async def _refuse(send: Send, status: int, words: str) -> None:
 
 
 class Visit(HttpToolsProtocol):
-    """One connection at the public door."""
-
     def __init__(self, door: Door, **settings: Any) -> None:
         super().__init__(**settings)
         self._door = door

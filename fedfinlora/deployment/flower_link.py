@@ -28,7 +28,6 @@ START_TIMEOUT_S = 120.0
 
 
 def program(name: str) -> str:
-    """Flower's command."""
     neighbour = Path(sys.executable).parent / name
     found = str(neighbour) if neighbour.exists() else shutil.which(name)
     if not found:

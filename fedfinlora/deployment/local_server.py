@@ -30,8 +30,6 @@ NOTHING = "default-src 'none'; frame-ancestors 'none'"
 
 @dataclass(frozen=True)
 class Response:
-    """What a path answers."""
-
     body: str
     content_type: str = PLAIN
     status: int = 200
@@ -61,7 +59,6 @@ def serve(pages: Pages, port: int, listen: str = LOOPBACK) -> ThreadingHTTPServe
 
 
 def close(server: ThreadingHTTPServer | None) -> None:
-    """End a server; None is none."""
     if server is not None:
         server.shutdown()
         server.server_close()

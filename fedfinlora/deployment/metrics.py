@@ -61,8 +61,6 @@ class _Samples:
 
 
 class CoordinatorMetrics(Collector):
-    """What an aggregator shows."""
-
     def __init__(self, home: Path) -> None:
         self.home = home
 
@@ -81,8 +79,6 @@ class CoordinatorMetrics(Collector):
 
 
 class BankMetrics(Collector):
-    """What a bank shows on its own machine."""
-
     def __init__(self, home: Path, name: str) -> None:
         self.home, self.name = home, name
 
@@ -97,7 +93,6 @@ class BankMetrics(Collector):
 
 
 def page(collector: Collector) -> Response:
-    """The metrics as Prometheus reads them."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(collector)
     return Response(generate_latest(registry).decode(), CONTENT_TYPE_LATEST)

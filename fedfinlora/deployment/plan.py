@@ -34,8 +34,6 @@ WEIGHTING, SIZES, SHARE, HELD_OUT = (
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would ask."""
-
     config: Config
     source_sha256: str
     """Of the coordinator's code, as its requests say it."""

@@ -114,7 +114,6 @@ class Watched:
 
 
 def note_run(home: Path, folder: Path) -> None:
-    """A run was started or resumed."""
     append_line(home / LIST_FILE, {"time": time.time(), "folder": str(folder)})
 
 
@@ -175,7 +174,6 @@ def _read(folder: Path, number: int, listed_t: float) -> Watched:
 
 
 def _count(event: BankDone, replies: dict[str, Replies], refusals: dict[tuple[str, str], Refusals]) -> None:
-    """Count what became of one request."""
     name, outcome = event.bank, outcome_of(event)
     before = replies[name].outcomes if name in replies else {}
     outcomes = {**before, outcome: before.get(outcome, 0) + 1}

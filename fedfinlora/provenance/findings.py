@@ -43,7 +43,6 @@ class Findings:
         self.wrong.append(f"{where}: {what}")
 
     def not_proven(self, where: Path | str, what: str) -> None:
-        """One thing more cannot be proven."""
         self.unproven.append(f"{where}: {what}")
 
     def differs(self, differences: Iterable[Difference], same_version: bool = True) -> int:
@@ -70,7 +69,6 @@ class Findings:
 
     @property
     def status(self) -> int:
-        """The exit status."""
         return WRONG if self.wrong else NOT_ALL_PROVEN if self.unproven else PROVEN
 
 
@@ -100,12 +98,10 @@ class Round:
 
     @property
     def where(self) -> str:
-        """File and line."""
         return self.file.where(self.place[0])
 
     @property
     def line(self) -> Attempt:
-        """As it is in the chain."""
         line = sealed_of(json.loads(self.file.read(*self.place[1:]))).line
         assert isinstance(line, Attempt)
         return line
@@ -161,7 +157,6 @@ class ChainFile:
         self._stream = regular(path)
 
     def where(self, number: int) -> str:
-        """A line in words."""
         return f"{self.path}, line {number}"
 
     def lines(self) -> Iterator[tuple[tuple[int, int, int], bytes, bool]]:
@@ -174,7 +169,6 @@ class ChainFile:
             offset += len(line)
 
     def read(self, offset: int, length: int) -> bytes:
-        """These bytes."""
         return os.pread(self._stream.fileno(), length, offset)
 
 

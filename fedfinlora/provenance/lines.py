@@ -114,8 +114,6 @@ class Saved:
 
 @dataclass(frozen=True)
 class End:
-    """A run has ended."""
-
     run: str
     status: str
     """completed, stopped or failed."""

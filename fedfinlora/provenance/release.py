@@ -47,8 +47,6 @@ class BaseModel:
 
 @dataclass(frozen=True)
 class AdapterForm:
-    """What kind of adapter it is."""
-
     method: str
     rank: int
     alpha: float
@@ -57,8 +55,6 @@ class AdapterForm:
 
 @dataclass(frozen=True)
 class Code:
-    """What ran."""
-
     version: str
     """Of this package."""
     commit: str

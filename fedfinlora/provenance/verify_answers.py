@@ -44,8 +44,6 @@ NOT_SIGNED = (
 
 @dataclass
 class _Reported:
-    """Both sides of one round."""
-
     answers: list[Answered] = field(default_factory=list)
     open: list[str] = field(default_factory=list)
     """Hashes of its requests without an answer."""
@@ -56,7 +54,6 @@ class _Reported:
     """How many of the first lines are older than the record, so it need not have their requests."""
 
     def of(self, *outcomes: str) -> list[Event]:
-        """Its lines with one of these outcomes."""
         return [line for line in self.lines if line["outcome"] in outcomes]
 
 

@@ -29,8 +29,6 @@ SUFFIXES = {"config-sha256": ".json", "certificate-sha256": ".crt"}
 
 @dataclass
 class Record:
-    """What a bank's record says."""
-
     asked: dict[str, Asked] = field(default_factory=dict)
     """Hash of a request's statement -> the request."""
     answered: list[Answered] = field(default_factory=list)

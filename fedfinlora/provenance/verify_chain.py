@@ -131,7 +131,6 @@ class ChainCheck:
             self.found.add(where, f"it lacks or garbles something ({type(error).__name__})")
 
     def sum_up(self) -> None:
-        """Say what was looked at."""
         is_signed = self._asker.coordinator is not None
         signed = "every line signed by the coordinator" if is_signed else "NOT SIGNED: a simulation has no keys"
         trust = (
@@ -199,7 +198,6 @@ class ChainCheck:
             self.found.add(where, f"it is not signed by the coordinator: {error}")
 
     def _forget(self, last: int) -> None:
-        """The rounds after `last` do not count any more."""
         while self.rounds and (number := next(reversed(self.rounds))) > last:
             del self.rounds[number]
             self.differences.pop(number, None)

@@ -139,7 +139,6 @@ def _check_ended(run: Path, bound: Bound, here: Mapping[str, str], found: Findin
 def _check_broken_off(
     run: Path, bound: Bound, here: Mapping[str, str], rounds: Mapping[int, str], found: Findings
 ) -> None:
-    """A run whose process was killed, or that is still running."""
     completed = "result.json" in here and _status(run) not in ("stopped", "failed")
     for name, ended in (("result.json", completed), ("adapters/final", (run / "adapters" / "final").exists())):
         if ended:

@@ -84,7 +84,6 @@ def says_one_label(metrics: BenchmarkMetrics) -> bool:
 
 
 def _unparsed(systems: Sequence[System]) -> list[str]:
-    """How many answers could not be read."""
     shares = {
         system.heading: known
         for system in systems

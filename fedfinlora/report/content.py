@@ -25,12 +25,10 @@ class Content:
 
     @cached_property
     def groups(self) -> Mapping[str, Sequence[BenchmarkInfo]]:
-        """Group title -> its benchmarks."""
         return by_group(self.catalogue)
 
     @cached_property
     def titles(self) -> Mapping[str, str]:
-        """Benchmark key -> its title."""
         return {item.key: item.title for item in self.catalogue}
 
     @cached_property
@@ -40,7 +38,6 @@ class Content:
 
     @cached_property
     def scores(self) -> Sequence[Score]:
-        """All scores of all systems."""
         return [score for system in self.systems for score in system.scores.values()]
 
     @cached_property

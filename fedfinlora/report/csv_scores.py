@@ -51,7 +51,6 @@ Cells = tuple[str, str, str, str, str]
 
 
 def _figures(metrics: BenchmarkMetrics) -> Iterator[Cells]:
-    """Each number of a benchmark's metrics."""
     for name in (*COUNTS, *metrics.estimates):
         value = raw_value(name, metrics)
         if value is not None:
@@ -61,7 +60,6 @@ def _figures(metrics: BenchmarkMetrics) -> Iterator[Cells]:
 
 
 def _means(means: GroupMean) -> Iterator[Cells]:
-    """The two means of a group."""
     for name, value, interval in (
         ("score", means.score, means.score_ci95),
         ("finlora_score", means.finlora_score, means.finlora_score_ci95),

@@ -95,7 +95,6 @@ AVERAGE_LINES = {
 
 
 def _average_chart(run: Run) -> Chart | None:
-    """What averaging lost by round, where it was measured."""
     lines = [
         Series(words, tuple(getattr(line.average, name, None) for line in run.rounds), slot=slot)
         for slot, (name, words) in enumerate(AVERAGE_LINES.items())
@@ -110,7 +109,6 @@ def _bank_slot(index: int, banks: int) -> int:
 
 
 def _score_charts(run: Run, catalogue: Sequence[BenchmarkInfo]) -> list[Chart | None]:
-    """Accuracy by round on test rows and on validation rows."""
     by_test = _with_ends(run, {line.round: line.scores for line in run.rounds if line.scores})
     systems = _systems(by_test)
     keys = common_accuracy_keys(systems, systems[0].scores if systems else ())

@@ -32,8 +32,6 @@ class ClassMeans(NamedTuple):
 
 
 class Matrix(NamedTuple):
-    """A system's confusion matrix."""
-
     title: str
     columns: Sequence[tuple[str, str]]
     """(answer, its class)."""
@@ -63,7 +61,6 @@ class Scored:
         }
 
     def class_of(self, label: str) -> ClassMeans:
-        """The figures of a class; none where the system has no such class."""
         return self.classes.get(label, ClassMeans())
 
 
@@ -156,7 +153,6 @@ class Details:
 
 
 def details_of(benchmark: BenchmarkInfo, systems: Sequence[System]) -> Details:
-    """What the systems were scored on."""
     return Details(
         benchmark, [Scored(one, one.scores[benchmark.key]) for one in systems if benchmark.key in one.scores]
     )

@@ -27,8 +27,6 @@ def text(value: object) -> str:
 
 @dataclass(frozen=True)
 class LegendEntry:
-    """One name and its mark."""
-
     sample: str
     """SVG elements in a box of 26 x 12."""
     name: str

@@ -25,8 +25,6 @@ LONGEST = 1200
 
 @dataclass(frozen=True)
 class Kind:
-    """One list of examples."""
-
     name: str
     mark: str
     rows: tuple[RowRecord, ...]

@@ -50,7 +50,6 @@ def mean_rows(content: Content, make: MakeRow) -> Mapping[str, MeanRow | None]:
 
 
 def accuracy_row(content: Content, title: str, benchmarks: Sequence[BenchmarkInfo]) -> MeanRow | None:
-    """Means of accuracy."""
     keys = common_accuracy_keys(content.systems, [benchmark.key for benchmark in benchmarks])
     means = []
     for system in content.systems if keys else ():

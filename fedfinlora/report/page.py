@@ -33,7 +33,6 @@ TITLES = {
 
 
 def page(content: Content, defaults: Values, compare: Compare | None) -> str:
-    """The report as one HTML text."""
     runs = content.runs
     style, script = render("style.css"), render("report.js")
     several = len(runs) > 1

@@ -33,8 +33,6 @@ RUN_FILES = ("result.json", "rounds.jsonl", "config.yaml", "manifest.json", "pro
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder, read."""
-
     folder: Path
     result: RunResult
     """All defaults where the run has not finished."""

@@ -45,7 +45,6 @@ def key_figures(run: Run) -> list[tuple[str, str, str]]:
 
 
 def runs_table(runs: Sequence[Run]) -> Table:
-    """Several runs side by side."""
     words = ("Mode", "Status", "Model", "Adapter")
     numbers = ("Banks", "Rounds", "Rows trained", "Tokens", "Seed", "Sent by banks", "Wall time")
     rows = []
@@ -94,7 +93,6 @@ def _course(losses: Iterable[float | None]) -> str:
 
 
 def rounds_table(run: Run) -> Table:
-    """The figures of each round."""
     numbers = ("Accepted", "Train loss", "Held-out loss", "Validation", "Update norm", "Sent", "Received", "Time")
     best = best_round(run)
     rows = [
@@ -116,7 +114,6 @@ def rounds_table(run: Run) -> Table:
 
 
 def evaluations_table(run: Run) -> Table:
-    """Speed and checks of each evaluation."""
     numbers = ("Rows", "Time", "Rows/s", "Peak cache", "Reused", "Decoded again, differ")
     rows = [_evaluation_row(label, evaluation) for label, evaluation in run.evaluations.items()]
     return Table("Evaluations", ("Evaluation", *numbers), rows)

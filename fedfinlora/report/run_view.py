@@ -56,7 +56,6 @@ def run_view(run: Run, catalogue: Sequence[BenchmarkInfo], defaults: Values) -> 
 
 
 def _models(run: Run) -> list[tuple[str, str]]:
-    """What was evaluated, and how it was asked."""
     found = {}
     for label, evaluation in run.evaluations.items():
         if not of_a_round(label):

@@ -42,7 +42,6 @@ class Source:
     label: str
 
     def records(self, key: str) -> Iterator[RowRecord]:
-        """The evaluated rows of a benchmark."""
         return self.run.records(self.label, key)
 
 
@@ -55,7 +54,6 @@ class Score:
     sources: tuple[Source, ...] = ()
 
     def value_of(self, key: str) -> float | None:
-        """A figure by its name."""
         return mean(raw_value(key, metrics) for metrics in self.metrics)
 
     def bounds_of(self, key: str) -> Bounds:

@@ -33,7 +33,6 @@ class System:
     """The base column that it started from, if that was scored."""
 
     def accuracy(self, keys: Iterable[str]) -> float | None:
-        """The mean accuracy over `keys`."""
         return mean(self.scores[key].value for key in keys)
 
     def finlora(self, keys: Iterable[str]) -> float | None:

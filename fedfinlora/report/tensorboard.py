@@ -43,7 +43,6 @@ class TensorBoardWriter:
         self._add(round_scalars(line), step=line.round)
 
     def add_scores(self, scores: Scores, step: int) -> None:
-        """Write the metrics of each benchmark."""
         self._add(score_scalars(scores), step)
 
     def add_load(self, load: Mapping[str, float], step: int) -> None:

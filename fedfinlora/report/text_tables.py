@@ -26,7 +26,6 @@ def _headings(content: Content) -> list[str]:
 
 
 def _groups(content: Content) -> dict[str, list[Row]]:
-    """Group title -> the benchmarks that were scored."""
     found = {}
     for title, benchmarks in content.groups.items():
         rows = []
@@ -39,7 +38,6 @@ def _groups(content: Content) -> dict[str, list[Row]]:
 
 
 def _reading(content: Content) -> str:
-    """How the figures are to be read."""
     spread = "; worst and best bank in parentheses" if any(score.of_banks for score in content.scores) else ""
     synthetic = f" {SYNTHETIC}" if any(map(is_synthetic, content.runs)) else ""
     return f"Accuracy in percent, 95 % interval in brackets{spread}; BERTScore F1 as a fraction.{synthetic}"

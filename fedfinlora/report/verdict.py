@@ -32,7 +32,6 @@ def verdict(content: Content) -> str:
 
 
 def _label_scores(ranked: Sequence[System]) -> str:
-    """The mean accuracies of the most probable label."""
     keys = [
         key
         for key in (ranked[0].scores if ranked else ())

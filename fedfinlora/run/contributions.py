@@ -59,7 +59,6 @@ class Contributions:
 
 
 def write_contributions(run: Path, contributions: Contributions) -> None:
-    """contributions.json."""
     write_json(run / CONTRIBUTIONS_FILE, to_json(contributions))
 
 

@@ -49,5 +49,4 @@ class Explanation:
 
 
 def write_explanation(file: Path, explanation: Explanation) -> None:
-    """As JSON."""
     write_json(file, to_json(explanation))

@@ -28,7 +28,6 @@ class GeneralKnowledge:
 
 
 def write_general_knowledge(folder: Path, found: GeneralKnowledge) -> None:
-    """Write the file into eval/<label>/."""
     write_json(folder / FILE, to_json(found))
 
 

@@ -26,8 +26,6 @@ REASON = "the command that followed the run was killed"
 
 
 class Guardian:
-    """One command and its descendants."""
-
     def __init__(self, run: Path, log: Path, command: list[str]) -> None:
         self._run, self._since = run, time.time()
         self._asked_to_end = False

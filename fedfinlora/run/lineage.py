@@ -45,5 +45,4 @@ class Lineage:
 
 
 def write_lineage(run: Path, lineage: Lineage) -> None:
-    """lineage.json."""
     write_json(run / LINEAGE_FILE, to_json(lineage))

@@ -38,7 +38,6 @@ class Monitor:
         self.close()
 
     def close(self) -> None:
-        """End the samples."""
         self._ended.set()
         self._thread.join()
 

@@ -71,7 +71,6 @@ class OpenRun:
         )
 
     def done_event(self, status: str, reason: str, report: str | Path = "") -> RunDone:
-        """The last event."""
         return RunDone(status=status, reason=reason, run_dir=str(self.folder), report=str(report))
 
 

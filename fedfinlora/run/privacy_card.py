@@ -63,8 +63,6 @@ NO_AUDIT = "none was made of this run: `python -m fedfinlora audit --run RUN`"
 
 @dataclass(frozen=True)
 class _Words:
-    """What a card says of one mechanism."""
-
     mechanism: str
     formula: str
     trusted: str

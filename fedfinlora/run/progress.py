@@ -145,7 +145,6 @@ class ProgressState:
     done: RunDone | None = None
 
     def update(self, event: Event) -> None:
-        """Apply one event."""
         change = getattr(self, f"_on_{event.event}", None)
         if change is not None:
             change(event)

@@ -102,7 +102,6 @@ def plain(value: Any) -> Any:
 
 
 def _record(cls: Any) -> Convert:
-    """The converter of a dataclass, made once."""
     if cls not in _RECORDS:
         _RECORDS[cls] = _make_converter(cls)
     return _RECORDS[cls]
@@ -210,7 +209,6 @@ def _any(value: Any, name: str, problems: Problems) -> Any:
 
 
 def _mapping(value: Any, name: str, problems: Problems) -> dict[str, Any]:
-    """Of Mapping[str, Any]."""
     if not isinstance(value, Mapping):
         raise NotOfType(f"{name} is no object")
     return {str(key): item for key, item in value.items()}

@@ -30,8 +30,6 @@ UNFINISHED = "\ufffd"
 
 @dataclass(frozen=True)
 class Served:
-    """What the handlers need."""
-
     engine: Engine
     adapters: Sequence[str]
     encode: Callable[[str, str], Sequence[int]]

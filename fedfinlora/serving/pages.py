@@ -48,7 +48,6 @@ class LocalPagesOnly:
         await answer(scope, receive, send)
 
     def _refusal(self, scope: Any) -> str:
-        """Why a request is refused; "" where it is not."""
         from starlette.datastructures import Headers
 
         headers = Headers(scope=scope)

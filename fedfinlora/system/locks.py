@@ -49,8 +49,6 @@ LONGEST_COMMAND = 300
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lock."""
-
     host: str
     pid: int
     started: str
@@ -117,7 +115,6 @@ def check_free(path: Path, what: str) -> None:
 
 
 def is_held(path: Path) -> bool:
-    """Whether somebody holds the lock now."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -149,7 +146,6 @@ def _opened(path: Path, what: str, wait: bool, writing: bool) -> int:
 
 
 def _open(path: Path, writing: bool) -> tuple[int, bool]:
-    """(descriptor, whether it can only be read)."""
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT, 0o600), False
     except OSError as error:

@@ -68,7 +68,6 @@ def imported_folders() -> list[Path]:
 
 
 def words_for(found: Sequence[Path]) -> str:
-    """What is wrong, in a sentence."""
     names = ", ".join(str(entry) for entry in found[:5]) + (" …" if len(found) > 5 else "")
     return (
         f"{names} {'have the names' if len(found) > 1 else 'has the name'} of a library and would be imported in "

@@ -13,7 +13,6 @@ ORDER = 80
 
 
 def add(commands: Any) -> None:
-    """Add the command."""
     more = "Exit status: 0 not refuted, 1 refuted, 3 inconclusive."
     command = add_command(commands, "audit", "Try to refute the claimed epsilon.", more)
     command.add_argument(
@@ -34,7 +33,6 @@ def add(commands: Any) -> None:
 
 
 def call(options: argparse.Namespace) -> int:
-    """Run it."""
     from fedfinlora.commands.audit import audit
     from fedfinlora.run.which_run import folder_or_run
 

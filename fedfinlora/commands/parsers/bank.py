@@ -12,7 +12,6 @@ ORDER = 120
 
 
 def add(commands: Any) -> None:
-    """Add the command."""
     actions = {
         "init": "make key and policy; try rows, model and one step",
         "accept": "take the certificate that the coordinator has issued",
@@ -42,7 +41,6 @@ def add(commands: Any) -> None:
 
 
 def call(options: argparse.Namespace) -> int:
-    """Run the action."""
     from fedfinlora.commands import bank, bank_setup
     from fedfinlora.deployment.watching import Listen
 

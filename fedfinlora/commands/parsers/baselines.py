@@ -11,7 +11,6 @@ ORDER = 20
 
 
 def add(commands: Any) -> None:
-    """Add both commands."""
     steps = "The optimiser steps, code and evaluator are the same too."
     for name, summary, more, call in (
         ("centralized", "The baseline: the same rows pooled.", steps, call_centralized),
@@ -24,14 +23,12 @@ def add(commands: Any) -> None:
 
 
 def call_centralized(options: argparse.Namespace) -> int:
-    """Run `centralized`."""
     from fedfinlora.commands.baselines import centralized
 
     return centralized(with_banks(options))
 
 
 def call_local(options: argparse.Namespace) -> int:
-    """Run `local`."""
     from fedfinlora.commands.baselines import local
 
     return local(with_banks(options))

@@ -12,7 +12,6 @@ ORDER = 70
 
 
 def add(commands: Any) -> None:
-    """Add the command."""
     names = (
         "NAME is train, evaluate, federation, private-step, round, serve, ledger (which takes rows=N and rounds=N "
         "alone) or gpu (which checks a card and measures it; docs/gpu.md)."
@@ -28,7 +27,6 @@ def add(commands: Any) -> None:
 
 
 def call(options: argparse.Namespace) -> int:
-    """Run it."""
     from fedfinlora.commands.bench import bench
 
     return bench(options.overrides, options.json, options.rows, options.minutes)

@@ -12,7 +12,6 @@ ORDER = 60
 
 
 def add(commands: Any) -> None:
-    """Add the command."""
     command = add_command(
         commands, "compare", "Compare two evaluations row by row, with paired tests.", overrides=False
     )
@@ -30,7 +29,6 @@ def add(commands: Any) -> None:
 
 
 def call(options: argparse.Namespace) -> int:
-    """Run it."""
     from fedfinlora.commands.compare import compare
     from fedfinlora.run.which_run import folder_or_run
 

@@ -12,7 +12,6 @@ ORDER = 110
 
 
 def add(commands: Any) -> None:
-    """Add the command."""
     actions = {
         "init": "make the authority, the server's certificate and the settings",
         "enroll": "take a bank's public key and issue its certificate",
@@ -55,7 +54,6 @@ def add(commands: Any) -> None:
 
 
 def call(options: argparse.Namespace) -> int:
-    """Run the action."""
     from fedfinlora.commands import coordinator, coordinator_run, coordinator_setup
     from fedfinlora.deployment.coordinator_home import AuthorityPlace
     from fedfinlora.deployment.watching import Listen

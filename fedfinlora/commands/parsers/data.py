@@ -11,7 +11,6 @@ ORDER = 140
 
 
 def add(commands: Any) -> None:
-    """Add the command."""
     summary = "Look at data: `data check ROOT`."
     command = commands.add_parser("data", help=summary, description="Look at data before anybody trains on it.")
     check = add_actions_of(command).add_parser(
@@ -28,7 +27,6 @@ def add(commands: Any) -> None:
 
 
 def call(options: argparse.Namespace) -> int:
-    """Run `data check`."""
     from fedfinlora.commands.data import check, root_and_overrides
 
     return check(*root_and_overrides(options.overrides))

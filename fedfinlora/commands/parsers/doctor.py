@@ -11,7 +11,6 @@ ORDER = 130
 
 
 def add(commands: Any) -> None:
-    """Add the command."""
     more = "Each line is ok, warn or fail, with what to do. Exit status: 1 if a run would fail."
     command = add_command(commands, "doctor", "Say what would go wrong on this machine.", more)
     command.add_argument("--json", action="store_true", help="print the findings as JSON")
@@ -19,7 +18,6 @@ def add(commands: Any) -> None:
 
 
 def call(options: argparse.Namespace) -> int:
-    """Run it."""
     from fedfinlora.commands.doctor import doctor
 
     return doctor(options.overrides, options.json)

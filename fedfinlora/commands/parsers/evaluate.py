@@ -13,7 +13,6 @@ ORDER = 30
 
 
 def add(commands: Any) -> None:
-    """Add the command."""
     command = add_command(commands, "evaluate", "Score models: base, adapters, behind a server. Also: gate, harness.")
     command.add_argument(
         "--adapter", action="append", default=[], metavar="DIR",
@@ -41,7 +40,6 @@ def add(commands: Any) -> None:
 
 
 def call(options: argparse.Namespace) -> int:
-    """Run it, or its dry run."""
     from fedfinlora.commands.asked_models import Asked, absolute, expert_of
     from fedfinlora.commands.evaluate import dry_run, evaluate
 

@@ -12,7 +12,6 @@ ORDER = 45
 
 
 def add(commands: Any) -> None:
-    """Add the command."""
     command = add_command(
         commands,
         "export",
@@ -34,7 +33,6 @@ def add(commands: Any) -> None:
 
 
 def call(options: argparse.Namespace) -> int:
-    """Run it."""
     from fedfinlora.commands.export import export
     from fedfinlora.run.which_run import folder_or_run
 

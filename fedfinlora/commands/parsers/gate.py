@@ -12,7 +12,6 @@ ORDER = 33
 
 
 def add(commands: Any) -> None:
-    """Add the command; the line of `evaluate` names it."""
     command = add_command(
         commands,
         "gate",
@@ -31,7 +30,6 @@ def add(commands: Any) -> None:
 
 
 def call(options: argparse.Namespace) -> int:
-    """Run it."""
     from fedfinlora.commands.asked_models import expert_of
     from fedfinlora.commands.gate import train_gate
 

@@ -12,7 +12,6 @@ ORDER = 35
 
 
 def add(commands: Any) -> None:
-    """Add the command."""
     command = add_command(
         commands,
         "harness",
@@ -28,7 +27,6 @@ def add(commands: Any) -> None:
 
 
 def call(options: argparse.Namespace) -> int:
-    """Run it."""
     from fedfinlora.commands.harness import harness
 
     return harness(options.folder, options.adapter, options.overrides)

@@ -11,7 +11,6 @@ ORDER = 100
 
 
 def add(commands: Any) -> None:
-    """Add the command."""
     from fedfinlora.commands.privacy import add_actions
 
     command = add_command(commands, "privacy", "Plan a private run; check a privacy ledger.", overrides=False)
@@ -20,7 +19,6 @@ def add(commands: Any) -> None:
 
 
 def call(options: argparse.Namespace) -> int:
-    """Run the action."""
     from fedfinlora.commands.privacy import privacy
 
     return privacy(options)

@@ -11,7 +11,6 @@ ORDER = 46
 
 
 def add(commands: Any) -> None:
-    """Add the command."""
     command = add_command(
         commands,
         "serve",
@@ -34,7 +33,6 @@ def add(commands: Any) -> None:
 
 
 def call(options: argparse.Namespace) -> int:
-    """Run it."""
     from fedfinlora.commands.serve import serve
 
     return serve(options.sources, options.host, options.port, options.room, options.batch, options.max_tokens)

@@ -11,7 +11,6 @@ ORDER = 10
 
 
 def add(commands: Any) -> None:
-    """Add the commands."""
     demo = "The main job on the bundled rows, with a report."
     for name, summary, given in (
         ("simulate", "Train banks together on this machine, through Flower.", []),
@@ -24,7 +23,6 @@ def add(commands: Any) -> None:
 
 
 def call(options: argparse.Namespace) -> int:
-    """Run it."""
     from fedfinlora.commands.simulate import simulate
 
     return simulate([*options.given, *with_banks(options)])

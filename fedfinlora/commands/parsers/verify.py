@@ -12,7 +12,6 @@ ORDER = 50
 
 
 def add(commands: Any) -> None:
-    """Add the command."""
     more = "Exit status: 0 as it was made, 1 something is wrong, 3 not everything could be proven."
     command = add_command(commands, "verify", "Check who made a run or adapter; find changes.", more, overrides=False)
     command.add_argument(
@@ -27,7 +26,6 @@ def add(commands: Any) -> None:
 
 
 def call(options: argparse.Namespace) -> int:
-    """Run it."""
     from fedfinlora.commands.verify import verify
     from fedfinlora.run.which_run import folder_or_run
 

@@ -16,7 +16,6 @@ ELSEWHERE = (
 
 
 def open_logger(folder: Path, run: str, facts: Mapping[str, Any]) -> TrackioLogger:
-    """A local run."""
     with _here(folder):
         import trackio
 
@@ -31,8 +30,6 @@ def open_logger(folder: Path, run: str, facts: Mapping[str, Any]) -> TrackioLogg
 
 
 class TrackioLogger:
-    """One local run."""
-
     def __init__(self, run: Any, folder: Path) -> None:
         self._run, self._folder = run, folder
 

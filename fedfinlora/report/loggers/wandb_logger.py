@@ -24,8 +24,6 @@ def open_logger(folder: Path, run: str, facts: Mapping[str, Any]) -> WandbLogger
 
 
 class WandbLogger:
-    """One offline run."""
-
     def __init__(self, run: Any) -> None:
         self._run = run
 
