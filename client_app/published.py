@@ -7,6 +7,7 @@ identify that row by their digits.
 | rows trained on, or answer tokens, where strategy.weighting names them | exact: the bank's weight in the mean |
 | rows of the bank, rows that could not be used, where they are fewer than min_rows | 0 |
 | losses, seconds | three significant digits |
+| distance from the last global adapter (strategy.sync=drift) | three significant digits, simulated banks' too |
 | steps, epsilon, delta | exact: they follow from the request, the declared sizes and the ledger |
 
 This takes the row out of the figures, not out of the update: in a round without the bank's own noise the update itself

@@ -17,6 +17,7 @@ FACTORS = ("lora_B", "lora_A")
 """In the order of their turns."""
 IN_TURN = ("rolora",)
 """Rules under which the factors take turns."""
+DISTANCE_DIGITS = 3
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,19 @@ class Part:
 
 @dataclass(frozen=True)
 class DistanceOnly(Part):
-    """In the place of an update how long it is: one number, the Euclidean norm (strategy.sync=drift)."""
+    """In the place of an update how long it is: one number, the Euclidean norm, to DISTANCE_DIGITS significant digits
+    (strategy.sync=drift). Two answers whose rows differ by one do not identify that row by their last digits.
+
+    >>> DistanceOnly((), 2).of(np.array([3.0, 4.014], np.float32)).tolist() == [np.float32(5.01)]
+    True
+    """
 
     @property
     def size(self) -> int:
         return 1
 
     def of(self, vector: Vector) -> Vector:
-        return np.array([norm(vector)], np.float32)
+        return np.array([float(f"{norm(vector):.{DISTANCE_DIGITS}g}")], np.float32)
 
     def whole(self, values: Vector) -> Vector:
         """The number as it came, (1,): its norm is that of the update."""
