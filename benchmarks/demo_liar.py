@@ -12,7 +12,8 @@ from flwr.app import Message
 
 from benchmarks.demo_parties import Party, say
 from benchmarks.hostile_bank import FIGURES, HostileBank
-from fedfinlora.deployment.certificates import make_node_key, tls_key, write_private
+from fedfinlora.deployment.bank_keys import make_node_key, tls_key
+from fedfinlora.deployment.certificates import write_private
 from fedfinlora.deployment.reach import CERTIFICATE, TLS_KEY
 from fedfinlora.wire.messages import TrainRequest
 

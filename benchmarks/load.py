@@ -30,14 +30,8 @@ import psutil
 
 from benchmarks.benches.round import running, typed
 from fedfinlora.compose import PROJECT_ROOT
-from fedfinlora.deployment.certificates import (
-    CA_CERTIFICATE,
-    issue_bank,
-    make_node_key,
-    open_authority,
-    tls_key,
-    write_private,
-)
+from fedfinlora.deployment.bank_keys import make_node_key, tls_key
+from fedfinlora.deployment.certificates import CA_CERTIFICATE, issue_bank, open_authority, write_private
 from fedfinlora.deployment.coordinator_home import Coordinator
 from fedfinlora.deployment.flower_link import free_port
 from fedfinlora.deployment.flower_patches.pieces import PIECES

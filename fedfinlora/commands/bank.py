@@ -16,6 +16,7 @@ from client_app.worker import end_worker
 from fedfinlora.commands.privacy_ledger import largest_by_unit
 from fedfinlora.config.words import toml_text
 from fedfinlora.deployment.app_bundle import code_sha256, installed_files
+from fedfinlora.deployment.bank_keys import check_bank_certificate
 from fedfinlora.deployment.bank_settings import (
     SETTINGS,
     BankSettings,
@@ -23,10 +24,7 @@ from fedfinlora.deployment.bank_settings import (
     read_settings,
 )
 from fedfinlora.deployment.bounded_logs import bounded
-from fedfinlora.deployment.certificates import (
-    check_bank_certificate,
-    expiry_words,
-)
+from fedfinlora.deployment.certificates import expiry_words
 from fedfinlora.deployment.flower_link import flower, flower_environment, free_port
 from fedfinlora.deployment.local_server import close
 from fedfinlora.deployment.own_user import check_user

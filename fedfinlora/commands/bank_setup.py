@@ -20,20 +20,14 @@ from data.sources import load_rows
 from fedfinlora.commands.bank import KEY, budget_words, facts_of, settings_of
 from fedfinlora.compose import compose
 from fedfinlora.config.schema import Config
+from fedfinlora.deployment.bank_keys import check_bank_certificate, make_node_key, tls_key
 from fedfinlora.deployment.bank_settings import (
     SETTINGS,
     BankSettings,
     rounded_rows,
     settings_text,
 )
-from fedfinlora.deployment.certificates import (
-    check_bank_certificate,
-    days_left,
-    expiry_words,
-    make_node_key,
-    tls_key,
-    write_private,
-)
+from fedfinlora.deployment.certificates import days_left, expiry_words, write_private
 from fedfinlora.deployment.plan import read_plan
 from fedfinlora.deployment.policy import NEVER_WITH_A_BUDGET, Policy
 from fedfinlora.deployment.reach import AUTHORITY, CERTIFICATE, TLS_KEY, check_address

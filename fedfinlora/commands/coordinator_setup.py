@@ -7,12 +7,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedfinlora.deployment.bank_keys import check_public_key
 from fedfinlora.deployment.certificates import (
     CA_CERTIFICATE,
     CA_KEY,
     SERVER_CERTIFICATE,
     SIGNING_CERTIFICATE,
-    check_public_key,
     expiry_words,
     issue_bank,
     issue_server,

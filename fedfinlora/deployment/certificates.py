@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives import serialization as form
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -23,7 +22,6 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from fedfinlora.errors import UserError
 from fedfinlora.files import unwritable, write_bytes, write_new
-from fedfinlora.provenance.signatures import read_public
 
 WARN_DAYS = 30
 """Certificates that end sooner are warned about."""
@@ -48,19 +46,17 @@ def no_passphrase() -> bytes:
 
 def make_authority(folder: Path, days: int, passphrase: bytes | None = None) -> None:
     """Write ca.key, encrypted where a passphrase is given, and ca.crt. UserError for a short passphrase."""
-
     if passphrase is not None and len(passphrase) < LEAST_PASSPHRASE:
         raise UserError(f"The passphrase of ca.key must have {LEAST_PASSPHRASE} characters or more.")
     key = ec.generate_private_key(ec.SECP256R1())
     name = _name("fedfinlora consortium CA")
     certificate = _begun(name, name, key.public_key(), days, is_authority=True).sign(key, hashes.SHA256())
-    write_private(folder / CA_KEY, _pem_of(key, passphrase))
-    write_bytes(folder / CA_CERTIFICATE, _certificate_pem(certificate))
+    write_private(folder / CA_KEY, pem_of(key, passphrase))
+    write_bytes(folder / CA_CERTIFICATE, certificate.public_bytes(form.Encoding.PEM))
 
 
 def open_authority(folder: Path, passphrase: Callable[[], bytes] = no_passphrase) -> Authority:
     """The authority of `folder`; `passphrase` is called where ca.key is encrypted. UserError."""
-
     try:
         content = (folder / CA_KEY).read_bytes()
         certificate = x509.load_pem_x509_certificate((folder / CA_CERTIFICATE).read_bytes())
@@ -74,30 +70,28 @@ def open_authority(folder: Path, passphrase: Callable[[], bytes] = no_passphrase
     except ValueError as error:
         why = "does not open with this passphrase" if encrypted else "cannot be read"
         raise UserError(f"{folder / CA_KEY} {why}.") from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or not _same_key(key.public_key(), certificate.public_key()):
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
         raise UserError(f"{folder / CA_KEY} is not the key of {folder / CA_CERTIFICATE}.")
     return Authority(certificate, key)
 
 
 def issue_server(folder: Path, hosts: Sequence[str], days: int, authority: Authority | None = None) -> None:
     """Write a new server.key and server.crt, good for these host names and addresses."""
-
     authority = authority or open_authority(folder)
     key = ec.generate_private_key(ec.SECP256R1())
     names = x509.SubjectAlternativeName([_host(host) for host in hosts])
     certificate = _issued(authority, hosts[0], key.public_key(), days, ExtendedKeyUsageOID.SERVER_AUTH, names)
     (folder / SERVER_KEY).unlink(missing_ok=True)
-    write_private(folder / SERVER_KEY, _pem_of(key))
+    write_private(folder / SERVER_KEY, pem_of(key))
     write_bytes(folder / SERVER_CERTIFICATE, certificate)
 
 
 def issue_signing(folder: Path, days: int, authority: Authority | None = None) -> None:
     """Write signing.crt, good for signatures alone, for signing.key, which is made where it is missing."""
-
     authority = authority or open_authority(folder)
     file = folder / SIGNING_KEY
     if not file.exists():
-        write_private(file, _pem_of(ec.generate_private_key(ec.SECP384R1())))
+        write_private(file, pem_of(ec.generate_private_key(ec.SECP384R1())))
     try:
         key: Any = form.load_pem_private_key(file.read_bytes(), password=None)
     except (OSError, ValueError) as error:
@@ -109,51 +103,19 @@ def issue_signing(folder: Path, days: int, authority: Authority | None = None) -
 
 def issue_bank(file: Path, name: str, public_key: bytes, days: int, authority: Authority) -> None:
     """Write a bank's certificate for its own public key (OpenSSH's form)."""
-
     key: Any = form.load_ssh_public_key(public_key)
     write_bytes(file, _issued(authority, name, key, days, ExtendedKeyUsageOID.CLIENT_AUTH))
 
 
-def check_bank_certificate(file: Path, key: Path, authority: Path, name: str) -> bytes:
-    """The content of a bank's certificate. UserError unless it is `name`'s, for the bank's own `key` (OpenSSH's form),
-    by `authority` (the ca.crt that it trusts), and not ended.
-    """
-
-    try:
-        content = file.read_bytes()
-        certificate = x509.load_pem_x509_certificate(content)
-        trusted = x509.load_pem_x509_certificate(authority.read_bytes())
-        own: Any = form.load_ssh_private_key(key.read_bytes(), None)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}, {key} or {authority} cannot be read ({error}).") from error
-    try:
-        certificate.verify_directly_issued_by(trusted)
-    except (InvalidSignature, ValueError, TypeError):
-        raise UserError(f"{file} was not issued by the authority of {authority}.") from None
-    if not _same_key(certificate.public_key(), own.public_key()):
-        raise UserError(f"{file} is not for this bank's node.key. Send node.key.pub to the coordinator once more.")
-    if common_name(certificate) != name:
-        raise UserError(f"{file} names the bank {common_name(certificate)!r}, and this bank is {name!r}.")
-    if certificate.not_valid_after_utc <= datetime.now(UTC):
-        raise UserError(f"{file} has ended. Ask the coordinator for a new one (`coordinator renew`).")
-    return content
-
-
 def common_name(certificate: x509.Certificate) -> str:
     """Whom a certificate names; "" where it names none or several."""
-
     names = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
     return str(names[0].value) if len(names) == 1 else ""
 
 
 def openssh(public_key: Any) -> bytes:
     """A public key in OpenSSH's form, without a comment: "ecdsa-sha2-nistp384 AAAA…"."""
-
     return bytes(public_key.public_bytes(form.Encoding.OpenSSH, form.PublicFormat.OpenSSH))
-
-
-def _same_key(one: Any, other: Any) -> bool:
-    return openssh(one) == openssh(other)
 
 
 def _issued(
@@ -165,55 +127,15 @@ def _issued(
     alternative: x509.SubjectAlternativeName | None = None,
 ) -> bytes:
     """A certificate in PEM form: `name`'s `key`, good for one purpose."""
-
     own = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key())
     builder = _begun(_name(name), authority.certificate.subject, key, days, is_authority=False)
     for extension in (x509.ExtendedKeyUsage([purpose]), own, *([alternative] if alternative else [])):
         builder = builder.add_extension(extension, critical=False)
-    return _certificate_pem(builder.sign(authority.key, hashes.SHA256()))
-
-
-def make_node_key(file: Path, comment: str) -> None:
-    """Write a bank's private key to `file` and its public half to `file`.pub, in OpenSSH's form."""
-
-    key = ec.generate_private_key(ec.SECP384R1())
-    private = key.private_bytes(form.Encoding.PEM, form.PrivateFormat.OpenSSH, form.NoEncryption())
-    write_private(file, private)
-    write_bytes(file.with_name(f"{file.name}.pub"), openssh(key.public_key()) + f" {comment}\n".encode())
-
-
-def tls_key(node_key: Path) -> bytes:
-    """A bank's private key in PEM form, which TLS wants."""
-
-    try:
-        key: Any = form.load_ssh_private_key(node_key.read_bytes(), None)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{node_key} cannot be read ({error}).") from error
-    return _pem_of(key)
-
-
-def check_public_key(file: Path) -> bytes:
-    """The content of a bank's public key file. UserError for anything else."""
-
-    content = read_public(file)
-    try:
-        key = form.load_ssh_public_key(content)
-    except ValueError as error:
-        raise UserError(
-            f"{file} is no public key in OpenSSH's form. `bank init` writes one to node.key.pub."
-        ) from error
-    if isinstance(key, ec.EllipticCurvePublicKey) and not isinstance(key.curve, ec.SECP384R1):
-        raise UserError(
-            f"{file} is a key on {key.curve.name}; signatures are made with P-384, as `bank init` makes it."
-        )
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise UserError(f"{file} is not an elliptic-curve key, which Flower's node authentication wants.")
-    return content
+    return builder.sign(authority.key, hashes.SHA256()).public_bytes(form.Encoding.PEM)
 
 
 def days_left(certificate: Path) -> float:
     """Days until a certificate ends, below 0 when it has. UserError if it cannot be read."""
-
     try:
         found = x509.load_pem_x509_certificate(certificate.read_bytes())
     except (OSError, ValueError) as error:
@@ -260,12 +182,10 @@ def _begun(
 
 
 def _name(words: str) -> x509.Name:
-
     return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, words[:64])])
 
 
 def _host(host: str) -> x509.GeneralName:
-
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
@@ -280,12 +200,7 @@ def _usage(signs_certificates: bool) -> x509.KeyUsage:
     )  # fmt: skip
 
 
-def _pem_of(key: ec.EllipticCurvePrivateKey, passphrase: bytes | None = None) -> bytes:
-
+def pem_of(key: ec.EllipticCurvePrivateKey, passphrase: bytes | None = None) -> bytes:
+    """A private key in PEM form, encrypted where a passphrase is given."""
     encryption = form.NoEncryption() if passphrase is None else form.BestAvailableEncryption(passphrase)
     return key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, encryption)
-
-
-def _certificate_pem(certificate: x509.Certificate) -> bytes:
-
-    return certificate.public_bytes(form.Encoding.PEM)

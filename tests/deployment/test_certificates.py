@@ -14,9 +14,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from fedfinlora.cli import main
+from fedfinlora.deployment.bank_keys import check_bank_certificate, check_public_key, make_node_key
 from fedfinlora.deployment.certificates import (
-    check_bank_certificate,
-    check_public_key,
     common_name,
     days_left,
     expiry_words,
@@ -24,7 +23,6 @@ from fedfinlora.deployment.certificates import (
     issue_server,
     issue_signing,
     make_authority,
-    make_node_key,
     open_authority,
     write_private,
 )

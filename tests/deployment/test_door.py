@@ -42,8 +42,9 @@ from parties import Machine, certifies, enrolls, when
 
 from fedfinlora.commands import coordinator_setup
 from fedfinlora.deployment import door, listeners
+from fedfinlora.deployment.bank_keys import make_node_key
 from fedfinlora.deployment.bank_settings import BankSettings, settings_text
-from fedfinlora.deployment.certificates import make_authority, make_node_key
+from fedfinlora.deployment.certificates import make_authority
 from fedfinlora.deployment.coordinator_home import Coordinator
 from fedfinlora.deployment.flower_link import free_port
 from fedfinlora.deployment.own_user import is_own

@@ -10,13 +10,8 @@ from typing import Any
 
 import pytest
 
-from fedfinlora.deployment.certificates import (
-    SIGNING_CERTIFICATE,
-    SIGNING_KEY,
-    issue_signing,
-    make_authority,
-    make_node_key,
-)
+from fedfinlora.deployment.bank_keys import make_node_key
+from fedfinlora.deployment.certificates import SIGNING_CERTIFICATE, SIGNING_KEY, issue_signing, make_authority
 from fedfinlora.files import write_json
 from fedfinlora.provenance.signatures import Signer, load_signer
 

@@ -27,8 +27,9 @@ from wiretap import Tap
 from fedfinlora.cli import main
 from fedfinlora.commands import bank_setup, coordinator_setup
 from fedfinlora.compose import compose
+from fedfinlora.deployment.bank_keys import make_node_key, tls_key
 from fedfinlora.deployment.bank_settings import BankSettings, settings_text
-from fedfinlora.deployment.certificates import issue_bank, make_node_key, open_authority, tls_key, write_private
+from fedfinlora.deployment.certificates import issue_bank, open_authority, write_private
 from fedfinlora.deployment.flower_link import free_port
 from fedfinlora.deployment.policy import Policy
 from fedfinlora.deployment.reach import CERTIFICATE, TLS_KEY
