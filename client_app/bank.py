@@ -44,6 +44,7 @@ from fedfinlora.model.block_means import NO_MEANS, block_means, fault_in
 from fedfinlora.model.loading import Session, get_session
 from fedfinlora.model.packing import Example
 from fedfinlora.model.parts import sent_part, trained_factor
+from fedfinlora.model.rank_limit import check_rank
 from fedfinlora.privacy.accounting import Steps
 from fedfinlora.privacy.history import Event, record
 from fedfinlora.privacy.ledger import Booked, Head
@@ -71,9 +72,9 @@ class RoundReply(NamedTuple):
     figures: Figures
     ledger: Head | None
     """Of the bank's ledger with this round's line; None where the round was not booked."""
-
     second_moments: Vector = NO_MEANS
     """strategy=fedadamw_local: (tensors,) float32."""
+
 
 def train_round(request: TrainRequest, facts: BankFacts) -> RoundReply:
     """Train the received global adapter on this bank's rows.
@@ -156,21 +157,20 @@ def _train_round(request: TrainRequest, facts: BankFacts, on_booked: Callable[[M
     config = request.config
     started = time.monotonic()
     try:
+        check_rank(config.model, config.peft)
         session = get_session(config)
     except UserError as error:
         raise BankError("model", str(error)) from error
     fits = request.adapter.shape == (session.layout.size,) or is_resumed(request)
     if request.layout_id != session.layout.id or not fits:
         raise BankError("layout", f"layout {request.layout_id} received, {session.layout.id} here")
+    _check_moments(request, session.layout)
     load_s = time.monotonic() - started
     with one_code(config):
-    _check_moments(request, session.layout)
         round_here = _private_round if config.privacy.in_the_bank else _open_round
         return round_here(request, facts, session, load_s, on_booked)
 
 
-@contextlib.contextmanager
-def one_code(config: Config) -> Iterator[None]:
 def _check_moments(request: TrainRequest, layout: Layout) -> None:
     """BankError where the request's second moments are not of this adapter and rule."""
     means, config = request.second_moments, request.config
@@ -182,6 +182,8 @@ def _check_moments(request: TrainRequest, layout: Layout) -> None:
         raise BankError("moments", f"the received second moments: {fault}")
 
 
+@contextlib.contextmanager
+def one_code(config: Config) -> Iterator[None]:
     """Every error of a private round is the same BankError: which one it was may depend on the rows.
     Rules of the policy alone keep their names.
     """
@@ -302,13 +304,13 @@ def _trained(
         config.train.optimizer_state == "keep" and config.train.optimizer != "sgd" and part is None and not restarted
     )
     moments = load_moments(folder, request.round) if keeps_moments else None
-    if part is not None:  # a factor's moments are two rounds old when its turn comes: AdamW begins afresh
-        gradient = FactorStep(trained_factor(config.strategy.name, request.round), gradient)
     if restarted:
         last_global = load_global(folder, request.round)
         moments = started(
             last_global, request.adapter, request.second_moments, session.layout, stretch, request.round, config
         )
+    if part is not None:  # a factor's moments are two rounds old when its turn comes: AdamW begins afresh
+        gradient = FactorStep(trained_factor(config.strategy.name, request.round), gradient)
     controlled = config.strategy.name == "scaffold"
     correction = NOTHING
     if controlled:
@@ -318,10 +320,10 @@ def _trained(
     delta, result = train_received(session, request.adapter, examples, stretch, config, facts.name, moments, gradient)
     if keeps_moments:
         save_moments(folder, request.round, result.optimizer)
-    if controlled:
-        after = control_after(correction, request.adapter, delta, result.steps, request.round, config)
     if restarted:
         save_global(folder, LastGlobal(request.round, request.adapter, rates_of(stretch, config)))
+    if controlled:
+        after = control_after(correction, request.adapter, delta, result.steps, request.round, config)
         save_control(folder, after)
     log.info(
         "%s: round %d, %d rows, loss %.4f, %.1f s", facts.name, request.round, result.rows, result.loss, result.wall_s

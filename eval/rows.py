@@ -63,6 +63,14 @@ def rows_to_score(config: Config, limit: int | None = None) -> EvaluationRows:
     return EvaluationRows(rows, skipped, loaded.files, loaded.synthetic)
 
 
+def require_rows(config: Config) -> None:
+    """UserError where no benchmark asked for has a row to score, before a model is loaded."""
+    found = rows_to_score(config)
+    if not found.rows:
+        reason = next(iter(found.skipped.values()), "evaluation.benchmarks names none")
+        raise UserError(f"There is nothing to score: {reason}")
+
+
 def data_files(config: Config) -> dict[str, str]:
     """File -> SHA-256 of every train and test file that can be read from here (a deployed bank's own files cannot)."""
     files = dict(rows_to_score(config).files)

@@ -13,6 +13,7 @@ from pathlib import Path
 from fedfinlora import __version__
 from fedfinlora.commands.parsers import Parser, modules
 from fedfinlora.errors import ConfigError, UserError
+from fedfinlora.files import places_named
 from fedfinlora.run.detach import is_detached, start_detached
 from fedfinlora.system.family import interrupt_on_signals
 from fedfinlora.system.shadows import own_modules_first
@@ -41,6 +42,19 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+WRITTEN = ("json", "export", "out", "output", "home")
+"""Options that say where a command writes."""
+WRITES_TO = {"report": "--output", "export": "--out", "forget": "--output", "explain": "--output"}
+"""Command -> its option for what it writes to a place of its own choice."""
+
+
+def _written_to(options: argparse.Namespace) -> tuple[dict[str, Path], str]:
+    """(option -> the place that it names, how the command takes another place for all else that it writes)."""
+    given = {f"--{name}": place for name in WRITTEN if isinstance(place := getattr(options, name, None), Path)}
+    otherwise = "output_dir=FOLDER" if hasattr(options, "overrides") else ""
+    return given, WRITES_TO.get(options.command, otherwise)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     own_modules_first()
@@ -52,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"warning: {sentence}", file=sys.stderr)
         if getattr(options, "detach", False) and not is_detached():
             return start_detached(sys.argv[1:] if arguments is None else arguments)
-        return int(options.call(options))
+        with places_named(*_written_to(options)):
+            return int(options.call(options))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -126,6 +126,7 @@ def absolute_paths(config: Config, folder: Path) -> Config:
         output_dir=output_dir,
         resume=_run_to_resume(config.resume, Path(output_dir), folder),
         start_adapter=absolute(config.start_adapter),
+        peft=replace(config.peft, rows=absolute(config.peft.rows)),
         dataset=replace(config.dataset, root=absolute(config.dataset.root)),
         strategy=replace(config.strategy, second_moments=absolute(config.strategy.second_moments)),
         model=replace(config.model, path=model_path),
@@ -157,6 +158,11 @@ def _check_word(word: str) -> None:
     plain = key.lstrip("+~")
     if not re.fullmatch(r"[A-Za-z_]\w*(?:[./@:][A-Za-z_]\w*)*", plain) or not (equals or key.startswith("~")):
         raise ConfigError(f"{word!r} is not of the form key=value, such as peft=dora or train.steps_per_round=20.")
+    if plain == "stages":
+        raise ConfigError(
+            "stages is a group of a file such as experiment=curriculum, and is not set as a whole: it would be merged "
+            "with what is there. Change a value with stages.NAME.KEY=…, or run one alone with stage=NAME."
+        )
     if plain.split(".")[0] == "hydra":
         raise ConfigError(f"{plain}: Hydra itself is not configured here.")
     options = group_options(plain) if equals and (CONF_FOLDER / plain).is_dir() else []

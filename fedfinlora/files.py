@@ -13,7 +13,9 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fedfinlora.errors import UserError
@@ -116,17 +118,32 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+_PLACES: ContextVar[Mapping[str, Path]] = ContextVar("option -> place", default=MappingProxyType({}))
+_OTHERWISE: ContextVar[str] = ContextVar("option for all other places", default="output_dir=FOLDER")
+
+
+@contextmanager
+def places_named(places: Mapping[str, Path], otherwise: str) -> Iterator[None]:
+    """Meanwhile `unwritable` names the option that gave a place, such as --json; `otherwise` is how the command
+    takes another place for all else that it writes, "" where it takes none.
+    """
+    tokens = _PLACES.set(places), _OTHERWISE.set(otherwise)
+    try:
+        yield
+    finally:
+        _PLACES.reset(tokens[0])
+        _OTHERWISE.reset(tokens[1])
+
+
 def unwritable(path: Path, error: OSError) -> UserError:
     """The one line for a full disk, a read-only folder and the like."""
+    named = [option for option, place in _PLACES.get().items() if path.absolute().is_relative_to(place.absolute())]
+    option = named[0] if named else _OTHERWISE.get()
+    way = f" or choose another {'place' if named else 'folder'} with {option}" if option else ", or make it writable"
     with contextlib.suppress(RuntimeError):
-        if path.is_relative_to(Path.home()):
-            return UserError(
-                f"Cannot write {path}: {error.strerror or error}. Free space or choose another folder with "
-                "output_dir=FOLDER, or set HOME."
-            )
-    return UserError(
-        f"Cannot write {path}: {error.strerror or error}. Free space or choose another folder with output_dir=FOLDER."
-    )
+        if not named and path.is_relative_to(Path.home()):
+            way += ", or set HOME"
+    return UserError(f"Cannot write {path}: {error.strerror or error}. Free space{way}.")
 
 
 def sha256_of(content: bytes) -> str:

@@ -20,6 +20,7 @@ from fedfinlora.logs import about, also_in, belongs
 from fedfinlora.model.adapter_folder import start_files
 from fedfinlora.model.layout_only import server_session
 from fedfinlora.model.loading import Session, first_adapter
+from fedfinlora.model.rank_limit import check_rank
 from fedfinlora.provenance.audits import bound_audit
 from fedfinlora.provenance.chain import Chain, begin_line, end_line, saved_line
 from fedfinlora.provenance.deltas import keep_start
@@ -38,6 +39,7 @@ from fedfinlora.run.records import BankEntry, BankTimings, RoundLine, RoundPriva
 from fedfinlora.run.typed import plain
 from fedfinlora.train.own_columns import trained_size
 from fedfinlora.train.trainer_names import trainer_files, trainer_of_environment
+from server_app.door import check_settings_on_disk
 from server_app.exchange import MessageGrid, roster
 from server_app.own_ranks import with_announced
 from server_app.plain_run import logged_events
@@ -97,6 +99,9 @@ def _train(grid: MessageGrid, banks: Mapping[str, int], run: OpenRun, events: Ev
     chain = Chain(folder, keys.signer)
     events.write(run.start_event("federated", config.strategy.name, len(banks), tuple(sorted(banks))))
     events.write(Phase(name="loading model"))
+    if run.checkpoint is None:
+        check_settings_on_disk(config)
+        check_rank(config.model, config.peft)
     validation = validation_rows(config, events.write)
     session = server_session(config, scores_anything(config))
     events.write(Trainable(parameters=trained_size(session.layout, config), load_s=session.load_s))

@@ -23,13 +23,15 @@ from fedfinlora.config.schema import Config
 from fedfinlora.model.adapter import save_adapter
 from fedfinlora.model.embedded import embedded_folder, is_embedded
 from fedfinlora.model.loading import forget, get_session, load_base
+from fedfinlora.model.quiet import quiet_libraries
 from fedfinlora.seeds import generator
 from fedfinlora.serving.engine import Engine, Request
 from fedfinlora.serving.many_adapters import ManyAdapters
 
-ADAPTERS, TOKENS, PROMPT_TOKENS, TURNS = 8, 32, 64, 6
-SWITCHING_TURNS = 2
-"""PEFT answers one prompt after the other, which takes minutes: only in so many turns."""
+ADAPTERS, TOKENS, PROMPT_TOKENS, TURNS = 8, 16, 64, 5
+"""Five turns give a spread (`judged` needs four)."""
+SWITCHING_TURNS = 1
+"""PEFT answers one prompt after the other, which takes as long as two turns: only in so many turns."""
 NEVER = 5
 """A token that does not come: every answer has TOKENS tokens."""
 
@@ -98,9 +100,10 @@ def _plain(config: Config, folders: Mapping[str, Path]) -> Any:
     path = config.model.path
     base = AutoModelForCausalLM.from_pretrained(embedded_folder(path) if is_embedded(path) else path)
     (first, folder), *others = folders.items()
-    model = PeftModel.from_pretrained(base, folder, adapter_name=first)
-    for name, other in others:
-        model.load_adapter(other, adapter_name=name)
+    with quiet_libraries():
+        model = PeftModel.from_pretrained(base, folder, adapter_name=first)
+        for name, other in others:
+            model.load_adapter(other, adapter_name=name)
     return model.eval()
 
 

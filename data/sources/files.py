@@ -22,6 +22,7 @@ from data.sources.issuers import issuer_of
 from data.sources.json_records import json_document, json_lines
 from data.sources.listing import special_file
 from data.sources.messages import context_and_target, is_conversation
+from data.sources.numbers import number_fault
 from data.sources.parquet import parquet_rows
 from data.sources.records import (
     GZIP_FAULTS,
@@ -180,7 +181,9 @@ def _row(file: SourceFile, values: dict[str, Any], position: int, turn: int = 0)
     if task == "xbrl_term" and target.strip().lower() == "nan":
         raise BadLine('target is the text "nan", a missing value')
     prompt = flare.reworded(task, prompt)
-    has_entities = task in BENCHMARKS and BENCHMARKS[task].parser == "entities"
+    parser = BENCHMARKS[task].parser if task in BENCHMARKS else ""
+    if fault := number_fault(parser, target):
+        raise BadLine(fault)
     return Row(
         id=f"{file.id_prefix or f'{task}/{file.split}'}/{position:06d}{f'-{turn}' if turn else ''}",
         task=task,
@@ -188,7 +191,7 @@ def _row(file: SourceFile, values: dict[str, Any], position: int, turn: int = 0)
         target=target,
         issuer=_optional(values, columns.issuer) or issuer_of(prompt),
         path=file.folder,
-        reference=flare.reference_of(prompt, target) if has_entities else "",
+        reference=flare.reference_of(prompt, target) if parser == "entities" else "",
     )
 
 

@@ -80,8 +80,12 @@ class Conversations:
         query, answer, dialogue = values[QUERY], values[ANSWER], str(values.get(DIALOGUE) or "")
         if isinstance(query, str):
             query = _PLACE.sub(lambda place: self._earlier(dialogue, int(place[1])), query)
-        if dialogue and isinstance(answer, str) and str(values.get(TURN, "")).isdigit():
-            self._answers[dialogue, int(values[TURN])] = answer
+        if dialogue and values.get(TURN) not in (None, ""):
+            number = str(values[TURN]).removesuffix(".0")  # a table's column of numbers with gaps
+            if not number.isdecimal():
+                raise BadLine(f"{TURN} is no whole number from 0")
+            if isinstance(answer, str):
+                self._answers[dialogue, int(number)] = answer
         yield Turn(query, answer, f"conversation {dialogue}" if dialogue else "")
 
     def _earlier(self, dialogue: str, turn: int) -> str:

@@ -27,9 +27,10 @@ from fedfinlora.compose import compose
 from fedfinlora.config.schema import Config
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.model.adapter import Vector, read_adapter, write_adapter
-from fedfinlora.model.adapter_folder import check_start, start_files
+from fedfinlora.model.adapter_folder import start_files
 from fedfinlora.model.loading import Session, first_adapter, get_session
 from fedfinlora.model.packing import Example
+from fedfinlora.model.rank_limit import check_rank
 from fedfinlora.report.loggers import Board, require_loggers
 from fedfinlora.run.checkpoint import Checkpoint, save_checkpoint
 from fedfinlora.run.detach import EACH_LINE, is_detached, leave_if_detached
@@ -52,6 +53,7 @@ from fedfinlora.train.own_columns import trained_size
 from fedfinlora.train.own_trainer import reason_against, task_of, train_with
 from fedfinlora.train.parallel import train_in_bank
 from fedfinlora.train.trainer_names import OwnTrainer
+from server_app.door import check_settings_on_disk
 
 
 def centralized(overrides: Sequence[str], trainer: OwnTrainer | None = None) -> int:
@@ -118,9 +120,10 @@ def _index_of(folder: Path) -> int:
 
 def _composed(overrides: Sequence[str], trainer: OwnTrainer | None) -> Config:
     config = compose(overrides)
-    _check(config, trainer)
     if not config.resume:
+        _check_stage(config, trainer)
         return config
+    _check(config, trainer)
     named = asked_otherwise(overrides)
     return configuration_of(Path(config.resume), compose(named) if named else None, config.resume_anyway)
 
@@ -137,8 +140,7 @@ def _check(config: Config, trainer: OwnTrainer | None) -> None:
 
 def _check_stage(config: Config, trainer: OwnTrainer | None) -> None:
     _check(config, trainer)
-    if not config.peft.frozen_rank:  # else the stage before it makes that adapter
-        check_start(config)
+    check_settings_on_disk(config)
     divide(config, config.banks)
 
 
@@ -173,6 +175,7 @@ def _train(
     events.write(run.start_event(mode, mode, banks=1))
     events.write(Phase(name="loading model"))
     validation = validation_rows(config, events.write)
+    check_rank(config.model, config.peft)
     session = get_session(config)
     rows = rows_of(config, session)
     events.write(

@@ -18,6 +18,7 @@ from eval.evaluate import evaluate_models
 from eval.metrics.row_values import RowValues, contrasts, row_values
 from eval.models import LocalModel
 from eval.report import write_run_report
+from eval.rows import require_rows
 from fedfinlora.commands.printed import print_table
 from fedfinlora.commands.replayed import KeptRun, read_kept_run, with_words
 from fedfinlora.commands.shapley import Coalition, Combination, combination
@@ -37,8 +38,10 @@ AT_ONCE = 8
 
 def contributions(folder: Path, local: str, permutations: int, words: Sequence[str]) -> int:
     """Write contributions.json and the report of the run, and print the table."""
-    if with_words(read_config(folder), words).evaluation.benchmarks == ("none",):
+    config = with_words(read_config(folder), words)
+    if config.evaluation.benchmarks == ("none",):
         raise UserError(f"{folder} is a run without scores. {NAME_SOME}")
+    require_rows(config)
     run = read_kept_run(folder, words)
     if len(run.banks) < 2:
         raise UserError(f"{folder} has updates of one bank only: contributions need two banks or more.")

@@ -22,11 +22,12 @@ from fedfinlora.deployment.plan import deployment_config, plan_text
 from fedfinlora.deployment.run_list import note_run
 from fedfinlora.errors import UserError
 from fedfinlora.files import made_as, read_json, write_bytes, write_json
-from fedfinlora.model.adapter_folder import check_start, start_files
+from fedfinlora.model.adapter_folder import start_files
 from fedfinlora.run.folder import COMMAND_LOCK, SERVER_LOCK, hold_run, new_run_folder, read_config
 from fedfinlora.run.origin import ORIGIN_FILE, origin_of_this_process
 from fedfinlora.run.resuming import check_same
 from fedfinlora.system.locks import check_free
+from server_app.door import check_settings_on_disk
 
 
 def plan(home: Path, overrides: Sequence[str], out: Path | None, min_banks: int) -> int:
@@ -59,7 +60,7 @@ def run(home: Path, overrides: Sequence[str], min_banks: int) -> int:
         config = replace(read_config(folder), resume=config.resume, resume_anyway=config.resume_anyway)
         check_same(folder, config, data_files(config) | start_files(config))
     else:
-        check_start(config)
+        check_settings_on_disk(config)
         folder = new_run_folder(config)
         strategy = replace(config.strategy, min_banks=config.strategy.min_banks or banks)
         config = replace(config, run_name=folder.name, overwrite=False, banks=banks, strategy=strategy)

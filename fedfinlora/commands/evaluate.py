@@ -17,7 +17,7 @@ from eval.evaluate import OnEvent, evaluate_models, prompts_to_send
 from eval.models import LocalModel
 from eval.report import write_run_report
 from eval.routing import LABELS, routed
-from eval.rows import data_files
+from eval.rows import data_files, require_rows
 from eval.xlora_gate import in_order_of, read_gate
 from eval.xlora_model import GatedExpert, XLoraModel
 from fedfinlora.commands.asked_models import Asked, check_routes, folders_of, labels_of, tasks_of
@@ -40,6 +40,7 @@ from fedfinlora.run.progress import ShownEvents
 from fedfinlora.run.progress_display import ProgressDisplay
 from fedfinlora.run.records import RunResult, write_result
 from fedfinlora.run.resuming import check_same, record
+from server_app.door import check_folders, check_model_here
 
 if TYPE_CHECKING:
     from eval.remote.model import RemoteModel
@@ -67,6 +68,11 @@ def evaluate(overrides: Sequence[str], asked: Asked) -> int:
     settings = {label: _settings(folder, config, asked, _typed(overrides)) for label, folder in labels.items()}
     check_routes(asked.routes, labels, settings, config.model.path, asked.gate)
     tasks = tasks_of(labels, asked.experts) if "task" in asked.routes else {}
+    if not config.resume:
+        if not asked.url:
+            check_model_here(config)
+        check_folders(config)
+        require_rows(config)
     run = _open(config, asked, list(settings.values()), labels)
     folder = run.folder
     print(f"run folder: {folder}", flush=True)

@@ -24,6 +24,7 @@ import numpy as np
 from eval.evaluate import evaluate_models
 from eval.metrics.row_values import RowValues, contrasts, row_values
 from eval.models import LocalModel
+from eval.rows import require_rows
 from fedfinlora.commands.explain_runs import CHANGES, EXACT, EXACT_TITLE, FEDERATED, POOLED, PRODUCT, Plan
 from fedfinlora.commands.printed import print_table
 from fedfinlora.errors import ConfigError, UserError
@@ -40,6 +41,7 @@ def explain(
     """Train what lies in between, score all on the same rows, write explain.json and print the causes."""
     plan = Plan(run, pooled, output or run.parent / f"{run.name}-explained", words)
     wanted = _wanted(causes)
+    require_rows(plan.federated)
     adapters, unknown = plan.adapters(wanted)
     print(f"scoring {len(adapters)} adapters on the same rows: {', '.join(adapters)}", flush=True)
     replayed, more = plan.replayed()

@@ -22,6 +22,7 @@ from fedfinlora.model.gguf_adapter import write_gguf
 from fedfinlora.model.peft_methods.lora import MAGNITUDE
 from fedfinlora.model.plain_lora import PlainLora, plain_lora
 from fedfinlora.model.quantized import import_bitsandbytes
+from fedfinlora.model.quiet import quiet_libraries
 from fedfinlora.run.folder import read_config
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -67,7 +68,8 @@ def export(source: Path, kind: str, out: Path | None, name: str = "", rank: int 
     task = Export(adapter, replace(base, quantization="none"), out, name, rank)
     out.mkdir(parents=True, exist_ok=True)
     try:
-        command, difference = write(task)
+        with quiet_libraries():
+            command, difference = write(task)
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
         raise

@@ -16,9 +16,10 @@ from eval.evaluate import evaluate_models
 from eval.metrics.compare import compare_runs
 from eval.models import LocalModel
 from eval.report import write_run_report
-from eval.rows import data_files
+from eval.rows import data_files, require_rows
 from fedfinlora.commands.compare import show
 from fedfinlora.commands.replayed import KeptRun, read_kept_run
+from fedfinlora.config.checks import folder_name_fault
 from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError
 from fedfinlora.files import made_as
@@ -35,9 +36,15 @@ BEFORE, AFTER = "before", "final"
 def forget(folder: Path, bank: str, output: Path | None, with_scores: bool, words: Sequence[str]) -> int:
     """Write the folder of the adapter without `bank` and print what it is."""
     started = time.monotonic()
-    run = read_kept_run(folder, words)
-    lineage, adapter = without_bank(run, bank)
     place = output or folder.parent / f"{folder.name}-without-{bank}"
+    if fault := folder_name_fault(place.name):
+        raise UserError(f"{place} cannot be a run's folder: {fault}. Name another one with --output DIR.")
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise UserError(f"{place} is there already. Name another folder with --output DIR.")
+    run = read_kept_run(folder, words)
+    if with_scores:
+        require_rows(run.config)
+    lineage, adapter = without_bank(run, bank)
     config = replace(run.config, output_dir=str(place.parent), run_name=place.name, resume="", overwrite=False)
     made = new_run_folder(config)
     with made_as(made):

@@ -19,8 +19,11 @@ def harness(folder: Path, adapter: Path | None, overrides: Sequence[str]) -> int
         raise UserError(f"{folder} is a file. Name a folder for the tasks.")
     if folder.is_dir() and any(folder.iterdir()) and not is_of_tasks(folder):
         raise UserError(f"{folder} has other files already. Name an empty folder, or one that this command wrote.")
+    if adapter is not None and (adapter / "adapters" / "final" / CONFIG_FILE).is_file():
+        adapter = adapter / "adapters" / "final"
     if adapter is not None and not (adapter / CONFIG_FILE).is_file():
-        raise UserError(f"{adapter} has no {CONFIG_FILE}: --adapter takes the folder of a PEFT adapter.")
+        what = "--adapter takes the folder of a PEFT adapter or of a finished run"
+        raise UserError(f"{adapter} has no {CONFIG_FILE}: {what}.")
     config = compose(overrides)
     written = write_tasks(folder, config)
     for task, rows in written.tasks.items():

@@ -10,12 +10,17 @@ from eval.report import write_paper_files, write_run_exports, write_run_report
 from fedfinlora.errors import UserError
 from fedfinlora.report.paper import TABLES
 from fedfinlora.report.paper_drawing import require_matplotlib
+from fedfinlora.run.ended import how_to_resume
+from fedfinlora.run.listing import is_run, runs_now
 
 
 def report(runs: Sequence[Path], output: Path | None, export: Path | None = None, figures: Sequence[str] = ()) -> int:
     """Write the report and what was asked for next to it, and print where they are; with `figures` these alone."""
     for run in runs:
         if not (run / "result.json").is_file() and not (run / "rounds.jsonl").is_file():
+            if is_run(run):
+                why = "It has closed no round and written no result, so there is nothing to report"
+                raise UserError(f"{run}: {why}; {how_to_resume(run)}" if not runs_now(run) else f"{run}: {why} yet.")
             raise UserError(f"{run} is not the folder of a run: neither result.json nor rounds.jsonl is there.")
     if export is not None and export.exists() and not export.is_dir():
         raise UserError(f"{export} is a file. Name a folder with --export DIR.")

@@ -18,6 +18,7 @@ from fedfinlora.errors import UserError
 from fedfinlora.files import read_json
 from fedfinlora.run.folder import COMMAND_LOCK, SERVER_LOCK
 from fedfinlora.run.listing import listed, runs_in, runs_now
+from fedfinlora.run.stages import begun_stages, is_stages, of_one_stage
 from fedfinlora.run.which_run import RUNS
 from fedfinlora.system.locks import Holder, holder_of
 from fedfinlora.system.process_identity import ProcessIdentity
@@ -48,6 +49,15 @@ def list_runs(folder: Path, as_json: bool) -> int:
     if not lines:
         print(f"no runs in {folder}")
     return 0
+
+
+def present_stage(run: Path) -> Path:
+    """Of a run in stages the stage that runs, else the last one that has begun; any other run itself."""
+    if not is_stages(run):
+        return run
+    if not (begun := begun_stages(run)):
+        raise UserError(of_one_stage(run))
+    return next((stage for stage in begun if runs_now(stage)), begun[-1])
 
 
 def attach(run: Path) -> int:

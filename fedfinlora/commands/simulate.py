@@ -24,7 +24,7 @@ from fedfinlora.deployment.following import final_status, watch
 from fedfinlora.deployment.simulated_banks import crowded, resources_of
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.files import made_as, write_bytes, write_json
-from fedfinlora.model.adapter_folder import check_start, start_files
+from fedfinlora.model.adapter_folder import start_files
 from fedfinlora.model.devices import GPU_SHARE
 from fedfinlora.report.loggers import require_loggers
 from fedfinlora.run.checkpoint import latest_round
@@ -39,6 +39,7 @@ from fedfinlora.system.locks import check_free
 from fedfinlora.system.web import client_for
 from fedfinlora.train.own_trainer import reason_against
 from fedfinlora.train.trainer_names import NO_TRAINER, NamedTrainer, trainer_files
+from server_app.door import check_settings_on_disk
 
 
 def simulate(overrides: Sequence[str], trainer: NamedTrainer = NO_TRAINER) -> int:
@@ -102,7 +103,6 @@ def prepare(overrides: Sequence[str], trainer: NamedTrainer = NO_TRAINER) -> Con
         )
         check_same(folder, going_on, data_files(going_on) | start_files(going_on) | trainer_files(trainer))
         return going_on
-    check_start(config)
     _check(config, trainer)
     return _begun(config)
 
@@ -113,8 +113,7 @@ def _check(config: Config, trainer: NamedTrainer) -> None:
 
     _check_trainer(config, trainer)
     require_loggers(config.loggers)
-    if not config.peft.frozen_rank:  # else the stage before it makes that adapter
-        check_start(config)
+    check_settings_on_disk(config)
     divide(config, config.banks)
 
 

@@ -7,7 +7,6 @@ stage or between two, resumes by resume=RUN with the stage that is not completed
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import sys
 import time
@@ -27,7 +26,7 @@ from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.files import make_private, write_json
 from fedfinlora.run.checkpoint import latest_round
 from fedfinlora.run.detach import EACH_LINE, is_detached
-from fedfinlora.run.ended import how_to_resume
+from fedfinlora.run.ended import as_sentence, how_to_resume
 from fedfinlora.run.folder import COMMAND_LOCK, SERVER_LOCK
 from fedfinlora.run.opening import asked_otherwise
 from fedfinlora.run.origin import COMMANDS
@@ -41,6 +40,7 @@ from fedfinlora.run.stages import (
     config_of,
     read_plan,
     result_of,
+    resume_command,
     summary_of,
     write_plan,
 )
@@ -163,8 +163,7 @@ def _resumed(folder: Path, overrides: Sequence[str], way: Way) -> int:
 def _run(folder: Path, plan: StagesPlan, way: Way, anyway: Sequence[str]) -> int:
     if is_detached():
         print(f"{EACH_LINE}{folder / 'stage-'}", flush=True)
-    command = shlex.join(["python", "-m", "fedfinlora", COMMANDS[plan.mode], f"resume={folder}"])
-    hint = f"This stage and those after it resume by: {command}"
+    hint = f"This stage and those after it resume by: {resume_command(folder, plan)}"
     for number, stage in enumerate(plan.stages, 1):
         run, what = folder / stage.folder, f"stage {number} of {len(plan.stages)}, {stage.name}"
         ended = result_of(run)
@@ -180,7 +179,9 @@ def _run(folder: Path, plan: StagesPlan, way: Way, anyway: Sequence[str]) -> int
                     status = way.begin(config_of(stage, folder))
         except UserError as error:
             write_summary(folder, plan)
-            reason = str(error).replace(how_to_resume(run), "").rstrip(" ;:.")  # of this stage alone
+            reason, how = str(error), how_to_resume(run)
+            for said in (how, as_sentence(how)):
+                reason = reason.replace(said, "").rstrip(" ;:.")
             raise type(error)(f"{reason}. {hint}") from error
         write_summary(folder, plan)
         if status:

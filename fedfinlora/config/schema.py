@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fedfinlora.config.checks import LONGEST_NAME_BYTES, is_folder_name, require
+from fedfinlora.config.checks import folder_name_fault, require
 from fedfinlora.config.dataset import DatasetConfig, PartitionConfig
 from fedfinlora.config.evaluation import EvaluationConfig
 from fedfinlora.config.frozen_ranks import MIXING_RULES, check_frozen_ranks
@@ -80,11 +80,8 @@ class Config:
             f"num_server_rounds must be {MOST_ROUNDS:,} or fewer, not {self.num_server_rounds}.",
         )
         require(
-            not self.run_name or is_folder_name(self.run_name),
-            (
-                f"run_name={self.run_name!r} must be a plain folder name: without / and control characters, at most "
-                f"{LONGEST_NAME_BYTES} bytes."
-            ),
+            not self.run_name or not folder_name_fault(self.run_name),
+            f"run_name={self.run_name!r} must be a plain folder name: {folder_name_fault(self.run_name)}.",
         )
         require(self.banks >= 1, f"banks must be 1 or more, not {self.banks}.")
         require(self.keep_rounds >= 0, f"keep_rounds must be 0 (all) or more, not {self.keep_rounds}.")
@@ -167,6 +164,9 @@ class Config:
             ("scaffold", steps_by_rows,
             "needs equal steps at all banks: set train.steps_per_round, and train.epochs or train.batch_rows to 0."),
             ("scaffold", self.privacy.in_the_bank,
+            f"corrects gradients after the noise of privacy={self.privacy.mode}. Choose strategy=fedavg or fedadam."),
+            ("scaffold", peft.loraplus_ratio != 1,
+            "computes its control variates from one learning rate. Set peft.loraplus_ratio=1."),
             ("fedadamw_local", train.optimizer != "adamw", "starts AdamW at the banks: set train.optimizer=adamw."),
             ("fedadamw_local", self.privacy.mode != "none",
             f"sends means of squared gradients, which privacy={self.privacy.mode} neither clips nor hides: they tell "
@@ -174,9 +174,6 @@ class Config:
             ("fedadamw_local", peft.frozen_rank > 0,
             "averages second moments over whole tensors, and ranks of an earlier stage have none. Choose "
             "strategy=fedavg."),
-            f"corrects gradients after the noise of privacy={self.privacy.mode}. Choose strategy=fedavg or fedadam."),
-            ("scaffold", peft.loraplus_ratio != 1,
-            "computes its control variates from one learning rate. Set peft.loraplus_ratio=1."),
             *((of, peft.method in WITHOUT_FACTORS[1:],
             f"works on A and B, which peft={peft.method} does not train. Choose strategy=fedavg or fedadam, or "
             "peft=lora.") for of in MIXING_RULES),

@@ -16,6 +16,7 @@ from typing import cast
 from fedfinlora.errors import UserError, choose
 from fedfinlora.model.memory_models import ARCHITECTURES, byte_tokenizer, write_folder
 from fedfinlora.model.packages import SMOLLM2_PACKAGE, package_folder
+from fedfinlora.model.quiet import without_progress_bars
 
 SMOLLM2 = "embedded:smollm2-135m"
 TINY_RANDOM = "memory:tiny-random"
@@ -39,11 +40,16 @@ def is_embedded(path: str) -> bool:
     return False
 
 
+def kept_folder(path: str) -> Path:
+    """Where an embedded model is kept once it was converted."""
+    return cache_folder() / f"{path.split(':')[1]}-v{CACHE_FORMAT}"
+
+
 def embedded_folder(path: str) -> Path:
     """The Hugging Face folder of an embedded model, converted on first use (some ten seconds, then a second)."""
     builders = {SMOLLM2: _convert_smollm2, TINY_RANDOM: _build_tiny_random}
     builders |= {name: partial(write_folder, name) for name in ARCHITECTURES}
-    folder = cache_folder() / f"{path.split(':')[1]}-v{CACHE_FORMAT}"
+    folder = kept_folder(path)
     if (folder / "config.json").is_file():
         return folder
     try:
@@ -70,6 +76,7 @@ def _convert_smollm2(folder: Path) -> None:
     """Read the GGUF file (4-bit weights of the published model) and save it as float32 safetensors."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+    without_progress_bars()
     source = package_folder(SMOLLM2_PACKAGE, cache_folder())
     gguf_file = next(source.glob("*.gguf")).name
     loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf_file, dtype="float32")
@@ -89,6 +96,7 @@ def _build_tiny_random(folder: Path) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    without_progress_bars()
     fast = byte_tokenizer()
     config = LlamaConfig(
         vocab_size=len(fast),

@@ -8,7 +8,6 @@ import logging
 import os
 import re
 import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +50,7 @@ from fedfinlora.model.quantized import (
     steady_on_cpu,
     unpack_on_gpus,
 )
+from fedfinlora.model.quiet import quiet_libraries, without_progress_bars
 from fedfinlora.model.stacked import stacked_start
 from fedfinlora.seeds import derive_seed
 from fedfinlora.system.web import check_hub
@@ -143,9 +143,8 @@ def load_base(config: ModelConfig) -> tuple[nn.Module, Any]:
     global base_loads
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()
+    without_progress_bars()
     before_cuda_starts()
     import_bitsandbytes()
     _set_threads(config)
@@ -204,10 +203,7 @@ def add_adapter(base: nn.Module, model_config: ModelConfig, peft_config: PeftCon
     from peft import LoraConfig, get_peft_model
 
     _check_targets(base, model_config, peft_config)
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "`is_gradient_checkpointing`", FutureWarning
-        )  # PEFT asks transformers by its old name
+    with torch.random.fork_rng(devices=[]), quiet_libraries():
         torch.default_generator.manual_seed(derive_seed(seed, "adapter"))  # torch.manual_seed reseeds CUDA too
         try:
             model = get_peft_model(

@@ -12,6 +12,7 @@ from fedfinlora.run.folder import STATE, read_config
 from fedfinlora.run.opening import OpenRun, run_result
 from fedfinlora.run.origin import COMMANDS
 from fedfinlora.run.records import RunResult, read_result, read_rounds, write_result
+from fedfinlora.run.stages import is_stages, read_plan, resume_command
 
 DEPLOYED = "python -m fedfinlora coordinator "
 """How the command in state/origin.json begins where a coordinator started the run."""
@@ -58,6 +59,8 @@ def is_deployed(run: Path) -> bool:
 
 def how_to_resume(run: Path) -> str:
     """What is kept and the command that resumes it, for the end of a sentence."""
+    if is_stages(run.parent):
+        return f"this stage and those after it resume by: {resume_command(run.parent, read_plan(run.parent))}"
     mode = mode_of(run)
     command = "coordinator run" if is_deployed(run) else COMMANDS.get(mode, "simulate")
     command_line = shlex.join(["python", "-m", "fedfinlora", *command.split(), f"resume={run}"])

@@ -138,6 +138,8 @@ def new_run_folder(config: Config) -> Path:
     if not is_folder_name(name):
         raise ConfigError(f"run_name={name!r} must be a plain folder name. Choose another with run_name=.")
     run = Path(config.output_dir) / name
+    if run.exists() and not run.is_dir():
+        raise UserError(f"{run} is a file, not a run's folder. Choose another run_name=.")
     if run.exists() and _occupied(run):
         if not config.overwrite:
             for lock in (COMMAND_LOCK, SERVER_LOCK):

@@ -13,6 +13,7 @@ from fedfinlora.run.evaluation import BenchmarkMetrics
 from fedfinlora.run.folder import COMMAND_LOCK, SERVER_LOCK, STATE, read_config
 from fedfinlora.run.progress import FILE_NAME
 from fedfinlora.run.records import RoundLine, RunResult, read_result, readable_rounds
+from fedfinlora.run.stages import PLAN_FILE, config_of, is_stages, read_plan
 from fedfinlora.system.locks import is_held
 
 STATES = {"completed": "finished", "failed": "failed", "stopped": "interrupted"}
@@ -48,6 +49,7 @@ def is_run(folder: Path) -> bool:
         (folder / "config.yaml").is_file()
         or (folder / COMMAND_LOCK).is_file()
         or (folder / STATE / "run.json").is_file()
+        or is_stages(folder)
     )
 
 
@@ -67,7 +69,9 @@ def runs_now(run: Path) -> bool:
 
 
 def listed(run: Path) -> Listed:
-    """A damaged run is listed with what can be read."""
+    """A damaged run is listed with what can be read; one in stages as a whole."""
+    if is_stages(run):
+        return _listed_stages(run)
     lines, result, mode = readable_rounds(run, []), _result(run), mode_of(run)
     return Listed(
         name=run.name,
@@ -78,6 +82,31 @@ def listed(run: Path) -> Listed:
         rounds=0 if mode == "evaluate" else _rounds(run),
         score=_score(result, lines),
         when=time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(_changed(run))),
+    )
+
+
+def _listed_stages(folder: Path) -> Listed:
+    """Rounds of all stages, and state and score of the last one that has begun."""
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(_time(folder / PLAN_FILE)))
+    try:
+        plan = read_plan(folder)
+        configs = [config_of(stage, folder) for stage in plan.stages]
+    except UserError:
+        return Listed(folder.name, str(folder), "interrupted", "stages", 0, 0, None, when)
+    begun = [listed(folder / stage.folder) for stage in plan.stages if is_run(folder / stage.folder)]
+    all_done = len(begun) == len(plan.stages) and all(stage.state == "finished" for stage in begun)
+    state = "finished" if all_done else "interrupted"
+    if begun and begun[-1].state != "finished":
+        state = begun[-1].state
+    return Listed(
+        name=folder.name,
+        folder=str(folder),
+        state=state,
+        mode=plan.mode,
+        rounds_done=sum(stage.rounds_done for stage in begun),
+        rounds=sum(config.num_server_rounds for config in configs),
+        score=next((stage.score for stage in reversed(begun) if stage.score is not None), None),
+        when=max([when, *(stage.when for stage in begun)]),
     )
 
 

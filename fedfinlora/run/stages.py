@@ -8,6 +8,7 @@ report.html       the stages side by side
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from fedfinlora.config.schema import Config
 from fedfinlora.config.values import build
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.files import read_json, write_json
+from fedfinlora.run.origin import COMMANDS
 from fedfinlora.run.records import RESULT_FILE, SCHEMA_VERSION, RunResult, read_result
 from fedfinlora.run.typed import from_json, to_json
 
@@ -110,6 +112,38 @@ def config_of(stage: PlannedStage, folder: Path) -> Config:
         return build(stage.config)
     except ConfigError as error:
         raise UserError(f"{folder / PLAN_FILE} is damaged, or of another version: {error}") from error
+
+
+def is_stages(folder: Path) -> bool:
+    """Whether a folder is that of a run in stages."""
+    return (folder / PLAN_FILE).is_file()
+
+
+def begun_stages(folder: Path) -> list[Path]:
+    """The folders of the stages that have begun, in the order in which they run."""
+    return [run for stage in read_plan(folder).stages if (run := folder / stage.folder).is_dir()]
+
+
+def of_one_stage(folder: Path) -> str:
+    """Why a command that takes one run cannot take a folder of stages, and what it can take, in one line."""
+    plan, begun = read_plan(folder), begun_stages(folder)
+    results = [_readable_result(folder / stage.folder) for stage in plan.stages]
+    done = sum(result is not None and result.status == "completed" for result in results)
+    named = f"Name one: {', '.join(map(str, begun))}." if begun else "None has begun."
+    more = "" if done == len(plan.stages) else f" The others resume by: {resume_command(folder, plan)}"
+    return f"{folder} is a run in {len(plan.stages)} stages, {done} of them completed. {named}{more}"
+
+
+def resume_command(folder: Path, plan: StagesPlan) -> str:
+    """The command that resumes the stages of a folder, for a shell."""
+    return shlex.join(["python", "-m", "fedfinlora", COMMANDS.get(plan.mode, "simulate"), f"resume={folder}"])
+
+
+def _readable_result(run: Path) -> RunResult | None:
+    try:
+        return result_of(run)
+    except UserError:
+        return None
 
 
 def result_of(run: Path) -> RunResult | None:

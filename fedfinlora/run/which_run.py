@@ -40,7 +40,33 @@ def find_run(name: str, output_dir: Path, running_first: bool = False, elsewhere
 
 
 def folder_or_run(name: str) -> Path:
-    """A path that exists as it is, else the run of that name (`find_run`)."""
+    """A path that exists as it is, else the run of that name (`find_run`). UserError that names the stages where it
+    has some.
+    """
+    from fedfinlora.run.stages import is_stages, of_one_stage
+
+    found = _there(name)
+    if is_stages(found):
+        raise UserError(of_one_stage(found))
+    return found
+
+
+def runs_named(name: str) -> list[Path]:
+    """The same where a command takes several runs: the stages of a run in stages that have something to show.
+    UserError where none has.
+    """
+    from fedfinlora.run.stages import begun_stages, is_stages, of_one_stage
+
+    found = _there(name)
+    if not is_stages(found):
+        return [found]
+    shown = [run for run in begun_stages(found) if (run / "result.json").is_file() or (run / "rounds.jsonl").is_file()]
+    if not shown:
+        raise UserError(f"No stage has closed a round yet: there is nothing to show. {of_one_stage(found)}")
+    return shown
+
+
+def _there(name: str) -> Path:
     path = Path(name).expanduser()
     if name and path.exists():
         return path

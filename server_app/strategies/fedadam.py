@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from fedfinlora.errors import UserError
-from fedfinlora.run.checkpoint import load_checkpoint
+from fedfinlora.run.checkpoint import Checkpoint, latest_round, load_checkpoint
 from fedfinlora.run.folder import read_config
 from server_app.strategies.strategy import Arrays, MeanStrategy, Vector64
 
@@ -40,13 +40,7 @@ class FedAdam(MeanStrategy):
         if not self.config.second_moments:
             return {}
         run = Path(self.config.second_moments)
-        checkpoint, where = load_checkpoint(run), f"strategy.second_moments={run}"
-        if checkpoint.layout_id != layout_id:
-            raise UserError(
-                f"{where} is of another adapter. Name a run with the same model=, peft= and peft.target_modules=."
-            )
-        if "second_moment" not in checkpoint.arrays or "steps" not in checkpoint.arrays:
-            raise UserError(f"{where} has no moments of AdamW. Name a finished run of `centralized` on public rows.")
+        checkpoint = public_moments(run, layout_id)
         steps, beta2 = int(checkpoint.arrays["steps"][0]), read_config(run).train.beta2
         return {"second_moment": checkpoint.arrays["second_moment"].astype(np.float64) / (1 - beta2**steps)}
 
@@ -64,3 +58,20 @@ class FedAdam(MeanStrategy):
         if config.bias_correction and not config.second_moments:
             second = second / (1 - config.beta2 ** rounds[0])
         return learning_rate * first / (np.sqrt(second) + config.tau), following
+
+
+def public_moments(run: Path, layout_id: str = "") -> Checkpoint:
+    """The last checkpoint of a run whose AdamW moments strategy.second_moments takes. UserError where it has none, or
+    is of another layout than the one given.
+    """
+    where = f"strategy.second_moments={run}"
+    if latest_round(run) < 0:
+        raise UserError(f"{where} has no checkpoint. Name a finished run of `centralized` on public rows.")
+    checkpoint = load_checkpoint(run)
+    if layout_id and checkpoint.layout_id != layout_id:
+        raise UserError(
+            f"{where} is of another adapter. Name a run with the same model=, peft= and peft.target_modules=."
+        )
+    if "second_moment" not in checkpoint.arrays or "steps" not in checkpoint.arrays:
+        raise UserError(f"{where} has no moments of AdamW. Name a finished run of `centralized` on public rows.")
+    return checkpoint

@@ -29,7 +29,15 @@ ODD = {
     "train.learning_rate=nan": "train.learning_rate must be a finite number",
     "dataset.equalize_tasks=yes": "dataset.equalize_tasks must be of type bool, not 'yes'",
     "dataset.tasks=[1]": "dataset.tasks must be a list of names",
-    "run_name=a/b": "run_name='a/b' must be a plain folder name",
+    "run_name=a/b": "run_name='a/b' must be a plain folder name: it holds a slash",
+    "run_name=..": "it names another folder",
+    "run_name='night '": "it begins or ends with a blank",
+    "run_name=night.": "ends with a point",
+    "run_name=con": "Windows keeps this name for a device",
+    "run_name=LPT1.2": "Windows keeps this name for a device",
+    f"run_name={'n' * 300}": "it has 300 bytes, and 200 are possible",
+    "stages={}": r"stages is a group of a file such as experiment=curriculum.*stages\.NAME\.KEY=",
+    "+stages={a: {seed: 1}}": "stages is a group of a file",
     "Train.learning_rate=1": "Unknown configuration key Train.learning_rate",
 }
 

@@ -60,8 +60,8 @@ from fedfinlora.wire.reasons import SAFE_REASONS
 from fedfinlora.wire.vectors import from_arrays
 
 SHIFTED_CLOCK = Path(__file__).parents[1] / "shifted_clock"
-LARGE = ("peft.rank=1228",)
-"""785,920 numbers."""
+LARGE = ("model.path=memory:llama-4-layers", "peft.rank=110")
+"""788,480 numbers."""
 DONE_1 = [(1, "begun"), (1, "sent")]
 """Round 1 in a bank's history."""
 

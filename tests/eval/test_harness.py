@@ -197,5 +197,10 @@ def test_the_command_prints_what_is_left_out_and_how_the_harness_is_called(
     said = shlex.split(command)
     assert said[:3] == ["lm_eval", "--model", "hf"]
     assert said[4].endswith(f",peft={adapter}")
+    run = tmp_path / "run"
+    (run / "adapters").mkdir(parents=True)
+    (run / "adapters" / "final").symlink_to(adapter)
+    assert main(["harness", str(tmp_path / "tasks"), "--adapter", str(run), *words]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].count(f",peft={run}/adapters/final") == 1
     (tmp_path / "file").write_text("")
     assert main(["harness", str(tmp_path / "file"), *words]) == 1

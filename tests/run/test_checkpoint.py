@@ -288,6 +288,14 @@ def test_a_run_name_is_a_plain_name(tmp_path: Path, name: str) -> None:
         new_run_folder(Config(output_dir=str(tmp_path), run_name=name))
 
 
+def test_a_run_named_as_a_file_says_so(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("of mine")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=r"notes is a file, not a run's folder. Choose another run_name="):
+            new_run_folder(Config(output_dir=str(tmp_path), run_name="notes", overwrite=overwrite))
+    assert (tmp_path / "notes").read_text() == "of mine"
+
+
 def test_a_resumed_run_continues_under_its_own_name_from_its_checkpoint(tmp_path: Path) -> None:
     config = config_in(tmp_path, seed=4)
     first = open_run(config, 3, "federated")

@@ -34,6 +34,7 @@ def add(commands: Any) -> None:
 def call(options: argparse.Namespace) -> int:
     """Run it."""
     from fedfinlora.commands.report import report
-    from fedfinlora.run.which_run import folder_or_run
+    from fedfinlora.run.which_run import runs_named
 
-    return report([folder_or_run(run) for run in options.runs], options.output, options.export, options.figure)
+    runs = [run for name in options.runs for run in runs_named(name)]
+    return report(runs, options.output, options.export, options.figure)

@@ -43,7 +43,7 @@ def call(options: argparse.Namespace) -> int:
     from fedfinlora.commands import running
     from fedfinlora.run.which_run import find_run
 
-    run = find_run(options.run, options.output_dir.expanduser().absolute(), running_first=True)
+    run = running.present_stage(find_run(options.run, options.output_dir.expanduser().absolute(), running_first=True))
     return running.attach(run) if options.command == "attach" else running.stop(run)
 
 

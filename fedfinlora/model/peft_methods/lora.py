@@ -169,6 +169,10 @@ class Lora:
                 )
         return tensors
 
+    def most_rank(self, peft: PeftConfig, size_in: int, size_out: int) -> int:
+        """The largest rank that adds anything to a layer of d_in inputs and d_out outputs."""
+        return min(size_in, size_out)
+
     def parameters(self, peft: PeftConfig, shapes: Sequence[tuple[int, int]]) -> int:
         """Numbers that are trained and sent, for layers of these (d_in, d_out)."""
         inputs = 0 if peft.freeze_a else peft.rank

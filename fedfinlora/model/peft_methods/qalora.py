@@ -104,5 +104,8 @@ class QaLora(Lora):
                 )
         return found
 
+    def most_rank(self, peft: PeftConfig, size_in: int, size_out: int) -> int:
+        return min(size_in // peft.group_size, size_out)
+
     def parameters(self, peft: PeftConfig, shapes: Sequence[tuple[int, int]]) -> int:
         return sum(peft.rank * (size_in // peft.group_size + size_out) for size_in, size_out in shapes)

@@ -103,5 +103,9 @@ class Shira(Lora):
             found[layer + TRAINED] = tensors[layer + SAVED]
         return found
 
+    def most_rank(self, peft: PeftConfig, size_in: int, size_out: int) -> int:
+        """All weights of the layer."""
+        return size_in * size_out // (size_in + size_out)
+
     def parameters(self, peft: PeftConfig, shapes: Sequence[tuple[int, int]]) -> int:
         return sum(peft.rank * (size_in + size_out) for size_in, size_out in shapes)

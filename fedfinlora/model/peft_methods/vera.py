@@ -104,5 +104,9 @@ class Vera(Lora):
             found[layer + trained_end] = scales.astype(np.float32)
         return found
 
+    def most_rank(self, peft: PeftConfig, size_in: int, size_out: int) -> int:
+        """Its numbers are rank + d_out, so more random directions than the smaller side are of use."""
+        return max(size_in, size_out)
+
     def parameters(self, peft: PeftConfig, shapes: Sequence[tuple[int, int]]) -> int:
         return sum(peft.rank + size_out for _, size_out in shapes)
