@@ -341,7 +341,7 @@ def _trained_since_average(
 ) -> tuple[Vector, TrainResult]:
     """The same from where the bank is since the last average (`client_app.local_rounds`)."""
     folder = facts.state_folder / request.run / facts.name
-    begun = begun_from(request, load_local(folder, request.round), facts.name)
+    begun = begun_from(request, load_local(folder, request.round), facts.name, session.layout.size)
     _, result = _trained(replace(request, adapter=begun.adapter), facts, session, examples, stretch, gradient)
     local = LocalAdapter(read_adapter(session.model), begun.reference)
     if request.silent:

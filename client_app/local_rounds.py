@@ -39,10 +39,10 @@ def is_resumed(request: TrainRequest) -> bool:
     return request.config.strategy.sync == "drift" and not request.adapter.size
 
 
-def begun_from(request: TrainRequest, kept: LocalAdapter | None, bank: str) -> LocalAdapter:
+def begun_from(request: TrainRequest, kept: LocalAdapter | None, bank: str, size: int) -> LocalAdapter:
     """Where the bank begins the round: at its own adapter from the silent round before, if no average has been made
-    since; else at the one that it received. BankError where it has neither, so that the server sends the global one
-    the next time.
+    since; else at the one that it received. BankError where it has neither, or its own has not the `size` numbers of
+    the round's, so that the server sends the global one the next time.
     """
     received = request.adapter
     if received.size and (kept is None or not np.array_equal(received, kept.reference)):
@@ -51,5 +51,11 @@ def begun_from(request: TrainRequest, kept: LocalAdapter | None, bank: str) -> L
         raise BankError(
             "local-adapter",
             f"{bank} has no adapter of its own after round {request.round - 1}: it starts again from the global one",
+        )
+    if {kept.adapter.shape, kept.reference.shape} != {(size,)}:
+        raise BankError(
+            "local-layout",
+            f"{bank} has an adapter of {kept.adapter.size:,} numbers of its own, and the round's has {size:,}: it "
+            "starts again from the global one",
         )
     return kept

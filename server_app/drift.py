@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 NOTHING = np.zeros(0, np.float32)
 LOST = "lost.json"
+LOST_CODES = ("local-adapter", "local-layout")
+"""With which a bank says that it has no adapter of its own to resume from."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def note_lost(folder: Path, number: int, entries: Iterable[BankEntry]) -> None:
     """Keep in `folder` which banks have lost their adapters: they are sent the global one if the round is tried again.
     UserError where the disk does not take it.
     """
-    if lost := sorted(entry.bank for entry in entries if entry.code == "local-adapter"):
+    if lost := sorted(entry.bank for entry in entries if entry.code in LOST_CODES):
         write_json(folder / LOST, {"round": number, "banks": lost})
 
 

@@ -46,9 +46,11 @@ class Change:
 
 
 CHANGES = (
-    Change("steps", STEPS, "fewer steps one after the other, on larger batches",
-        "more rounds or more local steps (num_server_rounds, train.steps_per_round), or a server rule that goes "
-        "further: strategy=fedadam, a Nesterov outer step (fedavgm), a larger strategy.server_learning_rate"),
+    Change("steps", STEPS, "fewer steps one after the other, on larger batches (number of sequential steps)",
+        "the number of sequential steps: take as many as the pooled run at equal rows, each on 1/banks of its rows "
+        "(train.batch_rows=0, train.epochs as in the pooled run, train.steps_per_round times num_server_rounds its "
+        "steps; experiment=sentiment_rounds is an example), or a server rule that goes further: strategy=fedadam, a "
+        "Nesterov outer step (fedavgm), a larger strategy.server_learning_rate"),
     Change("optimiser", ONE_BANK, "the federation's optimiser and schedule on pooled rows",
         "tune strategy.server_learning_rate, strategy.schedule and train.learning_rate on public validation rows"),
     Change("averaging", IID, "dividing the rows among banks at random: local drift and the mean of A and B apart",
@@ -92,7 +94,6 @@ class Plan:
 
     @property
     def centralized(self) -> Config:
-        """Of the pooled run."""
         return read_config(self.pooled)
 
     def adapters(self, wanted: Sequence[str]) -> tuple[dict[str, Path], list[str]]:

@@ -109,7 +109,7 @@ class _DriftCheck:
         self.found.checked.append(
             f"{ROUNDS_FILE}: strategy.sync=drift: which rounds end with an average and the bytes not sent were "
             f"computed again in {plural(self.rounds, 'round')}, the drift in {self.known:,}, the banks' distances in "
-            f"{self.silent:,}"
+            f"{self.silent:,}; delta_norm of rounds with an average is the aggregator's word, for no deltas are kept"
         )
         if not self.size:
             self.found.not_proven(self.run / ROUNDS_FILE, "bytes_saved: nothing says how many numbers an adapter has")

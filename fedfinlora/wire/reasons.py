@@ -16,6 +16,7 @@ SAFE_REASONS = {
     "memory": "The bank ran out of memory.",
     "disk": "The bank could not write its own state.",
     "local-adapter": "The bank no longer has the adapter that it was training; it starts again from the global one.",
+    "local-layout": "The adapter that the bank was training is of another kind; it starts again from the global one.",
     "privacy": (
         "The bank's rows, ledger or budget do not allow this round, or its work on it failed; it does not say which."
     ),

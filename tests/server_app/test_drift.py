@@ -175,7 +175,7 @@ def test_a_bank_begins_where_it_was_unless_there_was_an_average() -> None:
     kept, nothing = LocalAdapter(own, old), np.zeros(0, np.float32)
 
     def begun(received: np.ndarray, local: LocalAdapter | None) -> LocalAdapter:
-        return begun_from(TrainRequest(config, "run", 2, "id", "sha", received), local, "north")
+        return begun_from(TrainRequest(config, "run", 2, "id", "sha", received), local, "north", 3)
 
     assert begun(nothing, kept) is kept
     assert begun(old, kept) is kept, "its reply came too late, and no average was made"
@@ -183,6 +183,15 @@ def test_a_bank_begins_where_it_was_unless_there_was_an_average() -> None:
     assert begun(new, None).reference is new
     with pytest.raises(BankError, match="no adapter of its own after round 1"):
         begun(nothing, None)
+    with pytest.raises(BankError, match="an adapter of 4 numbers of its own, and the round's has 3") as other:
+        begun(nothing, LocalAdapter(np.zeros(4, np.float32), np.zeros(4, np.float32)))
+    assert other.value.code == "local-layout"
+
+
+@pytest.mark.parametrize("code", ["local-adapter", "local-layout"])
+def test_banks_without_an_own_adapter_are_noted_by_either_code(code: str, tmp_path: Path) -> None:
+    note_lost(tmp_path, 2, [BankEntry("bank-0", "error", code), BankEntry("bank-1", "error", "internal")])
+    assert lost_in(tmp_path, 2) == {"bank-0"}
 
 
 @pytest.mark.parametrize(
