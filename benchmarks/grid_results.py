@@ -224,7 +224,8 @@ def _words(grid: Grid, cells: Sequence[KeptCell], tuning: Sequence[KeptCell]) ->
     return (
         f"{len(cells)} cells and {len(tuning)} tuning runs of `benchmarks/grids/{grid.name}.yaml`, {hours:.1f} "
         "hours on "
-        f"{where}, commits {commits}. {tuned}At equal rows a bank takes 1/{grid.banks} of the pooled run's steps; "
+        f"{where}, commits {commits}. {tuned}At equal rows a bank takes 1/{grid.banks} of the pooled run's steps, "
+        "unless its title names another number; "
         "at equal "
         "sequential steps it takes as many as the pooled run, since banks work at the same time. Columns of "
         "benchmarks, bytes "
