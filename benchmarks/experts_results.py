@@ -108,7 +108,8 @@ def _words(cells: Sequence[Cell], found: Mapping[str, Sequence[Mapping[str, floa
     trained = next((cell for cell in cells if cell.model in TASKS), cells[0])
     words = [
         f"Accuracy in per cent, {cells[0].base} on a 4-bit base, centralised LoRA of rank 8: {trained.rows} train rows "
-        f"a task in {trained.steps} steps, so the adapter of all four takes as many rows of each task as a task's own. "
+        f"a task (repeats counted) in {trained.steps} steps, so the adapter "
+        f"of all four takes as many rows of each task as a task's own. "
         f"{cells[0].test_rows // len(TASKS)} test rows a benchmark."
     ]
     if found.get("task") and found.get(MULTI):

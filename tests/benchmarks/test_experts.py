@@ -20,7 +20,7 @@ def cell(model: str, seed: int = 0, **accuracy: float) -> Cell:
 def test_the_adapter_of_all_takes_as_many_rows_of_each_task(tmp_path: Path) -> None:
     found = {model: compose([*words_of(Cell(model, 1), ["dataset.root=rows"], tmp_path)]) for model in ("tfns", MULTI)}
     assert {one.dataset.max_rows_per_task for one in found.values()} == {ROWS_A_TASK}
-    assert {one.train.batch_rows for one in found.values()} == {8}
+    assert {one.train.batch_rows for one in found.values()} == {4}
     assert found["tfns"].dataset.tasks == ("tfns",)
     assert found[MULTI].dataset.tasks == TASKS
     assert {one.evaluation.benchmarks for one in found.values()} == {TASKS}
