@@ -21,6 +21,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.report.reading import Run, read_run
@@ -37,6 +38,8 @@ OnEvent = Callable[[Event], None]
 AnyTrainer = str | trainers.Trainer
 """A function of a `trainers.LocalTask`, or its name as MODULE:FUNCTION."""
 Settings = Mapping[str, object]
+Route = Literal["arrow", "task", "oracle", "xlora"]
+"""Of several adapters as one model: docs/evaluation.md."""
 
 
 def simulate(
@@ -91,6 +94,8 @@ def evaluate(
     base: bool = False,
     url: str = "",
     model_name: str = "",
+    route: Route | Sequence[Route] = (),
+    gate: str | os.PathLike[str] = "",
     settings: Settings | None = None,
     on_event: OnEvent | None = None,
     **named: object,
@@ -98,17 +103,23 @@ def evaluate(
     """Score an adapter or several (folders that PEFT can load), the base model (`base`, or where no adapter is named),
     or the model behind an OpenAI-like server (`url`, `model_name`). The scores are in `Run.scores`: under `final` for
     one adapter, under the folders' names for several, `base` and `remote`.
+
+    A text in `adapters` may be NAME=DIR:TASK,TASK, as on the command line. `route`, one or several, scores the
+    adapters together as one model too, under its own label (`oracle_on_test_rows` for oracle); xlora takes the `gate`
+    that `python -m fedfinlora gate` has trained. What cannot be joined is a ConfigError or UserError that says why.
     """
     own_modules_first()
-    from fedfinlora.commands.asked_models import Asked
+    from fedfinlora.commands.asked_models import Asked, absolute, expert_of
 
     if isinstance(adapters, str | os.PathLike):
         adapters = [adapters]
+    routes = (route,) if isinstance(route, str) else tuple(route)
     if adapters is not None and not adapters:
         raise ConfigError(
             "The list of adapters is empty. Leave adapters out, or give base=True, to score the base model."
         )
-    asked = Asked(tuple(Path(folder) for folder in adapters or ()), base, url, model_name)
+    asked = Asked(base=base, url=url, name=model_name, routes=routes, gate=absolute(os.fspath(gate)))
+    asked = asked.with_experts(expert_of(os.fspath(folder)) for folder in adapters or ())
     [run] = _runs("evaluate", "evaluate", words_of(settings, named), on_event, asked)
     return run
 

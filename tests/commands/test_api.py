@@ -82,6 +82,12 @@ def test_each_bank_alone_and_an_evaluation_of_their_adapters(rows: Path, tmp_pat
     adapters = [run.folder / "adapters" / "final" for run in alone]
     scored = ff.evaluate(adapters, base=True, **named(rows, tmp_path, "scored"))
     assert sorted(scored.scores) == ["alone-bank-0-final", "alone-bank-1-final", "base"]
+    words = [f"one={adapters[0]}:fpb", f"two={adapters[1]}:formula"]
+    routed = ff.evaluate(words, route=["task", "arrow"], **named(rows, tmp_path, "routed"))
+    assert sorted(routed.scores) == ["arrow", "one", "task", "two"]
+    assert routed.scores["task"] == {"fpb": routed.scores["one"]["fpb"]}
+    with pytest.raises(ConfigError, match="needs --gate DIR"):
+        ff.evaluate(words, route="xlora", **named(rows, tmp_path, "gateless"))
 
 
 @pytest.mark.parametrize(
