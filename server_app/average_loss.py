@@ -68,9 +68,9 @@ def average_loss(
         of=len(checked),
         bias=_ratio(math.sqrt(bias), exact),
         truncation=_ratio(math.sqrt(lost), exact),
-        cosine_mean=_rounded(float(cosines.mean())) if cosines.size else None,
-        cosine_min=_rounded(float(cosines.min())) if cosines.size else None,
-        cosine_max=_rounded(float(cosines.max())) if cosines.size else None,
+        cosine_mean=rounded(float(cosines.mean())) if cosines.size else None,
+        cosine_min=rounded(float(cosines.min())) if cosines.size else None,
+        cosine_max=rounded(float(cosines.max())) if cosines.size else None,
         path=_ratio(step_norm, sum(reply.delta_norm for reply in checked)),
     )
 
@@ -113,8 +113,9 @@ def _cosines(pairs: Matrix) -> Matrix:
 
 def _ratio(value: float, of: float) -> float | None:
     """None where nothing has moved."""
-    return _rounded(value / of) if of > 0 else None
+    return rounded(value / of) if of > 0 else None
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
+    """To DIGITS significant digits."""
     return float(f"{value:.{DIGITS}g}")

@@ -41,6 +41,7 @@ from fedfinlora.train.own_columns import trained_size
 from fedfinlora.train.trainer_names import trainer_files, trainer_of_environment
 from server_app.door import check_settings_on_disk
 from server_app.exchange import MessageGrid, roster
+from server_app.factor_length import warning
 from server_app.own_ranks import with_announced
 from server_app.plain_run import logged_events
 from server_app.rounds import run_round
@@ -200,6 +201,9 @@ def _one_round(
     if line.noise_alone:
         text = f"round {number}: no bank's reply came: the step is noise alone"
         events.write(Message(level="warning", text=text))
+    if line.factors and (text := warning(line.factors, config.strategy.name)):
+        log.warning("round %d: %s", number, text)
+        events.write(Message(level="warning", text=f"round {number}: {text}"))
     if number == 1 and config.privacy.mode == "dp_lora":
         events.write(Message(level="info", text=what_dp_lora_promises(line.banks)))
     return state, line, result.evidence

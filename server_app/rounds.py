@@ -37,6 +37,7 @@ from fedfinlora.wire.reasons import SAFE_REASONS
 from server_app.average_loss import average_loss, is_measured
 from server_app.drift import note_lost, plan_of, unmoved
 from server_app.exchange import INVALID_FAB, MESSAGE_UNAVAILABLE, NODE_UNAVAILABLE, PROCESS_DIED, MessageGrid, exchange
+from server_app.factor_length import factor_length
 from server_app.replies import StoredDeltas, replies_of
 from server_app.strategies.strategy import ServerState, Strategy, take_step
 from server_app.witness import Witness
@@ -154,11 +155,17 @@ def run_round(
             and is_measured(number, config.num_server_rounds)
         ):
             average = average_loss(state.adapter, following.step_norm, ordered, weights, layout, deltas.read)
+        factors = None
+        if not is_silent and weights is not None:
+            factors = factor_length(
+                state.adapter, sorted(replies), layout, lambda bank, block: next(iter(deltas.read([bank], block)))
+            )
         average_s = time.monotonic() - stepped if average else 0.0
     line = replace(
         line_of(number, [entries[name] for name in sorted(entries)], ordered, weights is None),
         update_norm=following.step_norm,
         average=average,
+        factors=factors,
         timings=RoundTimings(
             total_s=time.monotonic() - started,
             train_s=collected - started,

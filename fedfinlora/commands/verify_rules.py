@@ -18,11 +18,12 @@ from fedfinlora.model.parts import Part, sent_part, trained_factor
 from fedfinlora.privacy.accounting import Steps, epsilon
 from fedfinlora.provenance.compared import Difference
 from fedfinlora.provenance.rules import State
-from fedfinlora.run.records import AverageLoss, BankEntry, BankTimings, RoundLine
+from fedfinlora.run.records import AverageLoss, BankEntry, BankTimings, FactorLength, RoundLine
 from fedfinlora.wire.messages import Figures, Reply
 from server_app.average_loss import average_loss
 from server_app.central_privacy import noise_of
 from server_app.drift import RoundPlan, lost_in, plan_after
+from server_app.factor_length import factor_length
 from server_app.replies import replies_of
 from server_app.rounds import accepted_entry, line_of, timing_of
 from server_app.strategies import rule_of
@@ -66,6 +67,12 @@ class ServerRules:
     def average(self, config: Config, before: State, after: State, replies: Sequence[Reply]) -> AverageLoss | None:
         weights = self.weights(config, replies)
         return average_loss(before.adapter, after.step_norm, replies, weights, self._layout)
+
+    def factors(self, before: State, layout_id: str, replies: Sequence[Reply]) -> FactorLength | None:
+        layout, deltas = self.layout(layout_id), {reply.bank: reply.delta for reply in replies}
+        if layout is None:
+            return None
+        return factor_length(before.adapter, sorted(deltas), layout, lambda bank, block: deltas[bank][block])
 
     def weights(self, config: Config, replies: Sequence[Reply]) -> list[float]:
         return _rule(config).weights(replies) or []

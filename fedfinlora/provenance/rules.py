@@ -12,7 +12,7 @@ from fedfinlora.config.schema import Config
 from fedfinlora.model.adapter import Layout
 from fedfinlora.model.parts import Part
 from fedfinlora.provenance.compared import Difference
-from fedfinlora.run.records import AverageLoss, BankEntry, BankTimings, RoundLine, Synchronisation
+from fedfinlora.run.records import AverageLoss, BankEntry, BankTimings, FactorLength, RoundLine, Synchronisation
 from fedfinlora.wire.messages import Figures, Reply
 
 
@@ -72,6 +72,9 @@ class Rules(Protocol):
 
     def average(self, config: Config, before: State, after: State, replies: Sequence[Reply]) -> AverageLoss | None:
         """What the average of a round has lost; None where the adapter's layers are not known."""
+
+    def factors(self, before: State, layout_id: str, replies: Sequence[Reply]) -> FactorLength | None:
+        """Which bank of a round moved its factors furthest; None where the adapter's layers are not known."""
 
     def weights(self, config: Config, replies: Sequence[Reply]) -> list[float]:
         """In the mean."""

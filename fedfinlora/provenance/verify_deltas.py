@@ -136,7 +136,13 @@ def _again(
         found.add(one.where, f"round {number}: the kept deltas give another adapter, {sha256[:16]}")
         return None
     lengths = {reply.bank: reply.delta_norm for reply in replies}
-    norms[number] = Norms(following.step_norm, deltas=lengths, average=rules.average(config, state, following, replies))
+    norms[number] = Norms(
+        following.step_norm,
+        deltas=lengths,
+        average=rules.average(config, state, following, replies),
+        factors=rules.factors(state, layout_id, replies),
+        layers_known=rules.layout(layout_id) is not None,
+    )
     return following
 
 

@@ -23,7 +23,15 @@ from fedfinlora.provenance.lines import CHAIN_FILE, Attempt, BankPart
 from fedfinlora.provenance.rules import Rules
 from fedfinlora.provenance.signatures import digest
 from fedfinlora.provenance.verify_chain import ChainCheck
-from fedfinlora.run.records import ROUNDS_FILE, AverageLoss, BankEntry, RoundLine, RoundPrivacy, round_line
+from fedfinlora.run.records import (
+    ROUNDS_FILE,
+    AverageLoss,
+    BankEntry,
+    FactorLength,
+    RoundLine,
+    RoundPrivacy,
+    round_line,
+)
 from fedfinlora.run.typed import plain
 from fedfinlora.wire.messages import Reply, read_figures
 from fedfinlora.wire.reasons import SAFE_REASONS, reason_of
@@ -53,6 +61,9 @@ class Norms:
     """Of each bank's delta; empty where none was kept."""
     average: AverageLoss | None = None
     """What the average lost, by the kept deltas; None where that could not be computed."""
+    factors: FactorLength | None = None
+    """Which bank moved its factors furthest, likewise."""
+    layers_known: bool = False
 
 
 def read_rounds_file(run: Path, found: Findings) -> tuple[list[RoundLine], dict[int, str]]:
@@ -256,11 +267,20 @@ def _norm_differences(where: str, line: RoundLine, norms: Norms) -> Iterator[Dif
             should, has = (getattr(one, item.name) for one in (norms.average, line.average))
             if should != has and (should is None or has is None or not math.isclose(should, has, **AVERAGE_CLOSE)):
                 yield Difference(where, f"{item.name} of average", has, should, "the deltas of the round")
+    if norms.deltas and norms.layers_known:
+        should_be, is_there = plain(norms.factors), plain(line.factors)
+        if should_be != is_there and not _close(norms.factors, line.factors):
+            yield Difference(where, "factors", is_there, should_be, "the deltas of the round")
     for entry in line.banks:
         if entry.bank in norms.deltas and not same(norms.deltas[entry.bank], entry.delta_norm):
             yield Difference(
                 where, f"delta_norm of {entry.bank}", entry.delta_norm, norms.deltas[entry.bank], "its delta"
             )
+
+
+def _close(one: FactorLength | None, other: FactorLength | None) -> bool:
+    """Whether two are the same but for a rounding, in which two equal banks may change places."""
+    return one is not None and other is not None and math.isclose(one.ratio, other.ratio, **AVERAGE_CLOSE)
 
 
 def check_samples(rounds: Mapping[int, Round], rules: Rules, found: Findings) -> None:

@@ -173,6 +173,17 @@ class AverageLoss:
 
 
 @dataclass(frozen=True, slots=True)
+class FactorLength:
+    """The bank that moved A and B furthest for what it changed of the product B A (`server_app.factor_length`)."""
+
+    bank: str
+    ratio: float
+    """Length of its update over that of its product, over the round's median; far above 1: its factors can spoil a mean
+    of factors.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class RoundLine:
     """One round of training: a line of rounds.jsonl."""
 
@@ -190,6 +201,8 @@ class RoundLine:
     update_norm: float | None = None
     """Euclidean length of the server's step."""
     average: AverageLoss | None = omitted()
+    factors: FactorLength | None = omitted()
+    """Of the banks whose updates were averaged; never under privacy=bank."""
     sync: Synchronisation | None = omitted()
     bytes_up: int = 0
     bytes_down: int = 0

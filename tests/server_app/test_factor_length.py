@@ -1,0 +1,82 @@
+"""A bank that writes an honest product in factors of its own is named, and honest banks are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_grid import only, with_delta
+from flwr.app import Message
+from round_runs import Runs
+from tiny_runs import rounds_of, write_rows
+
+from fedfinlora.commands.verify import verify
+from fedfinlora.model.adapter import Layout, Vector
+from fedfinlora.model.loading import get_session
+from fedfinlora.run.records import FactorLength
+from server_app.factor_length import MOST_RATIO, factor_length, warning
+
+LAYOUT = Layout(("a.lora_A.weight", "a.lora_B.weight"), ((2, 30), (20, 2)))
+ONE_TRAINED = Layout(("a.lora_B.weight",), ((20, 2),))
+
+
+def drawn(seed: int, scale: float = 1.0) -> Vector:
+    return np.random.default_rng(seed).normal(0, scale, LAYOUT.size).astype(np.float32)
+
+
+def in_gauge(start: Vector, update: Vector, gauge: np.ndarray, layout: Layout = LAYOUT) -> Vector:
+    """The update with the same product in factors B G and G^-1 A."""
+    changed = (start + update).copy()
+    for layer in layout.layers:
+        a, b = layer.of(changed)
+        a[:], b[:] = np.linalg.inv(gauge) @ a, b @ gauge
+    return changed - start
+
+
+@pytest.mark.parametrize(
+    "gauge", [3 * np.eye(2), np.eye(2) / 3, np.array([[0.0, 1.0], [-1.0, 0.0]]), np.diag([5.0, 0.2])],
+    ids=["longer", "shorter", "turned", "stretched"],
+)  # fmt: skip
+def test_an_honest_product_in_other_factors_is_named(gauge: np.ndarray) -> None:
+    start = drawn(0)
+    updates = {f"bank-{number}": drawn(number, 0.03) for number in range(1, 5)}
+    honest = factor_length(start, sorted(updates), LAYOUT, lambda bank, block: updates[bank][block])
+    assert honest is not None
+    assert honest.ratio < 1.5
+    updates["bank-3"] = in_gauge(start, updates["bank-3"], gauge)
+    found = factor_length(start, sorted(updates), LAYOUT, lambda bank, block: updates[bank][block])
+    assert found is not None
+    assert found.bank == "bank-3"
+    assert found.ratio > MOST_RATIO
+    assert "bank-3 moves A and B" in warning(found, "fedavg")
+    assert not warning(found, "norm_clip"), "it steps along products"
+
+
+def test_one_bank_still_banks_and_one_factor_say_nothing() -> None:
+    start, update = drawn(0), drawn(1)
+    assert factor_length(start, ["one"], LAYOUT, lambda _, block: update[block]) is None
+    assert factor_length(start, ["one", "two"], LAYOUT, lambda _, block: np.zeros_like(update[block])) is None
+    assert factor_length(start[:40], ["one", "two"], ONE_TRAINED, lambda _, block: update[:40][block]) is None
+    assert not warning(FactorLength("one", 1.2), "fedavg")
+
+
+def test_a_run_warns_of_the_bank_and_verify_computes_it_again(tmp_path: Path) -> None:
+    runs = Runs(write_rows(tmp_path / "rows"), tmp_path)
+    words = ("strategy.keep_deltas=true", "train.learning_rate=1e-2", "train.steps_per_round=4")
+    honest = runs.start("honest", *words, "strategy.max_update_norm=0", rounds=4, banks=3)
+    ratios = [line["factors"]["ratio"] for line in rounds_of(honest)]
+    assert max(ratios) < 1.5, ratios
+    assert verify(honest) != 1
+    layout = get_session(runs.config("layout", *words)).layout
+
+    def spoil(message: Message, reply: Message) -> Message:
+        from fedfinlora.wire.messages import unpack_request
+
+        start = unpack_request(message.content).adapter
+        gauge = np.eye(layout.layers[0].a_shape[0]) * 4
+        return Message(with_delta(reply, lambda delta: in_gauge(start, delta, gauge, layout)), reply_to=message)
+
+    run = runs.start("run", *words, "strategy.max_update_norm=0", rounds=2, banks=3, tamper=only("bank-1", spoil))
+    assert [line["factors"]["bank"] for line in rounds_of(run)] == ["bank-1"] * 2
+    assert "bank-1 moves A and B" in (run / "progress.jsonl").read_text("utf-8")
