@@ -143,3 +143,19 @@ def test_figures_hold_scores_and_what_was_spent_and_never_a_row(place: Path) -> 
     assert not any(SECRET in file.read_text() for file in private_grid.FIGURES.iterdir())
     assert str(place) not in figures_file(wanted[2]).read_text(), "no path of one machine"
     assert private_table(read_cells(private_grid.FIGURES)).count("\n") == 5
+
+
+def test_words_after_two_dashes_go_to_every_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[tuple[list[str], Sequence[str]]] = []
+
+    def note(wanted: Sequence[Cell], data: Path, work: Path, more: Sequence[str]) -> list[Cell]:
+        seen.append(([cell.name for cell in wanted], more))
+        return []
+
+    monkeypatch.setattr(private_grid, "run_cells", note)
+    monkeypatch.setattr("os.nice", lambda step: 0)
+    places = ["--data", str(tmp_path), "--work", str(tmp_path)]
+    for given in ([*places, "--cells", "lora-8-0"], ["--cells", "lora-8-0", *places]):
+        monkeypatch.setattr("sys.argv", ["private_grid", *given, "--", "workers=1", "model.threads=2"])
+        private_grid.main()
+    assert seen == [(["lora-8-0"], ["workers=1", "model.threads=2"])] * 2
