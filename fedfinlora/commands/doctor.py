@@ -15,6 +15,7 @@ from pathlib import Path
 from data.sources.load import load_rows
 from fedfinlora.commands import doctor_checks as machine
 from fedfinlora.commands.doctor_checks import FAIL, GIB, OK, WARN, Finding
+from fedfinlora.commands.doctor_packages import installed_packages, packages, wanted_packages
 from fedfinlora.compose import compose
 from fedfinlora.config.model import ModelConfig
 from fedfinlora.config.schema import Config
@@ -54,10 +55,10 @@ def doctor(overrides: Sequence[str], as_json: bool = False) -> int:
 
 def examine(overrides: Sequence[str]) -> list[Finding]:
     """All checks, in the order of the screen."""
-    source, wanted = machine.wanted_packages()
+    source, wanted = wanted_packages()
     found = [
         machine.python_version(),
-        machine.packages(wanted, source, machine.installed_packages()),
+        packages(wanted, source, installed_packages()),
         machine.working_directory(),
     ]
     found.append(machine.home())

@@ -14,6 +14,7 @@ from fedfinlora.cli import main
 from fedfinlora.commands import doctor_checks as machine
 from fedfinlora.commands.doctor import doctor, examine
 from fedfinlora.commands.doctor_checks import FAIL, OK, WARN, Finding
+from fedfinlora.commands.doctor_packages import packages, wanted_packages
 
 TINY = ["model=tiny-random", "model.quantization=none", "peft=lora"]
 
@@ -100,12 +101,12 @@ def test_packages_are_compared_with_the_lock(tmp_path: Path) -> None:
     (tmp_path / "locks" / "run.txt").write_text(
         'torch==2.13.0 \\\n    --hash=sha256:0\npywin32==1 ; sys_platform == "win32" \\\nA_b==1\n'
     )
-    source, wanted = machine.wanted_packages(tmp_path)
+    source, wanted = wanted_packages(tmp_path)
     assert wanted == {"torch": "2.13.0", "a-b": "1"}
-    assert machine.packages(wanted, source, {"torch": "2.13.0+cpu", "a-b": "1"}).level == OK
-    assert machine.packages(wanted, source, {"torch": "2.13.0"}).level == FAIL
-    assert machine.packages(wanted, source, {"torch": "2.12.0", "a-b": "1"}).level == WARN
-    assert machine.wanted_packages(tmp_path / "none")[0] != source
+    assert packages(wanted, source, {"torch": "2.13.0+cpu", "a-b": "1"}).level == OK
+    assert packages(wanted, source, {"torch": "2.13.0"}).level == FAIL
+    assert packages(wanted, source, {"torch": "2.12.0", "a-b": "1"}).level == WARN
+    assert wanted_packages(tmp_path / "none")[0] != source
 
 
 def test_too_little_memory_and_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
