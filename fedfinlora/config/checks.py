@@ -33,7 +33,7 @@ def folder_name_fault(name: str) -> str:
         return f"it has {size} bytes, and {LONGEST_NAME_BYTES} are possible"
     if name in (".", ".."):
         return "it names another folder"
-    if "/" in name or "\\" in name:
+    if "/" in name:
         return "it holds a slash: output_dir says where the run's folder is made"
     if not name.isprintable():
         return "it holds a control character"

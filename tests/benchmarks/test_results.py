@@ -47,7 +47,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An evaluation of the base and two adapters that were never trained, as `evaluate` leaves it."""
     place = tmp_path_factory.mktemp("results")
     for key, name in FILES.items():
-        target = "positive" if key == "fpb" else "us-gaap:Assets"
+        target = {"fpb": "positive", "xbrl_tags_extract": "us-gaap:Assets"}.get(key, "352")
         lines = [json.dumps({"context": f"{key} {number} Answer: ", "target": target}) for number in range(4)]
         write_lines(place / "rows" / "test" / f"{name}.jsonl", lines)
     config: Config = tiny_config(
