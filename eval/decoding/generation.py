@@ -37,7 +37,6 @@ from eval.decoding.kv_cache import (
 from eval.decoding.pools import Prompts
 from eval.decoding.steps import Step, Steps, logits_of
 from fedfinlora.model.devices import cuda_of, devices_of
-from fedfinlora.model.fused_layers import fused_layers
 from fedfinlora.model.packing import (
     Tokens,
     Tree,
@@ -179,7 +178,7 @@ class _Engine:
         most_rows = MOST_ROWS_ON_GPU if next(self.model.parameters()).is_cuda else MOST_ROWS
         # One layer is there twice while it is copied.
         limit_tokens = self.cache.limit_bytes / (cache_bytes_per_token(self.model) * (1 + 1 / self.layers))
-        with torch.inference_mode(), fused_layers(self.model):
+        with torch.inference_mode():
             pools = self.prompts.pools(batch_tokens, most_rows, limit_tokens)
             most_tokens = max((plan.own_tokens for plan in pools), default=0)
             for plan in pools:

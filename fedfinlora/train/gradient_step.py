@@ -18,7 +18,6 @@ from fedfinlora.config.train import TrainConfig
 from fedfinlora.errors import UserError
 from fedfinlora.model.adapter import trainable
 from fedfinlora.model.devices import devices_of, release_cached
-from fedfinlora.model.fused_layers import fused_layers
 from fedfinlora.model.packing import Example, Pack, answer_logits, make_pack, split_rows
 from fedfinlora.train.memory import Footprint, checkpoint_first, footprint, pass_limit_bytes
 from fedfinlora.train.row_order import Groups, rows_of_step
@@ -181,9 +180,8 @@ class LocalRows:
 
         parameters = list(trainable(self.model).values())
         checkpoint_first(self.layers, part.checkpointed_layers)
-        with fused_layers(self.model):
-            loss = answer_loss(self.model, part.pack) / answers
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        loss = answer_loss(self.model, part.pack) / answers
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
