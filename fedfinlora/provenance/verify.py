@@ -74,7 +74,7 @@ def verify_run(
             rounds.check(chain, {**saved.steps, **computed.norms}, found)
             check_drift(run, chain.rounds, lines, rounds.size, saved.lengths, rules, found)
         with naming(run / CHAIN_FILE, found):
-            check_moments(chain.rounds, found)
+            check_moments(chain.rounds, rules, found)
         with naming(run / MANIFEST, found):
             check_manifest(chain, found)
         with naming(run / RESUMED_FILE, found):

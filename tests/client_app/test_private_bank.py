@@ -601,7 +601,7 @@ class TestWhatIsSaid:
         assert figures.steps == 2
 
     def test_the_server_forgets_what_a_talkative_bank_says(self, rows: Path, tmp_path: Path) -> None:
-        delta, layout_id, figures, head = ask(config_of(rows, tmp_path), facts(tmp_path))
+        delta, layout_id, figures, head, _ = ask(config_of(rows, tmp_path), facts(tmp_path))
         talkative = replace(figures, rows=123, train_loss=1.0, bank_rows=30)
         layout = get_session(config_of(rows, tmp_path)).layout
         read = unpack_reply(pack_reply("north", layout_id, delta, talkative, ledger=head), layout, 0.0, private=True)
@@ -609,7 +609,7 @@ class TestWhatIsSaid:
         assert math.isnan(read.figures.train_loss)
 
     def test_a_reply_that_does_not_say_what_it_spent_is_not_averaged(self, rows: Path, tmp_path: Path) -> None:
-        delta, layout_id, figures, head = ask(config_of(rows, tmp_path), facts(tmp_path))
+        delta, layout_id, figures, head, _ = ask(config_of(rows, tmp_path), facts(tmp_path))
         layout = get_session(config_of(rows, tmp_path)).layout
         for wrong in ({"epsilon_spent": math.nan}, {"delta": 0.0}, {"epsilon_planned": -1.0}, {"steps": 0}):
             with pytest.raises(RejectedReply, match=r"does not say|must be a"):

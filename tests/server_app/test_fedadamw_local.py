@@ -238,6 +238,36 @@ def test_other_means_in_a_request_are_named(
     assert "round 2: the second moments sent to bank-0 are not the mean of the replies" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("make", "fault"),
+    [
+        (lambda means: means * np.float32(np.nan), "NaN or infinite"),
+        (lambda means: -means, "below 0"),
+        (lambda means: means * 0 + np.float32(1e30), "larger than"),
+        (lambda means: means[:3], "3 means for"),
+    ],
+)  # fmt: skip
+def test_accepted_means_that_the_server_must_reject_are_named(
+    make: Callable[[Any], Any], fault: str, made: tuple[Path, Consortium], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """An aggregator in league with a bank takes impossible means, and sends what follows from them."""
+    import shutil
+
+    run, (_, consortium) = Path(shutil.copytree(made[0], tmp_path / "run")), made
+    lines = chain_of(run)
+    first, second, _ = rounds_in(lines)
+    for part in first["banks"].values():
+        part["reply"]["second-moments"] = to_text(make(from_text(part["reply"]["second-moments"])))
+    means = [from_text(part["reply"]["second-moments"]) for part in first["banks"].values()]
+    second["request"]["second-moments"] = to_text(np.mean(means, axis=0, dtype=np.float64).astype(np.float32))
+    makes_right(run, lines, consortium.signer)
+    assert verify(run, consortium.ca) == 1
+    said = capsys.readouterr().out
+    assert "round 1: second moments of bank-0 were accepted" in said
+    assert fault in said
+
+
 def hostile(make: Callable[[Any], Any]) -> Callable[[Message, Message], Message]:
     def change(message: Message, reply: Message) -> Message:
         means = from_text(str(reply.content.config_records["reply"]["second-moments"]))
