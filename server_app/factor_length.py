@@ -3,7 +3,9 @@
 (B G)(G^-1 A) is the same product for every invertible G, so under a rule that averages A and B apart one bank can send
 an honest product in factors that ruin the mean. Such factors are far from the last global ones while their product is
 not: the length of the update, |(dA, dB)|, is large next to that of its product, |dB (A + dA) + B dA|. Honest banks of a
-round start from the same factors, and their ratios are alike; each is compared with the round's (lower) median.
+round start from the same factors, and their ratios are alike; each is compared with the round's (lower) median. A bank
+of a lower rank (strategy.ranks) is measured on the ranks that it trains: its update also takes the others away, and
+where B is zero that moves A far and the product not at all.
 
 Cost: each update is read once more, and a layer takes O((d_out + d_in) r^2) a bank.
 """
@@ -11,7 +13,8 @@ Cost: each update is read once more, and a layer takes O((d_out + d_in) r^2) a b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -23,19 +26,24 @@ from server_app.strategies.product import bank_update, norm_of
 MOST_RATIO = 3.0
 """From here a bank is named. Honest banks of the tiny model with skewed rows stayed below 1.5 (the tests)."""
 ON_PRODUCTS = (
-    "krum", "multi_krum", "geometric_median", "trimmed_mean", "norm_clip", "fltrust", "flexlora", "flora", "hetlora",
+    "krum", "multi_krum", "geometric_median", "trimmed_mean", "norm_clip", "fltrust", "flexlora", "flora",
 )  # fmt: skip
 """Rules that step along products, in any factors."""
 
+NO_RANKS: Mapping[str, int] = MappingProxyType({})
+"""All banks train the same ranks."""
 Factors = Callable[[str, slice], Vector]
 """(bank, block) -> these parameters of its update."""
 
 
-def factor_length(adapter: Vector, banks: Sequence[str], layout: Layout, read: Factors) -> FactorLength | None:
+def factor_length(
+    adapter: Vector, banks: Sequence[str], layout: Layout, read: Factors, ranks: Mapping[str, int] = NO_RANKS
+) -> FactorLength | None:
     """The bank with the largest ratio over the round's median. `adapter`: the global one before the round, (size,)
-    float32. None where fewer than two banks have moved, or no layer has both factors trained.
+    float32; `ranks`: of banks that train fewer than the others (strategy.ranks). None where fewer than two banks have
+    moved, or no layer has both factors trained.
     """
-    ratios = dict(_ratios(adapter, banks, layout, read)) if len(banks) > 1 else {}
+    ratios = dict(_ratios(adapter, banks, layout, read, ranks)) if len(banks) > 1 else {}
     if len(ratios) < 2:
         return None
     median = sorted(ratios.values())[(len(ratios) - 1) // 2]
@@ -43,16 +51,18 @@ def factor_length(adapter: Vector, banks: Sequence[str], layout: Layout, read: F
     return FactorLength(bank, rounded(ratios[bank] / median))
 
 
-def _ratios(adapter: Vector, banks: Sequence[str], layout: Layout, read: Factors) -> Iterator[tuple[str, float]]:
+def _ratios(
+    adapter: Vector, banks: Sequence[str], layout: Layout, read: Factors, ranks: Mapping[str, int]
+) -> Iterator[tuple[str, float]]:
     """(bank, length of its update over that of its product) of each that has moved its product."""
     for bank in banks:
-        length = product = 0.0
+        length, product, rank = 0.0, 0.0, ranks.get(bank)
         for layer in layout.layers:
             a, b = (factor.astype(np.float64) for factor in layer.of(adapter))
-            da = read(bank, layer.a).astype(np.float64).reshape(layer.a_shape)
-            db = read(bank, layer.b).astype(np.float64).reshape(layer.b_shape)
+            da = read(bank, layer.a).astype(np.float64).reshape(layer.a_shape)[:rank]
+            db = read(bank, layer.b).astype(np.float64).reshape(layer.b_shape)[:, :rank]
             length += float(np.sum(da**2) + np.sum(db**2))
-            product += norm_of(bank_update(a, b, da, db)) ** 2
+            product += norm_of(bank_update(a[:rank], b[:, :rank], da, db)) ** 2
         if product > 0:
             yield bank, math.sqrt(length / product)
 

@@ -158,7 +158,11 @@ def run_round(
         factors = None
         if not is_silent and weights is not None:
             factors = factor_length(
-                state.adapter, sorted(replies), layout, lambda bank, block: next(iter(deltas.read([bank], block)))
+                state.adapter,
+                sorted(replies),
+                layout,
+                lambda bank, block: next(iter(deltas.read([bank], block))),
+                strategy.declared_ranks(),
             )
         average_s = time.monotonic() - stepped if average else 0.0
     line = replace(

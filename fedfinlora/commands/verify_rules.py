@@ -68,11 +68,12 @@ class ServerRules:
         weights = self.weights(config, replies)
         return average_loss(before.adapter, after.step_norm, replies, weights, self._layout)
 
-    def factors(self, before: State, layout_id: str, replies: Sequence[Reply]) -> FactorLength | None:
+    def factors(self, config: Config, before: State, layout_id: str, replies: Sequence[Reply]) -> FactorLength | None:
         layout, deltas = self.layout(layout_id), {reply.bank: reply.delta for reply in replies}
         if layout is None:
             return None
-        return factor_length(before.adapter, sorted(deltas), layout, lambda bank, block: deltas[bank][block])
+        ranks = config.strategy.declared_ranks()
+        return factor_length(before.adapter, sorted(deltas), layout, lambda bank, block: deltas[bank][block], ranks)
 
     def weights(self, config: Config, replies: Sequence[Reply]) -> list[float]:
         return _rule(config).weights(replies) or []

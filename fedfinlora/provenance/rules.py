@@ -73,7 +73,7 @@ class Rules(Protocol):
     def average(self, config: Config, before: State, after: State, replies: Sequence[Reply]) -> AverageLoss | None:
         """What the average of a round has lost; None where the adapter's layers are not known."""
 
-    def factors(self, before: State, layout_id: str, replies: Sequence[Reply]) -> FactorLength | None:
+    def factors(self, config: Config, before: State, layout_id: str, replies: Sequence[Reply]) -> FactorLength | None:
         """Which bank of a round moved its factors furthest; None where the adapter's layers are not known."""
 
     def weights(self, config: Config, replies: Sequence[Reply]) -> list[float]:

@@ -140,7 +140,7 @@ def _again(
         following.step_norm,
         deltas=lengths,
         average=rules.average(config, state, following, replies),
-        factors=rules.factors(state, layout_id, replies),
+        factors=rules.factors(config, state, layout_id, replies),
         layers_known=rules.layout(layout_id) is not None,
     )
     return following

@@ -61,6 +61,43 @@ def test_one_bank_still_banks_and_one_factor_say_nothing() -> None:
     assert not warning(FactorLength("one", 1.2), "fedavg")
 
 
+def test_a_bank_of_a_lower_rank_is_measured_on_the_ranks_that_it_trains() -> None:
+    """Its update takes the others away, which moves A far and, where B is zero, no product."""
+    start, updates = drawn(0), {f"bank-{number}": drawn(number, 0.03) for number in range(1, 5)}
+    for layer in LAYOUT.layers:
+        (a, b), (da, db) = layer.of(start), layer.of(updates["bank-1"])
+        b[:] = 0.0
+        da[1:], db[:, 1:] = -a[1:], 0.0
+
+    def measured(ranks: dict[str, int]) -> FactorLength:
+        found = factor_length(start, sorted(updates), LAYOUT, lambda bank, block: updates[bank][block], ranks)
+        assert found is not None
+        return found
+
+    assert measured({}).ratio > MOST_RATIO
+    assert measured({"bank-1": 1}).ratio < 1.5
+    updates["bank-1"] = in_gauge(start, updates["bank-1"], np.diag([1 / 8, 1.0]))
+    assert measured({"bank-1": 1}).bank == "bank-1"
+    assert "bank-1" in warning(measured({"bank-1": 1}), "residual")
+
+
+@pytest.mark.parametrize("rule", ["residual", "hetlora"])
+def test_honest_banks_of_mixed_ranks_are_not_named(rule: str, tmp_path: Path) -> None:
+    runs = Runs(write_rows(tmp_path / "rows"), tmp_path)
+    words = (f"strategy={rule}", "strategy.keep_deltas=true", "peft.rank=16", "strategy.ranks=[bank-0:1,bank-1:14]",
+             "train.learning_rate=0.01")  # fmt: skip
+    run = runs.start("run", *words, banks=3)
+    ratios = [line["factors"]["ratio"] for line in rounds_of(run)]
+    assert max(ratios) < 1.5, ratios
+    assert "moves A and B" not in (run / "progress.jsonl").read_text("utf-8")
+    assert verify(run) != 1
+
+
+def test_rules_that_average_factors_warn() -> None:
+    """HetLoRA weighs by products and averages A and B apart."""
+    assert all(warning(FactorLength("one", 9.0), rule) for rule in ("fedavg", "residual", "hetlora"))
+
+
 def test_a_run_warns_of_the_bank_and_verify_computes_it_again(tmp_path: Path) -> None:
     runs = Runs(write_rows(tmp_path / "rows"), tmp_path)
     words = ("strategy.keep_deltas=true", "train.learning_rate=1e-2", "train.steps_per_round=4")
