@@ -300,7 +300,7 @@ class Federation:
         """Make a bank's folder as `bank init --budget-epsilon 0` does, without its trial of model and rows
         (tests/deployment/test_deployment.py has it)."""
         rows = write_rows(machine.home / "rows", train=40, word=machine.home.name)
-        policy = Policy(models=("memory:tiny-random",), max_rank=0)
+        policy = Policy(models=("memory:tiny-random", "memory:llama-4-layers"), max_rank=0)
         settings = BankSettings(
             name=machine.home.name,
             data=str(rows),
