@@ -28,13 +28,14 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_here(compose(words))
 
 
-def dense(run: KeptRun, number: int, start: np.ndarray, bank: str) -> np.ndarray:
-    """The change of all layers' products by a bank in a round, (entries,)."""
+def dense(run: KeptRun, number: int, start: np.ndarray, bank: str, rank: int | None = None) -> np.ndarray:
+    """The change of all layers' products by a bank in a round, in the first ranks or all of them, (entries,)."""
     delta = np.fromfile(delta_file(run.folder, number, bank), "<f4")
     changed = []
     for layer in run.layout.layers:
         (a, b), (da, db) = (tuple(part.astype(np.float64) for part in layer.of(one)) for one in (start, delta))
-        changed.append(((b + db) @ (a + da) - b @ a).ravel())
+        after, before = (b + db)[:, :rank] @ (a + da)[:rank], b[:, :rank] @ a[:rank]
+        changed.append((after - before).ravel())
     return np.concatenate(changed)
 
 
@@ -48,6 +49,20 @@ def test_cosines_are_those_of_the_whole_products(kept: Path) -> None:
         moved /= np.linalg.norm(moved, axis=1, keepdims=True)
         expected += moved @ moved.T / 2
     np.testing.assert_allclose(cosines_of(run), expected, atol=1e-6)
+
+
+def test_banks_of_another_rank_are_compared_on_shared_ranks(kept: Path, tmp_path: Path) -> None:
+    """Rows are spread evenly: a bank of a lower rank is as near the others as they are to each other."""
+    words = ("strategy=hetlora", "strategy.ranks=[bank-0:2]", "strategy.keep_deltas=true", "train.learning_rate=0.01")
+    run = read_kept_run(train_here(compose(overrides(kept.parent / "rows", tmp_path, *words, banks=3))))
+    found = cosines_of(run)
+    assert grouped(found, None, 0.5) == [[0, 1, 2]], found
+    expected = 0.0
+    for number, (adapter, replies) in enumerate(run.rounds(run.banks), 1):
+        if replies is not None:
+            one, other = (dense(run, number, adapter, bank, rank=2) for bank in ("bank-0", "bank-1"))
+            expected += one @ other / np.linalg.norm(one) / np.linalg.norm(other) / 2
+    assert abs(found[0, 1] - expected) < 1e-6
 
 
 def test_groups_join_by_their_mean_cosine() -> None:
