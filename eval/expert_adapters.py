@@ -19,15 +19,18 @@ if TYPE_CHECKING:
 @contextmanager
 def experts_in(model: nn.Module, adapters: Sequence[tuple[peft.LoraConfig, Tensors]]) -> Iterator[list[str]]:
     """The names under which PEFT knows the adapters while they are there; afterwards the model is as it was, in eval
-    mode, with its own adapter active. What the caller has added under other names, it takes off itself.
+    mode, with its own adapter active. What the caller has added under other names, it takes off itself. The adapters
+    may be on other layers than the model's own one.
 
     `adapters` are (configuration, saved name -> tensor): A (rank, d_in) and B (d_out, rank) of each layer.
     """
     import torch
     from peft import set_peft_model_state_dict
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     adapted = cast(Any, model)
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    own = {module for module in model.modules() if isinstance(module, BaseTunerLayer)}
     names = [f"task_{number}" for number in range(len(adapters))]
     try:
         with torch.random.fork_rng(devices=[]), quiet_peft():
@@ -37,6 +40,10 @@ def experts_in(model: nn.Module, adapters: Sequence[tuple[peft.LoraConfig, Tenso
                 set_peft_model_state_dict(adapted, values, adapter_name=name)
         yield names
     finally:
+        for place, module in list(model.named_modules()):  # PEFT leaves a layer wrapped when its last adapter goes
+            if isinstance(module, BaseTunerLayer) and module not in own:
+                parent, _, child = place.rpartition(".")
+                setattr(model.get_submodule(parent), child, cast(Any, module).base_layer)
         adapted.set_adapter(ADAPTER_NAME)
         for name in names:
             if name in adapted.peft_config:

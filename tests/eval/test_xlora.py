@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("gated")
     kinds: dict[str, dict[str, Any]] = {
         "one": {}, "two": {}, "louder": {"alpha": 32}, "wide": {"rank": 8}, "dora": {"method": "dora"},
+        "keys": {"target_modules": ("k_proj",)},
     }  # fmt: skip
     return {name: adapter_folder(root / name, number, **kind) for number, (name, kind) in enumerate(kinds.items())}
 
@@ -42,14 +42,15 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def peft_of(folder: Path) -> PeftConfig:
     values = read_json(folder / "adapter_config.json")
-    return config_of(rank=values["r"], alpha=values["lora_alpha"]).peft
+    return config_of(rank=values["r"], alpha=values["lora_alpha"], target_modules=tuple(values["target_modules"])).peft
 
 
 def gate_of(adapters: dict[str, Path], *names: str) -> Gate:
     """Random, with weights that differ much between tokens and layers."""
-    session = get_session(config_of())
-    hidden = int(session.model.config.hidden_size)
-    layers = sum(hasattr(module, "lora_A") for module in session.model.modules())
+    shape = get_session(config_of()).model.config
+    hidden = int(shape.hidden_size)
+    modules = {module for name in names for module in peft_of(adapters[name]).target_modules}
+    layers = int(shape.num_hidden_layers) * len(modules)
     drawn = np.random.default_rng(7)
     weight = drawn.normal(0, 0.5, (layers * len(names), hidden)).astype(np.float32)
     bias = drawn.normal(0, 0.5, layers * len(names)).astype(np.float32)
@@ -64,18 +65,22 @@ def model_of(adapters: dict[str, Path], *names: str) -> XLoraModel:
 
 
 @pytest.fixture
-def pefts_own(adapters: dict[str, Path], tmp_path: Path) -> Iterator[Any]:
-    """PEFT's model of one, two and louder, loaded from the folder that our gate is saved in."""
+def pefts_own(adapters: dict[str, Path], tmp_path: Path) -> Any:
+    """PEFT's model of one, two and louder."""
+    return pefts_model(adapters, tmp_path, "one", "two", "louder")
+
+
+def pefts_model(adapters: dict[str, Path], tmp_path: Path, *names: str) -> Any:
+    """PEFT's model of the adapters, loaded from the folder that our gate is saved in."""
     from peft import PeftModel
 
-    names = ("one", "two", "louder")
     gate_of(adapters, *names).save(tmp_path / "gate", [adapters[name] for name in names])
     base, _ = load_base(tiny_config().model)
     base.config.use_cache = False
     places = {str(number): str(adapters[name]) for number, name in enumerate(names)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield PeftModel.from_pretrained(base, str(tmp_path / "gate"), adapters=places).eval()
+        return PeftModel.from_pretrained(base, str(tmp_path / "gate"), adapters=places).eval()
 
 
 def test_our_two_passes_compute_what_pefts_xlora_computes(adapters: dict[str, Path], pefts_own: Any) -> None:
@@ -120,9 +125,20 @@ def test_adapters_of_different_ranks_are_weighed(adapters: dict[str, Path]) -> N
     assert bool(torch.isfinite(logits_in(model)).all())
 
 
-def test_the_session_is_as_it_was_after_the_gate(adapters: dict[str, Path]) -> None:
+def test_adapters_on_different_modules_are_weighed_as_by_peft(adapters: dict[str, Path], tmp_path: Path) -> None:
+    """One on q_proj, the other on k_proj; a second time too."""
+    model = pefts_model(adapters, tmp_path, "one", "keys")
+    with torch.no_grad():
+        theirs = model(input_ids=TOKENS).logits
+    for _ in range(2):
+        ours = logits_in(model_of(adapters, "one", "keys"))
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("other", ["two", "keys"])
+def test_the_session_is_as_it_was_after_the_gate(adapters: dict[str, Path], other: str) -> None:
     """Also where a pass fails: the same values, the same of them trained, and the layers' own forward."""
-    model = model_of(adapters, "one", "two")
+    model = model_of(adapters, "one", other)
     session = model.session
     before = {name: (value.requires_grad, value.clone()) for name, value in session.model.named_parameters()}
     forwards = {name: vars(module).get("forward") for name, module in session.model.named_modules()}
@@ -174,6 +190,18 @@ def test_training_moves_the_gate_and_nothing_else(adapters: dict[str, Path], gat
     assert main(["gate", str(again), *options_of(adapters, "one", "louder"), *words]) == 0
     name = "adapter_model.safetensors"
     assert (again / name).read_bytes() == (gate / name).read_bytes()
+
+
+def test_adapters_of_different_modules_are_gated_and_scored(
+    adapters: dict[str, Path], rows: Path, tmp_path: Path
+) -> None:
+    """By the commands; adapters in any order."""
+    words = words_for(rows, tmp_path, "train.max_steps=3", "train.batch_rows=2", benchmarks="fpb")
+    gate = tmp_path / "gate"
+    assert main(["gate", str(gate), *options_of(adapters, "one", "keys"), *words]) == 0
+    run = scored(words, *options_of(adapters, "keys", "one"), "--route", "xlora", "--gate", str(gate))
+    for label in ("one", "keys", "xlora"):
+        assert set(metrics_of(run, label)["scores"]) == {"fpb"}
 
 
 def test_a_gated_model_is_scored_as_the_others_are(
