@@ -27,6 +27,7 @@ from fedfinlora.files import read_json, sha256_of, write_bytes, write_json
 from fedfinlora.model.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
 from fedfinlora.model.attention import AttentionPlan
 from fedfinlora.model.peft_methods.lora import Tensors
+from fedfinlora.run.typed import from_json, to_json
 
 if TYPE_CHECKING:
     import peft
@@ -39,6 +40,24 @@ WEIGHT, BIAS = (f"base_model.internal_xlora_classifier.layers.0.{name}" for name
 """PEFT's names of the gate's tensors."""
 
 Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class GateRecord:
+    """gate.json."""
+
+    base: str
+    """The base model (model.path)."""
+    names: tuple[str, ...]
+    adapters: tuple[str, ...]
+    """SHA-256 of each adapter's tensors file."""
+    rows: int
+    """That training took, repeats counted."""
+    steps: int
+    first_loss: float
+    """Mean loss of an answer token in the first step, nats."""
+    last_loss: float
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -77,11 +96,8 @@ class Gate:
         config = xlora_config(len(self.names), self.weight.shape[1], [str(place) for place in places])
         values = config.to_dict() | {"base_model_name_or_path": self.base, "inference_mode": True}
         write_json(folder / CONFIG_FILE, {key: _plain(value) for key, value in values.items()})
-        said = {
-            "base": self.base, "names": list(self.names), "adapters": list(self.adapters), "rows": self.rows,
-            "steps": self.steps, "first_loss": self.losses[0], "last_loss": self.losses[1], "seed": self.seed,
-        }  # fmt: skip
-        write_json(folder / GATE_FILE, said)
+        said = GateRecord(self.base, self.names, self.adapters, self.rows, self.steps, *self.losses, self.seed)
+        write_json(folder / GATE_FILE, to_json(said))
 
 
 def read_gate(folder: Path) -> Gate:
@@ -93,22 +109,21 @@ def read_gate(folder: Path) -> Gate:
         raise UserError(
             f"{folder} is no gate: {GATE_FILE} is missing. Train one with `python -m fedfinlora gate DIR --adapter …`."
         )
-    said = read_json(folder / GATE_FILE)
     try:
+        said = from_json(GateRecord, read_json(folder / GATE_FILE), GATE_FILE)
         tensors = load_file(folder / WEIGHTS_FILE)
-        losses = float(said["first_loss"]), float(said["last_loss"])
-        found = Gate(
-            tensors[WEIGHT], tensors[BIAS], str(said["base"]), tuple(map(str, said["names"])),
-            tuple(map(str, said["adapters"])), int(said["rows"]), int(said["steps"]), losses, int(said["seed"]),
-        )  # fmt: skip
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder} is a damaged gate ({error}). Train it again.") from error
-    rows = found.weight.shape[0] if found.weight.ndim == 2 else 0
-    if not rows or found.bias.shape != (rows,) or rows % len(found.names) or len(found.names) != len(found.adapters):
+        weight, bias = tensors[WEIGHT], tensors[BIAS]
+    except (UserError, OSError, SafetensorError, KeyError, TypeError, AttributeError) as error:
+        # the last two: a type of number that NumPy does not have
+        raise UserError(f"{folder} is a damaged gate ({str(error).rstrip('.')}). Train it again.") from error
+    rows, hidden = weight.shape if weight.ndim == 2 else (0, 0)
+    count = len(said.names)
+    if not (rows and hidden and count == len(said.adapters) > 0 and rows % count == 0 and bias.shape == (rows,)):
         raise UserError(f"{folder} is a damaged gate: its tensors do not fit its adapters. Train it again.")
-    if not (np.isfinite(found.weight).all() and np.isfinite(found.bias).all()):
-        raise UserError(f"{folder} is a damaged gate: it has values that are not finite. Train it again.")
-    return found
+    if not all(tensor.dtype == np.float32 and np.isfinite(tensor).all() for tensor in (weight, bias)):
+        raise UserError(f"{folder} is a damaged gate: its values are not all finite float32. Train it again.")
+    losses = said.first_loss, said.last_loss
+    return Gate(weight, bias, said.base, said.names, said.adapters, said.rows, said.steps, losses, said.seed)
 
 
 def in_order_of(gate: Gate, folder: Path, adapters: Mapping[str, Path]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from fedfinlora.commands.asked_models import Expert, check_gated, check_one_base
 from fedfinlora.commands.baseline_rows import pooled_rows
 from fedfinlora.compose import compose
 from fedfinlora.errors import ConfigError, UserError
-from fedfinlora.files import made_as, make_private
+from fedfinlora.files import made_as, make_private, unwritable
 from fedfinlora.model.adapter import trainable
 from fedfinlora.model.adapter_folder import WEIGHTS_FILE, peft_settings
 from fedfinlora.model.loading import get_session
@@ -39,6 +40,12 @@ def train_gate(folder: Path, experts: Sequence[Expert], overrides: Sequence[str]
         raise UserError(f"{without[0]} is no PEFT adapter: {WEIGHTS_FILE} is missing.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already. Name a new folder for the gate.")
+    make_private(folder)
+    try:
+        with TemporaryFile(dir=folder):  # what cannot be written is known before the training
+            pass
+    except OSError as error:
+        raise unwritable(folder, error) from error
     first = next(iter(settings.values()))
     config = replace(config, peft=first, banks=1, num_server_rounds=1)
     session = get_session(config)
@@ -54,7 +61,6 @@ def train_gate(folder: Path, experts: Sequence[Expert], overrides: Sequence[str]
             tuple(adapter_id(place) for place in labels.values()), done.rows, done.steps,
             (done.step_losses[0], done.step_losses[-1]), config.seed,
         )  # fmt: skip
-    make_private(folder)
     with made_as(folder):
         gate.save(folder, list(labels.values()))
     print(f"loss {gate.losses[0]:.3f} in the first step, {gate.losses[1]:.3f} in the last; gate: {folder}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import pytest
 import torch
 from conftest import tiny_config
 from evaluations import files_of, folder_of_rows, metrics_of, scored, words_for
+from safetensors.torch import load_file, save_file
 from test_routing import TOKENS, adapter_folder, config_of, logits_in
 
 from eval.models import LocalModel
-from eval.xlora_gate import Gate, adapter_id, gated, read_gate
+from eval.xlora_gate import BIAS, WEIGHT, Gate, adapter_id, gated, read_gate
 from eval.xlora_model import GatedExpert, XLoraModel
 from fedfinlora.cli import main
 from fedfinlora.config.peft import PeftConfig
@@ -263,6 +265,18 @@ def test_what_gate_cannot_train_is_refused_in_one_line(
     assert not (tmp_path / "gate").exists()
 
 
+@pytest.mark.parametrize("place", ["file/gate", "/proc/nope/gate"])
+def test_a_place_that_takes_no_gate_is_refused_before_loading(
+    adapters: dict[str, Path], rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    (tmp_path / "file").write_text("", "utf-8")
+    typed = [*options_of(adapters, "one", "two"), *words_for(rows, tmp_path, benchmarks="fpb")]
+    assert main(["gate", str(tmp_path / place), *typed]) == 1
+    told = capsys.readouterr()
+    assert "Cannot write" in told.err
+    assert "gate over" not in told.out
+
+
 def test_a_damaged_gate_is_refused(gate: Path, tmp_path: Path) -> None:
     for name in ("gate.json", "adapter_model.safetensors"):
         (tmp_path / name).write_bytes((gate / name).read_bytes()[:-20])
@@ -271,3 +285,38 @@ def test_a_damaged_gate_is_refused(gate: Path, tmp_path: Path) -> None:
     (tmp_path / "gate.json").write_bytes((gate / "gate.json").read_bytes())
     with pytest.raises(UserError, match="damaged gate"):
         read_gate(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("names", []), ("names", "ab"), ("names", ["one", 2]), ("names", None), ("names", ["one"]), ("adapters", []),
+        ("adapters", {}), ("base", 3), ("rows", "3"), ("rows", 1e400), ("steps", None), ("seed", []),
+        ("first_loss", float("nan")), ("last_loss", 10**400),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_in_gate_json_is_damage(gate: Path, tmp_path: Path, key: str, value: object) -> None:
+    shutil.copytree(gate, tmp_path / "gate")
+    said = read_json(gate / "gate.json")
+    without = {name: kept for name, kept in said.items() if name != key}
+    for damaged in (said | {key: value}, without, [said]):
+        (tmp_path / "gate" / "gate.json").write_text(json.dumps(damaged), "utf-8")
+        with pytest.raises(UserError, match="damaged gate"):
+            read_gate(tmp_path / "gate")
+
+
+def test_gate_tensors_of_another_form_are_damage(gate: Path, tmp_path: Path) -> None:
+    shutil.copytree(gate, tmp_path / "gate")
+    file = tmp_path / "gate" / "adapter_model.safetensors"
+    kept = load_file(file)
+    weight, bias = kept[WEIGHT], kept[BIAS]
+    damaged = [
+        {}, {BIAS: bias}, {WEIGHT: weight[:0], BIAS: bias[:0]}, {WEIGHT: weight[:, :0], BIAS: bias},
+        {WEIGHT: weight[:1], BIAS: bias[:1]}, {WEIGHT: weight, BIAS: bias[:1]}, {WEIGHT: bias, BIAS: bias},
+        {WEIGHT: weight[0, 0], BIAS: bias}, {WEIGHT: weight.long(), BIAS: bias}, {WEIGHT: weight, BIAS: bias / 0},
+        {WEIGHT: weight.bfloat16(), BIAS: bias}, {WEIGHT: weight, BIAS: bias.to(torch.float8_e4m3fn)},
+    ]  # fmt: skip
+    for tensors in damaged:
+        save_file({name: tensor.clone() for name, tensor in tensors.items()}, file)
+        with pytest.raises(UserError, match="damaged gate"):
+            read_gate(tmp_path / "gate")
