@@ -55,7 +55,7 @@ def check_folders(config: Config) -> None:
     for key, name in (("output_dir", config.output_dir), ("evaluation.answers_dir", config.evaluation.answers_dir)):
         folder = Path(name).expanduser()
         there = next((place for place in (folder, *folder.parents) if os.path.exists(place)), folder)
-        if not os.path.isdir(there):
+        if not os.path.isdir(there) and not folder.is_relative_to(Path.home()):  # HOME has a hint of its own
             raise ConfigError(f"{key}={name}: {there} is a file, not a folder. Name another one.")
     encoder = config.evaluation.bertscore_model
     config_file = os.path.join(os.path.expanduser(encoder), "config.json")
