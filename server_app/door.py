@@ -52,11 +52,12 @@ def check_model_here(config: Config) -> None:
 
 def check_folders(config: Config) -> None:
     """ConfigError for a folder to write that is a file, and for a scorer's folder that is not there."""
-    for key, name in (("output_dir", config.output_dir), ("evaluation.answers_dir", config.evaluation.answers_dir)):
-        folder = Path(name).expanduser()
-        there = next((place for place in (folder, *folder.parents) if os.path.exists(place)), folder)
-        if not os.path.isdir(there) and not folder.is_relative_to(Path.home()):  # HOME has a hint of its own
-            raise ConfigError(f"{key}={name}: {there} is a file, not a folder. Name another one.")
+    output, answers = Path(config.output_dir).expanduser(), Path(config.evaluation.answers_dir).expanduser()
+    in_the_way = next((place for place in (answers, *answers.parents) if place.exists()), answers)
+    # What is above output_dir is tried when the run's folder is made, before a model is loaded.
+    for key, folder, place in (("output_dir", output, output), ("evaluation.answers_dir", answers, in_the_way)):
+        if place.exists() and not place.is_dir():
+            raise ConfigError(f"{key}={folder}: {place} is a file, not a folder. Name another one.")
     encoder = config.evaluation.bertscore_model
     config_file = os.path.join(os.path.expanduser(encoder), "config.json")
     if encoder.startswith(("/", "~", ".")) and not os.path.isfile(config_file):

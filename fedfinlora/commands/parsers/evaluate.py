@@ -13,15 +13,15 @@ ORDER = 30
 
 
 def add(commands: Any) -> None:
-    command = add_command(commands, "evaluate", "Score models: base, adapters, behind a server. Also: gate, harness.")
+    command = add_command(commands, "evaluate", "Score base, adapters, other models. Also: gate, harness.")
     command.add_argument(
         "--adapter", action="append", default=[], metavar="DIR",
         help="a PEFT folder, or NAME=DIR:TASK,TASK; several are scored in one pass (default: the base model)",
     )  # fmt: skip
     command.add_argument(
         "--route", action="append", default=[], metavar="ROUTE",
-        help="score several adapters as one model too: arrow (each token by those that fit it), task (each benchmark "
-        "by the adapter trained on it), oracle (by the best on the test rows: the most that task can reach), xlora",
+        help="score several as one: arrow (each token by those that fit it), task (by the adapter trained on it), "
+        "oracle (by the best on test rows), xlora",
     )  # fmt: skip
     command.add_argument("--gate", default="", metavar="DIR", help="for --route xlora: what `gate` has trained")
     command.add_argument("--detach", action="store_true", help=DETACH_HELP)

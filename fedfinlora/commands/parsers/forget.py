@@ -41,7 +41,7 @@ def add(commands: Any) -> None:
     command.set_defaults(call=call_clusters)
 
     more = "Trains what lies between the two runs, one change at a time."
-    summary = "Why a run is below a pooled one. Also: clusters, contributions, forget."
+    summary = "Why a run is behind. Also: contributions, forget, clusters."
     pooled = "a run of `centralized` on the same rows"
     command = _command(commands, "explain", summary, more, run="a federated run", pooled=pooled)
     command.add_argument("--output", type=Path, metavar="DIR", help="where runs in between go (default: RUN-explained)")
