@@ -404,9 +404,9 @@ def test_equalize_repeats_the_rows_of_small_tasks(tmp_path: Path, limit: int, co
 def test_a_banks_folder_gives_path_split_and_task(tmp_path: Path) -> None:
     write(tmp_path / "bank-a" / "fpb_train.jsonl", row("1"))
     write(tmp_path / "bank-a" / "2024" / "FiNER-train-q1.jsonl", row("2"))
-    write(tmp_path / "bank-b" / "test" / "xbrl_extract_formula_calculations.jsonl", row("3"))
+    write(tmp_path / "bank-b" / "test" / "xbrl_extract_formula_calculations.jsonl", row("3", "1.5"))
     write(tmp_path / "bank-b" / "letters.jsonl", row("4"), row("5", task="complaints", issuer="Branch 7"))
-    write(tmp_path / "test" / "formula_test.jsonl", row("6"))
+    write(tmp_path / "test" / "formula_test.jsonl", row("6", "12"))
     write(tmp_path / "contest.jsonl", row("7"))
     write(tmp_path / ".ipynb_checkpoints" / "fpb_train.jsonl", row("8"))
     write(tmp_path / "bank-b" / "._fpb_train.jsonl", b"\x00\x05")

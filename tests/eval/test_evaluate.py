@@ -632,14 +632,13 @@ def test_adapters_with_equal_names_get_longer_names(rows: Path, adapters: dict[s
     assert {folder.name for folder in (run / "eval").iterdir()} == {"north-final", "south-final"}
 
 
-def test_answers_that_cannot_be_kept_end_the_evaluation_in_one_line(
+def test_answers_that_cannot_be_kept_are_refused_in_one_line(
     rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "answers").write_text("in the way")
-    assert main(["evaluate", *words_for(rows, tmp_path, benchmarks="fpb")]) == 1
-    error = capsys.readouterr().err
-    assert re.search(r"Cannot write .*answers.*evaluation\.answers_dir=FOLDER", error)
-    assert result_of(tmp_path / "run")["status"] == "failed"
+    assert main(["evaluate", *words_for(rows, tmp_path, benchmarks="fpb")]) == 2
+    assert re.search(r"evaluation\.answers_dir=.*answers.* is a file, not a folder", capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_broken_answer_of_a_callback_is_not_swallowed(tmp_path: Path) -> None:
