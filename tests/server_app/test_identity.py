@@ -32,6 +32,11 @@ from server_app.strategies.strategy import ServerState, take_step
 
 ROUNDS, BATCH, BANKS = 5, 8, 4
 AGREE = 1e-5
+"""Of the adapter, as the length of the difference over its own."""
+ONE_NUMBER = 3e-5
+"""Of a single number: Adam divides by the root of a second moment that may be near 0, and enlarges the rounding of
+float32, which differs between CPUs.
+"""
 
 
 def by_filer(rows: list[Example]) -> list[list[Example]]:
@@ -108,7 +113,8 @@ def test_one_sgd_step_and_server_adamw_are_pooled_adamw(
     )  # fmt: skip
     expected, found = centralized(session, start, parts, pooled), federated(session, start, parts, config)
     assert np.abs(expected - start).max() > 2e-3, "the adapter has moved"
-    np.testing.assert_allclose(found, expected, rtol=0, atol=AGREE)
+    assert np.linalg.norm(found - expected) <= AGREE * np.linalg.norm(expected)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=ONE_NUMBER)
 
 
 def test_without_the_weights_of_answer_tokens_the_runs_differ(session_of: MakeSession) -> None:
