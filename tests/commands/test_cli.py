@@ -348,7 +348,7 @@ class TestOutput:
     @pytest.mark.parametrize("name", ["centralized", "local", "simulate", "evaluate"])
     def test_an_output_folder_below_a_file(self, command: Command, tmp_path: Path, rows: Path, name: str) -> None:
         (tmp_path / "file").write_text("in the way")
-        ended = command(name, *overrides(rows, tmp_path / "file" / "runs"))
+        ended = command(name, *overrides(rows, tmp_path / "file" / "runs", "evaluation.benchmarks=[fpb]"))
         assert re.search(r"Cannot write .*file/runs.*output_dir=FOLDER", ended.error), ended.error
         assert ended.status == 1
 
