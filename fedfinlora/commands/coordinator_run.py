@@ -21,10 +21,10 @@ from fedfinlora.deployment.following import watch
 from fedfinlora.deployment.plan import deployment_config, plan_text
 from fedfinlora.deployment.run_list import note_run
 from fedfinlora.errors import UserError
-from fedfinlora.files import made_as, read_json, write_bytes, write_json
+from fedfinlora.files import made_as, read_json, write_bytes
 from fedfinlora.model.adapter_folder import start_files
 from fedfinlora.run.folder import COMMAND_LOCK, SERVER_LOCK, hold_run, new_run_folder, read_config
-from fedfinlora.run.origin import ORIGIN_FILE, origin_of_this_process
+from fedfinlora.run.origin import note_origin
 from fedfinlora.run.resuming import check_same
 from fedfinlora.system.locks import check_free
 from server_app.door import check_settings_on_disk
@@ -77,7 +77,7 @@ def _run_in(folder: Path, coordinator: Coordinator, config: Config) -> int:
             file=sys.stderr,
         )
     print(f"run folder: {folder}", flush=True)
-    write_json(folder / ORIGIN_FILE, origin_of_this_process())
+    note_origin(folder)
     note_run(home, folder)
     link = coordinator.link(folder)
     run_id = link.start(config)

@@ -23,7 +23,7 @@ from fedfinlora.deployment.flower_link import Link, flower_environment, free_por
 from fedfinlora.deployment.following import final_status, watch
 from fedfinlora.deployment.simulated_banks import crowded, resources_of
 from fedfinlora.errors import ConfigError, UserError
-from fedfinlora.files import made_as, write_bytes, write_json
+from fedfinlora.files import made_as, write_bytes
 from fedfinlora.model.adapter_folder import start_files
 from fedfinlora.model.devices import GPU_SHARE
 from fedfinlora.report.loggers import require_loggers
@@ -32,7 +32,7 @@ from fedfinlora.run.detach import leave_if_detached
 from fedfinlora.run.ended import as_sentence, how_to_resume, record_end
 from fedfinlora.run.folder import COMMAND_LOCK, SERVER_LOCK, hold_run, new_run_folder, read_config
 from fedfinlora.run.opening import asked_otherwise, resumed_configuration
-from fedfinlora.run.origin import ORIGIN_FILE, origin_of_this_process
+from fedfinlora.run.origin import note_origin
 from fedfinlora.run.resuming import check_same
 from fedfinlora.system.family import family
 from fedfinlora.system.locks import check_free
@@ -69,7 +69,7 @@ def _follow(config: Config, trainer: NamedTrainer) -> int:
 
 def _simulate(run: Path, config: Config, trainer: NamedTrainer) -> int:
     try:
-        write_json(run / ORIGIN_FILE, origin_of_this_process())
+        note_origin(run)
         with _superlink(run, trainer, resources_of(config).banks_per_gpu) as link:
             run_id = link.start(config)
             watch(link, run, run_id)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from fedfinlora.files import sha256_of
+from fedfinlora.files import sha256_of, write_json
 from fedfinlora.system.locks import own_command
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
@@ -91,3 +91,9 @@ def origin_of_this_process() -> dict[str, str]:
     """The command typed ("" where it was not ours) and the commit of the code."""
     command = own_command()
     return {"command": command if command.startswith("python -m fedfinlora ") else "", "git_commit": git_commit()}
+
+
+def note_origin(run: Path) -> None:
+    """Write state/origin.json. What began the run stays: a command that resumes it does not replace it."""
+    if not (run / ORIGIN_FILE).is_file():
+        write_json(run / ORIGIN_FILE, origin_of_this_process())

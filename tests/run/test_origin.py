@@ -1,0 +1,21 @@
+"""What began a run: the command and the commit in state/origin.json, which manifest.json repeats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedfinlora.files import read_json
+from fedfinlora.run import origin
+
+
+def test_a_command_that_resumes_does_not_replace_what_began_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else `verify` would find a manifest of another command in every resumed run."""
+    (tmp_path / "state").mkdir()
+    for command in ("python -m fedfinlora simulate banks=2", "python -m fedfinlora simulate resume=run"):
+        monkeypatch.setattr(origin, "own_command", lambda typed=command: typed)
+        origin.note_origin(tmp_path)
+    assert read_json(tmp_path / origin.ORIGIN_FILE)["command"] == "python -m fedfinlora simulate banks=2"
