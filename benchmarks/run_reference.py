@@ -46,7 +46,7 @@ FILES: Sequence[tuple[str, Sequence[type[Any]]]] = (
     (
         "rounds.jsonl",
         (records.RoundLine, records.BankEntry, records.BankPrivacy, records.RoundPrivacy, records.Validation,
-        records.RoundTimings, records.BankTimings, records.AverageLoss, records.Synchronisation),
+        records.RoundTimings, records.BankTimings, records.AverageLoss, records.FactorLength, records.Synchronisation),
     ),
     ("result.json", (records.RunResult, records.WallTimes, records.PrivacySummary)),
     ("privacy.json", (records.PrivacyCard, records.BankCard)),

@@ -57,6 +57,11 @@ def check_folders(config: Config) -> None:
     # What is above output_dir is tried when the run's folder is made, before a model is loaded.
     for key, folder, place in (("output_dir", output, output), ("evaluation.answers_dir", answers, in_the_way)):
         if place.exists() and not place.is_dir():
+            if Path.home().is_relative_to(place):
+                raise ConfigError(
+                    f"HOME={Path.home()}: {place} is a file, not a folder. Give evaluation.answers_dir=FOLDER and "
+                    "output_dir=FOLDER, or set HOME."
+                )
             raise ConfigError(f"{key}={folder}: {place} is a file, not a folder. Name another one.")
     encoder = config.evaluation.bertscore_model
     config_file = os.path.join(os.path.expanduser(encoder), "config.json")

@@ -206,11 +206,12 @@ class TestFigures:
         at = facts(tmp_path, banks=2)
         session = get_session(config)
         rows = bank_rows(config, at, session.tokenizer)
-        delta, layout_id, figures, head = train_round(request(config), at)
+        reply = train_round(request(config), at)
+        delta, figures = reply.delta, reply.figures
         assert delta.shape == (session.layout.size,)
         assert delta.dtype == np.float32
-        assert layout_id == session.layout.id
-        assert head is None, "a part of a simulated data set books no round without privacy"
+        assert reply.layout_id == session.layout.id
+        assert reply.ledger is None, "a part of a simulated data set books no round without privacy"
         assert (figures.steps, figures.rows) == (2, 8)
         assert figures.bank_rows == len(rows.train) == 20 - figures.holdout_rows
         assert figures.answer_tokens < figures.tokens

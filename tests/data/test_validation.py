@@ -345,10 +345,12 @@ class TestRowsOfTheRun:
         words = overrides(rows, tmp_path, *VALIDATED, f"evaluation.benchmarks=[{benchmarks}]")
         with pytest.raises(UserError, match=r"evaluation\.validation_rows=6"):
             local(words) if mode == "local" else start(mode, words, tmp_path / "states")
-        [run] = [path for path in tmp_path.iterdir() if path.name.startswith("run")]
-        assert result_of(run)["status"] == "failed"
-        assert not (run / "rounds.jsonl").exists()
-        assert not (run / "adapters").exists()
+        runs = [path for path in tmp_path.iterdir() if path.name.startswith("run")]
+        assert len(runs) == (mode == "federated"), "a baseline is refused before its folder is made"
+        for run in runs:
+            assert result_of(run)["status"] == "failed"
+            assert not (run / "rounds.jsonl").exists()
+            assert not (run / "adapters").exists()
 
     def test_a_simulation_says_it_at_the_door(self, rows: Path, tmp_path: Path) -> None:
         from fedfinlora.commands.simulate import prepare

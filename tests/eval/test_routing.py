@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import random_adapter, tiny_config
+from conftest import tiny_config
 from evaluations import files_of, folder_of_rows, metrics_of, scored, words_for
+from routed import TOKENS, adapter_folder, config_of, logits_in
 from tiny_runs import write_lines
 
 from eval.arrow_model import TEMPERATURE, TOP_K, ArrowExpert, ArrowModel
@@ -21,32 +22,11 @@ from eval.models import LocalModel
 from eval.recompute import recompute_scores
 from eval.routing import by_score, by_task
 from fedfinlora.cli import main
-from fedfinlora.config.peft import PeftConfig
-from fedfinlora.config.schema import Config
 from fedfinlora.files import read_json
-from fedfinlora.model.adapter import load_adapter, read_adapter, save_adapter
+from fedfinlora.model.adapter import load_adapter, read_adapter
 from fedfinlora.model.loading import Session, get_session, load_base
 from fedfinlora.provenance.compared import Difference
 from fedfinlora.run.evaluation import BenchmarkMetrics, Estimate, Evaluation
-
-TOKENS = torch.tensor([[5, 17, 200, 33, 90, 4, 61, 128]])
-
-
-def config_of(**values: Any) -> Config:
-    return replace(
-        tiny_config(),
-        peft=PeftConfig(
-            **{"method": "lora", "rank": 4, "alpha": 8, "dropout": 0.0, "target_modules": ("q_proj",)} | values
-        ),
-    )
-
-
-def adapter_folder(folder: Path, seed: int, **values: Any) -> Path:
-    """A random adapter in a PEFT folder."""
-    config = config_of(**values)
-    session = get_session(config)
-    save_adapter(folder, random_adapter(session.layout.size, seed), session.layout, config.peft, config.model)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +60,6 @@ def arrow_of(adapters: Mapping[str, Path], *names: str) -> tuple[ArrowModel, Ses
         for name in names
     ]
     return ArrowModel.of(session, config, experts), session
-
-
-def logits_in(model: LocalModel) -> torch.Tensor:
-    with model.in_place() as module, torch.no_grad():
-        return module(input_ids=TOKENS).logits
 
 
 # --- Arrow ----------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ import pytest
 import torch
 from conftest import tiny_config
 from evaluations import files_of, folder_of_rows, metrics_of, scored, words_for
+from routed import TOKENS, adapter_folder, config_of, logits_in
 from safetensors.torch import load_file, save_file
-from test_routing import TOKENS, adapter_folder, config_of, logits_in
 
 from eval.models import LocalModel
 from eval.xlora_gate import BIAS, WEIGHT, Gate, adapter_id, gated, read_gate

@@ -46,7 +46,7 @@ from server_app.federated import run_federated
 
 PYPROJECT = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text("utf-8"))
 MODULES = ("fedfinlora", "data", "eval", "client_app", "server_app")
-OVERRIDDEN = ("simulate", "centralized", "local", "evaluate", "audit")
+OVERRIDDEN = ("simulate", "centralized", "local", "evaluate", "audit", "gate")
 REDUCED = [
     "model=tiny-random", "model.quantization=nf4", "model.threads=1", "dataset.tasks=[fpb]",
     "dataset.max_rows_per_task=24",
@@ -275,7 +275,7 @@ def reduced(command: Command, place: Path) -> list[str]:
         return words
     named = {word.split("=")[0] for word in words}
     more = [*REDUCED, *([] if "output_dir" in named else [f"output_dir={place}/runs"])]
-    if words[0] == "evaluate" and "--adapter" in words:
+    if words[0] in ("evaluate", "gate") and "--adapter" in words:
         more = [word for word in more if not word.startswith("peft")]
     if "experiment=curriculum" in words:  # its stages have these settings, each its own
         own = ("dataset.tasks", "num_server_rounds", "train.epochs", "peft.target_modules")
