@@ -14,26 +14,19 @@ benchmarks.results` makes the table.
 
 from __future__ import annotations
 
-import argparse
-import os
-import shlex
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.experts_results import MODELS, MULTI, TASKS, Cell
-from benchmarks.grid_runs import begun, completed, fedfinlora, machine_of, run_cells
-from eval.metrics.averages import headline_score
-from fedfinlora.compose import PROJECT_ROOT, compose
-from fedfinlora.errors import UserError
+from benchmarks.experts_results import MODELS, MULTI, Cell
+from benchmarks.grid_runs import begun, completed, fedfinlora
+from benchmarks.small_grid import TASKS, figures_of, options_of, run_grid
+from fedfinlora.compose import compose
 from fedfinlora.files import read_json
 from fedfinlora.run.evaluation import Scores, read_evaluation
 from fedfinlora.run.records import read_result
-from fedfinlora.run.typed import to_json
 
-FIGURES = PROJECT_ROOT / "docs" / "results" / "experts"
 ROWS_A_TASK = 240
 TEST_ROWS_A_TASK = 60
 GATE_ROWS_A_TASK = 60
@@ -55,28 +48,13 @@ GATE = (
 
 def main() -> None:
     """Run the cells that are asked for and not there yet; exit status 1 if one failed."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("data", type=Path, metavar="DIR", help="train and test rows in FinLoRA's layout")
+    options = options_of("experts", __doc__)
     options.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
-    options.add_argument("--seeds", nargs="+", type=int, default=[0])
-    options.add_argument("--minutes", type=float, default=float("inf"), help="begin no further cell after so long")
-    options.add_argument("--work", type=Path, default=Path("outputs/experts"), help="where runs are put")
-    options.add_argument("--out", type=Path, default=FIGURES, help="where the cells' figures are kept")
-    given = sys.argv[1:]
-    split = given.index("--") if "--" in given else len(given)
-    chosen, more = options.parse_args(given[:split]), given[split + 1 :]
-    ends = time.monotonic() + 60 * chosen.minutes
-    failed: list[Cell] = []
-    for cell in [Cell(model, seed) for seed in chosen.seeds for model in MODELS if model in chosen.models]:
-        if time.monotonic() < ends:
-            words = [f"dataset.root={chosen.data.absolute()}", *more]
-            failed += run_cells(
-                [cell],
-                lambda one: chosen.out / f"{one.name}.json",
-                lambda one, words=words: to_json(measured(one, words, chosen.work.absolute())),  # type: ignore[misc]
-            )
-    if failed:
-        sys.exit(f"failed: {', '.join(cell.name for cell in failed)}. The same command tries them again.")
+    run_grid(
+        options,
+        lambda chosen: [Cell(model, seed) for seed in chosen.seeds for model in MODELS if model in chosen.models],
+        measured,
+    )
 
 
 def measured(cell: Cell, more: Sequence[str], work: Path) -> Cell:
@@ -89,22 +67,9 @@ def measured(cell: Cell, more: Sequence[str], work: Path) -> Cell:
     else:
         run, rows, steps = scored(cell, more, work)
         scores = read_evaluation(run, cell.model).scores
-    manifest = read_json(run / "manifest.json")
-    words = [word for word in more if not word.startswith("dataset.root=")]
-    return replace(
-        cell,
-        base=compose(list(more)).model.name,
-        accuracy={task: score for task in TASKS if (score := headline_score(scores[task])) is not None},
-        test_rows=sum(scores[task].n for task in TASKS),
-        rows=rows,
-        steps=steps,
-        wall_s=time.monotonic() - started,
-        load=os.getloadavg()[0],
-        machine=machine_of(manifest),
-        command=f"python -m benchmarks.experts DIR --models {cell.model} --seeds {cell.seed}"
-        + (f" -- {shlex.join(words)}" if words else ""),
-        commit=manifest["git_commit"],
-    )
+    command = f"python -m benchmarks.experts DIR --models {cell.model} --seeds {cell.seed}"
+    figures = figures_of(run, scores, started, command, more)
+    return replace(cell, base=compose(list(more)).model.name, rows=rows, steps=steps, **figures)
 
 
 def trained(cell: Cell, more: Sequence[str], work: Path) -> Path:
@@ -155,7 +120,4 @@ def gate_of(cell: Cell, adapters: Sequence[str], more: Sequence[str], work: Path
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    main()

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
+from benchmarks.small_grid import TASKS, Figures
 from fedfinlora.files import read_json
 from fedfinlora.run.typed import from_json
 
-TASKS = ("fpb", "fiqa", "tfns", "nwgi")
 MULTI = "all"
 MODELS: Mapping[str, str] = {
     "base": "base model",
@@ -29,7 +28,7 @@ LOST_POINTS = "27 and 30"
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(Figures):
     """One model and what it scores on all four benchmarks."""
 
     model: str
@@ -37,20 +36,8 @@ class Cell:
     seed: int
     base: str = ""
     """The base model."""
-    accuracy: Mapping[str, float] = field(default_factory=dict)
-    """Benchmark -> share of test rows that are right."""
-    test_rows: int = 0
-    """Of all four benchmarks."""
-    rows: int = 0
-    """Trained on, repeats counted: for xlora the gate's."""
     steps: int = 0
-    wall_s: float = 0.0
-    """With scoring; from other processes' work too."""
-    load: float = 0.0
-    """Mean number of waiting processes in the last minute before the end."""
-    machine: Mapping[str, Any] = field(default_factory=dict)
-    command: str = ""
-    commit: str = ""
+    """As `rows`, of the gate for xlora."""
 
     @property
     def name(self) -> str:

@@ -5,47 +5,39 @@
     python -m benchmarks.zoo DIR --minutes 8                      begins no further cell after so long
     python -m benchmarks.zoo DIR -- model=tiny-random             words after -- go to every run
 
-DIR has the rows in FinLoRA's layout. A cell trains on 240 rows (60 of each benchmark) for 30 optimiser steps of 8 rows,
-pooled (one bank) or at four banks with 2 rows each a step, and scores 240 test rows with the final adapter. Each method
-takes the highest rank whose parameters are no more than LoRA's at rank 8, so all send about as many bytes. A cell is
-done when docs/results/zoo/CELL.json is there; a stopped command resumes after the last round. `python -m
+DIR has the rows in FinLoRA's layout. A cell trains twice on 240 rows (60 of each benchmark) in 120 optimiser steps of
+4 rows, pooled (one bank) or at four banks with one row each a step, and scores 240 test rows with the final adapter.
+Each method takes the highest rank whose parameters are no more than LoRA's at rank 8, so all send about as many bytes.
+A cell is done when docs/results/zoo/CELL.json is there; a stopped command resumes after the last round. `python -m
 benchmarks.results` makes the table. The learning rates are each method's usual multiple of LoRA's, not tuned.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import shlex
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.grid_runs import machine_of, run_cells
-from benchmarks.zoo_results import MODES, ZOO, Cell
-from eval.metrics.averages import headline_score
+from benchmarks.small_grid import TASKS, figures_of, options_of, run_grid
+from benchmarks.zoo_results import BANKS, MODES, ROUNDS, STEPS, ZOO, Cell
 from fedfinlora.commands.in_process import train_here
-from fedfinlora.compose import PROJECT_ROOT, compose
+from fedfinlora.compose import compose
 from fedfinlora.config.peft import PeftConfig
 from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError, choose
-from fedfinlora.files import read_json
 from fedfinlora.privacy.forecast import adapter_parameters, layer_shapes
 from fedfinlora.run.records import read_result
-from fedfinlora.run.typed import to_json
 
-FIGURES = PROJECT_ROOT / "docs" / "results" / "zoo"
-TASKS = ("fpb", "fiqa", "tfns", "nwgi")
-BANKS, ROUNDS, STEPS = 4, 3, 30
+STEP_ROWS = 4
+"""Of all banks together."""
 ROWS_A_TASK = 60
 LORA = PeftConfig(method="lora", rank=8)
 HIGHEST_RANK = 128
 WORDS = (
     "dataset=finlora", f"dataset.tasks=[{','.join(TASKS)}]", f"dataset.max_rows_per_task={ROWS_A_TASK}",
-    "partition=iid", f"num_server_rounds={ROUNDS}", f"banks={BANKS}", "peft.dropout=0",
-    f"train.max_steps={STEPS}", "train.epochs=1", "train.holdout_max_rows=0", "train.warmup_steps=3",
+    "partition=iid", f"num_server_rounds={ROUNDS}", "peft.dropout=0",
+    f"train.max_steps={STEPS}", "train.epochs=2", "train.holdout_max_rows=0", "train.warmup_steps=3",
     f"evaluation.benchmarks=[{','.join(TASKS)}]", f"evaluation.limit={ROWS_A_TASK}", "evaluation.base=false",
     "keep_rounds=1",
 )  # fmt: skip
@@ -54,32 +46,10 @@ WORDS = (
 
 def main() -> None:
     """Run the cells that are asked for and not there yet; exit status 1 if one failed."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("data", type=Path, metavar="DIR", help="train and test rows in FinLoRA's layout")
+    options = options_of("zoo", __doc__)
     options.add_argument("--methods", nargs="+", default=list(ZOO), metavar="NAME", help=", ".join(ZOO))
     options.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
-    options.add_argument("--seeds", nargs="+", type=int, default=[0])
-    options.add_argument("--minutes", type=float, default=float("inf"), help="begin no further cell after so long")
-    options.add_argument("--work", type=Path, default=Path("outputs/zoo"), help="where runs are put")
-    options.add_argument("--out", type=Path, default=FIGURES, help="where the cells' figures are kept")
-    given = sys.argv[1:]
-    split = given.index("--") if "--" in given else len(given)
-    chosen, more = options.parse_args(given[:split]), given[split + 1 :]
-    ends = time.monotonic() + 60 * chosen.minutes
-    failed: list[Cell] = []
-    try:
-        for cell in cells_of(chosen.methods, chosen.modes, chosen.seeds):
-            if time.monotonic() < ends:
-                words = [f"dataset.root={chosen.data.absolute()}", *more]
-                failed += run_cells(
-                    [cell],
-                    lambda one: chosen.out / f"{one.name}.json",
-                    lambda one, words=words: to_json(measured(one, words, chosen.work.absolute())),  # type: ignore[misc]
-                )
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    if failed:
-        sys.exit(f"failed: {', '.join(cell.name for cell in failed)}. The same command tries them again.")
+    run_grid(options, lambda chosen: cells_of(chosen.methods, chosen.modes, chosen.seeds), measured)
 
 
 def cells_of(methods: Sequence[str], modes: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
@@ -94,34 +64,25 @@ def measured(cell: Cell, more: Sequence[str], work: Path) -> Cell:
     started = time.monotonic()
     config = config_of(cell, more, work)
     run = train_here(config)
-    result, manifest = read_result(run), read_json(run / "manifest.json")
-    scores = result.scores["final"]
-    words = [word for word in more if not word.startswith("dataset.root=")]
+    result = read_result(run)
+    command = f"python -m benchmarks.zoo DIR --methods {cell.method} --modes {cell.mode} --seeds {cell.seed}"
     return replace(
         cell,
         model=config.model.name,
         rank=config.peft.rank,
         parameters=adapter_parameters(config.peft, layer_shapes(config.model)),
         learning_rate=config.train.learning_rate,
-        accuracy={task: score for task in TASKS if (score := headline_score(scores[task])) is not None},
-        test_rows=sum(scores[task].n for task in TASKS),
         rows=result.rows_trained or 0,
         bytes_up=(result.bytes_up or 0) if cell.mode == "federated" else 0,
-        wall_s=time.monotonic() - started,
-        load=os.getloadavg()[0],
-        machine=machine_of(manifest),
-        command=f"python -m benchmarks.zoo DIR --methods {cell.method} --modes {cell.mode} --seeds {cell.seed}"
-        + (f" -- {shlex.join(words)}" if words else ""),
-        commit=manifest["git_commit"],
+        **figures_of(run, result.scores["final"], started, command, more),
     )
 
 
 def config_of(cell: Cell, more: Sequence[str], work: Path) -> Config:
     """The run of a cell: its rank is the highest with no more parameters than LoRA at rank 8."""
     entry = ZOO[cell.method]
-    pooled = cell.mode == "pooled"
-    own = [f"train.batch_rows={8 if pooled else 8 // BANKS}", f"train.learning_rate={entry.learning_rate}"]
-    own += ["banks=1"] if pooled else []  # the same as `centralized`, to the byte
+    banks = 1 if cell.mode == "pooled" else BANKS  # of one bank: the same as `centralized`, to the byte
+    own = [f"banks={banks}", f"train.batch_rows={STEP_ROWS // banks}", f"train.learning_rate={entry.learning_rate}"]
     names = [f"seed={cell.seed}", f"output_dir={work}", f"run_name={cell.name}"]
     config = compose([*WORDS, *entry.words, *own, *names, *more])
     shapes = layer_shapes(config.model)

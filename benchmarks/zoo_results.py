@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from benchmarks.small_grid import Figures
 from fedfinlora.files import read_json
 from fedfinlora.run.typed import from_json
 
 MODES = ("pooled", "federated")
+BANKS, ROUNDS, STEPS = 4, 3, 120
 
 
 class Entry(NamedTuple):
@@ -45,7 +47,7 @@ ZOO: Mapping[str, Entry] = {
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(Figures):
     """One run and what it came to."""
 
     method: str
@@ -56,29 +58,12 @@ class Cell:
     parameters: int = 0
     """Trained, and sent by each bank in each round."""
     learning_rate: float = 0.0
-    accuracy: Mapping[str, float] = field(default_factory=dict)
-    """Benchmark -> share of test rows that are right."""
-    test_rows: int = 0
-    rows: int = 0
-    """Trained on, repeats counted."""
     bytes_up: int = 0
-    wall_s: float = 0.0
-    """With scoring; from other processes' work too."""
-    load: float = 0.0
-    """Mean number of waiting processes in the last minute before the end."""
-    machine: Mapping[str, Any] = field(default_factory=dict)
-    command: str = ""
-    commit: str = ""
 
     @property
     def name(self) -> str:
         """Of the cell's file."""
         return f"{self.method}-{self.mode}-s{self.seed}"
-
-    @property
-    def mean(self) -> float:
-        """Over the benchmarks."""
-        return fmean(self.accuracy.values())
 
 
 def read_zoo(folder: Path) -> list[Cell]:
@@ -104,7 +89,7 @@ def _line(method: str, cells: Sequence[Cell]) -> str:
     first = cells[0]
     seeds = sorted({cell.seed for cell in cells})
     sent = [cell.bytes_up for cell in cells if cell.bytes_up]
-    kib = f"{fmean(sent) / 12 / 1024:.0f}" if sent else "–"  # four banks, three rounds
+    kib = f"{fmean(sent) / BANKS / ROUNDS / 1024:.0f}" if sent else "–"
     means = [_mean([cell.mean for cell in cells if cell.mode == mode]) for mode in MODES]
     return (
         f"| {ZOO[method].title} | {first.rank} | {first.parameters:,} | {first.learning_rate:g} | {means[0]} | "
@@ -123,8 +108,9 @@ def _words(cells: Sequence[Cell]) -> str:
     half = 1.96 * sqrt(mean * (1 - mean) / tests)
     words = [
         f"Mean accuracy over the four sentiment benchmarks, per cent, {cells[0].model} on a 4-bit base: {rows} train "
-        f"rows, 30 steps, {tests} test rows; four banks, three rounds, fedavg. Ranks are the highest with no more "
-        "parameters than LoRA's at rank 8. Learning rates are each method's usual multiple of LoRA's, and not tuned.",
+        f"rows (repeats counted), {STEPS} steps, {tests} test rows; four banks, three rounds, fedavg. Ranks are the "
+        "highest with no more parameters than LoRA's at rank 8. Learning rates are each method's usual multiple of "
+        "LoRA's, and not tuned.",
         f"The 95 % interval of one cell is {100 * half:.1f} points to either side.",
     ]
     for mode in MODES:

@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.experts import FIGURES, ROWS_A_TASK, words_of
-from benchmarks.experts_results import MODELS, MULTI, TASKS, Cell, experts_section, read_experts, routed_accuracy
+from benchmarks.experts import ROWS_A_TASK, words_of
+from benchmarks.experts_results import MODELS, MULTI, Cell, experts_section, read_experts, routed_accuracy
+from benchmarks.small_grid import TASKS, folder_of
 from fedfinlora.compose import compose
 from fedfinlora.files import write_json
 from fedfinlora.run.typed import to_json
 
 
 def cell(model: str, seed: int = 0, **accuracy: float) -> Cell:
-    return Cell(model, seed, "tiny", {**dict.fromkeys(TASKS, 0.5), **accuracy}, 240, 240, 30)
+    right = {**dict.fromkeys(TASKS, 0.5), **accuracy}
+    return Cell(model, seed, "tiny", 120, accuracy=right, test_rows=240, rows=480)
 
 
 def test_the_adapter_of_all_takes_as_many_rows_of_each_task(tmp_path: Path) -> None:
@@ -47,7 +49,7 @@ def test_the_table_says_what_one_adapter_for_all_costs(tmp_path: Path) -> None:
 
 
 def test_kept_cells_of_experts_are_read() -> None:
-    for one in read_experts(FIGURES):
+    for one in read_experts(folder_of("experts")):
         assert one.model in MODELS
         assert one.test_rows == 240
         assert set(one.accuracy) == set(TASKS)

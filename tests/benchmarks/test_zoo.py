@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.zoo import FIGURES, ROUNDS, cells_of, config_of, rank_for
-from benchmarks.zoo_results import ZOO, Cell, read_zoo, zoo_section
+from benchmarks.small_grid import folder_of
+from benchmarks.zoo import cells_of, config_of, rank_for
+from benchmarks.zoo_results import ROUNDS, STEPS, ZOO, Cell, read_zoo, zoo_section
 from fedfinlora.config.peft import PEFT_METHODS, PeftConfig
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.files import write_json
@@ -39,9 +40,9 @@ def test_a_method_that_cannot_be_so_small_is_refused() -> None:
 def test_pooled_and_federated_cells_take_the_same_rows_and_steps(tmp_path: Path) -> None:
     found = [config_of(cell, ["dataset.root=rows", "model=tiny-random"], tmp_path) for cell in cells_of(
         ["lora_plus"], ["pooled", "federated"], [0])]  # fmt: skip
-    assert [one.train.batch_rows * one.banks for one in found] == [8, 8]
+    assert [one.train.batch_rows * one.banks for one in found] == [4, 4]
     assert {(one.train.max_steps, one.num_server_rounds, one.peft.loraplus_ratio) for one in found} == {
-        (30, ROUNDS, 16)
+        (STEPS, ROUNDS, 16)
     }
 
 
@@ -57,8 +58,8 @@ def test_every_entry_is_a_method_and_an_unknown_one_is_named() -> None:
 def test_the_table_has_the_kept_cells_and_their_interval(tmp_path: Path) -> None:
     assert zoo_section(tmp_path) == ""
     for method, mode, right in (("lora", "pooled", 0.6), ("lora", "federated", 0.5), ("vera", "federated", 0.25)):
-        cell = Cell(method, mode, 0, "tiny", 8, 1024, 1e-3, {"fpb": right, "fiqa": right}, 240, 240,
-                    12 * 4096 if mode == "federated" else 0)  # fmt: skip
+        cell = Cell(method, mode, 0, "tiny", 8, 1024, 1e-3, 12 * 4096 if mode == "federated" else 0,
+                    accuracy={"fpb": right, "fiqa": right}, test_rows=240, rows=480)  # fmt: skip
         write_json(tmp_path / f"{cell.name}.json", to_json(cell))
     lines = zoo_section(tmp_path).splitlines()
     assert lines[2:4] == [
@@ -70,6 +71,6 @@ def test_the_table_has_the_kept_cells_and_their_interval(tmp_path: Path) -> None
 
 
 def test_kept_cells_are_read() -> None:
-    for cell in read_zoo(FIGURES):
+    for cell in read_zoo(folder_of("zoo")):
         assert cell.test_rows == 240
         assert set(cell.accuracy) == {"fpb", "fiqa", "tfns", "nwgi"}
