@@ -16,7 +16,11 @@ from fedfinlora.wire.messages import BANK_NAME
 from fedfinlora.wire.reasons import SAFE_REASONS, reason_of
 
 log = logging.getLogger("fedfinlora.server")
-POLL_S = 0.05
+POLL_S, LONGEST_POLL_S = 0.05, 1.0
+WAITED_PART = 0.02
+"""Between two questions for replies lies so much of the round's time so far: a reply is fetched at most 2 % of its round
+late, and rounds of minutes do not keep the SuperLink busy.
+"""
 ASKING_PART = 4
 """Of five seconds in which nothing came at most one is spent with asking for it."""
 PROCESS_DIED, MESSAGE_UNAVAILABLE, NODE_UNAVAILABLE, INVALID_FAB = 0, 3, 5, 7
@@ -144,8 +148,9 @@ def exchange(
         if not replies:
             if deadline_s and asked_at - started > deadline_s:
                 break
+            pause = min(max(POLL_S, WAITED_PART * (asked_at - started)), LONGEST_POLL_S)
             # With many banks asking takes longer, and is done the less often.
-            time.sleep(max(POLL_S, ASKING_PART * (time.monotonic() - asked_at)))
+            time.sleep(max(pause, ASKING_PART * (time.monotonic() - asked_at)))
         while replies:  # none is held longer than it is worked on
             reply = replies.pop()
             node = waiting.pop(str(reply.metadata.reply_to_message_id), None)

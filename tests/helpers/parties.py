@@ -39,8 +39,8 @@ from server_app.federated import run_federated
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("model=tiny-random", "model.threads=1")
-SOON = {"PYTHONPATH": str(Path(__file__).parents[1] / "hasty"), "RETRY_S": "2", "POLL_S": "0.25"}
-"""A bank that starts with it looks for a message four times a second, not every three seconds; where it finds no
+SOON = {"PYTHONPATH": str(Path(__file__).parents[1] / "hasty"), "RETRY_S": "2", "POLL_S": "1"}
+"""A bank that starts with it looks for a message every second, not every three seconds; where it finds no
 coordinator it tries again after two seconds at the latest, not after twenty."""
 HASTY = {**SOON, "WAIT_S": "6"}
 """Who starts with it also waits six seconds for an answer, not Flower's thirty."""
@@ -67,14 +67,14 @@ class Machine:
         return self.home / ".fedfinlora" / "coordinator"
 
     def environment(self) -> dict[str, str]:
-        """Its own HOME and user's name; the models that are converted already; Flower looks for work three times a
+        """Its own HOME and user's name; the models that are converted already; Flower looks for work twice a
         second.
         """
         own = {
             "HOME": str(self.home),
             "LOGNAME": self.user,
             "PYTHONPATH": "",
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.3",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
         }
         return {**os.environ, **own, "XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"]}
 
