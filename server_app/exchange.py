@@ -18,8 +18,8 @@ from fedfinlora.wire.reasons import SAFE_REASONS, reason_of
 log = logging.getLogger("fedfinlora.server")
 POLL_S, LONGEST_POLL_S = 0.05, 1.0
 WAITED_PART = 0.02
-"""Between two questions for replies lies so much of the round's time so far: a reply is fetched at most 2 % of its round
-late, and rounds of minutes do not keep the SuperLink busy.
+"""Between two questions for replies lies so much of the round's time so far: a reply is fetched at most 2 % of its
+round late, and rounds of minutes do not keep the SuperLink busy.
 """
 ASKING_PART = 4
 """Of five seconds in which nothing came at most one is spent with asking for it."""

@@ -35,8 +35,9 @@ TINY = (
 def deploy_demo(*words: str) -> subprocess.CompletedProcess[str]:
     """SIGTERM first where it takes too long: it ends all its parties, which would otherwise go on."""
     command = [sys.executable, "-m", "benchmarks.deploy_demo", *words]
+    pipe = subprocess.PIPE
     with subprocess.Popen(
-        command, cwd=PROJECT_ROOT, env={**os.environ, **QUICK}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, cwd=PROJECT_ROOT, env={**os.environ, **QUICK}, stdout=pipe, stderr=pipe, text=True
     ) as running:
         try:
             out, err = running.communicate(timeout=800)
