@@ -283,7 +283,10 @@ class Federation:
         self.enrolls(self.south, self.way.port)
         self.tap.speaks_as(self.south.bank)
         self.strangers = [self.guest(name, enrolled=True) for name in ("east", "west", "up", "drip")]
+        started = time.monotonic()
         self.starts_coordinator()
+        self.start_s = time.monotonic() - started
+        """Of the coordinator, with six banks to register: how fast this machine is today."""
         self.north_bank = self.north.starts("bank", "start", also=SOON)
         self.south_bank = self.south.starts("bank", "start", also=HASTY)
 
