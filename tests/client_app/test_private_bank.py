@@ -737,7 +737,7 @@ def test_two_runs_on_the_same_rows_at_once_stay_within_the_budget_together(tmp_p
         process.stdin.write("go\n")
         process.stdin.flush()
     for process in processes:
-        reported += process.communicate(timeout=120)[0].split()
+        reported += process.communicate(timeout=240)[0].split()
     bank = Bank(settings, tmp_path)
     assert set(reported) == {"ok", "privacy"}
     assert reported.count("ok") == len(bank.lines) > 2

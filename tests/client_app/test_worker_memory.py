@@ -28,6 +28,6 @@ except OSError as error:
 @pytest.mark.parametrize(("gpus", "limit", "outcome"), [(0, str(2**29), "Cannot allocate memory"), (1, "-1", "mapped")])
 def test_the_memory_limit_does_not_keep_cuda_from_mapping(tmp_path: Path, gpus: int, limit: str, outcome: str) -> None:
     command = [sys.executable, "-c", WORKER, str(tmp_path / "socket"), str(gpus)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
     assert done.stdout.split("\n")[:2] == [limit, outcome]
     assert ("worker-memory-gib is not applied" in done.stderr) == bool(gpus)

@@ -105,7 +105,7 @@ def server_process(run: Path) -> psutil.Process:
 
 def failed(command: subprocess.Popen[bytes], aggregator: Machine) -> str:
     """The line with which `coordinator run` ended in failure."""
-    assert command.wait(timeout=120) == 1
+    assert command.wait(timeout=240) == 1
     last = aggregator.said("coordinator run").strip().splitlines()[-1]
     assert last.startswith("error: ")
     assert "coordinator run resume=" in last
@@ -246,7 +246,7 @@ def disturbed(federation: Federation, cut_run: CutRun) -> Disturbed:
     command = federation.resume(run)
     begins(south, 2)
     psutil.Process(federation.coordinator.pid).children()[0].kill()
-    assert federation.coordinator.wait(timeout=60) == 1
+    assert federation.coordinator.wait(timeout=180) == 1
     failures["superlink killed"] = failed(command, aggregator)
     federation.starts_coordinator()
     assert federation.resume(run).wait(timeout=240) == 0, aggregator.said("coordinator run")
@@ -282,7 +282,7 @@ def test_a_refused_bank_learns_the_reason(federation: Federation, cut_run: CutRu
 
 def refused(machine: Machine) -> str:
     """What `bank start` said before it ended with status 1."""
-    assert machine.running[-1].wait(timeout=90) == 1
+    assert machine.running[-1].wait(timeout=240) == 1
     return machine.said("bank start")
 
 
@@ -321,7 +321,7 @@ def test_a_request_of_two_gigabytes_is_refused_before_it_is_read(federation: Fed
 def test_a_second_coordinator_of_a_home_is_refused_and_says_who_is_there(
     federation: Federation, cut_run: CutRun
 ) -> None:
-    second = federation.aggregator.types("coordinator", "start", timeout=60)
+    second = federation.aggregator.types("coordinator", "start", timeout=180)
     assert second.returncode == 1
     said = second.stderr.strip().splitlines()[-1]
     assert f"{OUTCOMES['two coordinators'].says} {federation.coordinator.pid} on " in said
@@ -719,7 +719,7 @@ def test_code_that_a_bank_has_not_installed_does_not_run_there(federation: Feder
     said = "only the code that is installed where it was started; of this bundle client_app/app.py differs"
     assert said in aggregator.said("coordinator run")
     federation.coordinator.terminate()
-    federation.coordinator.wait(timeout=60)
+    federation.coordinator.wait(timeout=180)
     federation.starts_coordinator(checkout=tmp_path)
     run = aggregator.home / "runs" / "changed"
     earlier = [len(bank.history()) for bank in (north, south)]

@@ -135,13 +135,13 @@ class Machine:
                 end_family(process)
 
 
-def until(condition: str, machine: Machine, name: str, seconds: float = 90) -> None:
+def until(condition: str, machine: Machine, name: str, seconds: float = 240) -> None:
     """Wait until a party has said something."""
     found = _eventually(lambda: bool(re.search(condition, machine.said(name))), seconds)
     assert found, f"{condition!r} was not said: {machine.said(name)}"
 
 
-def when(condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
+def when(condition: Callable[[], bool], what: str, seconds: float = 240) -> None:
     """Wait until something is so."""
     assert _eventually(condition, seconds), f"after {seconds:g} s not yet: {what}"
 
