@@ -12,12 +12,14 @@ from eval.report import write_run_report
 from eval.rounds import RunScores, scores_anything, validation_rows
 from eval.rows import data_files
 from fedfinlora.config.schema import Config
+from fedfinlora.config.strategy import MOMENT_RULES
 from fedfinlora.config.values import to_json
 from fedfinlora.deployment.app_bundle import bundle_sha256
 from fedfinlora.errors import UserError, plural
 from fedfinlora.files import write_json
 from fedfinlora.logs import about, also_in, belongs
 from fedfinlora.model.adapter_folder import start_files
+from fedfinlora.model.block_means import fault_in
 from fedfinlora.model.layout_only import server_session
 from fedfinlora.model.loading import Session, first_adapter
 from fedfinlora.model.rank_limit import check_rank
@@ -29,7 +31,7 @@ from fedfinlora.provenance.evidence import ServerKeys, server_keys
 from fedfinlora.provenance.lines import Attempt
 from fedfinlora.provenance.release import write_release
 from fedfinlora.report.loggers import Board, require_loggers
-from fedfinlora.run.checkpoint import Checkpoint, adapter_checksum, save_checkpoint
+from fedfinlora.run.checkpoint import Checkpoint, adapter_checksum, checkpoint_file, save_checkpoint
 from fedfinlora.run.events import BanksDrawn, Message, Phase, RoundStart, Trainable, bank_done
 from fedfinlora.run.folder import write_manifest
 from fedfinlora.run.opening import OpenRun, open_run, run_result
@@ -145,7 +147,15 @@ def _first_state(run: OpenRun, session: Session, rule: Strategy) -> ServerState:
             "or start a new run."
         )
     arrays = dict(run.checkpoint.arrays)
-    return ServerState(run.checkpoint.round, arrays.pop("adapter"), arrays)
+    state = ServerState(run.checkpoint.round, arrays.pop("adapter"), arrays)
+    means = rule.second_moments(state)
+    is_sent = run.config.strategy.name in MOMENT_RULES and (state.round or means.size)
+    if is_sent and (fault := fault_in(means, session.layout, run.config.train.clip_norm)):
+        raise UserError(
+            f"{checkpoint_file(run.folder, state.round)} is damaged: its second moments are not those of this run "
+            f"({fault}). Delete it to resume from the round before, or start the run again."
+        )
+    return state
 
 
 def _one_round(

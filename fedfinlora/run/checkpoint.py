@@ -60,7 +60,7 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
             "line": json.dumps(dict(checkpoint.line), allow_nan=False),
         },
     )
-    write_bytes(_file(run, checkpoint.round), content)
+    write_bytes(checkpoint_file(run, checkpoint.round), content)
     for old in by_number(run / "state", FILES)[:-KEPT]:
         old.unlink(missing_ok=True)
 
@@ -120,7 +120,8 @@ def latest_round(run: Path) -> int:
     return number_of(files[-1]) if files else -1
 
 
-def _file(run: Path, round_number: int) -> Path:
+def checkpoint_file(run: Path, round_number: int) -> Path:
+    """Where the checkpoint of a round is."""
     return run / "state" / f"round_{round_number:04d}.safetensors"
 
 

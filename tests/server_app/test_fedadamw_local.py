@@ -18,7 +18,7 @@ from keys import Consortium
 from liar import chain_of, makes_right, rounds_in
 from numpy.typing import NDArray
 from round_runs import Runs
-from tiny_runs import rounds_of, write_rows
+from tiny_runs import rounds_of, same_run, write_rows
 
 from client_app.global_step import LastGlobal, rates_of, started
 from fedfinlora.commands.verify import verify
@@ -27,11 +27,11 @@ from fedfinlora.config.schema import Config
 from fedfinlora.config.strategy import StrategyConfig
 from fedfinlora.config.train import TrainConfig
 from fedfinlora.deployment.policy import Policy, _is_sgd
-from fedfinlora.errors import ConfigError
+from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.model.adapter import Layout, read_adapter, trainable, write_adapter
 from fedfinlora.model.block_means import averaged, block_means, fault_in, from_text, spread, to_text
 from fedfinlora.model.loading import Session
-from fedfinlora.run.checkpoint import load_checkpoint
+from fedfinlora.run.checkpoint import checkpoint_file, load_checkpoint, save_checkpoint
 from fedfinlora.train.gradient_step import LocalRows, StepTaken
 from fedfinlora.train.loop import Stretch, schedule_factor, train
 from fedfinlora.wire.messages import Figures, Reply
@@ -222,6 +222,21 @@ def test_a_run_sends_the_mean_back_and_verifies(
     assert all((own > 0).any() for own in means)
     assert second["request"]["second-moments"] == to_text(np.mean(means, axis=0, dtype=np.float64).astype(np.float32))
     assert load_checkpoint(run).arrays["second_moments"].shape == means[0].shape
+
+
+def test_a_checkpoint_with_other_means_is_named_and_the_one_before_resumes(rows: Path, tmp_path: Path) -> None:
+    runs = Runs(rows, tmp_path)
+    run, whole = (runs.start(name, *WORDS, rounds=2) for name in ("run", "whole"))
+    last = load_checkpoint(run)
+    means = last.arrays["second_moments"]
+    for fault, own in (("NaN", {"second_moments": means * np.nan}), ("below 0", {"second_moments": means - 1}),
+                       ("means for", {"second_moments": means[1:]}), ("0 means for", {})):  # fmt: skip
+        save_checkpoint(run, replace(last, arrays={"adapter": last.arrays["adapter"], **own}))
+        with pytest.raises(UserError, match=rf"round_0002\.safetensors is damaged: .*{fault}.*Delete it to resume"):
+            runs.resume(run)
+    checkpoint_file(run, 2).unlink()
+    runs.resume(run)
+    assert same_run(run, whole)
 
 
 def test_other_means_in_a_request_are_named(
