@@ -77,8 +77,6 @@ class Benchmark:
     """Which model the column best_other has."""
     merged_train_file: str = ""
     """File under `train/` that holds the rows of several benchmarks (`data.merged` separates them)."""
-    answer_marker: str = "Answer:"
-    """What the prompt ends with (blanks may follow)."""
     hub_id: str = ""
     """Public data set on the Hugging Face hub; empty where there is none."""
     reworded_from: str = ""

@@ -64,7 +64,6 @@ _Tags = partial(
     Benchmark,
     group="reporting",
     budget_tokens=100,
-    answer_marker="Output US GAAP tags:",
     parser="tag_list",
     scorer="tag_list",
     best_other_name=_GEMINI,

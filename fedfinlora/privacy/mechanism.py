@@ -30,7 +30,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -154,11 +154,6 @@ class PrivateStep:
     """Each drawn unit's gradient norm before the clip."""
     memory_bytes: float = math.inf
     """What a later pass may be estimated to need; less than was given where a pass ran out of memory."""
-
-    @cached_property
-    def left_out_units(self) -> int:
-        """Units whose gradient was not finite."""
-        return sum(not math.isfinite(norm) for norm in self.norms)
 
 
 def private_step(

@@ -45,12 +45,6 @@ def gaussian_trade_off(mu: float) -> TradeOff:
     return lambda right: float(ndtr(ndtri(right) - mu))
 
 
-def pure_trade_off(epsilon: float) -> TradeOff:
-    """Of (epsilon, 0)-differential privacy (Dong et al. 2022, equation 5)."""
-    odds = math.exp(epsilon)
-    return lambda right: max(0.0, 1 - odds * (1 - right), right / odds)
-
-
 def trade_off(spent: Sequence[Steps]) -> TradeOff:
     """Of all steps together: the Gaussian's where each has sampling rate 1, a lower bound otherwise; 0 where a step
     had no noise.

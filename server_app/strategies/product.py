@@ -1,4 +1,4 @@
-"""Arithmetic on products B A that are kept as factors: inner products, norms, cosines, sums and the best approximation
+"""Arithmetic on products B A that are kept as factors: inner products, norms, sums and the best approximation
 of a lower rank, without a (d_out, d_in) matrix.
 
 A product of inner size n is `left`, (d_out, n), times `right`, (n, d_in). What a bank changes in a layer is one of
@@ -76,12 +76,6 @@ def inner(one: Product, other: Product) -> float:
 def norm_of(product: Product) -> float:
     """Frobenius norm."""
     return math.sqrt(max(inner(product, product), 0.0))
-
-
-def cosine(one: Product, other: Product) -> float:
-    """Of the angle between two products; 0 where one of them is zero."""
-    lengths = norm_of(one) * norm_of(other)
-    return inner(one, other) / lengths if lengths else 0.0
 
 
 def summed(products: Sequence[Product], weights: Sequence[float]) -> Product:

@@ -29,7 +29,7 @@ from fedfinlora.privacy.one_run_audit import (
     refutes,
     simulated,
 )
-from fedfinlora.privacy.trade_off import gaussian_trade_off, pure_trade_off, trade_off
+from fedfinlora.privacy.trade_off import TradeOff, gaussian_trade_off, trade_off
 
 
 class TestTradeOff:
@@ -76,6 +76,12 @@ def most_probable(canaries: int, guesses: int, right: int, odds: float) -> float
     target = np.where(np.arange(guesses + 1) >= right, -1.0, 0.0)
     found = linprog(target, A_ub=np.array(rows), b_ub=np.zeros(len(rows)), A_eq=np.ones((1, guesses + 1)), b_eq=[1.0])
     return float(-found.fun)
+
+
+def pure_trade_off(epsilon: float) -> TradeOff:
+    """Of (epsilon, 0)-differential privacy (Dong et al. 2022, equation 5)."""
+    odds = math.exp(epsilon)
+    return lambda right: max(0.0, 1 - odds * (1 - right), right / odds)
 
 
 class TestRefutes:

@@ -263,7 +263,7 @@ def test_a_row_whose_gradient_overflows_is_dropped_and_spoils_no_other() -> None
     finally:
         with torch.no_grad():
             weight[150] = kept
-    assert done.left_out_units == 1
+    assert [math.isfinite(norm) for norm in done.norms].count(False) == 1
     assert close(ours, by_autograd(session, [[example] for example in examples], CLIP)[0])
 
 
