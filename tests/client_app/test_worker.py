@@ -227,7 +227,9 @@ def test_without_work_it_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("at_work", [False, True], ids=["idle", "at work"])
-def test_it_ends_at_once_with_the_bank_that_was_killed(tmp_path: Path, at_work: bool) -> None:
+def test_it_ends_at_once_with_the_bank_that_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_work: bool
+) -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as started:
         bank = Bank(tmp_path, **{"bank-process": f"{started.pid}:{start_of(started.pid)}"})
         bank.ask()
@@ -236,14 +238,16 @@ def test_it_ends_at_once_with_the_bank_that_was_killed(tmp_path: Path, at_work: 
         waiting: list[str] = []
         asking = threading.Thread(target=lambda: waiting.append(asked(bank)))
         if at_work:
+            real, sent = worker._send, threading.Event()
+            monkeypatch.setattr(worker, "_send", lambda *arguments: (real(*arguments), sent.set())[0])
             asking.start()
-            time.sleep(0.3)
+            assert sent.wait(60)
         assert process.is_running()
         started.kill()
-        process.wait(timeout=5)
+        process.wait(timeout=20)
         assert not socket_path(bank.facts).exists()
         if at_work:
-            asking.join(30)
+            asking.join(60)
             assert waiting == ["internal"]
 
 
