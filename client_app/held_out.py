@@ -1,9 +1,8 @@
 """Which rows a deployed bank holds out to measure the adapters that it receives.
 
-The held-out rows are the bank's own choice, by a secret key, the same in every round and run: a server that chose them,
-or could move the choice by one row, would learn the loss of a single row from one figure or from the difference of two.
-So nothing of a request decides which they are; it decides whether they are scored (train.holdout_max_rows above 0) and
-of which tasks. A task is scored whole or not at all.
+The bank chooses them by a secret key, the same in every round and run: a server that could move the choice by one row
+would learn that row's loss from the difference of two figures. A request decides only whether they are scored
+(train.holdout_max_rows above 0) and of which tasks. A task is scored whole or not at all.
 
 | a task's distinct prompts | held out |
 |---|---|

@@ -1,5 +1,4 @@
-"""The figures of a round as they leave a deployed bank: rounded, so that two answers whose rows differ by one do not
-identify that row by their digits.
+"""The figures of a round as they leave a deployed bank: rounded, so that their digits do not identify a single row.
 
 | figure | as it leaves |
 |---|---|

@@ -1,16 +1,14 @@
 """A process per bank that keeps the base model between messages.
 
 Flower starts a new client process for every message, which would load the model each time. With `worker=true` in the
-node config (`bank start` sets it) the client process is a thin proxy: it checks the request, hands it over a local
-socket, and sends back what comes. The worker is started on demand, ends after a while without work, and is started
-again after a crash. Where it cannot be had the client process does the work itself. It has the bank's rows in memory,
-so it ends with its bank: `bank start` says in the node config which process it is (`bank-process`), and the worker
-looks for that process. PR_SET_PDEATHSIG would not do, for its parent is a client process, which ends after each
+node config (`bank start` sets it) the client process checks the request, hands it over a local socket, and sends back
+what comes. The worker is started on demand, also after a crash, and ends after a while without work. Where it cannot be
+had the client process does the work itself. It has the bank's rows in memory, so it ends with its bank, whose process
+the node config names (`bank-process`). PR_SET_PDEATHSIG would not do: its parent, a client process, ends after each
 message.
 
 The socket lies in a folder of mode 0700, has mode 0600, and takes connections of the same user only. One frame is a
-JSON line, then the raw float32 numbers that it announces: no pickles, no code. The worker belongs to one version of the
-code: another one has another socket.
+JSON line, then the raw float32 numbers that it announces. Another version of the code has another socket.
 """
 
 from __future__ import annotations

@@ -4,11 +4,11 @@ Wirtz and Wrobel 2018, arXiv 1807.03210, algorithm 1).
 The paper bounds the divergence of the banks' models, (1/N) sum_k |w_k - mean w|^2, by their distances from the last
 average r, which each knows on its own: (1/N) sum_k |w_k - r|^2 is at least as large, for any r. Here the banks report
 |w_k - r|, and once the root mean square over |r| has reached strategy.drift_limit the next round ends with an average;
-so does every strategy.drift_ceiling-th and the run's last. Differences: the server decides, on the mean instead of the
-first bank beyond the limit, and all banks are averaged, not a growing subset.
+so does every strategy.drift_ceiling-th and the run's last. Differences: the server decides, on the mean, and all banks
+are averaged; the paper's first bank beyond the limit starts a growing subset.
 
-What passes from round to round is in rounds.jsonl, so a resumed run decides as the unbroken one; of an attempt that
-failed, the banks that had lost their adapters are in state/lost.json.
+It follows from rounds.jsonl, so a resumed run decides alike; banks that had lost their adapters in a failed attempt are
+in state/lost.json.
 """
 
 from __future__ import annotations

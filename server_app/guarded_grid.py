@@ -1,12 +1,10 @@
 """Flower's Grid as the server should see banks that it does not trust: a reply is fetched piece by piece, and none may
 be larger than what it answers.
 
-Flower's own `pull_messages` fetches everything of all replies before anybody can look at it, waits inside the call for
-pieces that are still on their way (for minutes where a bank never sends them, and all other banks with it), and raises
-where one of them is no message, which ends the run. Here the pieces are taken as they are there, within
-`fedfinlora.wire.limits`; what cannot be a reply comes back as Flower's error with our code UNREADABLE and one of the
-reasons below, and the rest of it is not fetched. Of an error that a bank sends, its code counts and its text is
-dropped.
+Flower's own `pull_messages` fetches all replies whole, waits inside the call for pieces on their way (for minutes where
+a bank never sends them), and ends the run where one of them is no message. Here pieces are taken as they come, within
+`fedfinlora.wire.limits`; what cannot be a reply becomes Flower's error with our code UNREADABLE and one of the reasons
+below, and the rest of it is not fetched. The text of an error that a bank sends is dropped.
 """
 
 from __future__ import annotations

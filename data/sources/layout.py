@@ -1,5 +1,4 @@
-"""Which files a folder has for a split: the one place that decides it, for training, evaluation, banks and `data check`
-alike.
+"""Which files a folder has for a split, for training, evaluation, banks and `data check` alike.
 
 FinLoRA (`dataset=finlora`): `ROOT/{train,test}/<stem>.<ending>`, or the same files directly in ROOT. Upstream merges
 the sentiment train parts into one file, and the XBRL extraction ones into another; where a benchmark's own train file
@@ -12,9 +11,8 @@ validation are not read (`data.sources.names`). The beginning of the file's name
 benchmark's key or one of its file names (`fpb_train.jsonl`, `finer_2024_q1.csv`). Here too a benchmark's own file in
 the same bank's folder wins over the merged one.
 
-Two files in one folder whose names differ only in their endings (or in letter case) are most likely the same rows
-twice, which would count for twice as much in training and in the privacy ledger. Neither is chosen: both are refused by
-name.
+Two files in one folder whose names differ only in their endings (or letter case) are most likely the same rows, which
+would count twice in training and in the privacy ledger. Both are refused by name.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
-"""Greedy decoding of many prompts that wastes nothing and gives the tokens of plain greedy decoding row by row.
+"""Greedy decoding of many prompts, with the tokens of plain greedy decoding row by row.
 
 FinLoRA's rule 2: temperature 1e-5, stop at end-of-sequence or at the budget. Three things make it fast:
 
-- *Reading.* Prompts are sorted and read as a tree (`fedfinlora.model.packing`), pass by pass. What a pass has in common
-  with the last prompt of the pass before is not read again: its keys and values are kept, and in sorted order there is
-  nothing else to share.
+- *Reading.* Prompts are sorted and read as a tree (`fedfinlora.model.packing`), pass by pass. The keys and values of
+  what a pass has in common with the last prompt of the pass before are kept; in sorted order there is nothing else to
+  share.
 - *Writing.* Many rows are decoded together, each with its own keys and values in buffers of similar width; a long
   beginning that several rows share (a filing, a list of tags) is kept once and attended to in one product (Hydragen,
   Juravsky et al. 2024, eq. 5: the two softmaxes are merged by their normalisers).
 - *Leaving.* A row leaves at its end, at its budget, or when the caller says that nothing can change any more.
 
-Keys and values stay within `cache_gib`: fewer rows are decoded together where it would not do. Which rows these are is
-known before anything is read (`eval.decoding.pools`), so the buffers' memory is taken once.
+Keys and values stay within `cache_gib`, if need be by decoding fewer rows together. The rows are chosen before anything
+is read (`eval.decoding.pools`), so the buffers' memory is taken once.
 
 Shapes: R rows, H query heads, G key heads, D numbers a head, L layers.
 """

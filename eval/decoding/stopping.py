@@ -1,4 +1,4 @@
-"""When can a row stop being decoded? As soon as no text that may follow can change any of its figures.
+"""A row stops being decoded as soon as no text that may follow can change any of its figures.
 
 Shown for closed label sets read by `label` or `collapsed_sentiment`, whose verdicts look for the first label. The
 verdict is final when four things hold. A label has been found by both readings. The text does not end in the beginning

@@ -1,12 +1,11 @@
 """From row scores to the metrics of one benchmark, each with its 95 % interval: strict, by FinLoRA's rules, and by
 label log-probabilities.
 
-Everything here is a fraction from 0 to 1, and None (null in JSON) where it is undefined. "Unparsed" is an outcome of
-its own: a wrong answer for its row, never a class.
+Figures are fractions from 0 to 1, None (null in JSON) where undefined. "Unparsed" is a wrong answer for its row, never
+a class.
 
-Three families, kept apart. What a model wrote is judged strictly (`accuracy`, `f1_macro`, … and the scorer's own
-measures) and by FinLoRA's rules (`finlora_…`); the label that it holds most likely gives `labels_…`. A family that was
-not measured is absent, not 0.
+What a model wrote is judged strictly (`accuracy`, `f1_macro`, … and the scorer's own measures) and by FinLoRA's rules
+(`finlora_…`); its most probable label gives `labels_…`. A family that was not measured is absent, not 0.
 
 Shares of rows have Wilson's interval, all other figures a bootstrap over rows (`eval.metrics.intervals`). The tags of a
 FiNER or FNXL row are right or wrong together, so their shares are bootstrapped by row too.

@@ -1,4 +1,4 @@
-"""FinLoRA's own verdict on an answer, so that a score can be compared with the published ones.
+"""FinLoRA's own verdict on an answer, for comparison with published scores.
 
 Its evaluator (`test/test_dataset.py` and `inference.py` of the repository Open-Finance-Lab/FinLoRA at commit 7e1cf82),
 rule by rule:

@@ -2,14 +2,12 @@
 
     pooled -> fewer steps -> one bank -> iid banks -> own banks -> with privacy = federated
 
-Each arrow changes one thing and trains a run with it, by the same code as any run, in this process; what is already
-there, or is the same as its neighbour, is not trained. The effects are differences of scores of neighbours on the same
-rows, so they add up to the whole difference, and each has an interval over rows. An effect depends on the order of the
-changes: it is what the change does in its place.
+Each arrow changes one thing and trains a run with it, in this process; what is already there, or equals its neighbour,
+is not trained. The effects are differences of scores of neighbours on the same rows, with intervals over rows, and add
+up to the whole difference. An effect depends on the order of the changes.
 
-Apart from this chain, compared with the federated run and not added: what the mean of the products B A would have
-given in the place of that of A and B (one more run), and, by kept updates (strategy.keep_deltas) without training, what
-other weights would have given.
+Apart from this chain, compared with the federated run and not added: the mean of the products B A in the place of that
+of A and B (one more run), and, by kept updates (strategy.keep_deltas) without training, other weights.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""What a node may do at the SuperLink in whose name: wrappers of Flower's handlers of the Fleet interface.
+"""Wrappers of Flower's Fleet handlers, by which a node acts at the SuperLink in its own name only.
 
-Flower (1.41) makes sure that `request.node` is the node whose key has signed the request, and the public door that this
-is the key of the connection. But the message in a push names its sender itself, and whoever knows an object's id may
-push, pull or confirm it. Here a node pushes only replies of its own, to requests that it was sent, and handles only the
-parts of its own messages; all else is refused with status 403.
+Flower (1.41) checks that `request.node`'s key has signed the request, and the public door that this is the key of the
+connection. But the message in a push names its sender itself, and whoever knows an object's id may push, pull or
+confirm it. Here a node pushes only its own replies to requests that it was sent, and handles only the parts of its own
+messages; all else is refused with status 403.
 
-Whose a request is, the SuperLink's database says until it is answered. Whose a reply is, is remembered from its head
-on: Flower then forgets the sender, though the parts are still on their way.
+The SuperLink's database says whose a request is until it is answered. A reply's sender is remembered here from its head
+on: Flower forgets it while the parts are still on their way.
 
 A reply is taken up to the size of `fedfinlora.wire.limits`. Of a push that Flower takes nothing from, no session stays
 in its database.

@@ -2,9 +2,9 @@
 
 Flower serves its three interfaces at one address. Here the public address serves what a SuperNode needs of the Fleet
 interface, and /health. Who connects must show a certificate of the consortium's authority for an enrolled bank, and
-sign his requests, as Flower wants it, with the key of that certificate. This is looked up at each request, so that a
-revoked bank is out at its next one. The inner address, on loopback, serves everything to processes of the user who runs
-the SuperLink (`fedfinlora.deployment.own_user`).
+sign requests with its key. This is looked up at each request, so a revoked bank is out at its next one. The inner
+address, on loopback, serves everything to processes of the user who runs the SuperLink
+(`fedfinlora.deployment.own_user`).
 
 Connections are few and cheap: one without a certificate lives for HANDSHAKE_S at most, a network has the newest
 MOST_GREETED of them, a bank MOST_OF_A_BANK, and one that asks nothing is closed.

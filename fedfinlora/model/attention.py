@@ -1,10 +1,9 @@
 """Attention over a tree of token stretches laid end to end in one sequence (see `fedfinlora.model.packing`).
 
-A token looks at the stretches on its way to the root and at its own stretch up to itself: a small part of a T x T
-matrix. The queries are cut into short runs, and each run is computed with the keys that it can see, gathered once; the
-result is that of the whole masked matrix. (Block-sparse document masking as in FlexAttention, on plain
-scaled-dot-product attention, so that it runs and differentiates the same on CPUs and GPUs.) Registered with
-transformers as `packed_sdpa`: a forward pass that brings no `plan` is plain `sdpa`.
+A token looks at the stretches on its way to the root and at its own up to itself. The queries are cut into short runs,
+each computed with the keys that it can see, gathered once: the result of the whole masked matrix. (Block-sparse
+document masking as in FlexAttention, on plain scaled-dot-product attention, so that it runs and differentiates the same
+on CPUs and GPUs.) Registered with transformers as `packed_sdpa`: a forward pass that brings no `plan` is plain `sdpa`.
 
 Shapes: H query heads, G key heads (H a multiple of G), D numbers a head, T new tokens, S keys that were computed
 before.

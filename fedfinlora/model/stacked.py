@@ -1,5 +1,4 @@
-"""A later stage on top of an earlier one, as one adapter: stage 1 stays frozen next to the base, and nothing is folded
-into weights that may be quantized.
+"""A later stage on top of an earlier one, as one adapter: stage 1 stays frozen next to the base, whose weights stay.
 
 A layer with the earlier adapter's scale s1, A1 (r1, d_in) and B1 (d_out, r1), and the new one's s, A (r, d_in) and B
 (d_out, r), computes
@@ -7,9 +6,8 @@ A layer with the earlier adapter's scale s1, A1 (r1, d_in) and B1 (d_out, r1), a
     W x + s B A x + s1 B1 A1 x = W x + s [B, (s1 / s) B1] [A; A1] x,
 
 one LoRA of rank r + r1, exactly. Its last r1 ranks are frozen (`fedfinlora.train.own_columns`). A layer that the
-earlier adapter lacks has zeros there; one that the new stage does not train has zeros in the other r, which have no
-gradient and so stay zeros. What is saved is an ordinary LoRA folder. Dropout acts on the one input of all ranks, so in
-training on the frozen part too.
+earlier adapter lacks has zeros there; one that the new stage does not train has zeros, without gradient, in the other
+r. Saved folders are ordinary LoRA. Dropout in training acts on the frozen ranks too.
 """
 
 from __future__ import annotations

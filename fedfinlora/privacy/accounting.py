@@ -2,11 +2,10 @@
 
 One optimiser step of DP-SGD (Abadi et al. 2016, algorithm 1): each unit is in the step with probability q (the sampling
 rate), its gradient is clipped to norm C, and N(0, (sigma C)^2 I) is added to the sum once; sigma is the noise
-multiplier. Adjacency is add/remove: two data sets are neighbours if one has a unit that the other lacks. Epsilon is by
-PRV (Gopi, Lee and Wutschitz 2021), an upper bound up to its numerical error of 0.01, which is added; RDP (Mironov 2017;
-Mironov, Talwar and Zhang 2019) is given too, a looser bound by another way. Both come from Opacus. Where every
-unit is in every step (q = 1) the Gaussian mechanism's own epsilon is known exactly (Balle and Wang 2018, theorem 8;
-composition: Dong, Roth and Su 2022, corollary 3.3) and is used instead.
+multiplier. Adjacency: add or remove one unit. Epsilon is by PRV (Gopi, Lee and Wutschitz 2021), an upper bound up to
+its numerical error of 0.01, which is added; RDP (Mironov 2017; Mironov, Talwar and Zhang 2019) is given too, a looser
+bound. Both come from Opacus. At q = 1 the exact epsilon of the Gaussian mechanism is used instead (Balle and Wang 2018,
+theorem 8; composition: Dong, Roth and Su 2022, corollary 3.3).
 """
 
 from __future__ import annotations

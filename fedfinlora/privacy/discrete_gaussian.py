@@ -1,17 +1,16 @@
 """Exact samples of the discrete Gaussian, N_Z(0, S^2): P(x) proportional to exp(-x^2 / (2 S^2)) on the integers
 (Canonne, Kamath and Steinke 2020, definition 1).
 
-Floating-point Gaussians have gaps that give a secret away (Mironov 2012); here every probability is exact, for any
-number of samples, and every number is an integer. S is a power of two, 2^L with 8 <= L <= 23: the noise chooses the
-grid (`fedfinlora.privacy.grid`), not the other way round.
+Floating-point Gaussians have gaps that give a secret away (Mironov 2012); here every number is an integer and every
+probability exact. S is a power of two, 2^L with 8 <= L <= 23: the noise chooses the grid (`fedfinlora.privacy.grid`),
+not the other way round.
 
-The magnitude k = m y + j, with m = 2^(L - 8), is drawn in two parts, like the uniform-plus-geometric of their algorithm
-3 but with hardly a rejection: y by inversion of the exact distribution P(y) proportional to exp(-y^2 / (2 * 256^2)), y
->= 0, from a table of 64-bit thresholds; j uniform in [0, m); accepted with probability exp(-(k^2 - (m y)^2) / (2 S^2)),
-which is above 0.94. A sign is drawn, and minus zero rejected. A coin that 64 bits do not decide, in the table or
-against the exponential's bounds 1 - e <= exp(-e) <= 1 - e + e^2 / 2, is decided by further bits and decimal arithmetic
-of as many digits as it takes: about one sample in a million. tests/privacy/test_discrete_gaussian.py compares with
-exact probabilities.
+The magnitude k = m y + j, with m = 2^(L - 8), is drawn in two parts (compare their algorithm 3): y by inversion of the
+exact distribution P(y) proportional to exp(-y^2 / (2 * 256^2)), y >= 0, from a table of 64-bit thresholds; j uniform in
+[0, m); accepted with probability exp(-(k^2 - (m y)^2) / (2 S^2)), which is above 0.94. A sign is drawn, and minus zero
+rejected. A coin that 64 bits do not decide, in the table or against the exponential's bounds 1 - e <= exp(-e) <= 1 - e
++ e^2 / 2, is decided by further bits and decimal arithmetic of as many digits as it takes: about one sample in a
+million. tests/privacy/test_discrete_gaussian.py compares with exact probabilities.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
 """DP-LoRA as it was published (Liu, Zhu, Zha et al. 2023, arXiv 2312.17493, algorithm 1), for comparison.
 
 A bank clips the gradient of its whole minibatch to norm C, that of all A together and that of all B together, adds N(0,
-(sigma C)^2 I) to both, and steps; the server averages. The paper's epsilon takes C for what one row can change. A row
-can turn the clipped gradient of a minibatch round, by 2 C, and it does so in A and B at once: by 2 sqrt(2) C. Epsilon
-is stated here for that, with every row in every step: the order of the rows comes from the run's seed, which everybody
-knows, so nothing is gained by sampling. What that epsilon says is in turn true for any change of the bank's rows
-at all, since no minibatch can move the clipped gradients by more.
+(sigma C)^2 I) to both, and steps; the server averages. The paper's epsilon takes C for what one row can change. But a
+row can reverse the clipped gradient of a minibatch, 2 C, in A and B at once: 2 sqrt(2) C. Epsilon is stated here for
+that, with every row in every step: the order of the rows comes from the run's public seed, so sampling gains nothing.
+It then holds for any change of the bank's rows, since no minibatch can move the clipped gradients by more.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""The integer grid on which contributions are clipped, summed and made noisy, so that the proof covers what the machine
-computes.
+"""The integer grid on which contributions are clipped, summed and made noisy: the proof covers what is computed.
 
-A contribution (a unit's gradient, a bank's delta) is scaled, rounded to whole numbers of grid steps, and its squared
-length is then compared with the bound in exact integers: no rounding of floating-point numbers can lengthen it. Sums
-are exact (integers below 2^53 in float64), and the noise is the discrete Gaussian of scale S = 2^L steps
+A contribution (a unit's gradient, a bank's delta) is scaled and rounded to whole grid steps, and its squared length is
+compared with the bound in exact integers: no floating-point rounding can lengthen it. Sums are exact (integers below
+2^53 in float64), and the noise is the discrete Gaussian of scale S = 2^L steps
 (`fedfinlora.privacy.discrete_gaussian`). For shifts by whole numbers its Renyi divergences are at most those of the
 continuous Gaussian (Canonne, Kamath and Steinke 2020, proposition 5 and theorem 14), so the accounting of N(0, (sigma
 C)^2 I) holds.

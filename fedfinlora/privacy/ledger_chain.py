@@ -1,5 +1,4 @@
-"""The files of a ledger: a chain of lines, its head, a secret key, the cohorts and the index, held against all other
-processes.
+"""The files of a ledger, held against all other processes.
 
     ledger.jsonl   a line for each booking; never changed, only added to
     head.json      number and hash of the last line, so that lines cut off at the end are noticed
@@ -8,9 +7,8 @@ processes.
     index          which lines each row is in (`ledger_index.py`); its hash is in every line, and it is built from the
     lines where it is missing lock           held while one process reads or books
 
-A booking writes the cohort, then the line, then the index, then the head, each synced before the next. Killed between
-two of them, the ledger has the whole line, or it has nothing of it and nothing has left. Clock times are for people and
-decide nothing.
+A booking writes cohort, line, index and head, each synced before the next. Killed between two of them, the ledger has
+the whole line, or none of it and nothing has left. Clock times are for people and decide nothing.
 """
 
 from __future__ import annotations

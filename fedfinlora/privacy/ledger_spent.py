@@ -1,8 +1,7 @@
-"""What was spent on each unit: its history out of the ledger's lines, and epsilon once for each distinct history.
+"""What was spent on each unit, by its history in the ledger's lines; epsilon once for each distinct history.
 
 Block composition (Lécuyer et al. 2019, Sage, section 3): what counts for a row are the lines that name it. A unit whose
-budget is exhausted is excluded and the others are used further (Feldman and Zrnic 2021, algorithm 1): whether a unit is
-excluded depends on its own history alone.
+budget is exhausted is excluded, by its own history alone (Feldman and Zrnic 2021, algorithm 1).
 
 How a line counts for a unit, by the weight (`Cohort.weights`) with which it names it:
 

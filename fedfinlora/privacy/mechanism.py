@@ -3,11 +3,10 @@ add noise once.
 
     g = step * (sum over drawn units i of round(c_i G_i) + N_Z(0, 2^(2 L))) / E
 
-G_i is the gradient of unit i's loss over all trainable tensors together; c_i scales it to at most C, in steps of the
-integer grid (`fedfinlora.privacy.grid`); E is the declared number of units of a step, not the drawn one, which is
-private. How a step is cut into passes changes nothing but rounding, so a pass that runs out of a GPU's memory is taken
-again in halves. The loss of an example is the mean over its own answer tokens, so that no example's loss depends on
-another; a customer's is the sum over its examples'.
+G_i is the gradient of unit i's loss over all trainable tensors; c_i scales it to at most C, in steps of the integer
+grid (`fedfinlora.privacy.grid`); E is the declared number of units of a step: the drawn one is private. An example's
+loss is the mean over its own answer tokens, a customer's the sum over its examples'. How a step is cut into passes
+changes nothing but rounding.
 
 | edge case | what happens |
 |---|---|
@@ -16,12 +15,12 @@ another; a customer's is the sum over its examples'.
 | a unit whose gradient is zero | contributes zeros, and counts as drawn |
 | a unit whose gradient is NaN or infinite | contributes zeros; the others are as they would be without it |
 | dropout | each unit has secret masks of its own (`fedfinlora.privacy.unit_passes`) |
-| a pass runs out of memory | nothing of it counts; the same units, clipped alike, in two passes; noise once, as ever |
+| a pass runs out of memory | nothing of it counts; the same units in two passes; noise once |
 
 Neighbours. Products of other shapes round otherwise, so a unit's gradient among others is not to the last bit what it
-is alone, and a hostile adapter could make much of it. NEIGHBOUR_SHARE of C is kept free for that. `self_test` measures
-it before a bank's first round, each step measures it again on the shortest of its units, and where it would not do,
-units go one to a pass, which makes the difference nothing.
+is alone, and a hostile adapter could enlarge the difference. NEIGHBOUR_SHARE of C is kept free for it. `self_test`
+measures it before a bank's first round, and each step on the shortest of its units; where it is too large, units go one
+to a pass, and there is no difference.
 """
 
 from __future__ import annotations

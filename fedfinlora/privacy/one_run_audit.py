@@ -2,15 +2,13 @@
 Chaudhuri 2025).
 
 m canaries are each in the training rows with probability 1/2, by independent coin tosses. The attacker scores them from
-what he sees, calls those with the highest scores "in" and those with the lowest "out", and leaves the rest. Under f-DP
-the number of right guesses cannot be large with more than a small probability; the recursion of `refutes` says how
-large. Steinke, Nasr and Jagielski (2023) know only (epsilon, delta) and refute far less: 200 right guesses of 200 at
-delta 1e-4 give 2.15 there and 8.4 here.
+what he sees, calls the highest "in", the lowest "out", and leaves the rest. Under f-DP many right guesses have a small
+probability; `refutes` bounds it. Steinke, Nasr and Jagielski (2023) know only (epsilon, delta) and refute far less: 200
+right guesses of 200 at delta 1e-4 give 2.15 there and 8.4 here.
 
 The hypotheses are those of one family: the booked steps with their noise times a factor. A factor that is refuted is a
 noise that the mechanism does not have; the epsilon of the smallest such factor is a lower bound at the stated
-confidence. Nothing is assumed of the mechanism but f, so a mechanism that reveals everything once in twenty runs passes
-at 95 %: even perfect attackers stay below the true epsilon.
+confidence. Nothing is assumed of the mechanism but f: one that reveals everything once in twenty runs passes at 95 %.
 """
 
 from __future__ import annotations

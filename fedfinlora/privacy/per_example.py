@@ -3,9 +3,9 @@
 Units (examples, or customers with several) lie one after the other in a packed sequence, nothing shared. A linear layer
 y = W x of the adapter has, for unit i, the gradient G_i = sum over i's tokens of g_t x_t^T, with g_t the gradient of
 its output. Each layer's x and g are kept during one backward pass (book-keeping: Bu, Wang, Zha and Karypis 2023,
-section 3). LoRA's tensors are so thin that G_i itself, made for a few units at a time, costs less than the ghost norm's
-token-by-token products. Its length over all layers together gives the factor by which it is scaled; scaled, it is
-rounded to the grid (`fedfinlora.privacy.grid`), and its length there is checked in exact integers.
+section 3). LoRA's tensors are so thin that G_i itself, for a few units at a time, costs less than the ghost norm's
+token-by-token products. It is scaled by its length over all layers and rounded to the grid (`fedfinlora.privacy.grid`),
+where its length is checked in exact integers.
 
 Guarantee: the integer contribution of any unit has norm at most C, for any gradient, or nothing of the step is
 used.

@@ -2,8 +2,8 @@
 2.1).
 
 f(alpha) is the smallest false negative rate of any test that distinguishes two neighbouring data sets with false
-positive rate alpha. An audit needs it in one form only: an answer that is right with probability x about a row that is
-there (or not) is given with probability f(1 - x) at least where it is wrong. `TradeOff` is that function of x.
+positive rate alpha. `TradeOff` is the function of x that an audit needs: an answer that is right about a row with
+probability x is given with probability f(1 - x) at least where it is wrong.
 
 Where every unit is in every step f is the Gaussian's, exactly. Otherwise f is computed from privacy losses rounded up
 to a grid and added by FFT (Koskela, Jälkö and Honkela 2020; Gopi, Lee and Wutschitz 2021), in both directions, and is

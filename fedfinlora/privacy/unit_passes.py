@@ -1,14 +1,13 @@
-"""What a model's layers do otherwise in a private pass: dropout masks of each unit's own, and products of a common
-beginning computed once.
+"""What layers do otherwise in a private pass: dropout masks for each unit, products of a common beginning computed
+once.
 
-Dropout. A unit's gradient may depend on its own tokens and on secret randomness of its own, on nothing else: masks that
-followed a token's place in the packed sequence would all move when a unit more is packed. Each unit's masks here come
-from a generator seeded by the step's secret mask key and the unit's number, so with and without one unit all others
-have the same masks, and the sum differs by that unit's clipped gradient alone.
+Dropout. A unit's gradient may depend only on its own tokens and secret randomness: masks by a token's place in the
+packed sequence would all move with one unit more. Here a generator seeded by the step's secret mask key and the unit's
+number gives its masks, so the sums with and without a unit differ by its clipped gradient alone.
 
-Common beginnings. Prompts of one task begin alike. A frozen layer's products y = W x of tokens that have the same
-beginning are equal, so they are computed once and copied; the backward product is each unit's own. That halves the
-arithmetic of what is common and changes no gradient. It needs equal inputs: with dropout nothing is shared.
+Common beginnings. A frozen layer's products y = W x of tokens that have the same beginning are equal, so they are
+computed once and copied; the backward product is each unit's own. No gradient changes. With dropout inputs differ and
+nothing is shared.
 """
 
 from __future__ import annotations

@@ -1,18 +1,14 @@
 """Locks on folders, which survive kill -9 and NFS and say who holds them.
 
-A lock is a file with a record lock of fcntl(2) on its whole length, and in it a line about the holder. Linux takes
-"open file description locks" (fcntl(2), since 3.15; `fcntl.F_OFD_SETLK`): the kernel drops them when the holder ends,
-however it ends, and unlike the older POSIX locks they also keep two threads of one process apart and are not lost when
-the process closes another descriptor of the file.
+A lock is a file with a record lock on its whole length, and in it a line about the holder. On Linux it is an "open file
+description lock" (fcntl(2), `F_OFD_SETLK`): the kernel drops it however the holder ends. Unlike POSIX locks it also
+keeps two threads of one process apart and is not lost when the process closes another descriptor of the file.
 
-Over NFSv4 record locks are part of the protocol (RFC 8881, chapter 9): the server keeps them and gives up those of a
-client that was not heard for a lease's time, 90 seconds by default. flock(2) would do as well only where the client
-turns it into a record lock (flock(2), "NFS details"), and with the mount option local_lock=flock each machine would
-have locks of its own. A file made with O_EXCL, the other habit, stays after kill -9 and needs somebody who decides when
-it is stale.
+NFSv4 has record locks (RFC 8881, chapter 9): the server gives up those of a client that was not heard for a lease's
+time, 90 seconds by default. flock(2) would be local to each machine with the mount option local_lock=flock. A file made
+with O_EXCL stays after kill -9.
 
-A process that is forked without exec inherits a lock of its parent and holds it on; a process that Python starts by
-exec does not.
+A process that is forked without exec holds its parent's lock too; one that Python starts by exec does not.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
 
 Each round every connected bank is drawn with probability q, secretly; the whole delta of each is clipped to norm S and
 rounded to a grid of integers, the clipped deltas are summed with equal weights, noise of standard deviation z S is
-added to the sum, and the sum is divided by the expected number of banks q K, however many replied. A bank that is there
-or not moves the sum by at most S, so a round is one step of the Poisson-subsampled Gaussian mechanism. Sums and noise
-are integers, the noise discrete Gaussian (`fedfinlora.privacy.grid`), drawn from ChaCha20. How many banks were
-connected at the start, K, is taken as known.
+added to the sum, and the sum is divided by the expected number of banks q K, however many replied. One bank moves the
+sum by at most S, so a round is one step of the Poisson-subsampled Gaussian mechanism. Sums and noise are integers, the
+noise discrete Gaussian (`fedfinlora.privacy.grid`), drawn from ChaCha20. How many banks were connected at the start, K,
+is taken as known.
 
 S is fixed, or follows a quantile of the norms (Andrew, Thakkar, McMahan and Ramaswamy 2021, algorithm 1): the number of
 deltas within S is counted with its own noise, and S is multiplied by exp(-eta (share within S - quantile)). Both noises

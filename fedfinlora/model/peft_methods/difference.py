@@ -1,11 +1,10 @@
 """LoRA that starts from parts of the base: W x + s (B A - B0 A0) x, with B0 A0 taken from W and A, B starting there.
 
-PiSSA and OLoRA put W - s B0 A0 in the place of the base's weight. A quantized base would have to be quantized again,
-and a base that several adapters share would be another one. Here the base stays as it is, and the difference is
-computed next to it: the same function, exactly, on every kind of base.
+PiSSA and OLoRA put W - s B0 A0 in the place of the base's weight, which would have to be quantized again and could not
+be shared. Here the base stays, and the difference is computed next to it: exactly the same function.
 
-Saved folders are ordinary LoRA of twice the rank: A over A0, and B next to -B0. alpha is doubled too, so s is the
-same. The banks' A and B are averaged each by itself, as LoRA's are; B0 A0 is the same at all banks and drops out.
+Saved folders are ordinary LoRA of twice the rank: A over A0, and B next to -B0. alpha is doubled too, so s is the same.
+A and B are averaged each by itself, as LoRA's are; B0 A0, the same at all banks, drops out.
 """
 
 from __future__ import annotations

@@ -5,8 +5,7 @@ rows, B is zero. They are the eigenvectors of X^T X, which is summed row by row 
 numbers a layer, and layers with the same inputs (q, k, v) get the same A, as the paper's do. Every layer has the same
 rank (the paper's rho = 1).
 
-Only the coordinator reads the rows, once, when the run starts: the banks receive A with the first adapter. From there
-it is LoRA, and is averaged, saved and loaded as LoRA.
+Only the coordinator reads the rows, once, when the run starts; from the first adapter on it is LoRA.
 """
 
 from __future__ import annotations

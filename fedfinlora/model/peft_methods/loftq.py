@@ -4,9 +4,8 @@ s B0 A0 is the best rank-r approximation of W - Q, with W the weight in the chec
 computes with: A0 = sqrt(Sigma_r / s) V_r^T, B0 = U_r sqrt(Sigma_r / s). Later steps of the algorithm would quantize W
 - s B A again; every bank's base stays as it is here. PEFT's own start leaves out s.
 
-Only the coordinator reads the checkpoint, a layer at a time, when the run starts: the banks receive A and B with the
-first adapter. From there it is LoRA, and is averaged, saved and loaded as LoRA. The base's own score is that of Q
-alone.
+Only the coordinator reads the checkpoint, a layer at a time, when the run starts; from the first adapter on it is LoRA.
+The base's own score is that of Q alone.
 """
 
 from __future__ import annotations

@@ -1,13 +1,11 @@
 """QA-LoRA (Xu, Xie, Gu et al. 2024, arXiv 2309.14717, algorithm 1): inputs are added up in groups before A.
 
-y = W x + s B A' pool(x), where pool(x) is the sum of each group of peft.group_size neighbouring inputs and A' is
-(rank, d_in / group_size): one column a group, as a quantized weight has one zero point a group. It is LoRA whose A
-repeats each column of A', so saved folders are ordinary LoRA of the same rank and alpha. PEFT's own QALoRA, for GPTQ
-layers alone, multiplies by the number of groups where the paper multiplies the mean by the size of a group; here it
-is the paper's.
+y = W x + s B A' pool(x), where pool(x) is the sum of each group of peft.group_size neighbouring inputs and A' is (rank,
+d_in / group_size): one column a group, as a quantized weight has one zero point a group. It is LoRA whose A repeats
+each column of A', so saved folders are ordinary LoRA of the same rank and alpha. PEFT's own QALoRA, for GPTQ layers
+alone, scales pool(x) by the number of groups; here it is the paper's.
 
-The banks' A' and B are averaged each by itself, as LoRA's are. The base's own zero points stay as they are: the
-adapter is not merged into them.
+A' and B are averaged each by itself, as LoRA's are. The adapter is not merged into the base's zero points.
 """
 
 from __future__ import annotations

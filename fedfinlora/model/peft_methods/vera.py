@@ -1,12 +1,11 @@
 """VeRA (Kopiczko, Blankevoort, Asano 2024, arXiv 2310.11454, eq. 2): y = W x + b * B (d * A x), b and d are trained.
 
 A (rank, largest d_in) and B (largest d_out, rank) are random and shared by all layers, each of which takes its first
-columns or rows. They are drawn from the run's seed as PEFT draws them (Kaiming uniform), so all banks hold the same
-and the wire carries rank + d_out numbers a layer. d starts at 0.1, b at zero; there is no scaling.
+columns or rows. They are drawn from the run's seed (Kaiming uniform, as in PEFT), so the wire carries rank + d_out
+numbers a layer. d starts at 0.1, b at zero; there is no scaling.
 
-The update is a product of b and d: their means, taken each by itself as LoRA's A and B are, are not the mean of the
-updates. Saved folders are ordinary LoRA with A = d * A and B = b * B, of the same rank and alpha = rank; they are as
-large as a LoRA's of that rank.
+The update is a product of b and d, so their means are not the mean of the updates. Saved folders are ordinary LoRA of
+the same rank, with A = d * A, B = b * B and alpha = rank.
 """
 
 from __future__ import annotations
