@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import MappingProxyType
 
 import numpy as np
 
 from fedfinlora.model.adapter import Layout, Vector
 from fedfinlora.run.records import FactorLength
-from server_app.average_loss import rounded
+from server_app.average_loss import NO_RANKS, rounded
 from server_app.strategies.product import bank_update, norm_of
 
 MOST_RATIO = 3.0
@@ -30,8 +29,6 @@ ON_PRODUCTS = (
 )  # fmt: skip
 """Rules that step along products, in any factors."""
 
-NO_RANKS: Mapping[str, int] = MappingProxyType({})
-"""All banks train the same ranks."""
 Factors = Callable[[str, slice], Vector]
 """(bank, block) -> these parameters of its update."""
 

@@ -154,7 +154,9 @@ def run_round(
             and weights is not None
             and is_measured(number, config.num_server_rounds)
         ):
-            average = average_loss(state.adapter, following.step_norm, ordered, weights, layout, deltas.read)
+            average = average_loss(
+                state.adapter, following.step_norm, ordered, weights, layout, deltas.read, strategy.declared_ranks()
+            )
         factors = None
         if not is_silent and weights is not None:
             factors = factor_length(

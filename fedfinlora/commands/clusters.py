@@ -4,16 +4,15 @@ Two banks are as near as the cosine of their updates, averaged over the rounds i
 change of the product, (B + dB)(A + dA) - B A: factors of the same product can have any cosine. Of banks of different
 ranks (strategy.ranks) it is that of the ranks that both train: an update of a lower rank takes the others away, which
 says nothing of the bank's rows. Groups are joined while their mean cosine is above a threshold (average linkage), or
-down to a number of them. Cosines of updates tell banks of different distributions apart: clustered federated learning,
-Sattler, Müller and Samek 2019, arXiv 1910.01991, which splits in two again and again; here it is done once, after the
-run.
+down to a number of them. After clustered federated learning (Sattler, Müller and Samek 2019, arXiv 1910.01991), which
+splits in two again and again; here it is done once, after the run.
 """
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +22,11 @@ from fedfinlora.commands.printed import print_table
 from fedfinlora.commands.replayed import KeptRun, read_kept_run
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.files import made_as, make_private, write_json
-from fedfinlora.model.adapter import Vector
 from fedfinlora.report.formats import DASH
 from fedfinlora.report.tables import Table
 from fedfinlora.run.checkpoint import adapter_checksum
 from fedfinlora.run.typed import to_json
-from server_app.replies import Replies
-from server_app.strategies.product import gram
+from server_app.average_loss import shared_cosines
 
 CLUSTERS_FILE = "clusters.json"
 THRESHOLD = 0.2
@@ -113,27 +110,11 @@ def cosines_of(run: KeptRun) -> Matrix:
     for adapter, replies in run.rounds(run.banks):
         if replies is None:
             continue
-        ranks = np.array([run.config.rank_of(bank) for bank in replies.banks])
-        shared = np.minimum.outer(ranks, ranks)
+        found = shared_cosines(adapter, replies, run.config.strategy.declared_ranks())
         where = np.ix_(*[[place_of[bank] for bank in replies.banks]] * 2)
-        for rank in sorted(set(ranks.tolist())):
-            products = gram(*(_of_rank(adapter, replies, rank) if rank < ranks.max() else (adapter, replies)))
-            lengths = np.sqrt(np.diag(products).clip(min=0))
-            moved = np.outer(lengths, lengths)
-            known = (moved > 0) & (shared == rank)
-            total[where] += np.divide(products, moved, out=np.zeros_like(products), where=known).clip(-1, 1)
-            rounds[where] += known
+        total[where] += np.nan_to_num(found)
+        rounds[where] += ~np.isnan(found)
     return np.divide(total, rounds, out=np.full_like(total, np.nan), where=rounds > 0)
-
-
-def _of_rank(adapter: Vector, replies: Replies, rank: int) -> tuple[Vector, Replies]:
-    """The adapter, (size,), and the updates without the ranks from `rank` on."""
-    cut = [vector.copy() for vector in (adapter, *replies.updates(slice(0, adapter.size)))]
-    for vector in cut:
-        for layer in replies.layers:
-            a, b = layer.of(vector)
-            a[rank:], b[:, rank:] = 0.0, 0.0
-    return cut[0], replace(replies, read=lambda block: (update[block] for update in cut[1:]))
 
 
 def grouped(cosines: Matrix, count: int | None, threshold: float) -> list[list[int]]:

@@ -66,7 +66,8 @@ class ServerRules:
 
     def average(self, config: Config, before: State, after: State, replies: Sequence[Reply]) -> AverageLoss | None:
         weights = self.weights(config, replies)
-        return average_loss(before.adapter, after.step_norm, replies, weights, self._layout)
+        ranks = config.strategy.declared_ranks()
+        return average_loss(before.adapter, after.step_norm, replies, weights, self._layout, ranks=ranks)
 
     def factors(self, config: Config, before: State, layout_id: str, replies: Sequence[Reply]) -> FactorLength | None:
         layout, deltas = self.layout(layout_id), {reply.bank: reply.delta for reply in replies}

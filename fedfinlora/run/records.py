@@ -165,7 +165,7 @@ class AverageLoss:
     truncation: float | None = None
     """Distance of sum p_k B_k A_k from the nearest product of the adapter's rank, over the same norm."""
     cosine_mean: float | None = None
-    """Between the banks' changes of B A, over all pairs."""
+    """Between the banks' changes of B A on the ranks that both train, over all pairs."""
     cosine_min: float | None = None
     cosine_max: float | None = None
     path: float | None = None

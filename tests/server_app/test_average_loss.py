@@ -70,6 +70,36 @@ def test_what_was_lost_equals_dense_matrices(weights: list[float]) -> None:
     assert (found.banks, found.of) == (3, 3)
 
 
+def test_banks_of_different_ranks_have_the_cosine_of_the_ranks_that_both_train() -> None:
+    """One of rank 1 takes the second rank of B A away; two whole banks are compared as without announced ranks."""
+    start, updates = drawn(0), [drawn(number, 0.03) for number in (1, 2, 3)]
+    for layer in LAYOUT.layers:
+        (a, b), (da, db) = layer.of(start), layer.of(updates[0])
+        da[1:], db[:, 1:] = -a[1:], -b[:, 1:]
+
+    def moved(update: NDArray[Any], rank: int) -> NDArray[np.float64]:
+        parts = []
+        for layer in LAYOUT.layers:
+            (a, b), (da, db) = (layer.of(each.astype(np.float64)) for each in (start, update))
+            parts.append(((b + db)[:, :rank] @ (a + da)[:rank] - b[:, :rank] @ a[:rank]).reshape(-1))
+        return np.concatenate(parts)
+
+    expected = []
+    for one, other, rank in ((0, 1, 1), (0, 2, 1), (1, 2, 2)):
+        left, right = moved(updates[one], rank), moved(updates[other], rank)
+        expected.append(float(left @ right / np.linalg.norm(left) / np.linalg.norm(right)))
+    weights = [1.0, 1.0, 1.0]
+    whole = average_loss(start, 1.0, replies(*updates), weights, LAYOUT)
+    found = average_loss(start, 1.0, replies(*updates), weights, LAYOUT, ranks={"bank-0000": 1})
+    assert whole is not None
+    assert found is not None
+    assert (found.cosine_min, found.cosine_max) == pytest.approx((min(expected), max(expected)), rel=1e-5)
+    assert found.cosine_mean == pytest.approx(np.mean(expected), rel=1e-5)
+    assert abs(found.cosine_min - (whole.cosine_min or 0)) > 0.01
+    same = {name: getattr(whole, name) for name in ("cosine_mean", "cosine_min", "cosine_max")}
+    assert replace(found, **same) == whole, "nothing else is measured otherwise"
+
+
 def test_equal_banks_lose_nothing_and_one_bank_has_no_cosine() -> None:
     start, update = drawn(0), drawn(1, 0.1)
     same = average_loss(start, 1.0, replies(update, update), [3.0, 1.0], LAYOUT)
