@@ -1,8 +1,7 @@
 """One bank's part of a round: its rows, its optimiser's memory, the local training, the delta.
 
-Flower may start a new process for each message or serve several banks from one, so nothing of a bank lives in the
-process but caches: Adam's moments are kept on the bank's own disk, by round, and a repeated round starts from the same
-moments again.
+Flower may start a new process for each message or serve several banks from one, so the process holds only caches:
+Adam's moments are on the bank's own disk, by round, and a repeated round starts from the same ones.
 """
 
 from __future__ import annotations

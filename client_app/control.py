@@ -1,10 +1,10 @@
 """SCAFFOLD at the bank (Karimireddy, Kale, Mohri, Reddi, Stich and Suresh 2020, algorithm 1, option II): each SGD step
 is corrected by c - c_k, the difference between where all banks and where this bank has moved.
 
-Nothing but adapters crosses the network. The server's control variate c is the mean gradient of the last round, and
-that is the server's last step over its rate, the banks' rate and their steps, with the sign changed: a bank computes
-it from the adapter that it received the last time and the one that it receives now. Its own c_k stays on its disk
-(`client_app.kept_state`). A bank that missed rounds takes the mean of c over them.
+Nothing but adapters crosses the network. The server's control variate c, the mean gradient of the last round, is minus
+the server's last step over its rate, the banks' rate and their steps: a bank computes it from the last two adapters
+that it received. Its own c_k stays on its disk (`client_app.kept_state`). A bank that missed rounds takes the mean of c
+over them.
 """
 
 from __future__ import annotations

@@ -2,9 +2,8 @@
 2): where AdamW starts in a round.
 
 The second moments come from the server, one mean for each tensor; the first moment starts at zero. Each step is pulled
-along Delta_G, the last global step as a gradient. The paper's server sends it; here a bank computes it from the adapter
-that it received the last time and the one that it receives now, as `client_app.control` does. A bank that missed rounds
-takes its mean over them.
+along Delta_G, the last global step as a gradient. The paper's server sends it; here a bank computes it from the last
+two adapters that it received, as `client_app.control` does: the mean over rounds that it missed.
 """
 
 from __future__ import annotations

@@ -2,9 +2,8 @@
 control variate or fedadamw_local's last global adapter, after each of the last rounds; in `local_NNNN.safetensors` the
 adapter that it trains on between two averages (strategy.sync=drift).
 
-A repeated round starts from the same moments again. A bank does not learn that a run has ended, so what it keeps of
-runs is limited: when it begins another one it forgets those that it was not asked about for longest
-(`forget_old_runs`). Ledger and history are elsewhere and are never forgotten.
+A repeated round starts from the same moments. A bank does not learn that a run has ended, so when it begins another it
+forgets those not asked about for longest (`forget_old_runs`). Ledger and history are elsewhere and are never forgotten.
 """
 
 from __future__ import annotations

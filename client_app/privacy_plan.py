@@ -1,9 +1,9 @@
 """What a bank decides before a private round: delta and denominator from its own settings, the noise, a test of the
 gradients, the ledger's line.
 
-No request changes what comes from the bank alone: whether noise may be repeated (tests only), delta, the
-declared sizes that stand for its row counts, the fewest units, and the budget. The request decides the rest (epsilon
-wanted, steps, clip norm, tasks), and all of it is in the accounting.
+The bank alone decides whether noise may be repeated (tests only), delta, the declared sizes that stand for its row
+counts, the fewest units, and the budget. The request decides the rest (epsilon wanted, steps, clip norm, tasks), all of
+which is accounted for.
 """
 
 from __future__ import annotations

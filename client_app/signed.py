@@ -1,5 +1,4 @@
-"""What a deployed bank does with signatures: it answers nothing but what its coordinator has signed, signs its answers,
-and keeps both.
+"""A deployed bank answers only what its coordinator has signed, signs its answers, and keeps both.
 
 Nothing is kept of requests that are refused unread (`fedfinlora.privacy.history`), and configurations and
 certificates take no more than KEPT_BYTES.
@@ -7,8 +6,7 @@ certificates take no more than KEPT_BYTES.
 `state/signed/BANK.jsonl` has a line for each request as it came and one for each answer before it leaves, with their
 signatures, each chained to the line before it (`fedfinlora.provenance.bank_record`); configurations and certificates
 are next to it, once each, by their SHA-256. With it a bank proves later what it was asked and what it said (`python -m
-fedfinlora verify ~/.fedfinlora/bank`). Figures that the policy withholds are not in an answer, so they are not there
-either.
+fedfinlora verify ~/.fedfinlora/bank`). Withheld figures are not in it.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What a bank would do with a coordinator's plan: its policy, rule by rule, and what the run would spend. Nothing is
-trained, and no model is loaded.
+"""What a bank would do with a coordinator's plan: its policy, rule by rule, and what the run would spend. No model is
+loaded.
 
 The real functions decide, in the order in which a request meets them: `admit`, `check_source`, `admit_rows` and
-`make_plan` of a bank (`client_app.admission`, `client_app.privacy_plan`), on the bank's own rows. The ledger that they
-book in is a copy, which is thrown away. So a plan and a request cannot be judged differently, but for what only the
-training shows: whether the adapter fits the model, and whether the steps stay finite.
+`make_plan` of a bank (`client_app.admission`, `client_app.privacy_plan`), on the bank's own rows. They book in a copy
+of the ledger, which is thrown away. So a plan is judged like a request, but for what only training shows: whether the
+adapter fits the model and the steps stay finite.
 """
 
 from __future__ import annotations

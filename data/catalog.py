@@ -1,5 +1,5 @@
-"""The 19 FinLoRA benchmarks as data: one readable entry each, and nothing else in the project names a benchmark's files
-or labels. Those of FLARE, in the same form, are in `data.flare_catalog`.
+"""The 19 FinLoRA benchmarks as data, the only home of their files and labels. Those of FLARE, in the same form, are in
+`data.flare_catalog`.
 
 Keys, file names, budgets and published scores are those of FinLoRA (Wang et al. 2025, arXiv 2505.19819, repository at
 commit 7e1cf82). Adding a benchmark is one more `Benchmark(...)` below; `parser` and `scorer` are names that

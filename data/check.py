@@ -1,9 +1,8 @@
 """What a bank should know of its rows before it trains on them: `python -m fedfinlora data check FOLDER`.
 
-Reads the files that training and evaluation would read, by the same `data.sources.layout.find`, and reports, without
-changing anything: rows and bad rows, label counts, prompt lengths, prompts that occur twice, test prompts that also
-occur in the train files, each bank's tasks, and everything in the folder that is not read. Nothing of a row's prompt is
-shown; labels and short answers are.
+Reads the files that training and evaluation would read (`data.sources.layout.find`), and reports: rows and bad rows,
+label counts, prompt lengths, prompts that occur twice, test prompts that also occur in the train files, each bank's
+tasks, and everything in the folder that is not read. Nothing of a row's prompt is shown; labels and short answers are.
 """
 
 from __future__ import annotations

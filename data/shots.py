@@ -1,10 +1,8 @@
-"""Few-shot prompts: solved examples from the train part in front of every row of a benchmark, as FinLoRA's 3-shot
-baseline has them.
+"""Few-shot prompts: solved examples from the train part in front of every row, as in FinLoRA's 3-shot baseline.
 
-An example is a train row's prompt and its target; examples and the row's own prompt are separated by blank lines. The
-row's prompt stays the end of the new one, so FinLoRA's rules (what follows the last "Answer:" is the output) hold as
-before, and the examples are one common beginning of all rows of the benchmark, which is read once
-(`fedfinlora.model.packing`).
+An example is a train row's prompt and its target; blank lines separate examples and the row's own prompt, which comes
+last, so FinLoRA's rule holds (what follows the last "Answer:" is the output). The examples are one common beginning of
+all rows, which is read once (`fedfinlora.model.packing`).
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Answers on disk, one line each, written as they come: nothing is asked twice, and an evaluation that is killed
-resumes where it was.
+"""Answers on disk, one line each, as they come: nothing is asked twice, and a killed evaluation resumes where it was.
 
 A file holds the answers that one model gave under one set of settings, by the hash of the prompt. Its name, or the
 settings in its first line, say which. A line that a crash cut off is ignored; equal lines of two processes do no harm.

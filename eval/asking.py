@@ -1,7 +1,7 @@
 """Rows put to a model. Answers are on disk as they come, and what the model has answered before is not asked again.
 
-They are written to the run's folder and (evaluation.reuse) to evaluation.answers_dir: an evaluation that was killed
-resumes where it was, and a later one, in this run or another, takes them from there.
+They are in the run's folder, for an evaluation that was killed, and (evaluation.reuse) in evaluation.answers_dir, for
+later ones.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """The scores of a run that trains in rounds, federated or not: the base, rounds in between, public validation, the
 final adapter.
 
-A round is closed in two writes. The first checkpoint holds the trained adapter and a line without scores; the second,
-and rounds.jsonl, the whole line. A run that is stopped while it scores a round therefore trains nothing again when it
-is resumed.
+A round is closed in two writes: a checkpoint with the trained adapter and a line without scores, then that and
+rounds.jsonl with the whole line. A run that is stopped while it scores a round trains nothing again.
 """
 
 from __future__ import annotations

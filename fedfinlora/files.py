@@ -1,7 +1,7 @@
 """Files that are on the disk when a call returns: written whole (temporary file, fsync, rename), or lines appended.
 
-A record of what was signed, asked or spent must survive a power cut that follows it (fsync(2)). What is made in a
-folder is open to whom the folder is open (`made_as`): its owner alone, unless somebody has opened it with chmod.
+A record of what was signed, asked or spent must survive a power cut (fsync(2)). What is made in a folder is open to
+whom the folder is open (`made_as`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The replies of a round as the server's rules see them, and their deltas on the aggregator's disk until all have come.
 
-The mean must not depend on who answers first, so it is summed in a fixed order, and the last bank in that order may be
-the first to answer. In memory there is one delta at a time, however many banks there are. The file has no name: it ends
-with the process.
+The mean must not depend on who answers first, so it is summed in a fixed order. In memory there is one delta at a time.
+The file has no name: it ends with the process.
 """
 
 from __future__ import annotations

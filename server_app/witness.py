@@ -2,9 +2,8 @@
 
 Each booked reply brings number and hash of its ledger's last line. The server keeps them by the bank's name, sends each
 bank its own in the next request, and accepts no reply whose ledger has not grown since. A bank that puts back an older
-ledger, or cuts lines off, forgets what it has spent: it is refused here by the number, and at the bank itself by the
-hash, which its ledger must still have. The banks of a simulation share one ledger, so numbers are compared for each
-bank alone.
+ledger, or cuts lines off, is refused here by the number, and at the bank by the hash, which its ledger must still have.
+The banks of a simulation share one ledger, so numbers are compared for each bank alone.
 """
 
 from __future__ import annotations

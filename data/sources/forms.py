@@ -1,6 +1,6 @@
 """The forms in which rows may come: which file endings there are, and what to do with endings that are not read.
 
-`FORMS` is the only list of them: the readers are chosen by it, errors list it, and docs/data.md shows it as a table.
+`FORMS` is their only list: readers are chosen by it, errors list it, docs/data.md shows it.
 """
 
 from __future__ import annotations

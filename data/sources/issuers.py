@@ -1,8 +1,8 @@
 """Whose filing a row is about: read from the question of FinLoRA's XBRL extraction prompts.
 
 The prompts name the filer in a dozen phrasings ("as used by X during the FY 2023", "How much was X's Net Income for
-…"). Rows of one filer must be able to stay with one bank, so a row whose filer cannot be read gets a key made from its
-XBRL fragment instead: the questions on one filing then still stay together.
+…"). A row whose filer cannot be read gets a key made from its XBRL fragment, so that the questions on one filing can
+stay with one bank.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Records of JSON files: what one line of JSON Lines or one element of an array says, before it is a row.
+"""Records of JSON files: lines of JSON Lines or elements of an array.
 
 Strict where JSON leaves a choice: a key that occurs twice in one object makes its record a bad one (RFC 8259, section
 4: what software does with such an object is unpredictable), and so does NaN in JSON Lines.

@@ -1,8 +1,6 @@
-"""What the name of a file, and those of its folders, say about its rows: their task and their split, or why they leave
-the split open.
+"""What the names of a file and its folders say about its rows: their task and split, or why the split is open.
 
-Names that say both train and test, or that say validation, are never guessed at: rows to score on would be trained on
-without a word.
+Names that say both train and test, or validation, are not guessed at: test rows would be trained on.
 """
 
 from __future__ import annotations

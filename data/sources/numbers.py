@@ -1,7 +1,7 @@
 """What a target must be where answers are numbers: one that can be read, and finite.
 
-A target such as "NaN" or "1e999" is what a failed conversion leaves behind. No answer could ever be right, and the row
-would teach the model to write it.
+A target such as "NaN" or "1e999" is left by a failed conversion: no answer could be right, and the model would learn to
+write it.
 """
 
 from __future__ import annotations

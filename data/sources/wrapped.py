@@ -1,8 +1,7 @@
 """Rows inside something else, as other programs write them: under a key, one split a key, or a table by columns. What
 to do about it.
 
-Such a file is not read: which of its lists are rows, and of which split, would be a guess. The advice names the keys
-and a command.
+Such a file is not read: which of its lists are rows would be a guess. The advice names the keys and a command.
 """
 
 from __future__ import annotations

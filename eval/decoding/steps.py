@@ -1,8 +1,8 @@
 """One decoding step of many rows: their next tokens.
 
-On a CPU a step looks at the tokens that are there (`GrowingStep`). On a GPU its kernels are launched one by one, which
-takes longer than they run when rows are few; there the step has tensors that keep their place and shape (`FixedStep`),
-so that all its kernels can be recorded once as a CUDA graph and started together from then on. The tokens are the same.
+On a CPU a step looks at the tokens that are there (`GrowingStep`). On a GPU launching its kernels one by one takes
+longer than they run when rows are few; there tensors keep their place and shape (`FixedStep`), so that the kernels are
+recorded once as a CUDA graph. The tokens are the same.
 """
 
 from __future__ import annotations

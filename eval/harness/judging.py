@@ -1,7 +1,6 @@
 """What the harness calls on the rows and answers of our tasks. No arithmetic of its own: `eval.scoring` judges.
 
-The harness hands a metric's function all items of a task at once, so figures over rows (F1, shares of tags, BERTScore)
-are those of our evaluator too.
+A metric's function gets all items of a task at once, so figures over rows (F1, BERTScore) are our evaluator's too.
 """
 
 from __future__ import annotations

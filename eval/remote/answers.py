@@ -1,9 +1,7 @@
-"""Answers of a model behind an OpenAI-compatible server, so that closed models and vLLM can be compared with ours in
-one table.
+"""Answers of a model behind an OpenAI-compatible server, for comparison with ours.
 
-The same prompts, greedily, with the same budgets. A server may be slow, busy, broken or gone: requests are retried with
-growing pauses, what was answered is handed over at once, and a row without an answer is never taken for an empty
-answer.
+The same prompts, greedily, with the same budgets. Failed requests are retried with growing pauses, answers are handed
+over at once, and a missing answer is never taken for an empty one.
 
 The key comes from the environment only. It is sent to the given address and to no other, and is written nowhere.
 """

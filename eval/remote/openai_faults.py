@@ -1,9 +1,8 @@
 """What a reply of an OpenAI-compatible server says where it holds no answer: its status, also behind a 200, and its own
 words.
 
-Servers, gateways and proxies put their words into JSON of many forms, into HTML or into plain text. Of these words one
-printable line of at most LONGEST_MESSAGE characters is shown, without the prompt, the key, or anything else that looks
-like a key.
+They come as JSON of many forms, HTML or plain text. One printable line of at most LONGEST_MESSAGE characters is shown,
+without the prompt, the key, or anything that looks like a key.
 """
 
 from __future__ import annotations

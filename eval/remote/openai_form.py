@@ -1,7 +1,7 @@
 """The request and response forms of OpenAI-compatible servers: what is sent, and the answer in a reply.
 
 /completions takes the raw prompt, which is FinLoRA's rule 1; /chat/completions puts it into the model's chat template.
-Nothing here talks to a server, and nothing here returns text of a prompt or of the key.
+Nothing here talks to a server, or returns text of a prompt or of the key.
 """
 
 from __future__ import annotations

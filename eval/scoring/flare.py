@@ -2,8 +2,8 @@
 numbers by exact match, entities by F1 with seqeval.
 
 PIXIU's own figures are there next to the strict ones: `pixiu_accuracy` and `pixiu_missing` follow its evaluator
-(`src/tasks/flare.py`). Its one exception is not followed: in stock movement it counts an answer without a label as
-Fall, which gives a model that says nothing the share of falling stocks. Here such an answer is missing, and wrong.
+(`src/tasks/flare.py`). Difference: in stock movement it counts an answer without a label as Fall; here such an answer
+is missing, and wrong.
 """
 
 from __future__ import annotations

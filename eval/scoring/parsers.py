@@ -2,8 +2,8 @@
 answer.
 
 A parser takes the generated text (without the prompt) and the benchmark's closed label set, and returns a canonical
-answer: two texts give equal values exactly when they say the same. Targets go through the same parser. These are the
-strict readings; what FinLoRA's own evaluator takes as the answer is `eval.scoring.finlora.finlora_score_row`.
+answer, equal for two texts exactly when they say the same. Targets go through the same parser. FinLoRA's own reading is
+`eval.scoring.finlora.finlora_score_row`.
 """
 
 from __future__ import annotations

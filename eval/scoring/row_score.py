@@ -2,8 +2,7 @@
 files keep them.
 
 It is judged twice: strictly, by the answer that the benchmark's parser reads, and by FinLoRA's rules on the raw text
-(`eval.scoring.finlora`). Nothing here loads or runs a model under test, and nothing depends on how the outputs were
-made.
+(`eval.scoring.finlora`). Nothing here loads or runs a model under test.
 """
 
 from __future__ import annotations

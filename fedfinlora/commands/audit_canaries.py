@@ -2,9 +2,9 @@
 for the reader's.
 
 The server sees each noisy gradient. Its canaries are gradients ten times as long as the clip norm, each along a
-direction that no other has, put in where a row's gradient would be clipped, rounded and added; no attack through
-replies can be stronger. The reader of the final adapter sees how each canary row's loss fell. One bank alone is the
-attackers' best case: other banks' deltas only blur what the average shows.
+direction of its own, put in where a row's gradient is clipped, rounded and added; no attack through replies is
+stronger. The reader of the final adapter sees how each canary row's loss fell. One bank alone is the attackers' best
+case: other banks' deltas only blur what the average shows.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`centralized` and `local`: the two ends of the scale that a federated run is compared with, without Flower.
+"""`centralized` and `local`: what a federated run is compared with, without Flower.
 
 Both take the rows, the optimiser steps and the evaluator of the federated run with the same configuration:
 `centralized` pools all banks' rows and takes the sum of their steps, `local` trains each bank alone.

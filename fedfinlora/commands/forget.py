@@ -1,8 +1,7 @@
 """`forget`: a run's adapter computed again without one bank, from the updates that the run kept.
 
 That is the adapter of a run without the bank only where no kept update was computed from an adapter that the bank had a
-part in. Otherwise the bank's influence on the others' later updates stays, and only training again removes it; the
-output says which of the two it is.
+part in. Otherwise its influence on the others' later updates stays, as the output says; only training again removes it.
 """
 
 from __future__ import annotations

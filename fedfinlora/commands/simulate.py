@@ -1,7 +1,7 @@
 """`simulate`: the main job through a real `flwr run` on a private SuperLink.
 
-`flwr run` alone returns at once, and with --stream returns 0 even when the app has failed; its daemon also keeps the
-environment of whoever started it first. So each simulation gets a SuperLink of its own.
+`flwr run` returns at once, and with --stream returns 0 even when the app has failed; its daemon keeps the environment
+of its first start. So each simulation has its own SuperLink.
 """
 
 from __future__ import annotations

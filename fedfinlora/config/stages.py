@@ -1,8 +1,8 @@
 """Stages of a run (`stages`): each a full run with settings of its own, on top of the adapter of the one before.
 
-A curriculum trains complex tasks first and simple ones after them, with other ranks, layers and epochs
-(conf/experiment/curriculum.yaml). Everything is composed and checked here, before a model is loaded;
-`fedfinlora.commands.stages` runs it. How two adapters become one is `fedfinlora.model.stacked`.
+conf/experiment/curriculum.yaml trains complex tasks first, then simple ones with other ranks, layers and epochs.
+Everything is checked here before a model is loaded; `fedfinlora.commands.stages` runs it, `fedfinlora.model.stacked`
+joins two adapters.
 """
 
 from __future__ import annotations

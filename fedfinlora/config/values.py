@@ -1,9 +1,8 @@
 """From plain values to a configuration and back, strictly: unknown keys and ill-typed values are errors that list what
 is valid.
 
-Hydra composes YAML under `conf/` into a plain mapping (`fedfinlora.compose`); `build` turns that mapping, or the JSON
-that a server sends to a bank, into a `Config`. A bank can so validate what it was sent before it loads anything: torch
-and Hydra are not imported.
+`build` turns what Hydra has composed (`fedfinlora.compose`), or the JSON that a server sends to a bank, into a
+`Config`, without importing torch or Hydra.
 """
 
 from __future__ import annotations

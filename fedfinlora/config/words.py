@@ -1,10 +1,8 @@
-"""Words such as run_name=2024_01: what a field of text gets is exactly what was typed, be it blanks, umlauts, quotes,
-brackets or dollar signs.
+"""Words such as run_name=2024_01: a field of text gets exactly what was typed, also quotes, brackets or dollar signs.
 
-Hydra reads a value as YAML does, with a grammar of its own on top: 2024_01 would be a number, null nothing, and "Lauf
-Ü" no value at all. So the words for text fields never reach it: `split_text` takes them out and reads them, `compose`
-puts their values into what Hydra has composed. A value may be in quotes, as Hydra's own may; `word` writes one that
-reads back as the same text.
+Hydra would read 2024_01 as a number, null as nothing, and "Lauf Ü" not at all. So the words for text fields never reach
+it: `split_text` takes them out and reads them, `compose` puts their values into what Hydra has composed. A value may be
+in quotes, as Hydra's own may; `word` writes one that reads back as the same text.
 """
 
 from __future__ import annotations

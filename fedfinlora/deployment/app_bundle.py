@@ -1,7 +1,7 @@
 """Flower's app bundle (FAB) as data: what a bank reads of one before anything of it is unpacked or run.
 
-`flwr build` (1.41) makes a zip of uncompressed files with the list `.info/CONTENT` of their hashes. It writes
-pyproject.toml again, so that comments and order are lost; that one is compared by its parsed values.
+`flwr build` (1.41) makes a zip of uncompressed files with the list `.info/CONTENT` of their hashes. It rewrites
+pyproject.toml, which is therefore compared by its parsed values.
 """
 
 from __future__ import annotations

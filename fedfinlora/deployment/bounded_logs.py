@@ -1,7 +1,7 @@
 """Log files that another party can make grow, kept below a bound while `bank start` or `coordinator start` runs.
 
-The program that writes a log holds it open for appending. As logrotate(8) does with `copytruncate`: its end is copied
-to FILE.1, and the file begins again at 0 bytes. Lines that are written between the two are lost.
+The writer holds a log open, so as with logrotate(8)'s `copytruncate` its end is copied to FILE.1, and the file begins
+again at 0 bytes. Lines written in between are lost.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""The gates: no app bundle of the aggregator's is unpacked at a bank, nor run at the coordinator, unless the code that
-is installed there has let it in.
+"""The gates: no app bundle is unpacked at a bank, nor run at the coordinator, unless the code installed there has let
+it in.
 
 A bundle may run if the hash of its files (`app_bundle.code_sha256`) is one that the policy's rule `code` lists; where
-it lists none, if they are the files that are installed. Flower's SuperNode can be set to take only bundles that a
-trusted entity has signed (`--trusted-entities`). The gate is that entity: its key lives and ends with the SuperNode's
-process. So two things must fail before a bundle gets past it: one that the gate never saw has no signature, and of one
-that it refused nothing is handed on.
+it lists none, if they are the files that are installed. The SuperNode takes only bundles that a trusted entity has
+signed (`--trusted-entities`): the gate, whose key ends with the SuperNode's process. So a bundle that the gate never
+saw has no signature, and one that it refused is not handed on.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Whose process is at the other end of a loopback connection (Linux): by its socket's owner.
 
-Flower's control and runtime interfaces know no accounts, and on loopback every user of the machine can reach them; so a
-connection is accepted only if its other end belongs to the user who runs this process. The kernel is asked for the one
-socket by its two ends (sock_diag(7)). Where it does not answer, as in some sandboxes, the socket is looked for in
-/proc/net/tcp.
+Flower's control and runtime interfaces know no accounts, so on loopback a connection is accepted only if its other end
+belongs to the user who runs this process. The kernel is asked for the one socket by its two ends (sock_diag(7)). Where
+it does not answer, as in some sandboxes, the socket is looked for in /proc/net/tcp.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Two questions are answered here without loading a base model: which of our settings computes the same as the folder's
 adapter_config.json (`peft_settings`), and which tensors it holds, under the names that PEFT saves today
-(`read_tensors`). All that would change the mathematics and cannot be computed here is refused by the name of its key.
+(`read_tensors`). What cannot be computed here is refused by the name of its key.
 """
 
 from __future__ import annotations

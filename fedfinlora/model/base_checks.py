@@ -1,10 +1,9 @@
-"""What is checked of a base model before it is used: that it computes packed rows as it computes them alone, and is
-what was asked for.
+"""Checks of a base model before use: it computes packed rows as it computes them alone, and is what was asked for.
 
-Rows are packed end to end and attend by ranges of keys (`fedfinlora.model.attention`). That is the whole model's
-attention where each token sees all tokens before it. Where a layer looks back a fixed number of tokens only, caps or
-biases its scores, or keeps a state, the result would be another one without a word; such models are refused by name,
-and a comparison with plain rows finds what has no name here.
+Rows are packed end to end and attend by ranges of keys (`fedfinlora.model.attention`). That is the model's attention
+where each token sees all tokens before it. A layer that looks back a fixed number of tokens, caps or biases its scores,
+or keeps a state would give another result; such models are refused by name, and a comparison with plain rows finds the
+others.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """An adapter as llama.cpp reads it: one GGUF file, for `llama-server --lora FILE`.
 
-llama.cpp orders the rows of W_q and W_k of a Llama so that the two halves of each head's rotation alternate; B of these
-layers is ordered likewise (its convert_lora_to_gguf.py does the same). It multiplies B A by alpha / rank, which is 1
-here.
+llama.cpp orders the rows of a Llama's W_q and W_k so that the two halves of each head's rotation alternate; here B is
+ordered likewise (as by its convert_lora_to_gguf.py). It multiplies B A by alpha / rank, which is 1 here.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""Llama architectures with random weights, made in memory: what a GPU does can be checked and measured without the hub.
+"""Llama architectures with random weights, made in memory, to check and measure GPUs without the hub.
 
 A model is made layer by layer on its device and quantized as it goes, so the host never holds more than one matrix and
 the device never more than the quantized model and one matrix (`build`). Its folder holds config.json and a byte-level
 tokenizer (`write_folder`), no weights. Weights are normal with standard deviation 1.28 / sqrt(hidden size), which is
-Llama's 0.02 at 4,096; norms are one. They are drawn on the device, so a CPU and a GPU hold different weights: such a
-model is for measuring, it knows nothing.
+Llama's 0.02 at 4,096; norms are one. They are drawn on the device, so a CPU and a GPU hold different weights.
 """
 
 from __future__ import annotations

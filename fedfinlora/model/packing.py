@@ -1,11 +1,9 @@
-"""Rows laid end to end in one sequence as a tree: what several rows begin with is there once, and what follows branches
-off.
+"""Rows laid end to end in one sequence as a tree: a beginning that several rows share is there once.
 
 Each token sees its own row's earlier tokens, wherever they lie, and nothing else, and keeps the position it would have
 in a row of its own. Loss and gradients therefore equal those of separate rows, without padding and with each common
-beginning run once, at every level: an instruction, a filing, the beginning of a question. (The masks are those of
-document masking in long-context training; the tree is the radix tree of SGLang's RadixAttention, Zheng et al. 2024,
-used here for training as well.)
+beginning run once. (The tree is the radix tree of SGLang's RadixAttention, Zheng et al. 2024, used here for training as
+well.)
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Adapters for other programs: any adapter of ours as plain LoRA, W + B A, with nothing left to multiply by.
+"""Any adapter of ours as plain LoRA for other programs: W + B A, with nothing left to multiply by.
 
 Programs differ in how they scale: PEFT multiplies B A by alpha / rank, and rsLoRA (Kalajdzievski 2023) by
 alpha / sqrt(rank), which SGLang does not read. Here the factor is inside B and alpha equals the rank, so that every

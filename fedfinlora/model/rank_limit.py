@@ -1,7 +1,7 @@
-"""The largest rank that makes sense on a base model: of what a layer's change can hold, the rest trains for nothing.
+"""The largest rank that makes sense on a base model.
 
 B A of a layer (d_out, d_in) has at most min(d_in, d_out) directions. A rank above that costs memory and traffic and
-changes no result, and one of 10,000 by a slip of the finger ends a small bank.
+changes no result.
 """
 
 from __future__ import annotations

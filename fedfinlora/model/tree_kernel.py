@@ -2,7 +2,7 @@
 
 A pack is laid out depth first, so the queries that see a key follow it without a gap, up to the end of the subtree of
 its segment: `key <= query < visible_until[key]`. That is the mask of `fedfinlora.model.attention`'s runs, whose many
-small products take most of a pass's time on a GPU. On CPUs FlexAttention has no backward pass: the runs stay there.
+small products are slow on a GPU; on CPUs, where FlexAttention has no backward pass, the runs stay.
 
 T queries are filled up to a multiple of BLOCK, so that the kernel is compiled once. Shapes as in
 `fedfinlora.model.attention`: H query heads, G key heads, D numbers a head, S earlier keys.

@@ -1,5 +1,4 @@
-"""What ran at a bank: lines for each request that reached it, on its own disk, with what was booked, what left and what
-was refused.
+"""What ran at a bank: lines on its own disk for each request, with what was booked, what left and what was refused.
 
 A privacy ledger that was lost is booked again from these lines (`privacy ledger FOLDER --reconcile`), so they stay
 where the ledger does not.

@@ -1,4 +1,4 @@
-"""Whether the noise is as large as booked: what two runs of the same step differ by, and how many units a step draws.
+"""Whether noise and draws are as booked: what two runs of the same step differ by, and how many units a step draws.
 
 Two runs of one step in which every unit takes part differ by their noises alone: each number of the difference is N(0,
 2 (sigma C)^2), so the sum of n squares over 2 (sigma C)^2 is chi-squared with n degrees of freedom. Noise that is too

@@ -1,8 +1,8 @@
 """Check a run's folder from provenance.jsonl alone, offline.
 
 Without an authority it shows that nothing was changed since; with the consortium's ca.crt it shows who said it; with
-the deltas (strategy.keep_deltas) it computes each round again. Whoever holds the folder can write the chain again so
-that its hashes are right: so every figure that follows from others is computed again and compared.
+the deltas (strategy.keep_deltas) it computes each round again. Whoever holds the folder can write a chain with right
+hashes, so every figure that follows from others is computed again.
 """
 
 from __future__ import annotations

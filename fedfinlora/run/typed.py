@@ -2,9 +2,9 @@
 
 A class whose keys are not its fields has two methods of its own: `as_json` and the class method `parse`, a `Convert`.
 
-A program that computes with a file wants it whole: the first value of another type than its field's is a UserError. A
-report names each such value in a list, and its field keeps its default. Unknown keys were written by a newer version
-and are left aside; fields that an older file lacks keep their defaults.
+A value of another type than its field's is a UserError for a program that computes with the file; a report lists it,
+and the field keeps its default. Unknown keys (of a newer version) are left aside; missing fields (of an older file)
+keep their defaults.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The decoding loop of `serve`: requests join a batch between two tokens and leave it when they end (Yu et al. 2022).
 
-One thread owns the model. A request is read by itself, its keys and values then join those of the rows that are being
-decoded, padded on the left; every step gives each row one token. What a row gets does not depend on its company, but
-for floating-point rounding.
+One thread owns the model. A request is read by itself; its keys and values then join those of the other rows, padded on
+the left. Every step gives each row one token, which depends on the others by floating-point rounding alone.
 """
 
 from __future__ import annotations

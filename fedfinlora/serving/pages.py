@@ -1,4 +1,4 @@
-"""Keep web pages out of `serve`: it has no password, and any page open in a browser can reach a port of its machine.
+"""Keep web pages out of `serve`, which has no password: any page in a browser can reach a port of its machine.
 
 A browser says in `Origin` which page asks, and in `Host` by which name it found the server. A page may ask only where
 it lies on this machine itself (a local chat client); a foreign name that was made to point here (DNS rebinding) is no

@@ -1,8 +1,8 @@
-"""Where modules are imported from: the project's own before any other's of the same name, and no file of a user's in a
-library's place.
+"""Where modules are imported from: the project's own before others of the same name, and no user's file in a library's
+place.
 
-`python -m` puts the working directory first, PYTHONPATH comes before the libraries, and the checkout holds our modules
-and what its user puts there: a json.py, torch.py or flwr/ in any of them would be imported instead of the library.
+`python -m` puts the working directory first and PYTHONPATH before the libraries: a json.py, torch.py or flwr/ there, or
+in the checkout, would be imported instead of the library.
 """
 
 from __future__ import annotations

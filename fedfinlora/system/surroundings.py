@@ -1,5 +1,4 @@
-"""What a command does with its surroundings before it starts: what would end in a traceback later is put right here, or
-refused with what to set.
+"""What would later end in a traceback is put right before a command starts, or refused with what to set.
 
 Everything is put into this process's environment, so that each library and each process that is started finds the same.
 """

@@ -1,11 +1,9 @@
-"""HTTP: one client for this machine, which never uses a proxy, and one for the outside, whose proxy is the one that the
-environment names.
+"""HTTP: one client for this machine, without a proxy, and one for the outside, with the environment's.
 
-httpx and requests read the same variables, each with rules of its own: a variable that one of them cannot use ends in a
-traceback even where the server is on this machine. So unusable variables are taken out of the environment when a
-command starts (`usable_proxies`), before any library reads them, and loopback is added to no_proxy, for all libraries
-and for the processes that are started (`with_loopback_direct`). What would have needed an unusable proxy is then
-refused by name: nothing goes out past a proxy that was asked for.
+httpx and requests read the same variables by different rules: one that a library cannot use ends in a traceback even
+for a server on this machine. So, before any library reads them, unusable variables are taken out of the environment
+(`usable_proxies`), and loopback is added to no_proxy, also for processes that are started (`with_loopback_direct`).
+What would have needed an unusable proxy is refused by name: nothing goes out past it.
 """
 
 from __future__ import annotations

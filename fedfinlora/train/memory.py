@@ -1,9 +1,8 @@
 """What a training pass keeps in memory, and how to keep less: decoder layers are checkpointed (Chen et al. 2016), the
 first ones first.
 
-A layer that is not checkpointed keeps what its backward pass needs; a checkpointed one keeps its input and runs forward
-once more when its turn comes. The first layers are checkpointed first: their turn comes when the others have given
-their memory back.
+A checkpointed layer keeps its input only and runs forward once more when its turn comes: for the first layers, when the
+others have given their memory back.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Your own training script in the place of our loop: what it gets, what it must give back, and how its work is checked.
 
-A trainer is a function of one `LocalTask`. It trains the adapter of `task.model` on `task.rows` and gives it back. The
-result is held to what our own loop gives: the same layout, finite, the base model's weights as they were. The privacy
-mechanisms of the banks and FedProx's term are steps of our own loop, so both are refused with a trainer.
+A trainer is a function of one `LocalTask`. It trains the adapter of `task.model` on `task.rows` and gives it back: in
+the same layout, finite, with the base model's weights as they were. The banks' privacy mechanisms and FedProx's term
+are steps of our own loop, so both are refused with a trainer.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
-"""Several processes of one bank, each with a copy of the model on its own GPU, that take each optimiser step together
-(data parallel).
+"""Data parallel: several processes of one bank, each with a copy of the model on its own GPU, take each step together.
 
-A process computes the gradient of its share of the step's rows; the sum over all processes is the gradient of one
-process with all rows, the mean over the answer tokens of the whole step. Each process then takes the same optimiser
-step, so the adapters stay equal. The process that trains in a bank is rank 0
-(`fedfinlora.train.parallel_group`); it keeps the others (`fedfinlora.train.parallel_process`) for the next round.
-What is guaranteed: docs/adr/0039-data-parallel-in-one-bank.md.
+A process computes the gradient of its share of the step's rows; the sum over all processes is that of one process with
+all rows. Each process then takes the same optimiser step, so the adapters stay equal. The process that trains in a bank
+is rank 0 (`fedfinlora.train.parallel_group`); it keeps the others (`fedfinlora.train.parallel_process`) for the next
+round. What is guaranteed: docs/adr/0039-data-parallel-in-one-bank.md.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 compute is `fedfinlora.train.parallel`.
 
 They meet by a file in a folder of their own and get their tasks over a socket that they inherit; the sums of their
-gradients go through torch.distributed on this machine's loopback. Each wait ends: by what is waited for, by the end or
-the failure of a process, which is named, or by time.
+gradients go through torch.distributed on this machine's loopback. Each wait ends with its event, with the end of a
+process, which is named, or with time.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Which rows meet in an optimiser step: seeded permutations, in which rows with a long common beginning travel
-together.
+"""Which rows meet in an optimiser step: seeded permutations that keep rows with a long common beginning together.
 
 A filing is read once for all its questions only if they come in the same step
 (docs/adr/0011-rows-with-a-long-common-beginning-travel-together.md). What a step takes depends on the run's seed, the

@@ -1,8 +1,7 @@
-"""The names that a request and a reply may have, and the form and length of their texts: checked before any of it is
-kept.
+"""The names that a request and a reply may have, and the form and length of their texts.
 
-Run folder and bank keep what was signed, word for word: so no one fills another's disk or writes text of its own into
-another's files. What the values must be is checked by `fedfinlora.wire.messages`.
+Checked before any of it is kept: no one fills another's disk or writes text of its own into another's files. What the
+values must be is checked by `fedfinlora.wire.messages`.
 """
 
 from __future__ import annotations

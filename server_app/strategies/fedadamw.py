@@ -2,8 +2,7 @@
 
 With one SGD step a round at the banks (train.optimizer=sgd, train.steps_per_round=1, train.clip_norm=0) and
 strategy.weighting=answer_tokens the mean update is the negative gradient of the banks' rows pooled. A run is then
-centralised AdamW on the pooled batches, however the rows are divided: the identity from which every other rule is
-judged by the rounds that it saves.
+centralised AdamW on the pooled batches, however the rows are divided.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """FedRot-LoRA (Zhang, Kim, Cha, Vikalo 2026, arXiv 2602.23638): each bank's factors are turned towards the last
 global ones before A and B are averaged.
 
-(B Q^T)(Q A) is the same product for every orthogonal Q, so two banks may have learnt the same and cancel each other in
-the mean. Q is the rotation that brings a bank's A nearest to the global A in odd rounds, its B to the global B in even
-ones (orthogonal Procrustes: Schönemann 1966; without reflections: Kabsch 1976). After a single local step from a shared
+(B Q^T)(Q A) is the same product for every orthogonal Q, so two banks that learnt the same may cancel in the mean. Q is
+the rotation that brings a bank's A nearest to the global A in odd rounds, its B to the global B in even ones
+(orthogonal Procrustes: Schönemann 1966; without reflections: Kabsch 1976). After a single local step from a shared
 start there is nothing to turn.
 """
 

@@ -1,8 +1,8 @@
 """FLTrust (Cao, Fang, Liu, Gong 2021, algorithm 2), on the products B A.
 
-The root update comes from strategy.root_bank: a bank that the operator of the federation runs on public rows, through
-the same code and wire as every other. Each update's product is scaled to the root update's length and counts as much as
-its cosine with it, not at all where that is negative: the step's product is never longer than the root update.
+The root update comes from strategy.root_bank, which the operator of the federation runs on public rows. Each update's
+product is scaled to the root update's length and counts as much as its cosine with it, not at all where that is
+negative: the step's product is never longer than the root update.
 """
 
 from __future__ import annotations

@@ -2,9 +2,8 @@
 
 A bank may write its update in many ways: (B Q)(Q^-1 A) is the same product for every invertible Q. So updates are
 compared as (B + dB)(A + dA) - B A (`server_app.strategies.product`), and the step is taken on the same products: B A
-plus the sum of the updates with their shares, cut to the adapter's rank. Were A and B averaged apart, a bank could send
-an honest product in factors that spoil the mean. Shares do not follow the rows that a bank reports, since it could
-report any.
+plus the sum of the updates with their shares, cut to the adapter's rank. Were A and B averaged apart, factors of an
+honest product could spoil the mean. Shares do not follow reported rows, since a bank could report any.
 """
 
 from __future__ import annotations

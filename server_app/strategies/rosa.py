@@ -1,11 +1,11 @@
 """ROSA (Gamal, Rabusseau 2024, arXiv 2407.07802, algorithm 1): a run trains one random subspace after the other.
 
 A phase of strategy.phase_rounds rounds is aggregated exactly, as strategy=residual. At its end what was trained is
-folded into the ranks that no bank trains, and the next phase begins with B zero and a new A, drawn from the round's
-number as in strategy=flora, which is this with phases of one round. All banks receive the same A with the adapter.
+folded into the ranks that no bank trains, and the next phase begins with B zero and a new A drawn from the round's
+number. strategy=flora is this with phases of one round.
 
-Difference: the paper takes A and B from random singular vectors of the weight and puts the trained product into the
-weight. Here A is random, and the base, which may be quantized, stays as it is (strategy.residual_rank).
+Difference: the paper takes A and B from random singular vectors of the weight and merges the trained product into it.
+Here A is random and the base stays (strategy.residual_rank).
 """
 
 from __future__ import annotations

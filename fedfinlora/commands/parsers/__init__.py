@@ -2,7 +2,7 @@
 `fedfinlora.commands`.
 
 A module has `ORDER`, its place in the list of commands, and `add(commands)`, which ends with `set_defaults(call=…)`.
-Nothing heavy is imported before a command is called, so that `--help` stays quick. A new command is a new module here.
+Nothing heavy is imported before a command is called. A new command is a new module here.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Lost links are retried, also where TLS reports the loss.
 
-The SuperNode retries without end when the link fails, except where the failure's text has "ssl" or "tls" in it: then it
-throws its reply away, or ends. A connection that is dropped gives just such a text; a certificate that does not verify
-stays final. No thread upstream was found.
+The SuperNode retries without end when the link fails, except where the failure's text has "ssl" or "tls" in it, as that
+of a dropped connection: then it throws its reply away, or ends. A certificate that does not verify stays final. No
+thread upstream was found.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """SHiRA (Bhardwaj, Pandey, Priyadarshi et al. 2024, arXiv 2406.13175), SHiRA-Rand: a few weights of W are trained.
 
-y = W x + D x with D (d_out, d_in) zero but for rank · (d_in + d_out) values, as many as LoRA trains, at random
-places. The places are drawn from the run's seed, so all banks have the same and send the values only. D is linear in
-them: the mean of the banks' values is exactly the mean of their updates. Values start at zero; no scaling. Each pass
-writes D out as a whole matrix.
+y = W x + D x with D (d_out, d_in) zero but for rank · (d_in + d_out) values, as many as LoRA trains, at random places.
+The places are drawn from the run's seed: banks send the values only, whose mean is exactly the mean of their updates.
+Values start at zero; no scaling. Each pass writes D out as a whole matrix.
 
 D has no low rank, so a saved folder is PEFT's own SHIRA adapter; export to plain LoRA and serving are refused.
 """
