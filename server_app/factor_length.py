@@ -22,13 +22,6 @@ from fedfinlora.run.records import FactorLength
 from server_app.average_loss import NO_RANKS, rounded
 from server_app.strategies.product import bank_update, norm_of
 
-MOST_RATIO = 3.0
-"""From here a bank is named. Honest banks of the tiny model with skewed rows stayed below 1.5 (the tests)."""
-ON_PRODUCTS = (
-    "krum", "multi_krum", "geometric_median", "trimmed_mean", "norm_clip", "fltrust", "flexlora", "flora",
-)  # fmt: skip
-"""Rules that step along products, in any factors."""
-
 Factors = Callable[[str, slice], Vector]
 """(bank, block) -> these parameters of its update."""
 
@@ -62,14 +55,3 @@ def _ratios(
             product += norm_of(bank_update(a[:rank], b[:, :rank], da, db)) ** 2
         if product > 0:
             yield bank, math.sqrt(length / product)
-
-
-def warning(found: FactorLength, rule: str) -> str:
-    """What is said of a bank beyond MOST_RATIO; "" for any other, and under rules that step along products."""
-    if found.ratio < MOST_RATIO or rule in ON_PRODUCTS:
-        return ""
-    return (
-        f"{found.bank} moves A and B {found.ratio:.3g} times as far for its product B A as the median bank: "
-        f"strategy={rule} averages factors, and such factors can spoil the mean of honest products. Look at this bank, "
-        "or choose a rule on products, such as norm_clip or flexlora."
-    )

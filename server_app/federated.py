@@ -33,6 +33,7 @@ from fedfinlora.provenance.release import write_release
 from fedfinlora.report.loggers import Board, require_loggers
 from fedfinlora.run.checkpoint import Checkpoint, adapter_checksum, checkpoint_file, save_checkpoint
 from fedfinlora.run.events import BanksDrawn, Message, Phase, RoundStart, Trainable, bank_done
+from fedfinlora.run.far_factors import warning
 from fedfinlora.run.folder import write_manifest
 from fedfinlora.run.opening import OpenRun, open_run, run_result
 from fedfinlora.run.privacy_card import privacy_card
@@ -43,7 +44,6 @@ from fedfinlora.train.own_columns import trained_size
 from fedfinlora.train.trainer_names import trainer_files, trainer_of_environment
 from server_app.door import check_settings_on_disk
 from server_app.exchange import MessageGrid, roster
-from server_app.factor_length import warning
 from server_app.own_ranks import with_announced
 from server_app.plain_run import logged_events
 from server_app.rounds import run_round

@@ -31,6 +31,8 @@ from fedfinlora.model.loading import get_session
 from fedfinlora.report.explanation import explanation_lines, explanation_table
 from fedfinlora.run.evaluation import read_records
 from fedfinlora.run.explanation import EXPLANATION_FILE, Cause, Explanation, write_explanation
+from fedfinlora.run.far_factors import furthest
+from fedfinlora.run.records import read_rounds
 
 
 def explain(
@@ -50,6 +52,8 @@ def explain(
         write_explanation(json_file, found)
     print_table(explanation_table(found))
     print("\n".join(explanation_lines(found)))
+    if said := furthest(read_rounds(run), plan.federated.strategy.name):
+        print(said)
     return 0
 
 

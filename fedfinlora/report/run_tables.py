@@ -14,6 +14,8 @@ from fedfinlora.run.evaluation import Evaluation
 from fedfinlora.run.records import PrivacyCard
 
 NOTHING_REFUSED = "none"
+FURTHEST = "Moved A and B furthest for B A"
+"""`FactorLength` of the round."""
 
 
 def key_figures(run: Run) -> list[tuple[str, str, str]]:
@@ -110,7 +112,12 @@ def rounds_table(run: Run) -> Table:
         ]
         for line in run.rounds
     ]
-    return Table("Figures by round", ("Round", "Status", *numbers), rows, ("Status",))
+    words = ["Status"]
+    if any(line.factors for line in run.rounds):
+        words.append(FURTHEST)
+        for row, line in zip(rows, run.rounds, strict=True):
+            row.append(f"{line.factors.bank}, {line.factors.ratio:.3g} × the median" if line.factors else DASH)
+    return Table("Figures by round", ("Round", "Status", *numbers, *words[1:]), rows, words)
 
 
 def evaluations_table(run: Run) -> Table:

@@ -14,6 +14,7 @@ from fedfinlora.report.reading import Run, of_a_round
 from fedfinlora.report.reproduce import command_line
 from fedfinlora.report.run_tables import banks_table, evaluations_table, key_figures, privacy_table, rounds_table
 from fedfinlora.report.values import Values, shown
+from fedfinlora.run.far_factors import furthest
 from fedfinlora.run.folder import flatten
 from fedfinlora.run.records import PrivacyCard
 from fedfinlora.run.typed import to_json
@@ -42,6 +43,7 @@ def run_view(run: Run, catalogue: Sequence[BenchmarkInfo], defaults: Values) -> 
         "banks": banks_table(run),
         "contributions": contributions_view(run.folder),
         "rounds": rounds_table(run),
+        "furthest": furthest(run.rounds, str(run.config.get("strategy.name", run.result.strategy))),
         "evaluations": evaluations_table(run),
         "load": load_table(run.folder),
         "models": _models(run),

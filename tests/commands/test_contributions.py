@@ -266,7 +266,9 @@ def test_causes_add_up_and_finished_runs_are_taken_again(
     assert read_config(output / "exact-mean").strategy.name == "flexlora"
     lines = [read_rounds(output / label) for label in ("fewer-steps", "one-bank")]
     assert [sum(one.banks[0].steps for one in rounds) for rounds in lines] == [4, 4], "as many as each bank took"
-    assert "skew" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "skew" in said
+    assert "moves A and B furthest for its product B A" in said
 
 
 @pytest.mark.parametrize(

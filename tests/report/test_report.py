@@ -118,6 +118,21 @@ def test_rejected_bank_is_listed_with_its_reason(tmp_path: Path) -> None:
     assert "5 of 6" in text
 
 
+def test_the_bank_that_moved_its_factors_furthest_is_named(tmp_path: Path) -> None:
+    """Runs of earlier versions have no such figure."""
+    run = make_run(tmp_path / "demo")
+    before = Page(report(tmp_path, run)).text
+    lines = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+    for ratio in (1.25, 7.5):
+        lines[1]["factors"] = {"bank": "bank-1", "ratio": ratio}
+        (run / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        text = Page(report(tmp_path, run)).text
+        assert f"bank-1, {ratio} × the median" in text
+        assert ("spoil the mean of honest products" in text) == (ratio == 7.5)
+    assert "× the median" not in before
+    assert "moves A and B" not in before
+
+
 def test_skipped_benchmark_says_why_and_keeps_its_published_figures(tmp_path: Path) -> None:
     run = make_run(tmp_path / "demo")
     result = json.loads((run / "result.json").read_text())

@@ -14,8 +14,9 @@ from tiny_runs import rounds_of, write_rows
 from fedfinlora.commands.verify import verify
 from fedfinlora.model.adapter import Layout, Vector
 from fedfinlora.model.loading import get_session
-from fedfinlora.run.records import FactorLength
-from server_app.factor_length import MOST_RATIO, factor_length, warning
+from fedfinlora.run.far_factors import MOST_RATIO, furthest, warning
+from fedfinlora.run.records import FactorLength, RoundLine
+from server_app.factor_length import factor_length
 
 LAYOUT = Layout(("a.lora_A.weight", "a.lora_B.weight"), ((2, 30), (20, 2)))
 ONE_TRAINED = Layout(("a.lora_B.weight",), ((20, 2),))
@@ -96,6 +97,21 @@ def test_honest_banks_of_mixed_ranks_are_not_named(rule: str, tmp_path: Path) ->
 def test_rules_that_average_factors_warn() -> None:
     """HetLoRA weighs by products and averages A and B apart."""
     assert all(warning(FactorLength("one", 9.0), rule) for rule in ("fedavg", "residual", "hetlora"))
+
+
+def test_the_furthest_bank_of_all_rounds_is_said_and_a_far_one_warned_of() -> None:
+    lines = [
+        RoundLine(1),
+        RoundLine(2, factors=FactorLength("one", 1.236)),
+        RoundLine(3, factors=FactorLength("two", 1.1)),
+    ]
+    assert furthest(lines[:1], "fedavg") == ""
+    assert furthest(lines, "fedavg") == (
+        "one moves A and B furthest for its product B A: 1.24 times as far as the median bank (round 2)."
+    )
+    lines.append(RoundLine(4, factors=FactorLength("two", 9.0)))
+    assert furthest(lines, "fedavg").startswith("Round 4: two moves A and B 9 times as far")
+    assert furthest(lines, "krum").endswith("9 times as far as the median bank (round 4).")
 
 
 def test_a_run_warns_of_the_bank_and_verify_computes_it_again(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ TEMPLATE = """
 {# A fedfinlora.report.run_view.RunView. #}
 {% macro run_section(view) %}
 {% if view.charts %}<h3>Training, round by round</h3>{{ figures(view.charts) }}{% endif %}
+{% if view.furthest %}<p>{{ view.furthest }}</p>{% endif %}
 {% if view.banks.rows %}<h3>Banks</h3>{{ table(view.banks) }}{% endif %}
 {% if view.contributions %}<h3>What each bank gains and contributes</h3>
 {% if view.contributions[0].rows %}{{ table(view.contributions[0]) }}{% endif %}{{ sentences(view.contributions[1]) }}
