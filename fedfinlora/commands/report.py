@@ -14,7 +14,7 @@ from fedfinlora.run.ended import how_to_resume
 from fedfinlora.run.listing import is_run, runs_now
 
 
-def report(runs: Sequence[Path], output: Path | None, export: Path | None = None, figures: Sequence[str] = ()) -> int:
+def report(runs: Sequence[Path], output: Path, export: Path | None = None, figures: Sequence[str] = ()) -> int:
     """Write the report and what was asked for next to it, and print where they are; with `figures` these alone."""
     for run in runs:
         if not (run / "result.json").is_file() and not (run / "rounds.jsonl").is_file():
@@ -28,7 +28,7 @@ def report(runs: Sequence[Path], output: Path | None, export: Path | None = None
         raise UserError("--figure writes into the folder of --export. Add --export DIR.")
     if export is not None and figures:
         return _print(write_paper_files(runs, export, figures))
-    print(write_run_report(runs, output or runs[0] / "report.html"))
+    print(write_run_report(runs, output))
     if export is not None:
         _print(write_run_exports(runs, export))
         try:

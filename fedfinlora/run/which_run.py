@@ -45,7 +45,7 @@ def folder_or_run(name: str) -> Path:
     """
     from fedfinlora.run.stages import is_stages, of_one_stage
 
-    found = _there(name)
+    found = named_folder(name)
     if is_stages(found):
         raise UserError(of_one_stage(found))
     return found
@@ -57,7 +57,7 @@ def runs_named(name: str) -> list[Path]:
     """
     from fedfinlora.run.stages import begun_stages, is_stages, of_one_stage
 
-    found = _there(name)
+    found = named_folder(name)
     if not is_stages(found):
         return [found]
     shown = [run for run in begun_stages(found) if (run / "result.json").is_file() or (run / "rounds.jsonl").is_file()]
@@ -66,7 +66,8 @@ def runs_named(name: str) -> list[Path]:
     return shown
 
 
-def _there(name: str) -> Path:
+def named_folder(name: str) -> Path:
+    """A path that exists as it is, else the run of that name, also one in stages (`find_run`)."""
     path = Path(name).expanduser()
     if name and path.exists():
         return path

@@ -68,6 +68,17 @@ def test_a_report_of_stages_takes_those_that_have_ended(killed: Path) -> None:
         folder_or_run(str(killed))
 
 
+def test_the_report_of_stages_is_in_their_own_folder(killed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A stage's own report stays."""
+    stage = killed / "stage-1-hard"
+    write_result(stage, RunResult(mode="centralized", status="completed", run="stage-1-hard"))
+    for named, other in ((stage, killed), (killed, stage)):
+        (other / "report.html").write_text("as it was")
+        assert main(["report", str(named)]) == 0
+        assert capsys.readouterr().out.split() == [str(named / "report.html")]
+        assert (other / "report.html").read_text() == "as it was"
+
+
 def test_stages_are_found_by_name_and_resumed_as_a_whole(killed: Path) -> None:
     assert find_run("cour", killed.parent) == killed
     assert how_to_resume(killed / "stage-1-hard").endswith(f"python -m fedfinlora centralized resume={killed}")

@@ -34,7 +34,8 @@ def add(commands: Any) -> None:
 def call(options: argparse.Namespace) -> int:
     """Run it."""
     from fedfinlora.commands.report import report
-    from fedfinlora.run.which_run import runs_named
+    from fedfinlora.run.which_run import named_folder, runs_named
 
     runs = [run for name in options.runs for run in runs_named(name)]
-    return report(runs, options.output, options.export, options.figure)
+    output = options.output or named_folder(options.runs[0]) / "report.html"  # of stages: not in the first one's folder
+    return report(runs, output, options.export, options.figure)
