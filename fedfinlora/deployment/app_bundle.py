@@ -10,12 +10,15 @@ import hashlib
 import io
 import json
 import re
+import shutil
 import stat
 import tomllib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from fedfinlora.compose import PROJECT_ROOT
 from fedfinlora.errors import UserError
@@ -80,20 +83,44 @@ def _checked_list(files: dict[str, bytes]) -> Files:
     return files | {SETTINGS: json.dumps(values, sort_keys=True, default=str, allow_nan=False).encode()}
 
 
+def bundle_sources(root: Path = PROJECT_ROOT) -> dict[str, Path]:
+    """Name -> file of what `flwr build` may take here. Flower itself would look at every file of a checkout, .venv and
+    all runs among them. OSError, ValueError or KeyError where the project has no such list.
+    """
+    include = tomllib.loads((root / SETTINGS).read_text("utf-8"))["tool"]["flwr"]["app"]["fab-include"]
+    places = [
+        root / name for name in sorted({pattern.strip("/").partition("/")[0] for pattern in (*include, ".gitignore")})
+    ]
+    found = [file for place in places for file in (place.rglob("*") if place.is_dir() else [place])]
+    return {
+        file.relative_to(root).as_posix(): file
+        for file in found
+        if file.is_file() and not file.is_symlink() and file.suffix != ".pyc"
+    }
+
+
+@contextmanager
+def lean_copy(root: Path = PROJECT_ROOT) -> Iterator[Path]:
+    """Meanwhile a folder with the sources of the bundle alone, from which `flwr run` makes the same one in a second.
+    UserError where it cannot be made.
+    """
+    with ExitStack() as stack:
+        try:
+            copy = Path(stack.enter_context(TemporaryDirectory(prefix="fedfinlora-app-"))) / "fedfinlora"
+            for name, file in bundle_sources(root).items():
+                (copy / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copy / name)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"No app bundle can be made of the project in {root}: {error}") from error
+        yield copy
+
+
 def installed_files(root: Path = PROJECT_ROOT) -> Files:
     """The files of the bundle that `flwr build` would make here. UserError where that fails."""
     from flwr.cli.build import build_fab_from_files
 
     try:
-        include = tomllib.loads((root / SETTINGS).read_text("utf-8"))["tool"]["flwr"]["app"]["fab-include"]
-        # Flower itself would look at every file of the checkout, .venv and all runs among them.
-        places = [
-            root / name
-            for name in sorted({pattern.strip("/").partition("/")[0] for pattern in (*include, ".gitignore")})
-        ]
-        found = [file for place in places for file in (place.rglob("*") if place.is_dir() else [place])]
-        files = {file.relative_to(root).as_posix(): file for file in found if file.is_file() and not file.is_symlink()}
-        content, _ = build_fab_from_files(files)
+        content, _ = build_fab_from_files(bundle_sources(root))
         return read_bundle(content, hashlib.sha256(content).hexdigest())
     except (OSError, ValueError, KeyError, RefusedBundle) as error:
         raise UserError(f"No app bundle can be made of the project in {root}: {error}") from error

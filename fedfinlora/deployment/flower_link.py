@@ -16,6 +16,7 @@ from typing import Any
 from fedfinlora.config.schema import Config
 from fedfinlora.config.values import to_json
 from fedfinlora.config.words import toml_text
+from fedfinlora.deployment.app_bundle import lean_copy
 from fedfinlora.deployment.simulated_banks import worker_resources
 from fedfinlora.errors import UserError
 from fedfinlora.files import write_bytes
@@ -105,7 +106,8 @@ class Link:
         write_bytes(file, run_config_toml(config).encode())
         simulated = ["--federation-config", f"num-supernodes={config.banks} {worker_resources(config)}"]
         more = simulated if self.process else []
-        answer = self.flwr("run", str(PROJECT_ROOT), self.name, "--run-config", str(file), *more)
+        with lean_copy() as app:
+            answer = self.flwr("run", str(app), self.name, "--run-config", str(file), *more)
         return str(answer["run-id"])
 
     def status(self, run_id: str) -> tuple[str, str]:

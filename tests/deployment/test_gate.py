@@ -63,6 +63,7 @@ from fedfinlora.deployment.app_bundle import (
     code_sha256,
     first_difference,
     installed_files,
+    lean_copy,
     read_bundle,
 )
 from fedfinlora.deployment.bank_settings import BankSettings, settings_text
@@ -637,3 +638,22 @@ class TestCoordinatorsGate:
     def test_an_app_of_flowers_hub_and_what_is_no_bundle_are_refused(self, content: bytes) -> None:
         with pytest.raises(HTTPException, match="cannot be read"):
             self.start(content)
+
+
+def test_the_bundle_of_the_lean_copy_is_the_checkouts(tmp_path: Path) -> None:
+    """To the byte, though nothing else of the checkout is looked at."""
+    from flwr.cli.build import build_fab_from_disk
+
+    names = [*installed_files(), ".gitignore"]
+    for name in names:
+        (tmp_path / "project" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "project" / name).write_bytes((PROJECT_ROOT / name).read_bytes())
+    (tmp_path / "project" / ".venv").mkdir()
+    (tmp_path / "project" / ".venv" / "large.py").write_text("x = 1\n")
+    with lean_copy(tmp_path / "project") as copy:
+        assert {file.relative_to(copy).as_posix() for file in copy.rglob("*") if file.is_file()} == set(names)
+        assert build_fab_from_disk(copy) == build_fab_from_disk(tmp_path / "project")
+    assert not copy.exists()
+    (tmp_path / "project" / "pyproject.toml").write_text("[tool]\n")
+    with pytest.raises(UserError, match="No app bundle can be made"), lean_copy(tmp_path / "project"):
+        pass
