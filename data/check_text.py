@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from data.catalog import BENCHMARKS
 from data.sources.load import describe, refusal
+from fedfinlora.errors import plural
 
 if TYPE_CHECKING:
     from data.check import CheckReport, FileReport
@@ -31,8 +32,8 @@ def render(report: CheckReport, all_rows: bool = False) -> str:
     them.
     """
     lines = [
-        f"{report.root}: {_count(len(report.files), 'file')}, "
-        f"{_count(sum(file.rows for file in report.files), 'row')}, read as dataset={report.source}",
+        f"{report.root}: {plural(len(report.files), 'file')}, "
+        f"{plural(sum(file.rows for file in report.files), 'row')}, read as dataset={report.source}",
         "",
     ]
     if report.files:
@@ -51,17 +52,17 @@ def render(report: CheckReport, all_rows: bool = False) -> str:
     lines += _not_read(report)
     bad = sum(len(file.bad_rows) for file in report.files) + len(report.refused)
     ignored = (
-        f" {_count(len(report.ignored), 'file or folder', 'files or folders')} not read, named above."
+        f" {plural(len(report.ignored), 'file or folder', 'files or folders')} not read, named above."
         if report.ignored
         else ""
     )
     if report.ok:
         verdict = f"Every line is a usable row.{ignored}"
     elif report.refused:
-        verdict = f"{_count(bad, 'fault')} to put right: no run begins before the files under Refused are.{ignored}"
+        verdict = f"{plural(bad, 'fault')} to put right: no run begins before the files under Refused are.{ignored}"
     elif bad:
         verdict = (
-            f"{_count(bad, 'fault')} to put right (a run skips such rows, or ends there with "
+            f"{plural(bad, 'fault')} to put right (a run skips such rows, or ends there with "
             f"dataset.on_bad_row=stop).{ignored}"
         )
     else:
@@ -161,9 +162,9 @@ def _findings(file: FileReport, all_rows: bool) -> list[str]:
         listed = ", ".join(f"{_clip(' '.join(answer.split()), ANSWER_WIDTH)} {count}" for answer, count in file.answers)
         lines.append(f"  {kind}: {listed}")
     if file.strange_labels:
-        lines.append(f"  warning: {_count(file.strange_labels, 'target')} outside the label set")
+        lines.append(f"  warning: {plural(file.strange_labels, 'target')} outside the label set")
     if file.in_train:
-        lines.append(f"  warning: {_count(file.in_train, 'prompt')} also in the train files; scores on them flatter")
+        lines.append(f"  warning: {plural(file.in_train, 'prompt')} also in the train files; scores on them flatter")
     if file.same_as:
         lines.append(f"  warning: the same bytes as {file.same_as}: these rows are there twice")
     if file.tokens and file.tokens.over_window:
@@ -187,13 +188,9 @@ def _long(file: FileReport, all_rows: bool) -> list[str]:
     what = "longer with the answer's budget" if file.split == "test" else "longer"
     unused = "not scored" if file.split == "test" else "skipped by a run"
     return [
-        f"  warning: {_count(len(long), 'row')} {what} than the model's context window of {window:,} tokens, and "
+        f"  warning: {plural(len(long), 'row')} {what} than the model's context window of {window:,} tokens, and "
         f"{unused}: {listed}{more}. Shorten them, or raise model.context_tokens where the model has more positions"
     ]
-
-
-def _count(number: int, noun: str, plural: str = "") -> str:
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def _wrap(line: str) -> str:

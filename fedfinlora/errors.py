@@ -33,6 +33,15 @@ def plural(amount: int, one: str, many: str = "") -> str:
     return f"{amount:,} {one if amount == 1 else many or one + 's'}"
 
 
+def as_sentence(words: str) -> str:
+    """With a capital letter.
+
+    >>> as_sentence("killed")
+    'Killed'
+    """
+    return words[:1].upper() + words[1:]
+
+
 def printable(text: str) -> str:
     """A text of somebody else's for the terminal: what would move the cursor or hide a line is spelled out.
 

@@ -146,6 +146,14 @@ def unwritable(path: Path, error: OSError) -> UserError:
     return UserError(f"Cannot write {path}: {error.strerror or error}. Free space{way}.")
 
 
+def changed_t(file: Path) -> float:
+    """When a file was last written, Unix seconds; 0 where there is none."""
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
 def sha256_of(content: bytes) -> str:
     """Hexadecimal SHA-256."""
     return hashlib.sha256(content).hexdigest()

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fedfinlora.errors import UserError
+from fedfinlora.errors import UserError, as_sentence
 from fedfinlora.files import read_json
 from fedfinlora.run.folder import COMMAND_LOCK, SERVER_LOCK
 from fedfinlora.run.listing import listed, runs_in, runs_now
@@ -85,7 +85,7 @@ def attach(run: Path) -> int:
 
 
 def _status(run: Path, final_status: Callable[[Path], int]) -> int:
-    from fedfinlora.run.ended import as_sentence, how_to_resume
+    from fedfinlora.run.ended import how_to_resume
 
     if not (run / "result.json").is_file():
         raise UserError(f"{run} ended without a result: its process was killed. {as_sentence(how_to_resume(run))}")
@@ -116,7 +116,7 @@ def _completed(run: Path) -> bool:
 
 def stop(run: Path) -> int:
     """End a run as Ctrl-C in its own terminal would, wait for it, and say what is kept."""
-    from fedfinlora.run.ended import as_sentence, how_to_resume, record_end
+    from fedfinlora.run.ended import how_to_resume, record_end
 
     if not runs_now(run):
         if _completed(run):

@@ -22,14 +22,14 @@ from fedfinlora.config.schema import Config
 from fedfinlora.deployment.flower_link import Link, flower_environment, free_port, program, wait_for_superlink
 from fedfinlora.deployment.following import final_status, watch
 from fedfinlora.deployment.simulated_banks import crowded, resources_of
-from fedfinlora.errors import ConfigError, UserError
+from fedfinlora.errors import ConfigError, UserError, as_sentence
 from fedfinlora.files import made_as, write_bytes
 from fedfinlora.model.adapter_folder import start_files
 from fedfinlora.model.devices import GPU_SHARE
 from fedfinlora.report.loggers import require_loggers
 from fedfinlora.run.checkpoint import latest_round
 from fedfinlora.run.detach import leave_if_detached
-from fedfinlora.run.ended import as_sentence, how_to_resume, record_end
+from fedfinlora.run.ended import how_to_resume, record_end
 from fedfinlora.run.folder import COMMAND_LOCK, SERVER_LOCK, hold_run, new_run_folder, read_config
 from fedfinlora.run.opening import asked_otherwise, resumed_configuration
 from fedfinlora.run.origin import note_origin

@@ -22,11 +22,11 @@ from fedfinlora.config.schema import Config
 from fedfinlora.config.stages import Stage, named
 from fedfinlora.config.values import to_plain
 from fedfinlora.config.words import split_text, word
-from fedfinlora.errors import ConfigError, UserError
+from fedfinlora.errors import ConfigError, UserError, as_sentence
 from fedfinlora.files import make_private, write_json
 from fedfinlora.run.checkpoint import latest_round
 from fedfinlora.run.detach import EACH_LINE, is_detached
-from fedfinlora.run.ended import as_sentence, how_to_resume
+from fedfinlora.run.ended import how_to_resume
 from fedfinlora.run.folder import COMMAND_LOCK, SERVER_LOCK
 from fedfinlora.run.opening import asked_otherwise
 from fedfinlora.run.origin import COMMANDS

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from fedfinlora.deployment.flower_link import Link
 from fedfinlora.deployment.processes import alive
-from fedfinlora.errors import UserError
+from fedfinlora.errors import UserError, as_sentence
 from fedfinlora.files import read_json
 from fedfinlora.run.checkpoint import latest_round
-from fedfinlora.run.ended import as_sentence, how_to_resume, is_recorded, record_end
+from fedfinlora.run.ended import how_to_resume, is_recorded, record_end
 from fedfinlora.run.events import RunDone, RunStart
 from fedfinlora.run.progress import follow
 from fedfinlora.run.progress_display import ProgressDisplay

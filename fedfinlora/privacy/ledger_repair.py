@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fedfinlora.errors import UserError
-from fedfinlora.files import sync_folder
+from fedfinlora.files import sha256_of, sync_folder
 from fedfinlora.privacy.accounting import Steps
 from fedfinlora.privacy.cohorts import Cohort, CohortError, CohortFiles
 from fedfinlora.privacy.head import Head
@@ -46,7 +46,7 @@ from fedfinlora.privacy.ledger_files import (
     write_head,
     write_key,
 )
-from fedfinlora.privacy.ledger_index import Index, sha256
+from fedfinlora.privacy.ledger_index import Index
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _salvage(folder: Path) -> _Salvage:
         follows = line["number"] == len(kept) + 1 and line["previous"] == (kept[-1]["hash"] if kept else BEGINNING)
         if readable and follows and not lost:
             after = index.after(cohort)
-            if sha256(after.to_bytes()) == line["index"]:
+            if sha256_of(after.to_bytes()) == line["index"]:
                 kept.append(line)
                 index = after
                 continue

@@ -69,12 +69,3 @@ def how_to_resume(run: Path) -> str:
     if latest_round(run) < 0:
         return f"nothing was saved yet; start it again with run_name={run.name} overwrite=true"
     return f"stopped after round {latest_round(run)}; resume with: {command_line}"
-
-
-def as_sentence(words: str) -> str:
-    """With a capital letter.
-
-    >>> as_sentence("killed")
-    'Killed'
-    """
-    return words[:1].upper() + words[1:]

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 
 from fedfinlora.errors import UserError
+from fedfinlora.files import changed_t
 from fedfinlora.run.ended import mode_of
 from fedfinlora.run.evaluation import BenchmarkMetrics
 from fedfinlora.run.folder import COMMAND_LOCK, SERVER_LOCK, STATE, read_config
@@ -87,7 +88,7 @@ def listed(run: Path) -> Listed:
 
 def _listed_stages(folder: Path) -> Listed:
     """Rounds of all stages, and state and score of the last one that has begun."""
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(_time(folder / PLAN_FILE)))
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(changed_t(folder / PLAN_FILE)))
     try:
         plan = read_plan(folder)
         configs = [config_of(stage, folder) for stage in plan.stages]
@@ -115,7 +116,7 @@ def state_of(run: Path, result: RunResult) -> str:
     if runs_now(run):
         return "running"
     known = STATES.get(result.status, "interrupted")
-    if known != "finished" and _time(run / FILE_NAME) > _time(run / "result.json") + LATE_S:
+    if known != "finished" and changed_t(run / FILE_NAME) > changed_t(run / "result.json") + LATE_S:
         return "interrupted"  # the last attempt was killed; the result is an earlier one's
     return known
 
@@ -158,11 +159,4 @@ def _rounds(run: Path) -> int:
 
 def _changed(run: Path) -> float:
     files = ("result.json", FILE_NAME, "rounds.jsonl", "config.yaml", str(COMMAND_LOCK))
-    return max(_time(run / name) for name in files)
-
-
-def _time(file: Path) -> float:
-    try:
-        return file.stat().st_mtime
-    except OSError:
-        return 0.0
+    return max(changed_t(run / name) for name in files)

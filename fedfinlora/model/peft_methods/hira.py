@@ -10,15 +10,13 @@ refused.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedfinlora.config.model import ModelConfig
 from fedfinlora.config.peft import PeftConfig
-from fedfinlora.model.peft_methods.lora import ADAPTER_NAME, Lora, Tensors, adapted_layers
-from fedfinlora.seeds import derive_seed
+from fedfinlora.model.peft_methods.lora import ADAPTER_NAME, Lora, Tensors, adapted_layers, kaiming_uniform
 
 if TYPE_CHECKING:
     import torch
@@ -50,12 +48,11 @@ class Hira(Lora):
     def start(self, model: nn.Module, seed: int) -> None:
         import torch
 
-        generator = torch.Generator().manual_seed(derive_seed(seed, "adapter"))
+        drawn = kaiming_uniform(seed)
         with torch.no_grad():
             for _, layer in adapted_layers(model):
                 second = layer.lora_B[ADAPTER_NAME]
-                drawn = torch.empty(second.hira_A.shape)
-                second.hira_A.copy_(torch.nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator))
+                second.hira_A.copy_(drawn(second.hira_A.shape))
                 second.hira_B.zero_()
 
     def adds_nothing(self, trained: Tensors) -> bool:

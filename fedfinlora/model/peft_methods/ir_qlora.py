@@ -26,8 +26,7 @@ from numpy.typing import NDArray
 
 from fedfinlora.config.peft import PeftConfig
 from fedfinlora.errors import UserError
-from fedfinlora.model.peft_methods.lora import ADAPTER_NAME, A, B, Lora, Tensors, adapted_layers
-from fedfinlora.seeds import derive_seed
+from fedfinlora.model.peft_methods.lora import ADAPTER_NAME, A, B, Lora, Tensors, adapted_layers, kaiming_uniform
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,12 +58,11 @@ class IrQlora(Lora):
         """A Kaiming-uniform from the run's seed; B and the betas zero."""
         import torch
 
-        generator = torch.Generator().manual_seed(derive_seed(seed, "adapter"))
+        drawn = kaiming_uniform(seed)
         with torch.no_grad():
             for _, layer in adapted_layers(model):
                 first, second = layer.lora_A[ADAPTER_NAME], layer.lora_B[ADAPTER_NAME]
-                drawn = torch.empty(first.weight.shape)
-                first.weight.copy_(torch.nn.init.kaiming_uniform_(drawn, a=5**0.5, generator=generator))
+                first.weight.copy_(drawn(first.weight.shape))
                 for zero in (second.elastic.weight, first.beta1, second.beta2):
                     zero.zero_()
 

@@ -7,7 +7,7 @@ PEFT's LoRA. FFA-LoRA (Sun et al. 2024), peft.freeze_a=true, trains B alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -22,6 +22,7 @@ from fedfinlora.errors import UserError
 from fedfinlora.seeds import derive_seed
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 ADAPTER_NAME = "default"
@@ -38,6 +39,16 @@ def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for path, module in list(model.named_modules()):
         if ADAPTER_NAME in getattr(module, "lora_B", {}):
             yield path, module
+
+
+def kaiming_uniform(seed: int) -> Callable[[Sequence[int]], torch.Tensor]:
+    """Draws float32 tensors of given shapes, as PEFT starts A, from the run's seed: the same bytes for every device."""
+    import torch
+
+    generator = torch.Generator().manual_seed(derive_seed(seed, "adapter"))
+    return lambda shape: torch.nn.init.kaiming_uniform_(
+        torch.empty(tuple(shape), dtype=torch.float32), a=math.sqrt(5), generator=generator
+    )
 
 
 def mark_rates(model: nn.Module, ratio: float) -> None:
@@ -107,13 +118,10 @@ class Lora:
                     parameter.requires_grad_(False)
 
     def start(self, model: nn.Module, seed: int) -> None:
-        """Where a run starts: A Kaiming-uniform from the run's seed as in PEFT, B zero.
-
-        A is drawn on the CPU and copied: the same bytes on every device.
-        """
+        """Where a run starts: A `kaiming_uniform` from the run's seed, B zero."""
         import torch
 
-        generator = torch.Generator().manual_seed(derive_seed(seed, "adapter"))
+        drawn = kaiming_uniform(seed)
         with torch.no_grad():
             for module in model.modules():
                 if ADAPTER_NAME in getattr(module, "lora_A", {}):
@@ -121,9 +129,7 @@ class Lora:
                         cast(Any, module).lora_A[ADAPTER_NAME].weight,
                         cast(Any, module).lora_B[ADAPTER_NAME].weight,
                     )
-                    drawn = torch.empty(a.shape, dtype=torch.float32)
-                    torch.nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
-                    a.copy_(drawn)
+                    a.copy_(drawn(a.shape))
                     b.zero_()
 
     def first(self, session: Any, config: Config, start: NDArray[np.float32]) -> NDArray[np.float32]:

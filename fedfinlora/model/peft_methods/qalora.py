@@ -10,7 +10,6 @@ A' and B are averaged each by itself, as LoRA's are. The adapter is not merged i
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,8 +20,7 @@ import numpy as np
 
 from fedfinlora.config.peft import PeftConfig
 from fedfinlora.errors import UserError
-from fedfinlora.model.peft_methods.lora import ADAPTER_NAME, A, B, Lora, Tensors, adapted_layers
-from fedfinlora.seeds import derive_seed
+from fedfinlora.model.peft_methods.lora import ADAPTER_NAME, A, B, Lora, Tensors, adapted_layers, kaiming_uniform
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,13 +59,13 @@ class QaLora(Lora):
         """A' Kaiming-uniform from the run's seed, B zero."""
         import torch
 
-        generator = torch.Generator().manual_seed(derive_seed(seed, "adapter"))
+        drawn = kaiming_uniform(seed)
         with torch.no_grad():
             for _, layer in adapted_layers(model):
                 first = layer.lora_A[ADAPTER_NAME]
                 a, groups = first.weight, first.groups
                 groups.copy_(torch.arange(len(groups)) // first.size)
-                a.copy_(torch.nn.init.kaiming_uniform_(torch.empty(a.shape), a=math.sqrt(5), generator=generator))
+                a.copy_(drawn(a.shape))
                 layer.lora_B[ADAPTER_NAME].pooled.weight.zero_()
 
     def saved(self, peft: PeftConfig) -> PeftConfig:
