@@ -40,9 +40,9 @@ def is_resumed(request: TrainRequest) -> bool:
 
 
 def begun_from(request: TrainRequest, kept: LocalAdapter | None, bank: str, size: int) -> LocalAdapter:
-    """Where the bank begins the round: at its own adapter from the silent round before, if no average has been made
-    since; else at the one that it received. BankError where it has neither, or its own has not the `size` numbers of
-    the round's, so that the server sends the global one the next time.
+    """Where the bank begins the round: at its own adapter from the silent round before, if there was no average since;
+    else at the one that it received. BankError where it has neither, or its own is not of the round's `size`: the
+    server then sends the global one the next time.
     """
     received = request.adapter
     if received.size and (kept is None or not np.array_equal(received, kept.reference)):

@@ -98,10 +98,9 @@ def whole_data_set(config: Config, facts: BankFacts, rows: Sequence[Row]) -> Seq
 def sampled_rows(rows: Sequence[Row], config: Config, facts: BankFacts, declared: Mapping[str, int]) -> list[Row]:
     """The part of a bank's rows that dataset.max_rows_per_task and train.max_rows leave to a private round.
 
-    Each row is in or out by its own prompt and a key, independent of other rows: in a sample of a fixed size one
-    row more would change which others are in it, and so the sum by far more than its own clipped gradient. A deployed
-    bank's key is secret, so that no server can choose a seed that singles rows out. The limits hold of the declared
-    sizes, so the sample has about so many rows.
+    Each row is in or out by its own prompt and a key: in a sample of a fixed size one row more would change which
+    others are in it, and so the sum by far more than its own clipped gradient. A deployed bank's key is secret, so that
+    no server can single rows out. The limits hold of the declared sizes, so of the sample about.
     """
     per_task = 0 if facts.banks else config.dataset.max_rows_per_task
     whole = declared_size(config, declared, is_sample=bool(facts.banks), max_rows=0)

@@ -198,7 +198,7 @@ def _units_go_alone(
     settings of the request.
 
     A deployed bank measures each adapter that it is sent, for a server could choose one that makes rounding large;
-    simulated banks, whose server is theirs, the first of a run.
+    simulated banks only the first of a run.
     """
     config, what = request.config, hashlib.sha256(to_json(request.config).encode())
     if facts.deployed:

@@ -70,11 +70,9 @@ def encode_targets(tokenizer: Any, targets: Sequence[str]) -> list[list[int]]:
 
 
 def least_tokens(tokenizer: Any, row: Row, context_tokens: int, chat_template: bool = False) -> int:
-    """A number of tokens over the context window that a row certainly reaches, found without tokenizing it; 0 where
-    that shows nothing.
+    """A number of tokens over the context window that a row certainly reaches; 0 where that shows nothing.
 
-    No token has more characters than the longest one of the vocabulary: 30 MB of text need not be tokenized
-    to see that they do not fit 2,048 tokens.
+    No token has more characters than the longest of the vocabulary, so 30 MB of text need not be tokenized.
     """
     if len(row.prompt) + len(row.target) <= context_tokens:
         return 0

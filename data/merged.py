@@ -13,10 +13,10 @@ from fedfinlora.errors import choose
 def classify_merged(stem: str, context: str, target: str) -> str:
     """The benchmark key of one row of a merged train file. Raises ConfigError for a stem that is not one.
 
-    The four XBRL tasks are recognised by the prompt's example question, or, in prompts without one, by the shape of
-    the target. Of the sentiment sets only NWGI is recognised for sure, by its seven levels. The rest goes by the
-    instruction: "tweet" is TFNS and "news" is FPB. FiQA uses both wordings, so its rows are counted among those two:
-    train on the split files where FiQA has to be its own task.
+    The four XBRL tasks are recognised by the prompt's example question, or, in prompts without one, by the shape of the
+    target. Of the sentiment sets only NWGI is recognised for sure, by its seven levels. The rest goes by the
+    instruction: "tweet" is TFNS and "news" is FPB. FiQA uses both wordings, so its rows are counted among those two,
+    unless they are in a file of their own.
     """
     choose(stem, merged_files(), "merged train file")
     return (

@@ -85,7 +85,7 @@ def _dirichlet(rows: Sequence[Row], banks: int, config: PartitionConfig, seed: i
 
 
 def _by_task(rows: Sequence[Row], banks: int, config: PartitionConfig, seed: int) -> list[Positions]:
-    """Each bank its own desks: whole tasks, the largest first, each to the bank that has the fewest rows so far.
+    """Whole tasks, the largest first, each to the bank with the fewest rows so far.
 
     With more banks than tasks, the tasks with the most rows a bank are shared out among several banks, in equal
     shuffled parts.
@@ -109,7 +109,7 @@ def _by_task(rows: Sequence[Row], banks: int, config: PartitionConfig, seed: int
 
 
 def _by_issuer(rows: Sequence[Row], banks: int, config: PartitionConfig, seed: int) -> list[Positions]:
-    """Each issuer's rows with one bank, the largest issuers first, each to the bank that has the fewest rows so far.
+    """Each issuer's rows with one bank, the largest issuers first, to the bank with the fewest rows so far.
 
     Letter case does not distinguish issuers. Rows without an issuer follow one by one, shuffled, and so even the banks
     out.

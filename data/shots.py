@@ -67,8 +67,8 @@ def with_shots(
 
     No example has the prompt of a row that is evaluated; which rows those are changes nothing else in the draw. Where
     the label set is closed, examples take turns over the labels. With `length`, each example gets an equal share of
-    what the longest prompt leaves of `room_tokens`; longer ones are passed over. Rows that are too long by themselves
-    do not count: they are too long without examples too.
+    what the longest prompt leaves of `room_tokens`, prompts that are too long by themselves aside; longer examples are
+    passed over.
 
     Fewer usable train rows than `shots` are used as they are, with a `shortage`; without any the benchmark is
     `skipped`.

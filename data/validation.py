@@ -28,8 +28,7 @@ def set_aside(rows: Sequence[Row], benchmarks: Sequence[str], count: int, seed: 
     | whole issuers would cost some task more than half of its rows | single rows make up what is missing |
     | `count` is 0 | nothing is set aside |
 
-    A leaving issuer's rows beyond `count` are neither trained on nor validated. Raises UserError if no benchmark can
-    give a row.
+    A leaving issuer's rows beyond `count` are not used. Raises UserError if no benchmark can give a row.
     """
     if count <= 0:
         return list(rows), []

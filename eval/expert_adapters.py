@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 
 @contextmanager
 def experts_in(model: nn.Module, adapters: Sequence[tuple[peft.LoraConfig, Tensors]]) -> Iterator[list[str]]:
-    """The names under which PEFT knows the adapters while they are there; afterwards the model is as it was, in eval
-    mode, with its own adapter active. What the caller has added under other names, it takes off itself. The adapters
-    may be on other layers than the model's own one.
+    """The names under which PEFT knows the adapters meanwhile, on whichever layers; afterwards the model is as it was,
+    in eval mode, with its own adapter active. What the caller adds under other names, it takes off itself.
 
     `adapters` are (configuration, saved name -> tensor): A (rank, d_in) and B (d_out, rank) of each layer.
     """

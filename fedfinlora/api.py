@@ -53,7 +53,7 @@ def simulate(
     it.
 
     With `trainer` the banks train by it instead of our own loop (docs/running.md). They run in other processes, so it
-    must be a function that can be imported: one of a notebook or a lambda is refused.
+    must be importable: a notebook's function or a lambda is refused.
     """
     words = words_of(settings, named)
     if trainer is None:
@@ -104,9 +104,9 @@ def evaluate(
     or the model behind an OpenAI-like server (`url`, `model_name`). The scores are in `Run.scores`: under `final` for
     one adapter, under the folders' names for several, `base` and `remote`.
 
-    A text in `adapters` may be NAME=DIR:TASK,TASK, as on the command line. `route`, one or several, scores the
-    adapters together as one model too, under its own label (`oracle_on_test_rows` for oracle); xlora takes the `gate`
-    that `python -m fedfinlora gate` has trained. What cannot be joined is a ConfigError or UserError that says why.
+    A text in `adapters` may be NAME=DIR:TASK,TASK, as on the command line. `route`, one or several, scores the adapters
+    together as one model too, under its own label (`oracle_on_test_rows` for oracle); xlora takes a trained `gate`.
+    What cannot be joined is a ConfigError or UserError.
     """
     own_modules_first()
     from fedfinlora.commands.asked_models import Asked, absolute, expert_of

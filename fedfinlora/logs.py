@@ -34,7 +34,7 @@ def show_logs() -> None:
 def also_in(file: Path) -> Iterator[None]:
     """The lines inside are appended to a file too: Flower hands a ServerApp's output to `flwr log` and to no file.
 
-    Not a bank's own lines, where one runs in the same process: what they name stays out of a run's folder.
+    Not the lines of a bank in the same process, which stay out of a run's folder.
     """
     handler = logging.FileHandler(file, encoding="utf-8", delay=True)
     handler.setFormatter(_formatter())

@@ -183,8 +183,8 @@ class BookedRound:
 def book_round(run: OpenRun, mechanism: CentralMechanism, banks: Sequence[str], round_number: int) -> BookedRound:
     """Write one round of every connected bank to the server's ledger, as one line in which the banks are the units.
 
-    A bank whose budget is spent is excluded from the round. UserError where privacy.budget_epsilon leaves none: the run
-    ends and can be resumed with a larger one.
+    A bank whose budget is spent is excluded. UserError where privacy.budget_epsilon leaves none: the run can be resumed
+    with a larger one.
     """
     names = tuple(sorted(banks))
     spending = Spending(

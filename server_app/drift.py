@@ -97,8 +97,8 @@ def plan_after(last: RoundLine | None, number: int, config: Config, lost: frozen
 
 
 def note_lost(folder: Path, number: int, entries: Iterable[BankEntry]) -> None:
-    """Keep in `folder` which banks have lost their adapters: they are sent the global one if the round is tried again.
-    UserError where the disk does not take it.
+    """Keep in `folder` which banks have lost their adapters: a repeated round sends them the global one. UserError
+    where the disk does not take it.
     """
     if lost := sorted(entry.bank for entry in entries if entry.code in LOST_CODES):
         write_json(folder / LOST, {"round": number, "banks": lost})

@@ -18,8 +18,8 @@ log = logging.getLogger("fedfinlora.server")
 def with_announced(config: Config, ranks: Mapping[str, int]) -> Config:
     """The configuration with the announced `ranks` (bank -> rank) in strategy.ranks.
 
-    A bank whose rank is none that the run can give it is named in a warning, and the run goes on without it: its own
-    rule `rank` refuses each round, and an update of another rank is rejected. No single bank stops the others.
+    A bank whose rank the run cannot give it is named in a warning: its own rule `rank` refuses each round, and an
+    update of another rank is rejected. No single bank stops the others.
     """
     strategy, known = config.strategy, config.strategy.declared_ranks()
     more = {}

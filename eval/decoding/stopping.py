@@ -99,6 +99,6 @@ def _ends_in_begun_marker(lower: str) -> bool:
 def fewest_marker_tokens(vocabulary: Iterable[str]) -> int:
     """Fewest tokens that can spell a text with one of RESTARTS in it: 1 where a single token holds it, else 2.
 
-    Two is a lower bound for everything else, and the safe side: the rule only asks whether so many are left.
+    Two is a lower bound, and the safe side.
     """
     return 1 if any(marker in token.lower() for token in vocabulary for marker in RESTARTS) else 2

@@ -77,9 +77,8 @@ def bootstrap_interval(values: Array, lowest: float = 0.0, highest: float = 1.0)
     undefined.
 
     Efron's (1979) percentile interval, moved by the figure minus the mean of its resamples, and kept within what the
-    figure can be. Shares and means move by nothing but chance, F1 of label sets hardly; but F1 over hundreds of answers
-    that occur once is higher in nearly every resample (1,200 rows with as many answers, 59 % right: 0.51, resampled
-    0.52 to 0.57), because a resample repeats rows.
+    figure can be. It matters for F1 over hundreds of answers that occur once, which is higher in nearly every resample,
+    because a resample repeats rows (1,200 rows with as many answers, 59 % right: 0.51, resampled 0.52 to 0.57).
 
     Resamples in which the figure is undefined (Matthews correlation, when one class alone was drawn) are dropped.
     Where every row counts alike, at 0, at 1 and with one row, the interval has no width.

@@ -205,8 +205,7 @@ class RemoteSession:
     ) -> RemoteAnswer | _Unanswered | None:
         """One row, with all its tries. None when `stop` was set before it had an answer.
 
-        A server is busy with all requests at once, so its "too many requests" costs each of them its share of a try
-        only.
+        A server's "too many requests" is for all requests, so it costs each its share of a try only.
         """
         at_once = self.model.limits.requests_at_once
         draws = generator(self.model.seed, "remote pauses", index)

@@ -76,9 +76,8 @@ class Connection:
 
     @cached_property
     def served(self) -> dict[str, Any] | None:
-        """What the server's list at /models says of the model: answers that are kept are for this one only. None where
-        it says nothing of when the model was made or what it is, so that another one behind the same address and name
-        could not be distinguished from it.
+        """What the server's list at /models says of the model: kept answers are for this one only. None where it does
+        not distinguish it from another one behind the same address and name.
         """
         import httpx
 

@@ -148,8 +148,8 @@ def _try(config: Config, facts: BankFacts) -> None:
 
 
 def try_plan(home: Path, file: Path, step: bool = False) -> int:
-    """What the bank would do with a coordinator's plan, rule by rule; 0 if every round would be let through, else 1.
-    Nothing is trained or booked; `step` also loads the model and takes one local step.
+    """What the bank would do with a plan, rule by rule; 0 if every round would be let through, else 1. Nothing is
+    trained or booked; `step` also loads the model and takes one local step.
     """
     settings, digest = settings_of(home)
     plan, facts = read_plan(file), facts_of(home)

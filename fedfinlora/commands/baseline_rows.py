@@ -66,8 +66,8 @@ def rows_of_banks(config: Config, session: Session, banks: Iterable[int]) -> Run
 def _steps_of(sizes: Sequence[int], config: Config) -> tuple[int, float]:
     """(optimiser steps, rows of a step) that take as many steps and rows as banks of these sizes do together.
 
-    A bank with fewer rows than a step asks for takes all that it has in each (`fedfinlora.train.loop.rows_of_step`).
-    Pooled rows would fill every step, so a pooled step is as large as the banks' steps are on average.
+    A bank with fewer rows than a step asks for takes all that it has; a pooled step is as large as the banks' are on
+    average.
     """
     rounds = config.num_server_rounds
     steps = [total_steps(size, rounds, config.train) for size in sizes]

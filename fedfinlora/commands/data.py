@@ -41,7 +41,7 @@ def root_and_overrides(words: Sequence[str]) -> tuple[Path, list[str]]:
 
 
 def check(root: Path, overrides: Sequence[str]) -> int:
-    """Print the report; 1 when a file is unreadable, has bad rows or is another one's double. dataset.tasks and
+    """Print the report; 1 when a file is unreadable, has bad rows or is a double. dataset.tasks and
     evaluation.benchmarks say which train and test rows are looked at.
 
     The folder is read as `dataset=` in the overrides says, else as a bank's own folder would be. The word show=all

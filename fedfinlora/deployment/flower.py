@@ -3,8 +3,7 @@ flower.py superlink|supernode OPTIONS`.
 
 Either ends with the process that started it. The bank's gate looks at each app bundle before it runs
 (`fedfinlora.deployment.gate`), the coordinator's at the runs that it is asked to start. The SuperNode's loopback
-interface is closed to other users; the SuperLink listens twice (`fedfinlora.deployment.door`), and a node acts there in
-its own name only (`fedfinlora.deployment.binding`).
+interface is closed to other users; the SuperLink has two doors (`fedfinlora.deployment.door`, `binding`).
 """
 
 from __future__ import annotations

@@ -43,8 +43,7 @@ def deployment_config(overrides: Sequence[str]) -> tuple[Config, list[str]]:
     """(the configuration of a run with banks that are not ours, what was decided for the user in sentences).
 
     A bank's weight must not be what it claims: where strategy.weighting is not set, declared sizes are used, else all
-    banks weigh the same. strategy.weighting=rows must be typed, and so must train.holdout_max_rows, for banks refuse to
-    score few rows.
+    banks weigh the same. strategy.weighting=rows and train.holdout_max_rows must be typed.
     """
     typed, said = typed_keys(overrides), list[str]()
     by_size = [f"{WEIGHTING}=declared"] if SIZES in typed and WEIGHTING not in typed else []

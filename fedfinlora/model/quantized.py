@@ -47,12 +47,12 @@ def import_bitsandbytes() -> None:
     """Import bitsandbytes without torch's compiler behind it, which takes 0.9 of a process's 5 seconds until its model
     is loaded.
 
-    bitsandbytes has four functions compiled as it is imported, which neither CPUs nor CUDA call; here they are compiled
-    when they are called. Its advice to install kernels from the hub, given on CPUs with AVX512-BF16, is not passed on:
-    what would be fetched and run is not in constraints.txt.
+    bitsandbytes compiles four functions on import, which neither CPUs nor CUDA call; here they are compiled when
+    called. Its advice, on CPUs with AVX512-BF16, to install kernels from the hub is not passed on: they are not in
+    constraints.txt.
 
-    transformers' base of all models, which every caller imports next, comes along, while the garbage collector is off:
-    it looks through what 1,500 modules define, frees nothing, and takes a tenth of the time.
+    transformers' base of all models, which every caller imports next, comes along, without the garbage collector, which
+    frees nothing and takes a tenth of the time.
     """
     import torch
 

@@ -102,8 +102,7 @@ def book(
     `one_bank`: all lines are this bank's, under any name (else several simulated banks share the ledger). Raises
     BudgetError before anything is written where no unit may take part or the run's own total would be too large;
     LedgerError for a ledger that is damaged, cut, rolled back or cannot be written (the round may then be booked
-    already: too much, never too little); UserError for rows without a customer where the unit is the customer. Two
-    processes book one after the other.
+    already); UserError for rows without a customer where the unit is the customer. Two processes book in turn.
     """
     if not rows.prompts:
         raise UserError(f"{spending.bank} has no rows to book round {spending.round} on.")

@@ -60,8 +60,7 @@ def begin(folder: Path) -> None:
     """Head and key of a new ledger, and the torn last line of an old one taken away: what was cut off by a crash never
     left.
 
-    The head comes first and is there from then on: a ledger that was cut to its first line and lost its head is not
-    mistaken for a new one.
+    The head comes first: a ledger that was cut to its first line and lost its head is not taken for a new one.
     """
     try:
         if not any((folder / name).exists() for name in (HEAD, KEY, LINES, INDEX)):

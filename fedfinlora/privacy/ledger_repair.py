@@ -189,8 +189,8 @@ def _of_history(file: Path) -> list[tuple[int, Entry]]:
 def _renew(folder: Path, salvage: _Salvage, entries: Sequence[Entry]) -> Repair:
     """Write the new files next to the old ones, keep copies of the old ones, and put the new ones in their places.
 
-    The new files count from the moment that their folder has its last name; killed before it, nothing has changed, and
-    killed after it, the next process that opens the ledger completes the move.
+    The new files count once their folder has its last name; killed before that, nothing has changed, and after it, the
+    next process that opens the ledger completes the move.
     """
     made = folder / f"{RENEWED}.tmp"
     try:

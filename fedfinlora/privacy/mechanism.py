@@ -281,8 +281,8 @@ def _changed(
     masks: bytes,
     mechanism: Mechanism,
 ) -> float:
-    """What a change like this unit's, to its contribution alone, would be for all units of a step together, as a share
-    of C; infinite where memory does not do for the unit alone.
+    """This unit's change, against its contribution alone, for all units of a step together, as a share of C; infinite
+    where memory does not do for the unit alone.
     """
     alone = _zeros(among_others)
     if _add_or_none(model, [unit], grid, alone, masks, mechanism.augmentations, None) is None:
@@ -304,7 +304,7 @@ def add_units(
     unit's to `first_unit` too.
 
     Returns (sum of their answer tokens' losses in nats, each unit's norm). Where a gradient is not finite the units go
-    one by one: in one sequence, zero weight times infinity would spoil its neighbours too.
+    one by one: zero times infinity would spoil its neighbours.
     """
     losses, kept, spans = _one_pass(model, units, masks, copies)
     size_bytes = 4 * sum(parameter.numel() for parameter in trainable(model).values())
@@ -432,8 +432,7 @@ def units_to_test(units: Sequence[Sequence[Example]], most_tokens: int) -> list[
 
 
 def self_test(model: nn.Module, units: Sequence[Sequence[Example]], clip_norm: float) -> float:
-    """The mean change of a unit's clipped gradient, as a share of C, when it is computed among the others instead of
-    alone.
+    """The mean change of a unit's clipped gradient among the others instead of alone, as a share of C.
 
     In training mode, with the masks of one secret key. Also compares each norm with plain autograd's. UserError where
     they differ: nothing may then be sent.

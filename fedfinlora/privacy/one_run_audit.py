@@ -74,9 +74,9 @@ def refutes(wrong: TradeOff, canaries: int, guesses: int, right: int, significan
     `significance` under f-DP.
 
     Mahloujifar et al. 2025, algorithms 2 and 3: let p_i be the probability of exactly i right guesses. Turning one
-    canary's coin turns its right guess into a wrong one, so that for every set of counts (sum of (i / m) p_i, sum of
-    ((c - i + 1) / m) p_(i-1)) obey f. Were the counts from `right` on to have probability `significance`, the smaller
-    counts would need more than there is.
+    canary's coin makes its right guess wrong, so for every set of counts (sum of (i / m) p_i, sum of ((c - i + 1) / m)
+    p_(i-1)) obey f. Were the counts from `right` on to have probability `significance`, the smaller counts would need
+    more than there is.
     """
     inside, outside = significance * right / canaries, significance * (guesses - right) / canaries
     for count in range(right - 1, -1, -1):

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 def capped(weights: Sequence[float], most: float) -> list[float]:
     """The weights with no share of their sum above `most`, where `most` is below 1; n weights may always have 1/n each.
 
-    What is cut off goes to the others in proportion to their weights; one that comes to the cap by that is capped too.
-    Weights of which none is too large are given back as they are, to the bit.
+    What is cut off goes to the others in proportion to their weights, capped too. Weights of which none is too large
+    are given back as they are, to the bit.
 
     | weights | most | result, as shares |
     |---|---|---|

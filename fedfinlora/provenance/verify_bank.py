@@ -77,8 +77,7 @@ def verify_bank(
 
 
 def _policy_words(policies: Sequence[tuple[str, str]], now: str) -> list[str]:
-    """Under which policy the bank has answered, and whether bank.yaml still is that one. A bank may change it at any
-    time, so another one is no fault.
+    """Under which policy the bank has answered, and whether bank.yaml still is that one; another is no fault.
 
     >>> _policy_words([("t1", "a"), ("t2", "a"), ("t3", "b")], "c")[-1]
     'bank.yaml: it was changed after the last answer of t3: the policy of that one was b, now it is c'

@@ -38,9 +38,9 @@ def family(
     """Run a command, its output in the file `log`, as a family that ends with this block or this process, however that
     ends.
 
-    Gives the guardian, which ends with the command and with its status. `run` is the run's folder, in which the
-    guardian writes how the run ended if this process is killed. The family is in a session of its own: a terminal's
-    Ctrl-C reaches this process alone. If the guardian is killed, this process has its orphans.
+    Gives the guardian, which ends with the command and its status, and writes into the folder `run` how the run ended
+    if this process is killed. The family is in a session of its own, so a terminal's Ctrl-C reaches this process alone.
+    If the guardian is killed, this process has its orphans.
     """
     import psutil
 

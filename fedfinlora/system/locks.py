@@ -200,8 +200,7 @@ def _is_still(path: Path, descriptor: int) -> bool:
 
 
 def _sign(descriptor: int, durable: bool) -> None:
-    """Write down who holds it. `durable`: another machine can read it (an NFS client sends what was written at fsync or
-    close).
+    """Write down who holds it; `durable`: for other machines too (an NFS client sends what was written at fsync).
 
     The lock holds without it: a disk that is full does not take it away.
     """

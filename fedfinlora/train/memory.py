@@ -170,8 +170,8 @@ def _inputs_of_int8(model: nn.Module) -> Iterator[list[torch.Tensor]]:
 
 
 class _Saved:
-    """A tensor that the graph holds for its backward pass; it goes with the part of the graph that wanted it, such as
-    DoRA's norms, which are detached: their memory is free again, and may be another tensor's, before the pass ends.
+    """A tensor that the graph holds for its backward pass; it goes with that part of the graph, such as DoRA's norms,
+    which are detached: their memory may be another tensor's before the pass ends.
     """
 
     __slots__ = ("__weakref__", "tensor")
@@ -181,11 +181,10 @@ class _Saved:
 
 
 def give_back_heap() -> None:
-    """Hand what the C library's heap holds back between tensors to the system (glibc's malloc_trim(3)), where that is
-    at least GIVEN_BACK_BYTES.
+    """Give the C library's free heap back to the system (glibc's malloc_trim(3)), where that is at least
+    GIVEN_BACK_BYTES.
 
-    glibc keeps what was freed below anything in use, so a training pass's activations stay with a process that waits
-    for its next round.
+    glibc keeps what was freed below anything in use: a training pass's activations, until the next round.
     """
     import ctypes
 

@@ -119,9 +119,9 @@ def load_state(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Paramet
 def _restart_first_moment(
     optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], state: RestartedState
 ) -> None:
-    """torch's AdamW corrects both moments by 1 - beta^t with one t. Here the first moment has seen k steps and the
-    second t = state.steps + k: the rate of a step is multiplied by (1 - beta1^t) / (1 - beta1^k), and the decay divided
-    by it. Without earlier steps that is 1, and AdamW's step unchanged.
+    """torch's AdamW corrects both moments by 1 - beta^t. Here the first moment has seen k steps and the second t =
+    state.steps + k: a step's rate is multiplied by (1 - beta1^t) / (1 - beta1^k), 1 without earlier steps, and the
+    decay divided by it.
     """
     import torch
 

@@ -65,10 +65,10 @@ class LocalTask:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a trainer gives back where it has metrics to report; else the adapter alone is enough.
+    """What a trainer gives back where it has metrics to report, else the adapter alone.
 
-    `rows` and `steps` that are not reported are counted as planned: rows are the bank's weight in the average. Tokens
-    and the loss are then counted as not reported.
+    `rows`, the bank's weight in the average, and `steps` are else counted as planned; tokens and the loss as not
+    reported.
     """
 
     adapter: Any

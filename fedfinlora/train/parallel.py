@@ -33,9 +33,8 @@ if TYPE_CHECKING:
 
 
 def share_of(rows: Sequence[Example], rank: int, processes: int) -> list[Example]:
-    """The rows of a step that one process takes: a piece of the rows in sorted order, so that those with a common
-    beginning stay together, about as many tokens as the others'. Each row is in the share of one process; a share may
-    be empty.
+    """The rows of a step that one process takes: a piece of the sorted rows, so that those with a common beginning stay
+    together, of about equal tokens. Each row is in one share; a share may be empty.
     """
     ordered = in_order(rows)
     ends = list(itertools.accumulate(len(row.read_ids) for row in ordered))

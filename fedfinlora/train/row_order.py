@@ -87,8 +87,8 @@ def _order_of_epoch(
 ) -> tuple[int, ...]:
     """The rows of one epoch in the order of training.
 
-    Each group is shuffled and cut into bundles that fill a step; each bundle is put into a step of its own, drawn at
-    random. The other rows fill the rest in the order of the permutation, what is left of a group in one piece.
+    Each group is shuffled and cut into bundles that each fill a random step. The other rows fill the rest in the order
+    of the permutation, what is left of a group in one piece.
     """
     draw = generator(seed, "row order", bank, epoch)
     permutation: list[int] = draw.permutation(rows).tolist()

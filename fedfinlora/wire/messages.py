@@ -374,9 +374,9 @@ def unpack_reply(
     """Server side: check one reply; RejectedReply says why it must not be averaged.
 
     Sizes are checked before the array is made, the norm in float64. `max_update_norm` 0 means MOST_NORM. A `private`
-    reply withholds rows and losses and says what it has spent. Where rows are no weights (`needs_rows`) a bank may keep
-    them. `part`: all that a round sends; the rest is zero. `clip_norm`: train.clip_norm where the reply has second
-    moments; None where it has none.
+    reply withholds rows and losses and says what it has spent; without `needs_rows` a bank may withhold rows. `part`:
+    all that a round sends; the rest is zero. `clip_norm`: train.clip_norm where the reply has second moments, else
+    None.
     """
     check_reply_form(content)
     try:

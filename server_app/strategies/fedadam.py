@@ -23,18 +23,16 @@ class FedAdam(MeanStrategy):
     divided by 1 - b1^t and 1 - b2^t (Kingma and Ba 2015, algorithm 1; our difference). Remembers `first_moment` and
     `second_moment`, (size,), and `rounds`, (1,).
 
-    With `second_moments` v stays as it came from public rows (`first_arrays`), neither moved nor corrected: under
-    privacy every delta^2 is the noise's variance and a little more, so a mixed v would soon be the same number
-    everywhere, and Adam nothing but momentum.
+    With `second_moments` v stays as it came from public rows (`first_arrays`): under privacy every delta^2 is mostly
+    the noise's variance, so a mixed v would soon be the same number everywhere, and Adam just momentum.
     """
 
     def first_arrays(self, layout_id: str) -> Arrays:
         """`second_moment`, (size,), of the run in config.second_moments, Adam's bias removed; nothing where none is
         named.
 
-        Public second moments keep Adam's geometry where private ones would be noise (compare Ganesh, McMahan and
-        Thakurta 2025, arXiv 2507.01129, who scale before the noise is added; here the server scales afterwards, and
-        banks know nothing of it). The run's last checkpoint has them. UserError for a run without them or with another
+        Compare Ganesh, McMahan and Thakurta 2025, arXiv 2507.01129, who scale before the noise is added; here the
+        server scales afterwards. The run's last checkpoint has them. UserError for a run without them or with another
         adapter's.
         """
         if not self.config.second_moments:

@@ -21,9 +21,9 @@ class FedExP(Strategy):
     makes. In the last round the adapter is the mean of the last two iterates, as the paper's section 4.2 recommends:
     extrapolation makes them swing around where they go. Keeps the last `eta`, (1,), to be read.
 
-    Our differences: the paper has equal weights, norms of parameters, and a constant epsilon in the denominator in the
-    place of the upper bound N/2, which is eta where the banks' updates are orthogonal. An epsilon has a unit and must
-    be tuned; without a bound one bank that sends the others' mean reversed could make eta as large as it likes.
+    Our differences: the paper has equal weights, norms of parameters, and, in the place of the upper bound N/2 (eta
+    where the banks' updates are orthogonal), an epsilon in the denominator, which has a unit and must be tuned. Without
+    a bound one bank that sends the others' mean reversed could make eta arbitrarily large.
     """
 
     def aggregate(self, state: ServerState, replies: Replies) -> ServerState:

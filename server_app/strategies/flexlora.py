@@ -18,8 +18,7 @@ class FlexLora(Strategy):
     """B = U S, A = V^T as in the paper. Where the mean has fewer directions than the rank, the last rows of A stay,
     with zero columns of B, so that they can still be trained. Numbers in no layer are averaged.
 
-    The factors of a round are not those of the last one turned a little: banks should begin with fresh moments
-    (train.optimizer_state=reset).
+    A round's factors are new ones: banks should begin with fresh moments (train.optimizer_state=reset).
     """
 
     def aggregate(self, state: ServerState, replies: Replies) -> ServerState:

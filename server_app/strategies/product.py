@@ -93,8 +93,8 @@ def summed(products: Sequence[Product], weights: Sequence[float]) -> Product:
 def truncated(product: Product, rank: int, tail_energy: float = 0.0) -> Truncated:
     """The best approximation of at most this rank: two QRs and the SVD of an n x n matrix, O((d_out + d_in) n^2).
 
-    Fewer directions are kept where the dropped ones hold no more than `tail_energy` of the squared norm. The entry of
-    each left vector with the largest absolute value is positive, so that signs do not depend on the machine's LAPACK.
+    Fewer directions are kept where the dropped ones hold no more than `tail_energy` of the squared norm. The largest
+    absolute entry of each left vector is positive, so that signs do not depend on LAPACK.
     """
     q_left, r_left = np.linalg.qr(product.left)
     q_right, r_right = np.linalg.qr(product.right.T)

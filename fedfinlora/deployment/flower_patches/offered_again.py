@@ -18,8 +18,8 @@ next one for so long.
 
 
 def offered_again(get_message_ins: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
-    """Flower's way to hand a node its requests, by which one comes again, MOST_OFFERS times at most, that the node has
-    not confirmed before it asks for the next.
+    """Flower's way to hand a node its requests; one that the node has not confirmed before it asks for the next comes
+    again, MOST_OFFERS times at most.
 
     A SuperNode asks for nothing while it fetches a request, and the SuperLink keeps the request's objects until it has
     confirmed them.

@@ -18,8 +18,7 @@ def returning(client_class: type[Any]) -> type[Any]:
     """Flower's client of the SuperLink, whose node may take the place of its own former self, and does not say how
     long it has worked.
 
-    Flower sends the seconds with each answer; a bank's policy may withhold them, and under example-level privacy its
-    rows decide them.
+    Flower sends the seconds with each answer; a bank's policy may withhold them, and its rows decide them.
     """
     import httpx
     from flwr.proto.fleet_pb2 import DeactivateNodeRequest

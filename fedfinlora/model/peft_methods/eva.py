@@ -92,7 +92,7 @@ def input_grams(model: Any, tokenizer: Any, rows: Sequence[str]) -> dict[str, ND
 def principal_inputs(gram: NDArray[np.float64], rank: int) -> NDArray[np.float32]:
     """(rank, d_in): the eigenvectors of the largest eigenvalues of X^T X, largest first, as orthonormal rows.
 
-    The entry of a row with the largest absolute value is positive. UserError where the inputs have fewer directions.
+    The largest absolute entry of a row is positive. UserError where the inputs have fewer directions.
     """
     from scipy.linalg import eigh
 

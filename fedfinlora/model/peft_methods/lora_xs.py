@@ -128,10 +128,9 @@ def factors(weight: NDArray[np.float64], rank: int) -> tuple[NDArray[np.float32]
     """(A, B) = (V_r^T (rank, in), U_r Sigma_r (out, rank)), float32, of a weight (out, in) float64.
 
     From the eigenvectors of the smaller Gram matrix, in float64: a relative error of some 1e-16 times the squared ratio
-    of the largest to the smallest of the r singular values (15 at rank 64 in the embedded model). The sign of each pair
-    makes the entry of its left vector with the largest absolute value positive, so that it does not depend on the
-    machine's LAPACK. One thread takes 20 ms for 576 x 576 and 6 s for 4,096 x 4,096. UserError if the weight has fewer
-    directions.
+    of the largest to the smallest of the r singular values (15 at rank 64 in the embedded model). The largest absolute
+    entry of each left vector is positive, so that signs do not depend on LAPACK. One thread takes 20 ms for 576 x 576
+    and 6 s for 4,096 x 4,096. UserError if the weight has fewer directions.
     """
     from scipy.linalg import eigh
 

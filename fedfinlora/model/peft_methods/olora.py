@@ -1,8 +1,8 @@
 """OLoRA (Büyükakyüz 2024, arXiv 2406.01775, algorithm 1): A and B start as the QR factors of W.
 
-W = Q R; B0 = Q_r, the first r columns, which are orthonormal, and A0 = R_r, the first r rows. Only the first r
-columns of W decide Q_r, so they alone are decomposed, and R_r = Q_r^T W. The sign of each pair makes the diagonal of
-R positive, so that it does not depend on the machine's LAPACK; PEFT leaves it as it comes, and B0 A0 is the same.
+W = Q R; B0 = Q_r, the first r columns, which are orthonormal, and A0 = R_r, the first r rows. Only the first r columns
+of W decide Q_r, so they alone are decomposed, and R_r = Q_r^T W. The diagonal of R is positive, so that signs do not
+depend on LAPACK; PEFT leaves them as they come, and B0 A0 is the same.
 """
 
 from __future__ import annotations
