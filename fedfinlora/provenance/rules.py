@@ -66,8 +66,8 @@ class Rules(Protocol):
         """Of a round of strategy.sync=drift, after the line of the round before, where no bank has lost its adapter."""
 
     def lost(self, number: int) -> frozenset[str]:
-        """The banks that have lost theirs in a round, as far as the run's folder still says: a repeated round sends them
-        the global one.
+        """The banks that have lost theirs in a round, as far as the run's folder still says: a repeated round sends
+        them the global one.
         """
 
     def average(self, config: Config, before: State, after: State, replies: Sequence[Reply]) -> AverageLoss | None:
