@@ -14,7 +14,7 @@ from eval.xlora_model import GatedExpert
 from fedfinlora.commands.asked_models import Expert, check_gated, check_one_base, folders_of, labels_of
 from fedfinlora.commands.baseline_rows import pooled_rows
 from fedfinlora.compose import compose
-from fedfinlora.errors import ConfigError, UserError
+from fedfinlora.errors import ConfigError, UserError, plural
 from fedfinlora.files import made_as, make_private, unwritable
 from fedfinlora.model.adapter import trainable
 from fedfinlora.model.adapter_folder import WEIGHTS_FILE, peft_settings
@@ -27,7 +27,8 @@ NAME = "gate"
 
 def train_gate(folder: Path, experts: Sequence[Expert], overrides: Sequence[str]) -> int:
     """Write the gate's folder and print how its loss went."""
-    config = compose(["peft=lora", *overrides])  # the adapters' own settings are in their folders
+    # the adapters' own settings are in their folders, and a gate has one round
+    config = compose(["peft=lora", "num_server_rounds=1", *overrides])
     if config.privacy.mode != "none":
         raise ConfigError("gate trains without privacy: take public rows, and leave privacy out.")
     labels = labels_of(folders_of([Path(expert.folder) for expert in experts]), experts)
@@ -51,7 +52,7 @@ def train_gate(folder: Path, experts: Sequence[Expert], overrides: Sequence[str]
     session = get_session(config)
     rows = pooled_rows(config, session)
     adapters = [GatedExpert(settings[label], place).loaded(config) for label, place in labels.items()]
-    print(f"gate over {', '.join(labels)}: {len(rows.train)} rows, {rows.steps} steps", flush=True)
+    print(f"gate over {', '.join(labels)}: {len(rows.train)} rows, {plural(rows.steps, 'step')}", flush=True)
     with gated(session.model, adapters) as model:
         stretch = Stretch(0, rows.steps, rows.steps, rows.rows_per_step)
         done = train(model, rows.train, stretch, config.train, seed=config.seed, bank=NAME, on_step=_show)

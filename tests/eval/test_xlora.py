@@ -194,6 +194,16 @@ def test_training_moves_the_gate_and_nothing_else(adapters: dict[str, Path], gat
     assert (again / name).read_bytes() == (gate / name).read_bytes()
 
 
+def test_a_gate_takes_one_step_where_one_is_asked_for(
+    adapters: dict[str, Path], rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A configuration of several rounds has at least one step for each; a gate has one round."""
+    words = words_for(rows, tmp_path, "train.max_steps=1", "train.batch_rows=2", benchmarks="fpb")
+    assert main(["gate", str(tmp_path / "gate"), *options_of(adapters, "one", "two"), *words]) == 0
+    assert read_gate(tmp_path / "gate").steps == 1
+    assert "rows, 1 step\n" in capsys.readouterr().out
+
+
 def test_adapters_of_different_modules_are_gated_and_scored(
     adapters: dict[str, Path], rows: Path, tmp_path: Path
 ) -> None:
