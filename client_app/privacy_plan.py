@@ -27,7 +27,8 @@ from fedfinlora.privacy.accounting import Accounted, Steps, default_delta, epsil
 from fedfinlora.privacy.dp_lora import SENSITIVITY, PublishedMechanism
 from fedfinlora.privacy.history import newest_head
 from fedfinlora.privacy.ledger import Booked, BudgetError, Spending, book
-from fedfinlora.privacy.mechanism import NEIGHBOUR_SHARE, Mechanism, self_test, units_to_test
+from fedfinlora.privacy.mechanism import NEIGHBOUR_SHARE, Mechanism
+from fedfinlora.privacy.self_test import self_test, units_to_test
 from fedfinlora.train.gradient_step import GradientStep
 from fedfinlora.wire.messages import BankError, TrainRequest
 

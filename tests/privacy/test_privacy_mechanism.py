@@ -16,6 +16,7 @@ from fedfinlora.model.adapter import trainable
 from fedfinlora.model.loading import Session, get_session
 from fedfinlora.model.packing import Example
 from fedfinlora.privacy import mechanism as under_test
+from fedfinlora.privacy import self_test as the_self_test
 from fedfinlora.privacy.grid import Grid
 from fedfinlora.privacy.mechanism import (
     NEIGHBOUR_SHARE,
@@ -24,11 +25,10 @@ from fedfinlora.privacy.mechanism import (
     pack_units,
     private_passes,
     private_step,
-    self_test,
     token_losses,
-    units_to_test,
 )
 from fedfinlora.privacy.randomness import Stream, poisson_sample
+from fedfinlora.privacy.self_test import self_test, units_to_test
 from fedfinlora.train.memory import footprint
 
 CLIP = 0.5
@@ -292,20 +292,22 @@ def test_the_self_test_reports_influence_of_other_rows_and_a_foreign_norm(
     units = [[example] for example in examples]
     assert self_test(session.model, units, CLIP) < 1e-3
     assert not session.model.training
-    honest = under_test.unit_gradients
+    honest = the_self_test.unit_gradients
 
     def mixed(kept: Any, spans: Any) -> dict[str, Any]:
         return {name: found + 0.1 * found.sum(0, keepdim=True) for name, found in honest(kept, spans).items()}
 
     monkeypatch.setattr(
-        under_test,
+        the_self_test,
         "unit_gradients",
         lambda kept, spans: {name: found * 1.01 for name, found in honest(kept, spans).items()},
     )
     with pytest.raises(UserError, match="Nothing is sent"):
         self_test(session.model, units, CLIP)
     monkeypatch.setattr(
-        under_test, "unit_gradients", lambda kept, spans: mixed(kept, spans) if len(spans) > 1 else honest(kept, spans)
+        the_self_test,
+        "unit_gradients",
+        lambda kept, spans: mixed(kept, spans) if len(spans) > 1 else honest(kept, spans),
     )
     assert self_test(session.model, units, CLIP) > NEIGHBOUR_SHARE, "units would then go one to a pass"
     assert all(parameter.grad is None for parameter in trainable(session.model).values())
