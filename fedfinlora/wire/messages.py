@@ -14,29 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedfinlora.config.schema import MOST_ROUNDS, Config
+from fedfinlora.config.schema import Config
 from fedfinlora.config.values import build, to_json
 from fedfinlora.errors import UserError
 from fedfinlora.model.adapter import Layout, Vector, norm
 from fedfinlora.model.block_means import NO_MEANS, fault_in, from_text, to_text
 from fedfinlora.model.parts import Part
-from fedfinlora.privacy.head import MOST_LINES, SHA256, Head
+from fedfinlora.privacy.head import SHA256, Head
 from fedfinlora.wire.form import LONGEST_RUN_NAME, PLAIN_NAME, reply_fault, request_fault
+from fedfinlora.wire.ranges import FigureError, checked
 from fedfinlora.wire.reasons import SAFE_REASONS, UNKNOWN, reason_of
 from fedfinlora.wire.vectors import ARRAY_KEY, from_arrays, to_arrays
 
 if TYPE_CHECKING:
-    from flwr.app import ConfigRecord, RecordDict
+    from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 BANK_NAME = PLAIN_NAME
-MOST_ROWS = 2**40 - 1
-"""No bank has a trillion rows; a claim of more is a claim on the whole average."""
-MOST_TOKENS = 2**53 - 1
-"""Whole numbers up to here survive JSON and float64."""
-MOST_STEPS = 2**31 - 1
-MOST_SECONDS = 1e9
-MOST_LOSS = 1e6
-"""Nats a token. Figures beyond these are no measurements."""
 MOST_NORM = 1e8
 """Of a delta, also without strategy.max_update_norm: one that is longer could only be made to end the run in
 infinities.
@@ -52,69 +45,6 @@ class BankError(UserError):
         self.code = code
         self.rule = rule or code.removeprefix("policy-")
         """The setting of bank.yaml that refuses, where one does: under the code `privacy` it stays at the bank."""
-
-
-class FigureError(ValueError):
-    """A figure that is not as RANGES has it. The message never has what was sent."""
-
-
-@dataclass(frozen=True)
-class Range:
-    """What a figure that crosses the network may be; both bounds are allowed."""
-
-    kind: type[int] | type[float]
-    lowest: float
-    highest: float
-    unit: str
-    sender: str
-    """bank or coordinator."""
-    may_be_nan: bool = False
-    """NaN means: not measured."""
-
-    def __str__(self) -> str:
-        what = "a whole number" if self.kind is int else "a number"
-        top = f" to {_shown(self.highest)}" if self.highest < math.inf else ", infinite too"
-        return f"{what} from {_shown(self.lowest)}{top} ({self.unit})"
-
-
-RANGES: Mapping[str, Range] = {
-    "rows": Range(int, 0, MOST_ROWS, "rows", "bank"),
-    "steps": Range(int, 1, MOST_STEPS, "optimiser steps", "bank"),
-    "tokens": Range(int, 0, MOST_TOKENS, "tokens", "bank"),
-    "answer_tokens": Range(int, 0, MOST_TOKENS, "tokens", "bank"),
-    "train_loss": Range(float, -1.0, MOST_LOSS, "nats a token", "bank", may_be_nan=True),
-    "holdout_rows": Range(int, 0, MOST_ROWS, "rows", "bank"),
-    "holdout_loss": Range(float, -1.0, MOST_LOSS, "nats a token", "bank", may_be_nan=True),
-    "train_s": Range(float, 0.0, MOST_SECONDS, "seconds", "bank"),
-    "load_s": Range(float, 0.0, MOST_SECONDS, "seconds", "bank"),
-    "bank_rows": Range(int, 0, MOST_ROWS, "rows", "bank"),
-    "skipped_rows": Range(int, 0, MOST_ROWS, "rows", "bank"),
-    "epsilon_planned": Range(float, 0.0, math.inf, "epsilon", "bank", may_be_nan=True),
-    "epsilon_spent": Range(float, 0.0, math.inf, "epsilon", "bank", may_be_nan=True),
-    "delta": Range(float, 1e-300, 0.5, "probability", "bank", may_be_nan=True),
-    "ledger-number": Range(int, 0, MOST_LINES - 1, "lines of a ledger", "bank"),
-    "round": Range(int, 1, MOST_ROUNDS, "rounds", "coordinator"),
-    "silent": Range(int, 0, 1, "yes or no", "coordinator"),
-    "ledger-heads": Range(int, 0, MOST_LINES - 1, "lines of a ledger", "coordinator"),
-}  # fmt: skip
-"""Every figure outside the configuration that crosses the network. `checked` refuses on arrival all that is not in its
-range. The numbers of the configuration are bounded by the schema (`fedfinlora.config.schema`,
-`fedfinlora.config.values`), those of an adapter and of a delta by their layout: as many as it has, each a finite
-float32. A loss may lie a rounding below 0.
-"""
-
-
-def checked(name: str, value: Any) -> Any:
-    """A figure that arrived, in the type that RANGES gives it. FigureError for another type or value."""
-    known = RANGES[name]
-    is_of_kind = isinstance(value, int | float if known.kind is float else int) and not isinstance(value, bool)
-    if is_of_kind and (known.lowest <= value <= known.highest or (known.may_be_nan and value != value)):
-        return known.kind(value)
-    raise FigureError(f"{name} must be {known}")
-
-
-def _shown(bound: float) -> str:
-    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
 
 
 class RejectedReply(Exception):
@@ -399,27 +329,9 @@ def unpack_reply(
         raise RejectedReply("malformed", f"The reply lacks or garbles something ({type(error).__name__}).") from error
     if layout_id != layout.id:
         raise RejectedReply("layout", f"The delta has another layout than {layout.id}.")
-    try:
-        delta = from_arrays(arrays, part.size if part else layout.size)
-    except ValueError as error:
-        raise RejectedReply("layout", f"The delta is not as agreed: {error}.") from error
-    if not np.isfinite(delta).all():
-        raise RejectedReply(
-            "not-finite", (f"{int((~np.isfinite(delta)).sum())} of {delta.size} numbers are NaN or infinite.")
-        )
-    sent_bytes = delta.nbytes
-    delta = part.whole(delta) if part else delta
-    if private:
-        if any(map(math.isnan, (figures.epsilon_spent, figures.epsilon_planned, figures.delta))):
-            raise RejectedReply("malformed", "The bank does not say what its private steps have spent.")
-        if ledger is None:
-            raise RejectedReply("malformed", "The bank does not say where its privacy ledger is.")
-    elif figures.rows == 0 and (needs_rows or "rows" not in withheld):
-        raise RejectedReply(
-            "no-rows", f"The bank says that it trained on {figures.rows} rows in {figures.steps} steps."
-        )
-    elif "train_loss" not in withheld and math.isnan(figures.train_loss):
-        raise RejectedReply("not-finite", "The bank's training loss is not finite.")
+    sent = _finite(arrays, part.size if part else layout.size)
+    delta = part.whole(sent) if part else sent
+    _check_figures(figures, withheld, ledger, private, needs_rows)
     length = norm(delta)
     if length > (max_update_norm or MOST_NORM):
         limit = (
@@ -432,7 +344,33 @@ def unpack_reply(
         raise RejectedReply("malformed", "The reply has second moments, and no one asked for them.")
     if clip_norm is not None and (fault := fault_in(moments, layout, clip_norm)):
         raise RejectedReply("moments", f"The second moments are not as agreed: {fault}.")
-    return Reply(bank, delta, figures, length, policy_sha256, withheld, ledger, sent_bytes, moments)
+    return Reply(bank, delta, figures, length, policy_sha256, withheld, ledger, sent.nbytes, moments)
+
+
+def _finite(arrays: ArrayRecord, size: int) -> Vector:
+    """The numbers of a reply, (size,) float32. RejectedReply for others."""
+    try:
+        sent = from_arrays(arrays, size)
+    except ValueError as error:
+        raise RejectedReply("layout", f"The delta is not as agreed: {error}.") from error
+    if not np.isfinite(sent).all():
+        raise RejectedReply("not-finite", f"{int((~np.isfinite(sent)).sum())} of {size} numbers are NaN or infinite.")
+    return sent
+
+
+def _check_figures(
+    figures: Figures, withheld: Sequence[str], ledger: Head | None, private: bool, needs_rows: bool
+) -> None:
+    """RejectedReply where the figures do not say what the round needs."""
+    if private:
+        if any(map(math.isnan, (figures.epsilon_spent, figures.epsilon_planned, figures.delta))):
+            raise RejectedReply("malformed", "The bank does not say what its private steps have spent.")
+        if ledger is None:
+            raise RejectedReply("malformed", "The bank does not say where its privacy ledger is.")
+    elif figures.rows == 0 and (needs_rows or "rows" not in withheld):
+        raise RejectedReply("no-rows", f"The bank says that it trained on 0 rows in {figures.steps} steps.")
+    elif "train_loss" not in withheld and math.isnan(figures.train_loss):
+        raise RejectedReply("not-finite", "The bank's training loss is not finite.")
 
 
 def _ledger_head(values: Mapping[str, Any]) -> Head | None:

@@ -25,7 +25,6 @@ from fedfinlora.model.adapter import Layout
 from fedfinlora.privacy.head import Head
 from fedfinlora.wire.messages import (
     ALWAYS_SENT,
-    RANGES,
     REVEALABLE,
     BankError,
     Figures,
@@ -38,6 +37,7 @@ from fedfinlora.wire.messages import (
     unpack_reply,
     unpack_request,
 )
+from fedfinlora.wire.ranges import RANGES
 from fedfinlora.wire.reasons import SAFE_REASONS, UNKNOWN, UNKNOWN_REASON
 from fedfinlora.wire.vectors import ARRAY_KEY, FLAT_FLOAT32, PART_NUMBERS, to_array
 
