@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.expert_adapters import experts_in
+from fedfinlora.config.peft import PeftConfig
 from fedfinlora.errors import UserError
 from fedfinlora.files import read_json, sha256_of, write_bytes, write_json
 from fedfinlora.model.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
@@ -50,7 +51,7 @@ class GateRecord:
     """The base model (model.path)."""
     names: tuple[str, ...]
     adapters: tuple[str, ...]
-    """SHA-256 of each adapter's tensors file."""
+    """What each is: `adapter_id`."""
     rows: int
     """That training took, repeats counted."""
     steps: int
@@ -72,7 +73,7 @@ class Gate:
     """The base model (model.path)."""
     names: tuple[str, ...]
     adapters: tuple[str, ...]
-    """SHA-256 of each adapter's tensors file."""
+    """What each is: `adapter_id`."""
     rows: int = 0
     """That training took, repeats counted."""
     steps: int = 0
@@ -126,21 +127,38 @@ def read_gate(folder: Path) -> Gate:
     return Gate(weight, bias, said.base, said.names, said.adapters, said.rows, said.steps, losses, said.seed)
 
 
-def in_order_of(gate: Gate, folder: Path, adapters: Mapping[str, Path]) -> list[str]:
-    """The labels of `adapters` (label -> PEFT folder) in the gate's order. UserError for a gate of other adapters."""
-    label_of = {adapter_id(place): label for label, place in adapters.items()}
-    if set(label_of) != set(gate.adapters):
-        extra = sorted(label for found, label in label_of.items() if found not in gate.adapters)
-        missing = [name for name, found in zip(gate.names, gate.adapters, strict=True) if found not in label_of]
-        faults = [f"it does not know {', '.join(extra)}"] if extra else []
-        faults += [f"it weighs {', '.join(missing)} too, which is not among --adapter"] if missing else []
-        raise UserError(f"{folder} is a gate for other adapters: {' and '.join(faults)}. Train one for these.")
-    return [label_of[found] for found in gate.adapters]
+def in_order_of(
+    gate: Gate, folder: Path, adapters: Mapping[str, Path], settings: Mapping[str, PeftConfig]
+) -> list[str]:
+    """The labels of `adapters` (label -> PEFT folder) in the gate's order, `settings` being what each is computed with.
+    UserError for a gate of other adapters, or of these with other settings.
+    """
+    label_of = {adapter_id(place, settings[label]): label for label, place in adapters.items()}
+    if set(label_of) == set(gate.adapters):
+        return [label_of[found] for found in gate.adapters]
+    was = {found: name for found, name in zip(gate.adapters, gate.names, strict=True) if found not in label_of}
+    extra, changed = list[str](), list[str]()
+    for found, label in sorted(label_of.items(), key=lambda item: item[1]):
+        if found in gate.adapters:
+            continue
+        tensors, _, own = found.partition(" ")
+        same = next((other for other in was if other.partition(" ")[0] == tensors), "")
+        if same:
+            del was[same]
+            changed.append(f"{label} is now {own}, and was {same.partition(' ')[2] or 'of unknown settings'}")
+        else:
+            extra.append(label)
+    faults = [f"it does not know {', '.join(extra)}"] if extra else []
+    faults += [f"it weighs {', '.join(was.values())} too, which is not among --adapter"] if was else []
+    raise UserError(f"{folder} is a gate for other adapters: {' and '.join(faults + changed)}. Train one for these.")
 
 
-def adapter_id(folder: Path) -> str:
-    """SHA-256 of an adapter's tensors file."""
-    return sha256_of((folder / WEIGHTS_FILE).read_bytes())
+def adapter_id(folder: Path, peft: PeftConfig) -> str:
+    """What an adapter computes: the SHA-256 of its tensors file, then what scales it and where it is, such as
+    "… lora rank=8 alpha=16 on k_proj,q_proj".
+    """
+    tensors = sha256_of((folder / WEIGHTS_FILE).read_bytes())
+    return f"{tensors} {peft.method} rank={peft.rank} alpha={peft.alpha} on {','.join(sorted(peft.target_modules))}"
 
 
 def xlora_config(adapters: int, hidden: int, places: Sequence[str] = ()) -> peft.XLoraConfig:

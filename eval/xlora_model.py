@@ -62,9 +62,7 @@ class XLoraModel(LocalModel):
         return {
             **super().identity,
             "adapter": "xlora",
-            "adapters": [
-                [adapter_id(expert.folder), expert.peft.method, str(expert.peft.alpha)] for expert in self.experts
-            ],
+            "adapters": [adapter_id(expert.folder, expert.peft) for expert in self.experts],
             "gate": self.gate.sha256,
         }
 

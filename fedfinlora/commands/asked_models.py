@@ -150,7 +150,7 @@ def check_routes(
         found = read_gate(Path(gate))
         if not same_base(found.base, base):
             raise UserError(f"{gate} is a gate for {found.base}, the model here is {base}. Train one for it.")
-        in_order_of(found, Path(gate), labels)
+        in_order_of(found, Path(gate), labels, settings)
 
 
 def check_one_base(what: str, labels: Mapping[str, Path], base: str) -> None:

@@ -167,7 +167,7 @@ def _xlora_model(
 ) -> XLoraModel:
     """All adapters under the gate, in a session of the first one's kind."""
     gate = read_gate(Path(asked.gate))
-    ordered = in_order_of(gate, Path(asked.gate), labels)
+    ordered = in_order_of(gate, Path(asked.gate), labels, settings)
     experts = [GatedExpert(settings[label], labels[label]) for label in ordered]
     return XLoraModel.of(session, config, experts, gate)
 

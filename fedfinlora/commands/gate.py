@@ -59,7 +59,7 @@ def train_gate(folder: Path, experts: Sequence[Expert], overrides: Sequence[str]
         weight, bias = (trainable(model)[f"gate.layers.0.{name}"].detach().cpu().numpy() for name in ("weight", "bias"))
         gate = Gate(
             np.array(weight), np.array(bias), config.model.path, tuple(labels),
-            tuple(adapter_id(place) for place in labels.values()), done.rows, done.steps,
+            tuple(adapter_id(place, settings[label]) for label, place in labels.items()), done.rows, done.steps,
             (done.step_losses[0], done.step_losses[-1]), config.seed,
         )  # fmt: skip
     with made_as(folder):

@@ -57,7 +57,7 @@ def gate_of(adapters: dict[str, Path], *names: str) -> Gate:
     weight = drawn.normal(0, 0.5, (layers * len(names), hidden)).astype(np.float32)
     bias = drawn.normal(0, 0.5, layers * len(names)).astype(np.float32)
     base = tiny_config().model.path
-    return Gate(weight, bias, base, names, tuple(adapter_id(adapters[name]) for name in names))
+    return Gate(weight, bias, base, names, tuple(adapter_id(adapters[name], peft_of(adapters[name])) for name in names))
 
 
 def model_of(adapters: dict[str, Path], *names: str) -> XLoraModel:
@@ -186,7 +186,7 @@ def test_training_moves_the_gate_and_nothing_else(adapters: dict[str, Path], gat
     found = read_gate(gate)
     assert (found.names, found.steps) == (("one", "louder"), 3)
     assert float(np.abs(found.weight).max()) > 0
-    assert found.adapters == (adapter_id(adapters["one"]), adapter_id(adapters["louder"]))
+    assert found.adapters == tuple(adapter_id(adapters[name], peft_of(adapters[name])) for name in ("one", "louder"))
     words = [*words_for(rows, gate.parent, benchmarks="fpb"), "train.max_steps=3", "train.batch_rows=2"]
     again = gate.parent / "again"
     assert main(["gate", str(again), *options_of(adapters, "one", "louder"), *words]) == 0
@@ -252,6 +252,35 @@ def test_what_no_gate_can_weigh_is_refused_in_one_line(
     [line] = capsys.readouterr().err.strip().splitlines()
     assert message in line
     assert not (tmp_path / "out" / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "now"),
+    [("lora_alpha", 16, "lora rank=4 alpha=16 on q_proj"), ("use_rslora", True, "rslora rank=4 alpha=32 on q_proj")],
+)
+def test_an_adapter_that_is_scaled_otherwise_is_named(
+    adapters: dict[str, Path], gate: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str,
+    value: object, now: str,
+) -> None:  # fmt: skip
+    """The same tensors, with other settings in their folder."""
+    changed = Path(shutil.copytree(adapters["louder"], tmp_path / "louder"))
+    file = changed / "adapter_config.json"
+    file.write_text(json.dumps(read_json(file) | {key: value}), "utf-8")
+    typed = [*options_of({**adapters, "louder": changed}, "louder", "one"), "--route", "xlora", "--gate", str(gate)]
+    assert main(["evaluate", *typed, *words_for(rows, tmp_path / "out", benchmarks="fpb")]) == 1
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert line.endswith(
+        f"{gate} is a gate for other adapters: louder is now {now}, and was lora rank=4 alpha=32 on q_proj. "
+        "Train one for these."
+    )
+
+
+def test_a_typed_alpha_counts_like_the_folders(
+    adapters: dict[str, Path], gate: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = [*options_of(adapters, "louder", "one"), "--route", "xlora", "--gate", str(gate), "peft.alpha=32"]
+    assert main(["evaluate", *typed, *words_for(rows, tmp_path / "out", benchmarks="fpb")]) == 1
+    assert "adapters: one is now lora rank=4 alpha=32 on q_proj, and was lora rank=4 alpha=8" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
