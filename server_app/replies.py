@@ -65,6 +65,10 @@ class StoredDeltas:
                 read += got
             yield numbers
 
+    def one(self, bank: str, block: slice) -> Vector:
+        """Those numbers of one bank's delta."""
+        return next(iter(self.read([bank], block)))
+
     def __enter__(self) -> StoredDeltas:
         return self
 

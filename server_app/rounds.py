@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import Message
+from flwr.app import Error, Message
 
 from fedfinlora.config.schema import Config
 from fedfinlora.config.strategy import MOMENT_RULES, REPORTED_WEIGHTS
@@ -49,6 +49,11 @@ UNREADABLE = 1000
 """Code of the error in the place of a reply that was not accepted (`server_app.guarded_grid`); Flower's end below 10.
 """
 
+AWAY = {
+    NODE_UNAVAILABLE: "The bank is not connected.",
+    MESSAGE_UNAVAILABLE: "The bank has started again and lost what it was asked.",
+}
+
 
 @dataclass(frozen=True)
 class RoundResult:
@@ -63,6 +68,70 @@ class RoundResult:
 
 OnDrawn = Callable[[Sequence[str]], None]
 OnBank = Callable[[BankEntry, BankTimings], None]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the banks were asked in a round, and where their deltas rest."""
+
+    request: TrainRequest
+    layout: Layout
+    part: Part | None
+    """What a reply holds of an update; None = all."""
+    witness: Witness | None
+    evidence: RoundEvidence
+    deltas: StoredDeltas
+
+    def taken_in(self, message: Message | None, name: str, run: Path) -> tuple[Reply | None, BankEntry, BankTimings]:
+        """(the checked reply, whose delta lies in `deltas` now, or None; the bank's entry in the round's line; its
+        timings). With strategy.keep_deltas the delta is kept in the folder `run`.
+        """
+        number = self.request.round
+        try:
+            reply = self._accepted(message, name)
+        except RejectedReply as rejection:
+            self.evidence.outcome(name, rejection.code)
+            with about(bank=name):
+                log.warning("round %d: %s rejected (%s): %s", number, name, rejection.code, rejection)
+            return None, BankEntry(name, _status_of(rejection), rejection.code, str(rejection)), BankTimings()
+        if self.witness and reply.ledger:
+            self.witness.keep(name, reply.ledger)
+        self.deltas.keep(name, reply.delta)
+        assert message is not None
+        for record in message.content.array_records.values():
+            record.clear()  # Flower's records hold each other: else these bytes stay until the garbage is collected
+        entry = accepted_entry(name, reply)
+        self.evidence.outcome(name, entry.code)
+        if self.request.config.strategy.keep_deltas:
+            own = self.deltas.one(name, slice(0, self.layout.size))
+            keep_delta(run, number, name, self.part.of(own) if self.part else own)
+        return replace(reply, delta=NOT_HERE), entry, timing_of(reply.figures)
+
+    def _accepted(self, message: Message | None, name: str) -> Reply:
+        """RejectedReply where it must not be averaged."""
+        config, part = self.request.config, self.part
+        strategy = config.strategy
+        if message is None:
+            raise RejectedReply("late", f"No reply within strategy.deadline_s={strategy.deadline_s:g} s.")
+        if message.has_error():
+            raise _fault_of(message.error, name, is_simulated=self.evidence.keys.banks is None)
+        self.evidence.check(name, message.content)
+        needs_rows, private = strategy.weighting == "rows", config.privacy.in_the_bank
+        clip_norm = config.train.clip_norm if strategy.name in MOMENT_RULES else None
+        reply = unpack_reply(
+            message.content, self.layout, strategy.max_update_norm, private, needs_rows, part, clip_norm
+        )
+        if reply.bank != name:
+            raise RejectedReply("malformed", "The reply names another bank.")
+        if isinstance(part, DistanceOnly) and reply.delta[0] < 0:
+            raise RejectedReply("malformed", "The distance in the place of an update is below 0.")
+        if strategy.weighting in REPORTED_WEIGHTS and not getattr(reply.figures, strategy.weighting):
+            raise RejectedReply("no-rows", f"The bank does not report its {strategy.weighting}, which it would weigh.")
+        if part is None and (fault := foreign_rank(reply.delta, self.request.adapter, self.layout, config, name)):
+            raise RejectedReply("rank", fault)
+        if self.witness and reply.ledger:
+            self.witness.check(name, reply.ledger, self.request.ledger_heads.get(name))
+        return reply
 
 
 def run_round(
@@ -106,30 +175,24 @@ def run_round(
     evidence.ask(packed)
     requests = {banks[name]: content for name, content in packed.items()}
     arriving = exchange(grid, requests, "train", strategy.deadline_s, str(number))
-    replies: dict[str, Reply] = {}
-    entries: dict[str, BankEntry] = {}
-    bank_timings: dict[str, BankTimings] = {}
     part = plan.part(layout) if plan else sent_part(strategy.name, layout, number)
     is_silent = plan is not None and not plan.averaged
     with StoredDeltas(folder, 1 if is_silent else layout.size) as deltas:
+        asked = _Asked(request, layout, part, witness, evidence, deltas)
+        replies: dict[str, Reply] = {}
+        entries: dict[str, BankEntry] = {}
+        timings: dict[str, BankTimings] = {}
         for node, message in arriving:
             name = names[node]
-            reply, entry, timing = _taken_in(message, name, request, layout, part, witness, deltas, evidence)
-            evidence.outcome(name, entry.code)
-            if reply is not None and strategy.keep_deltas:
-                own = next(iter(deltas.read([name], slice(0, layout.size))))
-                keep_delta(folder.parent, number, name, part.of(own) if part else own)
+            reply, entry, timing = asked.taken_in(message, name, folder.parent)
             del message  # nor held while the next is fetched
             if reply is not None:
                 replies[name] = reply
-            else:
-                with about(bank=name):
-                    log.warning("round %d: %s rejected (%s): %s", number, name, entry.code, entry.reason)
             bytes_down = plan.bytes_down(name, state.adapter) if plan else state.adapter.nbytes
             entries[name] = replace(entry, bytes_down=bytes_down)
-            bank_timings[name] = replace(timing, reply_s=time.monotonic() - started)
+            timings[name] = replace(timing, reply_s=time.monotonic() - started)
             if on_bank is not None:
-                on_bank(entries[name], bank_timings[name])
+                on_bank(entries[name], timings[name])
         collected = time.monotonic()
         if plan:
             note_lost(folder, number, entries.values())
@@ -147,25 +210,12 @@ def run_round(
             kept = with_frozen_ranks(following.adapter, state.adapter, layout, config)
             step = norm(kept.astype(np.float64) - state.adapter)  # without the noise on the ranks that stay
             following = replace(following, adapter=kept, step_norm=step)
-        average, stepped = None, time.monotonic()
-        if (
-            not is_silent
-            and strategy.measure_average
-            and weights is not None
-            and is_measured(number, config.num_server_rounds)
-        ):
-            average = average_loss(
-                state.adapter, following.step_norm, ordered, weights, layout, deltas.read, strategy.declared_ranks()
-            )
-        factors = None
+        average, factors, stepped = None, None, time.monotonic()
         if not is_silent and weights is not None:
-            factors = factor_length(
-                state.adapter,
-                sorted(replies),
-                layout,
-                lambda bank, block: next(iter(deltas.read([bank], block))),
-                strategy.declared_ranks(),
-            )
+            ranks = strategy.declared_ranks()
+            if strategy.measure_average and is_measured(number, config.num_server_rounds):
+                average = average_loss(state.adapter, following.step_norm, ordered, weights, layout, deltas.read, ranks)
+            factors = factor_length(state.adapter, sorted(replies), layout, deltas.one, ranks)
         average_s = time.monotonic() - stepped if average else 0.0
     line = replace(
         line_of(number, [entries[name] for name in sorted(entries)], ordered, weights is None),
@@ -177,7 +227,7 @@ def run_round(
             train_s=collected - started,
             aggregate_s=time.monotonic() - collected,
             average_s=average_s,
-            banks=dict(sorted(bank_timings.items())),
+            banks=dict(sorted(timings.items())),
         ),
     )
     line = replace(line, sync=plan.line(line, state.adapter)) if plan else line
@@ -200,36 +250,6 @@ def line_of(number: int, entries: Sequence[BankEntry], replies: Sequence[Reply],
     )
 
 
-def _taken_in(
-    message: Message | None,
-    name: str,
-    request: TrainRequest,
-    layout: Layout,
-    part: Part | None,
-    witness: Witness | None,
-    deltas: StoredDeltas,
-    evidence: RoundEvidence,
-) -> tuple[Reply | None, BankEntry, BankTimings]:
-    """(the checked reply, whose delta lies in `deltas` now, or None; the bank's entry in the round's line; its
-    timings).
-    """
-    try:
-        reply = _check(message, name, layout, part, request.config, evidence)
-        if part is None and (fault := foreign_rank(reply.delta, request.adapter, layout, request.config, name)):
-            raise RejectedReply("rank", fault)
-        if witness and reply.ledger:
-            witness.check(name, reply.ledger, request.ledger_heads.get(name))
-    except RejectedReply as rejection:
-        return None, BankEntry(name, _status_of(rejection), rejection.code, str(rejection)), BankTimings()
-    if witness and reply.ledger:
-        witness.keep(name, reply.ledger)
-    deltas.keep(name, reply.delta)
-    assert message is not None
-    for record in message.content.array_records.values():
-        record.clear()  # Flower's records hold each other: else these bytes stay until the garbage is collected
-    return replace(reply, delta=NOT_HERE), accepted_entry(name, reply), timing_of(reply.figures)
-
-
 def timing_of(figures: Figures) -> BankTimings:
     """What a reply says of its own times."""
     return BankTimings(
@@ -237,40 +257,21 @@ def timing_of(figures: Figures) -> BankTimings:
     )
 
 
-def _check(
-    message: Message | None, name: str, layout: Layout, part: Part | None, config: Config, evidence: RoundEvidence
-) -> Reply:
-    strategy = config.strategy
-    if message is None:
-        raise RejectedReply("late", f"No reply within strategy.deadline_s={strategy.deadline_s:g} s.")
-    if message.has_error() and message.error.code == UNREADABLE:
-        raise RejectedReply("unreadable", str(message.error.reason))
-    if message.has_error() and message.error.code == NODE_UNAVAILABLE:
-        raise RejectedReply("away", "The bank is not connected.")
-    if message.has_error() and message.error.code == MESSAGE_UNAVAILABLE:
-        raise RejectedReply("away", "The bank has started again and lost what it was asked.")
-    if message.has_error() and message.error.code == INVALID_FAB:
-        raise RejectedReply("policy-code", SAFE_REASONS["policy-code"], said_by_bank=True)
-    if message.has_error() and message.error.code == PROCESS_DIED and evidence.keys.banks is None:
-        # Flower hands the dead process out again in each later round, and the run would end without the banks that draw
-        # it.
-        raise UserError(
+def _fault_of(error: Error, name: str, is_simulated: bool) -> Exception:
+    """What an error of Flower's in the place of a reply is to the round."""
+    if error.code == UNREADABLE:
+        return RejectedReply("unreadable", str(error.reason))
+    if error.code in AWAY:
+        return RejectedReply("away", AWAY[error.code])
+    if error.code == INVALID_FAB:
+        return RejectedReply("policy-code", SAFE_REASONS["policy-code"], said_by_bank=True)
+    if error.code == PROCESS_DIED and is_simulated:
+        # Flower hands the dead process out again in each later round: the run would end without the banks that draw it.
+        return UserError(
             f"The process that simulated {name} has died, most likely for lack of memory. Resume from the last "
             "finished round with fewer processes at a time: python -m fedfinlora simulate resume=RUN workers=1"
         )
-    if message.has_error():
-        raise RejectedReply("crashed", f"The bank's process failed (Flower error {message.error.code}).")
-    evidence.check(name, message.content)
-    needs_rows, private = strategy.weighting == "rows", config.privacy.in_the_bank
-    clip_norm = config.train.clip_norm if strategy.name in MOMENT_RULES else None
-    reply = unpack_reply(message.content, layout, strategy.max_update_norm, private, needs_rows, part, clip_norm)
-    if reply.bank != name:
-        raise RejectedReply("malformed", "The reply names another bank.")
-    if isinstance(part, DistanceOnly) and reply.delta[0] < 0:
-        raise RejectedReply("malformed", "The distance in the place of an update is below 0.")
-    if strategy.weighting in REPORTED_WEIGHTS and not getattr(reply.figures, strategy.weighting):
-        raise RejectedReply("no-rows", f"The bank does not report its {strategy.weighting}, which it would weigh.")
-    return reply
+    return RejectedReply("crashed", f"The bank's process failed (Flower error {error.code}).")
 
 
 def _status_of(rejection: RejectedReply) -> str:
