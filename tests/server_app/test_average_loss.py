@@ -70,7 +70,7 @@ def test_what_was_lost_equals_dense_matrices(weights: list[float]) -> None:
     assert (found.banks, found.of) == (3, 3)
 
 
-def test_banks_of_different_ranks_have_the_cosine_of_the_ranks_that_both_train() -> None:
+def test_mixed_ranks_have_the_cosine_of_shared_ranks() -> None:
     """One of rank 1 takes the second rank of B A away; two whole banks are compared as without announced ranks."""
     start, updates = drawn(0), [drawn(number, 0.03) for number in (1, 2, 3)]
     for layer in LAYOUT.layers:
