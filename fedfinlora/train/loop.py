@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fedfinlora.config.train import TrainConfig
@@ -23,7 +23,15 @@ from fedfinlora.model.adapter import trainable
 from fedfinlora.model.devices import cuda_of, devices_of
 from fedfinlora.model.packing import Example
 from fedfinlora.seeds import derive_seed
-from fedfinlora.train.gradient_step import PLAIN, GradientStep, LocalRows, PassLimits, answer_loss, packs_of_step
+from fedfinlora.train.gradient_step import (
+    PLAIN,
+    GradientStep,
+    LocalRows,
+    PassLimits,
+    StepTaken,
+    answer_loss,
+    packs_of_step,
+)
 from fedfinlora.train.memory import decoder_layers, own_checkpointing
 from fedfinlora.train.optimizers import OptimizerState, is_adam, load_state, make_optimizer, read_state, set_rate
 from fedfinlora.train.row_order import groups_of
@@ -126,6 +134,25 @@ def mean_loss(model: nn.Module, examples: Sequence[Example], config: TrainConfig
     return total / sum(len(pack.answer_ids) for pack in packs)
 
 
+@dataclass
+class _Done:
+    """What the steps so far were made of."""
+
+    losses: list[float] = field(default_factory=list)
+    rows: int = 0
+    tokens: int = 0
+    answer_tokens: int = 0
+    loss_sum: float = 0.0
+
+    def count(self, taken: StepTaken) -> None:
+        answers = sum(len(example.answer_ids) for example in taken.examples)
+        self.losses.append(taken.loss)
+        self.loss_sum += taken.loss * answers
+        self.rows += len(taken.examples)
+        self.tokens += answers + sum(len(example.prompt_ids) for example in taken.examples)
+        self.answer_tokens += answers
+
+
 def train(
     model: nn.Module,
     examples: Sequence[Example],
@@ -154,9 +181,7 @@ def train(
     update.zero_grad(set_to_none=True)
     if optimizer is not None and is_adam(update):
         load_state(update, parameters, optimizer)
-    losses: list[float] = []
-    rows = tokens = answer_tokens = 0
-    loss_sum = 0.0
+    done = _Done()
     started = time.monotonic()
     with (
         torch.random.fork_rng(devices=cuda_of(devices)),
@@ -172,7 +197,6 @@ def train(
         for step in range(stretch.first_step, stretch.first_step + stretch.steps):
             torch.manual_seed(derive_seed(seed, "dropout", bank, step))
             taken = gradient.take(local, step)
-            step_answers = sum(len(example.answer_ids) for example in taken.examples)
             if config.proximal_mu:
                 for parameter, start in zip(parameters, anchor, strict=True):
                     assert parameter.grad is not None
@@ -184,21 +208,17 @@ def train(
                 set_rate(update, config.learning_rate * factor)
             update.step()
             update.zero_grad(set_to_none=True)
-            losses.append(taken.loss)
-            loss_sum += taken.loss * step_answers
-            rows += len(taken.examples)
-            tokens += sum(len(example.prompt_ids) + len(example.answer_ids) for example in taken.examples)
-            answer_tokens += step_answers
+            done.count(taken)
             if on_step is not None:
-                rate = tokens / (time.monotonic() - started)
+                rate = done.tokens / (time.monotonic() - started)
                 on_step(StepReport(step - stretch.first_step + 1, stretch.steps, taken.loss, rate))
     return TrainResult(
         steps=stretch.steps,
-        rows=rows,
-        tokens=tokens,
-        answer_tokens=answer_tokens,
-        loss=loss_sum / answer_tokens if answer_tokens else math.nan,
-        step_losses=tuple(losses),
+        rows=done.rows,
+        tokens=done.tokens,
+        answer_tokens=done.answer_tokens,
+        loss=done.loss_sum / done.answer_tokens if done.answer_tokens else math.nan,
+        step_losses=tuple(done.losses),
         wall_s=time.monotonic() - started,
         optimizer=read_state(update, parameters),
         checkpointed_layers=local.checkpointed_layers,
