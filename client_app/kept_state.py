@@ -39,7 +39,7 @@ KEPT_RUNS = 8
 KEPT_DAYS = 30.0
 """Moments of a run that the bank was not asked about for so long go too."""
 ALWAYS_KEPT_DAYS = 1.0
-"""A run that the bank was asked about within a day is kept however many there are: it may still be running."""
+"""A run that the bank was asked about within a day is always kept: it may still be running."""
 
 
 def load_moments(folder: Path, round_number: int) -> OptimizerState | None:

@@ -51,9 +51,7 @@ class BankRows:
 
 
 ROWS_BYTES = 2**30
-"""Of tokenized rows in memory: 30 million tokens. One of many simulated banks reads and tokenizes its rows again where
-they are more.
-"""
+"""Of tokenized rows in memory: 30 million tokens. Beyond it a simulated bank reads and tokenizes its rows again."""
 TOKEN_BYTES, ROW_BYTES = 36, 600
 """Of a token id (an object and a pointer to it), and of what comes with a row besides its texts."""
 _rows: BoundedCache[BankRows] = BoundedCache(ROWS_BYTES)

@@ -21,8 +21,7 @@ from fedfinlora.seeds import generator
 
 SEPARATOR = "\n\n"
 LOOKED_AT = 500
-"""Most train rows whose length is measured for one benchmark: enough to find examples that fit, where there are some.
-"""
+"""Most train rows whose length is measured for one benchmark."""
 
 Length = Callable[[str], int]
 """Tokens of a text."""

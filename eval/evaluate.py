@@ -43,9 +43,7 @@ from fedfinlora.seeds import generator
 OnEvent = Callable[[Event], None]
 log = logging.getLogger("fedfinlora")
 CUT, FILTERED, MANY_CUT = ("budget", "length", "max_tokens"), ("content_filter", "safety", "refusal"), 0.05
-"""Why a text ended at its budget, in ours and in servers' words, and because the server held it back; the share of such
-answers that is worth a warning.
-"""
+"""Why a text ended at its budget (ours and servers' words) or was held back; the share that is worth a warning."""
 PARTIAL = ".partial"
 """Ends the names of files that hold answers until all benchmarks are scored."""
 

@@ -24,8 +24,8 @@ _PHRASINGS = tuple(
         rf".*\bfor {_NAME} (?:for|during|in|at the end of) {_PERIOD}",
     )
 )
-"""Tried in this order; the first that fits wins. A leading `.*` makes the last "by" or "for" of the sentence the one
-that counts, since items have such words too ("Cash Flow for Investing Activities for X for FY 2023").
+"""The first that fits wins. A leading `.*` makes the last "by" or "for" count, since items have such words too ("Cash
+Flow for Investing Activities for X for FY 2023").
 """
 
 _FRAGMENT = "XML File:"

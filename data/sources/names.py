@@ -22,8 +22,7 @@ _GLUED = re.compile(r"(train|test)(?:s|ing|set|data|rows|files?|split|batched)*?
 _NO_TEST = re.compile(r"(?:la|con|back|at|pro|de|un|grea|fas|shor)test|test(?:imon|ament|at|if)")
 """Letters of words that have "test" in them and mean something else."""
 _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-"""Where a word begins inside another one, as in fpbTest; names of benchmarks such as FiNER are tried without it first.
-"""
+"""Where a word begins inside another, as in fpbTest; benchmarks' names such as FiNER are tried first."""
 _DIGITS = "0123456789"
 
 

@@ -26,9 +26,7 @@ READ_BY_FIRST_LABEL = ("label", "collapsed_sentiment")
 RESTARTS = ("answer:", *MARKERS)
 """What begins an answer again, in lower case."""
 NAMING = (*LEADS, *LAST_LINES)
-"""What names another label for the answer, in lower case: the label takes one more token, so that one left does not
-suffice.
-"""
+"""What names another label for the answer, in lower case; the label takes one more token."""
 BOUNDARY = 2
 """Characters behind a label that decide whether it is a whole word: "positive" against "positives" and
 "positive-looking".

@@ -34,9 +34,7 @@ requests_at_once).
 LONGEST_HOLD_S = 600.0
 """A server that asks for a longer wait than this ends the evaluation."""
 MOST_NAMED = 3
-"""Names of served models that are said on the terminal, where they are not the one that was asked for; all are
-recorded.
-"""
+"""Names of served models, other than the one asked for, that are shown on the terminal; all are recorded."""
 LONGEST_NAME = 100
 MANY_EMPTY = 0.5
 """The share of empty answers that is worth a warning."""

@@ -21,9 +21,7 @@ LONGEST_MESSAGE = 200
 LONGEST_READ = 4000
 """Characters of a text or a page that are looked at for them."""
 ECHO_CHARACTERS = 20
-"""A message that has so many characters in a row from the prompt, or a whole prompt of at least eight, repeats the
-prompt.
-"""
+"""A message with so many characters in a row of the prompt, or a whole prompt of eight or more, repeats it."""
 
 STATUS_OF = {
     "rate_limit": 429, "overloaded": 503, "unavailable": 503, "timeout": 408, "server_error": 500, "internal": 500,

@@ -51,9 +51,7 @@ class Form:
 @dataclass(frozen=True)
 class RemoteAnswer:
     text: str
-    """As sent; an empty answer is an answer, and so is null where the reply says why it ended (a refusal, a tool call,
-    the budget, …).
-    """
+    """As sent; may be empty, and null where the reply says why it ended (a refusal, the budget, …)."""
     finish_reason: str
     """As sent: stop, length, content_filter, …; refusal where the message says so; too_long where the server says that
     the prompt does not fit; empty where unsaid.

@@ -38,8 +38,8 @@ _TYPESET: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(rf"(?<![\w.,])[{DASHES}](?=(?:US\$|USD|EUR|GBP|[$€£¥₹])?\s?\.?\d)"), "-"),
     (re.compile(r"(?<![\w.,])(\d+),(?=(?:\d{1,2}|\d{4,})(?!\w|[.,]\d))"), r"\1."),
 )
-"""How typesetting writes numbers -> how they are typed. A dash behind a digit is a range, not a sign; a comma in front
-of one, two, four or more digits is a decimal comma, unless more groups follow.
+"""Typeset -> typed. A dash behind a digit is a range, not a sign; a comma in front of one, two, four or more digits is
+a decimal comma, unless more groups follow.
 """
 _NUMBER = re.compile(
     rf"""

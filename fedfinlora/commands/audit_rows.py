@@ -46,7 +46,7 @@ CUSTOMER_ROWS = 6
 CLIPS = (1.0, 0.01)
 """Clip norms of the replay, over the run's: with the smaller one every row is clipped."""
 WIDE_CLIP = 1e3
-"""Of the noise test, over the run's: next to such noise rows, and what dropout makes of them, weigh nothing."""
+"""Of the noise test, over the run's: next to such noise rows and dropout weigh nothing."""
 DRAW_TRIALS, DRAW_STEPS = 500, 4
 
 

@@ -32,9 +32,7 @@ from fedfinlora.wire.messages import TrainRequest
 LETTERS = "".join(map(chr, range(33, 127)))
 """What canaries are written in: all printable ASCII, so that they resemble each other little."""
 SPREAD = 0.02
-"""Standard deviation of what is added to the start: where B is zero, A has no gradient, and half of the step would not
-be tested.
-"""
+"""Standard deviation of what is added to the start: where B is zero, A has no gradient to test."""
 
 
 class Planned(NamedTuple):

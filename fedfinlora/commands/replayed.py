@@ -33,9 +33,7 @@ from server_app.strategies.strategy import ServerState, take_step
 CHANGEABLE = ("evaluation", "model")
 """Groups of a run's configuration that words of these commands may change: what is scored, and where."""
 FACTORS_AGAIN = ("flexlora", "flora", "residual", "rosa")
-"""Rules that factor the mean product again after each round: a later update of A and B belongs to those factors, and
-means nothing next to the factors of other banks.
-"""
+"""Rules that factor the mean product again after each round: a later update of A and B belongs to those factors."""
 IN_TURN = ("rolora",)
 """Rules whose updates are of A and of B in turn."""
 

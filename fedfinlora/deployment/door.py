@@ -53,9 +53,7 @@ needed.
 HEAD_S = 20.0
 """Seconds in which the head of a request must come. A SuperNode connects when it has something to ask."""
 BODY_S = 300.0
-"""Seconds in which the body of a request must come: a piece of 512 KiB needs 140 at 0.03 Mbit/s, far below what Flower
-waits for.
-"""
+"""Seconds in which the body of a request must come: a piece of 512 KiB needs 140 at 0.03 Mbit/s."""
 MOST_HEAD_BYTES = 2**16
 """Of a request's address and headers; a SuperNode's have 1 KiB."""
 MOST_OF_A_BANK = 16

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 PROMISED_S = 120
-"""A SuperNode shows a sign of life every 20 seconds. The SuperLink gives a bank up after twice what the bank promises:
-Flower's own 30 seconds make a link that is cut for a minute cost the bank its round.
+"""A SuperNode's sign of life. The SuperLink gives a bank up after twice what it promises: with Flower's own 30 seconds
+a link that is cut for a minute would cost the bank its round.
 """
 
 

@@ -51,7 +51,7 @@ class Gate:
         self._bank = read_settings(home / SETTINGS)[0].name
         self._key = Ed25519PrivateKey.generate()
         self._folders: dict[str, str] = {}
-        """Beginning of a hash, by which Flower names an app's folder -> hash of the bundle that was let in under it."""
+        """Beginning of a hash (Flower's name of an app's folder) -> hash of the bundle that was let in."""
 
     def begins(self) -> list[str]:
         """Options that make Flower's SuperNode take only what the gate has signed. Apps that were installed before are

@@ -25,13 +25,11 @@ PLAIN = {
 }
 """Tag -> how such a value is written."""
 EXPONENT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+\Z", re.ASCII)
-"""A number that YAML 1.1 takes for a text where point or sign is missing. All of it: PyYAML looks at the beginning
-alone, and a hash such as 0e1818cc… is a text.
+"""A number that YAML 1.1 takes for a text where point or sign is missing; matched whole, since a hash such as 0e1818cc…
+is a text.
 """
 HIDDEN_BREAKS = "\u0085\u2028\u2029"
-"""Line breaks of YAML 1.1 that most editors show as part of the line: what follows looks like the rest of a comment,
-and is a setting.
-"""
+"""Line breaks of YAML 1.1 that most editors do not show: a setting behind one looks like a comment."""
 LONGEST_NUMBER = 40
 
 

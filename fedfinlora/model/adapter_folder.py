@@ -57,9 +57,8 @@ _KEYS_WITHOUT_EFFECT = {
     "revision",
     "runtime_config",
 }
-"""Keys that say where an adapter comes from, how it was initialised or which layers it excluded: none of it is needed
-to compute with its tensors. Every key that is neither here nor above must be empty, so that keys of later versions are
-refused.
+"""Keys that are not needed to compute with an adapter's tensors. Every key that is neither here nor above must be
+empty, so that keys of later versions are refused.
 """
 
 _EMPTY: tuple[Any, ...] = (None, False, "", "none", [], {})

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
 NAME = "packed_sdpa"
 SHORTEST_RUN, LONGEST_RUN = 64, 256
-"""Queries computed together. Longer runs see more keys that are not theirs, shorter ones gather the same keys more
-often.
-"""
+"""Queries computed together: longer runs see more foreign keys, shorter ones gather the same keys more often."""
 RUN_PER_KEY = 8
 """A run has about one query for so many keys in front of it, between the two bounds."""
 

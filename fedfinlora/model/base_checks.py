@@ -26,14 +26,12 @@ WINDOWS = ("sliding_window", "attention_chunk_size")
 """Names in a model's configuration for how many tokens a layer looks back."""
 FULL = "full_attention"
 COMMON_TOKENS, OWN_TOKENS = 48, (5, 9, 17)
-"""Rows of the comparison: the tokens that all have in common, and those of each alone; fewer where the model's rows are
-shorter.
-"""
+"""Rows of the comparison: tokens in common, and of each alone; fewer where the model's rows are shorter."""
 FLOAT32_TOLERANCE, LOW_PRECISION_TOLERANCE = 1e-3, 0.1
 """Largest difference of packed and plain logits, as a share of their norm."""
 NEAR_TIE = 0.05
-"""Two tokens are equally likely, as far as bfloat16 can say, where their logits differ by less than this share of the
-standard deviation of all logits.
+"""In bfloat16 two tokens are equally likely where their logits differ by less than this share of the standard deviation
+of all logits.
 """
 
 

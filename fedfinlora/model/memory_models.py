@@ -50,8 +50,8 @@ ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
         "max_position_embeddings": 8192,
     },
 }
-"""Path -> what its `transformers.LlamaConfig` is made of: Llama 3.1 8B as published (Grattafiori et al. 2024, table 3),
-and four layers with grouped heads of its width, small enough for a reference on the CPU.
+"""Path -> what its `transformers.LlamaConfig` is made of: Llama 3.1 8B (Grattafiori et al. 2024, table 3), and four
+layers of its width for a reference on the CPU.
 """
 
 

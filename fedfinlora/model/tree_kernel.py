@@ -28,7 +28,7 @@ log = logging.getLogger("fedfinlora")
 BLOCK = 128
 """Queries and keys of a tile of the kernel."""
 TRIAL_TOLERANCE = 0.05
-"""Largest difference of the kernel and the runs at its first use, as a share of the norm: bfloat16 rounds to 0.004."""
+"""Of the kernel from the runs at its first use, as a share of the norm: bfloat16 rounds to 0.004."""
 
 
 @dataclass(frozen=True)

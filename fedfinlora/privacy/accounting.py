@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fedfinlora.privacy")
 LARGEST_EPSILON = 30.0
-"""Where RDP's bound is beyond this, only it is given: nothing is promised any more, and PRV's tables would take
-gigabytes.
-"""
+"""Where RDP's bound is beyond this, only it is given: PRV's tables would take gigabytes."""
 
 
 LARGEST_MU = 1000.0

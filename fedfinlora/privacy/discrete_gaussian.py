@@ -33,7 +33,7 @@ LOG2_TABLE_SCALE = 8
 """The table's distribution has scale 2^8."""
 LEAST_LOG2_SCALE, LARGEST_LOG2_SCALE = LOG2_TABLE_SCALE, 23
 TABLE_ENTRIES = 10 * 2**LOG2_TABLE_SCALE
-"""Ten scales: P(y beyond) is about 2^-76, so the last threshold is the last 64-bit number, which more bits decide."""
+"""Ten scales: P(y beyond) is about 2^-76, so more bits decide the last threshold."""
 DIGITS = 80
 BLOCK = 2**15
 """Samples that are worked on together, so that they stay in the processor's cache."""

@@ -71,8 +71,8 @@ class Booked:
     left_out: int
     """Units whose budget is exhausted."""
     epsilon_reported: float
-    """What may leave the bank of it: the bank's lines added up as if one unit had been in all of them, so no row
-    decides it, and no row has spent more.
+    """What may leave the bank: its lines added up as if one unit had been in all, so no row decides it or has spent
+    more.
     """
 
 

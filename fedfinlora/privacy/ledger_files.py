@@ -23,9 +23,7 @@ from fedfinlora.system.locks import wait_for
 BEGINNING = "0" * 64
 """`previous` of the first line."""
 EVERY_ROW = "*"
-"""The cohort of a line that counts for every row, those that come later included: nothing distinguishes them from those
-that were there.
-"""
+"""The cohort of a line that counts for every row, later ones included."""
 LINES, HEAD, KEY, INDEX, COHORTS, RENEWED, LOCK = (
     "ledger.jsonl",
     "head.json",

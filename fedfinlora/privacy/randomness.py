@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 KEY_BYTES = 32
 REPRODUCIBLE_VARIABLE = "FEDFINLORA_REPRODUCIBLE_NOISE"
-"""Set to 1 in a bank's (or with privacy=bank the server's) own environment, every draw comes from the run's seed: for
-tests; voids the guarantee.
+"""1 in a bank's (or with privacy=bank the server's) own environment: every draw comes from the run's seed. For tests;
+voids the guarantee.
 """
 
 

@@ -34,8 +34,8 @@ class Findings:
     wrong: list[str] = field(default_factory=list)
     """Each names a file."""
     unproven: list[str] = field(default_factory=list)
-    """Likewise: nothing that is signed or hashed speaks of it, so anyone who can write to the folder may have made or
-    removed it.
+    """Likewise: nothing signed or hashed speaks of it, so anyone who can write to the folder may have made or removed
+    it.
     """
 
     def add(self, where: Path | str, what: str) -> None:

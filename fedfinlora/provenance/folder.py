@@ -17,9 +17,7 @@ OTHER_KINDS = (
 )  # fmt: skip
 """What neither a run nor an adapter is made of."""
 MOST_BYTES = 2**34
-"""Of a file that is read or hashed: an adapter of a 70B model has a few GB, and a hole of terabytes costs nothing to
-make.
-"""
+"""Of a file that is read or hashed: an adapter of a 70B model has a few GB; a sparse file may claim terabytes."""
 DEEPEST = 50
 """Folders in one another; a run has four."""
 

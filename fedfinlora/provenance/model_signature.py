@@ -64,9 +64,7 @@ class Checked:
     who: str
     """Whose key it is, in words."""
     trusted: bool
-    """Whether the key is one that the reader named; otherwise the signature says only that nothing changed since
-    somebody signed.
-    """
+    """Whether the reader named the key; otherwise the signature says only that nothing changed since."""
 
 
 def check_folder(folder: Path, authority: bytes | None = None, key: bytes | None = None) -> Checked:

@@ -47,9 +47,7 @@ DECIDES_NO_NUMBER = (
     "evaluation.request_timeout_s",
     "evaluation.request_retries",
 )
-"""Keys of the configuration that say where a run lies and how fast, how large or how costly it may be, but not what
-comes out.
-"""
+"""Keys of the configuration that do not decide what comes out."""
 
 
 def deciding_values(config: Config) -> dict[str, Any]:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 GRACE_S = 10.0
 """From SIGTERM to SIGKILL."""
 SIMULATION_GRACE_S = 1.0
-"""The same for a simulation: what it has is on the disk, and Flower's process (1.41) would try for three seconds to
-reach a SuperLink that has ended."""
+"""The same for a simulation: Flower's process (1.41) would try for three seconds to reach a SuperLink that has ended.
+"""
 LOOK_S = 0.05
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
 

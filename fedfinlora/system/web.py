@@ -24,9 +24,7 @@ NO_PROXY = ("no_proxy", "NO_PROXY")
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
 """In lower or upper case; lower case wins."""
 UNUSABLE = "FEDFINLORA_UNUSABLE_PROXY"
-"""Set by a command for the processes that it starts: the proxy variables that were taken out, as NAME:why, separated by
-"|".
-"""
+"""For processes that a command starts: the proxy variables that were taken out, as NAME:why, separated by "|"."""
 HUB = "https://huggingface.co"
 
 

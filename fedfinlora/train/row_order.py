@@ -18,12 +18,11 @@ from fedfinlora.model.packing import Example, common_prefix_tokens, in_order
 from fedfinlora.seeds import generator
 
 LONG_BEGINNING_TOKENS = 512
-"""A common beginning of fewer tokens is no reason to travel together: the instructions and label lists of the short
-sets have some 50 to 200, and reading one once more costs less than what a step loses when its rows resemble each other.
+"""A shorter common beginning, such as the instructions of the short sets (50 to 200 tokens), costs less to read again
+than what a step loses when its rows resemble each other.
 """
 LONG_BEGINNING_SHARE = 0.5
-"""Nor is one that makes up no more than this share of a row: most of the row is then read alone in any pack.
-"""
+"""Nor does one of no more than this share of a row count."""
 
 Groups = tuple[tuple[int, ...], ...]
 """Rows with a long common beginning, by their places among the bank's rows. A row is in one group at most; the others

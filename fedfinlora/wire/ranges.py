@@ -11,7 +11,7 @@ from fedfinlora.config.schema import MOST_ROUNDS
 from fedfinlora.privacy.head import MOST_LINES
 
 MOST_ROWS = 2**40 - 1
-"""No bank has a trillion rows; a claim of more is a claim on the whole average."""
+"""A claim of more is a claim on the whole average."""
 MOST_TOKENS = 2**53 - 1
 """Whole numbers up to here survive JSON and float64."""
 MOST_STEPS = 2**31 - 1
@@ -63,10 +63,8 @@ RANGES: Mapping[str, Range] = {
     "silent": Range(int, 0, 1, "yes or no", "coordinator"),
     "ledger-heads": Range(int, 0, MOST_LINES - 1, "lines of a ledger", "coordinator"),
 }  # fmt: skip
-"""Every figure outside the configuration that crosses the network. `checked` refuses on arrival all that is not in its
-range. The numbers of the configuration are bounded by the schema (`fedfinlora.config.schema`,
-`fedfinlora.config.values`), those of an adapter and of a delta by their layout: as many as it has, each a finite
-float32. A loss may lie a rounding below 0.
+"""Every figure outside the configuration that crosses the network. The schema bounds the numbers of the configuration,
+the layout those of an adapter and of a delta. A loss may lie a rounding below 0.
 """
 
 

@@ -52,9 +52,7 @@ SAFE_REASONS = {
     ),
     "policy-hours": "The bank's policy does not allow a round at this time of day (rule: hours).",
 }
-"""All that a bank ever says about an error: a code, for which the reader has this sentence; never exception text, rows
-or paths.
-"""
+"""All that a bank says about an error: a code, for which the reader has this sentence."""
 
 UNREAD = "refusals"
 """The code of a request that the bank did not look at."""

@@ -11,9 +11,7 @@ from fedfinlora.model.adapter import Vector
 
 ARRAY_KEY = "vector"
 PART_NUMBERS = 2**20
-"""A vector travels in parts of so many numbers: Flower takes four times an array's size in memory to put it together
-again.
-"""
+"""A vector travels in parts of so many numbers: Flower takes four times an array's size in memory to join it."""
 
 
 FLAT_FLOAT32 = "fedfinlora.flat-float32"

@@ -16,9 +16,7 @@ from fedfinlora.errors import UserError
 from server_app.strategies.robust import RobustStrategy
 
 SHORTEST = 1e-5
-"""Of an update that counts, as a part of the root update's length: a shorter one is scaled up with the rounding errors
-of its float32 numbers.
-"""
+"""Of an update that counts, over the root update's length: scaling up a shorter one scales its rounding errors."""
 
 
 class FLTrust(RobustStrategy):

@@ -69,8 +69,7 @@ class Strategy(ABC):
     config: StrategyConfig
     rounds: int
     needs: ClassVar[Needs] = "replies"
-    """What `aggregate` reads: each reply on its own, or only their weighted sum, which is all that a private or secure
-    aggregation gives.
+    """Whether `aggregate` reads each reply, or only the weighted sum, all that a private or secure aggregation gives.
     """
 
     def first_arrays(self, layout_id: str) -> Arrays:

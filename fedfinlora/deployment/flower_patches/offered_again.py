@@ -12,9 +12,7 @@ from typing import Any
 MOST_KNOWN = 4096
 """Requests whose offers are counted, the newest."""
 MOST_OFFERS = 10
-"""Times that a request is handed out again. One that a bank can never take, as of a run that has ended, blocks its
-next one for so long.
-"""
+"""One that a bank can never take, as of a run that has ended, blocks its next one for so long."""
 
 
 def offered_again(get_message_ins: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
