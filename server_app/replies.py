@@ -79,9 +79,7 @@ class StoredDeltas:
 
 
 class Mean(Protocol):
-    """The weighted sum of a round's updates over their weights: what is left of them under privacy=bank, and under
-    secure aggregation.
-    """
+    """The weighted sum of a round's updates over their weights, all that privacy=bank and secure aggregation leave."""
 
     def mean(self, block: slice) -> NDArray[np.float64]:
         """Numbers block.start to block.stop of it, float64."""

@@ -186,7 +186,7 @@ def _nearest(stem: str, stems: Mapping[str, Collection[str]]) -> str:
 
 
 def _bank(root: Path, split: str, wanted: Collection[str], columns: ColumnsConfig) -> Found:
-    """Every file of a bank's folder that is of this split and may hold a wanted task, in the order of their names."""
+    """A bank's files of this split that may hold a wanted task, by name."""
     listing = list_rows(root)
     entries = [entry for entry in listing.entries if not entry.is_folder]
     places = _places(entries)

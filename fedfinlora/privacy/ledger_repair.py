@@ -121,7 +121,7 @@ def book_as_spent(folder: Path) -> Repair:
 
 
 def _check_folder(folder: Path) -> None:
-    """UserError for a folder of something else: a repair of the wrong one would leave the right one as it is."""
+    """UserError for a folder of something else."""
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder. Name the folder of the bank's ledger.")
     found = {path.name for path in folder.iterdir()}

@@ -86,9 +86,7 @@ class Histories:
         return [steps for steps in spent if steps.count]
 
     def _stays_within(self, history: int, limit: float, delta: float) -> bool:
-        """RDP's looser bound first: it takes no longer where many different steps come together, of which PRV makes a
-        table each.
-        """
+        """RDP's looser bound first: PRV makes a table of each different step."""
         return rdp_epsilon(self._spent(history), delta) <= limit or self.epsilon(history, delta) <= limit
 
     def within(self, limit: float, delta: float) -> NDArray[np.bool_]:

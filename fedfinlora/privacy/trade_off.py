@@ -46,8 +46,7 @@ def gaussian_trade_off(mu: float) -> TradeOff:
 
 
 def trade_off(spent: Sequence[Steps]) -> TradeOff:
-    """Of all steps together: the Gaussian's where each has sampling rate 1, a lower bound otherwise; 0 where a step
-    had no noise.
+    """Of all steps: the Gaussian's where each has sampling rate 1, else a lower bound; 0 where a step had no noise.
 
     A step of a lower rate shows a unit that takes part with that probability, drawn in secret.
     """

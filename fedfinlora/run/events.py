@@ -237,7 +237,7 @@ _BY_NAME = {kind.event: kind for kind in KINDS}
 
 
 def a_second(count: float, seconds: float) -> float:
-    """So many a second; 0 for a time too short to measure, with which a reply could make the speed infinite."""
+    """So many a second; 0 for a time too short to measure."""
     return count / seconds if seconds >= SHORTEST_S else 0.0
 
 

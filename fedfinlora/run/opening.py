@@ -50,7 +50,7 @@ class OpenRun:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Train in it, and let others have it in the end. What is made meanwhile is open to whom the folder is open."""
+        """Hold it, and let others have it in the end."""
         with self.lock or nullcontext(), made_as(self.folder):
             yield
 

@@ -178,9 +178,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def leave_terminal() -> None:
-    """Write nowhere instead of to a terminal: one that was closed answers with errors, in the middle of the tidying
-    up.
-    """
+    """Write nowhere instead of to a terminal: a closed one answers with errors."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         if os.isatty(descriptor) or not _is_open(descriptor):

@@ -131,9 +131,7 @@ class LocalRows:
         return StepTaken(batch, sum(float(loss) for loss in losses))  # read once a step: a GPU need not be waited for
 
     def prepare_ahead(self, pool: Executor, last_step: int) -> None:
-        """From now on the packs of a step are made by `pool` while the step before it is computed, up to `last_step`
-        (exclusive).
-        """
+        """Make the packs of a step in `pool` while the step before it is computed, up to `last_step` (exclusive)."""
         self._pool, self._last_step = pool, last_step
 
     def _passes_of(

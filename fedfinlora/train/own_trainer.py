@@ -225,7 +225,7 @@ def task_of(
 
 
 def _cause(error: BaseException) -> str:
-    """The kind of an error and the line that raised it; its own text may quote rows and stays in the cause."""
+    """The kind of an error and the line that raised it; its text may quote rows."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
     place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{place}"
