@@ -31,7 +31,7 @@ travel alone.
 
 
 def groups_of(examples: Sequence[Example]) -> Groups:
-    """The rows that have a long beginning in common with a neighbour in sorted order, such as questions on one filing."""
+    """The rows that have a long beginning in common with a neighbour in sorted order, as do questions on a filing."""
     if all(len(example.read_ids) < LONG_BEGINNING_TOKENS for example in examples):
         return ()
     return _groups_of(tuple(examples))
