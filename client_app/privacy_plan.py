@@ -25,10 +25,10 @@ from fedfinlora.model.adapter import write_adapter
 from fedfinlora.model.packing import Example
 from fedfinlora.privacy.accounting import Accounted, Steps, default_delta, epsilon, noise_multiplier_for
 from fedfinlora.privacy.dp_lora import SENSITIVITY, PublishedMechanism
+from fedfinlora.privacy.first_round_check import self_test, units_to_test
 from fedfinlora.privacy.history import newest_head
 from fedfinlora.privacy.ledger import Booked, BudgetError, Spending, book
 from fedfinlora.privacy.mechanism import NEIGHBOUR_SHARE, Mechanism
-from fedfinlora.privacy.self_test import self_test, units_to_test
 from fedfinlora.train.gradient_step import GradientStep
 from fedfinlora.wire.messages import BankError, TrainRequest
 

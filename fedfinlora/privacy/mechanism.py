@@ -19,8 +19,8 @@ changes nothing but rounding.
 
 Neighbours. Products of other shapes round otherwise, so a unit's gradient among others is not to the last bit what it
 is alone, and a hostile adapter could enlarge the difference. NEIGHBOUR_SHARE of C is kept free for it.
-`fedfinlora.privacy.self_test` measures it before a bank's first round, and each step on the shortest of its units;
-where it is too large, units go one to a pass, and there is no difference.
+`fedfinlora.privacy.first_round_check` measures it before a bank's first round, and each step on the shortest of its
+units; where it is too large, units go one to a pass, and there is no difference.
 """
 
 from __future__ import annotations

@@ -15,8 +15,9 @@ from fedfinlora.errors import UserError
 from fedfinlora.model.adapter import trainable
 from fedfinlora.model.loading import Session, get_session
 from fedfinlora.model.packing import Example
+from fedfinlora.privacy import first_round_check as the_self_test
 from fedfinlora.privacy import mechanism as under_test
-from fedfinlora.privacy import self_test as the_self_test
+from fedfinlora.privacy.first_round_check import self_test, units_to_test
 from fedfinlora.privacy.grid import Grid
 from fedfinlora.privacy.mechanism import (
     NEIGHBOUR_SHARE,
@@ -28,7 +29,6 @@ from fedfinlora.privacy.mechanism import (
     token_losses,
 )
 from fedfinlora.privacy.randomness import Stream, poisson_sample
-from fedfinlora.privacy.self_test import self_test, units_to_test
 from fedfinlora.train.memory import footprint
 
 CLIP = 0.5
