@@ -252,7 +252,7 @@ def test_every_file_cut_at_a_random_byte_is_named_or_not_needed(
         (run / name).write_bytes(cut)
         named = verify(run, ca) == 1 and str(run / name) in capsys.readouterr().out
         assert named == (is_covered(name) or name == CHAIN_FILE), name
-        _works_or_names(lambda: report([run], None), run / name)
+        _works_or_names(lambda: report([run], run / "report.html"), run / name)
         if _works_or_names(lambda: runs.resume(run), run / name):
             capsys.readouterr()
             assert verify(run, ca) == 0 or str(run / name) in capsys.readouterr().out, name

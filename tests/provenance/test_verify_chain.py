@@ -337,7 +337,7 @@ def test_a_report_that_was_written_by_somebody_else_is_not_proven(
     run: Path, ca: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = run / REPORT_FILE
-    assert report([run], None) == 0
+    assert report([run], file) == 0
     assert verify(run, ca) == 0, "the same files give the same report"
     file.write_text(file.read_text("utf-8").replace("epsilon", "Epsilon", 1), "utf-8")
     capsys.readouterr()

@@ -132,7 +132,7 @@ def test_export_writes_every_name_and_figure_writes_it_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = run_with_load(tmp_path / "demo")
-    report([run], None, tmp_path / "all")
+    report([run], run / "report.html", tmp_path / "all")
     assert {file.stem for file in (tmp_path / "all" / "paper").iterdir()} == set(NAMES)
     report([run], tmp_path / "elsewhere.html", tmp_path / "one", ["resources"])
     assert [file.name for file in (tmp_path / "one").rglob("*.*")] == ["resources.tex"]
@@ -146,7 +146,7 @@ def test_export_writes_every_name_and_figure_writes_it_alone(
 )
 def test_a_figure_that_is_not_there_is_named(tmp_path: Path, names: list[str], export: bool, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        report([make_run(tmp_path / "demo")], None, tmp_path / "out" if export else None, names)
+        report([make_run(tmp_path / "demo")], tmp_path / "a.html", tmp_path / "out" if export else None, names)
 
 
 def test_without_matplotlib_the_rest_is_written_and_a_line_says_so(
@@ -155,7 +155,7 @@ def test_without_matplotlib_the_rest_is_written_and_a_line_says_so(
     run = make_run(tmp_path / "demo")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert report([run], None, tmp_path / "out") == 0
+    assert report([run], run / "report.html", tmp_path / "out") == 0
     assert (tmp_path / "out" / "scores.tex").is_file()
     assert (tmp_path / "out" / "paper" / "resources.tex").is_file()
     assert "pip install 'fedfinlora[figures]'" in capsys.readouterr().err
