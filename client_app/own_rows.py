@@ -100,7 +100,7 @@ def sampled_rows(rows: Sequence[Row], config: Config, facts: BankFacts, declared
 
     Each row is in or out by its own prompt and a key: in a sample of a fixed size one row more would change which
     others are in it, and so the sum by far more than its own clipped gradient. A deployed bank's key is secret, so that
-    no server can single rows out. The limits hold of the declared sizes, so of the sample about.
+    no server can single rows out. The limits are shares of the declared sizes, so a sample has about so many rows.
     """
     per_task = 0 if facts.banks else config.dataset.max_rows_per_task
     whole = declared_size(config, declared, is_sample=bool(facts.banks), max_rows=0)

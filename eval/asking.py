@@ -1,7 +1,7 @@
 """Rows put to a model. Answers are on disk as they come, and what the model has answered before is not asked again.
 
-They are in the run's folder, for an evaluation that was killed, and (evaluation.reuse) in evaluation.answers_dir, for
-later ones.
+They are kept in the run's folder, so that a killed evaluation resumes, and (evaluation.reuse) in
+evaluation.answers_dir, for later evaluations.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ average r, which each knows on its own: (1/N) sum_k |w_k - r|^2 is at least as l
 so does every strategy.drift_ceiling-th and the run's last. Differences: the server decides, on the mean, and all banks
 are averaged; the paper's first bank beyond the limit starts a growing subset.
 
-It follows from rounds.jsonl, so a resumed run decides alike; banks that had lost their adapters in a failed attempt are
-in state/lost.json.
+Each decision follows from rounds.jsonl, so a resumed run decides alike; banks that had lost their adapters in a failed
+attempt are in state/lost.json.
 """
 
 from __future__ import annotations

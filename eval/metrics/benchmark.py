@@ -112,8 +112,8 @@ class Kind(NamedTuple):
     """`RowScore.pairs`."""
     finlora: tuple[Pair, ...]
     """FinLoRA's (target, response) of its rule 6: the response is the target where the piece is right, else the raw
-    output. One that is no row's target is None, a class that no row has, so precision is near 1 and F1 near 2·acc / (1
-    + acc).
+    output. One that is no row's target is None, a class that no row has, so precision is near 1 and F1 flatters: it is
+    near 2·acc / (1 + acc).
     """
     finlora_ambiguous: int
     measures: tuple[float, ...]

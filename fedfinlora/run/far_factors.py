@@ -33,7 +33,8 @@ def furthest(lines: Iterable[RoundLine], rule: str) -> str:
     ratio, number, found = max(measured, key=lambda one: one[:2])
     if text := warning(found, rule):
         return f"Round {number}: {text}"
+    stands_out = "" if ratio >= MOST_RATIO else "No bank's factors stand out. "
     return (
-        f"{found.bank} moves A and B furthest for its product B A: {ratio:.3g} times as far as the median bank "
-        f"(round {number})."
+        f"{stands_out}Furthest for what it changed of B A, {found.bank} moved A and B {ratio:.3g} times as far as the "
+        f"median bank (round {number})."
     )

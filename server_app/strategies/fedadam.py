@@ -59,8 +59,8 @@ class FedAdam(MeanStrategy):
 
 
 def public_moments(run: Path, layout_id: str = "") -> Checkpoint:
-    """The last checkpoint of a run whose AdamW moments strategy.second_moments takes. UserError where it has none, or
-    is of another layout than the one given.
+    """The last checkpoint of a run whose AdamW moments strategy.second_moments takes. UserError where it has none or
+    impossible ones, or is of another layout than the one given.
     """
     where = f"strategy.second_moments={run}"
     if latest_round(run) < 0:
@@ -72,4 +72,7 @@ def public_moments(run: Path, layout_id: str = "") -> Checkpoint:
         )
     if "second_moment" not in checkpoint.arrays or "steps" not in checkpoint.arrays:
         raise UserError(f"{where} has no moments of AdamW. Name a finished run of `centralized` on public rows.")
+    moments = checkpoint.arrays["second_moment"]
+    if not (np.isfinite(moments) & (moments >= 0)).all():
+        raise UserError(f"{where} has second moments that are not finite or below 0. Name another run.")
     return checkpoint

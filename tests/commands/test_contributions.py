@@ -268,7 +268,7 @@ def test_causes_add_up_and_finished_runs_are_taken_again(
     assert [sum(one.banks[0].steps for one in rounds) for rounds in lines] == [4, 4], "as many as each bank took"
     said = capsys.readouterr().out
     assert "skew" in said
-    assert "moves A and B furthest for its product B A" in said
+    assert "Furthest for what it changed of B A" in said
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,8 @@ def test_the_furthest_bank_of_all_rounds_is_said_and_a_far_one_warned_of() -> No
     ]
     assert furthest(lines[:1], "fedavg") == ""
     assert furthest(lines, "fedavg") == (
-        "one moves A and B furthest for its product B A: 1.24 times as far as the median bank (round 2)."
+        "No bank's factors stand out. Furthest for what it changed of B A, one moved A and B 1.24 times as far as the "
+        "median bank (round 2)."
     )
     lines.append(RoundLine(4, factors=FactorLength("two", 9.0)))
     assert furthest(lines, "fedavg").startswith("Round 4: two moves A and B 9 times as far")

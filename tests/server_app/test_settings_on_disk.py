@@ -6,12 +6,14 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fedfinlora.config.schema import Config
 from fedfinlora.config.strategy import StrategyConfig
 from fedfinlora.config.values import build
 from fedfinlora.errors import UserError
+from fedfinlora.run.checkpoint import Checkpoint, save_checkpoint
 from server_app.door import check_settings_on_disk
 
 
@@ -52,6 +54,19 @@ def test_public_moments_must_be_a_runs(tmp_path: Path) -> None:
     strategy = StrategyConfig(name="fedadam", second_moments=str(tmp_path))
     with pytest.raises(UserError, match=r"strategy\.second_moments=.* has no checkpoint"):
         check_settings_on_disk(replace(config(tmp_path), strategy=strategy))
+
+
+@pytest.mark.parametrize("moment", [-1.0, np.nan, np.inf])
+def test_public_moments_that_cannot_be_are_refused(tmp_path: Path, moment: float) -> None:
+    strategy = StrategyConfig(name="fedadam", second_moments=str(tmp_path / "public"))
+    given = replace(config(tmp_path), strategy=strategy)
+    for second in ([0.0, 1.0], [1.0, moment]):
+        arrays = {"adapter": np.zeros(2, np.float32), "second_moment": np.array(second), "steps": np.ones(1)}
+        save_checkpoint(tmp_path / "public", Checkpoint(1, "layout", arrays, {}))
+        if second[1] == 1.0:
+            check_settings_on_disk(given)
+    with pytest.raises(UserError, match=r"strategy\.second_moments=.* not finite or below 0"):
+        check_settings_on_disk(given)
 
 
 def test_a_later_stage_is_not_asked_for_the_adapter_that_is_still_to_come(tmp_path: Path) -> None:
