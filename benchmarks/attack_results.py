@@ -105,8 +105,8 @@ def attacks_section(folder: Path) -> str:
             f"{len(here)} cells, {minutes:.1f} minutes in all, load {min(loads):.1f} to {max(loads):.1f}; "
             f"{', '.join(f'`{command}`' for command in commands)}, commit {', '.join(f'`{one}`' for one in commits)}. "
             f"With {test} test rows an accuracy is known to some {100 * 0.98 / test**0.5:.0f} points; where it is "
-            "about the share of the commonest label (59 % of FPB's rows are neutral) the loss says more. No rule is shown to "
-            "withstand an attack that was not run."
+            "about the share of the commonest label (59 % of FPB's rows are neutral) the loss says more. No rule is "
+            "shown to withstand an attack that was not run."
         )
         parts.append("\n".join([words, "", table(here), "", origin]))
     return "\n\n".join(parts)
