@@ -146,11 +146,14 @@ def exchange(
         asked_at = time.monotonic()
         replies = list(grid.pull_messages(list(waiting)))[::-1]
         if not replies:
-            if deadline_s and asked_at - started > deadline_s:
+            now = time.monotonic()
+            if deadline_s and asked_at - started >= deadline_s:
                 break
-            pause = min(max(POLL_S, WAITED_PART * (asked_at - started)), LONGEST_POLL_S)
-            # With many banks asking takes longer, and is done the less often.
-            time.sleep(max(pause, ASKING_PART * (time.monotonic() - asked_at)))
+            pause = min(max(POLL_S, WAITED_PART * (now - started)), LONGEST_POLL_S)
+            # With many banks asking takes longer, and is done the less often; once more at the deadline.
+            pause = max(pause, ASKING_PART * (now - asked_at))
+            left_s = max(0.0, started + deadline_s - now)
+            time.sleep(min(pause, left_s) if deadline_s else pause)
         while replies:  # none is held longer than it is worked on
             reply = replies.pop()
             node = waiting.pop(str(reply.metadata.reply_to_message_id), None)

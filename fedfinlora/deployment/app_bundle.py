@@ -6,6 +6,7 @@ pyproject.toml, which is therefore compared by its parsed values.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -111,8 +112,13 @@ def lean_copy(root: Path = PROJECT_ROOT) -> Iterator[Path]:
                 (copy / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, copy / name)
         except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"No app bundle can be made of the project in {root}: {error}") from error
+            remedy = " Free space there, or set TMPDIR to a folder that has some." if _is_full(error) else ""
+            raise UserError(f"No app bundle can be made of the project in {root}: {error}.{remedy}") from error
         yield copy
+
+
+def _is_full(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def installed_files(root: Path = PROJECT_ROOT) -> Files:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -32,23 +32,26 @@ COMMANDS = {"federated": "simulate", "centralized": "centralized", "local": "loc
 """The mode of a run, as result.json has it -> the command that makes one."""
 
 
+def _python_files() -> Iterator[tuple[str, bytes]]:
+    """(name, content) of each Python file of the project; no pipes and no links, which are in no bundle either."""
+    for folder in SOURCE_FOLDERS:
+        for file in sorted((PROJECT_ROOT / folder).rglob("*.py")):
+            if file.is_file() and not file.is_symlink():
+                yield str(file.relative_to(PROJECT_ROOT)), file.read_bytes()
+
+
 @cache
 def source_files() -> dict[str, str]:
     """Each of the project's Python files -> its SHA-256."""
-    return {
-        str(file.relative_to(PROJECT_ROOT)): sha256_of(file.read_bytes())
-        for folder in SOURCE_FOLDERS
-        for file in sorted((PROJECT_ROOT / folder).rglob("*.py"))
-    }
+    return {name: sha256_of(content) for name, content in _python_files()}
 
 
 @cache
 def source_fingerprint() -> str:
     """SHA-256 over the project's Python files: server and banks compare it."""
     digest = hashlib.sha256()
-    for folder in SOURCE_FOLDERS:
-        for file in sorted((PROJECT_ROOT / folder).rglob("*.py")):
-            digest.update(str(file.relative_to(PROJECT_ROOT)).encode() + b"\0" + file.read_bytes() + b"\0")
+    for name, content in _python_files():
+        digest.update(name.encode() + b"\0" + content + b"\0")
     return digest.hexdigest()
 
 

@@ -54,9 +54,33 @@ def correct(environment: MutableMapping[str, str]) -> list[str]:
         said.append(f"OMP_NUM_THREADS={threads[:20]!r} is no number of threads and is ignored.")
     if "utf" not in environment.get("PYTHONIOENCODING", "utf").lower():
         environment["PYTHONIOENCODING"] = "utf-8:replace"  # Flower's programs print what ASCII does not have
-    if not _writable(Path("/tmp")) and "RAY_TMPDIR" not in environment:
-        environment["RAY_TMPDIR"] = _temporary_folder()
+    said += _place_ray(environment)
     return said
+
+
+LONGEST_RAY_FOLDER = 34
+"""Bytes. Ray opens a socket FOLDER/ray/session_DATE_TIME_PROCESS/sockets/plasma_store, and a socket's path has at most
+107.
+"""
+
+
+def _place_ray(environment: MutableMapping[str, str]) -> list[str]:
+    """Give Ray a folder for its sockets that can be written and whose path is short enough. Returns what its owner must
+    know.
+    """
+    own = environment.get("RAY_TMPDIR", "")
+    folder = own or environment.get("TMPDIR") or "/tmp"
+    if len(os.fsencode(folder)) > LONGEST_RAY_FOLDER and _writable(Path("/tmp")):
+        environment["RAY_TMPDIR"] = "/tmp"
+        return [f"RAY_TMPDIR is longer than {LONGEST_RAY_FOLDER} bytes and is ignored: /tmp is used."] if own else []
+    if not own and not _writable(Path("/tmp")):
+        folder = environment["RAY_TMPDIR"] = _temporary_folder()
+    if len(os.fsencode(folder)) <= LONGEST_RAY_FOLDER:
+        return []
+    return [
+        f"`simulate` cannot run here: for its sockets Ray needs a folder of at most {LONGEST_RAY_FOLDER} bytes, and "
+        f"has {folder}. Set RAY_TMPDIR to a shorter one."
+    ]
 
 
 def corrected(environment: Mapping[str, str]) -> dict[str, str]:

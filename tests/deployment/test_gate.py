@@ -4,8 +4,11 @@ code behind the gate.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
+import os
+import shutil
 import stat
 import sys
 import time
@@ -663,4 +666,13 @@ def test_the_bundle_of_the_lean_copy_is_the_checkouts(tmp_path: Path) -> None:
     assert not copy.exists()
     (tmp_path / "project" / "pyproject.toml").write_text("[tool]\n")
     with pytest.raises(UserError, match="No app bundle can be made"), lean_copy(tmp_path / "project"):
+        pass
+
+
+def test_a_full_disk_for_the_copy_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(UserError, match="set TMPDIR to a folder that has some"), lean_copy():
         pass

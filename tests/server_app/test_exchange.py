@@ -28,10 +28,10 @@ class Clock:
 
 
 class Silent:
-    """A grid whose one bank answers at a given second."""
+    """A grid whose one bank answers at a given second; each question for replies takes `asking_s`."""
 
-    def __init__(self, clock: Clock, answers_s: float) -> None:
-        self.clock, self.answers_s = clock, answers_s
+    def __init__(self, clock: Clock, answers_s: float, asking_s: float = 0.0) -> None:
+        self.clock, self.answers_s, self.asking_s = clock, answers_s, asking_s
 
     def get_node_ids(self) -> list[int]:
         return [1]
@@ -40,6 +40,7 @@ class Silent:
         return ["asked"]
 
     def pull_messages(self, message_ids: list[str]) -> list[Any]:
+        self.clock.now += self.asking_s
         reply = SimpleNamespace(metadata=SimpleNamespace(reply_to_message_id="asked"))
         return [reply] if self.clock.now >= self.answers_s else []
 
@@ -63,6 +64,16 @@ def test_a_reply_is_fetched_soon_and_waiting_asks_less_and_less(clock: Clock, an
     assert len(clock.pauses) <= {0.3: 6, 10.0: 125, 600.0: 780}[answers_s]
 
 
-def test_a_bank_that_stays_silent_is_none_soon_after_the_deadline(clock: Clock) -> None:
-    assert list(exchange(Silent(clock, 1e9), {1: RecordDict()}, "train", 25)) == [(1, None)]
-    assert 25 <= clock.now <= 25 + 2 * LONGEST_POLL_S
+@pytest.mark.parametrize(("deadline_s", "asking_s"), [(25, 0.0), (1, 0.5), (2, 3.0), (60, 1.0)])
+def test_a_bank_that_stays_silent_is_none_soon_after_the_deadline(
+    clock: Clock, deadline_s: float, asking_s: float
+) -> None:
+    """Also where a question for replies takes seconds: the last one begins at the deadline, or one is on its way."""
+    silent = Silent(clock, 1e9, asking_s)
+    assert list(exchange(silent, {1: RecordDict()}, "train", deadline_s)) == [(1, None)]
+    assert deadline_s <= clock.now <= deadline_s + 2 * asking_s + 1e-9
+
+
+def test_a_reply_that_comes_at_the_deadline_is_taken(clock: Clock) -> None:
+    [(_, reply)] = exchange(Silent(clock, 2.0), {1: RecordDict()}, "train", 2)
+    assert reply is not None

@@ -106,6 +106,24 @@ class TestFolders:
         with pytest.raises(UserError, match="TMPDIR"):
             surroundings.prepare_process()
 
+    @pytest.mark.parametrize(("given", "ray", "said"), [
+        ({}, None, ""),
+        ({"TMPDIR": "/var/tmp"}, None, ""),
+        ({"TMPDIR": "/scratch/" + "x" * 200}, "/tmp", ""),
+        ({"RAY_TMPDIR": "/scratch/" + "x" * 200}, "/tmp", "RAY_TMPDIR is longer than 34 bytes"),
+    ])  # fmt: skip
+    def test_the_sockets_of_ray_have_a_folder_with_a_short_path(
+        self, given: dict[str, str], ray: str | None, said: str
+    ) -> None:
+        environment = dict(given)
+        assert said in " ".join(surroundings.correct(environment))
+        assert environment.get("RAY_TMPDIR") == ray
+
+    def test_no_short_folder_for_the_sockets_of_ray_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(surroundings, "_writable", lambda folder: False)
+        [said] = surroundings.correct({"RAY_TMPDIR": "/scratch/" + "x" * 200})
+        assert "Set RAY_TMPDIR to a shorter one" in said
+
     def test_modules_of_the_same_name_in_the_way(self, tmp_path: Path) -> None:
         for name in ("data", "eval", "datasets", "client_app"):
             (tmp_path / "here" / name).mkdir(parents=True)
@@ -134,7 +152,12 @@ def test_letters_that_the_terminal_does_not_have(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_simulation_runs_behind_odd_proxies_and_another_cluster(tmp_path: Path) -> None:
-    """A private one: what its banks have spent is in the ledger of this environment and on the run's card."""
+    """A private one: what its banks have spent is in the ledger of this environment and on the run's card.
+
+    Ray's sockets do not fit into its folder for temporary files.
+    """
+    temporary = tmp_path / ("temporary " * 10)
+    temporary.mkdir()
     rows = write_rows(tmp_path / "rows ä [1]", train=60)
     name = 'Lauf "Ü" {x} $y=1,2'
     words = ("privacy=example", "privacy.epsilon=8", "workers=1")
@@ -143,6 +166,7 @@ def test_a_simulation_runs_behind_odd_proxies_and_another_cluster(tmp_path: Path
         *overrides(rows, tmp_path / "o u t", *words, rounds=1, name=name),
         RAY_ADDRESS="10.255.255.1:6379",
         FEDFINLORA_LEDGER=str(tmp_path / "ledger"),
+        TMPDIR=str(temporary),
         **PROXIES,
     )
     assert status == 0, printed
