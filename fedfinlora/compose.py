@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
@@ -19,6 +21,9 @@ from fedfinlora.config.values import build, describe, to_plain
 from fedfinlora.config.words import split_text, typed_keys
 from fedfinlora.errors import ConfigError, UserError, choose, plural
 from fedfinlora.run.which_run import find_run
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 CONF_FOLDER = PROJECT_ROOT / "conf"
@@ -71,10 +76,6 @@ def compose_stages(overrides: Sequence[str], folder: Path | None = None) -> tupl
 
 def composed_values(overrides: Sequence[str] = ()) -> tuple[dict[str, Any], StagesConfig]:
     """(the plain values that Hydra composes, not checked by the schema yet; the stages that are asked for)."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.config_store import ConfigStore
-    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -87,12 +88,8 @@ def composed_values(overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Stag
         _check_word(each)
     overrides = _with_typed_evaluation(_with_stage_words(overrides))
     texts, others = split_text(overrides)
-    ConfigStore.instance().store(name="schema", node=_plain_defaults())
-    GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(version_base=None, config_dir=str(CONF_FOLDER)):
-            composed = hydra_compose("config", overrides=others)
-        values = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
+        values = cast(dict[str, Any], OmegaConf.to_container(_composed_by_hydra(others), resolve=True))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(_one_line(error)) from error
     values.pop("experiment", None)
@@ -107,6 +104,47 @@ def composed_values(overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Stag
     ):  # another model is not to be reported under the option's name
         values["model"]["name"] = Path(str(values["model"]["path"])).name
     return values, StagesConfig(**{key: values.pop(key) for key in ("stages", "stages_order", "stage")})
+
+
+def _composed_by_hydra(words: Sequence[str]) -> DictConfig:
+    """What Hydra makes of words. Most of its time goes into the files, so they are composed once for each choice of
+    options, and plain values are put in as Hydra does it. For all else, what is wrong included, Hydra itself is asked.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import OverrideType
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    options = tuple(word for word in words if (CONF_FOLDER / word.partition("=")[0]).is_dir())
+    try:
+        values = OverridesParser.create().parse_overrides([word for word in words if word not in options])
+        if all(
+            value.type == OverrideType.CHANGE and value.package is None and not value.is_sweep_override()
+            for value in values
+        ):
+            composed = copy.deepcopy(_composed_options(options, CONF_FOLDER))
+            for value in values:
+                OmegaConf.update(composed, value.key_or_group, value.value(), merge=True)
+            return composed
+    except (HydraException, OmegaConfBaseException):
+        pass
+    return _all_by_hydra(words, CONF_FOLDER)
+
+
+def _all_by_hydra(words: Sequence[str], folder: Path) -> DictConfig:
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
+
+    ConfigStore.instance().store(name="schema", node=_plain_defaults())
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base=None, config_dir=str(folder)):
+        return hydra_compose("config", overrides=list(words))
+
+
+_composed_options = lru_cache(maxsize=64)(_all_by_hydra)
 
 
 def absolute_paths(config: Config, folder: Path) -> Config:

@@ -34,6 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
     workers computes with one thread: two that take two each on two cores wait for one another.
     """
     _heed_signals()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each of a thousand processes compiles our code once more
     if hasattr(config, "workerinput"):
         os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, here and in the processes that tests start
     home = tempfile.TemporaryDirectory(prefix="fedfinlora-home-")

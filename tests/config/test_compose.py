@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 import yaml
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
+import fedfinlora.compose as composing
 from fedfinlora.cli import main
 from fedfinlora.compose import CONF_FOLDER, absolute_paths, compose, compose_stages, group_options
 from fedfinlora.config.dataset import DatasetConfig
@@ -207,3 +210,36 @@ def test_the_module_runs_as_a_program() -> None:
         command in shown.stdout for command in ("simulate", "centralized", "local", "evaluate", "report", "data")
     )
     assert shown.stderr == ""
+
+
+@pytest.mark.parametrize("words", [
+    [],
+    ["banks=3", "train.learning_rate=2e-4", "seed=7"],
+    ["peft=dora", "peft.rank=4", "peft.target_modules=[q_proj,v_proj]"],
+    ["peft.rank=4", "experiment=sentiment", "strategy=fedadam", "peft.rank=5"],
+    ["experiment=curriculum", "++stages.simple.train.epochs=1"],
+    ["train={batch_rows: 3, steps_per_round: 9}"],
+    ["evaluation.benchmarks=[fpb,fiqa]", "model=tiny-random", "privacy=example", "privacy.epsilon=3"],
+])  # fmt: skip
+def test_files_that_are_composed_once_give_what_hydra_gives_alone(words: list[str]) -> None:
+    alone = composing._all_by_hydra(words, CONF_FOLDER)
+    for _ in range(2):
+        assert composing._composed_by_hydra(words) == alone
+
+
+@pytest.mark.parametrize("words", [
+    ["banks=2,3"], ["peft@train=dora"], ["nonsense=1"], ["train.nonsense=1"], ["peft=nonsense"], ["train.epochs=[1"],
+    ["train.epochs.x=1"], ["~nonsense"],
+])  # fmt: skip
+def test_what_is_wrong_is_said_as_hydra_says_it(words: list[str]) -> None:
+    messages = []
+    for composed in (composing._composed_by_hydra, lambda words: composing._all_by_hydra(words, CONF_FOLDER)):
+        with pytest.raises((HydraException, OmegaConfBaseException)) as error:
+            composed(words)
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+
+
+def test_a_value_does_not_stay_in_the_files_that_are_kept() -> None:
+    assert compose(["peft.rank=5"]).peft.rank == 5
+    assert compose([]).peft.rank != 5

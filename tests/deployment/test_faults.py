@@ -503,7 +503,7 @@ def hostile_run(federation: Federation) -> HostileRun:
     run = federation.aggregator.home / "runs" / "hostile"
     earlier, lines = len(south.history()), len(ledger_lines(south))
     # An honest bank that starts again is in time on a slow machine, too.
-    deadline_s = min(max(DEADLINE_S, round(1.5 * federation.start_s)), 120)
+    deadline_s = min(max(DEADLINE_S, round(4 * federation.start_s)), 150)
     with played(federation, play):
         privately = ("privacy=example", "privacy.epsilon=8", "train.steps_per_round=60")
         command = federation.run(run, "num_server_rounds=3", f"strategy.deadline_s={deadline_s}", *privately, banks=6)
