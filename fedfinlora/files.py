@@ -91,6 +91,15 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is damaged: {error}.") from error
 
 
+def parsed_yaml(text: str) -> Any:
+    """The value of a YAML text, read by libyaml where PyYAML has it: ten times as fast. yaml.YAMLError where it is
+    none.
+    """
+    import yaml
+
+    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
 def append_line(path: Path, values: Mapping[str, Any]) -> None:
     """Append one line of JSON and sync it."""
     line = json_text(values, path) + "\n"

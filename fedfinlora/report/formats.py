@@ -16,7 +16,10 @@ Bounds = tuple[float | None, float | None]
 
 def printable(value: object) -> str:
     """The value as text; unprintable characters become U+FFFD."""
-    return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in str(value))
+    text = str(value)
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def number(value: object) -> float | None:

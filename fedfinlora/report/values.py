@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fedfinlora.files import parsed_yaml
 from fedfinlora.run.folder import flatten
 
 Values = Mapping[str, Any]
@@ -44,7 +45,7 @@ def parse_yaml(text: str) -> object:
     import yaml
 
     try:
-        value = yaml.safe_load(text)
+        value = parsed_yaml(text)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
     return flatten(value) if isinstance(value, Mapping) else value

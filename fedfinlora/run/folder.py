@@ -16,7 +16,16 @@ from fedfinlora.config.checks import is_folder_name
 from fedfinlora.config.schema import Config
 from fedfinlora.config.values import build, to_plain
 from fedfinlora.errors import ConfigError, UserError
-from fedfinlora.files import made_as, make_private, read_json, sha256_of, unwritable, write_bytes, write_json
+from fedfinlora.files import (
+    made_as,
+    make_private,
+    parsed_yaml,
+    read_json,
+    sha256_of,
+    unwritable,
+    write_bytes,
+    write_json,
+)
 from fedfinlora.run.origin import (
     ORIGIN_FILE,
     installed_versions,
@@ -86,7 +95,7 @@ def read_config(run: Path) -> Config:
     if not file.is_file():
         raise UserError(f"{run} is not a run's folder: config.yaml is missing.")
     try:
-        values = yaml.safe_load(file.read_text("utf-8"))
+        values = parsed_yaml(file.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file} is damaged: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
