@@ -10,27 +10,14 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from client_app.admission import AdmittedRows, admit, admit_rows, check_source
-from client_app.control import CorrectedStep, control_after, correction_of
 from client_app.facts import BankFacts
-from client_app.global_step import LastGlobal, rates_of, started
-from client_app.kept_state import (
-    load_control,
-    load_global,
-    load_local,
-    load_moments,
-    save_control,
-    save_global,
-    save_local,
-    save_moments,
-)
-from client_app.local_rounds import LocalAdapter, begun_from, is_resumed
+from client_app.local_rounds import is_resumed
+from client_app.local_training import trained, trained_since_average
 from client_app.prepared_rows import BankRows
 from client_app.privacy_plan import NAMES, book_round, delta_of, make_plan
 from client_app.published import published
@@ -38,28 +25,19 @@ from fedfinlora.config.schema import Config
 from fedfinlora.config.strategy import MOMENT_RULES
 from fedfinlora.errors import UserError
 from fedfinlora.logs import about
-from fedfinlora.model.adapter import Layout, Vector, read_adapter, write_adapter
+from fedfinlora.model.adapter import Layout, Vector, write_adapter
 from fedfinlora.model.block_means import NO_MEANS, block_means, fault_in
 from fedfinlora.model.loading import Session, get_session
-from fedfinlora.model.packing import Example
-from fedfinlora.model.parts import sent_part, trained_factor
 from fedfinlora.model.rank_limit import check_rank
 from fedfinlora.privacy.accounting import Steps
 from fedfinlora.privacy.history import Event, record
 from fedfinlora.privacy.ledger import Booked, Head
-from fedfinlora.train import trainer_names
-from fedfinlora.train.gradient_step import PLAIN, FactorStep, GradientStep
-from fedfinlora.train.loop import Stretch, TrainResult, mean_loss
+from fedfinlora.train.gradient_step import PLAIN
+from fedfinlora.train.loop import mean_loss
 from fedfinlora.train.memory import give_back_heap
-from fedfinlora.train.optimizers import OptimizerState
-from fedfinlora.train.own_columns import start_of
-from fedfinlora.train.own_trainer import task_of, train_with
-from fedfinlora.train.parallel import train_in_bank
-from fedfinlora.train.parallel_peer import ProcessFault
 from fedfinlora.wire.messages import ALWAYS_SENT, BankError, Figures, TrainRequest
 
 log = logging.getLogger("fedfinlora.bank")
-NOTHING = np.zeros(0, np.float32)
 
 
 class RoundReply(NamedTuple):
@@ -228,8 +206,8 @@ def _open_round(
         on_booked(spending)
     holdout_loss = _holdout_loss(request, rows, session)
     by_drift = config.strategy.sync == "drift"
-    trained = _trained_since_average if by_drift else _trained
-    delta, result = trained(request, facts, session, rows.train, stretch, PLAIN)
+    train = trained_since_average if by_drift else trained
+    delta, result = train(request, facts, session, rows.train, stretch, PLAIN)
     figures = Figures(
         rows=result.rows,
         steps=result.steps,
@@ -266,7 +244,7 @@ def _private_round(
     if facts.reproducible_noise:
         spending["noise_multiplier"] = 0.0
     on_booked(spending)
-    delta, result = _trained(request, facts, session, plan.examples, stretch, plan.mechanism)
+    delta, result = trained(request, facts, session, plan.examples, stretch, plan.mechanism)
     if not delta.any():
         raise BankError("privacy", "the private steps did not move the adapter")
     figures = Figures.withheld(result.steps, load_s, plan.epsilon_planned, plan.booked.epsilon_reported, plan.delta)
@@ -281,114 +259,6 @@ def _spending(config: Config, steps: Steps, unit: str, booked: Booked) -> dict[s
         "ledger_number": booked.head.number, "ledger_hash": booked.head.hash, "left_out": booked.left_out,
         "epsilon_spent": booked.epsilon if math.isfinite(booked.epsilon) else None,
     }  # fmt: skip
-
-
-def _trained(
-    request: TrainRequest,
-    facts: BankFacts,
-    session: Session,
-    examples: Sequence[Example],
-    stretch: Stretch,
-    gradient: GradientStep,
-) -> tuple[Vector, TrainResult]:
-    """(delta, what the training was) of the received adapter on `examples`. BankError where either is not finite."""
-    config = request.config
-    if facts.trainer.name:
-        write_adapter(session.model, start_of(request.adapter, session.layout, config, facts.name))
-        return _trained_by_own(request, facts, session, examples, stretch)
-    folder = facts.state_folder / request.run / facts.name
-    part = sent_part(config.strategy.name, session.layout, request.round)
-    restarted = config.strategy.name in MOMENT_RULES
-    keeps_moments = (
-        config.train.optimizer_state == "keep" and config.train.optimizer != "sgd" and part is None and not restarted
-    )
-    moments = load_moments(folder, request.round) if keeps_moments else None
-    if restarted:
-        last_global = load_global(folder, request.round)
-        moments = started(
-            last_global, request.adapter, request.second_moments, session.layout, stretch, request.round, config
-        )
-    if part is not None:  # a factor's moments are two rounds old when its turn comes: AdamW begins afresh
-        gradient = FactorStep(trained_factor(config.strategy.name, request.round), gradient)
-    controlled = config.strategy.name == "scaffold"
-    correction = NOTHING
-    if controlled:
-        last = load_control(folder, request.round)
-        correction = correction_of(last, request.adapter, request.round, config)
-        gradient = CorrectedStep(correction, gradient)
-    delta, result = train_received(session, request.adapter, examples, stretch, config, facts.name, moments, gradient)
-    if keeps_moments:
-        save_moments(folder, request.round, result.optimizer)
-    if restarted:
-        save_global(folder, LastGlobal(request.round, request.adapter, rates_of(stretch, config)))
-    if controlled:
-        after = control_after(correction, request.adapter, delta, result.steps, request.round, config)
-        save_control(folder, after)
-    log.info(
-        "%s: round %d, %d rows, loss %.4f, %.1f s", facts.name, request.round, result.rows, result.loss, result.wall_s
-    )
-    return delta if part is None else part.of(delta), result
-
-
-def _trained_since_average(
-    request: TrainRequest,
-    facts: BankFacts,
-    session: Session,
-    examples: Sequence[Example],
-    stretch: Stretch,
-    gradient: GradientStep,
-) -> tuple[Vector, TrainResult]:
-    """The same from where the bank is since the last average (`client_app.local_rounds`)."""
-    folder = facts.state_folder / request.run / facts.name
-    begun = begun_from(request, load_local(folder, request.round), facts.name, session.layout.size)
-    _, result = _trained(replace(request, adapter=begun.adapter), facts, session, examples, stretch, gradient)
-    local = LocalAdapter(read_adapter(session.model), begun.reference)
-    if request.silent:
-        save_local(folder, request.round, local)
-    return local.sent(session.layout, request.silent), result
-
-
-def _trained_by_own(
-    request: TrainRequest, facts: BankFacts, session: Session, examples: Sequence[Example], stretch: Stretch
-) -> tuple[Vector, TrainResult]:
-    """The same by the bank's own trainer (`fedfinlora.train.own_trainer`)."""
-    task = task_of(session, examples, request.config, facts.name, request.round, stretch)
-    try:
-        result = train_with(trainer_names.load(facts.trainer), facts.trainer.name, session, task)
-    except UserError as error:
-        log.error("%s", error, exc_info=not facts.deployed)  # the cause may quote rows
-        raise BankError("trainer", str(error)) from error
-    log.info("%s: round %d by %s, %.1f s", facts.name, request.round, facts.trainer.name, result.wall_s)
-    return read_adapter(session.model) - request.adapter, result
-
-
-def train_received(
-    session: Session,
-    adapter: Vector,
-    examples: Sequence[Example],
-    stretch: Stretch,
-    config: Config,
-    bank: str,
-    moments: OptimizerState | None = None,
-    gradient: GradientStep = PLAIN,
-) -> tuple[Vector, TrainResult]:
-    """(delta, (size,) float32; what the training was) of the received `adapter`, (size,) float32, on a bank's rows.
-    BankError where either is not finite.
-    """
-    write_adapter(session.model, start_of(adapter, session.layout, config, bank))
-    try:
-        result = train_in_bank(
-            session, examples, stretch, config, config.train, bank=bank, optimizer=moments, gradient=gradient,
-            frozen=config.strategy.residual_rank,
-        )  # fmt: skip
-    except ProcessFault as error:
-        raise BankError("internal", str(error)) from error
-    except UserError as error:
-        raise BankError("diverged", str(error)) from error
-    delta = read_adapter(session.model) - adapter
-    if not np.isfinite(delta).all():
-        raise BankError("diverged", "the trained adapter is not finite")
-    return delta, result
 
 
 def _holdout_loss(request: TrainRequest, rows: BankRows, session: Session) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from flwr.app import ConfigRecord, Message, RecordDict
 
@@ -40,6 +40,22 @@ class MessageGrid(Protocol):
     def pull_messages(self, message_ids: Any) -> Any: ...
 
 
+class Refusal(NamedTuple):
+    """Why a connected node takes no part."""
+
+    reason: str
+    asked_again: str = ""
+    """The enrolled name of a bank whose gate refuses the server's code: it is asked in each round."""
+
+
+class Greeting(NamedTuple):
+    """What a bank says of itself."""
+
+    bank: str
+    rank: int | None
+    """None where it announces none."""
+
+
 def roster(
     grid: MessageGrid,
     strategy: StrategyConfig,
@@ -55,72 +71,75 @@ def roster(
     server's code.
     """
     wanted = max(1, expected)
-    deadline = time.monotonic() + strategy.wait_s
-    while len(nodes := sorted(grid.get_node_ids())) < wanted:
-        if time.monotonic() > deadline:
-            raise UserError(
-                f"{len(nodes)} of {plural(wanted, 'bank')} are connected after {strategy.wait_s:g} s. "
-                "Start the missing banks, or lower strategy.min_banks, or raise strategy.wait_s."
-            )
-        time.sleep(POLL_S)
+    nodes = _connected(grid, wanted, strategy.wait_s)
     hello = RecordDict({"request": ConfigRecord({"hello": "fedfinlora"})})
     banks: dict[str, int] = {}
-    refusals: list[str] = []
-    gates: list[str] = []
-    """Of banks whose gate refuses."""
+    refusals: list[Refusal] = []
     for node, reply in exchange(grid, dict.fromkeys(nodes, hello), "query", strategy.wait_s):
-        if (
-            enrolled
-            and node in enrolled
-            and reply is not None
-            and reply.has_error()
-            and reply.error.code == INVALID_FAB
-        ):
-            banks[enrolled[node]] = node
-            gates.append(f"{enrolled[node]}: {SAFE_REASONS['policy-code']}")
-            continue
-        if reply is None or reply.has_error():
-            refusals.append(f"node {node} did not answer")
-            continue
-        head: dict[str, Any] = dict(reply.content.config_records.get("reply", ConfigRecord({})))
-        name = str(head.get("bank", node))
-        if not BANK_NAME.fullmatch(name):
-            refusals.append(f"node {node}: its name is not a plain one")
-        elif (
-            enrolled is not None and enrolled.get(node) != name
-        ):  # which is not written down: it is a text of the bank's own
-            refusals.append(
-                f"{enrolled.get(node, f'node {node}')}: it gives another name than its key was enrolled under"
-            )
-        elif head.get("status") != "ok":
-            refusals.append(f"{name}: {reason_of(str(head.get('code')))}")
-        elif head.get("source-sha256") != source_fingerprint():
-            refusals.append(f"{name}: runs another version of the code")
-        elif name in banks:
+        greeting = _greeting(node, reply, enrolled)
+        if isinstance(greeting, Refusal):
+            refusals.append(greeting)
+            if greeting.asked_again:
+                banks[greeting.asked_again] = node
+        elif greeting.bank in banks:
             raise UserError(
-                f'Two connected banks are called {name!r}. Give each its own name in its node config: bank="…".'
+                f"Two connected banks are called {greeting.bank!r}. Give each its own name in its node config: "
+                'bank="…".'
             )
-        elif not _is_rank(rank := head.get("rank", 1)):
-            refusals.append(f"{name}: its rank is no whole number from 1 to {MOST_RANKS}")
         else:
-            banks[name] = node
-            if ranks is not None and "rank" in head:
-                ranks[name] = rank
+            banks[greeting.bank] = node
+            if ranks is not None and greeting.rank is not None:
+                ranks[greeting.bank] = greeting.rank
     if strategy.weighting == "declared":
         undeclared = sorted(set(banks) - set(strategy.declared_sizes()))
         if undeclared:
             raise UserError(f"strategy.sizes does not name {', '.join(undeclared)}. Add each as BANK:ROWS.")
+    refusals.sort(key=lambda refusal: bool(refusal.asked_again))
     for refusal in refusals:
-        log.warning("rejected: %s", refusal)
-    for refusal in gates:
-        log.warning("asked again in each round: %s", refusal)
+        log.warning("%s: %s", "asked again in each round" if refusal.asked_again else "rejected", refusal.reason)
     needed = max(wanted, strategy.quorum)
-    if len(banks) < needed or len(banks) - len(gates) < strategy.quorum:
+    usable = len(banks) - sum(bool(refusal.asked_again) for refusal in refusals)
+    if len(banks) < needed or usable < strategy.quorum:
         raise UserError(
-            f"{len(banks) - len(gates)} usable banks, {needed} are needed (strategy.min_banks, strategy.quorum). "
-            f"{'; '.join([*refusals, *gates])}"
+            f"{usable} usable banks, {needed} are needed (strategy.min_banks, strategy.quorum). "
+            f"{'; '.join(refusal.reason for refusal in refusals)}"
         )
     return dict(sorted(banks.items()))
+
+
+def _connected(grid: MessageGrid, wanted: int, wait_s: float) -> list[int]:
+    """The ids of all connected nodes, once so many are there. UserError where they are not after the wait."""
+    deadline = time.monotonic() + wait_s
+    while len(nodes := sorted(grid.get_node_ids())) < wanted:
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"{len(nodes)} of {plural(wanted, 'bank')} are connected after {wait_s:g} s. "
+                "Start the missing banks, or lower strategy.min_banks, or raise strategy.wait_s."
+            )
+        time.sleep(POLL_S)
+    return nodes
+
+
+def _greeting(node: int, reply: Message | None, enrolled: Mapping[int, str] | None) -> Greeting | Refusal:
+    """What a node answers to a hello. A name that is not its own is not repeated: it is a text of the bank's."""
+    if reply is None or reply.has_error():
+        if enrolled and node in enrolled and reply is not None and reply.error.code == INVALID_FAB:
+            return Refusal(f"{enrolled[node]}: {SAFE_REASONS['policy-code']}", asked_again=enrolled[node])
+        return Refusal(f"node {node} did not answer")
+    head: dict[str, Any] = dict(reply.content.config_records.get("reply", ConfigRecord({})))
+    name = str(head.get("bank", node))
+    if not BANK_NAME.fullmatch(name):
+        return Refusal(f"node {node}: its name is not a plain one")
+    if enrolled is not None and enrolled.get(node) != name:
+        return Refusal(f"{enrolled.get(node, f'node {node}')}: it gives another name than its key was enrolled under")
+    if head.get("status") != "ok":
+        return Refusal(f"{name}: {reason_of(str(head.get('code')))}")
+    if head.get("source-sha256") != source_fingerprint():
+        return Refusal(f"{name}: runs another version of the code")
+    rank = head.get("rank")
+    if rank is not None and not _is_rank(rank):
+        return Refusal(f"{name}: its rank is no whole number from 1 to {MOST_RANKS}")
+    return Greeting(name, rank)
 
 
 def _is_rank(value: object) -> bool:

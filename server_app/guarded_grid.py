@@ -33,7 +33,7 @@ from flwr.superlink.grid.http_grid import HttpGrid
 from fedfinlora.errors import UserError
 from fedfinlora.wire.limits import bytes_allowed, objects_allowed
 from server_app.exchange import MessageGrid
-from server_app.rounds import UNREADABLE
+from server_app.taking_in import UNREADABLE
 
 log = logging.getLogger("fedfinlora.server")
 TOO_MANY_PIECES = "The reply is cut into too many pieces."

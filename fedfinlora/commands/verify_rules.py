@@ -25,9 +25,10 @@ from server_app.central_privacy import noise_of
 from server_app.drift import RoundPlan, lost_in, plan_after
 from server_app.factor_length import factor_length
 from server_app.replies import replies_of
-from server_app.rounds import accepted_entry, line_of, timing_of
+from server_app.rounds import line_of
 from server_app.strategies import rule_of
 from server_app.strategies.strategy import ServerState, Strategy, take_step
+from server_app.taking_in import accepted_entry, timing_of
 
 
 @dataclass

@@ -26,6 +26,7 @@ from tiny_runs import overrides, result_of, rounds_of, write_lines, write_rows
 
 import client_app.admission
 import client_app.bank
+import client_app.local_training
 import client_app.own_rows
 import client_app.prepared_rows
 import client_app.privacy_plan
@@ -417,7 +418,7 @@ class TestRefusals:
             assert len(booked(facts(tmp_path))) == 1
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(client_app.bank, "train_in_bank", killed)
+        monkeypatch.setattr(client_app.local_training, "train_in_bank", killed)
         with pytest.raises(KeyboardInterrupt):
             ask(config_of(rows, tmp_path), facts(tmp_path))
 
@@ -470,7 +471,7 @@ class TestABankThatIsDeployed:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(client_app.bank, "train_in_bank", killed)
+            patch.setattr(client_app.local_training, "train_in_bank", killed)
             with pytest.raises(KeyboardInterrupt):
                 ask(plain, at)
         private = ask(config_of(rows, tmp_path), at)
@@ -544,7 +545,9 @@ class TestFaults:
 
         with monkeypatch.context() as patch:
             patch.setattr(os, call, failing)
-            patch.setattr(client_app.bank, "train_in_bank", lambda *arguments, **values: pytest.fail("it was trained"))
+            patch.setattr(
+                client_app.local_training, "train_in_bank", lambda *arguments, **values: pytest.fail("it was trained")
+            )
             refused(config, at, "nothing private may leave", 2)
         before = len(booked(at))
         alone = ask(config, facts(tmp_path / "alone")).figures.epsilon_spent
@@ -636,7 +639,7 @@ KILLED_BANKS = """
 import json, os, signal, sys
 from pathlib import Path
 sys.path[:0] = {tests!r}
-import client_app.bank, client_app.privacy_plan
+import client_app.bank, client_app.local_training, client_app.privacy_plan
 from fedfinlora.model.loading import load_base
 from private_bank import ask, config_of, facts
 
@@ -652,9 +655,9 @@ for where, place in {places!r}.items():
         if where == "before the booking":
             client_app.privacy_plan.book = kill
         elif where == "before the training":
-            client_app.bank.train_in_bank = kill
+            client_app.local_training.train_in_bank = kill
         else:
-            client_app.bank.read_adapter = kill
+            client_app.local_training.read_adapter = kill
         try:
             ask(config_of(rows, Path(place)), facts(Path(place)))
         finally:

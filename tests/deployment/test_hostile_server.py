@@ -22,6 +22,7 @@ from tiny_runs import rounds_of
 from wiretap import found_in, pushed, secrets_of
 
 import client_app.bank
+import client_app.local_training
 import client_app.prepared_rows
 import client_app.privacy_plan
 from client_app.prepared_rows import bank_rows
@@ -303,7 +304,9 @@ def test_after_any_requests_the_ledger_has_each_row_that_was_released(
     bank = Bank(write_bank(tmp_path, budget_epsilon=budget), tmp_path)
     wanted = WANTED if seed % 5 == 0 else WANTED[1:]
     ran: list[Left] = []
-    monkeypatch.setattr(client_app.bank, "_trained", watching(ran))
+    watched = watching(ran)
+    monkeypatch.setattr(client_app.bank, "trained", watched)
+    monkeypatch.setattr(client_app.local_training, "trained", watched)
     left: list[Left] = []
     for number in range(6):
         lie = draw.choice([*LIES, *[Lie("does not lie", "ok", "sent")] * 8])
@@ -337,8 +340,8 @@ WANTED = (
 
 
 def watching(ran: list[Left]) -> Any:
-    """`_trained` that writes down which mechanism it is given."""
-    real = client_app.bank._trained
+    """`trained` that writes down which mechanism it is given."""
+    real = client_app.bank.trained
 
     def trained(request: Any, facts: Any, session: Any, examples: Any, stretch: Any, mechanism: Any) -> Any:
         prompts = np.array(bank_rows(request.config, facts, session.tokenizer).in_ledger.prompts)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tiny_runs import overrides, rounds_of, write_rows
 
 import client_app.bank
+import client_app.local_training
 import client_app.own_rows
 import client_app.prepared_rows
 from client_app.admission import check_policy
@@ -347,7 +348,7 @@ class TestBank:
         def never(*arguments: Any, **values: Any) -> None:
             raise AssertionError("trained")
 
-        monkeypatch.setattr(client_app.bank, "train_in_bank", never)
+        monkeypatch.setattr(client_app.local_training, "train_in_bank", never)
         bank = bank_of(rows, tmp_path, **policy)
         with pytest.raises(BankError) as error:
             ask(compose(overrides(rows, tmp_path / "runs")), bank)
@@ -387,7 +388,7 @@ class TestBank:
         def broken(*arguments: Any, **values: Any) -> None:
             raise UserError("diverged")
 
-        monkeypatch.setattr(client_app.bank, "train_in_bank", broken)
+        monkeypatch.setattr(client_app.local_training, "train_in_bank", broken)
         bank = bank_of(rows, tmp_path)
         with pytest.raises(BankError):
             ask(compose(overrides(rows, tmp_path / "runs")), bank)

@@ -17,6 +17,7 @@ from round_runs import Runs
 from tiny_runs import rounds_of, write_rows
 
 import server_app.rounds
+import server_app.taking_in
 from fedfinlora.commands.verify import verify
 from fedfinlora.model.adapter import norm
 from fedfinlora.model.loading import get_session
@@ -208,7 +209,7 @@ def test_an_update_with_foreign_ranks_is_named(
     monkeypatch: pytest.MonkeyPatch, kind: str,
 ) -> None:  # fmt: skip
     """The server has averaged it, and its deltas were kept."""
-    monkeypatch.setattr(server_app.rounds, foreign_rank.__name__, lambda *arguments: "")
+    monkeypatch.setattr(server_app.taking_in, foreign_rank.__name__, lambda *arguments: "")
     words, fault = {
         "frozen": (frozen, "moves the last 2 ranks, which no bank trains"),
         "announced": (OWN_RANKS, "has more than the 1 ranks that strategy.ranks announces for the bank"),

@@ -16,7 +16,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedfinlora.wire.vectors import PART_NUMBERS, from_arrays, to_arrays
 from server_app.exchange import PROCESS_DIED
 from server_app.guarded_grid import BANKS_CODES, NO_REPLY, Coming, as_reply, put_together
-from server_app.rounds import UNREADABLE
+from server_app.taking_in import UNREADABLE
 
 PIECE_BYTES = 2**18
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import MakeSession, text_examples, tiny_config
 
-from client_app.bank import train_received
+from client_app.local_training import train_received
 from fedfinlora.compose import compose
 from fedfinlora.config.schema import Config
 from fedfinlora.config.strategy import StrategyConfig

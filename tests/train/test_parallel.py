@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_runs import SCORED, overrides, rounds_of, write_rows
 
-from client_app.bank import train_received
 from client_app.control import CorrectedStep
+from client_app.local_training import train_received
 from fedfinlora.commands.baselines import centralized
 from fedfinlora.compose import compose
 from fedfinlora.config.schema import Config
