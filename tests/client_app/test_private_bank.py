@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -397,14 +398,23 @@ class TestRefusals:
         assert len(booked(at)) == 2
 
     @pytest.mark.parametrize("error", [RuntimeError("row 7"), MemoryError(), UserError("row 7"), OSError("row 7")])
-    @pytest.mark.parametrize("where", ["train_in_bank", "make_plan", "bank_rows", "read_adapter"])
+    @pytest.mark.parametrize(("module", "where"), [
+        (client_app.admission, "bank_rows"), (client_app.bank, "make_plan"),
+        (client_app.local_training, "train_in_bank"), (client_app.local_training, "read_adapter"),
+    ])  # fmt: skip
     def test_every_failure_of_a_private_round_is_one_code(
-        self, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, error: Exception
+        self,
+        rows: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        module: ModuleType,
+        where: str,
+        error: Exception,
     ) -> None:
         def failing(*arguments: Any, **values: Any) -> None:
             raise error
 
-        monkeypatch.setattr(client_app.admission if where == "bank_rows" else client_app.bank, where, failing)
+        monkeypatch.setattr(module, where, failing)
         with pytest.raises(BankError) as caught:
             ask(config_of(rows, tmp_path), facts(tmp_path))
         assert caught.value.code == "privacy"
