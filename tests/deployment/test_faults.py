@@ -62,6 +62,8 @@ from fedfinlora.wire.vectors import from_arrays
 SHIFTED_CLOCK = Path(__file__).parents[1] / "shifted_clock"
 LARGE = ("model.path=memory:llama-4-layers", "peft.rank=110")
 """788,480 numbers."""
+SLOW_S = 400
+"""For a round of six banks on a slow machine, whose deadline may be 150 seconds."""
 DONE_1 = [(1, "begun"), (1, "sent")]
 """Round 1 in a bank's history."""
 
@@ -507,20 +509,20 @@ def hostile_run(federation: Federation) -> HostileRun:
     with played(federation, play):
         privately = ("privacy=example", "privacy.epsilon=8", "train.steps_per_round=60")
         command = federation.run(run, "num_server_rounds=3", f"strategy.deadline_s={deadline_s}", *privately, banks=6)
-        when(lambda: len(events(run, "round_done")) == 1, "round 1 is closed")
+        when(lambda: len(events(run, "round_done")) == 1, "round 1 is closed", SLOW_S)
         server = server_process(run).pid
         before = peak_from_now(server)
-        when(lambda: booked(south)[lines:] == [1, 2], "south has booked round 2")
+        when(lambda: booked(south)[lines:] == [1, 2], "south has booked round 2", SLOW_S)
         shoot(federation.south_bank, int((south.bank / "state" / "worker.pid").read_text()))
         assert south.history()[earlier:] == [*DONE_1, (2, "begun")], "south was killed while it trained"
         starts = connections(south)
         federation.south_bank = south.starts("bank", "start", also=SOON)
         when(lambda: connections(south) > starts, "south is connected again")
         with idle_connections(federation.port, 1000) as opened:
-            when(lambda: len(events(run, "round_done")) == 2, "round 2 is closed", 240)
+            when(lambda: len(events(run, "round_done")) == 2, "round 2 is closed", SLOW_S)
             peak = peak_bytes(server) - before
             when(lambda: len(opened) > 1000, "idle connections were ended and came again")
-            assert command.wait(timeout=240) == 0, federation.aggregator.said("coordinator run")
+            assert command.wait(timeout=SLOW_S) == 0, federation.aggregator.said("coordinator run")
         return HostileRun(run, play, earlier, lines, peak, deadline_s)
 
 
@@ -530,6 +532,7 @@ def connections(machine: Machine) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_killed_late_and_hostile_banks_cost_their_own_answers_only(
     federation: Federation, hostile_run: HostileRun
 ) -> None:
@@ -627,6 +630,7 @@ def peak_bytes(process: int) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_run_survives_a_thousand_idle_connections_and_a_trickling_bank(
     federation: Federation, hostile_run: HostileRun
 ) -> None:
