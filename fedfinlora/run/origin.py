@@ -33,10 +33,10 @@ COMMANDS = {"federated": "simulate", "centralized": "centralized", "local": "loc
 
 
 def _python_files() -> Iterator[tuple[str, bytes]]:
-    """(name, content) of each Python file of the project; no pipes and no links, which are in no bundle either."""
+    """(name, content) of each Python file of the project. A pipe is none: it would be read for ever."""
     for folder in SOURCE_FOLDERS:
         for file in sorted((PROJECT_ROOT / folder).rglob("*.py")):
-            if file.is_file() and not file.is_symlink():
+            if file.is_file():
                 yield str(file.relative_to(PROJECT_ROOT)), file.read_bytes()
 
 
