@@ -30,6 +30,8 @@ from fedfinlora.wire.messages import Figures, TrainRequest, pack_reply, unpack_r
 fleet_http_connection.FleetHttpClient = presenting(fleet_http_connection.FleetHttpClient)  # type: ignore[misc]
 """A hostile bank has a certificate too."""
 
+LOOK_S = 1.0
+"""Between two looks for a message; each costs a SuperLink on a slow machine 20 ms."""
 Answer = Callable[["HostileBank", Message, TrainRequest], None]
 FIGURES = Figures(
     rows=8, steps=2, tokens=100, answer_tokens=30, train_loss=5.0, holdout_rows=0, holdout_loss=float("nan"),
@@ -63,7 +65,7 @@ class HostileBank:
     def _run(self) -> None:
         try:
             with self._way as (_, receive, self._send, _, _, self._pull, self._push, confirm):
-                while not self._ending.wait(0.2):
+                while not self._ending.wait(LOOK_S):
                     received = receive()
                     if received is None:
                         continue
