@@ -18,6 +18,7 @@ from client_app.admission import AdmittedRows, admit, admit_rows, check_source
 from client_app.facts import BankFacts
 from client_app.local_rounds import is_resumed
 from client_app.local_training import trained, trained_since_average
+from client_app.memories import LocalRound
 from client_app.prepared_rows import BankRows
 from client_app.privacy_plan import NAMES, book_round, delta_of, make_plan
 from client_app.published import published
@@ -207,7 +208,7 @@ def _open_round(
     holdout_loss = _holdout_loss(request, rows, session)
     by_drift = config.strategy.sync == "drift"
     train = trained_since_average if by_drift else trained
-    delta, result = train(request, facts, session, rows.train, stretch, PLAIN)
+    delta, result = train(LocalRound(request, facts, session, rows.train, stretch, PLAIN))
     figures = Figures(
         rows=result.rows,
         steps=result.steps,
@@ -244,7 +245,7 @@ def _private_round(
     if facts.reproducible_noise:
         spending["noise_multiplier"] = 0.0
     on_booked(spending)
-    delta, result = trained(request, facts, session, plan.examples, stretch, plan.mechanism)
+    delta, result = trained(LocalRound(request, facts, session, plan.examples, stretch, plan.mechanism))
     if not delta.any():
         raise BankError("privacy", "the private steps did not move the adapter")
     figures = Figures.withheld(result.steps, load_s, plan.epsilon_planned, plan.booked.epsilon_reported, plan.delta)

@@ -25,6 +25,7 @@ import client_app.bank
 import client_app.local_training
 import client_app.prepared_rows
 import client_app.privacy_plan
+from client_app.memories import LocalRound
 from client_app.prepared_rows import bank_rows
 from client_app.privacy_plan import NAMES, delta_of
 from client_app.trial import try_plan
@@ -343,10 +344,12 @@ def watching(ran: list[Left]) -> Any:
     """`trained` that writes down which mechanism it is given."""
     real = client_app.bank.trained
 
-    def trained(request: Any, facts: Any, session: Any, examples: Any, stretch: Any, mechanism: Any) -> Any:
-        prompts = np.array(bank_rows(request.config, facts, session.tokenizer).in_ledger.prompts)
+    def trained(now: LocalRound) -> Any:
+        examples, stretch, mechanism = now.examples, now.stretch, now.gradient
+        held = bank_rows(now.config, now.facts, now.session.tokenizer)
+        prompts = np.array(held.in_ledger.prompts)
         if isinstance(mechanism, PublishedMechanism):
-            rows = bank_rows(request.config, facts, session.tokenizer).train
+            rows = held.train
             taking_part = prompts[[any(row is one for one in examples) for row in rows]]
             assert len(taking_part) == len(examples)
             ran.append(Left(frozenset(taking_part.tolist()), mechanism.spends(stretch.steps)))
@@ -358,7 +361,7 @@ def watching(ran: list[Left]) -> Any:
             steps = Steps(mechanism.sampling_rate, mechanism.noise_multiplier, stretch.steps)
             ran.append(Left(frozenset(prompts[places].tolist()), steps))
         assert not mechanism.reproducible
-        return real(request, facts, session, examples, stretch, mechanism)
+        return real(now)
 
     return trained
 
