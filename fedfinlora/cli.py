@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fedfinlora import __version__
 from fedfinlora.commands.parsers import Parser, modules
-from fedfinlora.errors import ConfigError, UserError
+from fedfinlora.errors import ConfigError, UserError, printable
 from fedfinlora.files import places_named
 from fedfinlora.run.detach import is_detached, start_detached
 from fedfinlora.system.family import interrupt_on_signals
@@ -68,12 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return start_detached(sys.argv[1:] if arguments is None else arguments)
         with places_named(*_written_to(options)):
             return int(options.call(options))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    except UserError as error:  # lines of it may be of somebody else's file
+        print("\n".join(map(printable, f"error: {error}".split("\n"))), file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 1
@@ -87,5 +84,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
             isinstance(error, OSError) and error.filename is None
         ):  # or what is left of the output would fail once more at the end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {printable(line)}", file=sys.stderr)
         return 1

@@ -91,13 +91,24 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is damaged: {error}.") from error
 
 
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read a JSON object; UserError names the file when it is missing, damaged or holds something else."""
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is damaged: it holds no JSON object.")
+    return values
+
+
 def parsed_yaml(text: str) -> Any:
     """The value of a YAML text, read by libyaml where PyYAML has it: ten times as fast. yaml.YAMLError where it is
-    none.
+    none, or where an alias repeats a part of it: nine lines of aliases hold a billion values.
     """
     import yaml
 
-    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    if "&" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, loader)):
+        raise yaml.YAMLError("it has aliases, which no run writes")
+    return yaml.load(text, loader)
 
 
 def append_line(path: Path, values: Mapping[str, Any]) -> None:

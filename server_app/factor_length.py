@@ -29,16 +29,26 @@ Factors = Callable[[str, slice], Vector]
 def factor_length(
     adapter: Vector, banks: Sequence[str], layout: Layout, read: Factors, ranks: Mapping[str, int] = NO_RANKS
 ) -> FactorLength | None:
-    """The bank with the largest ratio over the round's median. `adapter`: the global one before the round, (size,)
-    float32; `ranks`: of banks that train fewer than the others (strategy.ranks). None where fewer than two banks have
-    moved, or no layer has both factors trained.
+    """The bank with the largest of `factor_ratios`, which has the arguments; None where there are none."""
+    ratios = factor_ratios(adapter, banks, layout, read, ranks)
+    if not ratios:
+        return None
+    bank = max(ratios, key=lambda name: (ratios[name], name))
+    return FactorLength(bank, rounded(ratios[bank]))
+
+
+def factor_ratios(
+    adapter: Vector, banks: Sequence[str], layout: Layout, read: Factors, ranks: Mapping[str, int] = NO_RANKS
+) -> dict[str, float]:
+    """Bank -> its ratio over the round's median. `adapter`: the global one before the round, (size,) float32; `ranks`:
+    of banks that train fewer than the others (strategy.ranks). {} where fewer than two banks have moved, or no layer
+    has both factors trained.
     """
     ratios = dict(_ratios(adapter, banks, layout, read, ranks)) if len(banks) > 1 else {}
     if len(ratios) < 2:
-        return None
+        return {}
     median = sorted(ratios.values())[(len(ratios) - 1) // 2]
-    bank = max(ratios, key=lambda name: (ratios[name], name))
-    return FactorLength(bank, rounded(ratios[bank] / median))
+    return {bank: ratio / median for bank, ratio in ratios.items()}
 
 
 def _ratios(

@@ -16,7 +16,7 @@ from eval.metrics.averages import headline_of, mean_of
 from eval.metrics.benchmark import Sample, bertscore_encoders, figure_values, kinds_of, sample_of, verdicts
 from eval.metrics.intervals import bootstrap_interval, estimate_of, mean_interval, sample_and_resamples
 from eval.scoring.records import recorded_scores
-from fedfinlora.errors import UserError
+from fedfinlora.errors import UserError, plural
 from fedfinlora.run.comparison import BenchmarkComparison, Compared, Comparison, MeanDifference, MetricDifference
 from fedfinlora.run.evaluation import RowRecord, read_records
 
@@ -146,6 +146,15 @@ def _mean_difference(compared: Mapping[str, BenchmarkComparison], keys: Sequence
     )
 
 
+def _whole_records(file: Path) -> list[RowRecord]:
+    """The rows of one benchmark. UserError where the file is cut off or empty."""
+    records, text = read_records(file), file.read_bytes()
+    if not records or not text.endswith(b"\n"):
+        after = f"is cut off after {plural(len(records), 'row')}" if text else "is empty"
+        raise UserError(f"{file} {after}. Evaluate again, or bring back a copy of it.")
+    return records
+
+
 def _read_evaluation(run: Path, label: str) -> dict[str, list[RowRecord]]:
     """Benchmark key -> records, of the benchmarks in the catalogue, in its order."""
     if not (run / "eval").is_dir():
@@ -160,7 +169,7 @@ def _read_evaluation(run: Path, label: str) -> dict[str, list[RowRecord]]:
     for key in BENCHMARKS:
         file = folder / f"{key}.jsonl"
         if file.is_file():
-            found[key] = read_records(file)
+            found[key] = _whole_records(file)
     if not found:
         raise UserError(f"{folder} holds no benchmark's records. Evaluate again.")
     return found

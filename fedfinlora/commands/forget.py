@@ -35,12 +35,12 @@ BEFORE, AFTER = "before", "final"
 def forget(folder: Path, bank: str, output: Path | None, with_scores: bool, words: Sequence[str]) -> int:
     """Write the folder of the adapter without `bank` and print what it is."""
     started = time.monotonic()
-    place = output or folder.parent / f"{folder.name}-without-{bank}"
-    if fault := folder_name_fault(place.name):
-        raise UserError(f"{place} cannot be a run's folder: {fault}. Name another one with --output DIR.")
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise UserError(f"{place} is there already. Name another folder with --output DIR.")
+    if output:
+        _check_place(output)
     run = read_kept_run(folder, words)
+    _check_bank(run, bank)
+    place = output or folder.parent / f"{folder.name}-without-{bank}"
+    _check_place(place)
     if with_scores:
         require_rows(run.config)
     lineage, adapter = without_bank(run, bank)
@@ -62,11 +62,8 @@ def forget(folder: Path, bank: str, output: Path | None, with_scores: bool, word
 
 def without_bank(run: KeptRun, bank: str) -> tuple[Lineage, Vector]:
     """(what it is, the adapter without the bank's updates). UserError for an unknown bank and for the only one."""
-    if bank not in run.banks:
-        raise UserError(f"{bank!r} has no accepted update in {run.folder}. Banks with one: {', '.join(run.banks)}.")
+    _check_bank(run, bank)
     others = [name for name in run.banks if name != bank]
-    if not others:
-        raise UserError(f"{bank} is the only bank with an update in {run.folder}: without it there is no run.")
     accepted = {line.round: {entry.bank for entry in line.banks if entry.is_ok} for line in run.lines}
     own = [number for number, banks in accepted.items() if bank in banks]
     influenced = sum(len(banks - {bank}) for number, banks in accepted.items() if number > own[0])
@@ -87,6 +84,20 @@ def without_bank(run: KeptRun, bank: str) -> tuple[Lineage, Vector]:
         relative_distance=distance / moved if moved else None,
     )
     return lineage, adapter
+
+
+def _check_place(place: Path) -> None:
+    if fault := folder_name_fault(place.name):
+        raise UserError(f"{place} cannot be a run's folder: {fault}. Name another one with --output DIR.")
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise UserError(f"{place} is there already. Name another folder with --output DIR.")
+
+
+def _check_bank(run: KeptRun, bank: str) -> None:
+    if bank not in run.banks:
+        raise UserError(f"{bank!r} has no accepted update in {run.folder}. Banks with one: {', '.join(run.banks)}.")
+    if run.banks == [bank]:
+        raise UserError(f"{bank} is the only bank with an update in {run.folder}: without it there is no run.")
 
 
 def sentences(lineage: Lineage, bank: str) -> list[str]:

@@ -189,6 +189,8 @@ def _vector(file: Path, size: int) -> Vector:
         raise UserError(f"{file} cannot be read: {error.strerror}. Bring the run's deltas back.") from error
     if vector.shape != (size,):
         raise UserError(f"{file} has {vector.size} numbers, the adapter {size}. Bring back a copy of it.")
+    if not np.isfinite(vector).all():
+        raise UserError(f"{file} is damaged: it has numbers that are not finite. Bring back a copy of it.")
     return vector
 
 

@@ -18,12 +18,12 @@ from fedfinlora.model.parts import Part, sent_part, trained_factor
 from fedfinlora.privacy.accounting import Steps, epsilon
 from fedfinlora.provenance.compared import Difference
 from fedfinlora.provenance.rules import State
-from fedfinlora.run.records import AverageLoss, BankEntry, BankTimings, FactorLength, RoundLine
+from fedfinlora.run.records import AverageLoss, BankEntry, BankTimings, RoundLine
 from fedfinlora.wire.messages import Figures, Reply
-from server_app.average_loss import average_loss
+from server_app.average_loss import average_loss, is_measured
 from server_app.central_privacy import noise_of
 from server_app.drift import RoundPlan, lost_in, plan_after
-from server_app.factor_length import factor_length
+from server_app.factor_length import factor_ratios
 from server_app.replies import replies_of
 from server_app.rounds import line_of
 from server_app.strategies import rule_of
@@ -66,16 +66,18 @@ class ServerRules:
         return lost_in(self.run / "state", number)
 
     def average(self, config: Config, before: State, after: State, replies: Sequence[Reply]) -> AverageLoss | None:
+        if not (config.strategy.measure_average and is_measured(after.round, config.num_server_rounds)):
+            return None
         weights = self.weights(config, replies)
         ranks = config.strategy.declared_ranks()
         return average_loss(before.adapter, after.step_norm, replies, weights, self._layout, ranks=ranks)
 
-    def factors(self, config: Config, before: State, layout_id: str, replies: Sequence[Reply]) -> FactorLength | None:
+    def factors(self, config: Config, before: State, layout_id: str, replies: Sequence[Reply]) -> dict[str, float]:
         layout, deltas = self.layout(layout_id), {reply.bank: reply.delta for reply in replies}
         if layout is None:
-            return None
+            return {}
         ranks = config.strategy.declared_ranks()
-        return factor_length(before.adapter, sorted(deltas), layout, lambda bank, block: deltas[bank][block], ranks)
+        return factor_ratios(before.adapter, sorted(deltas), layout, lambda bank, block: deltas[bank][block], ranks)
 
     def weights(self, config: Config, replies: Sequence[Reply]) -> list[float]:
         return _rule(config).weights(replies) or []

@@ -15,7 +15,7 @@ from typing import Any
 from fedfinlora import __version__
 from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError
-from fedfinlora.files import read_json, sha256_of, write_json
+from fedfinlora.files import read_json, read_mapping, sha256_of, write_json
 from fedfinlora.model.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
 from fedfinlora.model.files import model_sha256
 from fedfinlora.provenance.bom import BOM_FILE, bom_of, check_bom
@@ -159,7 +159,7 @@ def origin_of(
     card: dict[str, Any] | None,
 ) -> Origin:
     """Where a run's last adapter comes from. `lines` are those of rounds.jsonl, `card` is privacy.json."""
-    manifest = read_json(run / "manifest.json")
+    manifest = read_mapping(run / "manifest.json")
     kept_round = choice(lines, config).final_round
     kept = next((line for line in lines if line.round == kept_round), RoundLine(0))
     return Origin(

@@ -12,12 +12,16 @@ from fedfinlora.config.schema import Config
 from fedfinlora.model.adapter import Layout
 from fedfinlora.model.parts import Part
 from fedfinlora.provenance.compared import Difference
-from fedfinlora.run.records import AverageLoss, BankEntry, BankTimings, FactorLength, RoundLine, Synchronisation
+from fedfinlora.run.records import AverageLoss, BankEntry, BankTimings, RoundLine, Synchronisation
 from fedfinlora.wire.messages import Figures, Reply
 
 
 class State(Protocol):
     """What passes from round to round."""
+
+    @property
+    def round(self) -> int:
+        """Rounds done."""
 
     @property
     def adapter(self) -> Any:
@@ -71,10 +75,10 @@ class Rules(Protocol):
         """
 
     def average(self, config: Config, before: State, after: State, replies: Sequence[Reply]) -> AverageLoss | None:
-        """What the average of a round has lost; None where the adapter's layers are not known."""
+        """What the average of a round has lost; None where the run does not measure it, or cannot."""
 
-    def factors(self, config: Config, before: State, layout_id: str, replies: Sequence[Reply]) -> FactorLength | None:
-        """Which bank of a round moved its factors furthest; None where the adapter's layers are not known."""
+    def factors(self, config: Config, before: State, layout_id: str, replies: Sequence[Reply]) -> dict[str, float]:
+        """Bank -> how far it moved its factors (`RoundLine.factors`); {} where fewer than two are measured."""
 
     def weights(self, config: Config, replies: Sequence[Reply]) -> list[float]:
         """In the mean."""

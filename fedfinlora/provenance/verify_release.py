@@ -9,7 +9,7 @@ from typing import Any
 
 from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError
-from fedfinlora.files import read_json
+from fedfinlora.files import read_json, read_mapping
 from fedfinlora.model.files import sha256_of_files
 from fedfinlora.provenance.audits import as_audit
 from fedfinlora.provenance.bom import differing
@@ -59,7 +59,7 @@ def _origin(run: Path, ended: Ended, rounds: Sequence[RoundLine], said: Origin, 
         )
     # It has none, or one of those that were made before the run was completed.
     card = next((each for each in cards if canonical(each) == canonical(said.privacy)), cards[0])
-    manifest = read_json(run / "manifest.json")
+    manifest = read_mapping(run / "manifest.json")
     base, files = said.base_model.sha256, manifest.get("model_files")
     if files:
         base = sha256_of_files(files)

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedfinlora import __version__
 from fedfinlora.errors import UserError, plural
-from fedfinlora.files import read_json, read_lines
+from fedfinlora.files import read_lines, read_mapping
 from fedfinlora.provenance.compared import differences
 from fedfinlora.provenance.findings import Findings
 from fedfinlora.provenance.lines import CHAIN_FILE
@@ -28,12 +28,12 @@ def check_identity(chain: ChainCheck, found: Findings) -> None:
     """config.yaml and state/run.json are those of the chain."""
     run, identity = chain.run, chain.run / "state" / "run.json"
     try:
-        values = read_json(identity)
+        values = read_mapping(identity)
         if values.get("run_id") != chain.run_id:
             found.add(identity, f"it is of another run than {CHAIN_FILE}")
         if values.get("mode") != "federated":
             found.add(identity, "its mode is not federated")
-    except (UserError, AttributeError) as error:
+    except UserError as error:
         found.add(identity, str(error))
     try:
         own = read_config(run)
@@ -51,12 +51,12 @@ def check_manifest(chain: ChainCheck, found: Findings) -> None:
     says.
     """
     run, file, config = chain.run, chain.run / MANIFEST, chain.config
-    manifest = read_json(file)
+    manifest = read_mapping(file)
     if config is None or not chain.begins:
         return
     same_version = chain.begins[0].version == __version__
     expected: dict[str, Any] = {"seed": config.seed, "config_sha256": config_fingerprint(config)}
-    identity = read_json(run / "state" / "run.json")
+    identity = read_mapping(run / "state" / "run.json")
     if not same_version and manifest.get("config_sha256") == identity.get("config_sha256"):
         del expected["config_sha256"]  # another version has other settings
         found.checked.append(
@@ -71,7 +71,7 @@ def check_manifest(chain: ChainCheck, found: Findings) -> None:
         "config_sha256",
     )
     if (run / ORIGIN_FILE).is_file():
-        origin = read_json(run / ORIGIN_FILE)
+        origin = read_mapping(run / ORIGIN_FILE)
         wrong += differences(origin, {name: manifest.get(name) for name in origin}, file, str(ORIGIN_FILE))
     asked = next((one.line.request.get("source-sha256") for one in chain.rounds.values() if one.begin == 1), None)
     if asked is not None:
@@ -122,7 +122,7 @@ def check_result(chain: ChainCheck, lines: Sequence[RoundLine], status: str, fou
     )
     expected, has = (_comparable(to_json(one)) for one in (made, result))
     wrong = list(differences(expected, has, file, "config.yaml, rounds.jsonl and eval/ of this folder"))
-    manifest = read_json(run / MANIFEST)
+    manifest = read_mapping(run / MANIFEST)
     wrong += differences(manifest.get("config_sha256"), result.config_sha256, file, MANIFEST, "config_sha256")
     if status == "completed" and len(lines) != config.num_server_rounds and result.stopped_early_after_round is None:
         found.add(

@@ -61,8 +61,8 @@ class Norms:
     """Of each bank's delta; empty where none was kept."""
     average: AverageLoss | None = None
     """What the average lost, by the kept deltas; None where that could not be computed."""
-    factors: FactorLength | None = None
-    """Which bank moved its factors furthest, likewise."""
+    factors: Mapping[str, float] = field(default_factory=dict)
+    """Bank -> how far it moved its factors, likewise."""
     layers_known: bool = False
 
 
@@ -268,9 +268,11 @@ def _norm_differences(where: str, line: RoundLine, norms: Norms) -> Iterator[Dif
             if should != has and (should is None or has is None or not math.isclose(should, has, **AVERAGE_CLOSE)):
                 yield Difference(where, f"{item.name} of average", has, should, "the deltas of the round")
     if norms.deltas and norms.layers_known:
-        should_be, is_there = plain(norms.factors), plain(line.factors)
-        if should_be != is_there and not _close(norms.factors, line.factors):
-            yield Difference(where, "factors", is_there, should_be, "the deltas of the round")
+        if (line.average is None) != (norms.average is None):
+            yield Difference(where, "average", plain(line.average), plain(norms.average), "the deltas of the round")
+        if not _is_furthest(line.factors, norms.factors):
+            ratios = {bank: round(ratio, 6) for bank, ratio in norms.factors.items()}
+            yield Difference(where, "factors", plain(line.factors), ratios or None, "the deltas of the round")
     for entry in line.banks:
         if entry.bank in norms.deltas and not same(norms.deltas[entry.bank], entry.delta_norm):
             yield Difference(
@@ -278,9 +280,12 @@ def _norm_differences(where: str, line: RoundLine, norms: Norms) -> Iterator[Dif
             )
 
 
-def _close(one: FactorLength | None, other: FactorLength | None) -> bool:
-    """Whether two are the same but for a rounding, in which two equal banks may change places."""
-    return one is not None and other is not None and math.isclose(one.ratio, other.ratio, **AVERAGE_CLOSE)
+def _is_furthest(said: FactorLength | None, ratios: Mapping[str, float]) -> bool:
+    """Whether the named bank is the furthest but for a rounding, in which two equal banks may change places."""
+    if said is None or not ratios:
+        return said is None and not ratios
+    own, most = ratios.get(said.bank, math.nan), max(ratios.values())
+    return all(math.isclose(ratio, said.ratio, **AVERAGE_CLOSE) for ratio in (own, most))
 
 
 def check_samples(rounds: Mapping[int, Round], rules: Rules, found: Findings) -> None:

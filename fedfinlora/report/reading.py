@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fedfinlora.config.model import ModelConfig
 from fedfinlora.config.schema import Config
-from fedfinlora.errors import UserError
+from fedfinlora.errors import UserError, plural
 from fedfinlora.report.values import Values, parse_yaml, read_object
 from fedfinlora.run.evaluation import METRICS_FILE, BenchmarkMetrics, Evaluation, RowRecord, Scores, readable_records
 from fedfinlora.run.folder import flatten, read_config
@@ -28,6 +28,8 @@ from fedfinlora.run.typed import from_json
 
 MOST_NAMED = 3
 """Values of rounds.jsonl that cannot be read."""
+STATUSES = ("completed", "failed", "stopped")
+"""Of a run that has ended."""
 RUN_FILES = ("result.json", "rounds.jsonl", "config.yaml", "manifest.json", "progress.jsonl")
 
 
@@ -61,7 +63,10 @@ class Run:
 
     @property
     def status(self) -> str:
-        return self.result.status or "unfinished"
+        """ "completed", "failed", "stopped", "unfinished", or "damaged" where result.json is there and does not say."""
+        if self.result.status in STATUSES:
+            return self.result.status
+        return "damaged" if (self.folder / RESULT_FILE).is_file() else "unfinished"
 
     @property
     def reason(self) -> str:
@@ -130,8 +135,10 @@ def read_run(folder: Path) -> Run:
     """Read one run folder; unreadable parts are named in `missing`."""
     missing: list[str] = []
     unfinished = "the run has not finished, or ended before it could write its result"
-    result = from_json(RunResult, read_object(folder / RESULT_FILE, missing, unfinished), RESULT_FILE, missing)
-    rounds = _read_rounds(folder, missing, needed=result.mode != "evaluate")
+    is_there = (folder / RESULT_FILE).is_file()
+    told = read_object(folder / RESULT_FILE, missing, "how the run ended is not known" if is_there else unfinished)
+    result = from_json(RunResult, told, RESULT_FILE, missing)
+    rounds = _read_rounds(folder, missing, result)
     config = read_object(folder / "config.yaml", missing, "the configuration is not known", parse_yaml)
     manifest = flatten(read_object(folder / "manifest.json", missing, "versions and hashes are not known"))
     privacy = None
@@ -143,7 +150,7 @@ def read_run(folder: Path) -> Run:
         )
         for file in sorted((folder / "eval").glob(f"*/{METRICS_FILE}"))
     }
-    scores, skipped = _merged_scores(result, evaluations)
+    scores, skipped = _merged_scores(result, evaluations, missing)
     try:
         missing += resumed_words(folder)
     except UserError as error:
@@ -154,7 +161,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _merged_scores(
-    result: RunResult, evaluations: Mapping[str, Evaluation]
+    result: RunResult, evaluations: Mapping[str, Evaluation], missing: list[str]
 ) -> tuple[dict[str, dict[str, BenchmarkMetrics]], dict[str, str]]:
     """From result.json, filled up from eval/<label>/metrics.json (all that a failed run has)."""
     scores = {label: dict(metrics) for label, metrics in result.scores.items() if not of_a_round(label)}
@@ -162,15 +169,20 @@ def _merged_scores(
     for label, evaluation in evaluations.items():
         if not of_a_round(label):
             known = scores.setdefault(label, {})
+            if other := [key for key, metrics in evaluation.scores.items() if known.get(key, metrics) != metrics]:
+                missing.append(
+                    f"{RESULT_FILE} has other scores than eval/{label}/{METRICS_FILE} ({', '.join(other)}), and its "
+                    "own are shown: one of the two files was changed. `verify` computes them again from the rows."
+                )
             known |= {key: metrics for key, metrics in evaluation.scores.items() if key not in known}
         for key, reason in evaluation.skipped.items():
             skipped.setdefault(key, reason)
     return scores, skipped
 
 
-def _read_rounds(folder: Path, missing: list[str], needed: bool) -> tuple[RoundLine, ...]:
+def _read_rounds(folder: Path, missing: list[str], result: RunResult) -> tuple[RoundLine, ...]:
     if not (folder / ROUNDS_FILE).is_file():
-        if needed:
+        if result.mode != "evaluate":
             missing.append("rounds.jsonl is missing: there are no figures by round.")
         return ()
     problems: list[str] = []
@@ -178,6 +190,14 @@ def _read_rounds(folder: Path, missing: list[str], needed: bool) -> tuple[RoundL
     missing += problems[:MOST_NAMED]
     if len(problems) > MOST_NAMED:
         missing.append(f"rounds.jsonl: {len(problems) - MOST_NAMED} more values or lines cannot be read.")
-    if not rounds and needed:
-        missing.append("rounds.jsonl has no round: the run ended before the first one closed.")
-    return tuple(rounds)
+    by_number = {line.round: line for line in rounds}
+    if result.mode == "federated" and result.rounds not in (None, len(by_number)):
+        missing.append(f"{ROUNDS_FILE} has {plural(len(by_number), 'round')}, {RESULT_FILE} says {result.rounds}.")
+    elif not rounds and result.mode != "evaluate":
+        missing.append(f"{ROUNDS_FILE} has no round: the run ended before the first one closed.")
+    if [line.round for line in rounds] != list(range(1, len(rounds) + 1)):
+        missing.append(
+            f"{ROUNDS_FILE} is damaged: its lines are not rounds 1 to {len(by_number)}, each once and in order. The "
+            "last line of each round counts."
+        )
+    return tuple(by_number[number] for number in sorted(by_number))

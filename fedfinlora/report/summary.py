@@ -9,7 +9,7 @@ from fedfinlora.report.cautions import cautions
 from fedfinlora.report.content import Content
 from fedfinlora.report.formats import count, listed, plural, points, seconds
 from fedfinlora.report.general_knowledge import knowledge_sentences
-from fedfinlora.report.reading import Run
+from fedfinlora.report.reading import Run, best_round
 from fedfinlora.report.scores import common_accuracy_keys
 from fedfinlora.report.systems import System
 from fedfinlora.report.verdict import setting
@@ -48,7 +48,7 @@ def _tested(content: Content) -> list[str]:
         kept, early = run.result.final_round, run.result.stopped_early_after_round
         if early is not None:
             facts.append(f"{run.name} stopped early after round {early}: the validation score no longer rose.")
-        if kept is not None and kept != len(run.rounds):
+        if kept is not None and kept == best_round(run) and kept != len(run.rounds):
             facts.append(
                 f"The final adapter of {run.name} is that of round {kept}, the best on the public validation rows."
             )

@@ -11,6 +11,14 @@ from fedfinlora.report.score import mean
 from fedfinlora.report.scores import common_accuracy_keys
 from fedfinlora.report.systems import MODES, System
 
+ENDED = {
+    "failed": "failed",
+    "stopped": "was stopped",
+    "unfinished": "has not finished",
+    "damaged": "has a damaged result.json, which does not say how it ended",
+}
+"""How a run that did not complete ended."""
+
 
 def verdict(content: Content) -> str:
     """One or two sentences with what the runs show."""
@@ -82,8 +90,7 @@ def failure(run: Run, alone: bool) -> str:
     after = f" after {plural(len(run.rounds), 'round')}" if run.rounds else ""
     reason = f": {run.reason.rstrip('.')}" if run.reason else ""
     name = "The run" if alone else f"Run {run.name}"
-    ended = {"failed": "failed", "stopped": "was stopped"}.get(run.status, "has not finished")
-    return f"{name} {ended}{after}{reason}."
+    return f"{name} {ENDED[run.status]}{after}{reason}."
 
 
 def banners(runs: Sequence[Run]) -> list[tuple[str, str, str]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError
-from fedfinlora.files import append_line, read_json, read_lines
+from fedfinlora.files import append_line, read_lines, read_mapping
 from fedfinlora.model.files import model_files
 from fedfinlora.run.origin import installed_versions, source_files, source_fingerprint
 
@@ -73,9 +73,7 @@ def check_same(folder: Path, config: Config, data_files: Mapping[str, str], with
     file = folder / "manifest.json"
     if not file.is_file():
         return []
-    manifest = read_json(file)
-    if not isinstance(manifest, Mapping):
-        raise UserError(f"{file} is damaged: it holds no manifest. Start the run again.")
+    manifest = read_mapping(file)
     now = present_state(config, data_files, with_model)
     code = manifest.get("source_sha256")
     if not isinstance(manifest.get("source_files"), Mapping) and isinstance(

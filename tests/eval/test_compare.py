@@ -223,7 +223,15 @@ def test_what_is_no_run_or_has_nothing_in_common_is_said(tmp_path: Path, capsys:
     third = write_run(tmp_path / "third", "final", fpb=records_of("fpb", ["positive"], ["?"], marker="Example\n"))
     broken = write_run(tmp_path / "broken", "final", fpb=[])
     (broken / "eval" / "final" / "fpb.jsonl").write_text('{"id": "1"}\n', encoding="utf-8")
+    cut, empty = (
+        write_run(tmp_path / name, "final", fpb=records_of("fpb", ["positive"] * 2, ["?", "?"]))
+        for name in ("cut", "empty")
+    )
+    (cut / "eval" / "final" / "fpb.jsonl").write_text((cut / "eval" / "final" / "fpb.jsonl").read_text()[:-9])
+    (empty / "eval" / "final" / "fpb.jsonl").write_text("")
     for second, message in (
+        (cut, "fpb.jsonl is cut off after 1 row. Evaluate again"),
+        (empty, "fpb.jsonl is empty. Evaluate again"),
         (tmp_path, "is not the folder of a run with scores"),
         (other, "No benchmark is in both"),
         (third, "Nothing can be compared. fpb: no row is in both"),

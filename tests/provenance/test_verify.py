@@ -166,11 +166,15 @@ def _nested(folder: Path) -> None:
     folder.mkdir(parents=True)
 
 
+ALIASES = "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]\n" for level in range(1, 9)
+)
 HOSTILE: dict[str, Callable[[Path], Any]] = {
     "a folder whose number is no digit": lambda run: (run / "adapters" / "round_\u00b2").mkdir(),
     "a round that is a text": lambda run: (run / "rounds.jsonl").write_text('{"round": "1", "banks": []}\n'),
     "brackets without end": lambda run: (run / "rounds.jsonl").write_text("[" * 100_000 + "\n"),
     "a configuration of brackets": lambda run: (run / "config.yaml").write_text("[" * 100_000),
+    "a configuration of a billion aliases": lambda run: (run / "config.yaml").write_text(ALIASES),
     "a seed of 5,000 digits": lambda run: (run / "config.yaml").write_text(f"seed: {'9' * 5000}\n"),
     "a hole of terabytes more": lambda run: _hole(run / "more"),
     "a hole in the chain": lambda run: _hole(run / CHAIN_FILE),
@@ -187,6 +191,17 @@ def test_what_would_break_a_reader_is_named(
     HOSTILE[damage](run)
     assert verify(run, ca) == 1
     assert "WRONG  " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["[]", '"x"'])
+def test_a_manifest_of_another_kind_is_named(
+    run: Path, ca: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    (run / "manifest.json").write_text(text)
+    assert verify(run, ca) == 1
+    said = capsys.readouterr().out
+    assert "manifest.json is damaged: it holds no JSON object." in said
+    assert "Error)" not in said
 
 
 def test_a_run_that_has_ended_has_its_last_line(run: Path, ca: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -269,6 +269,11 @@ LIES: dict[str, tuple[Lie, list[str]]] = {
 }  # fmt: skip
 
 
+def other_bank(line: Values) -> None:
+    """An innocent bank is called the furthest."""
+    line["factors"]["bank"] = {"bank-0": "bank-1", "bank-1": "bank-0"}[line["factors"]["bank"]]
+
+
 @pytest.mark.parametrize("lie", LIES)
 def test_a_lie_of_the_folders_owner_is_named(liar: Liar, lie: str, capsys: pytest.CaptureFixture[str]) -> None:
     tell, named = LIES[lie]
@@ -277,6 +282,25 @@ def test_a_lie_of_the_folders_owner_is_named(liar: Liar, lie: str, capsys: pytes
     said = capsys.readouterr().out
     assert [text for text in named if text not in said] == [], said
     assert "Error)" not in said, "nothing but what is meant"
+
+
+@pytest.mark.parametrize(
+    ("edit", "named"),
+    [
+        (lambda line: line.pop("average"), "rounds.jsonl, line 1: average is absent, the deltas of the round gives {"),
+        (lambda line: line.pop("factors"), "rounds.jsonl, line 1: factors is absent, the deltas of the round gives {"),
+        (lambda line: line["factors"].update(bank="bank-9"), 'rounds.jsonl, line 1: factors is {"bank": "bank-9", '),
+        (other_bank, 'rounds.jsonl, line 1: factors is {"bank": "bank-'),
+    ],
+)  # fmt: skip
+def test_what_the_deltas_say_of_a_round_is_named(
+    made: tuple[Path, Consortium], tmp_path: Path, edit: Any, named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a round whose line no checkpoint holds any more."""
+    liar = Liar(made, "signed", tmp_path)
+    liar.tells(of_rounds(edit, 1))
+    assert liar.status() == 1
+    assert named in capsys.readouterr().out
 
 
 def test_another_checkpoint_is_named(liar: Liar, capsys: pytest.CaptureFixture[str]) -> None:

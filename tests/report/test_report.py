@@ -214,6 +214,46 @@ def test_broken_shapes_are_survived(tmp_path: Path) -> None:
     assert "config.yaml cannot be read" in Page(report(tmp_path, run)).text
 
 
+@pytest.mark.parametrize("text", ["", "[]", '{"status": "done"}'])
+def test_a_damaged_result_is_not_called_unfinished(tmp_path: Path, text: str) -> None:
+    run = make_run(tmp_path / "demo")
+    (run / "result.json").write_text(text)
+    assert "has a damaged result.json, which does not say how it ended" in Page(report(tmp_path, run)).text
+
+
+def test_rounds_that_are_missing_doubled_or_mixed_are_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "demo")
+    file = run / "rounds.jsonl"
+    first, second, *rest = file.read_text().splitlines(keepends=True)
+    whole, named = read_run(run).rounds, f"rounds.jsonl is damaged: its lines are not rounds 1 to {len(rest) + 2}, each"
+    for lines in ([first, second, second, *rest], [second, first, *rest]):
+        file.write_text("".join(lines))
+        text = Page(report(tmp_path, run)).text
+        assert named in text
+        assert read_run(run).rounds == whole
+        assert "the best on the public validation rows" not in text
+    file.write_text("".join([first, *rest]))
+    assert f"result.json says {len(rest) + 2}." in Page(report(tmp_path, run)).text
+
+
+def test_scores_that_only_result_json_has_so_are_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "demo")
+    (run / "eval" / "final").mkdir(parents=True, exist_ok=True)
+    (run / "eval" / "final" / "metrics.json").write_text(
+        json.dumps({"label": "final", "scores": {"fpb": metrics(0.01)}, "skipped": {}})
+    )
+    assert "result.json has other scores than eval/final/metrics.json (fpb)" in Page(report(tmp_path, run)).text
+
+
+def test_a_configuration_of_aliases_is_not_read(tmp_path: Path) -> None:
+    """Nine lines of them hold a billion values."""
+    run = make_run(tmp_path / "demo")
+    lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, 9)]
+    (run / "config.yaml").write_text("\n".join(lines))
+    assert "config.yaml cannot be read" in Page(report(tmp_path, run)).text
+
+
 def test_scores_of_an_interrupted_run_come_from_the_evaluation_folders(tmp_path: Path) -> None:
     run = make_run(tmp_path / "demo")
     (run / "result.json").unlink()
