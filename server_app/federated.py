@@ -24,7 +24,7 @@ from fedfinlora.model.layout_only import server_session
 from fedfinlora.model.loading import Session, first_adapter
 from fedfinlora.model.rank_limit import check_rank
 from fedfinlora.provenance.audits import bound_audit
-from fedfinlora.provenance.chain import Chain, begin_line, end_line, saved_line
+from fedfinlora.provenance.chain import Chain, begin_line, end_line, saved_files, saved_line
 from fedfinlora.provenance.deltas import keep_start
 from fedfinlora.provenance.enrolled import enrolled_banks
 from fedfinlora.provenance.evidence import ServerKeys, server_keys
@@ -60,7 +60,7 @@ def run_federated(grid: MessageGrid, config: Config) -> Path:
     ranks: dict[str, int] = {}
     banks = roster(grid, config.strategy, config.strategy.min_banks, enrolled_banks(), ranks)
     config = with_announced(config, ranks)
-    run = open_run(config, len(banks), "federated", lambda own: _files(own))
+    run = open_run(config, len(banks), "federated", lambda own: _files(own), saved_files)
     if len(banks) != run.config.banks and not run.config.dataset.source == "jsonl":
         raise UserError(
             f"{run.folder} was started with {plural(run.config.banks, 'bank')}, {len(banks)} are here. "

@@ -69,6 +69,26 @@ class Chain:
         return found
 
 
+def saved_files(run: Path) -> dict[str, str]:
+    """Path -> SHA-256, of what the rounds have saved, as the chain last has it. A round that was begun again counts
+    only once it is saved again. UserError where the chain is damaged.
+    """
+    found: dict[str, str] = {}
+    file = run / CHAIN_FILE
+    for number, line in enumerate(file.read_bytes().split(b"\n")[:-1] if file.is_file() else (), 1):
+        try:
+            values = read_values(line)
+        except WrongSignature as error:
+            raise UserError(
+                f"{file}, line {number}: {error}. `python -m fedfinlora verify {run}` says more."
+            ) from error
+        if values["kind"] == "begin":
+            found = {name: sha256 for name, sha256 in found.items() if (round_of(name) or 0) <= values["round"]}
+        elif values["kind"] == "saved":
+            found |= values["files"]
+    return found
+
+
 def begin_line(
     run: Path, run_id: str, config_json: str, code_sha256: str, keys: ServerKeys, round_number: int, adapter_sha256: str
 ) -> Begin:

@@ -21,6 +21,7 @@ from fedfinlora.run.retention import first_kept
 
 WRITTEN_AGAIN = ("adapters/best/", "adapters/final/", "eval/final/", "tensorboard/", "result.json", ROUNDS_FILE)
 """What a resumed run writes again."""
+CHECKPOINTS = "state/round_"
 
 
 @dataclass
@@ -58,6 +59,9 @@ class Bound:
                     for bank in line.accepted
                 }
         elif isinstance(line, Saved):
+            for name in line.files:
+                if name.startswith(CHECKPOINTS) and self.files.get(name, line.files[name]) != line.files[name]:
+                    found.add(run / name, f"{CHAIN_FILE} has one hash of it when it was saved, and another on resume")
             self.files |= line.files
             self.last_round = line.round
             if line.round:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedfinlora import __version__
+from fedfinlora.config.values import build
 from fedfinlora.errors import UserError, plural
 from fedfinlora.files import read_lines, read_mapping
 from fedfinlora.provenance.compared import differences
@@ -92,7 +95,9 @@ def check_manifest(chain: ChainCheck, found: Findings) -> None:
 
 
 def check_resumed(chain: ChainCheck, found: Findings) -> None:
-    """Each line of resumed.jsonl is of a `begin` after as many rounds, and a run resumed with other code has one."""
+    """Each line of resumed.jsonl is of a `begin` after as many rounds, and a run that was resumed with other code or
+    another configuration has one.
+    """
     file = chain.run / RESUMED_FILE
     lines = read_lines(file)
     after = [begin.round for begin in chain.begins[1:]]
@@ -100,6 +105,10 @@ def check_resumed(chain: ChainCheck, found: Findings) -> None:
         if line.get("after_round") not in after:
             found.add(f"{file}, line {number}", f"{CHAIN_FILE} has no begin after round {line.get('after_round')}")
     said = {line.get("after_round") for line in lines}
+    for earlier, begin in itertools.pairwise(chain.begins):
+        if begin.version == earlier.version and begin.round not in said:
+            was, now_is = (deciding_values(build(json.loads(each.config))) for each in (earlier, begin))
+            found.differs(differences(was, now_is, chain.run / "config.yaml", f"{CHAIN_FILE} before it was resumed"))
     codes: dict[int, Any] = {}
     """Which `begin`, from 1 -> hash of the code that its rounds ask for."""
     for one in chain.rounds.values() if after else ():

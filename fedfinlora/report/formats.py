@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from fedfinlora.errors import plural as plural
 
 DASH = "–"
+MOST_WRITTEN_OUT = 1e9
+"""Numbers from here on are shown by their power of ten."""
 """What is not known."""
 Bounds = tuple[float | None, float | None]
 """The two ends of an interval."""
@@ -62,7 +64,8 @@ def count(value: object) -> str:
 def decimal(value: object, digits: int = 3) -> str:
     """-0.12345 -> "−0.123"."""
     known = number(value)
-    return DASH if known is None else f"{known:.{digits}f}".replace("-", "−")
+    form = f".{digits}f" if known is None or abs(known) < MOST_WRITTEN_OUT else f".{digits}g"
+    return DASH if known is None else f"{known:{form}}".replace("-", "−")
 
 
 def significant(value: float | None) -> str:

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fedfinlora.errors import UserError
-from fedfinlora.files import read_lines, write_bytes
+from fedfinlora.files import read_lines, sha256_of, write_bytes
 from fedfinlora.system.numbered import by_number, number_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+log = logging.getLogger("fedfinlora")
 UNSCORED = "unscored"
 """In the line of a round that is trained, while its scores are being made."""
 KEPT = 2
@@ -52,29 +55,36 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint and remove all but the last KEPT."""
     from safetensors.numpy import save
 
-    content = save(
-        dict(checkpoint.arrays),
-        {
-            "round": str(checkpoint.round),
-            "layout-id": checkpoint.layout_id,
-            "line": json.dumps(dict(checkpoint.line), allow_nan=False),
-        },
-    )
+    values = {
+        "round": str(checkpoint.round),
+        "layout-id": checkpoint.layout_id,
+        "line": json.dumps(dict(checkpoint.line), allow_nan=False),
+    }
+    content = save(dict(checkpoint.arrays), {**values, "sha256": _content_sha256(values, checkpoint.arrays)})
     write_bytes(checkpoint_file(run, checkpoint.round), content)
     for old in by_number(run / "state", FILES)[:-KEPT]:
         old.unlink(missing_ok=True)
 
 
-def load_checkpoint(run: Path) -> Checkpoint:
-    """The newest readable checkpoint. UserError when there is none."""
+def load_checkpoint(run: Path, saved: Mapping[str, str] = MappingProxyType({})) -> Checkpoint:
+    """The newest whole checkpoint. `saved`: path in the run's folder -> SHA-256, as far as it is known. UserError when
+    there is none.
+    """
     damaged: list[str] = []
     for file in by_number(run / "state", FILES)[::-1]:
+        name = file.relative_to(run).as_posix()
         try:
+            if name in saved and sha256_of(file.read_bytes()) != saved[name]:
+                raise UserError(f"{file.name} (it is not the one that was saved: provenance.jsonl has another hash)")
             return read_checkpoint(file)
-        except UserError as error:
+        except (UserError, OSError) as error:
             damaged.append(str(error))
+            log.warning("%s is damaged: %s", file, error)
     found = f"damaged: {', '.join(damaged)}" if damaged else "there is none"
-    raise UserError(f"{run} has no checkpoint to resume from: {found}. Start the run again.")
+    raise UserError(
+        f"{run} has no checkpoint to resume from: {found}. Bring back a copy of {run / 'state'}, or start again under "
+        "another run_name."
+    )
 
 
 def read_checkpoint(file: Path) -> Checkpoint:
@@ -85,9 +95,24 @@ def read_checkpoint(file: Path) -> Checkpoint:
         with safe_open(file, framework="numpy") as stream:
             values = stream.metadata()
             arrays = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a mapping
-        return Checkpoint(int(values["round"]), values["layout-id"], arrays, json.loads(values["line"]))
+        found = Checkpoint(int(values["round"]), values["layout-id"], arrays, json.loads(values["line"]))
+        written = values.pop("sha256", None)  # older versions have none
+        if written not in (None, _content_sha256(values, arrays)):
+            raise ValueError("its content is not what was written")
+        return found
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"{file.name} ({error})") from error
+
+
+def _content_sha256(values: Mapping[str, str], arrays: Mapping[str, NDArray[Any]]) -> str:
+    """Of all that a checkpoint holds: safetensors has no checksum."""
+    import hashlib
+
+    found = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+    for name in sorted(arrays):
+        found.update(name.encode())
+        found.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return found.hexdigest()
 
 
 def restore_rounds(run: Path, checkpoint: Checkpoint) -> None:

@@ -11,7 +11,7 @@ from fedfinlora.run.checkpoint import latest_round
 from fedfinlora.run.folder import STATE, read_config
 from fedfinlora.run.opening import OpenRun, run_result
 from fedfinlora.run.origin import COMMANDS
-from fedfinlora.run.records import RunResult, read_result, read_rounds, write_result
+from fedfinlora.run.records import ROUNDS_FILE, RunResult, read_result, read_rounds, write_result
 from fedfinlora.run.stages import is_stages, read_plan, resume_command
 
 DEPLOYED = "python -m fedfinlora coordinator "
@@ -67,5 +67,7 @@ def how_to_resume(run: Path) -> str:
     if mode == "evaluate":
         return f"answers are kept; resume with: {command_line}"
     if latest_round(run) < 0:
+        if (run / ROUNDS_FILE).is_file():
+            return f"its checkpoints are missing: bring back a copy of {run / STATE}, or start again under another name"
         return f"nothing was saved yet; start it again with run_name={run.name} overwrite=true"
     return f"stopped after round {latest_round(run)}; resume with: {command_line}"

@@ -32,6 +32,7 @@ from fedfinlora.run.selection import choice
 from fedfinlora.system.locks import Lock
 
 DataFiles = Callable[[Config], Mapping[str, str]]
+SavedFiles = Callable[[Path], Mapping[str, str]]
 """File -> SHA-256 of all that a configuration reads."""
 
 
@@ -74,10 +75,12 @@ class OpenRun:
         return RunDone(status=status, reason=reason, run_dir=str(self.folder), report=str(report))
 
 
-def open_run(config: Config, banks: int, mode: str, data_files: DataFiles = lambda config: {}) -> OpenRun:
+def open_run(
+    config: Config, banks: int, mode: str, data_files: DataFiles = lambda config: {}, saved: SavedFiles = lambda run: {}
+) -> OpenRun:
     """Make a new run's folder, or open the one to resume, and hold it until `OpenRun.held` ends. UserError when a
     resumed run was configured otherwise, or began with other files (`data_files`: file -> SHA-256 of what a
-    configuration reads), or another trains in the folder.
+    configuration reads), or another trains in the folder. `saved`: path in a run's folder -> SHA-256 of what it saved.
     """
     folder = Path(config.resume) if config.resume else new_run_folder(config)
     if config.resume:
@@ -86,7 +89,7 @@ def open_run(config: Config, banks: int, mode: str, data_files: DataFiles = lamb
     try:
         with made_as(folder):
             opened = (
-                _resumed(config, folder, mode, data_files)
+                _resumed(config, folder, mode, data_files, saved)
                 if config.resume
                 else _begun(replace(config, banks=banks), folder, mode)
             )
@@ -105,7 +108,7 @@ def _begun(config: Config, folder: Path, mode: str) -> OpenRun:
     return OpenRun(folder, config, run_id, None)
 
 
-def _resumed(config: Config, folder: Path, mode: str, data_files: DataFiles) -> OpenRun:
+def _resumed(config: Config, folder: Path, mode: str, data_files: DataFiles, saved: SavedFiles) -> OpenRun:
     former = read_config(folder)
     identity = read_json(folder / "state" / "run.json")
     if identity.get("mode") != mode:
@@ -115,7 +118,7 @@ def _resumed(config: Config, folder: Path, mode: str, data_files: DataFiles) -> 
         )
     anyway = config.resume_anyway
     config = resumed_configuration(folder, replace(config, banks=former.banks))
-    checkpoint = load_checkpoint(folder)
+    checkpoint = load_checkpoint(folder, saved(folder))
     differences = check_same(folder, replace(config, resume_anyway=anyway), data_files(config))
     record(folder, checkpoint.round, differences)
     restore_rounds(folder, checkpoint)

@@ -15,6 +15,7 @@ from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError
 from fedfinlora.files import append_line, read_lines, read_mapping
 from fedfinlora.model.files import model_files
+from fedfinlora.run.folder import config_fingerprint
 from fedfinlora.run.origin import installed_versions, source_files, source_fingerprint
 
 log = logging.getLogger("fedfinlora")
@@ -74,6 +75,7 @@ def check_same(folder: Path, config: Config, data_files: Mapping[str, str], with
     if not file.is_file():
         return []
     manifest = read_mapping(file)
+    own = config_fingerprint(config)
     now = present_state(config, data_files, with_model)
     code = manifest.get("source_sha256")
     if not isinstance(manifest.get("source_files"), Mapping) and isinstance(
@@ -82,6 +84,8 @@ def check_same(folder: Path, config: Config, data_files: Mapping[str, str], with
         manifest = {**manifest, "source_files": {"(some file)": code}}
         now = {**now, "source_files": {"(some file)": source_fingerprint()}}
     found, unknown = changes(manifest, now)
+    if manifest.get("config_sha256", own) != own and code == source_fingerprint():
+        found.insert(0, "config.yaml (changed)")  # other code has other settings, and is named itself
     if unknown:
         log.warning(
             "%s was begun by an older version: its manifest does not have %s, so that is not compared.",

@@ -122,6 +122,22 @@ def test_runs_that_cannot_be_replayed_say_why(
     assert said in capsys.readouterr().err
 
 
+def test_a_damaged_delta_and_a_strange_bank_are_named(
+    two_rounds: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = place / "damaged"
+    shutil.copytree(two_rounds, run)
+    file = delta_file(run, 2, "bank-1")
+    delta = np.fromfile(file, "<f4")
+    delta[7] = np.nan
+    delta.tofile(file)
+    assert cli.main(["forget", str(run), "--bank", "bank-0"]) == 1
+    assert f"{file} is damaged: it has numbers that are not finite." in capsys.readouterr().err
+    assert cli.main(["forget", str(two_rounds), "--bank", "../../x\x1b[31m"]) == 1
+    assert "has no accepted update" in (said := capsys.readouterr().err)
+    assert "\x1b" not in said
+
+
 def test_rules_that_factor_again_are_replayed_for_one_round_only(made: Made) -> None:
     assert read_kept_run(made("flex-one", "strategy=flexlora", rounds=1)).banks == BANKS
     for name in ("flexlora", "rolora"):

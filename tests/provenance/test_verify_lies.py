@@ -8,6 +8,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from tiny_runs import SCORED, write_rows
 
 import fedfinlora.commands.verify
 from fedfinlora.commands.verify import verify
-from fedfinlora.provenance.findings import MOST_NAMED
-from fedfinlora.provenance.lines import CHAIN_FILE
+from fedfinlora.provenance.findings import MOST_NAMED, Findings
+from fedfinlora.provenance.lines import CHAIN_FILE, Begin, Saved
 from fedfinlora.provenance.signatures import Signer
+from fedfinlora.provenance.verify_files import Bound
+from fedfinlora.run.checkpoint import read_checkpoint, save_checkpoint
 
 Lie = Callable[[Path, list[Values]], object]
 
@@ -303,17 +306,23 @@ def test_what_the_deltas_say_of_a_round_is_named(
     assert named in capsys.readouterr().out
 
 
+def test_a_checkpoint_that_was_changed_before_a_resume_is_named(tmp_path: Path) -> None:
+    name, found, bound = "state/round_0002.safetensors", Findings(), Bound()
+    begin = Begin("run", 2, "", "{}", "", "", "", None)
+    for line in (Saved("run", 2, {name: "a"}, ""), begin, Saved("run", 2, {name: "a"}, ""), Saved("run", 3, {}, "")):
+        bound.take(line, tmp_path, found)
+    assert not found.wrong
+    for line in (begin, Saved("run", 2, {name: "b"}, "")):
+        bound.take(line, tmp_path, found)
+    assert "one hash of it when it was saved, and another on resume" in str(found.wrong)
+
+
 def test_another_checkpoint_is_named(liar: Liar, capsys: pytest.CaptureFixture[str]) -> None:
     """A run would resume from it. What the rule remembers can be computed only from kept deltas."""
-    from safetensors import safe_open
-    from safetensors.numpy import save_file
-
     file = liar.run / "state" / "round_0002.safetensors"
-    with safe_open(file, framework="numpy") as stream:
-        about = stream.metadata()
-        arrays = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a mapping
-    for name in arrays:
-        save_file({**arrays, name: arrays[name] + 1}, file, about)
+    right = read_checkpoint(file)
+    for name, array in right.arrays.items():
+        save_checkpoint(liar.run, replace(right, arrays={**right.arrays, name: array + 1}))
         liar.tells(lambda run, lines: None)
         assert liar.status() == 1
         named = (

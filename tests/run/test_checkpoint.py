@@ -64,7 +64,7 @@ def test_the_newest_checkpoint_is_taken_and_only_the_last_are_kept(tmp_path: Pat
     assert latest_round(tmp_path) == 11
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "noise", "no metadata", "bad line"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "noise", "one bit", "no metadata", "bad line"])
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path: Path, damage: str) -> None:
     from safetensors.numpy import save
 
@@ -76,6 +76,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path: Path
         {
             "cut": content[: len(content) // 2],
             "empty": b"",
+            "one bit": content[:-5] + bytes([content[-5] ^ 1]) + content[-4:],
             "noise": b"\xff" * len(content),
             "no metadata": save({"adapter": np.zeros(3, np.float32)}),
             "bad line": save({"adapter": np.zeros(3, np.float32)}, {"round": "2", "layout-id": "x", "line": "{"}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,24 @@ class TestResume:
         assert same_run(reference, runs.resume(run))
         assert runs.grid is not None
         assert {number for number, _ in runs.grid.trained()} == {2, 3}
+
+    def test_a_checkpoint_that_was_not_saved_so_is_not_resumed_from(self, runs: Runs) -> None:
+        """Whole in itself, but of a run with another server rule: the chain has the hash of the right one."""
+        reference = runs.start("reference", rounds=3)
+        other = runs.start("other", "strategy.server_learning_rate=0.5", rounds=3)
+        with pytest.raises(Stop):
+            runs.start("run", rounds=3, tamper=stop_in_round(3, Stop()))
+        run = runs.folder / "run"
+        shutil.copy(other / "state" / "round_0002.safetensors", run / "state")
+        kept = run.parent / "kept"
+        shutil.copytree(run, kept)
+        assert same_run(reference, runs.resume(run))
+        assert runs.grid is not None
+        assert {number for number, _ in runs.grid.trained()} == {2, 3}
+        for file in (kept / "state").glob("round_*"):
+            shutil.copy(other / "state" / "round_0002.safetensors", file)
+        with pytest.raises(UserError, match=r"no checkpoint to resume from: .* provenance\.jsonl has another hash"):
+            runs.resume(kept)
 
     def test_no_checkpoint_left_says_so(self, runs: Runs) -> None:
         run = runs.start("run")

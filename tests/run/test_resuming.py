@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tiny_runs import overrides, write_rows
 
 import fedfinlora.run.folder
@@ -74,7 +75,14 @@ def spoil_package(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest_edited(run, lambda values: values["versions"].update({"torch": "2.0.0"}))
 
 
+def spoil_config(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = yaml.safe_load((run / "config.yaml").read_text())
+    values["train"]["learning_rate"] *= 2
+    (run / "config.yaml").write_text(yaml.safe_dump(values))
+
+
 SPOILS = {
+    "config": (spoil_config, r"config\.yaml \(changed\)"),
     "data": (spoil_rows, r"data .*fpb_train\.jsonl \(changed\)"),
     "model": (spoil_model, r"base model config\.json \(changed\)"),
     "code": (spoil_code, r"code fedfinlora/train/loop\.py \(changed\)"),

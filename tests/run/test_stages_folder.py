@@ -92,3 +92,7 @@ def test_a_run_killed_before_its_first_round_says_so(tmp_path: Path, capsys: pyt
     said = capsys.readouterr().err
     assert "has closed no round" in said
     assert "run_name=run overwrite=true" in said
+    (run / "rounds.jsonl").write_text("")
+    assert "its checkpoints are missing: bring back a copy of" in how_to_resume(run), (
+        "what there is, is not overwritten"
+    )
