@@ -621,6 +621,7 @@ def test_a_file_size_limit_is_one_line(tmp_path: Path, rows: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "fedfinlora", "centralized", *overrides(rows, tmp_path)],
         cwd=ROOT,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},  # Python would cut that off too, for every later process
         capture_output=True,
         text=True,
         timeout=120,

@@ -10,6 +10,7 @@ import random
 import resource
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -280,6 +281,7 @@ def book_with_little_space(folder: Path, limit: int, reported: Connection) -> No
     """No file may grow beyond the limit: the system's own "file too large" comes in the middle of a write, as on a full
     disk.
     """
+    sys.dont_write_bytecode = True  # that would be cut off too, for every later process
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     for number in range(2, 5):
