@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fedfinlora.report.comparison import Compare, compared_groups, paired
 from fedfinlora.report.content import Content
 from fedfinlora.report.curves import loss_comparison
@@ -15,6 +17,7 @@ from fedfinlora.report.means import (
     published_columns,
     score_plots,
 )
+from fedfinlora.report.reading import Run
 from fedfinlora.report.run_tables import runs_table
 from fedfinlora.report.run_view import run_view
 from fedfinlora.report.summary import cards
@@ -23,6 +26,7 @@ from fedfinlora.report.systems import MODES
 from fedfinlora.report.templates import allowed, render
 from fedfinlora.report.values import Values
 from fedfinlora.report.verdict import banners, verdict
+from fedfinlora.run.stages import is_stages
 
 TITLES = {
     "federated": "Federated fine-tuning",
@@ -30,6 +34,14 @@ TITLES = {
     "local": "A bank training alone",
     "evaluate": "Evaluation",
 }
+
+
+def _title(runs: Sequence[Run]) -> str:
+    if len(runs) == 1:
+        return TITLES.get(runs[0].mode, "Run report")
+    folders = {run.folder.absolute().parent for run in runs}
+    of_stages = len(folders) == 1 and is_stages(next(iter(folders)))
+    return f"{next(iter(folders)).name}, stage by stage" if of_stages else f"Comparison of {len(runs)} runs"
 
 
 def page(content: Content, defaults: Values, compare: Compare | None) -> str:
@@ -44,7 +56,7 @@ def page(content: Content, defaults: Values, compare: Compare | None) -> str:
         script=script,
         # The browser runs this script and this style and loads nothing, no matter what a run folder holds.
         policy=allowed(style, script),
-        title=f"Comparison of {len(runs)} runs" if several else TITLES.get(runs[0].mode, "Run report"),
+        title=_title(runs),
         subtitle=", ".join(run.name for run in runs),
         verdict=verdict(content),
         banners=banners(runs),

@@ -165,6 +165,14 @@ def test_a_folder_of_runs_means_the_runs_in_it(tmp_path: Path) -> None:
     assert [run.name for run in read_runs([tmp_path / "alone"])] == ["bank-0", "bank-1"]
 
 
+def test_the_report_of_stages_has_the_name_of_the_whole(tmp_path: Path) -> None:
+    course = tmp_path / "course"
+    runs = [make_run(course / name) for name in ("stage-1-hard", "stage-2-easy")]
+    assert "Comparison of 2 runs" in Page(report(tmp_path, *runs)).text
+    (course / "stages.json").write_text("{}")
+    assert "course, stage by stage" in Page(report(tmp_path, *runs)).text
+
+
 def test_unequal_budgets_are_pointed_out(tmp_path: Path) -> None:
     federated = make_run(tmp_path / "a", result={"rows_trained": 100})
     centralized = make_run(tmp_path / "b", mode="centralized", result={"rows_trained": 200})
