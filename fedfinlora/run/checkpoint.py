@@ -111,7 +111,7 @@ def _content_sha256(values: Mapping[str, str], arrays: Mapping[str, NDArray[Any]
     found = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
     for name in sorted(arrays):
         found.update(name.encode())
-        found.update(np.ascontiguousarray(arrays[name]).tobytes())
+        found.update(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data)
     return found.hexdigest()
 
 
