@@ -32,7 +32,7 @@ from fedfinlora.privacy.canary_audit import Claim, canary_check
 from fedfinlora.privacy.dp_lora import SENSITIVITY as PUBLISHED_SENSITIVITY
 from fedfinlora.privacy.ledger_audit import ledger_check
 from fedfinlora.privacy.mechanism import Mechanism, private_step
-from fedfinlora.privacy.noise_audit import Draws, NoiseTest, noise_check, noise_tests
+from fedfinlora.privacy.noise_audit import Draws, NoiseTest, measured_again, noise_check, noise_tests
 from fedfinlora.privacy.sensitivity_audit import Replay, sensitivity_check
 from fedfinlora.train.gradient_step import PassLimits
 
@@ -56,7 +56,7 @@ def row_checks(config: Config, chosen: Sequence[str], canaries: int, confidence:
         bench = Workbench.of(config, Path(place))
         make = {
             SENSITIVITY: lambda: sensitivity_check(replays(bench)),
-            NOISE: lambda: noise_check(noise_of_a_step(bench), draws_of_steps(bench)),
+            NOISE: lambda: measured_again(lambda: noise_check(noise_of_a_step(bench), draws_of_steps(bench))),
             CANARIES: lambda: canaries_of_a_run(bench, canaries, confidence),
             LEDGER: lambda: ledger_check(ledger_probes(bench)),
         }

@@ -13,8 +13,9 @@ from scipy.optimize import linprog
 from scipy.stats import norm
 
 from fedfinlora.privacy.accounting import Steps, epsilon, gaussian_epsilon
+from fedfinlora.privacy.audit import HOLDS, NOISE, REFUTED, Check
 from fedfinlora.privacy.ledger_audit import Comparison, compare, pld_epsilon
-from fedfinlora.privacy.noise_audit import draws_p_value, noise_test, noise_tests, smallest_deviation
+from fedfinlora.privacy.noise_audit import draws_p_value, measured_again, noise_test, noise_tests, smallest_deviation
 from fedfinlora.privacy.one_run_audit import (
     NOTICED,
     PLANS,
@@ -30,6 +31,17 @@ from fedfinlora.privacy.one_run_audit import (
     simulated,
 )
 from fedfinlora.privacy.trade_off import TradeOff, gaussian_trade_off, trade_off
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "verdict", "left"),
+    [((HOLDS, REFUTED), HOLDS, 1), ((REFUTED, HOLDS), HOLDS, 0), ((REFUTED, REFUTED), REFUTED, 0)],
+)
+def test_what_refutes_is_measured_once_more(verdicts: Sequence[str], verdict: str, left: int) -> None:
+    """A measurement refutes the truth once in a thousand, so one alone would refute it in some audit of a year."""
+    measurements = [Check(NOISE, each, "the noise", "") for each in verdicts]
+    assert measured_again(lambda: measurements.pop(0)).verdict == verdict
+    assert len(measurements) == left
 
 
 class TestTradeOff:
