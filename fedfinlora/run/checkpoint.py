@@ -108,7 +108,7 @@ def _content_sha256(values: Mapping[str, str], arrays: Mapping[str, NDArray[Any]
     """Of all that a checkpoint holds: safetensors has no checksum."""
     import hashlib
 
-    found = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+    found = hashlib.sha256(json.dumps(values, sort_keys=True, allow_nan=False).encode())
     for name in sorted(arrays):
         found.update(name.encode())
         found.update(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data)
