@@ -34,9 +34,9 @@ from flwr.supercore.task_identity import TaskIdentity
 from client_app.app import app
 from fedfinlora.compose import compose
 from fedfinlora.config.schema import Config
-from fedfinlora.files import write_bytes
+from fedfinlora.files import read_json, write_bytes, write_json
 from fedfinlora.run.checkpoint import load_checkpoint, save_checkpoint
-from fedfinlora.run.folder import read_config, write_config
+from fedfinlora.run.folder import config_fingerprint, read_config, write_config
 from server_app.federated import run_federated
 
 BANKS = 2
@@ -251,9 +251,15 @@ def _as_if_after(number: int, rounds: int, run: Path, folder: Path) -> Config:
     for file in folder.glob("banks/*/*/round_0001.safetensors"):
         file.rename(file.with_name(f"round_{number:04d}.safetensors"))
     shutil.rmtree(run / "adapters" / "final")
-    config = replace(read_config(run), num_server_rounds=rounds)
+    return replace(planned_for(run, rounds), resume=str(run))
+
+
+def planned_for(run: Path, rounds: int) -> Config:
+    """Let the run have been begun for so many rounds."""
+    config, manifest = replace(read_config(run), num_server_rounds=rounds), run / "manifest.json"
     write_config(run, config)
-    return replace(config, resume=str(run))
+    write_json(manifest, {**read_json(manifest), "config_sha256": config_fingerprint(config)})
+    return config
 
 
 def main() -> int:

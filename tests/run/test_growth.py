@@ -20,7 +20,7 @@ from tiny_runs import SCORED, adapter_bytes, result_of, rounds_of, same_run, wri
 from watched_runs import bank_done
 
 import client_app.prepared_rows
-from benchmarks.long_run import Mark, faults, long_run
+from benchmarks.long_run import Mark, faults, long_run, planned_for
 from client_app.kept_state import KEPT_RUNS, KEPT_STATES, forget_old_runs, load_moments, save_moments
 from client_app.prepared_rows import ROWS_BYTES, bank_rows, size_of
 from fedfinlora.config.schema import Config
@@ -87,8 +87,8 @@ class TestRound10000:
         as_if_after(begun, runs.folder, 9_997)
         shutil.copytree(begun, runs.folder / "whole")
         shutil.copytree(runs.folder / "states", runs.folder / "whole-states")
-        with_rounds(begun, 10_002)
-        with_rounds(runs.folder / "whole", 10_002)
+        planned_for(begun, 10_002)
+        planned_for(runs.folder / "whole", 10_002)
         for number in AROUND:
 
             def stop(*arguments: object, last: int = number, **named: object) -> bool:
@@ -113,12 +113,6 @@ def as_if_after(run: Path, folder: Path, number: int) -> None:
     save_checkpoint(run, replace(state, round=number, line={**state.line, "round": number}))
     for file in folder.glob("states/*/*/round_0001.safetensors"):
         file.rename(file.with_name(f"round_{number:04d}.safetensors"))
-
-
-def with_rounds(run: Path, rounds: int) -> None:
-    """Let the run have been planned for so many rounds."""
-    config = run / "config.yaml"
-    config.write_text(config.read_text().replace("num_server_rounds: 1\n", f"num_server_rounds: {rounds}\n"))
 
 
 class TestOldRounds:
