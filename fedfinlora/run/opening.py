@@ -32,8 +32,9 @@ from fedfinlora.run.selection import choice
 from fedfinlora.system.locks import Lock
 
 DataFiles = Callable[[Config], Mapping[str, str]]
-SavedFiles = Callable[[Path], Mapping[str, str]]
 """File -> SHA-256 of all that a configuration reads."""
+SavedFiles = Callable[[Path], Mapping[str, str]]
+"""Path in a run's folder -> SHA-256 of what its rounds have saved."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def open_run(
 ) -> OpenRun:
     """Make a new run's folder, or open the one to resume, and hold it until `OpenRun.held` ends. UserError when a
     resumed run was configured otherwise, or began with other files (`data_files`: file -> SHA-256 of what a
-    configuration reads), or another trains in the folder. `saved`: path in a run's folder -> SHA-256 of what it saved.
+    configuration reads), or another trains in the folder.
     """
     folder = Path(config.resume) if config.resume else new_run_folder(config)
     if config.resume:
