@@ -29,23 +29,23 @@ app = ClientApp()
 def hello(message: Message, context: Context) -> Message:
     """Who is there: the bank's name, the hash of the code that it runs, and its rank where it has one of its own."""
 
+    read = _facts_once(context)
+
     def answer() -> RecordDict:
-        facts = bank_facts(context.node_config)
+        facts = read()
         said = ConfigRecord({"status": "ok", "bank": facts.name, "source-sha256": source_fingerprint()})
         if facts.rank:
             said["rank"] = facts.rank
         return RecordDict({"reply": said})
 
-    return _safely(message, context, answer)
+    return _safely(message, context, answer, read)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """One round at this bank, if its coordinator signed the request; the answer is signed by the bank, errors too."""
 
-    read = cache(
-        lambda: bank_facts(context.node_config)
-    )  # once: the settings may be edited while the round is worked on
+    read = _facts_once(context)
 
     def answer() -> RecordDict:
         facts = read()
@@ -67,7 +67,12 @@ def train(message: Message, context: Context) -> Message:
             done.second_moments,
         )  # fmt: skip
 
-    return _signed(_safely(message, context, answer), message, context, read)
+    return _signed(_safely(message, context, answer, read), message, context, read)
+
+
+def _facts_once(context: Context) -> Callable[[], BankFacts]:
+    """Reads who the bank is, once a message: its settings may be edited while the message is worked on."""
+    return cache(lambda: bank_facts(context.node_config))
 
 
 def _signed(reply: Message, message: Message, context: Context, read: Callable[[], BankFacts]) -> Message:
@@ -82,13 +87,17 @@ def _signed(reply: Message, message: Message, context: Context, read: Callable[[
         return Message(pack_error(str(reply.content.config_records["reply"]["bank"]), error.code), reply_to=message)
 
 
-def _safely(message: Message, context: Context, answer: Callable[[], RecordDict]) -> Message:
+def _safely(
+    message: Message, context: Context, answer: Callable[[], RecordDict], read: Callable[[], BankFacts]
+) -> Message:
     show_logs()
     with about():
-        return _answered(message, context, answer)
+        return _answered(message, context, answer, read)
 
 
-def _answered(message: Message, context: Context, answer: Callable[[], RecordDict]) -> Message:
+def _answered(
+    message: Message, context: Context, answer: Callable[[], RecordDict], read: Callable[[], BankFacts]
+) -> Message:
     try:
         return Message(answer(), reply_to=message)
     except BankError as error:
@@ -101,7 +110,7 @@ def _answered(message: Message, context: Context, answer: Callable[[], RecordDic
         code = "memory" if "out of memory" in str(error).lower() else "internal"
         log.exception("unexpected error")
     try:
-        name = bank_facts(context.node_config).name
+        name = read().name
     except BankError:
         name = f"bank-{context.node_id}"
     return Message(pack_error(name, code), reply_to=message)

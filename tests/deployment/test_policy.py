@@ -408,6 +408,24 @@ def test_a_refusal_is_in_the_round_record_and_the_run_continues(rows: Path, tmp_
         assert "policy_sha256" not in trained
 
 
+def test_settings_that_are_being_edited_do_not_change_who_answers(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An editor may leave bank.yaml empty for a moment, just when a refusal is on its way out."""
+    north = bank_of(rows, tmp_path / "north", max_rank=2)
+    south = {"bank": "south", "data-path": str(rows), "state-dir": str(tmp_path / "south")}
+
+    def recorded(file: Path, event: Event) -> None:
+        record(file, event)
+        if event.outcome == "refused":
+            Path(north.node_config["settings"]).write_text("")
+
+    monkeypatch.setattr(client_app.bank, "record", recorded)
+    config = compose(overrides(rows, tmp_path / "runs", "dataset.source=jsonl", f"dataset.root={rows}"))
+    [line, *_] = rounds_of(run_federated(FakeGrid({7: north.node_config, 8: south}), config))
+    assert [(bank["bank"], bank["code"]) for bank in line["banks"]] == [("north", "policy-max_rank"), ("south", "")]
+
+
 def test_a_model_of_that_name_with_other_files_is_refused(rows: Path, tmp_path: Path) -> None:
     """One number of the weights is another: the same name, another hash."""
     folder = tmp_path / "model"
