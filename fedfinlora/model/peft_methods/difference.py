@@ -55,7 +55,7 @@ class Difference(Lora):
         import torch
         from torch import nn
 
-        from fedfinlora.model.peft_methods.modules import modules
+        from fedfinlora.model.peft_methods.modules import Apart, Both
 
         def linear(weight: NDArray[np.float32], device: torch.device, is_trained: bool) -> nn.Linear:
             made = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
@@ -69,8 +69,8 @@ class Difference(Lora):
             except UserError as error:
                 raise UserError(f"peft={peft.method}: {path}: {error}") from error
             device = base.weight.device
-            layer.lora_A[ADAPTER_NAME] = modules().Both(linear(a, device, True), linear(a, device, False))
-            layer.lora_B[ADAPTER_NAME] = modules().Apart(linear(b, device, True), linear(b, device, False))
+            layer.lora_A[ADAPTER_NAME] = Both(linear(a, device, True), linear(a, device, False))
+            layer.lora_B[ADAPTER_NAME] = Apart(linear(b, device, True), linear(b, device, False))
 
     def start(self, model: nn.Module, seed: int) -> None:
         """A = A0 and B = B0, as they were built; after training the caller puts them back."""

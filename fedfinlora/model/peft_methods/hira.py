@@ -37,13 +37,13 @@ class Hira(Lora):
     saved_ends = (".hira_A", ".hira_B")
 
     def build(self, model: nn.Module, peft: PeftConfig) -> None:
-        from fedfinlora.model.peft_methods.modules import modules
+        from fedfinlora.model.peft_methods.modules import Hadamard, Same
 
         for _, layer in adapted_layers(model):
             layer.scaling[ADAPTER_NAME] = 1.0
             a, b = layer.lora_A[ADAPTER_NAME].weight, layer.lora_B[ADAPTER_NAME].weight
-            layer.lora_A[ADAPTER_NAME] = modules().Same()
-            layer.lora_B[ADAPTER_NAME] = modules().Hadamard(a, b, _weight_of(layer))
+            layer.lora_A[ADAPTER_NAME] = Same()
+            layer.lora_B[ADAPTER_NAME] = Hadamard(a, b, _weight_of(layer))
 
     def start(self, model: nn.Module, seed: int) -> None:
         import torch

@@ -43,7 +43,7 @@ class IrQlora(Lora):
     whole = False
 
     def build(self, model: nn.Module, peft: PeftConfig) -> None:
-        from fedfinlora.model.peft_methods.modules import modules
+        from fedfinlora.model.peft_methods.modules import ElasticFirst, ElasticSecond
 
         for path, layer in adapted_layers(model):
             if layer.in_features % peft.rank or layer.out_features % peft.rank:
@@ -51,8 +51,8 @@ class IrQlora(Lora):
                     f"peft=ir_qlora: {path} has {layer.in_features} inputs and {layer.out_features} outputs, and "
                     f"peft.rank={peft.rank} does not divide both. Set one that does."
                 )
-            layer.lora_A[ADAPTER_NAME] = modules().ElasticFirst(layer.lora_A[ADAPTER_NAME])
-            layer.lora_B[ADAPTER_NAME] = modules().ElasticSecond(layer.lora_B[ADAPTER_NAME])
+            layer.lora_A[ADAPTER_NAME] = ElasticFirst(layer.lora_A[ADAPTER_NAME])
+            layer.lora_B[ADAPTER_NAME] = ElasticSecond(layer.lora_B[ADAPTER_NAME])
 
     def start(self, model: nn.Module, seed: int) -> None:
         """A Kaiming-uniform from the run's seed; B and the betas zero."""

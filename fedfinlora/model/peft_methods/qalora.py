@@ -41,7 +41,7 @@ class QaLora(Lora):
     def build(self, model: nn.Module, peft: PeftConfig) -> None:
         from torch import nn
 
-        from fedfinlora.model.peft_methods.modules import modules
+        from fedfinlora.model.peft_methods.modules import Pooled
 
         for path, layer in adapted_layers(model):
             groups, left = divmod(layer.in_features, peft.group_size)
@@ -52,7 +52,7 @@ class QaLora(Lora):
                 )
             device = layer.lora_A[ADAPTER_NAME].weight.device
             pooled = nn.Linear(groups, peft.rank, bias=False, device=device)
-            layer.lora_A[ADAPTER_NAME] = modules().Pooled(pooled, peft.group_size)
+            layer.lora_A[ADAPTER_NAME] = Pooled(pooled, peft.group_size)
             layer.lora_B[ADAPTER_NAME] = nn.Sequential(OrderedDict(pooled=layer.lora_B[ADAPTER_NAME]))
 
     def start(self, model: nn.Module, seed: int) -> None:

@@ -44,7 +44,7 @@ class Shira(Lora):
         return True
 
     def build(self, model: nn.Module, peft: PeftConfig) -> None:
-        from fedfinlora.model.peft_methods.modules import modules
+        from fedfinlora.model.peft_methods.modules import Same, Sparse
 
         for path, layer in adapted_layers(model):
             size_in, size_out = layer.in_features, layer.out_features
@@ -53,8 +53,8 @@ class Shira(Lora):
                 raise UserError(f"peft=shira: {path} has fewer than {count} weights. Set a smaller peft.rank.")
             device = layer.lora_A[ADAPTER_NAME].weight.device
             layer.scaling[ADAPTER_NAME] = 1.0
-            layer.lora_A[ADAPTER_NAME] = modules().Same()
-            layer.lora_B[ADAPTER_NAME] = modules().Sparse(count, size_in, size_out, device)
+            layer.lora_A[ADAPTER_NAME] = Same()
+            layer.lora_B[ADAPTER_NAME] = Sparse(count, size_in, size_out, device)
 
     def start(self, model: nn.Module, seed: int) -> None:
         """Places in the order of rows, as PEFT's mask gives them, by NumPy's generator on every device."""

@@ -43,13 +43,13 @@ class Vera(Lora):
         return True
 
     def build(self, model: nn.Module, peft: PeftConfig) -> None:
-        from fedfinlora.model.peft_methods.modules import modules
+        from fedfinlora.model.peft_methods.modules import VectorScaled
 
         for _, layer in adapted_layers(model):
             layer.scaling[ADAPTER_NAME] = 1.0
             for factors in (layer.lora_A, layer.lora_B):
                 factors[ADAPTER_NAME].weight.requires_grad_(False)
-            layer.lora_B[ADAPTER_NAME] = modules().VectorScaled(layer.lora_B[ADAPTER_NAME])
+            layer.lora_B[ADAPTER_NAME] = VectorScaled(layer.lora_B[ADAPTER_NAME])
 
     def start(self, model: nn.Module, seed: int) -> None:
         """A and B from the seed, on the CPU: the same bytes on every device; d 0.1, b zero."""
