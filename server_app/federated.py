@@ -32,13 +32,13 @@ from fedfinlora.provenance.lines import Attempt
 from fedfinlora.provenance.release import write_release
 from fedfinlora.report.loggers import Board, require_loggers
 from fedfinlora.run.checkpoint import Checkpoint, adapter_checksum, checkpoint_file, save_checkpoint
-from fedfinlora.run.events import BanksDrawn, Message, Phase, RoundStart, Trainable, bank_done
+from fedfinlora.run.events import Message, Phase, RoundStart, Trainable
 from fedfinlora.run.far_factors import warning
 from fedfinlora.run.folder import write_manifest
 from fedfinlora.run.opening import OpenRun, open_run, run_result
 from fedfinlora.run.privacy_card import privacy_card
 from fedfinlora.run.progress import EventWriter
-from fedfinlora.run.records import BankEntry, BankTimings, RoundLine, RoundPrivacy, read_rounds, write_result
+from fedfinlora.run.records import BankEntry, RoundLine, RoundPrivacy, read_rounds, write_result
 from fedfinlora.run.typed import plain
 from fedfinlora.train.own_columns import trained_size
 from fedfinlora.train.trainer_names import trainer_files, trainer_of_environment
@@ -46,7 +46,7 @@ from server_app.door import check_settings_on_disk
 from server_app.exchange import MessageGrid, roster
 from server_app.own_ranks import with_announced
 from server_app.plain_run import logged_events
-from server_app.rounds import run_round
+from server_app.rounds import Federation, run_round
 from server_app.strategies import strategy_of
 from server_app.strategies.strategy import ServerState, Strategy
 from server_app.witness import Witness, witness_root
@@ -125,12 +125,11 @@ def _train(grid: MessageGrid, banks: Mapping[str, int], run: OpenRun, events: Ev
     selection = scores.resume_from(run.checkpoint)
     chain.append(saved_line(folder, run.run_id, state.round, with_base=True))
     witness = Witness(witness_root(), read_rounds(folder))
+    federation = Federation(grid, run, rule, session.layout, witness, keys, code, events)
     seconds: dict[str, float] = {}
     while scores.more(state.round, selection):
         with about(run=run.run_id, round=state.round + 1):
-            state, line, evidence = _one_round(
-                grid, banks, run, session, rule, state, events, seconds, witness, keys, code
-            )
+            state, line, evidence = _one_round(federation, banks, state, seconds)
         chain.append(evidence)
         selection = scores.close_round({"adapter": state.adapter, **state.arrays}, line, selection)
         chain.append(saved_line(folder, run.run_id, state.round))
@@ -159,49 +158,19 @@ def _first_state(run: OpenRun, session: Session, rule: Strategy) -> ServerState:
 
 
 def _one_round(
-    grid: MessageGrid,
-    banks: Mapping[str, int],
-    run: OpenRun,
-    session: Session,
-    rule: Strategy,
-    state: ServerState,
-    events: EventWriter,
-    seconds: dict[str, float],
-    witness: Witness,
-    keys: ServerKeys,
-    code_sha256: str,
+    federation: Federation, banks: Mapping[str, int], state: ServerState, seconds: dict[str, float]
 ) -> tuple[ServerState, RoundLine, Attempt]:
-    """The next state, the round's line of rounds.jsonl, still without scores, and that of provenance.jsonl."""
-    config = run.config
+    """The next state, the round's line of rounds.jsonl, still without scores, and that of provenance.jsonl. `seconds`
+    is how long each bank took last time; it is brought up to date.
+    """
+    config, events = federation.run.config, federation.events
     number = state.round + 1
     events.write(RoundStart(round=number))
     privacy: RoundPrivacy | None = None
-    if booked := rule.book(run, list(banks), state):
+    if booked := federation.rule.book(federation.run, list(banks), state):
         banks, privacy = {name: banks[name] for name in booked.banks}, booked.privacy
         events.write(Message(level="info", text=str(booked)))
-
-    def on_bank(entry: BankEntry, timing: BankTimings) -> None:
-        events.write(bank_done(number, entry, timing))
-
-    def on_drawn(names: Sequence[str]) -> None:
-        events.write(BanksDrawn(round=number, banks=tuple(names)))
-
-    result = run_round(
-        grid,
-        banks,
-        rule,
-        state,
-        config,
-        session.layout,
-        run.run_id,
-        run.folder / "state",
-        on_bank,
-        seconds,
-        on_drawn,
-        witness,
-        keys,
-        code_sha256,
-    )
+    result = run_round(federation, banks, state, seconds)
     state, line = result.state, replace(result.line, privacy=privacy)
     seconds.update((name, timing.train_s or 0.0) for name, timing in line.timings.banks.items())
     if number == 1 and not config.privacy.in_the_bank and line.banks:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,12 +19,15 @@ import numpy as np
 
 from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError
-from fedfinlora.model.adapter import Layout, Vector, norm
+from fedfinlora.model.adapter import Layout, norm
 from fedfinlora.model.parts import sent_part
 from fedfinlora.provenance.evidence import RoundEvidence, ServerKeys
 from fedfinlora.provenance.lines import Attempt
 from fedfinlora.run.checkpoint import adapter_checksum
+from fedfinlora.run.events import BanksDrawn, bank_done
+from fedfinlora.run.opening import OpenRun
 from fedfinlora.run.origin import source_fingerprint
+from fedfinlora.run.progress import EventWriter
 from fedfinlora.run.records import (
     AverageLoss,
     BankEntry,
@@ -36,7 +39,7 @@ from fedfinlora.run.records import (
 from fedfinlora.train.own_columns import with_frozen_ranks
 from fedfinlora.wire.messages import Reply, TrainRequest, pack_requests
 from server_app.average_loss import average_loss, is_measured
-from server_app.drift import note_lost, plan_of, unmoved
+from server_app.drift import RoundPlan, note_lost, plan_of, unmoved
 from server_app.exchange import MessageGrid, exchange
 from server_app.factor_length import factor_length
 from server_app.replies import Replies, StoredDeltas, replies_of
@@ -58,111 +61,156 @@ class RoundResult:
     """The round's line of provenance.jsonl."""
 
 
-OnDrawn = Callable[[Sequence[str]], None]
-OnBank = Callable[[BankEntry, BankTimings], None]
+@dataclass(frozen=True)
+class Federation:
+    """What stays the same in all rounds of a run: the way to the banks, the rule, and who signs."""
+
+    grid: MessageGrid
+    run: OpenRun
+    rule: Strategy
+    layout: Layout
+    witness: Witness
+    """Knows how far the banks' privacy ledgers had come."""
+    keys: ServerKeys
+    """They sign what is asked, and check who answered."""
+    code_sha256: str
+    """Of the app bundle; signed with each request."""
+    events: EventWriter
+    """For who is asked, and for each reply as it comes."""
+
+    @property
+    def state_folder(self) -> Path:
+        """Where the deltas of a round rest until all have come."""
+        return self.run.folder / "state"
+
+
+class _Gathered(NamedTuple):
+    """What came back in a round, by bank."""
+
+    replies: dict[str, Reply]
+    """The usable ones, their deltas on the disk."""
+    entries: dict[str, BankEntry]
+    timings: dict[str, BankTimings]
+
+
+class _Measured(NamedTuple):
+    """What the server's average lost, and how the banks write their products, where it is measured."""
+
+    average: AverageLoss | None = None
+    factors: FactorLength | None = None
+    average_s: float = 0.0
+
+
+class _Step(NamedTuple):
+    """What the server made of the replies."""
+
+    state: ServerState
+    weights: Sequence[float] | None
+    """Of the replies by bank's name; None where the server's noise hides who replied."""
+    measured: _Measured
 
 
 def run_round(
-    grid: MessageGrid,
-    banks: Mapping[str, int],
-    rule: Strategy,
-    state: ServerState,
-    config: Config,
-    layout: Layout,
-    run_id: str,
-    folder: Path,
-    on_bank: OnBank | None = None,
-    expected_s: Mapping[str, float] | None = None,
-    on_drawn: OnDrawn | None = None,
-    witness: Witness | None = None,
-    keys: ServerKeys | None = None,
-    code_sha256: str = "",
+    federation: Federation, banks: Mapping[str, int], state: ServerState, expected_s: Mapping[str, float]
 ) -> RoundResult:
-    """Send the adapter, gather and check the deltas, and take the server's step.
+    """Send the adapter to those of `banks` (name -> node) that are drawn, gather and check their deltas, and take the
+    server's step.
 
-    The deltas rest in `folder` until all have come. `keys` sign what is asked, `code_sha256` (of the app bundle) among
-    it, and check who answered. `expected_s` is how long each bank took last time, in seconds; `witness` knows how far
-    the banks' privacy ledgers had come. Raises UserError when fewer than strategy.quorum replies are usable
-    (`rule.quorum`); `state` is then unchanged and the run can be resumed.
+    `expected_s` is how long each bank took last time, in seconds. Raises UserError when fewer than strategy.quorum
+    replies are usable (`rule.quorum`); `state` is then unchanged and the run can be resumed.
     """
     started = time.monotonic()
-    number = state.round + 1
-    strategy = config.strategy
+    run, rule, layout, config = federation.run, federation.rule, federation.layout, federation.run.config
+    number, keys = state.round + 1, federation.keys
     drawn = rule.sampled(sorted(banks), config.seed, number)
-    if on_drawn is not None:
-        on_drawn(drawn)
-    heads = witness.heads(drawn) if witness else {}
-    request = TrainRequest(config, run_id, number, layout.id, source_fingerprint(), state.adapter, heads)
-    request = replace(request, second_moments=rule.second_moments(state))
+    federation.events.write(BanksDrawn(round=number, banks=tuple(drawn)))
     # The slowest first: where fewer workers than banks share a machine, none then waits long for a last big bank.
-    queue = sorted(drawn, key=lambda name: (-(expected_s or {}).get(name, 0.0), name))
-    names = {banks[name]: name for name in queue}
-    plan = plan_of(folder.parent, number, config) if strategy.sync == "drift" else None
-    evidence = RoundEvidence(keys or ServerKeys(), run_id, number, adapter_checksum(state.adapter), code_sha256)
-    packed = plan.packed(request, queue) if plan else pack_requests(request, queue)
-    evidence.ask(packed)
-    requests = {banks[name]: content for name, content in packed.items()}
-    arriving = exchange(grid, requests, "train", strategy.deadline_s, str(number))
-    part = plan.part(layout) if plan else sent_part(strategy.name, layout, number)
+    queue = sorted(drawn, key=lambda name: (-expected_s.get(name, 0.0), name))
+    heads, moments = federation.witness.heads(drawn), rule.second_moments(state)
+    request = TrainRequest(config, run.run_id, number, layout.id, source_fingerprint(), state.adapter, heads)
+    request = replace(request, second_moments=moments)
+    evidence = RoundEvidence(keys, run.run_id, number, adapter_checksum(state.adapter), federation.code_sha256)
+    plan = plan_of(run.folder, number, config) if config.strategy.sync == "drift" else None
+    part = plan.part(layout) if plan else sent_part(config.strategy.name, layout, number)
     is_silent = plan is not None and not plan.averaged
-    with StoredDeltas(folder, 1 if is_silent else layout.size) as deltas:
-        asked = Asked(request, layout, part, witness, evidence, deltas)
-        replies: dict[str, Reply] = {}
-        entries: dict[str, BankEntry] = {}
-        timings: dict[str, BankTimings] = {}
-        for node, message in arriving:
-            name = names[node]
-            reply, entry, timing = asked.taken_in(message, name, folder.parent)
-            del message  # nor held while the next is fetched
-            if reply is not None:
-                replies[name] = reply
-            bytes_down = plan.bytes_down(name, state.adapter) if plan else state.adapter.nbytes
-            entries[name] = replace(entry, bytes_down=bytes_down)
-            timings[name] = replace(timing, reply_s=time.monotonic() - started)
-            if on_bank is not None:
-                on_bank(entries[name], timings[name])
+    with StoredDeltas(federation.state_folder, 1 if is_silent else layout.size) as deltas:
+        asked = Asked(request, layout, part, federation.witness, evidence, deltas)
+        gathered = _gathered(federation, asked, plan, {name: banks[name] for name in queue}, started)
         collected = time.monotonic()
         if plan:
-            note_lost(folder, number, entries.values())
-        _check_quorum(number, replies, entries, rule.quorum, strategy.quorum)
-        ordered = [replies[name] for name in sorted(replies)]
-        weights = rule.weights(ordered)
-        if is_silent:
-            following = unmoved(state)
-        else:
-            aggregate = replies_of(ordered, weights, layout, partial(deltas.read, sorted(replies)))
-            following = _stepped(rule, state, aggregate, layout, config)
-        measured = _Measured()
-        if not is_silent and weights is not None:
-            measured = _measured(number, state.adapter, following.step_norm, ordered, weights, layout, deltas, config)
+            note_lost(federation.state_folder, number, gathered.entries.values())
+        _check_quorum(number, gathered, rule.quorum, config.strategy.quorum)
+        replies = [gathered.replies[name] for name in sorted(gathered.replies)]
+        step = _step(federation, state, replies, deltas, is_silent)
     line = replace(
-        line_of(number, [entries[name] for name in sorted(entries)], ordered, weights is None),
-        update_norm=following.step_norm,
-        average=measured.average,
-        factors=measured.factors,
+        line_of(number, [gathered.entries[name] for name in sorted(gathered.entries)], replies, step.weights is None),
+        update_norm=step.state.step_norm,
+        average=step.measured.average,
+        factors=step.measured.factors,
         timings=RoundTimings(
             total_s=time.monotonic() - started,
             train_s=collected - started,
             aggregate_s=time.monotonic() - collected,
-            average_s=measured.average_s,
-            banks=dict(sorted(timings.items())),
+            average_s=step.measured.average_s,
+            banks=dict(sorted(gathered.timings.items())),
         ),
     )
     line = replace(line, sync=plan.line(line, state.adapter)) if plan else line
-    weighed = None if weights is None else dict(zip(sorted(replies), weights, strict=True))
-    return RoundResult(following, line, evidence.line(adapter_checksum(following.adapter), weighed))
+    names = [reply.bank for reply in replies]
+    weighed = None if step.weights is None else dict(zip(names, step.weights, strict=True))
+    return RoundResult(step.state, line, evidence.line(adapter_checksum(step.state.adapter), weighed))
 
 
-def _check_quorum(
-    number: int, replies: Mapping[str, Reply], entries: Mapping[str, BankEntry], needed: int, configured: int
-) -> None:
+def _gathered(
+    federation: Federation, asked: Asked, plan: RoundPlan | None, nodes: Mapping[str, int], started: float
+) -> _Gathered:
+    """Ask the banks of `nodes` (name -> node) in their order, and take in what they answer until the deadline.
+    `started`: the round's beginning on the monotonic clock, in seconds.
+    """
+    request, names = asked.request, list(nodes)
+    packed = plan.packed(request, names) if plan else pack_requests(request, names)
+    asked.evidence.ask(packed)
+    requests = {nodes[name]: content for name, content in packed.items()}
+    name_of = {node: name for name, node in nodes.items()}
+    found = _Gathered({}, {}, {})
+    deadline_s = request.config.strategy.deadline_s
+    for node, message in exchange(federation.grid, requests, "train", deadline_s, str(request.round)):
+        name = name_of[node]
+        reply, entry, timing = asked.taken_in(message, name, federation.run.folder)
+        del message  # nor held while the next is fetched
+        if reply is not None:
+            found.replies[name] = reply
+        bytes_down = plan.bytes_down(name, request.adapter) if plan else request.adapter.nbytes
+        found.entries[name] = replace(entry, bytes_down=bytes_down)
+        found.timings[name] = replace(timing, reply_s=time.monotonic() - started)
+        federation.events.write(bank_done(request.round, found.entries[name], found.timings[name]))
+    return found
+
+
+def _check_quorum(number: int, gathered: _Gathered, needed: int, configured: int) -> None:
     """UserError, with what was wrong at each bank, where fewer replies than the rule needs are usable."""
+    replies, entries = gathered.replies, gathered.entries
     if len(replies) >= needed:
         return
     reasons = "; ".join(f"{name}: {entries[name].reason}" for name in sorted(entries) if name not in replies)
     raise UserError(
         f"Round {number}: {len(replies)} of {len(entries)} replies are usable, strategy.quorum={configured}. {reasons}"
     )
+
+
+def _step(
+    federation: Federation, state: ServerState, replies: Sequence[Reply], deltas: StoredDeltas, is_silent: bool
+) -> _Step:
+    """The server's step on the replies, which are by bank's name; none where a round `is_silent`."""
+    weights = federation.rule.weights(replies)
+    if is_silent:
+        return _Step(unmoved(state), weights, _Measured())
+    names = [reply.bank for reply in replies]
+    aggregate = replies_of(replies, weights, federation.layout, partial(deltas.read, names))
+    following = _stepped(federation.rule, state, aggregate, federation.layout, federation.run.config)
+    if weights is None:
+        return _Step(following, None, _Measured())
+    return _Step(following, weights, _measured(federation, state, following.step_norm, replies, weights, deltas))
 
 
 def _stepped(rule: Strategy, state: ServerState, replies: Replies, layout: Layout, config: Config) -> ServerState:
@@ -174,31 +222,22 @@ def _stepped(rule: Strategy, state: ServerState, replies: Replies, layout: Layou
     return replace(following, adapter=kept, step_norm=norm(kept.astype(np.float64) - state.adapter))
 
 
-class _Measured(NamedTuple):
-    """What the server's average lost, and how the banks write their products, where it is measured."""
-
-    average: AverageLoss | None = None
-    factors: FactorLength | None = None
-    average_s: float = 0.0
-
-
 def _measured(
-    number: int,
-    adapter: Vector,
+    federation: Federation,
+    state: ServerState,
     step_norm: float,
     replies: Sequence[Reply],
     weights: Sequence[float],
-    layout: Layout,
     deltas: StoredDeltas,
-    config: Config,
 ) -> _Measured:
-    """`replies` and `weights` are by bank's name; `adapter` is the one that the banks got, (size,) float32, and
-    `step_norm` the length of the server's step.
+    """`replies` and `weights` are by bank's name, `state` is the one that the banks got, and `step_norm` the length of
+    the server's step.
     """
-    began, average, ranks = time.monotonic(), None, config.strategy.declared_ranks()
-    if config.strategy.measure_average and is_measured(number, config.num_server_rounds):
-        average = average_loss(adapter, step_norm, replies, weights, layout, deltas.read, ranks)
-    factors = factor_length(adapter, [reply.bank for reply in replies], layout, deltas.one, ranks)
+    began, average, config, layout = time.monotonic(), None, federation.run.config, federation.layout
+    ranks = config.strategy.declared_ranks()
+    if config.strategy.measure_average and is_measured(state.round + 1, config.num_server_rounds):
+        average = average_loss(state.adapter, step_norm, replies, weights, layout, deltas.read, ranks)
+    factors = factor_length(state.adapter, [reply.bank for reply in replies], layout, deltas.one, ranks)
     return _Measured(average, factors, time.monotonic() - began if average else 0.0)
 
 
