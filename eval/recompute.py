@@ -18,8 +18,8 @@ from eval.rounds import is_due, validation_of
 from eval.scoring.records import recorded_scores, score_rows
 from eval.scoring.scorers import SCORERS
 from fedfinlora.config.schema import Config
+from fedfinlora.model.adapter_folder import PROVENANCE_FILE
 from fedfinlora.provenance.compared import Difference, differences
-from fedfinlora.provenance.release import PROVENANCE_FILE
 from fedfinlora.run.evaluation import (
     METRICS_FILE,
     BenchmarkMetrics,

@@ -149,7 +149,7 @@ def in_order_of(
         else:
             extra.append(label)
     faults = [f"it does not know {', '.join(extra)}"] if extra else []
-    faults += [f"it weighs {', '.join(was.values())} too, which is not among --adapter"] if was else []
+    faults += [f"it weighs {', '.join(was.values())} with other tensors than any --adapter here"] if was else []
     raise UserError(f"{folder} is a gate for other adapters: {' and '.join(faults + changed)}. Train one for these.")
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -212,6 +213,15 @@ def make_private(folder: Path) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=PRIVATE_MODE, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+
+
+def check_writable(folder: Path) -> None:
+    """UserError where no file can be made in a folder: before long work whose result would be lost."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise unwritable(folder, error) from error
 

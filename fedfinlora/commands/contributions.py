@@ -20,14 +20,15 @@ from eval.models import LocalModel
 from eval.report import write_run_report
 from eval.rows import require_rows
 from fedfinlora.commands.printed import print_table
-from fedfinlora.commands.replayed import KeptRun, read_kept_run, with_words
+from fedfinlora.commands.replayed import KeptRun, config_as_begun, read_kept_run, with_words
 from fedfinlora.commands.shapley import Coalition, Combination, combination
-from fedfinlora.errors import UserError
+from fedfinlora.errors import ConfigError, UserError
+from fedfinlora.files import check_writable
 from fedfinlora.model.adapter import Vector, load_adapter
+from fedfinlora.model.adapter_folder import check_as_written
 from fedfinlora.report.contributions import contributions_table, notes
 from fedfinlora.run.contributions import BankContribution, Contributions, write_contributions
 from fedfinlora.run.evaluation import Estimate, read_records
-from fedfinlora.run.folder import read_config
 
 LOCAL = "local-"
 """Begins the label of the adapter of a bank alone."""
@@ -38,10 +39,13 @@ AT_ONCE = 8
 
 def contributions(folder: Path, local: str, permutations: int, words: Sequence[str]) -> int:
     """Write contributions.json and the report of the run, and print the table."""
-    config = with_words(read_config(folder), words)
+    if permutations < 2:
+        raise ConfigError(f"--permutations must be at least 2, not {permutations}.")
+    config = with_words(config_as_begun(folder), words)
     if config.evaluation.benchmarks == ("none",):
         raise UserError(f"{folder} is a run without scores. {NAME_SOME}")
     require_rows(config)
+    check_writable(folder)  # before the scoring
     run = read_kept_run(folder, words)
     if len(run.banks) < 2:
         raise UserError(f"{folder} has updates of one bank only: contributions need two banks or more.")
@@ -78,6 +82,7 @@ def _alone(run: KeptRun, local: str) -> dict[str, Vector]:
                 "run_name=NAME` "
                 "and give --local FOLDER/NAME."
             )
+        check_as_written(adapter)
         found[LOCAL + bank] = load_adapter(adapter, session.layout, run.config.model, session.frozen)
     return found
 

@@ -26,6 +26,7 @@ from eval.rows import require_rows
 from fedfinlora.commands.explain_runs import CHANGES, EXACT, EXACT_TITLE, FEDERATED, POOLED, PRODUCT, Plan
 from fedfinlora.commands.printed import print_table
 from fedfinlora.errors import ConfigError, UserError
+from fedfinlora.files import made_as
 from fedfinlora.model.adapter import Vector, load_adapter
 from fedfinlora.model.loading import get_session
 from fedfinlora.report.explanation import explanation_lines, explanation_table
@@ -42,12 +43,14 @@ def explain(
     plan = Plan(run, pooled, output or run.parent / f"{run.name}-explained", words)
     wanted = _wanted(causes)
     require_rows(plan.federated)
+    plan.take_place()
     adapters, unknown = plan.adapters(wanted)
     print(f"scoring {len(adapters)} adapters on the same rows: {', '.join(adapters)}", flush=True)
     replayed, more = plan.replayed()
     exact, why = plan.exact_mean() if PRODUCT in wanted else (None, [])
     found = _explained(plan, adapters, exact, replayed, [*unknown, *why, *more])
-    write_explanation(plan.place / EXPLANATION_FILE, found)
+    with made_as(plan.place):
+        write_explanation(plan.place / EXPLANATION_FILE, found)
     if json_file is not None:
         write_explanation(json_file, found)
     print_table(explanation_table(found))
@@ -78,7 +81,8 @@ def _explained(
     }
     vectors |= replayed
     models = {label: LocalModel(session, config, vector) for label, vector in vectors.items()}
-    evaluations = evaluate_models(models, config, plan.place)
+    with made_as(plan.place):
+        evaluations = evaluate_models(models, config, plan.place)
     rows: list[Mapping[str, RowValues]] = [
         {key: row_values(read_records(plan.place / "eval" / label / f"{key}.jsonl")) for key in evaluation.scores}
         for label, evaluation in evaluations.items()

@@ -8,13 +8,15 @@ from pathlib import Path
 
 from fedfinlora.commands.baselines import centralized_run
 from fedfinlora.commands.in_process import is_finished, train_here
-from fedfinlora.commands.replayed import read_kept_run, with_words
+from fedfinlora.commands.replayed import config_as_begun, read_kept_run, with_words
 from fedfinlora.config.dataset import PartitionConfig
 from fedfinlora.config.privacy import PrivacyConfig
 from fedfinlora.config.schema import Config
 from fedfinlora.config.strategy import EXACT_RULES
 from fedfinlora.errors import UserError
+from fedfinlora.files import made_as, make_private, read_mapping, sha256_of, write_json
 from fedfinlora.model.adapter import Vector
+from fedfinlora.model.adapter_folder import WEIGHTS_FILE, peft_settings, read_tensors
 from fedfinlora.run.folder import read_config
 from fedfinlora.run.opening import differences
 from fedfinlora.run.records import read_result
@@ -30,6 +32,9 @@ POOLED, STEPS, ONE_BANK, IID, OWN, FEDERATED = (
     "federated",
 )
 EXACT_TITLE = "the exact mean of the products B A, cut to the adapter's rank (strategy=flexlora)"
+PAIR_FILE = "pair.json"
+"""In the folder of an explanation: the two runs, and the SHA-256 of their adapters."""
+FINAL = Path("adapters") / "final"
 SAME = ("model.", "peft.", "seed", "dataset.", "start_adapter")
 """Keys that both runs must share for their difference to be that of federating."""
 
@@ -62,6 +67,11 @@ CHANGES = (
 )  # fmt: skip
 
 
+def adapter_sha256(folder: Path) -> str:
+    """Of the tensors in an adapter's folder."""
+    return sha256_of((folder / WEIGHTS_FILE).read_bytes())
+
+
 @dataclass(frozen=True)
 class Plan:
     """The two runs, and the configurations of those in between."""
@@ -76,6 +86,8 @@ class Plan:
             result = read_result(folder)
             if (result.mode, result.status) != (mode, "completed"):
                 raise UserError(f"{folder} is no completed {mode} run, but a {result.status} {result.mode} one.")
+            peft_settings(folder / FINAL, config_as_begun(folder))
+            read_tensors(folder / FINAL)  # what is damaged is known before anything is trained
         other = [line for line in differences(self.federated, self.centralized) if line.startswith(SAME)]
         if other:
             raise UserError(
@@ -86,6 +98,23 @@ class Plan:
             raise UserError(f"{self.run} has one bank: there is nothing that federating could have changed.")
         if self.federated.dataset.source == "jsonl":
             raise UserError(f"{self.run} is of banks with rows of their own, which cannot be dealt out again here.")
+
+    def take_place(self) -> None:
+        """Make the folder of what lies in between, for its owner alone. UserError where it holds something else than an
+        explanation of these two runs, which is resumed.
+        """
+        pair = {
+            name: [str(folder), adapter_sha256(folder / FINAL)]
+            for name, folder in ((FEDERATED, self.run), (POOLED, self.pooled))
+        }
+        file = self.place / PAIR_FILE
+        if file.is_file() and read_mapping(file) != pair:
+            raise UserError(f"{self.place} has the explanation of other runs. Name another folder by --output FOLDER.")
+        if not file.is_file() and self.place.exists() and (not self.place.is_dir() or any(self.place.iterdir())):
+            raise UserError(f"{self.place} is there, and is no explanation. Name a new folder by --output FOLDER.")
+        make_private(self.place)
+        with made_as(self.place):
+            write_json(file, pair)
 
     @property
     def federated(self) -> Config:

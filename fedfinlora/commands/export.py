@@ -1,22 +1,34 @@
 """`export RUN --for vllm|sglang|gguf|merged|peft`: an adapter as another program reads it, and the command to serve it.
 
-What is written is loaded again and compared with the adapter that was trained, logit by logit, before the command ends.
+What is written is loaded again and compared with the adapter that was trained, logit by logit, before the command ends;
+for `peft` it is the adapter's own two files, byte by byte.
 """
 
 from __future__ import annotations
 
+import errno
 import shlex
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fedfinlora.config.checks import folder_name_fault
 from fedfinlora.config.model import ModelConfig
 from fedfinlora.config.schema import Config
 from fedfinlora.errors import ConfigError, UserError, choose
-from fedfinlora.files import sha256_of, write_json
-from fedfinlora.model.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, base_name, peft_settings, read_tensors
+from fedfinlora.files import made_as, make_private, sha256_of, write_bytes, write_json
+from fedfinlora.model.adapter_folder import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    base_name,
+    check_factors,
+    peft_settings,
+    read_tensors,
+    same_base,
+)
 from fedfinlora.model.embedded import embedded_folder, is_embedded
 from fedfinlora.model.gguf_adapter import write_gguf
 from fedfinlora.model.peft_methods.lora import MAGNITUDE
@@ -61,17 +73,27 @@ def export(source: Path, kind: str, out: Path | None, name: str = "", rank: int 
     run = next((folder for folder in adapter.absolute().parents if (folder / "config.yaml").is_file()), None)
     base = read_config(run).model if run else ModelConfig(name=Path(base_name(adapter)).name, path=base_name(adapter))
     name = name or (run.name if run else adapter.name)
+    if fault := "it has an equals sign" if "=" in name else folder_name_fault(name):
+        raise ConfigError(f"--name: an adapter cannot be served as {name!r}: {fault}. Choose a plain name.")
     out = out or Path(f"{name}-for-{kind}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if (out.exists() or out.is_symlink()) and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already. Name another folder with --out FOLDER.")
     peft_settings(adapter, Config())  # refuses by name what no program would compute as it was trained
+    check_factors(adapter)
+    made_for = base_name(adapter)
+    if run and made_for and not same_base(made_for, base.path):
+        raise UserError(f"{adapter} was made for {made_for}, its run's model is {base.path}. Bring its files back.")
     task = Export(adapter, replace(base, quantization="none"), out, name, rank)
-    out.mkdir(parents=True, exist_ok=True)
+    was_there = out.is_dir()
+    make_private(out)
     try:
-        with quiet_libraries():
+        with quiet_libraries(), made_as(out):
             command, difference = write(task)
-    except BaseException:
-        shutil.rmtree(out, ignore_errors=True)
+    except BaseException as error:
+        for part in [*out.iterdir()] if was_there else [out]:
+            shutil.rmtree(part) if part.is_dir() else part.unlink()
+        if is_full(error):
+            raise UserError(f"Cannot write {out}: no space is left there. Free some, or name another --out.") from error
         raise
     write_json(
         out / "export.json",
@@ -89,9 +111,8 @@ def export(source: Path, kind: str, out: Path | None, name: str = "", rank: int 
 
 
 def _peft(task: Export) -> tuple[str, float | None]:
-    for file in (CONFIG_FILE, WEIGHTS_FILE):
-        shutil.copyfile(task.adapter / file, task.out / file)
-    read_tensors(task.out)
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        write_bytes(task.out / name, (task.adapter / name).read_bytes())
     base = f"AutoModelForCausalLM.from_pretrained({task.base_path!r})"
     return f"model = PeftModel.from_pretrained({base}, {str(task.out.absolute())!r})", None
 
@@ -152,6 +173,11 @@ def _merged(task: Export) -> tuple[str, float | None]:
     return shlex.join(["vllm", "serve", str(task.out.absolute()), "--served-model-name", task.name]), difference
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether a write ended for lack of space. safetensors says so in the text of an error of its own."""
+    return getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error)
+
+
 KINDS: dict[str, Callable[[Export], tuple[str, float | None]]] = {
     "peft": _peft, "vllm": _vllm, "sglang": _sglang, "gguf": _gguf, "merged": _merged,
 }  # fmt: skip
@@ -170,7 +196,13 @@ def _with_adapter(task: Export, folder: Path | None = None) -> Any:
     import_bitsandbytes()
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(_base(task), folder or task.adapter).eval()
+    place = folder or task.adapter
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Found missing adapter keys")
+        try:
+            return PeftModel.from_pretrained(_base(task), place).eval()
+        except UserWarning as error:
+            raise UserError(f"{place / WEIGHTS_FILE} lacks tensors of some layers. Bring the file back.") from error
 
 
 def _logits(model: Any) -> Any:

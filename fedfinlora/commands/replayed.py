@@ -18,13 +18,15 @@ import numpy as np
 from fedfinlora.config.schema import Config
 from fedfinlora.config.values import build, to_plain
 from fedfinlora.errors import ConfigError, UserError
+from fedfinlora.files import read_mapping
 from fedfinlora.model.adapter import Layout, Vector, norm, save_adapter
 from fedfinlora.model.loading import Session, get_session
 from fedfinlora.model.peft_methods import METHODS
 from fedfinlora.provenance.deltas import delta_file, start_file
 from fedfinlora.run.checkpoint import adapter_checksum, load_checkpoint
-from fedfinlora.run.folder import read_config
-from fedfinlora.run.records import BankEntry, RoundLine, read_result, read_rounds
+from fedfinlora.run.folder import config_fingerprint, read_config
+from fedfinlora.run.origin import source_fingerprint
+from fedfinlora.run.records import ROUNDS_FILE, BankEntry, RoundLine, read_result, read_rounds
 from fedfinlora.wire.messages import Figures, Reply
 from server_app.replies import Replies, replies_of
 from server_app.strategies import rule_of
@@ -100,8 +102,9 @@ def read_kept_run(folder: Path, words: Sequence[str] = ()) -> KeptRun:
     """A run with its kept updates, its configuration changed by `words` (evaluation.…, model.…). UserError where it
     kept none, was private, or they do not give its adapter.
     """
-    config = read_config(folder)
-    if read_result(folder).mode != "federated":
+    config = config_as_begun(folder)
+    result = read_result(folder)
+    if result.mode != "federated":
         raise UserError(f"{folder} is no federated run. Name one that `simulate` or a deployment has made.")
     if config.privacy.mode != "none":
         raise UserError(
@@ -110,16 +113,31 @@ def read_kept_run(folder: Path, words: Sequence[str] = ()) -> KeptRun:
         )
     if not config.strategy.keep_deltas or not start_file(folder).is_file():
         raise UserError(f"{folder} kept no updates. Run it again with strategy.keep_deltas=true.")
-    final = read_result(folder).final_round
+    final = result.final_round
     lines = tuple(line for line in read_rounds(folder) if final is None or line.round <= final)
     if not lines:
         raise UserError(f"{folder} has no finished round. Resume it first.")
+    if final is not None and [line.round for line in lines] != list(range(1, final + 1)):
+        raise UserError(
+            f"{folder / ROUNDS_FILE} does not have each of the {final} rounds that result.json has. Bring it back."
+        )
     layout_id = load_checkpoint(folder).layout_id
     layout = _layout(folder, config, layout_id)
     run = KeptRun(folder, with_words(config, words), _vector(start_file(folder), layout.size), lines, layout)
     _check_rule(run)
     _check(run)
     return run
+
+
+def config_as_begun(folder: Path) -> Config:
+    """A run's configuration. UserError where config.yaml is not the one that its result was made with: one that was cut
+    may still be read, with defaults for what it lacks. A run of other code passes, since it has other settings.
+    """
+    config, made_with = read_config(folder), read_result(folder).config_sha256
+    code = read_mapping(folder / "manifest.json").get("source_sha256")
+    if made_with not in ("", config_fingerprint(config)) and code == source_fingerprint():
+        raise UserError(f"{folder / 'config.yaml'} was changed after the run. Bring it back.")
+    return config
 
 
 def with_words(config: Config, words: Sequence[str]) -> Config:
@@ -164,12 +182,15 @@ def _check(run: KeptRun) -> None:
 
 def _layout(folder: Path, config: Config, layout_id: str) -> Layout:
     """From the tensors that were saved where those are what is trained, else from the model."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     file = folder / "adapters" / "final" / "adapter_model.safetensors"
     if file.is_file():
-        with safe_open(file, framework="numpy") as stream:
-            shapes = {name: tuple(stream.get_slice(name).get_shape()) for name in stream.keys()}  # noqa: SIM118
+        try:
+            with safe_open(file, framework="numpy") as stream:
+                shapes = {name: tuple(stream.get_slice(name).get_shape()) for name in stream.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise UserError(f"{file} is damaged ({error}). Bring it back.") from error
         found = Layout(tuple(sorted(shapes)), tuple(shapes[name] for name in sorted(shapes)))
         if found.id == layout_id:
             return found

@@ -37,6 +37,7 @@ from fedfinlora.run.stages import (
     PlannedStage,
     StagesPlan,
     StagesSummary,
+    check_result,
     config_of,
     read_plan,
     result_of,
@@ -167,6 +168,8 @@ def _run(folder: Path, plan: StagesPlan, way: Way, anyway: Sequence[str]) -> int
     for number, stage in enumerate(plan.stages, 1):
         run, what = folder / stage.folder, f"stage {number} of {len(plan.stages)}, {stage.name}"
         ended = result_of(run)
+        if ended is not None:
+            check_result(run, ended)
         if ended is not None and ended.status == "completed":
             print(f"{what}: completed already", flush=True)
             continue

@@ -17,8 +17,9 @@ from fedfinlora.config.frozen_ranks import earlier_fault
 from fedfinlora.config.peft import PeftConfig
 from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError, printable
-from fedfinlora.files import read_json, sha256_of
+from fedfinlora.files import read_json, read_mapping, sha256_of
 from fedfinlora.model.peft_methods import METHODS
+from fedfinlora.model.peft_methods.lora import A, B
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLE_FILE = "adapter_model.bin"
+PROVENANCE_FILE = "provenance.json"
+"""A statement about the other two files, with their SHA-256 (`fedfinlora.provenance.release`)."""
 
 _TO_SAFETENSORS = (
     'python -c "import torch; from safetensors.torch import save_file; save_file({name: tensor.contiguous() for name, '
@@ -76,8 +79,51 @@ _TENSOR_NAME = re.compile(
 _MODEL_PREFIX = "base_model.model."
 
 
+def check_as_written(folder: Path) -> None:
+    """UserError where an adapter's files are not those that the statement next to them speaks of. A folder without a
+    statement, and a file that is missing, pass.
+
+    The statement may be forged: this finds a file that was edited, cut or copied here from elsewhere.
+    """
+    statement = folder / PROVENANCE_FILE
+    if not statement.is_file():
+        return
+    try:
+        subject = {one["name"]: one["digest"]["sha256"] for one in read_mapping(statement)["subject"]}
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{statement} is damaged: it names no files. Bring back a copy of the folder.") from error
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        file = folder / name
+        if file.is_file() and subject.get(name) != sha256_of(file.read_bytes()):
+            raise UserError(
+                f"{file} is not the file that {PROVENANCE_FILE} next to it speaks of: it was changed after its run. "
+                f"Bring it back; to use it as it is, copy {CONFIG_FILE} and {WEIGHTS_FILE} alone to another folder."
+            )
+
+
+def check_factors(folder: Path) -> None:
+    """UserError where a folder of LoRA factors is not whole: a factor without its partner, or of another rank than
+    adapter_config.json says.
+    """
+    tensors, rank = read_tensors(folder), read_mapping(folder / CONFIG_FILE).get("r")
+    factors = {name: tensor for name, tensor in tensors.items() if name.endswith((A, B))}
+    for name, tensor in factors.items():
+        mine, other = (A, B) if name.endswith(A) else (B, A)
+        if name.removesuffix(mine) + other not in factors:
+            raise UserError(
+                f"{folder / WEIGHTS_FILE} is not whole: {name} has no {other.removeprefix('.')}. Bring it back."
+            )
+        found = tensor.shape[0 if mine == A else 1]
+        if found != rank:
+            raise UserError(
+                f"{folder / WEIGHTS_FILE} does not fit {CONFIG_FILE}: {name} has rank {found}, and r is {rank}. Bring "
+                "both back from one run."
+            )
+
+
 def peft_settings(folder: Path, config: Config) -> PeftConfig:
-    """Method, rank, alpha, dropout and target modules of a PEFT folder. UserError for what cannot be computed here.
+    """Method, rank, alpha, dropout and target modules of a PEFT folder. UserError for what cannot be computed here, and
+    for files that were changed after their run (`check_as_written`).
 
     Where the folder names its layers by a regular expression, by "all-linear" or with exceptions, the names of its
     tensors say which layers are meant.
@@ -88,6 +134,7 @@ def peft_settings(folder: Path, config: Config) -> PeftConfig:
     values = read_json(file)
     if not isinstance(values, dict):
         raise UserError(f"{file} is damaged: it holds no settings.")
+    check_as_written(folder)
     own = next((name for name, kind in METHODS.items() if kind.peft_type == values.get("peft_type") != "LORA"), None)
     if own:  # it has no scaling, and its dropout acts in training only
         targets = _target_modules(folder, file, values)

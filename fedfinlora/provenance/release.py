@@ -16,7 +16,7 @@ from fedfinlora import __version__
 from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError
 from fedfinlora.files import read_json, read_mapping, sha256_of, write_json
-from fedfinlora.model.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
+from fedfinlora.model.adapter_folder import CONFIG_FILE, PROVENANCE_FILE, WEIGHTS_FILE
 from fedfinlora.model.files import model_sha256
 from fedfinlora.provenance.bom import BOM_FILE, bom_of, check_bom
 from fedfinlora.provenance.findings import first_names
@@ -28,7 +28,6 @@ from fedfinlora.run.folder import config_fingerprint
 from fedfinlora.run.records import RoundLine, read_rounds
 from fedfinlora.run.selection import choice
 
-PROVENANCE_FILE = "provenance.json"
 PREDICATE = "urn:fedfinlora:training:1"
 FINAL = Path("adapters") / "final"
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedfinlora.errors import plural
-from fedfinlora.model.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
+from fedfinlora.model.adapter_folder import CONFIG_FILE, PROVENANCE_FILE, WEIGHTS_FILE
 from fedfinlora.provenance.bom import BOM_FILE
 from fedfinlora.provenance.findings import Findings, first_names, no_other_kinds
 from fedfinlora.provenance.folder import contents_of
 from fedfinlora.provenance.model_signature import SIGNATURE_FILE, check_folder
-from fedfinlora.provenance.release import PROVENANCE_FILE, read_statement
+from fedfinlora.provenance.release import read_statement
 from fedfinlora.provenance.signatures import WrongSignature
 
 

@@ -10,13 +10,14 @@ from typing import Any
 from fedfinlora.config.schema import Config
 from fedfinlora.errors import UserError
 from fedfinlora.files import read_json, read_mapping
+from fedfinlora.model.adapter_folder import PROVENANCE_FILE
 from fedfinlora.model.files import sha256_of_files
 from fedfinlora.provenance.audits import as_audit
 from fedfinlora.provenance.bom import differing
 from fedfinlora.provenance.chain import AUDIT_FILE
 from fedfinlora.provenance.findings import Ended, Findings
 from fedfinlora.provenance.lines import CHAIN_FILE
-from fedfinlora.provenance.release import FINAL, PROVENANCE_FILE, Origin, origin_of, read_statement
+from fedfinlora.provenance.release import FINAL, Origin, origin_of, read_statement
 from fedfinlora.provenance.signatures import WrongSignature, canonical
 from fedfinlora.run.privacy_card import privacy_card
 from fedfinlora.run.records import RoundLine

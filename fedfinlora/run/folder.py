@@ -93,6 +93,8 @@ def read_config(run: Path) -> Config:
 
     file = run / "config.yaml"
     if not file.is_file():
+        if any(run.glob("stage-*/config.yaml")):
+            raise UserError(f"{run} is a run in stages whose stages.json is missing. Bring it back.")
         raise UserError(f"{run} is not a run's folder: config.yaml is missing.")
     try:
         values = parsed_yaml(file.read_text("utf-8"))

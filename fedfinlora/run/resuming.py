@@ -93,10 +93,16 @@ def check_same(folder: Path, config: Config, data_files: Mapping[str, str], with
             " and ".join(unknown),
         )
     if found and not config.resume_anyway:
+        start = config.start_adapter
+        moved = (
+            f"start_adapter={start} is not there: a folder that was moved goes back to its place. "
+            if (start and not Path(start).exists())
+            else ""
+        )
         more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
         raise UserError(
-            f"{folder} was begun with something else: {', '.join(found[:MOST_NAMED])}{more}. Bring back what it was "
-            "(config.yaml names data and model), start a new run, or "
+            f"{folder} was begun with something else: {', '.join(found[:MOST_NAMED])}{more}. {moved}Bring back what it "
+            "was (config.yaml names data and model), start a new run, or "
             "resume all the same with resume_anyway=true, which the run's report and `verify` then show."
         )
     return found

@@ -17,9 +17,10 @@ from typing import Any
 from fedfinlora.config.schema import Config
 from fedfinlora.config.values import build
 from fedfinlora.errors import ConfigError, UserError
-from fedfinlora.files import read_json, write_json
+from fedfinlora.files import read_json, read_mapping, write_json
 from fedfinlora.run.origin import COMMANDS
 from fedfinlora.run.records import RESULT_FILE, SCHEMA_VERSION, RunResult, read_result
+from fedfinlora.run.resuming import RESUMED_FILE
 from fedfinlora.run.typed import from_json, to_json
 
 PLAN_FILE, SUMMARY_FILE = "stages.json", "summary.json"
@@ -149,6 +150,15 @@ def _readable_result(run: Path) -> RunResult | None:
 def result_of(run: Path) -> RunResult | None:
     """How a stage ended; None where it has not."""
     return read_result(run) if (run / RESULT_FILE).is_file() else None
+
+
+def check_result(run: Path, result: RunResult) -> None:
+    """UserError where a stage's result.json is that of another run."""
+    manifest = run / "manifest.json"
+    began_with = read_mapping(manifest).get("config_sha256") if manifest.is_file() else None
+    is_resumed_otherwise = (run / RESUMED_FILE).is_file()
+    if began_with and result.config_sha256 != began_with and not is_resumed_otherwise:
+        raise UserError(f"{run / RESULT_FILE} is of another run than {manifest}. Bring it back.")
 
 
 def summary_of(folder: Path, plan: StagesPlan, scores_of: ScoresOf) -> StagesSummary:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from fedfinlora.files import read_json, write_json
+from fedfinlora.model.adapter_folder import PROVENANCE_FILE
 from fedfinlora.provenance.bom import BOM_FILE, bom_of
 from fedfinlora.provenance.chain import AT_BEGIN, files_of
 from fedfinlora.provenance.evidence import NO_DELTA
 from fedfinlora.provenance.folder import sha256_of_file
 from fedfinlora.provenance.lines import CHAIN_FILE, read_values
 from fedfinlora.provenance.model_signature import SIGNATURE_FILE, sign_folder
-from fedfinlora.provenance.release import PROVENANCE_FILE
 from fedfinlora.provenance.signatures import LINE, REQUEST, Signer, canonical, digest
 
 Values = dict[str, Any]

@@ -25,11 +25,10 @@ from fedfinlora.commands.verify import verify
 from fedfinlora.deployment.certificates import make_authority
 from fedfinlora.errors import UserError
 from fedfinlora.files import read_json, sha256_of, write_json
-from fedfinlora.model.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
+from fedfinlora.model.adapter_folder import CONFIG_FILE, PROVENANCE_FILE, WEIGHTS_FILE
 from fedfinlora.model.files import model_sha256
 from fedfinlora.provenance.bom import BOM_FILE
 from fedfinlora.provenance.model_signature import SIGNATURE_FILE, check_folder, sign_folder
-from fedfinlora.provenance.release import PROVENANCE_FILE
 from fedfinlora.provenance.signatures import Signer, WrongSignature
 from fedfinlora.run.folder import read_config
 

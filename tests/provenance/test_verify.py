@@ -29,13 +29,13 @@ from fedfinlora.commands.verify import verify
 from fedfinlora.deployment.certificates import make_authority
 from fedfinlora.errors import UserError
 from fedfinlora.files import write_json
+from fedfinlora.model.adapter_folder import PROVENANCE_FILE
 from fedfinlora.provenance.bom import BOM_FILE, bom_of
 from fedfinlora.provenance.chain import Chain, is_covered
 from fedfinlora.provenance.deltas import delta_file, start_file
 from fedfinlora.provenance.folder import sha256_of_file
 from fedfinlora.provenance.lines import CHAIN_FILE, End
 from fedfinlora.provenance.lines import read_values as read_line
-from fedfinlora.provenance.release import PROVENANCE_FILE
 from fedfinlora.provenance.signatures import REQUEST
 from fedfinlora.wire.messages import pack_error
 

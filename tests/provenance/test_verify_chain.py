@@ -230,9 +230,9 @@ class TestLines:
 
 def release_says_where_the_chain_ended(run: Path, lines: list[dict[str, Any]], consortium: Consortium) -> None:
     """The release of a run whose chain is written again."""
+    from fedfinlora.model.adapter_folder import PROVENANCE_FILE
     from fedfinlora.provenance.folder import sha256_of_file
     from fedfinlora.provenance.model_signature import SIGNATURE_FILE, sign_folder
-    from fedfinlora.provenance.release import PROVENANCE_FILE
 
     write_chain(run, lines[:-1], consortium.signer)
     folder = run / "adapters" / "final"
