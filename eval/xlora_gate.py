@@ -148,9 +148,12 @@ def in_order_of(
             changed.append(f"{label} is now {own}, and was {same.partition(' ')[2] or 'of unknown settings'}")
         else:
             extra.append(label)
+    others = sorted(set(extra) & set(was.values()))
+    extra, left = ([name for name in names if name not in others] for names in (extra, was.values()))
     faults = [f"it does not know {', '.join(extra)}"] if extra else []
-    faults += [f"it weighs {', '.join(was.values())} with other tensors than any --adapter here"] if was else []
-    raise UserError(f"{folder} is a gate for other adapters: {' and '.join(faults + changed)}. Train one for these.")
+    faults += [f"it weighs {', '.join(left)} too, which is not among --adapter"] if left else []
+    faults += [f"{name} had other tensors" for name in others]
+    raise UserError(f"{folder} is a gate for other adapters: {' and '.join([*faults, *changed])}. Train one for these.")
 
 
 def adapter_id(folder: Path, peft: PeftConfig) -> str:

@@ -62,17 +62,50 @@ class Export:
 
 def export(source: Path, kind: str, out: Path | None, name: str = "", rank: int = 64) -> int:
     """Write the adapter of a run (`adapters/final`) or of a PEFT folder for `kind`, and print how it is served."""
+    write = KINDS[choose(kind, tuple(KINDS), "program")]
+    task, run = _task(source, kind, out, name, rank)
+    was_there = task.out.is_dir()
+    make_private(task.out)
+    try:
+        with quiet_libraries(), made_as(task.out):
+            command, difference = write(task)
+            write_json(
+                task.out / "export.json",
+                {
+                    "for": kind, "base": task.base.path, "adapter": task.name, "run": run,
+                    "adapter_sha256": sha256_of((task.adapter / WEIGHTS_FILE).read_bytes()),
+                    "logits_relative_difference": difference,
+                },
+            )  # fmt: skip
+    except BaseException as error:
+        for part in [*task.out.iterdir()] if was_there else [task.out]:
+            shutil.rmtree(part) if part.is_dir() else part.unlink()
+        if is_full(error):
+            said = f"Cannot write {task.out}: no space is left there. Free some, or name another folder with --out."
+            raise UserError(said) from error
+        raise
+    if difference is not None:
+        print(f"checked: its logits differ by {difference:.1e} of what the adapter changes")
+    print(f"written: {task.out}")
+    print(command)
+    return 0
+
+
+def _task(source: Path, kind: str, out: Path | None, name: str, rank: int) -> tuple[Export, str]:
+    """(what to export, the name of its run or ""). UserError or ConfigError for what cannot be exported; nothing is
+    written yet.
+    """
     if rank < 1:
         raise ConfigError(f"--rank must be at least 1, not {rank}.")
-    write = KINDS[choose(kind, tuple(KINDS), "program")]
     adapter = source if (source / CONFIG_FILE).is_file() else source / "adapters" / "final"
     if not (adapter / CONFIG_FILE).is_file():
         raise UserError(
             f"{source} has no adapter: neither {CONFIG_FILE} nor adapters/final is there. Has the run ended?"
         )
+    made_for = base_name(adapter)
     run = next((folder for folder in adapter.absolute().parents if (folder / "config.yaml").is_file()), None)
-    base = read_config(run).model if run else ModelConfig(name=Path(base_name(adapter)).name, path=base_name(adapter))
-    name = name or (run.name if run else adapter.name)
+    base = read_config(run).model if run else ModelConfig(name=Path(made_for).name, path=made_for)
+    name = name or (run.name if run else adapter.absolute().name)
     if fault := "it has an equals sign" if "=" in name else folder_name_fault(name):
         raise ConfigError(f"--name: an adapter cannot be served as {name!r}: {fault}. Choose a plain name.")
     out = out or Path(f"{name}-for-{kind}")
@@ -80,34 +113,9 @@ def export(source: Path, kind: str, out: Path | None, name: str = "", rank: int 
         raise UserError(f"{out} is there already. Name another folder with --out FOLDER.")
     peft_settings(adapter, Config())  # refuses by name what no program would compute as it was trained
     check_factors(adapter)
-    made_for = base_name(adapter)
     if run and made_for and not same_base(made_for, base.path):
         raise UserError(f"{adapter} was made for {made_for}, its run's model is {base.path}. Bring its files back.")
-    task = Export(adapter, replace(base, quantization="none"), out, name, rank)
-    was_there = out.is_dir()
-    make_private(out)
-    try:
-        with quiet_libraries(), made_as(out):
-            command, difference = write(task)
-    except BaseException as error:
-        for part in [*out.iterdir()] if was_there else [out]:
-            shutil.rmtree(part) if part.is_dir() else part.unlink()
-        if is_full(error):
-            raise UserError(f"Cannot write {out}: no space is left there. Free some, or name another --out.") from error
-        raise
-    write_json(
-        out / "export.json",
-        {
-            "for": kind, "base": base.path, "adapter": name, "run": run.name if run else "",
-            "adapter_sha256": sha256_of((adapter / WEIGHTS_FILE).read_bytes()),
-            "logits_relative_difference": difference,
-        },
-    )  # fmt: skip
-    if difference is not None:
-        print(f"checked: its logits differ by {difference:.1e} of what the adapter changes")
-    print(f"written: {out}")
-    print(command)
-    return 0
+    return Export(adapter, replace(base, quantization="none"), out, name, rank), run.name if run else ""
 
 
 def _peft(task: Export) -> tuple[str, float | None]:

@@ -28,6 +28,7 @@ from fedfinlora.config.strategy import StrategyConfig
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.files import read_json
 from fedfinlora.model.adapter import load_adapter, norm
+from fedfinlora.model.adapter_folder import WEIGHTS_FILE
 from fedfinlora.model.loading import get_session
 from fedfinlora.provenance.deltas import delta_file
 from fedfinlora.report.contributions import contributions_table, contributions_view, notes
@@ -160,6 +161,24 @@ def test_a_changed_delta_is_found_before_anything_is_computed(two_rounds: Path, 
         read_kept_run(run)
 
 
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("rounds cut", r"does not have each of the 2 rounds"),
+        ("config cut", r"config\.yaml was changed after the run"),
+        ("weights cut", r"adapter_model\.safetensors is damaged"),
+    ],
+)
+def test_a_run_that_is_not_whole_is_not_replayed(two_rounds: Path, tmp_path: Path, damage: str, said: str) -> None:
+    run = Path(shutil.copytree(two_rounds, tmp_path / "run"))
+    name = {"rounds cut": "rounds.jsonl", "config cut": "config.yaml"}.get(damage, "adapters/final/" + WEIGHTS_FILE)
+    content = (run / name).read_bytes()
+    cut = content.index(b"\nseed:") + 1 if damage == "config cut" else len(content) * 3 // 4
+    (run / name).write_bytes(content[:cut])
+    with pytest.raises(UserError, match=said):
+        read_kept_run(run)
+
+
 def test_words_change_what_is_scored_and_nothing_else(two_rounds: Path) -> None:
     config = read_kept_run(two_rounds).config
     assert with_words(config, ["evaluation.limit=3"]).evaluation.limit == 3
@@ -285,6 +304,39 @@ def test_causes_add_up_and_finished_runs_are_taken_again(
     said = capsys.readouterr().out
     assert "skew" in said
     assert "Furthest for what it changed of B A" in said
+    assert {file.stat().st_mode & 0o077 for file in output.rglob("*")} == {0}, "rows are in eval/"
+
+
+@pytest.mark.parametrize("place_of", ["a run", "another pair", "a file", "damaged"])
+def test_an_explanation_takes_no_other_place(
+    two_rounds: Path, place: Path, tmp_path: Path, place_of: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor trains anything for an adapter that cannot be read."""
+    pooled = place / "beside"
+    if not pooled.is_dir():
+        assert cli.main(["centralized", *overrides(place / "rows", place, *SCORED, name="beside", banks=3)]) == 0
+    run, output = two_rounds, tmp_path / "out"
+    if place_of == "a run":
+        shutil.copytree(pooled, output)
+    elif place_of == "another pair":
+        output.mkdir()
+        (output / "pair.json").write_text('{"federated": ["elsewhere", ""], "pooled": ["elsewhere", ""]}', "utf-8")
+    elif place_of == "a file":
+        output.write_text("", "utf-8")
+    else:
+        run = Path(shutil.copytree(two_rounds, tmp_path / "run"))
+        file = run / "adapters" / "final" / WEIGHTS_FILE
+        file.write_bytes(file.read_bytes()[:-4] + bytes(4))
+    before = sorted(output.rglob("*"))
+    capsys.readouterr()
+    assert cli.main(["explain", str(run), str(pooled), "--output", str(output)]) == 1
+    said = capsys.readouterr()
+    assert {
+        "a run": "is no explanation", "another pair": "the explanation of other runs", "a file": "is no explanation",
+        "damaged": "is not the file that provenance.json next to it speaks of",
+    }[place_of] in said.err  # fmt: skip
+    assert "training" not in said.out
+    assert sorted(output.rglob("*")) == before
 
 
 @pytest.mark.parametrize(

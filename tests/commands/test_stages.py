@@ -103,6 +103,17 @@ class TestCentralised:
         assert {place: adapter_bytes(whole / place) for place in kept} == kept
         assert read_json(whole / "summary.json")["status"] == "completed"
 
+    def test_a_result_of_another_run_is_no_end_of_a_stage(
+        self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        whole = Path(shutil.copytree(run, tmp_path / "run"))
+        shutil.copy(run / SECOND / "result.json", whole / FIRST / "result.json")
+        assert main(["centralized", f"resume={whole}"]) == 1
+        assert "result.json is of another run than" in capsys.readouterr().err
+        (whole / "stages.json").unlink()
+        assert main(["centralized", f"resume={whole}"]) == 1
+        assert "is a run in stages whose stages.json is missing" in capsys.readouterr().err
+
     def test_killed_in_a_stage_they_resume_to_the_same_bytes(self, rows: Path, tmp_path: Path) -> None:
         asked = words(rows, tmp_path / "killed", "train.steps_per_round=1", rounds=20)
         command = [sys.executable, "-m", "fedfinlora", "centralized", *asked]

@@ -289,6 +289,7 @@ def test_a_typed_alpha_counts_like_the_folders(
         (("one",), (), "gate weighs several adapters"),
         (("one", "dora"), (), "dora is of peft=dora"),
         (("one", "two"), ("--adapter", "one={wide}"), "two adapters are called one"),
+        (("one",), ("--adapter", "again={one}"), "--adapter names one folder twice"),
         (("one", "two"), ("model.path=acme/other-7b",), "was made for"),
         (("one", "two"), ("privacy=example",), "trains without privacy"),
     ],
@@ -302,6 +303,14 @@ def test_what_gate_cannot_train_is_refused_in_one_line(
     assert main(["gate", str(tmp_path / "gate"), *typed]) in (1, 2)
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
     assert not (tmp_path / "gate").exists()
+
+
+def test_other_tensors_under_a_known_name_are_named(
+    adapters: dict[str, Path], gate: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = [*options_of({**adapters, "one": adapters["two"]}, "one", "louder"), "--route", "xlora"]
+    assert main(["evaluate", *typed, "--gate", str(gate), *words_for(rows, tmp_path, benchmarks="fpb")]) == 1
+    assert "is a gate for other adapters: one had other tensors. Train one" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("place", ["file/gate", "/proc/nope/gate"])

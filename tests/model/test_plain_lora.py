@@ -11,10 +11,12 @@ import pytest
 import torch
 from conftest import set_random_adapter, tiny_config
 from peft import PeftModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from fedfinlora.commands import export as command
-from fedfinlora.errors import UserError
+from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.model.adapter import frozen_tensors, read_adapter, save_adapter
 from fedfinlora.model.embedded import embedded_folder
 from fedfinlora.model.gguf_adapter import in_gguf_order
@@ -130,3 +132,71 @@ def test_what_cannot_be_exported_is_refused_by_name(folder_of: Any, tmp_path: Pa
     with pytest.raises(UserError, match="modules_to_save is set, which changes what the adapter computes"):
         command.export(folder, "sglang", tmp_path / "out")
     assert not (tmp_path / "out").exists(), "nothing half-written is left"
+
+
+@pytest.mark.parametrize("kind", ["peft", "vllm", "merged"])
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("rank", r"lora_[AB]\.weight has rank 4, and r is 16"),
+        ("partner", r"is not whole: .*lora_B\.weight has no lora_A"),
+        ("no weights", r"adapter_model\.safetensors is missing"),
+        ("cut", r"is damaged"),
+    ],
+)
+def test_an_adapter_that_is_not_whole_is_not_exported(
+    folder_of: Any, tmp_path: Path, kind: str, damage: str, said: str
+) -> None:
+    folder = folder_of("lora")
+    weights = folder / "adapter_model.safetensors"
+    if damage == "rank":
+        damaged(folder, r=16)
+    elif damage == "partner":
+        tensors = load_file(weights)
+        del tensors[next(name for name in tensors if name.endswith("lora_A.weight"))]
+        save_file(tensors, weights)
+    elif damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    else:
+        weights.unlink()
+    with pytest.raises(UserError, match=said):
+        command.export(folder, kind, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_layer_without_tensors_is_named(folder_of: Any, tmp_path: Path) -> None:
+    """And an empty folder of somebody's stays."""
+    folder, out = folder_of("lora"), tmp_path / "out"
+    weights = folder / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    layer = next(iter(tensors)).split(".lora_")[0]
+    save_file({name: tensor for name, tensor in tensors.items() if not name.startswith(layer)}, weights)
+    out.mkdir()
+    with pytest.raises(UserError, match="lacks tensors of some layers"):
+        command.export(folder, "vllm", out)
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["../../evil", "a=b", "..", "a/b"])
+def test_a_name_that_leads_elsewhere_is_refused(folder_of: Any, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="an adapter cannot be served as"):
+        command.export(folder_of("lora"), "gguf", tmp_path / "out" / "x", name)
+    assert not (tmp_path / "out").exists()
+
+
+def test_where_nothing_can_be_written_it_says_so(
+    folder_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, link = folder_of("lora"), tmp_path / "link"
+    link.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="is there already"):
+        command.export(folder, "peft", link)
+
+    def full(*arguments: Any, **values: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setitem(command.KINDS, "merged", full)
+    with pytest.raises(UserError, match="no space is left there"):
+        command.export(folder, "merged", tmp_path / "out")
+    command.export(folder, "peft", tmp_path / "private")
+    assert {file.stat().st_mode & 0o077 for file in (tmp_path / "private").rglob("*")} == {0}
