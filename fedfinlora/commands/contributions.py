@@ -20,7 +20,7 @@ from eval.models import LocalModel
 from eval.report import write_run_report
 from eval.rows import require_rows
 from fedfinlora.commands.printed import print_table
-from fedfinlora.commands.replayed import KeptRun, config_as_begun, read_kept_run, with_words
+from fedfinlora.commands.replayed import KeptRun, read_kept_run, with_words
 from fedfinlora.commands.shapley import Coalition, Combination, combination
 from fedfinlora.errors import ConfigError, UserError
 from fedfinlora.files import check_writable
@@ -29,6 +29,7 @@ from fedfinlora.model.adapter_folder import check_as_written
 from fedfinlora.report.contributions import contributions_table, notes
 from fedfinlora.run.contributions import BankContribution, Contributions, write_contributions
 from fedfinlora.run.evaluation import Estimate, read_records
+from fedfinlora.run.folder import read_config
 
 LOCAL = "local-"
 """Begins the label of the adapter of a bank alone."""
@@ -41,7 +42,7 @@ def contributions(folder: Path, local: str, permutations: int, words: Sequence[s
     """Write contributions.json and the report of the run, and print the table."""
     if permutations < 2:
         raise ConfigError(f"--permutations must be at least 2, not {permutations}.")
-    config = with_words(config_as_begun(folder), words)
+    config = with_words(read_config(folder), words)
     if config.evaluation.benchmarks == ("none",):
         raise UserError(f"{folder} is a run without scores. {NAME_SOME}")
     require_rows(config)
