@@ -111,7 +111,7 @@ class Plan:
         if file.is_file() and read_mapping(file) != pair:
             raise UserError(f"{self.place} has the explanation of other runs. Name another folder by --output FOLDER.")
         if not file.is_file() and self.place.exists() and (not self.place.is_dir() or any(self.place.iterdir())):
-            raise UserError(f"{self.place} is there, and is no explanation. Name a new folder by --output FOLDER.")
+            raise UserError(f"{self.place} does not say whose explanation it is. Name a new folder by --output FOLDER.")
         make_private(self.place)
         with made_as(self.place):
             write_json(file, pair)

@@ -332,7 +332,7 @@ def test_an_explanation_takes_no_other_place(
     assert cli.main(["explain", str(run), str(pooled), "--output", str(output)]) == 1
     said = capsys.readouterr()
     assert {
-        "a run": "is no explanation", "another pair": "the explanation of other runs", "a file": "is no explanation",
+        "a run": "does not say whose", "another pair": "the explanation of other runs", "a file": "does not say whose",
         "damaged": "is not the file that provenance.json next to it speaks of",
     }[place_of] in said.err  # fmt: skip
     assert "training" not in said.out

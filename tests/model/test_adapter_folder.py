@@ -17,11 +17,22 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import tiny_config
+from routed import adapter_folder
 
 from fedfinlora.config.model import ModelConfig
 from fedfinlora.errors import UserError
+from fedfinlora.files import sha256_of, write_json
 from fedfinlora.model.adapter import load_adapter, write_adapter
-from fedfinlora.model.adapter_folder import peft_settings, plain_name, read_tensors, same_base
+from fedfinlora.model.adapter_folder import (
+    CONFIG_FILE,
+    PROVENANCE_FILE,
+    WEIGHTS_FILE,
+    check_start,
+    peft_settings,
+    plain_name,
+    read_tensors,
+    same_base,
+)
 
 SaveFolder = Callable[..., Path]
 TOKENS = list(range(40, 60))
@@ -337,3 +348,25 @@ def test_the_same_or_an_unnamed_base_is_no_warning(
 def test_a_local_copy_is_the_same_base() -> None:
     assert same_base("meta-llama/Llama-3.1-8B-Instruct", "/models/llama-3.1-8b-instruct/")
     assert not same_base("meta-llama/Llama-3.1-8B-Instruct", ModelConfig().path)
+
+
+@pytest.mark.parametrize("changed", [CONFIG_FILE, WEIGHTS_FILE])
+def test_files_that_were_changed_after_their_run_are_refused(tmp_path: Path, changed: str) -> None:
+    """Wherever an adapter's settings are read, also for a run or a stage that starts from it."""
+    config = tiny_config()
+    folder = adapter_folder(tmp_path / "final", 1)
+    subject = [
+        {"name": name, "digest": {"sha256": sha256_of((folder / name).read_bytes())}}
+        for name in (CONFIG_FILE, WEIGHTS_FILE)
+    ]
+    write_json(folder / PROVENANCE_FILE, {"subject": subject})
+    peft_settings(folder, config)
+    other = adapter_folder(tmp_path / "other", 2, alpha=999)
+    (folder / changed).write_bytes((other / changed).read_bytes())
+    with pytest.raises(UserError, match=f"{changed} is not the file that provenance.json next to it speaks of"):
+        check_start(replace(config, start_adapter=str(folder)))
+    (folder / PROVENANCE_FILE).write_text("{}", "utf-8")
+    with pytest.raises(UserError, match="is damaged: it names no files"):
+        peft_settings(folder, config)
+    (folder / PROVENANCE_FILE).unlink()
+    assert peft_settings(folder, config).alpha == (999 if changed == CONFIG_FILE else config.peft.alpha)
